@@ -1,0 +1,42 @@
+"""Rows on their way into a model and answers on their way out: plain numpy, no pandas, no pickles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+Outputs = dict[str, Array]
+"""One array for each `Output` of the signature, keyed by its name, `n` rows long. String labels are
+object arrays of `str`; numbers are int64, float64, float32 or bool, as the signature says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`n` rows for a model, features in the signature's order.
+
+    Exactly one of the two is set. `matrix` (float64 `[n, features]`, C order, missing = NaN) when every
+    feature is numeric or boolean; else `columns`, one array of length `n` per feature: float64, float32,
+    int64 or bool as the signature says (a nullable int64 or bool column is float64 with NaN), and object
+    arrays of `str` or `None` for strings.
+    """
+
+    matrix: Array | None = None
+    columns: tuple[Array, ...] | None = None
+
+    def __len__(self) -> int:
+        if self.matrix is not None:
+            return len(self.matrix)
+        assert self.columns is not None
+        return len(self.columns[0]) if self.columns else 0
+
+    def take(self, index: Any) -> Rows:
+        """The rows at `index` (a slice, an index array or a mask)."""
+        if self.matrix is not None:
+            return Rows(matrix=np.ascontiguousarray(self.matrix[index]))
+        assert self.columns is not None
+        return Rows(columns=tuple(c[index] for c in self.columns))
