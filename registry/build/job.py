@@ -1,0 +1,37 @@
+"""What a build is asked for, and what it answers: the two messages between the server and a build child."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from registry.signature import Signature
+
+Format = Literal["sklearn-joblib", "onnx"]
+
+
+class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One uploaded model to be made servable. All paths are absolute and on this machine."""
+
+    artifact: str
+    format: Format
+    out: str  # an existing, empty directory: `Built.servable` is a file in it
+    example: str | None = None
+    example_media_type: str | None = None
+    target: str | None = None  # the example's column that holds the true value
+    signature: dict[str, Any] | None = None  # given by the user: whole, or only what he corrects
+    memory_mb: int = 8192
+
+
+class Built(msgspec.Struct, kw_only=True):
+    """What became of it. `report` is JSON and says why; for a rejected model `report["reason"]`."""
+
+    state: Literal["ready", "rejected"]
+    report: dict[str, Any]
+    signature: Signature | None = None
+    runtime: Literal["onnx", "isolated"] | None = None
+    runtime_reason: str | None = None  # one sentence for people: why this runtime
+    lineage: dict[str, Any] = msgspec.field(default_factory=dict)
+    metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    servable: str | None = None  # a file name in `out`; None when `isolated` serves the artifact itself

@@ -1,0 +1,32 @@
+"""The one place that unpickles. Only ever called in a build child or an isolated runtime's child.
+
+There is no allow-list yet: what a pickle does here is bounded by `sandbox.confine` alone. The
+allow-list goes into `load`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from lzma import LZMAError
+from pathlib import Path
+
+import joblib
+
+from registry.errors import Refused
+
+
+def load(path: Path | str) -> object:
+    """The object in a joblib file (plain or compressed) or a raw pickle.
+
+    Raises `Refused` with a sentence for people when the file is cut short, is no pickle, or needs
+    something that is not installed here.
+    """
+    try:
+        return joblib.load(path)
+    except ModuleNotFoundError as error:
+        raise Refused(f"the pickle needs the module {error.name!r}, which is not installed here") from error
+    except (EOFError, pickle.UnpicklingError, zlib.error, LZMAError) as error:
+        raise Refused(f"the file is cut short or is no pickle ({error})") from error
+    except Exception as error:
+        raise Refused(f"the pickle does not load: {type(error).__name__}: {error}") from error
