@@ -1,0 +1,131 @@
+"""The database: engine, SQLite pragmas, sessions, migrations, and the revision that readers watch.
+
+SQLite by default, PostgreSQL by URL; the use cases above know neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from migrations import HEAD
+from registry.errors import TriviumError
+
+Sessions = sessionmaker[Session]
+
+WAL_RESET_FIXED = (3, 51, 3)
+"""Before this version SQLite can corrupt a WAL database when two connections write or checkpoint at the
+instant the log is reset. Hence no connection of ours checkpoints by itself; `checkpoint` does, one
+process at a time."""
+
+
+def connect(url: str) -> Engine:
+    """An engine for `url`. SQLite gets WAL, full durability and immediate write transactions."""
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True)
+    if path := url.partition(":///")[2]:
+        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, pool_size=8, max_overflow=8, connect_args={"timeout": 5.0})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def sessions(engine: Engine) -> Sessions:
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, see _begin_sqlite
+    cursor = connection.cursor()
+    for pragma in (
+        "busy_timeout = 5000",  # first: switching to WAL itself may have to wait
+        "journal_mode = WAL",
+        "synchronous = FULL",  # NORMAL may lose acknowledged commits on power loss
+        "foreign_keys = ON",
+        "mmap_size = 0",
+        "wal_autocheckpoint = 0",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # A deferred transaction that turns into a writer half way fails at once, busy_timeout or not.
+    readonly = connection.get_execution_options().get("readonly", False)
+    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def reading(sessions: Sessions) -> Iterator[Session]:
+    """A session that only reads: on SQLite it never waits for a writer."""
+    with sessions() as session:
+        session.connection(execution_options={"readonly": True})
+        yield session
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file lock `path`, waiting for it. Released by the kernel when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def checkpoint(engine: Engine, home: Path) -> None:
+    """Move SQLite's log into the database file, unless another process is doing it right now."""
+    if engine.dialect.name != "sqlite":
+        return
+    with (home / "checkpoint.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            raw.close()
+
+
+def schema_revision(engine: Engine) -> str | None:
+    """The migration the database stands at, or None for an empty one."""
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def is_current(engine: Engine) -> bool:
+    return schema_revision(engine) == HEAD
+
+
+def migrate(engine: Engine, home: Path, revision: str = "head") -> None:
+    """Bring the schema to `revision`, one process at a time.
+
+    Alembic is imported only when there is something to do: it costs half a second at start.
+    """
+    if revision == "head" and is_current(engine):
+        return
+    with locked(home / "migrate.lock"):
+        if revision == "head" and is_current(engine):
+            return
+        from migrations.run import run
+
+        run(engine, revision)
+
+
+def require_current(engine: Engine) -> None:
+    """Raises `TriviumError` with the way out when the schema is not the one this code was written for."""
+    if not is_current(engine):
+        raise TriviumError(
+            f"the database is at revision {schema_revision(engine)}, this version needs {HEAD}; "
+            "run `trivium migrate`"
+        )

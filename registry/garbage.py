@@ -1,0 +1,49 @@
+"""Collect the blobs that no version refers to."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from registry.artifacts import Store
+from registry.tables import VersionRow
+from registry.versions import hold_blobs
+
+GRACE_S = 24 * 3600.0
+"""An upload has this long to be published before it counts as garbage."""
+
+
+class Collected(msgspec.Struct, frozen=True):
+    """What a collection removed, or would remove."""
+
+    blobs: list[str]
+    bytes: int
+    kept: int
+    interrupted_uploads: int
+    dry_run: bool
+
+
+def collect(session: Session, store: Store, *, grace_s: float = GRACE_S, dry_run: bool = False) -> Collected:
+    """Delete orphan blobs that were last put more than `grace_s` seconds ago.
+
+    Runs inside a write transaction, so that nobody publishes a blob between the look and the deletion.
+    """
+    hold_blobs(session, shared=False)
+    used = set()
+    for artifact, servable, example in session.execute(
+        select(VersionRow.artifact, VersionRow.servable, VersionRow.example)
+    ):
+        used.update((artifact, servable, (example or {}).get("artifact")))
+    found = list(store)
+    orphans = [b for b in found if b.sha256 not in used and b.age_s > grace_s]
+    if not dry_run:
+        for blob in orphans:
+            store.delete(blob.sha256)
+    return Collected(
+        blobs=sorted(b.sha256 for b in orphans),
+        bytes=sum(b.bytes for b in orphans),
+        kept=len(found) - len(orphans),
+        interrupted_uploads=0 if dry_run else store.sweep(grace_s),
+        dry_run=dry_run,
+    )

@@ -1,0 +1,128 @@
+"""Models: a name that versions are published under."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from registry import changes, queue
+from registry.errors import InUse, NotFound
+from registry.names import check_name
+from registry.pages import Page, after, cut
+from registry.tables import AliasEventRow, AliasRow, ModelRow, TagRow, VersionRow
+
+
+class Summary(NamedTuple):
+    """A model and what its list entry shows."""
+
+    model: ModelRow
+    versions: int
+    aliases: dict[str, int]  # alias -> version number
+
+
+def get(session: Session, name: str) -> ModelRow:
+    """Raises `NotFound`."""
+    model = session.scalar(select(ModelRow).where(ModelRow.name == name))
+    if model is None:
+        raise NotFound("model", name)
+    return model
+
+
+def lock(session: Session, name: str) -> ModelRow:
+    """The model, with every other writer of it waiting until this transaction ends. Raises `NotFound`."""
+    model = session.scalar(
+        select(ModelRow)
+        .where(ModelRow.name == name)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if model is None:
+        raise NotFound("model", name)
+    return model
+
+
+def lock_or_create(session: Session, name: str, by: str) -> ModelRow:
+    """The model called `name`, made when there is none, locked like `lock`. Raises `Invalid`."""
+    check_name(name)
+    try:
+        return lock(session, name)
+    except NotFound:
+        try:
+            with session.begin_nested():
+                session.add(ModelRow(name=name, created_by=by))
+        except IntegrityError:
+            pass  # somebody else made it at the same moment
+        return lock(session, name)
+
+
+def summary(session: Session, name: str) -> Summary:
+    """Raises `NotFound`."""
+    return _summaries(session, [get(session, name)])[0]
+
+
+def search(
+    session: Session,
+    *,
+    q: str | None = None,
+    tags: list[tuple[str, str]] | None = None,
+    page_size: int = 100,
+    page_token: str | None = None,
+) -> Page[Summary]:
+    """Models by name, those whose name holds `q` and that have a version with all of `tags`."""
+    query = select(ModelRow).order_by(ModelRow.name).limit(page_size + 1)
+    if (last := after(page_token, str)) is not None:
+        query = query.where(ModelRow.name > last)
+    if q:
+        query = query.where(ModelRow.name.contains(q.lower(), autoescape=True))
+    if tags:
+        query = query.where(ModelRow.id.in_(tagged(select(VersionRow.model_id), tags)))
+    page = cut(list(session.scalars(query)), page_size, lambda m: m.name)
+    return Page(_summaries(session, page.items), page.next_token)
+
+
+def tagged(query: Select[tuple[int]], tags: list[tuple[str, str]]) -> Select[tuple[int]]:
+    """Narrow a select over versions to those that carry all of `tags`."""
+    for key, value in tags:
+        carrying = select(TagRow.version_id).where(TagRow.key == key, TagRow.value == value)
+        query = query.where(VersionRow.id.in_(carrying))
+    return query
+
+
+def remove(session: Session, name: str) -> None:
+    """Delete the model, its versions and its history. Raises `InUse` while an alias exists."""
+    model = lock(session, name)
+    aliases = session.scalars(select(AliasRow.name).where(AliasRow.model_id == model.id)).all()
+    if aliases:
+        raise InUse(f"{name} is still served as {', '.join(sorted(aliases))}; delete the alias first")
+    version_ids = session.scalars(select(VersionRow.id).where(VersionRow.model_id == model.id)).all()
+    for version_id in version_ids:
+        queue.cancel(session, "build", str(version_id))
+    session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
+    session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
+    session.execute(delete(ModelRow).where(ModelRow.id == model.id))
+    changes.note(session, "model", name)
+
+
+def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:
+    ids = [m.id for m in models]
+    counts: dict[int, int] = dict(
+        session.execute(
+            select(VersionRow.model_id, func.count())
+            .where(VersionRow.model_id.in_(ids))
+            .group_by(VersionRow.model_id)
+        )
+        .tuples()
+        .all()
+    )
+    aliases: dict[int, dict[str, int]] = {i: {} for i in ids}
+    for model_id, alias, number in session.execute(
+        select(AliasRow.model_id, AliasRow.name, VersionRow.number)
+        .join(VersionRow, VersionRow.id == AliasRow.version_id)
+        .where(AliasRow.model_id.in_(ids))
+        .order_by(AliasRow.name)
+    ):
+        aliases[model_id][alias] = number
+    return [Summary(m, counts.get(m.id, 0), aliases[m.id]) for m in models]

@@ -1,0 +1,20 @@
+"""What models, aliases and keys may be called."""
+
+from __future__ import annotations
+
+import re
+
+from registry.errors import FieldError, Invalid
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")  # `$` would let a newline through
+
+
+def check_name(value: str, field: str = "name") -> str:
+    """`value`, or `Invalid` naming `field`."""
+    if _NAME.match(value) is None:
+        raise Invalid(
+            f"{field} {value!r} must be 1 to 63 of a-z 0-9 _ . - and start with a letter or digit",
+            [FieldError("not a name", field=field, expected=NAME_PATTERN)],
+        )
+    return value

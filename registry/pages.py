@@ -1,0 +1,41 @@
+"""Keyset pages: a page token is the sort key of the last item, so pages stay right while rows come and go."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from registry.errors import FieldError, Invalid
+
+T = TypeVar("T")
+
+
+class Page(NamedTuple, Generic[T]):
+    items: list[T]
+    next_token: str | None
+
+
+def cut(rows: Sequence[T], size: int, key: Callable[[T], str | int]) -> Page[T]:
+    """A page from up to `size + 1` rows: the one too many only says that there is a next page."""
+    items = list(rows[:size])
+    return Page(items, _token(key(items[-1])) if len(rows) > size else None)
+
+
+def after(token: str | None, kind: type[T]) -> T | None:
+    """The sort key inside `token`. Raises `Invalid` when it is none of ours."""
+    if token is None:
+        return None
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(token.encode("ascii")), type=kind)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise Invalid(
+            "page_token is not one that this list gave out",
+            [FieldError("unknown token", field="page_token", expected="next_page_token of the page before")],
+        ) from error
+
+
+def _token(key: str | int) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode("ascii")

@@ -1,0 +1,189 @@
+"""The one queue: everything slow is a task in the registry's own database.
+
+A task is enqueued in the transaction of what it is for. A worker claims it for a lease, extends the
+lease with heartbeats, and finishes or fails it. Every claim raises the task's fence, and everything
+said about a task must name the fence of the claim: a worker that slept through its lease changes
+nothing, it gets `StaleTask`. A lease that runs out gives the task to the next who asks.
+
+These functions commit nothing: a result and what follows from it belong into one transaction.
+Fencing follows Kleppmann, "How to do distributed locking" (2016); the claim is one compare-and-set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from registry.errors import StaleTask
+from registry.tables import TaskRow, now
+
+QUEUED = "queued"  # waits for `not_before` and a worker
+RUNNING = "running"  # a worker holds it until `lease_until`
+DONE = "done"  # finished, `result` holds what came of it
+FAILED = "failed"  # every attempt failed, `error` says how the last one did
+CANCELLED = "cancelled"  # nobody wants it any more
+
+LEASE_S = 10.0
+"""How long a claim holds without a heartbeat: a dead worker is noticed after this."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A claimed task, detached from the session."""
+
+    id: int
+    kind: str
+    subject: str
+    fence: int
+    attempt: int
+    max_attempts: int
+
+
+def enqueue(
+    session: Session,
+    kind: str,
+    subject: str,
+    *,
+    max_attempts: int = 3,
+    priority: int = 0,
+    not_before: datetime | None = None,
+) -> int:
+    """Add a task in the caller's transaction and return its id."""
+    row = TaskRow(
+        kind=kind,
+        subject=subject,
+        state=QUEUED,
+        priority=priority,
+        not_before=not_before or now(),
+        max_attempts=max_attempts,
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def claim(session: Session, kinds: Sequence[str], worker: str, lease_s: float = LEASE_S) -> Task | None:
+    """Take the next task that is due, or one whose lease ran out. None when there is none."""
+    moment = _clock(session)
+    due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
+    next_id = (
+        select(TaskRow.id)
+        .where(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment)), TaskRow.attempt < TaskRow.max_attempts)
+        .order_by(TaskRow.priority.desc(), TaskRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # no effect on SQLite, where writers queue up anyway
+        .scalar_subquery()
+    )
+    row = session.execute(
+        update(TaskRow)
+        .where(TaskRow.id == next_id)
+        .values(
+            state=RUNNING,
+            claimed_by=worker,
+            lease_until=moment + timedelta(seconds=lease_s),
+            fence=TaskRow.fence + 1,
+            attempt=TaskRow.attempt + 1,
+        )
+        .returning(
+            TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts
+        )
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return None if row is None else Task(*row)
+
+
+def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
+    """Fail the tasks whose last attempt was lost with its worker, and return them: what they were for
+    has to be told, in the same transaction."""
+    rows = session.execute(
+        update(TaskRow)
+        .where(TaskRow.kind.in_(kinds), _lapsed(_clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
+        .values(state=FAILED, error="the worker died at every attempt", finished_at=now())
+        .returning(
+            TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts
+        )
+        .execution_options(synchronize_session=False)
+    ).all()
+    return [Task(*row) for row in rows]
+
+
+def heartbeat(session: Session, task_id: int, fence: int, lease_s: float = LEASE_S) -> None:
+    """Extend the lease. Raises `StaleTask` when the task is no longer this claim's."""
+    until = _clock(session) + timedelta(seconds=lease_s)
+    _compare_and_set(session, task_id, fence, {"lease_until": until})
+
+
+def finish(session: Session, task_id: int, fence: int, result: dict[str, Any] | None = None) -> None:
+    """Mark the task done. Raises `StaleTask` when the task is no longer this claim's."""
+    _compare_and_set(
+        session, task_id, fence, {"state": DONE, "result": result, "finished_at": now(), "lease_until": None}
+    )
+
+
+def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: float | None = None) -> bool:
+    """Give the task back for another attempt after `retry_in_s`, or for good when that is None or no
+    attempt is left. True when it will be tried again. Raises `StaleTask` like `finish`."""
+    attempt, most = session.execute(
+        select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
+    ).one()
+    if retry_in_s is None or attempt >= most:
+        values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
+    else:
+        values = {"state": QUEUED, "not_before": _clock(session) + timedelta(seconds=retry_in_s)}
+    _compare_and_set(session, task_id, fence, {**values, "error": error, "lease_until": None})
+    return values["state"] == QUEUED
+
+
+def release(session: Session, task_id: int, fence: int) -> None:
+    """Put a claimed task back as if it had not been claimed: the worker is shutting down."""
+    _compare_and_set(
+        session,
+        task_id,
+        fence,
+        {"state": QUEUED, "lease_until": None, "claimed_by": None, "attempt": TaskRow.attempt - 1},
+    )
+
+
+def cancel(session: Session, kind: str, subject: str) -> None:
+    """End the subject's tasks that are not finished; a worker that holds one learns it by `StaleTask`."""
+    session.execute(
+        update(TaskRow)
+        .where(TaskRow.kind == kind, TaskRow.subject == subject, TaskRow.state.in_((QUEUED, RUNNING)))
+        .values(state=CANCELLED, fence=TaskRow.fence + 1, lease_until=None, finished_at=now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def depth(session: Session, kinds: Sequence[str]) -> int:
+    """How many tasks wait or run."""
+    return session.execute(
+        select(func.count()).where(TaskRow.kind.in_(kinds), TaskRow.state.in_((QUEUED, RUNNING)))
+    ).scalar_one()
+
+
+def _lapsed(moment: datetime) -> ColumnElement[bool]:
+    return and_(TaskRow.state == RUNNING, TaskRow.lease_until < moment)
+
+
+def _compare_and_set(session: Session, task_id: int, fence: int, values: dict[str, Any]) -> None:
+    changed = session.execute(
+        update(TaskRow)
+        .where(TaskRow.id == task_id, TaskRow.fence == fence, TaskRow.state == RUNNING)
+        .values(values)
+        .returning(TaskRow.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if changed is None:
+        raise StaleTask(task_id)
+
+
+def _clock(session: Session) -> datetime:
+    """The time all workers agree on: the database's on PostgreSQL, this host's on SQLite."""
+    if session.get_bind().dialect.name == "postgresql":
+        moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+        return moment.astimezone(UTC)
+    return now()

@@ -1,0 +1,204 @@
+"""Every table. "Model" always means an ML model; a row of its versions is a `VersionRow`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept in UTC. SQLite drops the zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    # JSON's Python None is SQL NULL: "not there" is asked for with IS NULL
+    type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy, never changed
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
+        datetime: UTCDateTime(),
+    }
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ModelRow(Base):
+    __tablename__ = "models"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    last_number: Mapped[int] = mapped_column(default=0)  # numbers are never used again, even after a delete
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    created_by: Mapped[str]
+
+
+class VersionRow(Base):
+    """An immutable version: what was uploaded, and what the builder made of it."""
+
+    __tablename__ = "versions"
+    __table_args__ = (UniqueConstraint("model_id", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    number: Mapped[int]
+    state: Mapped[str]  # building -> ready | rejected, later archived
+    # what was uploaded
+    format: Mapped[str]
+    artifact: Mapped[str] = mapped_column(index=True)
+    example: Mapped[dict[str, Any] | None]  # {"artifact", "media_type"}
+    target: Mapped[str | None]
+    given_signature: Mapped[dict[str, Any] | None]
+    wanted_alias: Mapped[str | None]  # moved here when the build is ready
+    description: Mapped[str]
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+    created_by: Mapped[str]
+    # what the builder made of it
+    runtime: Mapped[str | None]
+    runtime_reason: Mapped[str | None]
+    servable: Mapped[str | None] = mapped_column(index=True)
+    signature: Mapped[dict[str, Any] | None]
+    lineage: Mapped[dict[str, Any]]
+    report: Mapped[dict[str, Any] | None]
+    built_at: Mapped[datetime | None]
+
+    model: Mapped[ModelRow] = relationship(lazy="joined", innerjoin=True)
+    tags: Mapped[list[TagRow]] = relationship(lazy="selectin", cascade="all, delete-orphan")
+    aliases: Mapped[list[AliasRow]] = relationship(lazy="selectin", viewonly=True)
+
+
+class TagRow(Base):
+    __tablename__ = "version_tags"
+    __table_args__ = (Index(None, "key", "value"),)
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class AliasRow(Base):
+    """Where an alias points now: the newest event says it; this row finds it."""
+
+    __tablename__ = "aliases"
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+    event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"))
+    edge_percent: Mapped[int | None]
+
+    version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
+    model: Mapped[ModelRow] = relationship(viewonly=True)
+    event: Mapped[AliasEventRow] = relationship(lazy="joined", innerjoin=True)
+
+
+class AliasEventRow(Base):
+    """One move of an alias. Kept for ever, also when the alias or the version is deleted."""
+
+    __tablename__ = "alias_events"
+    __table_args__ = (Index(None, "model_id", "alias", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    alias: Mapped[str]
+    version: Mapped[int | None]  # the number; None when the alias was deleted
+    action: Mapped[str]  # promote, rollback, delete
+    at: Mapped[datetime] = mapped_column(default=now)
+    by: Mapped[str]
+    reason: Mapped[str | None]
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("alias_events.id"))  # where a rollback goes
+
+
+class KeyRow(Base):
+    """An API key. The secret itself is nowhere: `digest` is its sha256."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    digest: Mapped[str]
+    scopes: Mapped[list[str]]
+    models: Mapped[list[str] | None]  # None: every model
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    created_by: Mapped[str]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class TaskRow(Base):
+    """A piece of slow work; see `registry/queue.py`."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index(None, "state", "kind", "priority", "id"), Index(None, "kind", "subject"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    state: Mapped[str]
+    priority: Mapped[int] = mapped_column(default=0)  # higher goes first
+    not_before: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(default=0)
+    max_attempts: Mapped[int]
+    claimed_by: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(default=0)
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+
+
+class RevisionRow(Base):
+    """One row: how many changes the registry has seen. Bumping it also puts writers in a queue."""
+
+    __tablename__ = "revision"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    value: Mapped[int]
+
+
+class ChangeRow(Base):
+    """What changed at which revision, so that a reader reloads only that."""
+
+    __tablename__ = "changes"
+
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str]  # model, key
+    subject: Mapped[str]  # the model's name, the key's id
+
+
+class IdempotencyRow(Base):
+    """The answer to a POST that carried an `Idempotency-Key`, kept for a day."""
+
+    __tablename__ = "idempotency"
+
+    caller: Mapped[str] = mapped_column(primary_key=True)  # the API key's id
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request: Mapped[str]  # sha256 of method, path and body
+    status: Mapped[int | None]  # None: the first request is still running
+    location: Mapped[str | None]
+    answer: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now, index=True)

@@ -1,0 +1,265 @@
+"""Versions: publish one, build it, find it, archive it, delete it.
+
+A version is immutable in what was uploaded and what the builder made of it; tags, description and
+being archived are all that changes. Its number is never given out again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from registry import aliases, changes, models, queue
+from registry.artifacts import Store, check_sha256
+from registry.build.job import Built
+from registry.errors import FieldError, InUse, Invalid, NotFound, NotReady
+from registry.names import check_name
+from registry.pages import Page, after, cut
+from registry.signature import Signature
+from registry.tables import AliasRow, ModelRow, TagRow, VersionRow, now
+
+BUILDING = "building"  # uploaded, waiting for or inside the builder
+READY = "ready"  # built, and the same function as what was uploaded, as far as the report says
+REJECTED = "rejected"  # cannot be served; the report says why
+ARCHIVED = "archived"  # was ready, is out of use; can be brought back
+
+FORMATS = ("sklearn-joblib", "onnx")
+BUILD = "build"  # the kind of a build's task; its subject is the version's id
+BUILD_PRIORITY = 10
+_BLOB_LOCK = 7341  # PostgreSQL advisory lock: publishing shares it, garbage collection has it alone
+
+
+class NewVersion(msgspec.Struct, frozen=True):
+    """What a publisher says about an uploaded artifact."""
+
+    model: str
+    artifact: str
+    format: str
+    example: dict[str, Any] | None = None  # {"artifact", "media_type"}
+    target: str | None = None
+    signature: dict[str, Any] | None = None
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+    description: str = ""
+    alias: str | None = None
+
+
+class BuildInputs(msgspec.Struct, frozen=True):
+    """What a build needs to know about a version."""
+
+    artifact: str
+    format: str
+    example: str | None
+    example_media_type: str | None
+    target: str | None
+    signature: dict[str, Any] | None
+
+
+def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> VersionRow:
+    """Record a version in state `building` and enqueue its build, in the caller's transaction.
+
+    Raises `Invalid` (name, alias, format, an artifact that was not uploaded).
+    """
+    if new.alias is not None:
+        check_name(new.alias, "alias")
+    if new.format not in FORMATS:
+        raise Invalid(
+            f"format {new.format!r} is not supported",
+            [FieldError("unknown format", field="format", expected=" or ".join(FORMATS))],
+        )
+    owner = models.lock_or_create(session, new.model, by)
+    hold_blobs(session, shared=True)
+    _require_blob(store, new.artifact, "artifact")
+    if new.example is not None:
+        _require_blob(store, new.example["artifact"], "example.artifact")
+    owner.last_number += 1
+    version = VersionRow(
+        model=owner,
+        number=owner.last_number,
+        state=BUILDING,
+        format=new.format,
+        artifact=new.artifact,
+        example=new.example,
+        target=new.target,
+        given_signature=new.signature,
+        wanted_alias=new.alias,
+        description=new.description,
+        metrics=new.metrics,
+        lineage={},
+        created_by=by,
+        created_at=now(),
+        tags=[TagRow(key=k, value=v) for k, v in new.tags.items()],
+    )
+    session.add(version)
+    session.flush()
+    queue.enqueue(session, BUILD, str(version.id), priority=BUILD_PRIORITY)
+    changes.note(session, "model", owner.name)
+    return version
+
+
+def build_inputs(session: Session, version_id: int) -> BuildInputs:
+    """Raises `NotFound` when the version was deleted meanwhile."""
+    version = _by_id(session, version_id)
+    example = version.example or {}
+    return BuildInputs(
+        artifact=version.artifact,
+        format=version.format,
+        example=example.get("artifact"),
+        example_media_type=example.get("media_type"),
+        target=version.target,
+        signature=version.given_signature,
+    )
+
+
+def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
+    """Record what the builder made: `ready` or `rejected`. `built.servable` is a blob's sha256 by now.
+
+    A ready version takes the alias its publisher wished for. Raises `NotFound` when it was deleted.
+    """
+    version = _by_id(session, version_id)
+    owner = models.lock(session, version.model.name)
+    version.state = built.state
+    version.report = built.report
+    version.signature = built.signature.to_json() if built.signature else None
+    version.runtime = built.runtime
+    version.runtime_reason = built.runtime_reason
+    version.servable = built.servable
+    version.lineage = built.lineage
+    version.metrics = {**built.metrics, **version.metrics}  # the publisher's own figures win
+    version.built_at = now()
+    changes.note(session, "model", owner.name)
+    session.flush()
+    if version.state == READY and version.wanted_alias is not None:
+        aliases.promote(
+            session,
+            owner.name,
+            version.wanted_alias,
+            version.number,
+            by=version.created_by,
+            reason="published with this alias",
+        )
+    return version
+
+
+def reject(session: Session, version_id: int, reason: str) -> VersionRow:
+    """End a build that cannot be finished. Raises `NotFound` when the version was deleted."""
+    return finish_build(session, version_id, Built(state=REJECTED, report={"reason": reason}))
+
+
+def get(session: Session, model: str, number: int) -> VersionRow:
+    """Raises `NotFound`."""
+    version = session.scalar(
+        select(VersionRow).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
+    )
+    if version is None:
+        models.get(session, model)  # says so when it is the model that is missing
+        raise NotFound("version", f"{model}:{number}")
+    return version
+
+
+def search(
+    session: Session,
+    model: str,
+    *,
+    q: str | None = None,
+    tags: list[tuple[str, str]] | None = None,
+    page_size: int = 100,
+    page_token: str | None = None,
+) -> Page[VersionRow]:
+    """The model's versions, newest first: those whose description holds `q` and that carry all `tags`."""
+    owner = models.get(session, model)
+    query = select(VersionRow).where(VersionRow.model_id == owner.id)
+    if (last := after(page_token, int)) is not None:
+        query = query.where(VersionRow.number < last)
+    if q:
+        query = query.where(VersionRow.description.icontains(q, autoescape=True))
+    if tags:
+        query = query.where(VersionRow.id.in_(models.tagged(select(VersionRow.id), tags)))
+    rows = session.scalars(query.order_by(VersionRow.number.desc()).limit(page_size + 1)).unique().all()
+    return cut(rows, page_size, lambda v: v.number)
+
+
+def edit(
+    session: Session,
+    model: str,
+    number: int,
+    *,
+    tags: dict[str, str] | None = None,
+    description: str | None = None,
+    archived: bool | None = None,
+) -> VersionRow:
+    """Replace tags or description, archive or bring back. Raises `NotFound`, `InUse`, `NotReady`."""
+    owner = models.lock(session, model)
+    version = get(session, model, number)
+    if tags is not None:
+        kept = {t.key: t for t in version.tags}
+        version.tags = [kept.get(k) or TagRow(key=k) for k in tags]
+        for tag in version.tags:
+            tag.value = tags[tag.key]
+    if description is not None:
+        version.description = description
+    if archived is not None and archived != (version.state == ARCHIVED):
+        if version.state not in (READY, ARCHIVED):
+            raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be archived")
+        if archived:
+            _refuse_if_in_use(session, owner, version, "archived")
+        version.state = ARCHIVED if archived else READY
+    changes.note(session, "model", model)
+    session.flush()
+    return version
+
+
+def remove(session: Session, model: str, number: int) -> None:
+    """Delete the version. Its blobs stay until garbage collection.
+
+    Raises `NotFound`, `InUse` naming the alias or the rollback it would break.
+    """
+    owner = models.lock(session, model)
+    version = get(session, model, number)
+    _refuse_if_in_use(session, owner, version, "deleted")
+    queue.cancel(session, BUILD, str(version.id))
+    session.delete(version)
+    changes.note(session, "model", model)
+
+
+def hold_blobs(session: Session, *, shared: bool) -> None:
+    """Keep garbage collection and publishing apart. SQLite's one writer does that by itself."""
+    if session.get_bind().dialect.name == "postgresql":
+        lock = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+        session.execute(text(f"SELECT {lock}({_BLOB_LOCK})"))
+
+
+def signature_of(version: VersionRow) -> Signature:
+    """Raises `NotReady` when the version has none yet."""
+    if version.signature is None:
+        raise NotReady(f"{version.model.name}:{version.number} is {version.state} and has no signature")
+    return Signature.from_json(version.signature)
+
+
+def _by_id(session: Session, version_id: int) -> VersionRow:
+    version = session.get(VersionRow, version_id)
+    if version is None:
+        raise NotFound("version", version_id)
+    return version
+
+
+def _require_blob(store: Store, sha256: str, field: str) -> None:
+    check_sha256(sha256, field)
+    if not store.touch(sha256):
+        raise Invalid(
+            f"{field} {sha256} was not uploaded",
+            [FieldError("unknown artifact", field=field, expected="PUT /v1/artifacts/{sha256} first")],
+        )
+
+
+def _refuse_if_in_use(session: Session, owner: ModelRow, version: VersionRow, verb: str) -> None:
+    name = f"{owner.name}:{version.number}"
+    for row in session.scalars(select(AliasRow).where(AliasRow.model_id == owner.id)):
+        if row.version_id == version.id:
+            raise InUse(f"{name} is {row.name} and cannot be {verb}; promote another version first")
+        target = aliases.rollback_target(session, row)
+        if target is not None and target[1].id == version.id:
+            raise InUse(f"{name} is where a rollback of {row.name} would go and cannot be {verb}")
