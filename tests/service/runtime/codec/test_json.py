@@ -1,0 +1,243 @@
+"""JSON bodies: what is accepted, and that every fault is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from registry.errors import FieldError, Invalid
+from registry.rows import Rows
+from registry.signature import Input, Output, Signature
+from service.runtime.codec import MAX_INSTANCES, Codec
+
+VALUE = (Output("value", "float64", (-1,)),)
+
+
+def codec(*inputs: Input) -> Codec:
+    return Codec(Signature("regression", inputs, VALUE))
+
+
+def body(*instances: Any) -> bytes:
+    return json.dumps({"instances": instances}).encode()
+
+
+def faults(of: Codec, raw: bytes) -> tuple[FieldError, ...]:
+    with pytest.raises(Invalid) as caught:
+        of.decode_json(raw)
+    assert caught.value.errors
+    return caught.value.errors
+
+
+def fault(of: Codec, raw: bytes) -> FieldError:
+    (only,) = faults(of, raw)
+    return only
+
+
+def matrix(rows: Rows) -> list[list[float]]:
+    assert rows.matrix is not None
+    assert rows.matrix.dtype == np.float64
+    assert rows.matrix.flags.c_contiguous
+    assert rows.matrix.flags.writeable
+    return rows.matrix.tolist()
+
+
+AGE = Input("age", "float64", example=39.0)
+MIXED = codec(
+    Input("age", "float64", nullable=True),
+    Input("visits", "int64"),
+    Input("home town", "string", nullable=True),
+    Input("member", "bool"),
+    Input("score", "float32"),
+)
+
+
+def test_numbers_form_one_matrix_in_the_signatures_order() -> None:
+    both = codec(AGE, Input("visits", "int64"), Input("member", "bool"))
+    rows = both.decode_json(
+        body({"member": True, "age": 1.5, "visits": 2}, {"visits": 3, "age": 4, "member": False})
+    )
+    assert matrix(rows) == [[1.5, 2, 1], [4, 3, 0]]
+
+
+def test_a_string_feature_makes_one_array_per_column() -> None:
+    rows = MIXED.decode_json(
+        body(
+            {"age": None, "visits": 39.0, "home town": "Ørsta", "member": True, "score": 0.1},
+            {"age": 2, "visits": -(2**63), "home town": None, "member": False, "score": 1},
+        )
+    )
+    assert rows.columns is not None
+    assert [c.dtype for c in rows.columns] == [np.float64, np.int64, object, np.bool_, np.float32]
+    age, visits, town, member, score = (c.tolist() for c in rows.columns)
+    assert np.isnan(age[0])
+    assert (age[1], visits, town, member) == (2, [39, -(2**63)], ["Ørsta", None], [True, False])
+    assert score == [float(np.float32(0.1)), 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.b", "a b", "é", "", "naïve café.v2 (µ)", "instances", "f0", 'a"b', "a\\b", "a\nb"]
+)
+def test_any_feature_name_can_be_sent(name: str) -> None:
+    rows = codec(Input(name, "float64"), Input("other", "float64")).decode_json(body({name: 1, "other": 2}))
+    assert matrix(rows) == [[1, 2]]
+
+
+@pytest.mark.parametrize("features", [1, 2, 500])
+def test_one_two_and_five_hundred_features(features: int) -> None:
+    wide = codec(*(Input(f"x{i}", "float64") for i in range(features)))
+    rows = wide.decode_json(body({f"x{i}": i for i in range(features)}))
+    assert matrix(rows) == [list(range(features))]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("float64", "1" + "0" * 300),
+        ("float64", "-1e-400"),
+        ("float64", "9223372036854775808"),
+        ("int64", "39.0"),
+        ("int64", "1e3"),
+        ("int64", "9223372036854775807"),
+        ("int64", "-9223372036854775808"),
+        ("float32", "3.4e38"),
+    ],
+)
+def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: Any, text: str) -> None:
+    raw = b'{"instances":[{"x":%s}]}' % text.encode()
+    column = codec(Input("x", dtype))
+    fast = column._json.fast(raw)
+    assert fast is not None
+    assert matrix(fast) == matrix(column._json.slow(raw))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "says"),
+    [
+        ("float64", "1e400", "outside the range of float64"),
+        ("float64", "1" + "0" * 400, "outside the range of float64"),
+        ("float64", "-1" + "0" * 5000, "outside the range of float64"),
+        ("float32", "1e39", "outside the range of float32"),
+        ("int64", "9223372036854775808", "outside the range of int64"),
+        ("int64", "1e19", "outside the range of int64"),
+        ("int64", "39.5", "no whole number"),
+        ("float64", "true", "the boolean true"),
+        ("int64", "false", "the boolean false"),
+        ("bool", "1", "the number 1"),
+        ("bool", '"true"', 'the string "true"'),
+        ("float64", '"1"', 'the string "1"'),
+        ("string", "1", "the number 1"),
+        ("string", "true", "the boolean true"),
+        ("string", '"\\ud800"', "half of a surrogate pair"),
+        ("float64", "[1]", "a list"),
+        ("string", "{}", "an object"),
+        ("float64", "null", "takes no missing values"),
+        ("string", "null", "takes no missing values"),
+        ("float64", "NaN", "which JSON does not have"),
+        ("int64", "-Infinity", "which JSON does not have"),
+    ],
+)
+def test_an_ill_typed_value_is_refused_and_named(dtype: Any, text: str, says: str) -> None:
+    wrong = fault(codec(Input("x", dtype)), b'{"instances":[{"x":%s}]}' % text.encode())
+    assert (wrong.instance, wrong.field) == (0, "x")
+    assert wrong.expected
+    assert says in wrong.message
+
+
+def test_the_message_shows_the_example() -> None:
+    assert fault(codec(AGE), body({"age": "x"})).message == (
+        '"age" is the string "x"; send a number, such as 39.0'
+    )
+
+
+def test_nan_in_a_nullable_column_says_to_send_null() -> None:
+    wrong = fault(codec(Input("x", "float64", nullable=True)), b'{"instances":[{"x":NaN}]}')
+    assert wrong.message == '"x" is NaN, which JSON does not have; send null'
+
+
+def test_missing_and_unknown_fields_are_named_with_the_closest_match() -> None:
+    missing, unknown = faults(codec(AGE, Input("visits", "int64")), body({"age": 1, "visit": 2}))
+    assert (missing.instance, missing.field, missing.expected) == (0, "visits", "an integer")
+    assert "missing" in missing.message
+    assert (unknown.instance, unknown.field) == (0, "visit")
+    assert 'did you mean "visits"?' in unknown.message
+
+
+def test_all_faults_are_collected_in_order() -> None:
+    found = faults(codec(AGE), body({"age": "x"}, {"age": 1}, {"age": None}, 7))
+    assert [(f.instance, f.field) for f in found] == [(0, "age"), (2, "age"), (3, None)]
+
+
+def test_at_most_a_hundred_faults_are_answered() -> None:
+    assert len(faults(codec(AGE), body(*[{"age": "x"}] * 500))) == 100
+
+
+@pytest.mark.parametrize(
+    ("dtype", "categories", "good", "bad"),
+    [
+        ("string", ("red", "blue"), "red", "green"),
+        ("int64", (1, 2), 2.0, 3),
+        ("float64", (0.5, 1.5), 1.5, 1.0),
+        ("float32", (0.1, 0.2), 0.1, 0.3),
+        ("bool", (True,), True, False),
+    ],
+)
+@pytest.mark.parametrize("nullable", [True, False])
+def test_closed_categories_refuse_what_the_model_does_not_know(
+    dtype: Any, categories: Any, good: Any, bad: Any, nullable: bool
+) -> None:
+    closed = codec(Input("c", dtype, nullable=nullable, categories=categories, closed=True))
+    sent = body({"c": good}, {"c": None}) if nullable else body({"c": good})
+    assert closed._json.fast(sent) is not None
+    wrong = fault(closed, body({"c": good}, {"c": bad}))
+    assert (wrong.instance, wrong.field) == (1, "c")
+    assert "one of" in (wrong.expected or "")
+
+
+def test_open_categories_refuse_nothing() -> None:
+    assert codec(Input("c", "string", categories=("a",))).decode_json(body({"c": "zzz"})).columns is not None
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "cannot be read as JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b'{"instances":[{"age":1}]} x', "cannot be read as JSON"),
+        (b'{"instances":[{"age":\xff}]}', "not valid UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"instances":' + b'{"a":' * 100_000, "nested too deeply"),
+        (b"[]", "the body is a list"),
+        (b"null", "the body is null"),
+        (b'"x"', "the body is the string"),
+        (b"{}", '"instances" is missing'),
+        (b'{"instances":{}}', '"instances" is an object'),
+        (b'{"instances":[]}', "there are no instances"),
+        (b'{"instances":[{"age":1}],"instance":1}', 'did you mean "instances"?'),
+        (b'{"instances":[[1]]}', "the instance is a list"),
+        (b'{"instances":[{"age":1}],"\\ud800":1}', "is no field of this call"),
+        (b'{"instances":[{"age":1,"\\udfff":1}]}', "no feature of this model"),
+    ],
+)
+def test_what_is_no_predict_body_is_refused_with_the_reason(raw: bytes, says: str) -> None:
+    wrong = fault(codec(AGE), raw)
+    assert says in wrong.message
+    json.dumps([wrong.message, wrong.field], ensure_ascii=False).encode()
+
+
+def test_up_to_ten_thousand_instances_are_taken() -> None:
+    assert len(codec(AGE).decode_json(body(*[{"age": 1}] * MAX_INSTANCES))) == MAX_INSTANCES
+    wrong = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)))
+    assert wrong.field == "instances"
+    assert "10001" in wrong.message
+
+
+def test_of_a_key_sent_twice_the_last_one_counts() -> None:
+    assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":1,"age":2}]}')) == [[2]]
+    assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":"x","age":2}]}')) == [[2]]
+
+
+def test_a_byte_order_mark_is_tolerated() -> None:
+    assert matrix(codec(AGE).decode_json(b"\xef\xbb\xbf" + body({"age": 1}))) == [[1]]
