@@ -1,0 +1,95 @@
+"""The `trivium` command. Data goes to stdout, messages to stderr; see EPILOG for the exit codes.
+
+`--help` must stay quick: nothing heavier than typer is imported until a command runs, so the client,
+rich, the settings and the server are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from typer import Exit, Option, Typer, echo
+
+from service.cli import aliases, doctor, keys, models, predict, publish, server
+from service.cli.failures import explain
+
+EPILOG = """\b
+Every command takes --json: the API's own record(s) on stdout.
+Models are written name, name@alias or name:version.
+
+\b
+Environment:
+  TRIVIUM_URL      the server (default http://127.0.0.1:8080)
+  TRIVIUM_API_KEY  the key; else admin.key in the data directory
+  TRIVIUM_HOME     the data directory (default ./.trivium)
+
+\b
+Exit codes:
+  0    done
+  1    refused by the server, not found, rejected by the build, or unhealthy
+  2    wrong usage
+  3    the server cannot be reached
+  130  interrupted
+"""
+
+app = Typer(
+    name="trivium",
+    help="One model registry, three roads to production: online, batch, edge.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys_app = Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True, rich_markup_mode=None)
+
+app.command("serve")(server.serve)
+app.command("worker")(server.worker)
+app.command("publish")(publish.publish)
+app.command("predict")(predict.predict)
+app.command("models")(models.models)
+app.command("versions")(models.versions)
+app.command("show")(models.show)
+app.command("edit")(models.edit)
+app.command("archive")(models.archive)
+app.command("unarchive")(models.unarchive)
+app.command("delete")(models.delete)
+app.command("promote")(aliases.promote)
+app.command("rollback")(aliases.rollback)
+app.command("history")(aliases.history)
+app.add_typer(keys_app, name="keys")
+keys_app.command("create")(keys.create)
+keys_app.command("list")(keys.list_keys)
+keys_app.command("revoke")(keys.revoke)
+keys_app.command("rotate")(keys.rotate)
+app.command("migrate")(server.migrate)
+app.command("gc")(server.collect_garbage)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        echo(f"trivium {version('trivium')}")
+        raise Exit()
+
+
+@app.callback()
+def _root(
+    version: bool = Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after typer's own handling
+        sys.exit(130)
+    except Exception as error:
+        code, lines = explain(error)
+        for line in lines:
+            echo(line, err=True)
+        sys.exit(code)

@@ -1,0 +1,168 @@
+"""`trivium publish`: upload, create the version, wait for its build, say what became of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, BadParameter, Exit, Option
+
+from service.cli.shared import Json, Tags, connect, emit, pairs, say
+
+if TYPE_CHECKING:
+    from service.client import Client, Record
+
+FORMATS = {
+    ".joblib": "sklearn-joblib",
+    ".pkl": "sklearn-joblib",
+    ".pickle": "sklearn-joblib",
+    ".onnx": "onnx",
+    ".keras": "keras",
+    ".tflite": "tflite",
+}
+MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".json": "application/json",
+}
+LARGE = 8 << 20  # bytes from which an upload shows a progress bar
+
+File = Annotated[Path, Argument(exists=True, dir_okay=False, readable=True, help="The model's file.")]
+Existing = Annotated[Path | None, Option(exists=True, dir_okay=False, readable=True)]
+
+
+def publish(
+    file: File,
+    name: Annotated[str, Option("--name", help="The model's name.")],
+    example: Annotated[
+        Path | None,
+        Option(
+            exists=True,
+            dir_okay=False,
+            help="Rows it was made for: .csv, .parquet or .json (a list of objects).",
+        ),
+    ] = None,
+    target: Annotated[str | None, Option(help="The example's column that holds the true value.")] = None,
+    format: Annotated[
+        str | None,
+        Option("--format", help="Guessed from the suffix: .joblib .pkl .pickle .onnx .keras .tflite."),
+    ] = None,
+    signature: Annotated[
+        Path | None,
+        Option(exists=True, dir_okay=False, help="A JSON file: the signature, or corrections of it."),
+    ] = None,
+    tag: Tags = None,
+    metric: Annotated[
+        list[str] | None, Option("--metric", metavar="KEY=NUMBER", help="May be repeated.")
+    ] = None,
+    description: Annotated[str | None, Option(help="What this version is.")] = None,
+    alias: Annotated[str | None, Option(help="Move this alias to the version once it is ready.")] = None,
+    no_wait: Annotated[bool, Option("--no-wait", help="Do not wait for the build.")] = False,
+    json: Json = False,
+) -> None:
+    """Publish a model's file as a new version, and wait until it is built.
+
+    Exit code 1, and the reason, when the build rejects it.
+    """
+    request: Record = {
+        "format": format or _by_suffix(file, FORMATS, "a model's format; say it with --format"),
+        "target": target,
+        "signature": _read_json(signature) if signature else None,
+        "tags": pairs(tag),
+        "metrics": _numbers(pairs(metric)),
+        "description": description,
+        "alias": alias,
+    }
+    media_type = (
+        _by_suffix(example, MEDIA_TYPES, "an example's; use .csv, .parquet or .json") if example else None
+    )
+    with connect() as client:
+        if example:
+            request["example"] = {"artifact": upload(client, example), "media_type": media_type}
+        request["artifact"] = upload(client, file)
+        record = client.publish(
+            name, {key: value for key, value in request.items() if value not in (None, {})}
+        )
+        if not no_wait and record["state"] == "building":
+            with _waiting(f"building {name}:{record['version']}") as on_state:
+                record = client.wait(name, record["version"], on_state)
+    emit(json, record, lambda: describe(record))
+    if record["state"] == "rejected":
+        if json:
+            say(f"rejected: {reason(record)}")
+        raise Exit(1)
+
+
+def upload(client: Client, file: Path) -> str:
+    """Upload `file`, with a progress bar when it is large and somebody watches."""
+    size = file.stat().st_size
+    if size < LARGE or not sys.stderr.isatty():
+        return client.upload(file)
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"uploading {file.name}", total=size)
+        return client.upload(file, lambda sent: bar.update(task, completed=sent))
+
+
+@contextmanager
+def _waiting(what: str) -> Iterator[Callable[[Record], None]]:
+    """A live status on a terminal, one line elsewhere."""
+    if not sys.stderr.isatty():
+        say(what)
+        yield lambda record: None
+        return
+    from rich.console import Console
+
+    started = time.monotonic()
+    with Console(stderr=True).status(what) as status:
+        yield lambda record: status.update(f"{what}, {time.monotonic() - started:.0f} s")
+
+
+def describe(record: Record) -> None:
+    """A few lines about a version that was just published."""
+    from service.cli.report import lines
+
+    for line in lines(record):
+        say(line) if record["state"] == "rejected" else _out(line)
+
+
+def _out(line: str) -> None:
+    from typer import echo
+
+    echo(line)
+
+
+def reason(record: Record) -> str:
+    from service.cli.report import why_rejected
+
+    return why_rejected(record)
+
+
+def _by_suffix(file: Path, known: dict[str, str], what: str) -> str:
+    try:
+        return known[file.suffix.lower()]
+    except KeyError:
+        raise BadParameter(f"{file.name}: the suffix {file.suffix!r} is not known as {what}") from None
+
+
+def _numbers(given: dict[str, str]) -> dict[str, float]:
+    try:
+        return {key: float(value) for key, value in given.items()}
+    except ValueError as error:
+        raise BadParameter(f"--metric wants numbers: {error}") from error
+
+
+def _read_json(file: Path) -> Any:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(file.read_bytes())
+    except msgspec.DecodeError as error:
+        raise BadParameter(f"{file}: {error}") from error

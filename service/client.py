@@ -1,0 +1,227 @@
+"""A client of the HTTP API (httpx): what the `trivium` command, the demo and scripts talk through.
+
+It knows addresses, keys, retries and errors, not what a record means: answers are the API's own
+JSON. Retried is what cannot take effect twice: connections that were refused, and calls that are
+idempotent by their method or by an `Idempotency-Key`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+Record = dict[str, Any]
+
+CHUNK = 1 << 20  # bytes of an upload between two calls of `progress`
+IN_PROGRESS = "idempotency-in-progress"
+
+
+class Unreachable(Exception):
+    """No answer came from the server. `address` is where it was looked for."""
+
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(f"cannot reach the server at {address}: {why}")
+        self.address = address
+
+
+class ServerRefused(Exception):
+    """The server answered with an error. `problem` is its problem+json, `status` the HTTP status."""
+
+    def __init__(self, status: int, problem: Record) -> None:
+        super().__init__(str(problem.get("detail") or problem.get("title") or f"status {status}"))
+        self.status = status
+        self.problem = problem
+
+    def lines(self) -> list[str]:
+        """One line for each entry of `errors`: row, field and message."""
+        found = []
+        for error in self.problem.get("errors") or ():
+            row, field = error.get("instance"), error.get("field")
+            where = [f"row {row}"] if row is not None else []
+            where += [str(field)] if field is not None else []
+            message = str(error.get("message"))
+            found.append(f"{', '.join(where)}: {message}" if where else message)
+        return found
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """A model as people write it: `name`, `name@alias` or `name:version`."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        """Raises `ValueError` with a sentence for people."""
+        name, at, alias = text.partition("@")
+        name, colon, version = name.partition(":")
+        if not name or (at and (colon or not alias)) or (colon and not version.isdecimal()):
+            raise ValueError(f"{text!r} is not a model; write name, name@alias or name:version")
+        return cls(name, int(version) if colon else None, alias or None)
+
+    def __str__(self) -> str:
+        return (
+            self.name
+            + (f":{self.version}" if self.version is not None else "")
+            + (f"@{self.alias}" if self.alias else "")
+        )
+
+
+def path(*parts: object) -> str:
+    """`/v1/models/<name>/...` with every part quoted."""
+    return "/v1/" + "/".join(quote(str(part), safe="") for part in parts)
+
+
+class Client:
+    """Talks to one server with one key. `patience_s` is how long a lost server is waited for once it
+    has answered; one that never answered is given a single second."""
+
+    def __init__(self, url: str, key: str | None, timeout_s: float = 60.0, patience_s: float = 20.0) -> None:
+        address = httpx.URL(url)
+        if address.scheme not in ("http", "https") or not address.host:
+            raise httpx.InvalidURL(f"{url!r} is not the address of a server; write http://host:port")
+        self.url = url.rstrip("/")
+        self._patience = 1.0
+        self._patience_later = patience_s
+        # A proxy from the environment has no business between this machine and itself.
+        local = address.host in ("127.0.0.1", "localhost", "::1")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=not local)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        json: object = None,
+        content: bytes | Callable[[], Iterator[bytes]] | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> httpx.Response:
+        """One call; its answer below 400. Raises `ServerRefused` and `Unreachable`."""
+        sent = dict(headers or {})
+        if json is not None:
+            content, sent["Content-Type"] = msgspec.json.encode(json), "application/json"
+        repeatable = method != "POST" or "Idempotency-Key" in sent
+        given_up, pause = time.monotonic() + self._patience, 0.05
+        while True:
+            body = content() if callable(content) else content
+            try:
+                response = self._http.request(method, url, content=body, headers=sent, params=_set(params))
+            except httpx.TransportError as error:
+                never_arrived = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                timed_out = isinstance(error, httpx.TimeoutException)
+                again = never_arrived or (repeatable and not timed_out)
+                if not again or time.monotonic() + pause > given_up:
+                    raise Unreachable(self.url, str(error) or type(error).__name__) from error
+            else:
+                self._patience = self._patience_later
+                if response.status_code < 400:
+                    return response
+                refused = ServerRefused(response.status_code, _problem(response))
+                running = str(refused.problem.get("type", "")).endswith(IN_PROGRESS)
+                if not (running and time.monotonic() + pause < given_up):
+                    raise refused
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def call(
+        self, method: str, url: str, json: object = None, params: Mapping[str, Any] | None = None
+    ) -> Any:
+        """`send`, with the answer's JSON (None when there is none)."""
+        response = self.send(method, url, json=json, params=params)
+        return msgspec.json.decode(response.content) if response.content else None
+
+    def pages(self, url: str, params: Mapping[str, Any] | None = None) -> Record:
+        """A list's every page as one: `{"items": [...], "next_page_token": null}`."""
+        items: list[Any] = []
+        asked = {"page_size": 1000, **(params or {})}
+        while True:
+            page = self.call("GET", url, params=asked)
+            items += page["items"]
+            if not page.get("next_page_token"):
+                return {**page, "items": items}
+            asked["page_token"] = page["next_page_token"]
+
+    def upload(self, file: Path, progress: Callable[[int], None] = lambda sent: None) -> str:
+        """Streams `file` into the artifact store; its sha256. `progress` gets the bytes sent so far."""
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        headers = {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
+        self.send("PUT", path("artifacts", sha256), content=lambda: _chunks(file, progress), headers=headers)
+        return sha256
+
+    def publish(self, name: str, request: Record) -> Record:
+        """Creates a version from uploaded artifacts (`format`, `artifact`, ... as the API says).
+
+        Its key makes this call take effect once, however often the connection is lost.
+        """
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        answer = self.send("POST", path("models", name, "versions"), json=request, headers=headers)
+        created: Record = msgspec.json.decode(answer.content)
+        return created
+
+    def wait(
+        self, name: str, version: int, on_state: Callable[[Record], None] = lambda record: None
+    ) -> Record:
+        """The version's record once its build is over."""
+        pause = 0.05
+        while True:
+            record: Record = self.call("GET", path("models", name, "versions", version))
+            on_state(record)
+            if record["state"] != "building":
+                return record
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def predict(self, model: ModelRef, rows: bytes, media_type: str = "application/json") -> Record:
+        """The API's answer to a whole predict body, JSON or CSV."""
+        where = ("versions", model.version) if model.version is not None else ()
+        answer = self.send(
+            "POST",
+            path("models", model.name, *where, "predict"),
+            content=rows,
+            headers={"Content-Type": media_type, "Accept": "application/json"},
+            params={"alias": model.alias},
+        )
+        answered: Record = msgspec.json.decode(answer.content)
+        return answered
+
+
+def _set(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {key: value for key, value in (params or {}).items() if value is not None} or None
+
+
+def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
+    sent = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            yield chunk
+            sent += len(chunk)
+            progress(sent)
+
+
+def _problem(response: httpx.Response) -> Record:
+    try:
+        problem = msgspec.json.decode(response.content)
+    except msgspec.DecodeError:
+        problem = None
+    if isinstance(problem, dict):
+        return problem
+    # Something other than our server answered, a proxy say: its status is all there is to show.
+    return {"title": response.reason_phrase, "detail": f"{response.status_code} {response.reason_phrase}"}
