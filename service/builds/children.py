@@ -1,0 +1,91 @@
+"""Keeping a process alive: start it, start it again when it ends, end it when told to."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+
+BACKOFF_S = 0.2
+MOST_BACKOFF_S = 30.0
+STABLE_S = 10.0
+"""A process that lived this long was well: its end is no part of a crash loop."""
+CRASH_LOOP = 3
+"""So many early ends in a row make a problem."""
+
+
+class Keeper:
+    """One long-lived child process, for instance a web process or the template.
+
+    The thread that starts the process is the thread that waits for it, and lives as long as it does:
+    a parent-death signal is sent when the starting *thread* ends.
+    """
+
+    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        """`start` starts the process, and is called again for each restart."""
+        self.name = name
+        self._start = start
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()  # no process is started once `_stopping` is set
+        self._stopping = threading.Event()
+        self._crashes = 0
+        self._last = ""
+        self._thread = threading.Thread(target=self._keep, name=f"keep {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return None if process is None else process.pid
+
+    def healthy(self) -> None:
+        """The process has shown that it works: earlier crashes are forgotten."""
+        self._crashes = 0
+
+    def problem(self) -> str | None:
+        """Why the process cannot be kept alive; None while it is starting or running."""
+        if self._crashes < CRASH_LOOP:
+            return None
+        return f"{self.name} {self._last}, {self._crashes} times in a row"
+
+    def terminate(self) -> None:
+        """SIGTERM, and no restart. Returns at once: several keepers can so be ended together."""
+        with self._lock:
+            self._stopping.set()
+            if self._process is not None:
+                self._process.terminate()
+
+    def stop(self, grace_s: float) -> None:
+        """`terminate`, and SIGKILL after the grace. Returns when the process has ended."""
+        self.terminate()
+        if self._thread.ident is None:
+            return
+        self._thread.join(grace_s)
+        if self._thread.is_alive() and (process := self._process) is not None:
+            process.kill()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            how = self._run()
+            if time.monotonic() - started > STABLE_S:
+                self._crashes = 0
+            self._crashes, self._last = self._crashes + 1, how
+            self._stopping.wait(min(BACKOFF_S * 2 ** min(self._crashes - 1, 20), MOST_BACKOFF_S))
+
+    def _run(self) -> str:
+        """Start the process, wait for its end, and say how it ended."""
+        with self._lock:
+            if self._stopping.is_set():
+                return "was not started"
+            try:
+                self._process = self._start()
+            except OSError as error:
+                return f"cannot be started ({error})"
+        code = self._process.wait()
+        self._process = None
+        return f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"

@@ -1,0 +1,140 @@
+"""The template: a process with everything imported and no secrets, that forks children on command.
+
+`python -m service.builds.template FD` serves the socket `FD` that it inherits. Commands come one at a
+time, `Fork` with a file descriptor that becomes the child's only one, and each is answered. The
+template has a single thread (that is what makes forking it safe), opens no file, reads no model, and
+ends with all its children when the server's end of the socket closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from service.builds.messages import End, Ended, Fork, Role, Started
+from service.runtime import wire
+
+PRELOAD = (
+    "service.builds.forked",
+    "joblib",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "pyarrow.csv",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "skl2onnx",
+    "sklearn.cluster",
+    "sklearn.compose",
+    "sklearn.ensemble",
+    "sklearn.impute",
+    "sklearn.kernel_approximation",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "sklearn.multioutput",
+    "sklearn.neighbors",
+    "sklearn.neural_network",
+    "sklearn.pipeline",
+    "sklearn.svm",
+)
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    for module in PRELOAD:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection in a child does not touch, and so not copy, what all of them share
+    wire.send(control, Started(0))
+    serve(control)
+
+
+def serve(control: socket.socket) -> None:
+    """Answer commands until the server is gone; then end every child."""
+    children: set[int] = set()
+    while True:
+        try:
+            command, descriptor = _next(control)
+            if isinstance(command, Fork):
+                pid = _fork(command.role, descriptor)
+                children.add(pid)
+                wire.send(control, Started(pid))
+            elif command.pid in children:
+                children.remove(command.pid)
+                wire.send(control, Ended(_end(command.pid)))
+            else:
+                wire.send(control, Ended(0))
+        except wire.Broken:
+            for pid in children:
+                _end(pid)
+            return
+
+
+def _next(control: socket.socket) -> tuple[Fork | End, int]:
+    """A command and the descriptor that came with its first byte, or -1."""
+    header, descriptors, _flags, _address = socket.recv_fds(control, wire.HEADER.size, 1)
+    if len(header) < wire.HEADER.size:
+        raise wire.Broken("the server is gone")
+    (length,) = wire.HEADER.unpack(header)
+    body = control.recv(length, socket.MSG_WAITALL)
+    return wire.decode(bytearray(body), Fork | End), next(iter(descriptors), -1)
+
+
+def _fork(role: Role, descriptor: int) -> int:
+    template = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become(role, descriptor, template)
+    os.close(descriptor)
+    return pid
+
+
+def _become(role: Role, descriptor: int, template: int) -> NoReturn:
+    """The child: cut off from the template, it does what its role is and never returns."""
+    code = 1
+    try:
+        os.setsid()  # its own group, so that what it starts ends with it
+        end_with_parent(template)
+        os.closerange(3, descriptor)
+        os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+        from service.builds import forked  # imported already: the template itself needs none of it
+
+        with socket.socket(fileno=descriptor) as channel:
+            forked.ROLES[role](channel)
+        code = 0
+    except wire.Broken:
+        code = 0  # the server has closed the channel: nobody waits for an answer
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _end(pid: int) -> int:
+    # The exit status of a child that has ended by itself is not changed by a late kill.
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends. Linux only: elsewhere a
+    child notices the end of its parent by its closed channel."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
