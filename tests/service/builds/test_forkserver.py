@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry.errors import Unavailable
+from service.builds import forkserver
+from service.builds.forkserver import ForkServer
+from tests.service.builds.processes import alive, ends
+
+ROOT = Path(forkserver.__file__).parents[2]
+
+PARENT = """
+import sys, time
+from service.builds.forkserver import ForkServer
+forks = ForkServer()
+forks.start()
+children = [forks.fork("build"), forks.fork("isolated")]
+print(forks.pid, *[child.pid for child in children], flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_template_has_one_thread_for_that_is_what_makes_forking_safe(shared_forks: ForkServer) -> None:
+    shared_forks.fork("build").end()
+    assert len(list(Path(f"/proc/{shared_forks.pid}/task").iterdir())) == 1
+
+
+def test_a_child_sees_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRIVIUM_API_KEY", "TRIVIUM_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "s3cret")
+    forks = ForkServer()
+    forks.start()
+    try:
+        child = forks.fork("build")
+        environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in (forks.pid, child.pid)]
+        child.end()
+    finally:
+        forks.stop()
+    assert not any(b"s3cret" in environment for environment in environments)
+    assert all(b"OMP_NUM_THREADS=1" in environment for environment in environments)
+
+
+def test_a_child_holds_no_descriptor_but_its_channel_and_the_standard_ones(shared_forks: ForkServer) -> None:
+    other = shared_forks.fork("isolated")
+    child = shared_forks.fork("build")
+    child.channel.settimeout(1)
+    links = Path(f"/proc/{child.pid}/fd")
+    while len(open_files := sorted(links.iterdir())) > 4 and alive(child.pid):
+        pass  # it is still closing what it inherited
+    assert [int(file.name) for file in open_files][:3] == [0, 1, 2]
+    assert len(open_files) == 4
+    child.end()
+    other.end()
+
+
+def test_ending_a_child_tells_how_it_ended(shared_forks: ForkServer) -> None:
+    child = shared_forks.fork("build")
+    os.kill(child.pid, signal.SIGTERM)
+    assert ends(child.pid)
+    assert child.end() == -signal.SIGTERM
+    assert child.end() == -signal.SIGTERM  # and again
+
+
+def test_ending_a_running_child_leaves_neither_process_nor_zombie(shared_forks: ForkServer) -> None:
+    child = shared_forks.fork("isolated")
+    child.end()
+    assert not Path(f"/proc/{child.pid}").exists()
+
+
+def test_a_killed_template_takes_its_children_along_and_is_replaced(own_forks: ForkServer) -> None:
+    child = own_forks.fork("isolated")
+    first = own_forks.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert ends(child.pid)
+    another = own_forks.fork("isolated")
+    assert own_forks.pid != first
+    assert alive(another.pid)
+    assert child.end() is None
+    another.end()
+    assert own_forks.problem() is None
+
+
+def test_stopping_ends_the_template_and_every_child() -> None:
+    forks = ForkServer()
+    forks.start()
+    child = forks.fork("isolated")
+    template = forks.pid
+    assert template is not None
+    forks.stop()
+    assert ends(template)
+    assert ends(child.pid)
+    child.end()
+    with pytest.raises(Unavailable, match="shutting down"):
+        forks.fork("build")
+
+
+def test_a_killed_server_leaves_no_orphan() -> None:
+    server = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    with server.stdout:
+        pids = [int(pid) for pid in server.stdout.readline().split()]
+    assert len(pids) == 3
+    assert all(alive(pid) for pid in pids)
+    server.kill()
+    server.wait()
+    assert all(ends(pid) for pid in pids)
+
+
+def test_a_template_that_cannot_start_is_a_problem_and_no_endless_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    forks = ForkServer()
+    forks.start()
+    try:
+        with pytest.raises(Unavailable, match="cannot be started"):
+            forks.fork("build")
+        assert "cannot be started" in (forks.problem() or "")
+    finally:
+        forks.stop()
