@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from registry import changes, models
@@ -78,9 +78,7 @@ def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, Ver
     while previous_id is not None:
         event = session.get_one(AliasEventRow, previous_id)
         version = session.scalar(
-            select(VersionRow).where(
-                VersionRow.model_id == row.model_id, VersionRow.number == event.version
-            )
+            select(VersionRow).where(VersionRow.model_id == row.model_id, VersionRow.number == event.version)
         )
         if version is not None and version.state == "ready" and version.id != row.version_id:
             return event, version
@@ -119,7 +117,7 @@ def at(session: Session, model: str, alias: str, moment: datetime) -> AliasEvent
     return event
 
 
-def _events(owner: ModelRow, alias: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _events(owner: ModelRow, alias: str) -> Select[AliasEventRow]:
     return (
         select(AliasEventRow)
         .where(AliasEventRow.model_id == owner.id, AliasEventRow.alias == alias)

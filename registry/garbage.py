@@ -30,7 +30,7 @@ def collect(session: Session, store: Store, *, grace_s: float = GRACE_S, dry_run
     Runs inside a write transaction, so that nobody publishes a blob between the look and the deletion.
     """
     hold_blobs(session, shared=False)
-    used = set()
+    used: set[str | None] = set()
     for artifact, servable, example in session.execute(
         select(VersionRow.artifact, VersionRow.servable, VersionRow.example)
     ):

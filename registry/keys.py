@@ -86,6 +86,11 @@ def create(
     return _issue(session, row, secret)
 
 
+def text(key_id: str, secret: str) -> str:
+    """A key as its owner presents it."""
+    return f"trv_{key_id}_{secret}"
+
+
 def rotate(session: Session, key_id: str, *, secret: str | None = None) -> Issued:
     """Give the key a new secret; the old one stops working. Raises `NotFound`, also when revoked."""
     row = get(session, key_id)
@@ -172,7 +177,7 @@ def ensure_admin(session: Session, file: Path) -> bool:
 
 
 def _issue(session: Session, row: KeyRow, secret: str | None) -> Issued:
-    key = f"trv_{row.id}_{secret or secrets.token_urlsafe(32)}"
+    key = text(row.id, secret or secrets.token_urlsafe(32))
     row.digest = _digest(key)
     changes.note(session, "key", row.id)
     session.flush()

@@ -20,6 +20,7 @@ class Summary(NamedTuple):
 
     model: ModelRow
     versions: int
+    latest: int | None  # the highest version number there is
     aliases: dict[str, int]  # alias -> version number
 
 
@@ -83,7 +84,7 @@ def search(
     return Page(_summaries(session, page.items), page.next_token)
 
 
-def tagged(query: Select[tuple[int]], tags: list[tuple[str, str]]) -> Select[tuple[int]]:
+def tagged(query: Select[int], tags: list[tuple[str, str]]) -> Select[int]:
     """Narrow a select over versions to those that carry all of `tags`."""
     for key, value in tags:
         carrying = select(TagRow.version_id).where(TagRow.key == key, TagRow.value == value)
@@ -108,15 +109,12 @@ def remove(session: Session, name: str) -> None:
 
 def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:
     ids = [m.id for m in models]
-    counts: dict[int, int] = dict(
-        session.execute(
-            select(VersionRow.model_id, func.count())
-            .where(VersionRow.model_id.in_(ids))
-            .group_by(VersionRow.model_id)
-        )
-        .tuples()
-        .all()
+    counted = (
+        select(VersionRow.model_id, func.count(), func.max(VersionRow.number))
+        .where(VersionRow.model_id.in_(ids))
+        .group_by(VersionRow.model_id)
     )
+    counts = {model_id: (count, latest) for model_id, count, latest in session.execute(counted)}
     aliases: dict[int, dict[str, int]] = {i: {} for i in ids}
     for model_id, alias, number in session.execute(
         select(AliasRow.model_id, AliasRow.name, VersionRow.number)
@@ -125,4 +123,7 @@ def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:
         .order_by(AliasRow.name)
     ):
         aliases[model_id][alias] = number
-    return [Summary(m, counts.get(m.id, 0), aliases[m.id]) for m in models]
+    return [
+        Summary(m, counts.get(m.id, (0, None))[0], counts.get(m.id, (0, None))[1], aliases[m.id])
+        for m in models
+    ]

@@ -130,12 +130,12 @@ def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: flo
     attempt, most = session.execute(
         select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
     ).one()
-    if retry_in_s is None or attempt >= most:
-        values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
-    else:
+    again = retry_in_s is not None and attempt < most
+    values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
+    if retry_in_s is not None and again:
         values = {"state": QUEUED, "not_before": _clock(session) + timedelta(seconds=retry_in_s)}
     _compare_and_set(session, task_id, fence, {**values, "error": error, "lease_until": None})
-    return values["state"] == QUEUED
+    return again
 
 
 def release(session: Session, task_id: int, fence: int) -> None:

@@ -146,7 +146,7 @@ def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
 
 def reject(session: Session, version_id: int, reason: str) -> VersionRow:
     """End a build that cannot be finished. Raises `NotFound` when the version was deleted."""
-    return finish_build(session, version_id, Built(state=REJECTED, report={"reason": reason}))
+    return finish_build(session, version_id, Built(state="rejected", report={"reason": reason}))
 
 
 def get(session: Session, model: str, number: int) -> VersionRow:

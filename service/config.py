@@ -12,22 +12,26 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TRIVIUM_", extra="ignore")
 
-    home: Path = Field(Path(".trivium"), description="data directory: database, blobs, admin.key")
-    database_url: str | None = Field(None, description="postgresql+psycopg://...; unset: SQLite")
+    home: Path = Field(default=Path(".trivium"), description="data directory: database, blobs, admin.key")
+    database_url: str | None = Field(default=None, description="postgresql+psycopg://...; unset: SQLite")
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535)
+    port: int = Field(default=8080, ge=0, le=65535)
 
-    max_body_mb: int = Field(64, ge=1, description="largest request body; artifacts have their own bound")
-    max_artifact_mb: int = Field(4096, ge=1, description="largest uploaded artifact")
+    max_body_mb: int = Field(
+        default=64, ge=1, description="largest request body; artifacts have their own bound"
+    )
+    max_artifact_mb: int = Field(default=4096, ge=1, description="largest uploaded artifact")
 
-    model_memory_mb: int = Field(4096, ge=1, description="models in memory; the least recently used go first")
-    predict_deadline_s: float = Field(30.0, gt=0, description="longest one call of an isolated model")
+    model_memory_mb: int = Field(
+        default=4096, ge=1, description="models in memory; the least recently used go first"
+    )
+    predict_deadline_s: float = Field(default=30.0, gt=0, description="longest one call of an isolated model")
 
-    build_timeout_s: float = Field(600.0, gt=0, description="longest a build may take")
-    build_memory_mb: int = Field(8192, ge=256, description="most memory a build may use")
-    build_concurrency: int = Field(1, ge=1, description="builds at once, per server process")
+    build_timeout_s: float = Field(default=600.0, gt=0, description="longest a build may take")
+    build_memory_mb: int = Field(default=8192, ge=256, description="most memory a build may use")
+    build_concurrency: int = Field(default=1, ge=1, description="builds at once, per server process")
 
-    shutdown_grace_s: float = Field(30.0, ge=0, description="how long shutdown waits for requests")
+    shutdown_grace_s: float = Field(default=30.0, ge=0, description="how long shutdown waits for requests")
 
     @cached_property
     def url(self) -> str:

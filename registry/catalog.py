@@ -1,0 +1,57 @@
+"""What a reader of the docs wants to know of every model: the version that answers for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased
+
+from registry.aliases import CHAMPION
+from registry.errors import NotFound
+from registry.tables import AliasRow, ModelRow, VersionRow
+
+
+class Entry(NamedTuple):
+    name: str
+    version: int
+    alias: str | None  # champion, or None where there is none and the newest ready version stands in
+    runtime: str
+    description: str
+    signature: dict[str, Any]
+
+
+def entries(session: Session, name: str | None = None) -> list[Entry]:
+    """Every model that can answer, by name, as its champion or else its newest ready version.
+
+    Raises `NotFound` when `name` is given and cannot answer.
+    """
+    newest = (
+        select(VersionRow.model_id, func.max(VersionRow.number).label("number"))
+        .where(VersionRow.state == "ready")
+        .group_by(VersionRow.model_id)
+        .subquery()
+    )
+    champion = aliased(AliasRow)
+    shown = aliased(VersionRow)
+    query = (
+        select(ModelRow.name, shown.number, champion.name, shown.runtime, shown.description, shown.signature)
+        .outerjoin(champion, (champion.model_id == ModelRow.id) & (champion.name == CHAMPION))
+        .outerjoin(newest, newest.c.model_id == ModelRow.id)
+        .join(
+            shown,
+            (shown.id == champion.version_id)
+            | (
+                champion.version_id.is_(None)
+                & (shown.model_id == ModelRow.id)
+                & (shown.number == newest.c.number)
+            ),
+        )
+        .order_by(ModelRow.name)
+    )
+    if name is not None:
+        query = query.where(ModelRow.name == name)
+    found = [Entry(*row) for row in session.execute(query)]
+    if name is not None and not found:
+        raise NotFound("model with a version that is ready", name)
+    return found

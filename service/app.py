@@ -1,0 +1,136 @@
+"""The application: everything is wired here, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from registry import db, keys
+from registry.artifacts import Store
+from service import telemetry
+from service.builds.supervisor import Supervisor
+from service.config import Settings
+from service.online.hotpath import HotPath
+from service.publish import alias_routes, artifacts, key_routes, routes
+from service.runtime.pool import Loader, Pool
+from service.runtime.snapshot import Snapshot
+from service.web import failures, health, openapi_routes
+from service.web.auth import Guard
+from service.web.deps import Services, check_guarded
+from service.web.docs import docs_routes
+from service.web.limits import Limits
+
+PREDICT_THREADS = 4
+CHECKPOINT_S = 5.0
+MB = 1 << 20
+
+log = telemetry.logger(__name__)
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    """The ASGI application, from the outside in: guard, limits, predictions, FastAPI with all the rest.
+
+    Raises `TriviumError` when the database needs `trivium migrate`.
+    """
+    services = _services(settings)
+    app = FastAPI(
+        title="Trivium",
+        version=version("trivium"),
+        description="One registry, three roads: online predictions, batch scoring, edge delivery.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for room in (artifacts, routes, alias_routes, key_routes, openapi_routes, health):
+        app.include_router(room.router)
+    app.router.routes.extend([*docs_routes(), *health.health_routes()])
+    failures.install(app)
+    check_guarded(app)
+    inside = HotPath(app, services.snapshot, services.pool, services.executor)
+    limited = Limits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
+    return Guard(limited, services.snapshot)
+
+
+def prepare(settings: Settings) -> None:
+    """Before anything serves: migrate SQLite (PostgreSQL must be current), make the first admin key."""
+    engine = db.connect(settings.url)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if engine.dialect.name == "sqlite":
+            db.migrate(engine, settings.home)
+        db.require_current(engine)
+        with db.locked(settings.home / "start.lock"), db.sessions(engine).begin() as session:
+            if keys.ensure_admin(session, settings.admin_key_file):
+                log.info("admin_key.created", file=str(settings.admin_key_file))
+    finally:
+        engine.dispose()
+
+
+def _services(settings: Settings) -> Services:
+    engine = db.connect(settings.url)
+    sessions = db.sessions(engine)
+    store = Store(settings.blobs)
+    snapshot = Snapshot(engine)
+    supervisor = Supervisor(settings, sessions, store, on_change=snapshot.refresh)
+    executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
+    loader = Loader(sessions, store, supervisor.spawn_isolated, settings.predict_deadline_s)
+    pool = Pool(loader, settings.model_memory_mb * MB, executor)
+    return Services(settings, engine, sessions, store, snapshot, pool, supervisor, executor)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    loop = asyncio.get_running_loop()
+    moved = asyncio.Event()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(moved.set)
+
+    services.snapshot.on_change.append(tell)
+    await asyncio.to_thread(services.snapshot.start)
+    services.supervisor.start()
+    moved.set()
+    chores = [asyncio.create_task(_follow(services, moved)), asyncio.create_task(_checkpoint(services))]
+    try:
+        yield
+    finally:
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await asyncio.to_thread(_shut_down, services)
+
+
+async def _follow(services: Services, moved: asyncio.Event) -> None:
+    """When the registry moves: load the champions, drop what is no longer there."""
+    while True:
+        await moved.wait()
+        moved.clear()
+        state = services.snapshot.state
+        services.pool.keep(
+            {v.id for m in state.models.values() for v in m.versions.values() if v.state == "ready"}
+        )
+        await services.pool.warm([v.id for v in services.snapshot.champions()])
+
+
+async def _checkpoint(services: Services) -> None:
+    while True:
+        await asyncio.sleep(CHECKPOINT_S)
+        await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
+
+
+def _shut_down(services: Services) -> None:
+    services.snapshot.stop()
+    services.supervisor.stop(services.settings.shutdown_grace_s)
+    services.executor.shutdown(wait=True)
+    services.pool.close()
+    services.engine.dispose()

@@ -1,0 +1,116 @@
+"""Move aliases: promote, roll back, delete, and what was live when."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from anyio import from_thread
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from registry import aliases, db, versions
+from service.publish.routes import ModelName
+from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
+from service.web.deps import CallerDep, ReadDep, Services, ServicesDep, WriteDep, guarded, writing
+from service.web.documents import problems
+from service.web.pages import Listed, PageQuery, listed
+
+router = APIRouter(tags=["aliases"])
+AliasName = Annotated[str, Path(description="champion, challenger, or any other name")]
+
+
+class HistoryQuery(PageQuery):
+    at: Annotated[
+        datetime | None, Query(description="what the alias was then", examples=["2026-03-03T12:00:00Z"])
+    ] = None
+
+
+@router.put(
+    "/v1/models/{name}/aliases/{alias}",
+    dependencies=[guarded("promote")],
+    responses=problems(404, 409, 413, 422, 503),
+)
+def promote(
+    name: ModelName,
+    alias: AliasName,
+    body: PromoteBody,
+    services: ServicesDep,
+    caller: CallerDep,
+) -> AliasRecord:
+    """Point the alias at a version that is `ready`. It is loaded before the alias moves: no request waits."""
+    with db.reading(services.sessions) as session:
+        version = versions.get(session, name, body.version)
+    if version.state == versions.READY:
+        _load(services, version.id)
+    with writing(services) as session:
+        row = aliases.promote(
+            session,
+            name,
+            alias,
+            body.version,
+            by=caller.name,
+            reason=body.reason,
+            edge_percent=body.edge_percent,
+        )
+        return AliasRecord.of(name, row)
+
+
+@router.post(
+    "/v1/models/{name}/aliases/{alias}/rollback",
+    dependencies=[guarded("promote")],
+    responses=problems(404, 409, 413, 422, 503),
+)
+def rollback(
+    name: ModelName,
+    alias: AliasName,
+    services: ServicesDep,
+    caller: CallerDep,
+    body: RollbackBody | None = None,
+) -> AliasRecord:
+    """Point the alias back at the version before; again, and it goes one further back."""
+    with db.reading(services.sessions) as session:
+        target = aliases.rollback_target(session, aliases.get(session, name, alias))
+    if target is not None:
+        _load(services, target[1].id)
+    with writing(services) as session:
+        reason = body.reason if body else None
+        row = aliases.rollback(session, name, alias, by=caller.name, reason=reason)
+        return AliasRecord.of(name, row)
+
+
+@router.delete(
+    "/v1/models/{name}/aliases/{alias}",
+    dependencies=[guarded("promote")],
+    status_code=204,
+    responses=problems(404),
+)
+def delete_alias(name: ModelName, alias: AliasName, session: WriteDep, caller: CallerDep) -> None:
+    """Delete the alias; its history stays."""
+    aliases.remove(session, name, alias, by=caller.name)
+
+
+@router.get(
+    "/v1/models/{name}/aliases/{alias}/history",
+    dependencies=[guarded("any")],
+    response_model=Listed[MoveRecord] | MoveRecord,
+    responses=problems(404, 422),
+)
+def history(
+    name: ModelName,
+    alias: AliasName,
+    request: Request,
+    response: Response,
+    session: ReadDep,
+    query: Annotated[HistoryQuery, Query()],
+) -> Listed[MoveRecord] | MoveRecord:
+    """Every move, newest first; with `at`, the one that was in force then."""
+    if query.at is not None:
+        moment = query.at.replace(tzinfo=query.at.tzinfo or UTC)
+        return MoveRecord.of(aliases.at(session, name, alias, moment))
+    page = aliases.history(session, name, alias, page_size=query.page_size, page_token=query.page_token)
+    return listed(page, MoveRecord.of, request, response)
+
+
+def _load(services: Services, version_id: int) -> None:
+    """Before the transaction: loading may take seconds, and a writer keeps all others waiting."""
+    from_thread.run(services.pool.get, version_id)

@@ -1,0 +1,91 @@
+"""Issue, list, rotate and revoke API keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from registry import keys
+from service.publish.schemas import IssuedKey, KeyBody, KeyRecord
+from service.web.deps import CallerDep, ReadDep, WriteDep, guarded
+from service.web.documents import problems
+from service.web.idempotency import Done, IdempotencyKey, once
+from service.web.pages import Listed, PageQuery, listed
+
+router = APIRouter(tags=["keys"])
+KeyId = Annotated[str, Path(description="the key's id, not its secret", max_length=64)]
+
+
+@router.post(
+    "/v1/keys",
+    dependencies=[guarded("admin")],
+    status_code=201,
+    response_model=IssuedKey,
+    responses=problems(413, 422),
+)
+def create_key(
+    body: KeyBody,
+    request: Request,
+    session: WriteDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Issue a key. The secret is answered here and stored nowhere."""
+    secret = _secret(request, idempotency_key)
+
+    def create() -> Done:
+        issued = keys.create(
+            session,
+            body.name,
+            list(body.scopes),
+            by=caller.name,
+            models=body.models,
+            expires_in_s=body.expires_in,
+            secret=secret,
+        )
+        return Done(KeyRecord.of(issued.row), 201, f"/v1/keys/{issued.row.id}")
+
+    def with_secret(kept: bytes) -> bytes:
+        record = msgspec.json.decode(kept)
+        return msgspec.json.encode(record | {"key": keys.text(record["id"], secret)})
+
+    return once(session, idempotency_key, caller, request, body, create, with_secret)
+
+
+@router.get("/v1/keys", dependencies=[guarded("admin")], responses=problems(422))
+def list_keys(
+    request: Request, response: Response, session: ReadDep, query: Annotated[PageQuery, Query()]
+) -> Listed[KeyRecord]:
+    """Every key, revoked ones too, without their secrets."""
+    page = keys.search(session, page_size=query.page_size, page_token=query.page_token)
+    return listed(page, KeyRecord.of, request, response)
+
+
+@router.delete("/v1/keys/{id}", dependencies=[guarded("admin")], responses=problems(404))
+def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
+    """End a key. It stays in the list."""
+    return KeyRecord.of(keys.revoke(session, id))
+
+
+@router.post(
+    "/v1/keys/{id}/rotate",
+    dependencies=[guarded("admin")],
+    responses=problems(404),
+)
+def rotate_key(id: KeyId, session: WriteDep) -> IssuedKey:
+    """Give the key a new secret; the old one stops working at once."""
+    issued = keys.rotate(session, id)
+    return IssuedKey(**KeyRecord.of(issued.row).model_dump(), key=issued.key)
+
+
+def _secret(request: Request, idempotency_key: str | None) -> str:
+    """A random secret; for a request that may be sent again, one that only its sender can make anew."""
+    if idempotency_key is None:
+        return secrets.token_urlsafe(32)
+    sender = request.headers["authorization"].encode()
+    return hmac.new(sender, f"new key\n{idempotency_key}".encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,201 @@
+"""The wire types of models, versions, aliases and keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.aliases import CHAMPION
+from registry.keys import Scope
+from registry.models import Summary
+from registry.names import NAME_PATTERN
+from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" + "0" * 48])]
+Tags = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]],
+    Field(max_length=64, examples=[{"team": "risk"}]),
+]
+Description = Annotated[str, Field(max_length=10_000)]
+Reason = Annotated[str | None, Field(max_length=1000, examples=["better recall"])]
+
+
+class Strict(BaseModel):
+    """A request's body: unknown fields are refused, and a string is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Example(Strict):
+    artifact: Sha256
+    media_type: Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
+
+
+class PublishBody(Strict):
+    artifact: Sha256
+    format: Literal["sklearn-joblib", "onnx"]
+    example: Example | None = None
+    target: Annotated[str | None, Field(description="the example's column that holds the true value")] = None
+    signature: Annotated[
+        dict[str, Any] | None, Field(description="a whole signature, or what to correct in the inferred one")
+    ] = None
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False, strict=False)]] = {}
+    tags: Tags = {}
+    description: Description = ""
+    alias: Annotated[Name | None, Field(description="points here as soon as the version is ready")] = None
+
+
+class EditBody(Strict):
+    tags: Tags | None = None
+    description: Description | None = None
+    archived: bool | None = None
+
+
+class PromoteBody(Strict):
+    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    reason: Reason = None
+    edge_percent: Annotated[int | None, Field(ge=0, le=100)] = None
+
+
+class RollbackBody(Strict):
+    reason: Reason = None
+
+
+class KeyBody(Strict):
+    name: Annotated[str, Field(min_length=1, max_length=100, examples=["scoring service"])]
+    scopes: Annotated[list[Scope], Field(min_length=1, examples=[["predict"]])]
+    models: Annotated[list[Name] | None, Field(description="unset: every model", max_length=1000)] = None
+    expires_in: Annotated[
+        float | None, Field(gt=0, le=3650 * 86400, strict=False, description="seconds", examples=[86400])
+    ] = None
+
+
+class ArtifactRecord(BaseModel):
+    sha256: str
+    bytes: int
+
+
+class ModelRecord(BaseModel):
+    name: str
+    versions: int
+    latest_version: int | None
+    champion: int | None
+    aliases: dict[str, int]
+    created_at: datetime
+    created_by: str
+
+    @classmethod
+    def of(cls, found: Summary) -> ModelRecord:
+        return cls(
+            name=found.model.name,
+            versions=found.versions,
+            latest_version=found.latest,
+            champion=found.aliases.get(CHAMPION),
+            aliases=found.aliases,
+            created_at=found.model.created_at,
+            created_by=found.model.created_by,
+        )
+
+
+class VersionRecord(BaseModel):
+    model: str
+    version: int
+    state: Literal["building", "ready", "rejected", "archived"]
+    runtime: Literal["onnx", "isolated", "tflite"] | None
+    runtime_reason: str | None
+    signature: dict[str, Any] | None
+    report: dict[str, Any] | None
+    aliases: list[str]
+    tags: dict[str, str]
+    metrics: dict[str, float | None]
+    description: str
+    artifact: str
+    format: str
+    example: dict[str, Any] | None
+    target: str | None
+    lineage: dict[str, Any]
+    created_at: datetime
+    created_by: str
+    built_at: datetime | None
+
+    @classmethod
+    def of(cls, row: VersionRow) -> VersionRecord:
+        return cls(
+            model=row.model.name,
+            version=row.number,
+            state=row.state,  # type: ignore[arg-type]
+            runtime=row.runtime,  # type: ignore[arg-type]
+            runtime_reason=row.runtime_reason,
+            signature=row.signature,
+            report=row.report,
+            aliases=sorted(a.name for a in row.aliases),
+            tags={t.key: t.value for t in sorted(row.tags, key=lambda t: t.key)},
+            metrics=row.metrics,
+            description=row.description,
+            artifact=row.artifact,
+            format=row.format,
+            example=row.example,
+            target=row.target,
+            lineage=row.lineage,
+            created_at=row.created_at,
+            created_by=row.created_by,
+            built_at=row.built_at,
+        )
+
+
+class AliasRecord(BaseModel):
+    model: str
+    alias: str
+    version: int
+    edge_percent: int | None
+    at: datetime
+    by: str
+    reason: str | None
+
+    @classmethod
+    def of(cls, model: str, row: AliasRow) -> AliasRecord:
+        return cls(
+            model=model,
+            alias=row.name,
+            version=row.version.number,
+            edge_percent=row.edge_percent,
+            at=row.event.at,
+            by=row.event.by,
+            reason=row.event.reason,
+        )
+
+
+class MoveRecord(BaseModel):
+    """One move of an alias; `version` is null where the alias was deleted."""
+
+    version: int | None
+    at: datetime
+    by: str
+    reason: str | None
+    action: Literal["promote", "rollback", "delete"]
+
+    @classmethod
+    def of(cls, row: AliasEventRow) -> MoveRecord:
+        return cls(version=row.version, at=row.at, by=row.by, reason=row.reason, action=row.action)  # type: ignore[arg-type]
+
+
+class KeyRecord(BaseModel):
+    id: str
+    name: str
+    scopes: list[Scope]
+    models: list[str] | None
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, row: KeyRow) -> KeyRecord:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class IssuedKey(KeyRecord):
+    key: Annotated[str, Field(description="the secret itself; this is the only time it is shown")]

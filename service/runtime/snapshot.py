@@ -1,0 +1,187 @@
+"""The registry as of now, in memory: aliases, versions and keys, so that a prediction asks no database.
+
+A watcher thread looks every 100 ms whether the database moved (`PRAGMA data_version` on a connection of
+its own for SQLite, the revision itself on PostgreSQL) and reloads the models and keys that changed. The
+process that makes a change calls `refresh` before it answers, and so reads its own writes.
+
+The state is replaced, never altered: readers need no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+
+import msgspec
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from registry import changes, db, keys
+from registry.aliases import CHAMPION
+from registry.errors import NotFound, NotReady
+from registry.keys import Key
+from registry.tables import AliasRow, ModelRow, VersionRow
+from service import telemetry
+
+POLL_S = 0.1
+STALE_S = 10.0
+"""A snapshot older than this makes the server unready: the database does not answer."""
+
+log = telemetry.logger(__name__)
+
+
+class Version(msgspec.Struct, frozen=True):
+    id: int
+    number: int
+    state: str
+
+
+class Model(msgspec.Struct, frozen=True):
+    name: str
+    versions: dict[int, Version]
+    aliases: dict[str, int]
+
+
+class State(msgspec.Struct, frozen=True):
+    revision: int
+    models: dict[str, Model]
+    keys: dict[str, Key]
+
+
+EMPTY = State(revision=-1, models={}, keys={})
+
+
+class Snapshot:
+    def __init__(self, engine: Engine) -> None:
+        self.state = EMPTY
+        self.on_change: list[Callable[[], None]] = []  # called in the watcher's or refresher's thread
+        self._engine = engine
+        self._sessions = db.sessions(engine)
+        self._loading = threading.Lock()
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="snapshot", daemon=True)
+        self._looked = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the database was last looked at with success."""
+        return time.monotonic() - self._looked
+
+    def resolve(self, name: str, alias: str | None = None, number: int | None = None) -> Version:
+        """The version that answers for `name`, by number or by alias (`champion` when neither is given).
+
+        Raises `NotFound`, `NotReady`.
+        """
+        model = self.state.models.get(name)
+        if model is None:
+            raise NotFound("model", name)
+        if number is None:
+            alias = alias or CHAMPION
+            number = model.aliases.get(alias)
+            if number is None:
+                hint = f"promote a version: PUT /v1/models/{name}/aliases/{alias}"
+                raise NotFound("alias", f"{name}@{alias}", hint)
+        version = model.versions.get(number)
+        if version is None:
+            raise NotFound("version", f"{name}:{number}")
+        if version.state != "ready":
+            raise NotReady(
+                f"{name}:{number} is {version.state}; GET /v1/models/{name}/versions/{number} says more"
+            )
+        return version
+
+    def champions(self) -> list[Version]:
+        """The version behind every `champion`."""
+        return [
+            m.versions[number]
+            for m in self.state.models.values()
+            if (number := m.aliases.get(CHAMPION)) is not None and number in m.versions
+        ]
+
+    def refresh(self) -> None:
+        """Bring the snapshot up to the database's revision. Blocks; call it off the event loop."""
+        with self._loading:
+            before = self.state.revision
+            with db.reading(self._sessions) as session:
+                self.state = _reload(session, self.state)
+            self._looked = time.monotonic()
+            moved = self.state.revision != before
+        if moved:
+            for listener in self.on_change:
+                listener()
+
+    def start(self) -> None:
+        """Load everything once, then keep watching."""
+        self.refresh()
+        self._watcher.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._watch_connection()
+            except Exception as error:  # the database may come back: keep trying, let `age_s` tell
+                log.warning("snapshot.lost", error=str(error))
+                self._stopping.wait(1.0)
+
+    def _watch_connection(self) -> None:
+        """Look every `POLL_S` on one connection: SQLite's data_version speaks of commits by others."""
+        sqlite = self._engine.dialect.name == "sqlite"
+        probe = "PRAGMA data_version" if sqlite else "SELECT value FROM revision"
+        raw = self._engine.raw_connection()
+        try:
+            cursor = raw.cursor()
+            seen = None
+            while not self._stopping.wait(POLL_S):
+                cursor.execute(probe)
+                value = cursor.fetchone()
+                raw.rollback()  # on PostgreSQL the next look needs a new transaction
+                if value != seen:
+                    self.refresh()
+                    seen = value
+                self._looked = time.monotonic()
+        finally:
+            raw.close()
+
+
+def _reload(session: Session, old: State) -> State:
+    found = changes.since(session, old.revision) if old.revision >= 0 else None
+    if found is None:
+        revision = changes.revision(session)
+        return State(revision, _models(session), keys.live(session))
+    if found.revision == old.revision:
+        return old
+    models, live = old.models, old.keys
+    if found.models:
+        fresh = _models(session, found.models)
+        models = {n: m for n, m in old.models.items() if n not in found.models} | fresh
+    if found.keys:
+        live = {i: k for i, k in live.items() if i not in found.keys} | keys.live(session, found.keys)
+    return State(found.revision, models, live)
+
+
+def _models(session: Session, names: Collection[str] | None = None) -> dict[str, Model]:
+    """The models called `names`, or all. Only columns that resolving needs: signatures stay behind."""
+    picked = select(ModelRow.id, ModelRow.name)
+    if names is not None:
+        picked = picked.where(ModelRow.name.in_(names))
+    found = {row.id: Model(row.name, {}, {}) for row in session.execute(picked)}
+    versions = select(VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state)
+    aliases = select(AliasRow.model_id, AliasRow.name, VersionRow.number).join(
+        VersionRow, VersionRow.id == AliasRow.version_id
+    )
+    if names is not None:
+        versions = versions.where(VersionRow.model_id.in_(found))
+        aliases = aliases.where(AliasRow.model_id.in_(found))
+    for model_id, id_, number, state in session.execute(versions):
+        if model_id in found:
+            found[model_id].versions[number] = Version(id_, number, state)
+    for model_id, alias, number in session.execute(aliases):
+        if model_id in found:
+            found[model_id].aliases[alias] = number
+    return {m.name: m for m in found.values()}

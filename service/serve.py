@@ -1,0 +1,106 @@
+"""Start and watch the server's processes: `trivium serve`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+
+from service import telemetry
+from service.app import create_app, prepare
+from service.builds.children import Keeper
+from service.config import Settings
+
+BACKLOG = 2048
+
+log = telemetry.logger(__name__)
+
+
+def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Blocks.
+
+    One web process serves in this process; of several, each is a child that this one keeps alive, and
+    they share the listening socket. `worker` starts a worker child as soon as there is work for one.
+    """
+    telemetry.configure_logging()
+    listening = _bind(settings.host, settings.port)
+    host, port = listening.getsockname()[:2]
+    prepare(settings)
+    log.info(
+        "serving",
+        url=f"http://{host}:{port}",
+        docs=f"http://{host}:{port}/docs",
+        admin_key=str(settings.admin_key_file),
+        workers=workers,
+    )
+    if workers == 1:
+        run_web(settings, listening)
+        return 0
+    return _keep(settings, listening, workers)
+
+
+def run_web(settings: Settings, listening: socket.socket) -> None:
+    """Serve on `listening` in this process until SIGTERM or SIGINT."""
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+    )
+    uvicorn.Server(config).run([listening])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise SystemExit(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    listening.listen(BACKLOG)
+    return listening
+
+
+def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
+    figures = settings.home / "metrics"
+    shutil.rmtree(figures, ignore_errors=True)
+    figures.mkdir(parents=True)
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(figures.absolute())}
+    descriptor = listening.fileno()
+
+    def start() -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "service.serve", str(descriptor)]
+        return subprocess.Popen(argv, pass_fds=[descriptor], env=environment)
+
+    keepers = [Keeper(f"web process {n + 1}", start) for n in range(count)]
+    stopping = threading.Event()
+
+    def stop(_: int, __: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    for keeper in keepers:
+        keeper.start()
+    stopping.wait()
+    for keeper in keepers:
+        keeper.terminate()
+    for keeper in keepers:
+        keeper.stop(settings.shutdown_grace_s + 5)
+    listening.close()
+    return 0
+
+
+if __name__ == "__main__":
+    telemetry.configure_logging()
+    run_web(Settings(), socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,70 @@
+"""Is it alive, is it ready, and the figures."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.routing import Route
+
+from registry import db, queue
+from service import telemetry
+from service.runtime.snapshot import STALE_S
+from service.web.deps import Services, ServicesDep, guarded
+from service.web.documents import problems
+
+router = APIRouter(tags=["operation"])
+
+
+class Readiness(BaseModel):
+    ready: bool
+    checks: dict[str, str]
+
+
+async def livez(_: Request) -> Response:
+    """The process answers."""
+    return JSONResponse({"status": "alive"})
+
+
+def readyz(request: Request) -> Response:
+    """It can serve: the database answers and is migrated, the snapshot is fresh, the builder works."""
+    checks = _checks(request.app.state.services)
+    ready = all(found == "ok" for found in checks.values())
+    return JSONResponse(Readiness(ready=ready, checks=checks).model_dump(), 200 if ready else 503)
+
+
+def health_routes() -> list[Route]:
+    """The probes; none of them asks for a key."""
+    return [Route("/livez", livez), Route("/readyz", readyz), Route("/healthz", readyz)]
+
+
+@router.get(
+    "/metrics",
+    dependencies=[guarded("any")],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems()},
+)
+def metrics(services: ServicesDep) -> Response:
+    """Prometheus text."""
+    for kind, count in services.pool.by_kind().items():
+        telemetry.LOADED_MODELS.labels(kind).set(count)
+    telemetry.LOADED_BYTES.set(services.pool.bytes)
+    telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
+    with db.reading(services.sessions) as session:
+        telemetry.BUILD_QUEUE.set(queue.depth(session, ["build"]))
+    return Response(telemetry.metrics(), media_type=telemetry.METRICS_TYPE)
+
+
+def _checks(services: Services) -> dict[str, str]:
+    checks = {}
+    try:
+        current = db.is_current(services.engine)
+        checks["database"] = "ok"
+        checks["migrations"] = "ok" if current else "not current: run `trivium migrate`"
+    except SQLAlchemyError as error:
+        checks["database"] = f"does not answer: {type(error).__name__}"
+    age = services.snapshot.age_s
+    checks["snapshot"] = "ok" if age < STALE_S else f"the registry was last seen {age:.0f} s ago"
+    checks["builder"] = services.supervisor.problem() or "ok"
+    return checks

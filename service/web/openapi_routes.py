@@ -1,0 +1,86 @@
+"""`/openapi.json` and each model's own: as fresh as the registry, cheap to ask for again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Path, Request, Response
+
+from registry import catalog, db
+from registry.signature import Signature
+from service.web.deps import Services, ServicesDep, guarded
+from service.web.documents import problem_schemas, problems
+from service.web.openapi import merge, model_document
+from service.web.operations import ModelDoc
+
+router = APIRouter(tags=["docs"])
+_DOCUMENT: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {
+        200: {"content": {"application/json": {"schema": {"type": "object"}}}},
+        304: {"description": "It has not changed"},
+    },
+}
+
+
+@router.get(
+    "/openapi.json",
+    dependencies=[guarded("any")],
+    response_class=Response,
+    responses=_DOCUMENT["responses"] | problems(),
+)
+def whole_document(request: Request, services: ServicesDep) -> Response:
+    """The OpenAPI document, with a typed predict operation for each model."""
+    return _answer(request, services, None)
+
+
+@router.get(
+    "/v1/models/{name}/openapi.json",
+    dependencies=[guarded("any")],
+    response_class=Response,
+    responses=_DOCUMENT["responses"] | problems(404),
+)
+def one_models_document(
+    name: Annotated[str, Path(description="the model's name")], request: Request, services: ServicesDep
+) -> Response:
+    """One model's OpenAPI document."""
+    return _answer(request, services, name)
+
+
+def _answer(request: Request, services: Services, name: str | None) -> Response:
+    headers = {
+        "ETag": f'"{services.snapshot.state.revision}"',
+        "Cache-Control": "no-cache",
+        "Vary": "Authorization",
+    }
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    with db.reading(services.sessions) as session:
+        models = [_doc(entry) for entry in catalog.entries(session, name)]
+    base = base_document(request.app)
+    document = merge(base, models) if name is None else model_document(base, models[0])
+    return Response(msgspec.json.encode(document), media_type="application/json", headers=headers)
+
+
+def base_document(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's own document, with our problems where it would document its own validation errors."""
+    if app.openapi_schema is None:
+        document = app.openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        schemas.update(problem_schemas())
+    assert app.openapi_schema is not None
+    return app.openapi_schema
+
+
+def _doc(entry: catalog.Entry) -> ModelDoc:
+    return ModelDoc(
+        name=entry.name,
+        version=entry.version,
+        signature=Signature.from_json(entry.signature),
+        runtime=entry.runtime,
+        alias=entry.alias,
+        description=entry.description,
+    )
