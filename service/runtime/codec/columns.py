@@ -157,7 +157,31 @@ class Column:
         known = self.known
         return known is None or all(v in known or v != v for v in array.astype(np.float64).tolist())
 
-    def array(self, values: Sequence[Any]) -> Array:
+    def numbers(self, values: Array) -> Array | None:
+        """A column of numbers (any integer or float dtype, missing = NaN) as `array` makes it; None when
+        one of them needs `cell`."""
+        if values.dtype.kind == "f":
+            values = values.astype(np.float64, copy=False)
+        finite = np.isfinite(values)
+        if not finite.all():
+            if not self.nullable:
+                return None
+            values = np.where(finite, values, np.nan)
+        present = values[finite]
+        if self.dtype == "float32" and (np.abs(present.astype(np.float64, copy=False)) > FLOAT32_MAX).any():
+            return None
+        if self.dtype == "int64" and not self._are_int64(present):
+            return None
+        array = self.array(values)
+        return array if self.all_known(array) else None
+
+    @staticmethod
+    def _are_int64(values: Array) -> bool:
+        if values.dtype.kind == "f":
+            return bool(((values == np.floor(values)) & (np.abs(values) < 2.0**63)).all())
+        return values.dtype != np.uint64 or bool((values <= INT64_MAX).all())
+
+    def array(self, values: Sequence[Any] | Array) -> Array:
         """Checked values as the array that `registry.rows.Rows` promises; None becomes NaN in numbers."""
         if self.dtype == "string":
             return np.array(values, dtype=object)

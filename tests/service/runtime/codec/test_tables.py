@@ -1,0 +1,350 @@
+"""CSV and Arrow bodies: what is accepted, and that every fault is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from registry.errors import FieldError, Invalid
+from registry.signature import Input, Output, Signature
+from service.runtime.codec import MAX_INSTANCES, Codec
+
+VALUE = (Output("value", "float64", (-1,)),)
+
+
+def codec(*inputs: Input) -> Codec:
+    return Codec(Signature("regression", inputs, VALUE))
+
+
+AGE = Input("age", "float64")
+MIXED = codec(
+    Input("age", "float64", nullable=True),
+    Input("visits", "int64"),
+    Input("home town", "string", nullable=True),
+    Input("member", "bool"),
+    Input("score", "float32"),
+    Input("note", "string"),
+)
+
+
+def csv_faults(of: Codec, text: str | bytes) -> tuple[FieldError, ...]:
+    with pytest.raises(Invalid) as caught:
+        of.decode_csv(text.encode() if isinstance(text, str) else text)
+    assert caught.value.errors
+    return caught.value.errors
+
+
+def csv_fault(of: Codec, text: str | bytes) -> FieldError:
+    (only,) = csv_faults(of, text)
+    return only
+
+
+def stream(table: pa.Table, options: pa.ipc.IpcWriteOptions | None = None, chunk: int | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=chunk)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow(columns: dict[str, Any]) -> bytes:
+    return stream(pa.table(columns))
+
+
+def arrow_faults(of: Codec, body: bytes) -> tuple[FieldError, ...]:
+    with pytest.raises(Invalid) as caught:
+        of.decode_arrow(body)
+    assert caught.value.errors
+    return caught.value.errors
+
+
+def arrow_fault(of: Codec, body: bytes) -> FieldError:
+    (only,) = arrow_faults(of, body)
+    return only
+
+
+# CSV
+
+
+def test_csv_is_read_by_the_signatures_types_whatever_the_order_of_its_columns() -> None:
+    text = (
+        "﻿note,home town,age,visits,member,score\r\n"
+        '"two\r\nlines","Ørsta, by the sea",1.5,39.0,TRUE,0.1\r\n'
+        ',,,-9223372036854775808,0,"1"\r\n'
+        "\r\n"
+        '"say ""hi""",NaN,NaN,9223372036854775807,1,.5\r\n'
+    )
+    rows = MIXED.decode_csv(text.encode())
+    assert rows.columns is not None
+    assert [c.dtype for c in rows.columns] == [np.float64, np.int64, object, np.bool_, np.float32, object]
+    age, visits, town, member, score, note = (c.tolist() for c in rows.columns)
+    assert age[0] == 1.5
+    assert np.isnan(age[1:]).all()
+    assert visits == [39, -(2**63), 2**63 - 1]
+    assert town == ["Ørsta, by the sea", None, "NaN"]
+    assert member == [True, False, True]
+    assert score == [float(np.float32(0.1)), 1, 0.5]
+    assert note == ["two\r\nlines", "", 'say "hi"']
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NaN", "inf", "-Infinity", " "])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_nan_infinity_and_the_empty_cell_are_null_in_csv(text: str, dtype: Any) -> None:
+    both = codec(Input("x", dtype, nullable=True), AGE)
+    rows = both.decode_csv(f"x,age\n{text},1\n".encode())
+    assert rows.matrix is not None
+    assert np.isnan(rows.matrix[0, 0])
+    wrong = csv_fault(codec(Input("x", dtype), AGE), f"x,age\n1,1\n{text},1\n")
+    assert (wrong.instance, wrong.field) == (1, "x")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("float64", "abc"),
+        ("float64", "1_000"),
+        ("float64", "\uff11"),
+        ("float64", "0x10"),
+        ("float64", "1e400"),
+        ("float64", "1" + "0" * 5000),
+        ("float64", "true"),
+        ("float32", "1e39"),
+        ("int64", "39.5"),
+        ("int64", "9223372036854775808"),
+        ("int64", "1_0"),
+        ("bool", "yes"),
+        ("bool", "2"),
+    ],
+)
+@pytest.mark.parametrize("nullable", [True, False])
+def test_csv_cells_that_are_no_such_value_are_refused_and_named(
+    dtype: Any, text: str, nullable: bool
+) -> None:
+    wrong = csv_fault(codec(Input("x", dtype, nullable=nullable)), f"x\n1\n{text}\n")
+    assert (wrong.instance, wrong.field) == (1, "x")
+    assert wrong.expected
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "says"),
+    [
+        ("age,visits\n1,2\n", "visits", "no feature of this model"),
+        ("ages\n1\n", "ages", 'did you mean "age"?'),
+        ("age,age\n1,2\n", "age", "is there 2 times"),
+        ("", "instances", "nothing in it"),
+        ("age\n", "instances", "no rows"),
+        ("age\n1,2\n", None, "the row has 2 cells, the header has 1"),
+        ('age\n"1\n', None, "cannot be read"),
+        (b"age\n\xff\n", None, "not UTF-8"),
+        ("age\n" + "1\n" * (MAX_INSTANCES + 1), "instances", "more than 10000 rows"),
+    ],
+)
+def test_a_csv_table_of_the_wrong_form_is_refused_with_the_reason(
+    text: str | bytes, field: str | None, says: str
+) -> None:
+    wrong = csv_faults(codec(AGE), text)[0]
+    assert wrong.field == field
+    assert says in wrong.message
+
+
+def test_csv_faults_come_in_the_order_of_the_rows() -> None:
+    found = csv_faults(codec(AGE, Input("n", "int64")), "n,age\n1,x\ny,1\nz,w\n")
+    assert [(f.instance, f.field) for f in found] == [(0, "age"), (1, "n"), (2, "age"), (2, "n")]
+
+
+def test_closed_categories_hold_in_csv_and_arrow() -> None:
+    closed = codec(
+        Input("c", "string", categories=("red", "blue"), closed=True),
+        Input("k", "int64", categories=(1, 2), closed=True),
+    )
+    assert len(closed.decode_csv(b"c,k\nred,1\n")) == 1
+    assert [(f.instance, f.field) for f in csv_faults(closed, "c,k\nred,1\ngreen,3\n")] == [
+        (1, "c"),
+        (1, "k"),
+    ]
+    assert len(closed.decode_arrow(arrow({"c": ["red"], "k": [1]}))) == 1
+    found = arrow_faults(closed, arrow({"c": ["red", "green"], "k": [1, 3]}))
+    assert [(f.instance, f.field) for f in found] == [(1, "c"), (1, "k")]
+
+
+# Arrow
+
+
+def test_arrow_columns_are_read_by_name_with_nulls_over_several_batches() -> None:
+    table = pa.table(
+        {
+            "note": pa.array(["a", "b", ""], pa.large_string()),
+            "home town": pa.array(["x", None, "x"]).dictionary_encode(),
+            "age": pa.array([1, None, 3], pa.int32()),
+            "visits": pa.array([1.0, 2.0, 3.0], pa.float32()),
+            "member": pa.array([True, False, True]),
+            "score": pa.array([0.1, 0.2, 0.3], pa.float64()),
+        }
+    )
+    rows = MIXED.decode_arrow(stream(table, chunk=2))
+    assert rows.columns is not None
+    assert [c.dtype for c in rows.columns] == [np.float64, np.int64, object, np.bool_, np.float32, object]
+    age, visits, town, member, score, note = (c.tolist() for c in rows.columns)
+    assert (age[0], age[2], visits) == (1, 3, [1, 2, 3])
+    assert np.isnan(age[1])
+    assert town == ["x", None, "x"]
+    assert member == [True, False, True]
+    assert score == np.float32([0.1, 0.2, 0.3]).tolist()
+    assert note == ["a", "b", ""]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("encoded", [True, False])
+def test_every_arrow_string_is_taken(kind: Any, encoded: bool) -> None:
+    values = pa.array(["é", None, "é"], kind)
+    if encoded:
+        values = pa.DictionaryArray.from_arrays([0, None, 0], values[:1])
+    rows = codec(Input("s", "string", nullable=True)).decode_arrow(arrow({"s": values}))
+    assert rows.columns is not None
+    assert rows.columns[0].tolist() == ["é", None, "é"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint64(), pa.float16(), pa.float32()],
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+@pytest.mark.parametrize("nullable", [True, False])
+def test_every_arrow_number_is_widened(kind: Any, dtype: Any, nullable: bool) -> None:
+    values = pa.array(np.array([1, 2, 3]), mask=np.array([False, False, nullable])).cast(kind)
+    rows = codec(Input("x", dtype, nullable=nullable)).decode_arrow(arrow({"x": values}))
+    assert rows.matrix is not None
+    assert rows.matrix[:2, 0].tolist() == [1, 2]
+    assert np.isnan(rows.matrix[2, 0]) == nullable
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "says"),
+    [
+        ("float64", pa.array([1.0, None]), "takes no missing values"),
+        ("float64", pa.array([1.0, np.nan]), "takes no missing values"),
+        ("float64", pa.array([1.0, np.inf]), "outside the range"),
+        ("int64", pa.array([1.0, 1.5]), "no whole number"),
+        ("int64", pa.array([1, 2**63], pa.uint64()), "outside the range of int64"),
+        ("float32", pa.array([1.0, 1e39]), "outside the range of float32"),
+        ("string", pa.array(["a", None]), "takes no missing values"),
+        ("bool", pa.array([True, None]), "takes no missing values"),
+    ],
+)
+def test_an_arrow_value_that_does_not_fit_is_refused_and_named(dtype: Any, values: Any, says: str) -> None:
+    wrong = arrow_fault(codec(Input("x", dtype)), arrow({"x": values}))
+    assert (wrong.instance, wrong.field) == (1, "x")
+    assert says in wrong.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("float64", pa.array(["1"])),
+        ("float64", pa.array([True])),
+        ("int64", pa.array([1], pa.timestamp("us"))),
+        ("string", pa.array([b"x"])),
+        ("string", pa.array([1])),
+        ("bool", pa.array([1])),
+        ("float64", pa.array([[1.0]])),
+    ],
+)
+def test_an_arrow_column_of_another_type_is_one_fault(dtype: Any, values: Any) -> None:
+    wrong = arrow_fault(codec(Input("x", dtype)), arrow({"x": values}))
+    assert (wrong.instance, wrong.field, wrong.expected) == (None, "x", dtype)
+    assert str(values.type) in wrong.message
+
+
+def test_infinity_is_null_in_a_nullable_arrow_column() -> None:
+    nullable = codec(Input("x", "float64", nullable=True))
+    rows = nullable.decode_arrow(arrow({"x": [1.0, np.inf, np.nan]}))
+    assert rows.matrix is not None
+    assert np.isnan(rows.matrix[1:]).all()
+
+
+def test_an_arrow_column_of_nothing_but_nulls_is_taken_where_nulls_are() -> None:
+    rows = codec(Input("x", "float64", nullable=True)).decode_arrow(arrow({"x": pa.nulls(2)}))
+    assert rows.matrix is not None
+    assert np.isnan(rows.matrix).all()
+    assert len(arrow_faults(codec(AGE), arrow({"age": pa.nulls(2)}))) == 2
+
+
+def test_arrow_columns_are_matched_by_name() -> None:
+    missing = arrow_faults(codec(AGE), arrow({"ages": [1.0]}))
+    assert [(f.instance, f.field) for f in missing] == [(None, "ages"), (None, "age")]
+    twice = stream(pa.table([pa.array([1.0]), pa.array([2.0])], names=["age", "age"]))
+    assert "2 times" in arrow_fault(codec(AGE), twice).message
+
+
+@pytest.mark.parametrize("rows", [0, MAX_INSTANCES + 1])
+def test_arrow_rows_are_bounded(rows: int) -> None:
+    assert arrow_fault(codec(AGE), arrow({"age": pa.array([1.0] * rows, pa.float64())})).field == "instances"
+
+
+def test_nulls_that_weigh_nothing_are_refused_by_their_number() -> None:
+    many = pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])
+    assert arrow_fault(codec(AGE), arrow({"age": many})).field == "instances"
+
+
+@pytest.mark.parametrize("codec_name", ["lz4", "zstd"])
+def test_a_compressed_arrow_stream_is_refused(codec_name: str) -> None:
+    options = pa.ipc.IpcWriteOptions(compression=codec_name)
+    plain = pa.table({"age": np.zeros(1000)})
+    words = pa.table({"age": pa.array(["a" * 1000] * 10).dictionary_encode()})
+    for table in (plain, words):
+        assert "send it uncompressed" in arrow_fault(codec(AGE), stream(table, options)).message
+
+
+def test_strings_that_name_the_same_bytes_many_times_are_bounded() -> None:
+    word = pa.array(["x" * 200_000])
+    views = pa.array(["x" * 200_000], pa.string_view())
+    data = views.buffers()[1]
+    many = pa.StringViewArray.from_buffers(
+        pa.string_view(), 2000, [None, pa.py_buffer(data.to_pybytes()[:16] * 2000), views.buffers()[2]]
+    )
+    wide = codec(Input("s", "string"))
+    assert "strings hold more" in arrow_fault(wide, arrow({"s": many})).message
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * MAX_INSTANCES, pa.int32()), word)
+    rows = wide.decode_arrow(arrow({"s": shared}))
+    assert rows.columns is not None
+    assert all(s is rows.columns[0][0] for s in rows.columns[0])
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"abc", b"\xff" * 64, b"ARROW1\0\0", b"\xff\xff\xff\xff\xff\xff\xff\x7f"]
+)
+def test_what_is_no_arrow_stream_is_refused(body: bytes) -> None:
+    assert "Arrow stream" in arrow_fault(codec(AGE), body).message
+
+
+def test_a_damaged_arrow_stream_is_refused_or_read_and_never_breaks_the_process() -> None:
+    whole = arrow({"age": [1.0, 2.0], "town": pa.array(["a", None]).dictionary_encode()})
+    both = codec(AGE, Input("town", "string", nullable=True))
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 4)):
+            damaged[at] = rng.integers(0, 256)
+        cut = len(whole) if rng.random() < 0.7 else int(rng.integers(0, len(whole)))
+        try:
+            rows = both.decode_arrow(bytes(damaged[:cut]))
+        except Invalid:
+            continue
+        assert 1 <= len(rows) <= MAX_INSTANCES
+
+
+def test_the_codec_starts_without_pyarrow_and_csv_does_not_need_it() -> None:
+    program = """
+import sys
+from registry.signature import Input, Output, Signature
+from service.runtime.codec import Codec
+codec = Codec(Signature("regression", (Input("x", "float64"),), (Output("value", "float64", (-1,)),)))
+codec.decode_csv(b"x\\n1\\n")
+codec.decode_json(b'{"instances":[{"x":1}]}')
+sys.exit("pyarrow" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
