@@ -22,10 +22,17 @@ class Keeper:
     a parent-death signal is sent when the starting *thread* ends.
     """
 
-    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
-        """`start` starts the process, and is called again for each restart."""
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], subprocess.Popen[bytes]],
+        await_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`start` starts the process, and is called again for each restart. `await_up` then waits until the
+        process has shown that it works, which ends a crash loop; False when it cannot tell."""
         self.name = name
         self._start = start
+        self._await_up = await_up
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()  # no process is started once `_stopping` is set
         self._stopping = threading.Event()
@@ -40,10 +47,6 @@ class Keeper:
     def pid(self) -> int | None:
         process = self._process
         return None if process is None else process.pid
-
-    def healthy(self) -> None:
-        """The process has shown that it works: earlier crashes are forgotten."""
-        self._crashes = 0
 
     def problem(self) -> str | None:
         """Why the process cannot be kept alive; None while it is starting or running."""
@@ -86,6 +89,8 @@ class Keeper:
                 self._process = self._start()
             except OSError as error:
                 return f"cannot be started ({error})"
+        if self._await_up():
+            self._crashes = 0
         code = self._process.wait()
         self._process = None
         return f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"

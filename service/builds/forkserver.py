@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,6 +18,7 @@ from registry.errors import Unavailable
 from service.builds.children import Keeper
 from service.builds.messages import End, Ended, Fork, Role, Started
 from service.runtime import wire
+from service.runtime.isolated import IsolatedSpec
 
 START_S = 60.0
 """Longest a template may take for its imports; on a cold disk they have taken 8 s."""
@@ -39,12 +41,21 @@ SET = {
 }
 
 
+class Template(NamedTuple):
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+
+    def end(self) -> None:
+        self.control.close()
+        self.process.kill()  # closing is not enough for one that hangs
+
+
 class Forked:
     """A child of the template, and our end of the channel to it."""
 
-    def __init__(self, server: ForkServer, control: socket.socket, pid: int, channel: socket.socket) -> None:
+    def __init__(self, server: ForkServer, template: Template, pid: int, channel: socket.socket) -> None:
         self._server = server
-        self._control = control
+        self._template = template
         self._code: int | None = None
         self._ended = False
         self.pid = pid
@@ -56,7 +67,7 @@ class Forked:
         if not self._ended:
             self._ended = True
             self.channel.close()
-            self._code = self._server._end(self._control, self.pid)
+            self._code = self._server._end(self._template, self.pid)
         return self._code
 
 
@@ -64,10 +75,10 @@ class ForkServer:
     """One template, kept alive. Thread-safe."""
 
     def __init__(self) -> None:
-        self._keeper = Keeper("the build template", self._start)
-        self._turn = threading.Condition()  # one command at a time; notified when there is a new template
-        self._control: socket.socket | None = None
-        self._ready = False
+        self._keeper = Keeper("the build template", self._start, self._await_up)
+        self._turn = threading.Condition()  # one command at a time; notified when a template is up
+        self._starting: Template  # used by the keeper's thread alone
+        self._template: Template | None = None  # the one that is up
         self._stopped = False
 
     def start(self) -> None:
@@ -78,7 +89,7 @@ class ForkServer:
         self._stopped = True
         self._keeper.stop(grace_s)
         with self._turn:
-            self._hang_up()
+            self._give_up()
             self._turn.notify_all()
 
     def problem(self) -> str | None:
@@ -97,63 +108,56 @@ class ForkServer:
         deadline = time.monotonic() + START_S
         while True:
             with self._turn:
-                control = self._wait_ready(deadline)
+                template = self._wait_up(deadline)
                 ours, theirs = socket.socketpair()
                 with theirs:
                     try:
-                        return Forked(self, control, self._command_fork(control, role, theirs), ours)
-                    except (wire.Broken, TimeoutError, OSError):
+                        return Forked(self, template, _fork(template.control, role, theirs), ours)
+                    except (wire.Broken, OSError):
                         ours.close()
-                        self._hang_up()  # a template that lives but does not answer ends by this
+                        self._give_up()
 
-    def _command_fork(self, control: socket.socket, role: Role, descriptor: socket.socket) -> int:
-        body = msgspec.msgpack.encode(Fork(role))
-        control.settimeout(COMMAND_S)
-        socket.send_fds(control, [wire.HEADER.pack(len(body)) + body], [descriptor.fileno()])
-        started: Started = wire.receive(control, Started, time.monotonic() + COMMAND_S)
-        return started.pid
+    def isolated(self, spec: IsolatedSpec, memory_mb: int) -> Forked:
+        """A child that is loading `spec` within `memory_mb` MiB. Raises `Unavailable`."""
+        child = self.fork("isolated")
+        order = wire.Load(str(spec.artifact), spec.format, spec.signature, memory_mb)
+        try:
+            wire.send(child.channel, order, time.monotonic() + COMMAND_S)
+        except (wire.Broken, TimeoutError) as error:
+            child.end()
+            raise Unavailable("the model's process ended before it was told its model") from error
+        return child
 
-    def _end(self, control: socket.socket, pid: int) -> int | None:
+    def _end(self, template: Template, pid: int) -> int | None:
         with self._turn:
-            if control is not self._control:
+            if template is not self._template:
                 return None
             deadline = time.monotonic() + COMMAND_S
             try:
-                wire.send(control, End(pid), deadline)
-                ended: Ended = wire.receive(control, Ended, deadline)
+                wire.send(template.control, End(pid), deadline)
+                ended: Ended = wire.receive(template.control, Ended, deadline)
             except (wire.Broken, TimeoutError):
-                self._hang_up()
+                self._give_up()
                 return None
             return ended.code
 
-    def _wait_ready(self, deadline: float) -> socket.socket:
-        """The control channel of a template that has said it is ready. Called with the turn."""
-        while True:
-            if self._stopped or (problem := self.problem()) is not None:
-                raise Unavailable("the server is shutting down" if self._stopped else str(problem))
-            left = deadline - time.monotonic()
-            if left <= 0:
+    def _wait_up(self, deadline: float) -> Template:
+        """The template, once it is up. Called with the turn."""
+        while self._template is None:
+            if self._stopped:
+                raise Unavailable("the server is shutting down")
+            if (problem := self.problem()) is not None:
+                raise Unavailable(problem)
+            if (left := deadline - time.monotonic()) <= 0:
                 raise Unavailable(f"the build template was not ready within {START_S:g} s")
-            if self._control is None:
-                self._turn.wait(min(left, 1.0))
-            elif self._ready:
-                return self._control
-            else:
-                self._await_ready(self._control, deadline)
+            self._turn.wait(min(left, 1.0))
+        return self._template
 
-    def _await_ready(self, control: socket.socket, deadline: float) -> None:
-        try:
-            wire.receive(control, Started, deadline)
-        except (wire.Broken, TimeoutError):
-            self._hang_up()
-            return
-        self._ready = True
-        self._keeper.healthy()
-
-    def _hang_up(self) -> None:
-        if self._control is not None:
-            self._control.close()
-        self._control, self._ready = None, False
+    def _give_up(self) -> None:
+        """Be rid of a template that is dead or does not answer; the keeper starts another."""
+        if self._template is not None:
+            self._template.end()
+        self._template = None
 
     def _start(self) -> subprocess.Popen[bytes]:
         ours, theirs = socket.socketpair()
@@ -170,11 +174,29 @@ class ForkServer:
             except OSError:
                 ours.close()
                 raise
-        with self._turn:
-            self._hang_up()
-            self._control = ours
-            self._turn.notify_all()
+        self._starting = Template(process, ours)
         return process
+
+    def _await_up(self) -> bool:
+        """Wait for a new template to say that it is ready, then use it."""
+        try:
+            wire.receive(self._starting.control, Started, time.monotonic() + START_S)
+        except (wire.Broken, TimeoutError):
+            self._starting.end()
+            return False
+        with self._turn:
+            self._give_up()
+            self._template = self._starting
+            self._turn.notify_all()
+        return True
+
+
+def _fork(control: socket.socket, role: Role, descriptor: socket.socket) -> int:
+    body = msgspec.msgpack.encode(Fork(role))
+    control.settimeout(COMMAND_S)
+    socket.send_fds(control, [wire.HEADER.pack(len(body)) + body], [descriptor.fileno()])
+    started: Started = wire.receive(control, Started, time.monotonic() + COMMAND_S)
+    return started.pid
 
 
 def environment() -> dict[str, str]:

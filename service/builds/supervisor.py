@@ -28,7 +28,6 @@ from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import Forked, ForkServer
 from service.config import Settings
-from service.runtime import wire
 from service.runtime.isolated import IsolatedSpec
 
 KINDS = (versions.BUILD,)
@@ -36,7 +35,6 @@ POLL_S = 1.0
 RETRY_S = 1.0
 ERROR_S = 5.0
 """How long a build thread rests after an error that is not the model's, for instance of the database."""
-SEND_S = 10.0
 
 log = structlog.get_logger("builds")
 
@@ -88,14 +86,7 @@ class Supervisor:
 
     def spawn_isolated(self, spec: IsolatedSpec) -> Forked:
         """A child that loads `spec` (the `Spawn` of `IsolatedRuntime`). Raises `Unavailable`."""
-        child = self._forks.fork("isolated")
-        order = wire.Load(str(spec.artifact), spec.format, spec.signature, self._settings.build_memory_mb)
-        try:
-            wire.send(child.channel, order, time.monotonic() + SEND_S)
-        except (wire.Broken, TimeoutError) as error:
-            child.end()
-            raise Unavailable("the model's process ended before it was told its model") from error
-        return child
+        return self._forks.isolated(spec, self._settings.build_memory_mb)
 
     def step(self) -> bool:
         """Do one build, if one is due. False when there was none."""

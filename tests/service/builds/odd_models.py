@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -91,4 +92,4 @@ class Obeys(Odd):
         elif values[0] == -4:
             raise RuntimeError("it broke")
         elif values[0] == -5:
-            print("chatter on stdout")
+            sys.stdout.write("chatter on stdout")

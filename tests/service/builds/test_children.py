@@ -109,5 +109,3 @@ def test_a_command_that_does_not_exist_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_keeper_that_was_never_started_can_be_stopped() -> None:
     Keeper("unborn", Python(SLEEPS)).stop(1)
-
-

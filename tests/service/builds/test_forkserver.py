@@ -87,6 +87,19 @@ def test_a_killed_template_takes_its_children_along_and_is_replaced(own_forks: F
     assert own_forks.problem() is None
 
 
+def test_a_template_that_does_not_answer_is_replaced(
+    own_forks: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_forks.fork("build").end()
+    first = own_forks.pid
+    assert first is not None
+    monkeypatch.setattr(forkserver, "COMMAND_S", 0.3)
+    os.kill(first, signal.SIGSTOP)
+    own_forks.fork("build").end()
+    assert own_forks.pid != first
+    assert not alive(first)
+
+
 def test_stopping_ends_the_template_and_every_child() -> None:
     forks = ForkServer()
     forks.start()
