@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,15 +20,17 @@ def chromium_path() -> str:
     pytest.skip(NO_CHROMIUM)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield  # pytest's own summary goes first, so that this line stands at the very end
     left_out = [
         report for report in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(report.longrepr)
     ]
     if left_out:
         files = ", ".join(sorted({report.location[0] for report in left_out}))
         terminalreporter.write_line(
-            f"NOT RUN: {len(left_out)} tests in {files}, because there is no Chromium. "
-            "To run them: apt-get install chromium (or another system's package of it), then scripts/test.",
+            f"NOT RUN for want of Chromium: {len(left_out)} in {files}. "
+            "To get it: apt-get install chromium, or your system's package of it.",
             red=True,
             bold=True,
         )

@@ -20,7 +20,7 @@ def test_a_run_without_chromium_passes_and_says_what_it_left_out(tmp_path: Path,
         "def test_counted(): pass\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "xdist", "-n", workers],
+        [sys.executable, "-m", "pytest", "-ra", "-p", "xdist", "-n", workers],
         cwd=tmp_path,
         env={**os.environ, "PATH": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
@@ -28,7 +28,7 @@ def test_a_run_without_chromium_passes_and_says_what_it_left_out(tmp_path: Path,
     )
     assert done.returncode == 0, done.stdout
     *_, loud, closing = done.stdout.splitlines()
-    assert loud.startswith("NOT RUN: 2 tests in test_page.py")
+    assert loud.startswith("NOT RUN for want of Chromium: 2 in test_page.py.")
     assert "apt-get install chromium" in loud
     assert "1 passed, 2 skipped" in closing
 
