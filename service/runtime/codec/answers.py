@@ -34,9 +34,15 @@ class Leaf:
         self.target, _, self.key = spec.name.rpartition(".")
         self.classes: tuple[str, ...] | None = None
         if self.key in _WIDE and self.key != "vector":
-            self.classes = tuple(map(key_of, spec.classes or range(spec.shape[-1])))
+            self.classes = self._classes(spec)
         prefix = f"{self.target}." if self.target else ""
         self.name = prefix + _WIDE.get(self.key, self.key)
+
+    def _classes(self, spec: Output) -> tuple[str, ...]:
+        if spec.classes:
+            return tuple(map(key_of, spec.classes))
+        prefix = "y" if self.key == "values" else ""
+        return tuple(f"{prefix}{j}" for j in range(spec.shape[-1]))
 
     def values(self, outputs: Outputs) -> list[Any]:
         """One JSON value per row."""
@@ -83,7 +89,8 @@ class Answers:
         """A header and one line per row; null is the empty cell, booleans are `true` and `false`."""
         table = self.table(outputs)
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        # CRLF as RFC 4180 says; with "\n" alone Python's writer leaves a "\r" in a cell unquoted
+        writer = csv.writer(text, lineterminator="\r\n")
         writer.writerow(table)
         writer.writerows(zip(*(_cells(a) for a in table.values()), strict=True))
         return text.getvalue().encode()

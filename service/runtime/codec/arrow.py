@@ -63,7 +63,7 @@ def _read(body: bytes, max_rows: int) -> Any:
     batches, rows = [], 0
     for batch in reader:
         rows += batch.num_rows
-        if rows > max_rows:
+        if rows > max_rows or len(batches) > max_rows:  # empty batches cost time too
             message = f"there are more than {max_rows} rows; send the rest in other calls"
             raise refuse(message, "instances", f"1 to {max_rows} rows")
         batch.validate(full=True)

@@ -83,6 +83,10 @@ class Column:
         self.name = spec.name
         self.dtype = spec.dtype
         self.nullable = spec.nullable
+        holds_nan = spec.nullable and spec.dtype in ("int64", "bool")
+        self.storage = np.dtype(
+            "float64" if holds_nan else "object" if spec.dtype == "string" else spec.dtype
+        )
         self.known: frozenset[Scalar] | None = None
         if spec.closed and spec.categories:
             self.known = frozenset(
@@ -183,12 +187,7 @@ class Column:
 
     def array(self, values: Sequence[Any] | Array) -> Array:
         """Checked values as the array that `registry.rows.Rows` promises; None becomes NaN in numbers."""
-        if self.dtype == "string":
-            return np.array(values, dtype=object)
-        if self.dtype == "float32":
-            return np.array(values, dtype=np.float64).astype(np.float32)
-        holds_nan = self.nullable or self.dtype == "float64"
-        return np.array(values, dtype=np.float64 if holds_nan else self.dtype)
+        return np.array(values, dtype=self.storage)
 
 
 def rows_of(columns: Sequence[Column], arrays: Sequence[Array], length: int) -> Rows:

@@ -49,14 +49,14 @@ def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
 
 def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults) -> None:
     """A fault for each column that is there twice, missing, or none of the features."""
-    known = {c.name for c in columns}
+    known, there = {c.name for c in columns}, set(names)
     for name, count in Counter(names).items():
         if count > 1:
             faults.add(f"column {show(name)} is there {count} times; send it once", None, name)
         if name not in known:
             faults.add_unknown("is no feature of this model", name, known)
     for column in columns:
-        if column.name not in names:
+        if column.name not in there:
             message = f"column {show(column.name)} is missing; {column.advice}"
             faults.add(message, None, column.name, column.expected)
 
@@ -95,10 +95,11 @@ def _read(body: bytes, max_rows: int) -> tuple[list[str], list[list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     lines: list[list[str]] = []
     try:
-        for line in reader:
+        for count, line in enumerate(reader):
             if line:
                 lines.append(line)
-            if len(lines) > max_rows + 1:
+            # twice as many records: a body of nothing but line ends would take seconds
+            if len(lines) > max_rows + 1 or count > 2 * max_rows + 2:
                 raise refuse(
                     f"there are more than {max_rows} rows; send the rest in other calls", "instances"
                 )
@@ -122,7 +123,9 @@ def _whole(column: Column, texts: Sequence[str]) -> Array | None:
         if column.dtype == "int64" and not column.nullable:
             numbers = np.array(list(map(int, texts)), dtype=np.int64)
         else:
-            numbers = np.array([float(t or "nan") for t in texts], dtype=np.float64)
+            if "" in texts:
+                texts = [t or "nan" for t in texts]
+            numbers = np.array(list(map(float, texts)), dtype=np.float64)
     except (ValueError, OverflowError):
         return None
     # infinity may be a number too large for a float, which only `_value` tells apart

@@ -141,6 +141,7 @@ def test_csv_cells_that_are_no_such_value_are_refused_and_named(
         ('age\n"1\n', None, "cannot be read"),
         (b"age\n\xff\n", None, "not UTF-8"),
         ("age\n" + "1\n" * (MAX_INSTANCES + 1), "instances", "more than 10000 rows"),
+        ("age\n" + "\n" * 1_000_000, "instances", "more than 10000 rows"),
     ],
 )
 def test_a_csv_table_of_the_wrong_form_is_refused_with_the_reason(
@@ -283,6 +284,15 @@ def test_arrow_columns_are_matched_by_name() -> None:
 @pytest.mark.parametrize("rows", [0, MAX_INSTANCES + 1])
 def test_arrow_rows_are_bounded(rows: int) -> None:
     assert arrow_fault(codec(AGE), arrow({"age": pa.array([1.0] * rows, pa.float64())})).field == "instances"
+
+
+def test_a_stream_of_empty_batches_is_refused() -> None:
+    batch = pa.record_batch({"age": pa.array([], pa.float64())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        for _ in range(MAX_INSTANCES + 2):
+            writer.write_batch(batch)
+    assert arrow_fault(codec(AGE), sink.getvalue().to_pybytes()).field == "instances"
 
 
 def test_nulls_that_weigh_nothing_are_refused_by_their_number() -> None:
