@@ -2,7 +2,45 @@
 
 from __future__ import annotations
 
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from registry.build import describe, example, lineage, metrics, parity, rowset, safeload, trials
+from registry.build.estimator import Estimator
+from registry.build.given import Corrections
 from registry.build.job import Built, BuildJob
+from registry.errors import Refused
+from service.runtime.onnx import OnnxRuntime
+
+SERVABLE = "model.onnx"
+
+
+class Report:
+    """The report as it grows: warnings, seconds of each step, then the figures."""
+
+    def __init__(self, job: BuildJob) -> None:
+        self.warnings: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.fields: dict[str, Any] = {}
+        self.lineage: dict[str, Any] = {"built_by": lineage.builder()}
+        self.bytes = {"artifact": Path(job.artifact).stat().st_size}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - started, 4)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.fields, "bytes": self.bytes, "seconds": self.seconds, "warnings": self.warnings}
 
 
 def build(job: BuildJob) -> Built:
@@ -10,4 +48,89 @@ def build(job: BuildJob) -> Built:
 
     Runs in a process that has called `sandbox.confine(job.memory_mb)`, with one thread per library.
     """
-    raise NotImplementedError
+    report = Report(job)
+    with report.step("total"), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            built = _sklearn(job, report)
+        except Refused as error:
+            built = _rejected(str(error))
+        except MemoryError:
+            built = _rejected(f"the build needs more memory than its limit of {job.memory_mb} MB")
+        except Exception as error:
+            built = _rejected(f"the build failed: {type(error).__name__}: {error}")
+    built.report = {**built.report, **report.to_json()}
+    built.lineage = report.lineage
+    return built
+
+
+def _rejected(reason: str) -> Built:
+    return Built(state="rejected", report={"reason": reason})
+
+
+def _sklearn(job: BuildJob, report: Report) -> Built:
+    corrections = Corrections.read(job.signature)
+    with report.step("load"):
+        model = _load(job, report)
+    with report.step("describe"):
+        sample = _example(job)
+        described = describe.describe(model, sample, corrections)
+        report.warnings.extend(described.warnings)
+    signature = described.signature
+    estimator = Estimator(model, signature)
+    with report.step("reference"):
+        rows = rowset.kinds(model, signature, described.rows)
+        blocks = parity.reference(estimator.run, rows)
+    with report.step("compile"):
+        verdict = trials.run(model, signature, blocks, Path(job.out), OnnxRuntime)
+    report.fields["candidates"] = [t.to_json() for t in verdict.trials]
+    built = Built(state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=verdict.reason)
+    if verdict.chosen is not None and verdict.chosen.file is not None:
+        verdict.chosen.file.rename(Path(job.out) / SERVABLE)
+        built.runtime, built.servable = "onnx", SERVABLE
+        report.bytes["onnx"] = verdict.chosen.bytes
+        report.fields["parity"] = _parity(verdict.chosen)
+    if sample is not None and sample.target is not None:
+        built.metrics = _metrics(estimator, described, sample, report)
+    return built
+
+
+def _load(job: BuildJob, report: Report) -> Any:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = safeload.load(job.artifact)
+    made = lineage.made_by(model, caught)
+    report.lineage["made_by"] = made
+    if (warning := lineage.warning(made)) is not None:
+        report.warnings.append(warning)
+    return model
+
+
+def _example(job: BuildJob) -> example.Example | None:
+    if job.example is None:
+        if job.target is not None:
+            raise Refused(f"the target {job.target!r} names a column of the example, and there is none")
+        return None
+    return example.read(job.example, job.example_media_type, job.target)
+
+
+def _parity(chosen: trials.Trial) -> dict[str, Any]:
+    assert chosen.figures is not None
+    return {
+        "bounds": {"label_mismatches": 0, "probabilities": parity.TOLERANCE, "relative": parity.TOLERANCE},
+        "input_dtype": chosen.candidate.floats,
+        "rows": chosen.figures.rows,
+        "label_mismatches": chosen.figures.label_mismatches,
+        "largest_difference": chosen.figures.largest_difference,
+    }
+
+
+def _metrics(
+    estimator: Estimator, described: describe.Described, sample: example.Example, report: Report
+) -> dict[str, float]:
+    assert described.rows is not None and sample.target is not None
+    try:
+        return metrics.measure(described.signature, estimator.run(described.rows), sample.target)
+    except ValueError as error:
+        report.warnings.append(f"no accuracy was measured: {error}")
+        return {}

@@ -1,0 +1,44 @@
+"""Which library versions made a pickle, as far as it tells, and which ones build it."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from typing import Any
+
+import joblib
+import numpy as np
+import sklearn
+from sklearn.exceptions import InconsistentVersionWarning
+
+
+def builder() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "joblib": joblib.__version__,
+    }
+
+
+def made_by(model: Any, caught: list[warnings.WarningMessage]) -> dict[str, str]:
+    """scikit-learn's version as its estimators carry it: they warn at loading when it is not this one.
+
+    A pickle does not tell the versions of numpy and Python; nothing is guessed for them.
+    """
+    for warning in caught:
+        if isinstance(warning.message, InconsistentVersionWarning):
+            return {"scikit-learn": str(warning.message.original_sklearn_version)}
+    if type(model).__module__.startswith("sklearn."):
+        return {"scikit-learn": sklearn.__version__}
+    return {}
+
+
+def warning(made: dict[str, str]) -> str | None:
+    version = made.get("scikit-learn")
+    if version is None or version == sklearn.__version__:
+        return None
+    return (
+        f"made by scikit-learn {version}, built and measured with {sklearn.__version__}: "
+        "its answers may differ from those it gave where it was trained"
+    )

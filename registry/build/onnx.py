@@ -1,0 +1,149 @@
+"""scikit-learn to ONNX: which forms are worth trying for a model, and one of them as a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from onnx import ModelProto
+from sklearn.base import is_classifier
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from skl2onnx import convert_sklearn, update_registered_converter
+from skl2onnx.common._registration import get_converter, get_shape_calculator
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+
+from registry.build import graph, intake, onnx_forest
+from registry.errors import Refused
+from registry.signature import Input, Signature
+
+OPSET = {"": 18, "ai.onnx.ml": 3}
+"""IsolationForest converts for this pair only; onnxruntime runs it everywhere."""
+HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to feed the same model."""
+
+    floats: Literal["float32", "float64"]
+    layout: Literal["tensor", "columns"]  # one input [n, features], or one per feature
+    integers: bool = False  # whole-number columns stay int64
+
+    @property
+    def title(self) -> str:
+        return f"{self.floats}, {'one tensor' if self.layout == 'tensor' else 'one input per column'}" + (
+            ", whole numbers as int64" if self.integers else ""
+        )
+
+
+def candidates(model: Any, signature: Signature) -> list[Candidate]:
+    """The likelier first. Raises `Refused`, in plain words, when there is nothing to try."""
+    kind = intake.kind(model)
+    if kind not in ("frame", "matrix"):
+        raise Refused(f"{intake.name(model)} takes {kind}, which are answered by scikit-learn itself")
+    if any(i.dtype == "string" and i.nullable for i in signature.inputs):
+        raise Refused("a column of strings has missing values, which ONNX strings cannot have")
+    strings = {i.dtype == "string" for i in signature.inputs}
+    columns = kind == "frame" and (True in strings or _selects_columns(model))
+    if not columns and len(strings) > 1:
+        raise Refused("strings and numbers in one array have no ONNX form; fit on a DataFrame instead")
+    layout: Literal["tensor", "columns"] = "columns" if columns else "tensor"
+    floats: tuple[Literal["float64", "float32"], ...] = ("float64", "float32")
+    if columns and any(i.dtype in ("int64", "bool") and not i.nullable for i in signature.inputs):
+        whole = [Candidate(f, layout, True) for f in floats]
+        return whole + [Candidate(f, layout) for f in floats]
+    return [Candidate(f, layout) for f in floats]
+
+
+def convert(model: Any, signature: Signature, candidate: Candidate) -> ModelProto:
+    """The graph, its outputs named as the signature's. Raises whatever the converter raises."""
+    options = {id(model): {"zipmap": False}} if is_classifier(model) else None
+    converted: ModelProto = convert_sklearn(
+        model, initial_types=_types(signature, candidate), options=options, target_opset=OPSET
+    )
+    if candidate.floats == "float64":
+        if not any(isinstance(e, HISTOGRAM) for e in inside(model)):
+            graph.round_tree_inputs(converted.graph)
+        graph.widen_tree_outputs(converted.graph)
+    graph.name_outputs(converted, signature)
+    return converted
+
+
+def save(model: ModelProto, path: Path) -> int:
+    """Returns the bytes written."""
+    return path.write_bytes(model.SerializeToString())
+
+
+def _types(signature: Signature, candidate: Candidate) -> list[tuple[str, Any]]:
+    floats = DoubleTensorType if candidate.floats == "float64" else FloatTensorType
+    if candidate.layout == "tensor":
+        kind = StringTensorType if signature.inputs[0].dtype == "string" else floats
+        return [("input", kind([None, len(signature.inputs)]))]
+
+    def column(given: Input) -> Any:
+        if given.dtype == "string":
+            return StringTensorType([None, 1])
+        if candidate.integers and given.dtype in ("int64", "bool") and not given.nullable:
+            return Int64TensorType([None, 1])
+        return floats([None, 1])
+
+    return [(i.name, column(i)) for i in signature.inputs]
+
+
+def inside(model: Any) -> Iterator[Any]:
+    """`model` and the estimators in it, as far as its parameters show them."""
+    yield model
+    if hasattr(model, "get_params"):
+        for value in model.get_params(deep=True).values():
+            if hasattr(value, "get_params") and not isinstance(value, type):
+                yield value
+
+
+def _selects_columns(model: Any) -> bool:
+    return any(isinstance(e, ColumnTransformer) for e in inside(model))
+
+
+class _IntegerAttributes:
+    """Passes nodes on with booleans as integers: protobuf refuses them in a list of integers."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def add_node(self, *args: Any, **attributes: Any) -> Any:
+        whole = {
+            name: [int(v) if isinstance(v, bool | np.bool_) else v for v in value] if isinstance(value, list) else value
+            for name, value in attributes.items()
+        }
+        return self._container.add_node(*args, **whole)
+
+
+def _with_integers(library: Any) -> Any:
+    def convert_histogram(scope: Any, operator: Any, container: Any) -> None:
+        library(scope, operator, _IntegerAttributes(container))
+
+    return convert_histogram
+
+
+def _register_histogram_converters() -> None:
+    for estimator in HISTOGRAM:
+        alias = f"Sklearn{estimator.__name__}"
+        options = {"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False]}
+        update_registered_converter(
+            estimator,
+            alias,
+            get_shape_calculator(alias),
+            _with_integers(get_converter(alias)),
+            overwrite=True,
+            options=options if estimator is HistGradientBoostingClassifier else None,
+        )
+
+
+_register_histogram_converters()
+onnx_forest.register()

@@ -1,0 +1,138 @@
+"""Are two callables the same function? Figures, not a bool.
+
+The reference answers each block of rows once; every candidate is then measured against the same answers.
+Nothing in here knows which of the two is scikit-learn and which is a serving runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from registry.rows import Array, Outputs, Rows
+from registry.signature import Output, Signature
+
+TOLERANCE = 1e-5
+"""Of a probability: absolute. Of another number: relative to it, or to the output's usual size."""
+REFUSED_TRIES = 64
+"""When the reference refuses a block, so many of its rows are tried one by one."""
+
+Answer = Callable[[Rows], Outputs]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one kind, and what the reference answers to them."""
+
+    kind: str
+    rows: Rows
+    answers: Outputs
+
+
+class Figures(msgspec.Struct, kw_only=True):
+    """How far a candidate is from the reference. Differences are of probabilities, values, scores, vectors."""
+
+    rows: dict[str, int]
+    label_mismatches: int = 0
+    largest_difference: float = 0.0  # absolute
+    beyond: int = 0  # numbers outside the tolerance
+    worst: str | None = None  # the kind of rows with the most faults
+    error: str | None = None  # the candidate raised
+
+    @property
+    def within(self) -> bool:
+        return self.error is None and not self.label_mismatches and not self.beyond
+
+
+def reference(answer: Answer, kinds: dict[str, Rows]) -> list[Block]:
+    """Blocks of the rows that `answer` itself takes; rows it refuses are no question of parity."""
+    blocks = []
+    for kind, rows in kinds.items():
+        taken, answers = _taken(answer, rows)
+        if answers is not None:
+            blocks.append(Block(kind, taken, answers))
+    return blocks
+
+
+def _taken(answer: Answer, rows: Rows) -> tuple[Rows, Outputs | None]:
+    if not len(rows):
+        return rows, None
+    try:
+        return rows, answer(rows)
+    except Exception:  # an estimator may raise anything for rows outside its domain
+        pass
+    chosen = np.unique(np.linspace(0, len(rows) - 1, REFUSED_TRIES).astype(int))
+    good = [i for i in chosen.tolist() if _answers(answer, rows.take([i]))]
+    if not good:
+        return rows.take([]), None
+    rows = rows.take(good)
+    return rows, answer(rows)
+
+
+def _answers(answer: Answer, row: Rows) -> bool:
+    try:
+        answer(row)
+    except Exception:
+        return False
+    return True
+
+
+def compare(blocks: list[Block], answer: Answer, signature: Signature) -> Figures:
+    """`answer` against the reference. An exception of `answer` is a figure too."""
+    figures = Figures(rows={b.kind: len(b.rows) for b in blocks})
+    scales = {o.name: _scale(o, blocks) for o in signature.outputs}
+    most = 0
+    for block in blocks:
+        try:
+            got = answer(block.rows)
+        except Exception as error:
+            figures.error = f"{block.kind} rows: {error}"
+            figures.worst = block.kind
+            return figures
+        faults = sum(_measure(figures, o, block.answers[o.name], got[o.name], scales[o.name]) for o in signature.outputs)
+        if faults > most:
+            figures.worst, most = block.kind, faults
+    return figures
+
+
+def _measure(figures: Figures, output: Output, expected: Array, got: Array, scale: Any) -> int:
+    """Adds one output of one block to the figures; returns how many of its numbers are at fault."""
+    if expected.shape != got.shape:
+        figures.error = f"{output.name} has the shape {got.shape} instead of {expected.shape}"
+        return expected.size
+    if output.dtype not in ("float64", "float32") or output.name.rpartition(".")[2] == "label":
+        same = (expected == got) | ((expected != expected) & (got != got))
+        mismatches = int(np.count_nonzero(~same))
+        figures.label_mismatches += mismatches
+        return mismatches
+    expected, got = expected.astype(np.float64), got.astype(np.float64)
+    same = (expected == got) | (np.isnan(expected) & np.isnan(got))
+    with np.errstate(all="ignore"):
+        difference = np.where(same, 0.0, np.abs(expected - got))
+        bad = ~same & ~(difference <= TOLERANCE * np.maximum(np.abs(expected), scale))
+    finite = difference[np.isfinite(difference)]
+    if finite.size:
+        figures.largest_difference = max(figures.largest_difference, float(finite.max()))
+    beyond = int(np.count_nonzero(bad))
+    figures.beyond += beyond
+    return beyond
+
+
+def _scale(output: Output, blocks: list[Block]) -> Any:
+    """The usual size of an output, per column: 1 for probabilities, else its mean magnitude on plain rows."""
+    if output.dtype not in ("float64", "float32"):
+        return 0.0
+    if output.name.rpartition(".")[2] == "probabilities":
+        return 1.0
+    plain = [b.answers[output.name] for b in blocks if b.kind in ("example", "random")]
+    if not plain:
+        return 0.0
+    values = np.abs(np.concatenate(plain).astype(np.float64))
+    values[~np.isfinite(values)] = np.nan
+    if np.isnan(values).all():
+        return 0.0
+    return np.nan_to_num(np.nanmean(values, axis=0)) if not np.isnan(values).all(axis=0).any() else np.nanmean(values)
