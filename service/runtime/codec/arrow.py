@@ -60,7 +60,8 @@ def _read(body: bytes, max_rows: int) -> Any:
         if _compressed(message.metadata.to_pybytes()):
             raise refuse("the Arrow stream is compressed; send it uncompressed")
     reader = pa.ipc.open_stream(body)
-    batches, rows = [], 0
+    batches: list[Any] = []
+    rows = 0
     for batch in reader:
         rows += batch.num_rows
         if rows > max_rows or len(batches) > max_rows:  # empty batches cost time too

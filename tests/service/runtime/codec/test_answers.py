@@ -28,7 +28,8 @@ def predictions(of: Codec, outputs: Outputs) -> list[Any]:
     answer = json.loads(of.encode_json(outputs, "fraud", 3, "01J"))
     assert list(answer) == ["predictions", "model", "id"]
     assert (answer["model"], answer["id"]) == ({"name": "fraud", "version": 3}, "01J")
-    return answer["predictions"]
+    listed: list[Any] = answer["predictions"]
+    return listed
 
 
 def csv_table(of: Codec, outputs: Outputs) -> list[list[str]]:

@@ -41,7 +41,8 @@ def matrix(rows: Rows) -> list[list[float]]:
     assert rows.matrix.dtype == np.float64
     assert rows.matrix.flags.c_contiguous
     assert rows.matrix.flags.writeable
-    return rows.matrix.tolist()
+    listed: list[list[float]] = rows.matrix.tolist()
+    return listed
 
 
 AGE = Input("age", "float64", example=39.0)

@@ -1,0 +1,155 @@
+"""CSV bodies: what is accepted, and that every fault is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from registry.errors import FieldError, Invalid
+from registry.signature import Input, Output, Signature
+from service.runtime.codec import MAX_INSTANCES, Codec
+
+VALUE = (Output("value", "float64", (-1,)),)
+
+
+def codec(*inputs: Input) -> Codec:
+    return Codec(Signature("regression", inputs, VALUE))
+
+
+AGE = Input("age", "float64")
+MIXED = codec(
+    Input("age", "float64", nullable=True),
+    Input("visits", "int64"),
+    Input("home town", "string", nullable=True),
+    Input("member", "bool"),
+    Input("score", "float32"),
+    Input("note", "string"),
+)
+
+
+def csv_faults(of: Codec, text: str | bytes) -> tuple[FieldError, ...]:
+    with pytest.raises(Invalid) as caught:
+        of.decode_csv(text.encode() if isinstance(text, str) else text)
+    assert caught.value.errors
+    return caught.value.errors
+
+
+def csv_fault(of: Codec, text: str | bytes) -> FieldError:
+    (only,) = csv_faults(of, text)
+    return only
+
+
+def test_csv_is_read_by_the_signatures_types_whatever_the_order_of_its_columns() -> None:
+    text = (
+        "﻿note,home town,age,visits,member,score\r\n"
+        '"two\r\nlines","Ørsta, by the sea",1.5,39.0,TRUE,0.1\r\n'
+        ',,,-9223372036854775808,0,"1"\r\n'
+        "\r\n"
+        '"say ""hi""",NaN,NaN,9223372036854775807,1,.5\r\n'
+    )
+    rows = MIXED.decode_csv(text.encode())
+    assert rows.columns is not None
+    assert [c.dtype for c in rows.columns] == [np.float64, np.int64, object, np.bool_, np.float32, object]
+    age, visits, town, member, score, note = (c.tolist() for c in rows.columns)
+    assert age[0] == 1.5
+    assert np.isnan(age[1:]).all()
+    assert visits == [39, -(2**63), 2**63 - 1]
+    assert town == ["Ørsta, by the sea", None, "NaN"]
+    assert member == [True, False, True]
+    assert score == [float(np.float32(0.1)), 1, 0.5]
+    assert note == ["two\r\nlines", "", 'say "hi"']
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NaN", "inf", "-Infinity", " "])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_nan_infinity_and_the_empty_cell_are_null_in_csv(text: str, dtype: Any) -> None:
+    both = codec(Input("x", dtype, nullable=True), AGE)
+    rows = both.decode_csv(f"x,age\n{text},1\n".encode())
+    assert rows.matrix is not None
+    assert np.isnan(rows.matrix[0, 0])
+    wrong = csv_fault(codec(Input("x", dtype), AGE), f"x,age\n1,1\n{text},1\n")
+    assert (wrong.instance, wrong.field) == (1, "x")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("float64", "abc"),
+        ("float64", "1_000"),
+        ("float64", "\uff11"),
+        ("float64", "0x10"),
+        ("float64", "1e400"),
+        ("float64", "1" + "0" * 5000),
+        ("float64", "true"),
+        ("float32", "1e39"),
+        ("int64", "39.5"),
+        ("int64", "9223372036854775808"),
+        ("int64", "1_0"),
+        ("bool", "yes"),
+        ("bool", "2"),
+    ],
+)
+@pytest.mark.parametrize("nullable", [True, False])
+def test_csv_cells_that_are_no_such_value_are_refused_and_named(
+    dtype: Any, text: str, nullable: bool
+) -> None:
+    wrong = csv_fault(codec(Input("x", dtype, nullable=nullable)), f"x\n1\n{text}\n")
+    assert (wrong.instance, wrong.field) == (1, "x")
+    assert wrong.expected
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "says"),
+    [
+        ("age,visits\n1,2\n", "visits", "no feature of this model"),
+        ("ages\n1\n", "ages", 'did you mean "age"?'),
+        ("age,age\n1,2\n", "age", "is there 2 times"),
+        ("", "instances", "nothing in it"),
+        ("age\n", "instances", "no rows"),
+        ("age\n1,2\n", None, "the row has 2 cells, the header has 1"),
+        ('age\n"1\n', None, "cannot be read"),
+        (b"age\n\xff\n", None, "not UTF-8"),
+        ("age\n" + "1\n" * (MAX_INSTANCES + 1), "instances", "more than 10000 rows"),
+        ("age\n" + "\n" * 1_000_000, "instances", "more than 10000 rows"),
+    ],
+)
+def test_a_csv_table_of_the_wrong_form_is_refused_with_the_reason(
+    text: str | bytes, field: str | None, says: str
+) -> None:
+    wrong = csv_faults(codec(AGE), text)[0]
+    assert wrong.field == field
+    assert says in wrong.message
+
+
+def test_csv_faults_come_in_the_order_of_the_rows() -> None:
+    found = csv_faults(codec(AGE, Input("n", "int64")), "n,age\n1,x\ny,1\nz,w\n")
+    assert [(f.instance, f.field) for f in found] == [(0, "age"), (1, "n"), (2, "age"), (2, "n")]
+
+
+def test_closed_categories_hold_in_csv() -> None:
+    closed = codec(
+        Input("c", "string", categories=("red", "blue"), closed=True),
+        Input("k", "int64", categories=(1, 2), closed=True),
+    )
+    assert len(closed.decode_csv(b"c,k\nred,1\n")) == 1
+    assert [(f.instance, f.field) for f in csv_faults(closed, "c,k\nred,1\ngreen,3\n")] == [
+        (1, "c"),
+        (1, "k"),
+    ]
+
+
+def test_the_codec_starts_without_pyarrow_and_csv_does_not_need_it() -> None:
+    program = """
+import sys
+from registry.signature import Input, Output, Signature
+from service.runtime.codec import Codec
+codec = Codec(Signature("regression", (Input("x", "float64"),), (Output("value", "float64", (-1,)),)))
+codec.decode_csv(b"x\\n1\\n")
+codec.decode_json(b'{"instances":[{"x":1}]}')
+sys.exit("pyarrow" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
