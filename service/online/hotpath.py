@@ -137,7 +137,10 @@ def _negotiate(scope: Scope) -> tuple[str, str]:
         elif name == b"accept":
             accept = value.decode("latin-1").lower()
     if content_type not in MEDIA_TYPES:
-        raise HTTPException(415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}")
+        hint = "; with curl: -H 'Content-Type: application/json'" if "form" in content_type else ""
+        raise HTTPException(
+            415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}{hint}"
+        )
     return content_type, _accepted(accept)
 
 
