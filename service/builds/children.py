@@ -1,12 +1,17 @@
-"""Keeping a process alive: start it, start it again when it ends, end it when told to."""
+"""Keeping a process alive: start it, start it again when it ends, end it when told to, or with its parent."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BACKOFF_S = 0.2
 MOST_BACKOFF_S = 30.0
 STABLE_S = 10.0
@@ -94,3 +99,12 @@ class Keeper:
         code = self._process.wait()
         self._process = None
         return f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+
+
+def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """For a child to call first: have the kernel send it `by` when the thread of `parent` that started it
+    ends. Linux only; elsewhere a child learns of its parent's end by a closed socket, if it has one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the kernel was told
+            os._exit(1)

@@ -15,6 +15,7 @@ import msgspec
 
 import service
 from registry.errors import Unavailable
+from service import telemetry
 from service.builds.children import Keeper
 from service.builds.messages import End, Ended, Fork, Role, Started
 from service.runtime import wire
@@ -79,6 +80,7 @@ class ForkServer:
         self._turn = threading.Condition()  # one command at a time; notified when a template is up
         self._starting: Template  # used by the keeper's thread alone
         self._template: Template | None = None  # the one that is up
+        self._started = False
         self._stopped = False
 
     def start(self) -> None:
@@ -185,6 +187,9 @@ class ForkServer:
             self._starting.end()
             return False
         with self._turn:
+            if self._started:
+                telemetry.CHILD_RESTARTS.labels("template").inc()
+            self._started = True
             self._give_up()
             self._template = self._starting
             self._turn.notify_all()

@@ -6,6 +6,7 @@ another server, and an answer that comes too late changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -17,12 +18,10 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import structlog
 
-from registry import queue, versions
+from registry import db, queue, versions
 from registry.artifacts import Store
 from registry.build.job import BuildJob, Built, Format
-from registry.db import Sessions
 from registry.errors import NotFound, StaleTask, Unavailable
 from service import telemetry
 from service.builds import oneshot
@@ -36,14 +35,14 @@ RETRY_S = 1.0
 ERROR_S = 5.0
 """How long a build thread rests after an error that is not the model's, for instance of the database."""
 
-log = structlog.get_logger("builds")
+log = telemetry.logger(__name__)
 
 
 class Supervisor:
     """Starts, watches and ends every child that handles models. One for each server process."""
 
     def __init__(
-        self, settings: Settings, sessions: Sessions, store: Store, on_change: Callable[[], None]
+        self, settings: Settings, sessions: db.Sessions, store: Store, on_change: Callable[[], None]
     ) -> None:
         """`on_change` is called, in a build thread, after each version that was built or rejected."""
         self._settings = settings
@@ -51,6 +50,7 @@ class Supervisor:
         self._store = store
         self._on_change = on_change
         self._tmp = settings.home.absolute() / "tmp"
+        self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._forks = ForkServer()
         self._stopping = threading.Event()
         self._work = threading.Semaphore(0)  # released when there may be a task
@@ -61,7 +61,6 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the template and the build threads; returns at once."""
-        self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         sweep(self._tmp, older_than_s=self._settings.build_timeout_s + 60.0)
         self._forks.start()
         for thread in self._threads:
@@ -94,8 +93,10 @@ class Supervisor:
             given_up = queue.expired(session, KINDS)
             for task in given_up:
                 reason = f"each of the {task.attempt} builds of this model ended with its server"
-                versions.reject(session, int(task.subject), reason)
+                with contextlib.suppress(NotFound):  # it was deleted meanwhile
+                    versions.reject(session, int(task.subject), reason)
             claimed = queue.claim(session, KINDS, _worker())
+            telemetry.BUILD_QUEUE.set(queue.depth(session, KINDS))
         if given_up:
             self._on_change()
         if claimed is None:
@@ -103,20 +104,18 @@ class Supervisor:
         try:
             self._do(claimed)
         except (StaleTask, NotFound) as gone:  # built elsewhere meanwhile, or deleted
-            log.info("build dropped", task=claimed.id, version_id=claimed.subject, why=str(gone))
+            log.info("build.dropped", task=claimed.id, version_id=claimed.subject, why=str(gone))
         except (oneshot.Lost, Unavailable) as lost:
             self._give_back(claimed, str(lost))
         return True
 
     def _do(self, task: queue.Task) -> None:
-        log.info("build started", task=task.id, version_id=task.subject, attempt=task.attempt)
+        log.info("build.started", task=task.id, version_id=task.subject, attempt=task.attempt)
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="build-", dir=self._tmp, ignore_cleanup_errors=True) as out:
-            with self._sessions.begin() as session:
-                job = self._job(versions.build_inputs(session, int(task.subject)), Path(out))
-            built = oneshot.build(self._forks, job, self._settings.build_timeout_s, lambda: self._beat(task))
-            if built.servable is not None:
-                built = self._keep(built, Path(out))
+            with db.reading(self._sessions) as session:
+                inputs = versions.build_inputs(session, int(task.subject))
+            built = self._build(task, inputs, Path(out))
         self._record(task, built, time.monotonic() - started)
 
     def _build(self, task: queue.Task, inputs: versions.BuildInputs, out: Path) -> Built:
@@ -161,7 +160,7 @@ class Supervisor:
         if built.state == versions.READY and built.runtime == "isolated":
             telemetry.FALLBACKS.labels(model).inc()
         log.info(
-            "build finished",
+            "build.finished",
             version=f"{model}:{number}",
             state=built.state,
             runtime=built.runtime,
@@ -178,11 +177,11 @@ class Supervisor:
                     queue.release(session, task.id, task.fence)
                     return
                 if again := queue.fail(session, task.id, task.fence, reason, RETRY_S):
-                    log.warning("build lost", task=task.id, version_id=task.subject, why=reason)
+                    log.warning("build.lost", task=task.id, version_id=task.subject, why=reason)
                 else:
                     versions.reject(session, int(task.subject), reason)
         except (StaleTask, NotFound) as gone:
-            log.info("build dropped", task=task.id, version_id=task.subject, why=str(gone))
+            log.info("build.dropped", task=task.id, version_id=task.subject, why=str(gone))
             return
         if not again:
             self._on_change()
@@ -192,7 +191,7 @@ class Supervisor:
             try:
                 worked = self.step()
             except Exception:
-                log.exception("the build thread stumbled")
+                log.exception("build.thread_failed")
                 self._stopping.wait(ERROR_S)
                 continue
             if not worked:

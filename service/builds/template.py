@@ -8,7 +8,6 @@ ends with all its children when the server's end of the socket closes.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import os
@@ -17,6 +16,7 @@ import socket
 import sys
 from typing import NoReturn
 
+from service.builds.children import end_with_parent
 from service.builds.messages import End, Ended, Fork, Role, Started
 from service.runtime import wire
 
@@ -43,7 +43,6 @@ PRELOAD = (
     "sklearn.pipeline",
     "sklearn.svm",
 )
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -125,15 +124,6 @@ def _end(pid: int) -> int:
         except (ProcessLookupError, PermissionError):
             continue
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends. Linux only: elsewhere a
-    child notices the end of its parent by its closed channel."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 if __name__ == "__main__":

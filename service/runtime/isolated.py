@@ -19,6 +19,7 @@ from typing import Protocol
 from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
+from service import telemetry
 from service.runtime import wire
 
 LOAD_S = 120.0
@@ -43,8 +44,8 @@ class SpawnedChild(Protocol):
     @property
     def channel(self) -> socket.socket: ...
 
-    def end(self) -> int:
-        """Kill it if it still runs and close the channel. The exit code, or minus the signal."""
+    def end(self) -> int | None:
+        """Kill it if it still runs and close the channel. Its exit code, or minus the signal, if known."""
         ...
 
 
@@ -116,6 +117,8 @@ class IsolatedRuntime:
             if (wait := self._not_before - time.monotonic()) > 0:
                 raise Unavailable(f"the model's process keeps dying; it is started again in {wait:.1f} s")
             self._child = self._spawn(self._spec)
+            if self._crashes:
+                telemetry.CHILD_RESTARTS.labels("isolated").inc()
             self._load_until = time.monotonic() + LOAD_S
         if self._load_until is not None:
             self._await_load(self._child, self._load_until, deadline)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LinearRegression
+from sqlalchemy import select, update
+
+from registry import aliases, db, queue, versions
+from registry.artifacts import Store
+from registry.tables import TaskRow, VersionRow, now
+from service.builds import oneshot, supervisor
+from service.builds.supervisor import Supervisor
+from service.config import Settings
+from tests.service.builds.odd_models import KillsItself, Once, Says
+
+Publish = Callable[..., int]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", build_timeout_s=60)
+
+
+@pytest.fixture
+def sessions(settings: Settings) -> Iterator[db.Sessions]:
+    engine = db.connect(settings.url)
+    db.migrate(engine, settings.home)
+    yield db.sessions(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    return Store(settings.blobs)
+
+
+@pytest.fixture
+def changes() -> SimpleQueue[float]:
+    return SimpleQueue()
+
+
+@pytest.fixture
+def running(
+    settings: Settings, sessions: db.Sessions, store: Store, changes: SimpleQueue[float]
+) -> Iterator[Supervisor]:
+    running = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    running.start()
+    yield running
+    running.stop(5)
+
+
+@pytest.fixture
+def publish(sessions: db.Sessions, store: Store, tmp_path: Path) -> Publish:
+    """Publish a model; the version's id."""
+
+    def publish(model: Any, name: str = "m", **kwargs: Any) -> int:
+        file = tmp_path / "model.joblib"
+        joblib.dump(model, file)
+        new = versions.NewVersion(name, store.put_file(file).sha256, "sklearn-joblib", **kwargs)
+        with sessions.begin() as session:
+            return versions.publish(session, store, new, by="test").id
+
+    return publish
+
+
+def forest() -> RandomForestClassifier:
+    X = np.random.default_rng(0).normal(size=(100, 3))
+    return RandomForestClassifier(5, random_state=0).fit(X, X[:, 0] > 0)
+
+
+def lease(sessions: db.Sessions) -> datetime:
+    with sessions() as session:
+        until = session.scalars(select(TaskRow.lease_until)).one()
+        assert until is not None
+        return until
+
+
+def reason(sessions: db.Sessions, version_id: int) -> str:
+    row = version(sessions, version_id)
+    assert row.state == "rejected"
+    assert row.report is not None
+    return str(row.report["reason"])
+
+
+def version(sessions: db.Sessions, version_id: int) -> VersionRow:
+    with sessions() as session:
+        found = session.get(VersionRow, version_id)
+        assert found is not None
+        return found
+
+
+def test_a_published_forest_becomes_ready_with_its_servable_in_the_store(
+    running: Supervisor, publish: Publish, sessions: db.Sessions, store: Store, changes: SimpleQueue[float]
+) -> None:
+    version_id = publish(forest(), alias="champion")
+    running.wake()
+    changes.get(timeout=60)
+    row = version(sessions, version_id)
+    assert (row.state, row.runtime) == ("ready", "onnx"), row.report
+    assert row.servable is not None
+    assert store.path(row.servable).stat().st_size > 0
+    with sessions() as session:
+        assert aliases.get(session, "m", "champion").version_id == version_id
+    assert running.problem() is None
+
+
+def test_a_build_leaves_nothing_in_the_temporary_directory(
+    running: Supervisor, publish: Publish, settings: Settings, changes: SimpleQueue[float]
+) -> None:
+    publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    running.wake()
+    changes.get(timeout=60)
+    assert list((settings.home / "tmp").iterdir()) == []
+
+
+def test_waking_starts_a_build_without_waiting_for_the_next_poll(
+    running: Supervisor, publish: Publish, changes: SimpleQueue[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "POLL_S", 3600)
+    for _ in range(2):  # the first may have been there before the thread first looked
+        publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+        running.wake()
+        changes.get(timeout=60)
+
+
+def test_a_killed_template_costs_an_attempt_and_no_version(
+    running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float], tmp_path: Path
+) -> None:
+    says = tmp_path / "pid"
+    version_id = publish(Once(str(says)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    running.wake()
+    child = int(read_when_written(says))
+    template = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(template, signal.SIGKILL)
+    changes.get(timeout=60)
+    assert version(sessions, version_id).state == "ready", version(sessions, version_id).report
+
+
+def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
+    running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float]
+) -> None:
+    version_id = publish(KillsItself().fit([[0.0]], [0.0]))
+    running.wake()
+    changes.get(timeout=60)
+    assert "want of memory" in reason(sessions, version_id)
+    with sessions() as session:
+        assert queue.depth(session, supervisor.KINDS) == 0
+
+
+def test_stopping_gives_the_build_back_for_the_next_server(
+    settings: Settings, publish: Publish, sessions: db.Sessions, store: Store, tmp_path: Path
+) -> None:
+    says = tmp_path / "pid"
+    version_id = publish(Says(str(says)).fit([[0.0]], [0.0]))
+    first = Supervisor(settings, sessions, store, on_change=lambda: None)
+    first.start()
+    read_when_written(says)
+    began = time.monotonic()
+    first.stop(10)
+    assert time.monotonic() - began < 5
+    assert version(sessions, version_id).state == "building"
+    with sessions.begin() as session:
+        task = queue.claim(session, supervisor.KINDS, "the next server")
+    assert task is not None
+    assert task.attempt == 1  # the interrupted one does not count
+
+
+def test_a_build_lost_with_its_server_each_time_is_rejected(
+    settings: Settings, publish: Publish, sessions: db.Sessions, store: Store
+) -> None:
+    version_id = publish(forest())
+    with sessions.begin() as session:
+        session.execute(
+            update(TaskRow).values(
+                state=queue.RUNNING, attempt=TaskRow.max_attempts, lease_until=now() - timedelta(seconds=1)
+            )
+        )
+    told = []
+    assert Supervisor(settings, sessions, store, lambda: told.append(True)).step() is False
+    assert "ended with its server" in reason(sessions, version_id)
+    assert told
+
+
+def test_a_slow_build_keeps_its_lease(
+    running: Supervisor,
+    publish: Publish,
+    sessions: db.Sessions,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(oneshot, "BEAT_S", 0.05)
+    says = tmp_path / "pid"
+    publish(Says(str(says)).fit([[0.0]], [0.0]))
+    running.wake()
+    read_when_written(says)
+    soon = now() + timedelta(seconds=1)
+    with sessions.begin() as session:
+        session.execute(update(TaskRow).values(lease_until=soon))
+    deadline = time.monotonic() + 10
+    while lease(sessions) <= soon:
+        assert time.monotonic() < deadline, "no heartbeat extended the lease"
+        time.sleep(0.02)
+
+
+def test_an_artifact_that_is_gone_rejects_the_version(
+    settings: Settings, publish: Publish, sessions: db.Sessions, store: Store
+) -> None:
+    version_id = publish(forest())
+    store.delete(version(sessions, version_id).artifact)
+    assert Supervisor(settings, sessions, store, on_change=lambda: None).step()
+    assert "there is no artifact" in reason(sessions, version_id)
+
+
+def test_directories_of_killed_builds_are_swept_and_those_of_running_ones_are_not(tmp_path: Path) -> None:
+    stale, fresh, other = tmp_path / "build-a", tmp_path / "build-b", tmp_path / "kept"
+    for directory in (stale, fresh, other):
+        directory.mkdir()
+        (directory / "file").write_bytes(b"x")
+    for directory in (stale, other):
+        os.utime(directory, (0, 0))
+    supervisor.sweep(tmp_path, older_than_s=60)
+    assert sorted(tmp_path.iterdir()) == [fresh, other]
+
+
+def read_when_written(file: Path) -> str:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file.name} was not written"
+        time.sleep(0.02)
+    return file.read_text()
