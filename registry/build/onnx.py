@@ -7,22 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from onnx import ModelProto
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from skl2onnx import convert_sklearn, update_registered_converter
-from skl2onnx.common._registration import get_converter, get_shape_calculator
+from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
-from registry.build import graph, intake, onnx_forest
+from registry.build import graph, intake, onnx_converters
 from registry.errors import Refused
 from registry.signature import Input, Signature
 
 OPSET = {"": 18, "ai.onnx.ml": 3}
 """IsolationForest converts for this pair only; onnxruntime runs it everywhere."""
-HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,7 @@ def convert(model: Any, signature: Signature, candidate: Candidate) -> ModelProt
         model, initial_types=_types(signature, candidate), options=options, target_opset=OPSET
     )
     if candidate.floats == "float64":
-        if not any(isinstance(e, HISTOGRAM) for e in inside(model)):
-            graph.round_tree_inputs(converted.graph)
-        graph.widen_tree_outputs(converted.graph)
+        graph.round_tree_inputs(converted.graph)
     graph.name_outputs(converted, signature)
     return converted
 
@@ -107,43 +101,4 @@ def _selects_columns(model: Any) -> bool:
     return any(isinstance(e, ColumnTransformer) for e in inside(model))
 
 
-class _IntegerAttributes:
-    """Passes nodes on with booleans as integers: protobuf refuses them in a list of integers."""
-
-    def __init__(self, container: Any) -> None:
-        self._container = container
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._container, name)
-
-    def add_node(self, *args: Any, **attributes: Any) -> Any:
-        whole = {
-            name: [int(v) if isinstance(v, bool | np.bool_) else v for v in value] if isinstance(value, list) else value
-            for name, value in attributes.items()
-        }
-        return self._container.add_node(*args, **whole)
-
-
-def _with_integers(library: Any) -> Any:
-    def convert_histogram(scope: Any, operator: Any, container: Any) -> None:
-        library(scope, operator, _IntegerAttributes(container))
-
-    return convert_histogram
-
-
-def _register_histogram_converters() -> None:
-    for estimator in HISTOGRAM:
-        alias = f"Sklearn{estimator.__name__}"
-        options = {"zipmap": [True, False, "columns"], "raw_scores": [True, False], "nocl": [True, False]}
-        update_registered_converter(
-            estimator,
-            alias,
-            get_shape_calculator(alias),
-            _with_integers(get_converter(alias)),
-            overwrite=True,
-            options=options if estimator is HistGradientBoostingClassifier else None,
-        )
-
-
-_register_histogram_converters()
-onnx_forest.register()
+onnx_converters.register()
