@@ -8,6 +8,7 @@ idempotent by their method or by an `Idempotency-Key`.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,8 @@ import msgspec
 
 Record = dict[str, Any]
 
+_REF = re.compile(r"(?P<name>[^:@]+)(:(?P<version>[0-9]+)|@(?P<alias>[^:@]+))?")
 CHUNK = 1 << 20  # bytes of an upload between two calls of `progress`
-IN_PROGRESS = "idempotency-in-progress"
 
 
 class Unreachable(Exception):
@@ -62,11 +63,11 @@ class ModelRef(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Raises `ValueError` with a sentence for people."""
-        name, at, alias = text.partition("@")
-        name, colon, version = name.partition(":")
-        if not name or (at and (colon or not alias)) or (colon and not version.isdecimal()):
+        found = _REF.fullmatch(text)
+        if found is None:
             raise ValueError(f"{text!r} is not a model; write name, name@alias or name:version")
-        return cls(name, int(version) if colon else None, alias or None)
+        version = found["version"]
+        return cls(found["name"], None if version is None else int(version), found["alias"])
 
     def __str__(self) -> str:
         return (
@@ -117,26 +118,23 @@ class Client:
         sent = dict(headers or {})
         if json is not None:
             content, sent["Content-Type"] = msgspec.json.encode(json), "application/json"
-        repeatable = method != "POST" or "Idempotency-Key" in sent
-        given_up, pause = time.monotonic() + self._patience, 0.05
+        given_up, pause, lost = time.monotonic() + self._patience, 0.05, False
         while True:
-            body = content() if callable(content) else content
             try:
+                body = content() if callable(content) else content
                 response = self._http.request(method, url, content=body, headers=sent, params=_set(params))
-            except httpx.TransportError as error:
-                never_arrived = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                timed_out = isinstance(error, httpx.TimeoutException)
-                again = never_arrived or (repeatable and not timed_out)
-                if not again or time.monotonic() + pause > given_up:
-                    raise Unreachable(self.url, str(error) or type(error).__name__) from error
-            else:
                 self._patience = self._patience_later
-                if response.status_code < 400:
-                    return response
-                refused = ServerRefused(response.status_code, _problem(response))
-                running = str(refused.problem.get("type", "")).endswith(IN_PROGRESS)
-                if not (running and time.monotonic() + pause < given_up):
-                    raise refused
+                # After a lost connection a 409 says that the first try is still at work.
+                if not (lost and response.status_code == 409):
+                    return _accepted(response)
+                failure: Exception = ServerRefused(response.status_code, _problem(response))
+            except httpx.TransportError as error:
+                failure = Unreachable(self.url, str(error) or type(error).__name__)
+                if not _repeatable(error, method, sent):
+                    raise failure from error
+                lost = "Idempotency-Key" in sent
+            if time.monotonic() + pause > given_up:
+                raise failure
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
 
@@ -166,15 +164,15 @@ class Client:
         self.send("PUT", path("artifacts", sha256), content=lambda: _chunks(file, progress), headers=headers)
         return sha256
 
-    def publish(self, name: str, request: Record) -> Record:
-        """Creates a version from uploaded artifacts (`format`, `artifact`, ... as the API says).
-
-        Its key makes this call take effect once, however often the connection is lost.
-        """
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
-        answer = self.send("POST", path("models", name, "versions"), json=request, headers=headers)
+    def create(self, url: str, json: object) -> Record:
+        """A POST that makes something. Its key makes it take effect once, however often it is sent."""
+        answer = self.send("POST", url, json=json, headers={"Idempotency-Key": str(uuid.uuid4())})
         created: Record = msgspec.json.decode(answer.content)
         return created
+
+    def publish(self, name: str, request: Record) -> Record:
+        """A new version of uploaded artifacts: `artifact`, `format` and whatever else the API takes."""
+        return self.create(path("models", name, "versions"), request)
 
     def wait(
         self, name: str, version: int, on_state: Callable[[Record], None] = lambda record: None
@@ -201,6 +199,20 @@ class Client:
         )
         answered: Record = msgspec.json.decode(answer.content)
         return answered
+
+
+def _repeatable(error: httpx.TransportError, method: str, headers: Mapping[str, str]) -> bool:
+    """May the call be sent again? Yes when it never arrived, or cannot take effect twice."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return True
+    harmless = method != "POST" or "Idempotency-Key" in headers
+    return harmless and not isinstance(error, httpx.TimeoutException)
+
+
+def _accepted(response: httpx.Response) -> httpx.Response:
+    if response.status_code >= 400:
+        raise ServerRefused(response.status_code, _problem(response))
+    return response
 
 
 def _set(params: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ def _root(
 
 def main() -> None:
     try:
-        app()
+        app(prog_name="trivium")
     except KeyboardInterrupt:  # before or after typer's own handling
         sys.exit(130)
     except Exception as error:

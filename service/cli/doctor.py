@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from typer import Exit, echo, style
 
-from service.cli.shared import Json, connect, emit
+from service.cli.shared import Json, connect, emit, read_settings
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -48,9 +48,7 @@ def doctor(json: Json = False) -> None:
 
     Exit code 1 when something is wrong; warnings alone leave it 0.
     """
-    from service.config import Settings
-
-    settings = Settings()
+    settings = read_settings()
     found = [*_versions(), *_data_directory(settings), *_database(settings), _server(settings)]
     wrong = [finding for finding in found if finding.status == WRONG]
     emit(json, {"ok": not wrong, "checks": found}, lambda: _show(found))

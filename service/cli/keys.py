@@ -31,9 +31,7 @@ def create(
     scopes = [part for given in scope for part in given.split(",")]
     body = {"name": name or "+".join(scopes), "scopes": scopes, "models": model, "expires_in": expires_in}
     with connect() as client:
-        record = client.call(
-            "POST", path("keys"), {key: value for key, value in body.items() if value is not None}
-        )
+        record = client.create(path("keys"), {key: value for key, value in body.items() if value is not None})
     emit(json, record, lambda: _secret(record))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
-from typer import BadParameter, Option, confirm
+from typer import BadParameter, Option, confirm, echo
 
+from service.cli.report import model_lines, version_lines
 from service.cli.shared import (
     Json,
     Model,
@@ -25,7 +26,9 @@ from service.cli.shared import (
 )
 
 Search = Annotated[str | None, Option("--search", "-q", help="Only those whose name or description has it.")]
-Tagged = Annotated[str | None, Option("--tag", metavar="KEY=VALUE", help="Only those with this tag.")]
+Tagged = Annotated[
+    list[str] | None, Option("--tag", metavar="KEY=VALUE", help="Only those with this tag; may be repeated.")
+]
 
 
 def models(search: Search = None, tag: Tagged = None, json: Json = False) -> None:
@@ -34,8 +37,19 @@ def models(search: Search = None, tag: Tagged = None, json: Json = False) -> Non
 
     with connect() as client:
         page = client.pages(path("models"), _filter(search, tag))
-    rows = ([m["name"], m.get("latest_version"), aliases_of(m), when(m["created_at"])] for m in page["items"])
-    emit(json, page, lambda: table(("model", "latest", "aliases", "created (UTC)"), rows, "no models yet"))
+    columns = ("model", "versions", "latest", "aliases", "created (UTC)", "by")
+    rows = (
+        [
+            m["name"],
+            m["versions"],
+            m["latest_version"],
+            aliases_of(m),
+            when(m["created_at"]),
+            m["created_by"],
+        ]
+        for m in page["items"]
+    )
+    emit(json, page, lambda: table(columns, rows, "no models"))
 
 
 def versions(name: Name, search: Search = None, tag: Tagged = None, json: Json = False) -> None:
@@ -63,19 +77,19 @@ def versions(name: Name, search: Search = None, tag: Tagged = None, json: Json =
 
 def show(model: Model, json: Json = False) -> None:
     """Show a model, or one version of it."""
-    from service.cli.report import model_lines, version_lines
+    from registry.errors import NotFound
     from service.client import path
 
     ref = model_ref(model)
     with connect() as client:
         record: dict[str, Any] = client.call("GET", path("models", ref.name))
-        version = ref.version
-        if ref.alias:
-            version = client.call("GET", path("models", ref.name, "aliases", ref.alias))["version"]
+        version = record["aliases"].get(ref.alias) if ref.alias else ref.version
+        if ref.alias and version is None:
+            raise NotFound("alias", ref)
         if version is not None:
             record = client.call("GET", path("models", ref.name, "versions", version))
-    say_lines = version_lines if "version" in record else model_lines
-    emit(json, record, lambda: say_lines(record))
+    lines = version_lines(record) if "version" in record else model_lines(record)
+    emit(json, record, lambda: echo("\n".join(lines)))
 
 
 def edit(
@@ -92,10 +106,11 @@ def edit(
 
     ref = one_version(model)
     where = path("models", ref.name, "versions", ref.version)
+    added = pairs(tag)
     change: dict[str, Any] = {} if description is None else {"description": description}
     with connect() as client:
         if tag or untag:
-            tags = client.call("GET", where)["tags"] | pairs(tag)
+            tags = client.call("GET", where)["tags"] | added
             change["tags"] = {key: value for key, value in tags.items() if key not in (untag or ())}
         record = client.call("PATCH", where, change)
     emit(json, record, lambda: say(f"{ref} is changed"))
@@ -146,6 +161,5 @@ def delete(
     emit(json, record, lambda: say(f"deleted {what}"))
 
 
-def _filter(search: str | None, tag: str | None) -> dict[str, str | None]:
-    tags = [f"{key}:{value}" for key, value in pairs([tag] if tag else None).items()]
-    return {"q": search, "tag": tags[0] if tags else None}
+def _filter(search: str | None, tag: list[str] | None) -> dict[str, Any]:
+    return {"q": search, "tag": [f"{key}:{value}" for key, value in pairs(tag).items()] or None}

@@ -11,12 +11,10 @@ from typer import Argument, BadParameter
 from service.cli.shared import Json, Model, connect, emit, model_ref, table
 
 Rows = Annotated[
-    Path,
+    str,
     Argument(
         metavar="ROWS",
-        exists=True,
-        dir_okay=False,
-        allow_dash=True,
+        show_default=False,
         help='A .json file (a list of objects, one object, or {"instances": [...]}), a .csv file, '
         "or - for JSON on stdin.",
     ),
@@ -26,13 +24,21 @@ Rows = Annotated[
 def predict(model: Model, rows: Rows, json: Json = False) -> None:
     """Predict rows of a file."""
     ref = model_ref(model)
-    given = sys.stdin.buffer.read() if str(rows) == "-" else rows.read_bytes()
+    given = _read(rows)
+    as_csv = rows.lower().endswith(".csv")
+    body = given if as_csv else json_body(given, rows)
     with connect() as client:
-        if rows.suffix.lower() == ".csv":
-            answer = client.predict(ref, given, "text/csv")
-        else:
-            answer = client.predict(ref, json_body(given, str(rows)))
+        answer = client.predict(ref, body, "text/csv" if as_csv else "application/json")
     emit(json, answer, lambda: _show(answer["predictions"]))
+
+
+def _read(rows: str) -> bytes:
+    if rows == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(rows).read_bytes()
+    except OSError as error:
+        raise BadParameter(f"{rows}: {error.strerror}") from error
 
 
 def json_body(given: bytes, source: str) -> bytes:

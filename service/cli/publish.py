@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, BadParameter, Exit, Option
+from typer import Argument, BadParameter, Exit, Option, echo
 
+from service.cli.report import build_lines
 from service.cli.shared import Json, Tags, connect, emit, pairs, say
 
 if TYPE_CHECKING:
@@ -90,11 +91,12 @@ def publish(
         if not no_wait and record["state"] == "building":
             with _waiting(f"building {name}:{record['version']}") as on_state:
                 record = client.wait(name, record["version"], on_state)
-    emit(json, record, lambda: describe(record))
+    lines = build_lines(record)
     if record["state"] == "rejected":
-        if json:
-            say(f"rejected: {reason(record)}")
+        emit(json, record, lambda: None)
+        say("\n".join(lines))
         raise Exit(1)
+    emit(json, record, lambda: echo("\n".join(lines)))
 
 
 def upload(client: Client, file: Path) -> str:
@@ -125,26 +127,6 @@ def _waiting(what: str) -> Iterator[Callable[[Record], None]]:
         yield lambda record: status.update(f"{what}, {time.monotonic() - started:.0f} s")
 
 
-def describe(record: Record) -> None:
-    """A few lines about a version that was just published."""
-    from service.cli.report import lines
-
-    for line in lines(record):
-        say(line) if record["state"] == "rejected" else _out(line)
-
-
-def _out(line: str) -> None:
-    from typer import echo
-
-    echo(line)
-
-
-def reason(record: Record) -> str:
-    from service.cli.report import why_rejected
-
-    return why_rejected(record)
-
-
 def _by_suffix(file: Path, known: dict[str, str], what: str) -> str:
     try:
         return known[file.suffix.lower()]
@@ -153,10 +135,13 @@ def _by_suffix(file: Path, known: dict[str, str], what: str) -> str:
 
 
 def _numbers(given: dict[str, str]) -> dict[str, float]:
-    try:
-        return {key: float(value) for key, value in given.items()}
-    except ValueError as error:
-        raise BadParameter(f"--metric wants numbers: {error}") from error
+    numbers = {}
+    for key, value in given.items():
+        try:
+            numbers[key] = float(value)
+        except ValueError:
+            raise BadParameter(f"--metric {key}={value}: {value!r} is no number") from None
+    return numbers
 
 
 def _read_json(file: Path) -> Any:

@@ -2,41 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
-
-from typer import echo
-
-from service.cli.shared import aliases_of, table, when
 
 Record = dict[str, Any]
 
 
-def why_rejected(record: Record) -> str:
-    report = record.get("report") or {}
-    return str(report.get("reason") or report.get("error") or "the report gives no reason")
-
-
-def lines(record: Record) -> list[str]:
-    """What somebody who has just published wants to know."""
+def build_lines(record: Record) -> list[str]:
+    """What somebody who has just published wants to know of a version."""
     name = f"{record['model']}:{record['version']}"
-    state = record["state"]
-    if state == "rejected":
+    if record["state"] == "rejected":
         return [f"{name} is rejected: {why_rejected(record)}"]
-    if state == "building":
+    if record["state"] == "building":
         return [f"{name} is building"]
-    return [f"{name} is ready"]
+    lines = [f"{name} is {record['state']} on {record['runtime']}: {record['runtime_reason']}"]
+    report = record.get("report") or {}
+    if parity := report.get("parity"):
+        lines.append(f"parity: {parity_words(parity)}")
+    if record["metrics"]:
+        lines.append(f"metrics: {_pairs(record['metrics'])}")
+    return lines + [f"warning: {warning}" for warning in report.get("warnings") or ()]
 
 
-def version_lines(record: Record) -> None:
-    for line in lines(record):
-        echo(line)
+def why_rejected(record: Record) -> str:
+    return str((record.get("report") or {}).get("reason") or "its report gives no reason")
 
 
-def model_lines(record: Record) -> None:
-    echo(record["name"])
-    if named := aliases_of(record):
-        echo(f"aliases: {', '.join(named)}")
-    echo(f"created: {when(record['created_at'])} by {record['created_by']}")
+def parity_words(parity: Record) -> str:
+    """The figures of a build's parity in one line."""
+    kinds = parity["rows"]
+    of = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    return (
+        f"{sum(kinds.values()):,} rows compared ({of}): {parity['label_mismatches']} label mismatches, "
+        f"largest difference {parity['largest_difference']:.2g}"
+    )
 
 
-__all__ = ["lines", "model_lines", "table", "version_lines", "why_rejected"]
+def version_lines(record: Record) -> Iterator[str]:
+    """Everything that people ask about one version."""
+    yield from build_lines(record)
+    for what in ("aliases", "tags", "description", "format", "artifact", "target"):
+        if value := record[what]:
+            yield f"{what}: {_pairs(value) if isinstance(value, dict) else _listed(value)}"
+    yield f"created: {record['created_at']} by {record['created_by']}"
+    if made := (record.get("lineage") or {}).get("made_by"):
+        yield f"made by: {_pairs(made)}"
+    signature = record.get("signature") or {"inputs": [], "outputs": []}
+    if signature["inputs"]:
+        yield f"{signature['task']} of {len(signature['inputs'])} features:"
+    for given in signature["inputs"]:
+        yield f"  {_feature(given)}"
+    for made in signature["outputs"]:
+        yield f"  -> {made['name']} {made['dtype']}" + (
+            f": {_listed(made['classes'])}" if made.get("classes") else ""
+        )
+
+
+def model_lines(record: Record) -> Iterator[str]:
+    yield f"{record['name']}: {record['versions']} versions, the latest is {record['latest_version']}"
+    for alias, version in record["aliases"].items():
+        yield f"{alias}: version {version}"
+    yield f"created: {record['created_at']} by {record['created_by']}"
+
+
+def _feature(given: Record) -> str:
+    known = f": {_listed(given['categories'])}" if given.get("categories") else ""
+    seen = ""
+    if given.get("minimum") is not None:
+        seen = f", seen {given['minimum']:g} to {given['maximum']:g}"
+    return f"{given['name']} {given['dtype']}{', may be missing' if given['nullable'] else ''}{seen}{known}"
+
+
+def _pairs(values: Record) -> str:
+    shown = (f"{v:.4g}" if isinstance(v, float) else v for v in values.values())
+    return ", ".join(f"{name}={value}" for name, value in zip(values, shown, strict=True))
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

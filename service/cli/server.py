@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from typer import Exit, Option
 
-from service.cli.shared import Json, emit, say
-
-if TYPE_CHECKING:
-    from service.config import Settings
+from service.cli.shared import Json, emit, read_settings, say
 
 Host = Annotated[str | None, Option(help="The address to bind (127.0.0.1, or TRIVIUM_HOST).")]
 Port = Annotated[
@@ -24,21 +21,41 @@ def serve(
     no_worker: Annotated[bool, Option("--no-worker", help="Start no worker child.")] = False,
 ) -> None:
     """Serve the API until Ctrl-C or SIGTERM."""
-    from service.app import serve as run
+    from service.serve import serve as run
 
-    raise Exit(run(_settings(host=host, port=port), workers=workers, worker=not no_worker))
+    raise Exit(run(read_settings(host=host, port=port), workers=workers, worker=not no_worker))
 
 
 def worker() -> None:
     """Take tasks from the queue in a process of its own, until Ctrl-C or SIGTERM."""
-    raise NotImplementedError
+    import signal
+    import threading
+
+    from registry import db
+    from registry.artifacts import Store
+    from service.builds.supervisor import Supervisor
+    from service.telemetry import configure_logging
+
+    configure_logging()
+    settings = read_settings()
+    engine = db.connect(settings.url)
+    db.require_current(engine)
+    # Nothing in this process looks at the registry: the servers see a finished build by themselves.
+    supervisor = Supervisor(settings, db.sessions(engine), Store(settings.blobs), on_change=lambda: None)
+    told_to_stop = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: told_to_stop.set())
+    supervisor.start()
+    told_to_stop.wait()
+    supervisor.stop(settings.shutdown_grace_s)
+    engine.dispose()
 
 
 def migrate(json: Json = False) -> None:
     """Bring the database to this version's schema."""
     from registry import db
 
-    settings = _settings()
+    settings = read_settings()
     engine = db.connect(settings.url)
     before = db.schema_revision(engine)
     db.migrate(engine, settings.home)
@@ -57,7 +74,7 @@ def collect_garbage(
     from registry.artifacts import Store
     from registry.garbage import collect
 
-    settings = _settings()
+    settings = read_settings()
     engine = db.connect(settings.url)
     db.require_current(engine)
     with db.sessions(engine).begin() as session:
@@ -70,9 +87,3 @@ def collect_garbage(
         collected,
         lambda: say(f"{verb} {len(collected.blobs)} blobs ({size}), keeping {collected.kept}"),
     )
-
-
-def _settings(**given: Any) -> Settings:
-    from service.config import Settings
-
-    return Settings(**{key: value for key, value in given.items() if value is not None})

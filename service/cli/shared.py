@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from typer import Argument, BadParameter, Option, echo
 
 if TYPE_CHECKING:
     from service.client import Client, ModelRef, Record
+    from service.config import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -26,6 +26,13 @@ Reason = Annotated[str | None, Option("--reason", help="Kept in the alias's hist
 
 def home() -> Path:
     return Path(os.environ.get("TRIVIUM_HOME") or ".trivium")
+
+
+def read_settings(**given: Any) -> Settings:
+    """The environment's settings; what is `given` and not None goes before them."""
+    from service.config import Settings
+
+    return Settings(**{key: value for key, value in given.items() if value is not None})
 
 
 def connect(timeout_s: float = 60.0) -> Client:
@@ -107,12 +114,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False)
     drawn = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in listed:
         drawn.add_row(*row)
-    if not console.is_terminal:  # in a pipe, no cell is cut to the width of a terminal that is not there
-        console.width = max(console.measure(drawn).maximum, 20)
+    if not console.is_terminal:  # in a pipe, nothing is cut to the width of a terminal that is not there
+        console.width = console.measure(drawn, options=console.options.update(max_width=10_000)).maximum
     return console.print(drawn)
 
 
