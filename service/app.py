@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -18,13 +19,16 @@ from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.online.hotpath import HotPath
 from service.publish import alias_routes, artifacts, key_routes, routes
-from service.runtime.pool import Loader, Pool
+from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
 from service.web import failures, health, openapi_routes
 from service.web.auth import Guard
 from service.web.deps import Services, check_guarded
 from service.web.docs import docs_routes
 from service.web.limits import Limits
+
+if TYPE_CHECKING:
+    from service.runtime.loading import Loaded
 
 PREDICT_THREADS = 4
 CHECKPOINT_S = 5.0
@@ -82,9 +86,18 @@ def _services(settings: Settings) -> Services:
     snapshot = Snapshot(engine)
     supervisor = Supervisor(settings, sessions, store, on_change=snapshot.refresh)
     executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
-    loader = Loader(sessions, store, supervisor.spawn_isolated, settings.predict_deadline_s)
-    pool = Pool(loader, settings.model_memory_mb * MB, executor)
+    pool = Pool(_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB, executor)
     return Services(settings, engine, sessions, store, snapshot, pool, supervisor, executor)
+
+
+def _loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor: Supervisor) -> Load:
+    def load(version_id: int) -> Loaded:
+        # numpy and ONNX Runtime double the time to start: they come with the first model, in its thread
+        from service.runtime.loading import Loader
+
+        return Loader(sessions, store, supervisor.spawn_isolated, settings.predict_deadline_s)(version_id)
+
+    return load
 
 
 @asynccontextmanager

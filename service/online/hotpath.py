@@ -12,19 +12,22 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.errors import FieldError, Invalid
-from registry.rows import Rows
 from service import telemetry
-from service.runtime.codec import Codec
-from service.runtime.pool import Loaded, Pool
+from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, Version
 from service.web.auth import Call, forbid
+
+if TYPE_CHECKING:  # numpy comes with the first model, not with the start
+    from registry.rows import Rows
+    from service.runtime.codec import Codec
+    from service.runtime.loading import Loaded
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -138,9 +141,7 @@ def _negotiate(scope: Scope) -> tuple[str, str]:
             accept = value.decode("latin-1").lower()
     if content_type not in MEDIA_TYPES:
         hint = "; with curl: -H 'Content-Type: application/json'" if "form" in content_type else ""
-        raise HTTPException(
-            415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}{hint}"
-        )
+        raise HTTPException(415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}{hint}")
     return content_type, _accepted(accept)
 
 
