@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from service.runtime.codec.columns import (
     Column,
     Faults,
     Wrong,
+    clean,
     kind_of,
     rows_of,
     show,
@@ -23,6 +25,10 @@ from service.runtime.codec.columns import (
 )
 
 _as_tuple = msgspec.structs.astuple
+_REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_PLACE = re.compile(r" - at `\$\.instances\[(\d+)\](?:\.(.*))?`$", re.DOTALL)
+
+MAX_WALKED_BYTES = 8 * 2**20  # walking 64 MB of hostile JSON took 9 s and 2 GB, and holds up everybody
 
 
 class JsonRows:
@@ -30,7 +36,8 @@ class JsonRows:
 
     The fast path is a generated msgspec type. The slow path is the definition: it reads the body again
     with the standard library, names every fault, and answers the rows when there is none (a byte order
-    mark, or a feature whose name msgspec cannot take).
+    mark, or a feature whose name msgspec cannot take). Of a refused body above `MAX_WALKED_BYTES` only
+    the first fault is named, in msgspec's words.
     """
 
     def __init__(self, columns: Sequence[Column], max_instances: int) -> None:
@@ -53,17 +60,25 @@ class JsonRows:
         )
 
     def decode(self, body: bytes) -> Rows:
-        rows = self.fast(body)
+        try:
+            rows = self._typed(body)
+        except _REFUSALS as error:
+            if len(body) > MAX_WALKED_BYTES:
+                raise _first_fault(error, self.max_instances) from error
+            rows = None
         return self.slow(body) if rows is None else rows
 
     def fast(self, body: bytes) -> Rows | None:
         """The rows, or None where only the slow path can say what they are."""
+        try:
+            return self._typed(body)
+        except _REFUSALS:
+            return None
+
+    def _typed(self, body: bytes) -> Rows | None:
         if self.decoder is None:
             return None
-        try:
-            tuples = list(map(_as_tuple, self.decoder.decode(body).instances))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+        tuples = list(map(_as_tuple, self.decoder.decode(body).instances))
         if self.numeric:
             matrix = np.array(tuples, dtype=np.float64)
             if self.float32:
@@ -167,6 +182,17 @@ def _read(body: bytes) -> Any:
         raise _no_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
         raise _no_json("it is nested too deeply") from error
+
+
+def _first_fault(error: Exception, most: int) -> Invalid:
+    text = clean(str(error))
+    place = _PLACE.search(text)
+    instance, field = (int(place[1]), place[2]) if place else (None, None)
+    message = f"the body is refused: {text}"
+    if text.endswith(" - at `$.instances`"):
+        field = "instances"
+        message += f"; send 1 to {most} instances in one call"
+    return Invalid(message, [FieldError(message, instance, field)])
 
 
 def _no_json(why: str) -> Invalid:

@@ -242,3 +242,17 @@ def test_of_a_key_sent_twice_the_last_one_counts() -> None:
 
 def test_a_byte_order_mark_is_tolerated() -> None:
     assert matrix(codec(AGE).decode_json(b"\xef\xbb\xbf" + body({"age": 1}))) == [[1]]
+
+
+def test_of_a_large_body_the_first_fault_is_named() -> None:
+    padding = b" " * (8 * 2**20)
+    wrong = fault(codec(AGE), b'{"instances":[{"age":1},{"age":"x"},{}]%s}' % padding)
+    assert (wrong.instance, wrong.field) == (1, "age")
+    missing = fault(codec(AGE), b'{"instances":[{"age":1},{}]%s}' % padding)
+    assert (missing.instance, missing.field) == (1, None)
+    assert "age" in missing.message
+    many = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)) + padding)
+    assert many.field == "instances"
+    assert "send 1 to 10000" in many.message
+    assert "malformed" in fault(codec(AGE), b"x" + padding).message
+    assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":1}]%s}' % padding)) == [[1]]
