@@ -60,5 +60,9 @@ def history(
     with connect() as client:
         answer = client.call("GET", where, params={"at": at}) if at else client.pages(where)
     events = answer.get("items", [answer])
-    rows = ([when(e["at"]), e["version"], e["by"], e["reason"]] for e in events)
-    emit(json, answer, lambda: table(("at (UTC)", "version", "by", "reason"), rows, f"{alias} was never set"))
+    rows = ([when(e["at"]), e["version"], e["action"], e["by"], e["reason"]] for e in events)
+    emit(
+        json,
+        answer,
+        lambda: table(("at (UTC)", "version", "move", "by", "reason"), rows, f"{alias} was never set"),
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from typer import Exit, echo, style
 
+from service.cli.failures import one_line
 from service.cli.shared import Json, connect, emit, read_settings
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _admin_key(file: Path) -> Finding:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError
 
     from migrations import HEAD
     from registry import db
@@ -129,9 +130,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
         revision = db.schema_revision(engine)
         damage = _damage(engine) if sqlite else None
         engine.dispose()
-    except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error).strip().replace("\n", " ")
-        yield Finding("database", WRONG, f"{shown} does not answer: {cause}")
+    except DBAPIError as error:
+        yield Finding("database", WRONG, f"{shown} does not answer: {one_line(error.orig)}")
         return
     if damage:
         yield Finding("database", WRONG, f"{shown} is damaged: {damage}; restore a copy")

@@ -14,11 +14,12 @@ PASSED_ON = ("Authorization", "Content-Type", "Idempotency-Key")
 
 
 class Lossy:
-    """Hands each POST to the next of `faults`: "lose" hangs up instead of passing the server's answer on,
-    "busy" answers 409 without asking the server. With none left it only passes on."""
+    """Hands each call of the method `faulty` to the next of `faults`: "lose" hangs up instead of passing the
+    server's answer on, "busy" answers 409 without asking the server. With none left it only passes on."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.faulty = "POST"
         self.faults: deque[str] = deque()
 
 
@@ -29,7 +30,7 @@ def lossy(server_url: str) -> Iterator[Lossy]:
 
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fault = proxy.faults.popleft() if self.command == "POST" and proxy.faults else None
+            fault = proxy.faults.popleft() if self.command == proxy.faulty and proxy.faults else None
             headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
             status, content = 409, b'{"detail": "still running"}'
             if fault != "busy":

@@ -77,6 +77,18 @@ def test_a_first_try_that_is_still_running_is_waited_for(bad_network, request_fo
     assert not proxy.faults
 
 
+def test_an_upload_and_a_wait_outlast_lost_connections(bad_network, files, request_for):
+    proxy, client = bad_network
+    proxy.faulty = "PUT"
+    proxy.faults.extend(["lose", "lose"])
+    assert client.upload(files.model) == request_for["artifact"]
+    created = client.publish("outlasting", request_for)
+    proxy.faulty = "GET"
+    proxy.faults.extend(["lose", "lose"])
+    assert client.wait("outlasting", created["version"])["state"] == "ready"
+    assert not proxy.faults
+
+
 def test_a_key_whose_answer_was_lost_is_made_once_and_its_secret_is_known(bad_network, server):
     proxy, client = bad_network
     before = len(client.pages(path("keys"))["items"])

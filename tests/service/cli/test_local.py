@@ -38,6 +38,14 @@ def test_migrate_makes_the_schema_and_is_content_when_it_is_there(local):
     assert local("migrate", "--json").record == {"before": HEAD, "after": HEAD}
 
 
+def test_a_database_that_does_not_answer_is_exit_code_1_and_no_password_is_shown(trivium, home):
+    url = "postgresql+psycopg://me:secret@127.0.0.1:9/none"
+    ran = trivium("migrate", env={"TRIVIUM_HOME": str(home), "TRIVIUM_DATABASE_URL": url})
+    assert ran.code == 1
+    assert "the database does not answer" in ran.err
+    assert "secret" not in ran.err
+
+
 def test_gc_deletes_orphans_that_are_past_their_grace_and_says_so_before_with_dry_run(local, home):
     local("migrate")
     store = Store(home / "blobs")
