@@ -21,6 +21,11 @@ _JSON_TYPE = {
     "bool": "boolean",
     "string": "string",
 }
+_FLOAT32_MAX = 3.4028234663852886e38
+_RANGE: dict[str, Schema] = {  # what the dtype itself can hold; JSON has no bounds of its own
+    "int64": {"format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "float32": {"format": "float", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX},
+}
 _ZERO: dict[str, Scalar] = {"float64": 0.0, "float32": 0.0, "int64": 0, "bool": False, "string": ""}
 
 
@@ -62,13 +67,11 @@ def class_key(value: Scalar) -> str:
 def _feature(given: Input) -> Schema:
     kind = _JSON_TYPE[given.dtype]
     schema: Schema = {"type": [kind, "null"] if given.nullable else kind}
-    if given.dtype == "int64":
-        schema["format"] = "int64"
-    if given.closed and given.categories is not None:
+    schema |= _RANGE.get(given.dtype, {})
+    if given.closed and given.categories:
         schema["enum"] = [*given.categories, *([None] if given.nullable else [])]
     if description := _description(given):
         schema["description"] = description
-    schema["examples"] = [_example(given)]
     return schema
 
 
@@ -77,7 +80,7 @@ def _description(given: Input) -> str:
     parts = []
     if given.minimum is not None and given.maximum is not None:
         parts.append(f"seen from {given.minimum:g} to {given.maximum:g}")
-    if given.categories is not None and not given.closed:
+    if given.categories and not given.closed:
         parts.append("seen: " + ", ".join(class_key(c) for c in given.categories))
     if given.nullable:
         parts.append("null where it is missing")
@@ -142,8 +145,8 @@ def _regression(outputs: dict[str, Output]) -> Schema:
     if "values" not in outputs:
         return _object({"value": _number()})
     many = outputs["values"]
-    names = [str(c) for c in many.classes] if many.classes else [f"y{i}" for i in range(many.shape[1])]
-    return _object({"values": _object({name: _number() for name in names})})
+    targets = many.classes or range(many.shape[1])
+    return _object({"values": _object({class_key(t): _number() for t in targets})})
 
 
 def _vector(vector: Output) -> Schema:

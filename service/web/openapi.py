@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from registry.schema import Schema, instance_schema, prediction_schema
-from service.web.operations import GENERIC_SCHEMAS, PREDICT_PATHS, PREDICT_TAG, ModelDoc, typed
+from service.web.operations import COMPONENTS, PREDICT_PATHS, PREDICT_TAG, ModelDoc, typed
 
 MAX_TYPED = 100
 """Above this many models the document lists them; Swagger UI needs 3 s to draw 1,000 operations."""
@@ -57,21 +57,14 @@ def model_document(base: Schema, model: ModelDoc) -> Schema:
 
 
 def _frame(base: Schema, info: Schema) -> Schema:
-    components = base.get("components", {})
+    theirs = base.get("components", {})
     return {
         **base,
         "openapi": "3.1.0",
         "info": dict(info),
         "tags": list(base.get("tags", ())),
         "security": [{"bearer": []}],
-        "components": {
-            **components,
-            "schemas": {**GENERIC_SCHEMAS, **components.get("schemas", {})},
-            "securitySchemes": {
-                **components.get("securitySchemes", {}),
-                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this server."},
-            },
-        },
+        "components": {**theirs, **{k: ours | theirs.get(k, {}) for k, ours in COMPONENTS.items()}},
     }
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+import numpy as np
+
+from registry.errors import FieldError
 from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
-
-MAX_INSTANCES = 10_000
+from service.runtime.codec import MAX_INSTANCES
+from service.runtime.codec.answers import Answers
+from service.web.documents import problem_schemas
+from service.web.errors import MEDIA_TYPE, Problem, problem
 
 _MARKS = frozenset("\\`*_{}[]()<>#+-.!|&~^=:@/\"'$%")
 
 JSON = "application/json"
 CSV = "text/csv"
 ARROW = "application/vnd.apache.arrow.stream"
-PROBLEM = "application/problem+json"
 
 PREDICT_TAG = {"name": "predict", "description": "Any model, any version."}
 
@@ -49,16 +53,16 @@ def typed(model: ModelDoc) -> Schema:
     example = instance_example(model.signature)
     prediction = {"$ref": f"#/components/schemas/{model.name}.Prediction"}
     instance = {"$ref": f"#/components/schemas/{model.name}.Instance"}
-    columns = ", ".join(f"`{c}`" for c in flat_columns(model.signature))
+    columns = ", ".join(map(_escaped, _columns(model.signature)))
     return {
         "operationId": f"predict.{model.name}",
         "tags": [model.name],
         "summary": model.summary,
         "description": _field_table(instance_schema(model.signature)["properties"]),
-        "requestBody": _body(instance, example={"instances": [example]}, table=_csv([example])),
+        "requestBody": _body(instance, example={"instances": [example]}, table=_csv(example)),
         "responses": {
-            "200": _answer(prediction, name=model.name, version=model.version, columns=columns),
-            **_errors(model.alias != "champion"),
+            "200": _answer(prediction, columns),
+            **_ERRORS,
         },
     }
 
@@ -79,29 +83,18 @@ def _escaped(text: str) -> str:
     return "".join(f"&#{ord(c)};" if c in _MARKS or ord(c) < 32 else c for c in text)
 
 
-def flat_columns(signature: Signature) -> list[str]:
-    """The columns of a CSV or Arrow answer, in order."""
-    columns: list[str] = []
-    for output in signature.outputs:
-        prefix, _, last = output.name.rpartition(".")
-        dot = f"{prefix}." if prefix else ""
-        if last == "probabilities":
-            columns += [f"{dot}probability.{class_key(c)}" for c in output.classes or ()]
-        elif last == "values":
-            names = output.classes or [f"y{i}" for i in range(output.shape[1])]
-            columns += [f"value.{name}" for name in names]
-        elif last == "vector":
-            columns += [f"vector.{i}" for i in range(output.shape[1])]
-        else:
-            columns.append(output.name)
-    return columns
+def _columns(signature: Signature) -> list[str]:
+    """The columns of a CSV or Arrow answer: those that the encoder itself makes of no rows."""
+    nothing = {o.name: np.empty((0, *o.shape[1:])) for o in signature.outputs}
+    return list(Answers(signature).table(nothing))
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def _csv(example: dict[str, Any]) -> str:
+    """The example as a table of one row; null is the empty cell, booleans are as in JSON."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(example)
+    writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in example.values()])
     return out.getvalue()
 
 
@@ -129,10 +122,8 @@ def _instances(instance: Schema) -> Schema:
     }
 
 
-def _answer(prediction: Schema, name: str = "", version: int | None = None, columns: str = "") -> Schema:
-    named: Schema = {"type": "string"} | ({"const": name} if name else {})
-    numbered: Schema = {"type": "integer", "minimum": 1} | ({"examples": [version]} if version else {})
-    table = f"One row per instance; the columns are {columns or 'the prediction, flattened'}."
+def _answer(prediction: Schema, columns: str) -> Schema:
+    table = f"One row per instance; the columns are {columns}."
     return {
         "description": "One prediction per instance, in order.",
         "content": {
@@ -143,12 +134,7 @@ def _answer(prediction: Schema, name: str = "", version: int | None = None, colu
                     "required": ["predictions", "model", "id"],
                     "properties": {
                         "predictions": {"type": "array", "items": prediction},
-                        "model": {
-                            "type": "object",
-                            "additionalProperties": False,
-                            "required": ["name", "version"],
-                            "properties": {"name": named, "version": numbered},
-                        },
+                        "model": {"$ref": "#/components/schemas/PredictedBy"},
                         "id": {"type": "string", "description": "The prediction's id."},
                     },
                 }
@@ -166,27 +152,40 @@ def _parameter(name: str, where: str, schema: Schema, **more: object) -> Schema:
     return {"name": name, "in": where, "required": where == "path", "schema": schema, **more}
 
 
-def _errors(versioned: bool) -> Schema:
-    """The refusals. Only a call that names its version can meet one that is not ready."""
-    said = {
-        "401": "There is no key, or it is not known, revoked or expired.",
-        "403": "The key may not predict with this model.",
-        "404": "There is no such model, version or alias.",
-        **({"409": "The version is not ready."} if versioned else {}),
-        "413": "The body or the number of instances is above the bound.",
-        "415": "The body's media type is none of those that are taken.",
-        "422": "The input is wrong; `errors` names instance, field and what was expected.",
-        "503": "The model cannot answer now.",
-        "504": "The model did not answer within its deadline.",
-    }
-    schema = {"$ref": "#/components/schemas/Problem"}
+_REFUSALS = {
+    400: "The request cannot be read.",
+    401: "There is no key, or it is not known, revoked or expired.",
+    403: "The key may not predict with this model.",
+    404: "There is no such model, version or alias.",
+    406: "None of the media types that `Accept` names can be answered.",
+    409: "The version is not ready.",
+    413: "The body is above the bound.",
+    415: "The body's media type is none of those that are taken.",
+    422: "The input is wrong; `errors` names instance, field and what was expected.",
+    503: "The model cannot answer now.",
+    504: "The model did not answer within its deadline.",
+}
+_WRONG = FieldError("'age' is missing", instance=0, field="age", expected="a number")
+
+
+def _responses() -> Schema:
+    """The refusals as `components.responses`, once for all models."""
+    content: Schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    shown: Problem = problem(422, f"instance 0: {_WRONG.message}", "/v1/models/m/predict", "req-1", (_WRONG,))
+    wrong = content | {"example": msgspec.to_builtins(shown)}
     return {
-        status: {"description": text, "content": {PROBLEM: {"schema": schema}}}
-        for status, text in said.items()
+        f"Predict{status}": {
+            "description": text,
+            "content": {MEDIA_TYPE: wrong if status == 422 else content},
+        }
+        for status, text in _REFUSALS.items()
     }
 
 
-def _generic(operation: str, summary: str, parameters: list[Schema], versioned: bool) -> Schema:
+_ERRORS = {str(status): {"$ref": f"#/components/responses/Predict{status}"} for status in _REFUSALS}
+
+
+def _generic(operation: str, summary: str, parameters: list[Schema]) -> Schema:
     return {
         "post": {
             "operationId": operation,
@@ -195,7 +194,10 @@ def _generic(operation: str, summary: str, parameters: list[Schema], versioned: 
             "description": "The model's own page, `/v1/models/{name}/docs`, shows its fields.",
             "parameters": parameters,
             "requestBody": _body({"$ref": "#/components/schemas/Instance"}),
-            "responses": {"200": _answer({"$ref": "#/components/schemas/Prediction"}), **_errors(versioned)},
+            "responses": {
+                "200": _answer({"$ref": "#/components/schemas/Prediction"}, "those of its model"),
+                **_ERRORS,
+            },
         }
     }
 
@@ -208,7 +210,6 @@ PREDICT_PATHS: Schema = {
             _parameter("name", "path", _NAME),
             _parameter("alias", "query", {**_NAME, "default": "champion"}),
         ],
-        versioned=False,
     ),
     "/v1/models/{name}/versions/{version}/predict": _generic(
         "predict_version",
@@ -217,15 +218,22 @@ PREDICT_PATHS: Schema = {
             _parameter("name", "path", _NAME),
             _parameter("version", "path", {"type": "integer", "minimum": 1}),
         ],
-        versioned=True,
     ),
 }
 
-GENERIC_SCHEMAS: Schema = {
+_SCHEMAS: Schema = {
+    **problem_schemas(),
     "Instance": {
         "type": "object",
         "description": "The model's features by name; all of them, and nothing else.",
         "additionalProperties": {"type": ["number", "string", "boolean", "null"]},
+    },
+    "PredictedBy": {
+        "type": "object",
+        "description": "The model and the version that answered.",
+        "additionalProperties": False,
+        "required": ["name", "version"],
+        "properties": {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}},
     },
     "Prediction": {
         "type": "object",
@@ -234,29 +242,12 @@ GENERIC_SCHEMAS: Schema = {
             "by target. Clustering: `cluster`. Outlier detection: `label`, `score`. Transformation: `vector`."
         ),
     },
-    "Problem": {
-        "type": "object",
-        "description": "A refusal (RFC 9457).",
-        "required": ["type", "title", "status", "detail", "instance", "request_id"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "instance": {"type": "string"},
-            "request_id": {"type": "string"},
-            "errors": {"type": "array", "items": {"$ref": "#/components/schemas/Fault"}},
-        },
-    },
-    "Fault": {
-        "type": "object",
-        "description": "One thing wrong with the input.",
-        "required": ["message"],
-        "properties": {
-            "instance": {"type": ["integer", "null"], "description": "The index of the row."},
-            "field": {"type": ["string", "null"]},
-            "expected": {"type": ["string", "null"]},
-            "message": {"type": "string"},
-        },
+}
+
+COMPONENTS: Schema = {
+    "schemas": _SCHEMAS,
+    "responses": _responses(),
+    "securitySchemes": {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this server."}
     },
 }

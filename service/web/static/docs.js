@@ -11,6 +11,7 @@ const address = location.pathname.replace(/\/docs\/?$/, "/openapi.json");
 const model = decodeURIComponent((location.pathname.match(/\/models\/([^/]+)\/docs\/?$/) || [])[1] || "");
 
 let etag = null;  // of the document that is drawn
+let drawn = "";   // its text: the registry also moves for things that no document shows
 let timer = null;
 let turn = 0;     // raised by every fetch and by "Forget key": an answer that comes after the next is dropped
 
@@ -22,7 +23,7 @@ async function fetchDocument() {
   if (etag) headers["If-None-Match"] = etag;
   const response = await fetch(address, { headers, cache: "no-store" });
   if (response.status === 304) return null;
-  if (response.ok) return { document: await response.json(), etag: response.headers.get("ETag") };
+  if (response.ok) return { text: await response.text(), etag: response.headers.get("ETag") };
   const problem = await response.json().catch(() => ({}));
   const said = problem.detail || `the server answered ${response.status}`;
   throw response.status === 401 || response.status === 403 ? new Refused(said) : new Error(said);
@@ -33,6 +34,7 @@ function ask(refusal) {
   turn += 1;
   sessionStorage.removeItem(KEY);
   etag = null;
+  drawn = "";
   at("swagger").replaceChildren();
   for (const id of ["session", "models", "changed", "problem"]) show(id, false);
   show("ask", true);
@@ -56,7 +58,7 @@ function draw(spec) {
     domNode: ground,
     deepLinking: true,
     displayRequestDuration: true,
-    defaultModelsExpandDepth: 0,
+    defaultModelsExpandDepth: -1,  // each operation shows its own; hundreds of them below would cost seconds
     docExpansion: model ? "full" : "list",
     validatorUrl: null,
     requestInterceptor: (request) => {
@@ -107,12 +109,13 @@ async function refresh(force) {
     show("problem", false);
     show("session", true);
     live("live", true);
-    if (fresh && busy() && !force) {
+    if (fresh && fresh.text !== drawn && busy() && !force) {
       show("changed", true);
     } else if (fresh) {
       etag = fresh.etag;
       show("changed", false);
-      draw(fresh.document);
+      if (fresh.text !== drawn) draw(JSON.parse(fresh.text));
+      drawn = fresh.text;
     }
   } catch (error) {
     if (mine !== turn) return;
