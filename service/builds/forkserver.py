@@ -38,7 +38,7 @@ SET = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "ORT_DISABLE_TELEMETRY": "1",  # it starts a thread at import, and reports home
+    "ORT_DISABLE_TELEMETRY": "1",  # its telemetry starts a thread at import
 }
 
 

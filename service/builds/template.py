@@ -8,6 +8,7 @@ ends with all its children when the server's end of the socket closes.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -51,8 +52,9 @@ def main() -> None:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a collection in a child does not touch, and so not copy, what all of them share
-    wire.send(control, Started(0))
-    serve(control)
+    with contextlib.suppress(wire.Broken):  # the server ended meanwhile
+        wire.send(control, Started(0))
+        serve(control)
 
 
 def serve(control: socket.socket) -> None:
@@ -101,8 +103,7 @@ def _become(role: Role, descriptor: int, template: int) -> NoReturn:
     try:
         os.setsid()  # its own group, so that what it starts ends with it
         end_with_parent(template)
-        os.closerange(3, descriptor)
-        os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+        _close_all_but(descriptor)
         from service.builds import forked  # imported already: the template itself needs none of it
 
         with socket.socket(fileno=descriptor) as channel:
@@ -114,6 +115,13 @@ def _become(role: Role, descriptor: int, template: int) -> NoReturn:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def _close_all_but(descriptor: int) -> None:
+    for opened in map(int, os.listdir("/dev/fd")):  # noqa: PTH208 - Path would leave one more open
+        if opened > 2 and opened != descriptor:
+            with contextlib.suppress(OSError):
+                os.close(opened)
 
 
 def _end(pid: int) -> int:

@@ -24,6 +24,8 @@ from service.runtime import wire
 
 LOAD_S = 120.0
 """Longest a child may take to load its model."""
+MEASURE_S = 10.0
+"""How often a child's memory is measured: it takes the kernel 5 ms."""
 BACKOFF_S = 0.5
 MOST_BACKOFF_S = 30.0
 
@@ -68,6 +70,8 @@ class IsolatedRuntime:
         self._load_until: float | None = None  # set while the child loads its model
         self._crashes = 0  # since it last answered
         self._not_before = 0.0
+        self._bytes = 0
+        self._measured = 0.0
         self._closed = False
         with self._turn:
             self._ready(math.inf)
@@ -96,9 +100,8 @@ class IsolatedRuntime:
 
     @property
     def bytes(self) -> int:
-        """What the child holds for itself alone; 0 while there is no child."""
-        pid = self.pid
-        return 0 if pid is None else private_bytes(pid)
+        """What the child holds for itself alone, as last measured; 0 while there is no child."""
+        return 0 if self._child is None else self._bytes
 
     def close(self) -> None:
         """End the child at once. The call in flight and later ones raise `Unavailable`."""
@@ -123,6 +126,8 @@ class IsolatedRuntime:
         if self._load_until is not None:
             self._await_load(self._child, self._load_until, deadline)
             self._load_until = None
+            self._measured = -math.inf
+            self._measure(self._child)
         return self._child
 
     def _await_load(self, child: SpawnedChild, load_until: float, deadline: float) -> None:
@@ -145,6 +150,7 @@ class IsolatedRuntime:
             if isinstance(answer, wire.Answer):
                 outputs = wire.unpack_outputs(answer, self._spec.signature, len(rows))
                 self._crashes = 0
+                self._measure(child)
                 return outputs
         except wire.Broken as error:
             raise self._crashed(f"during the call ({error})") from error
@@ -154,6 +160,11 @@ class IsolatedRuntime:
         if isinstance(answer, wire.Refusal):
             raise Invalid(f"the model refuses these rows: {answer.message}", [FieldError(answer.message)])
         raise Unavailable(f"the model failed: {getattr(answer, 'message', 'no reason given')}")
+
+    def _measure(self, child: SpawnedChild) -> None:
+        """Note the child's memory: after loading, and now and then after calls, which may make it grow."""
+        if (moment := time.monotonic()) - self._measured > MEASURE_S:
+            self._bytes, self._measured = private_bytes(child.pid), moment
 
     def _drop_if_dead(self) -> None:
         """Notice a child that died between two calls, so that the next call does not pay for it."""

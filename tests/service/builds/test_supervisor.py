@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -23,6 +25,20 @@ from service.builds import oneshot, supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from tests.service.builds.odd_models import KillsItself, Once, Says
+from tests.service.builds.processes import ends
+
+ROOT = Path(supervisor.__file__).parents[2]
+SERVER = """
+import sys, time
+from pathlib import Path
+from registry import db
+from registry.artifacts import Store
+from service.builds.supervisor import Supervisor
+from service.config import Settings
+settings = Settings(home=Path(sys.argv[1]))
+Supervisor(settings, db.sessions(db.connect(settings.url)), Store(settings.blobs), lambda: None).start()
+time.sleep(60)
+"""
 
 Publish = Callable[..., int]
 
@@ -174,6 +190,30 @@ def test_stopping_gives_the_build_back_for_the_next_server(
         task = queue.claim(session, supervisor.KINDS, "the next server")
     assert task is not None
     assert task.attempt == 1  # the interrupted one does not count
+
+
+def test_a_build_whose_server_was_killed_is_done_by_the_next(
+    settings: Settings,
+    publish: Publish,
+    sessions: db.Sessions,
+    store: Store,
+    changes: SimpleQueue[float],
+    tmp_path: Path,
+) -> None:
+    says = tmp_path / "pid"
+    version_id = publish(Once(str(says)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(settings.home)], cwd=ROOT)
+    child = int(read_when_written(says))
+    server.kill()
+    server.wait()
+    assert ends(child)
+    with sessions.begin() as session:  # ten seconds pass
+        session.execute(update(TaskRow).values(lease_until=now() - timedelta(seconds=1)))
+    following = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    following.start()
+    changes.get(timeout=60)
+    following.stop(5)
+    assert version(sessions, version_id).state == "ready"
 
 
 def test_a_build_lost_with_its_server_each_time_is_rejected(
