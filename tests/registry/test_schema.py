@@ -1,0 +1,129 @@
+"""The schemas say what the codec does: whatever one takes or answers, the other does too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from registry.errors import Invalid
+from registry.schema import instance_example, instance_schema, prediction_schema
+from registry.signature import Input, Output, Signature
+from service.runtime.codec import Codec
+from tests.registry.signatures import MIXED, SIGNATURES
+
+REGRESSION = SIGNATURES["regression"]
+GOOD = instance_example(REGRESSION)
+CHANGES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "an integer into a float": {"mean radius": 3},
+    "a whole float into an integer": {"âge.v1": 3.0},
+    "half into an integer": {"âge.v1": 3.5},
+    "null where it may be missing": {"âge.v1": None, "plan": None, "grade": None},
+    "null where it may not": {"mean radius": None},
+    "a string into a float": {"mean radius": "3"},
+    "a boolean into a float": {"mean radius": True},
+    "a number into a boolean": {"active": 1},
+    "an unseen open category": {"plan": "gold"},
+    "an unknown closed category": {'country | "code" <b>': "ES"},
+    "an unknown closed number": {"grade": 4},
+    "beyond int64": {"âge.v1": 2**63},
+    "the last int64": {"âge.v1": -(2**63)},
+    "beyond float32": {"ratio": 1e39},
+    "an unknown field": {"nobody": 1},
+}
+
+
+def accepts(schema: dict[str, Any], value: object) -> bool:
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema).is_valid(value)
+
+
+def decodes(signature: Signature, instance: dict[str, Any]) -> bool:
+    try:
+        Codec(signature).decode_json(msgspec.json.encode({"instances": [instance]}))
+    except Invalid:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_an_instance_fits_its_schema_exactly_when_the_codec_takes_it(change: dict[str, Any]) -> None:
+    instance = GOOD | change
+    assert accepts(instance_schema(REGRESSION), instance) == decodes(REGRESSION, instance)
+
+
+@pytest.mark.parametrize("name", [i.name for i in MIXED])
+def test_every_feature_is_required(name: str) -> None:
+    instance = {k: v for k, v in GOOD.items() if k != name}
+    assert not accepts(instance_schema(REGRESSION), instance)
+    assert not decodes(REGRESSION, instance)
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_the_example_is_an_instance(signature: Signature) -> None:
+    example = instance_example(signature)
+    assert accepts(instance_schema(signature), example)
+    assert decodes(signature, example)
+
+
+def test_the_example_is_the_published_one_where_there_is_one() -> None:
+    assert instance_example(REGRESSION) == {
+        "mean radius": 17.99,
+        "âge.v1": 18,
+        'country | "code" <b>': "FR",
+        "plan": "free",
+        "grade": 1,
+        "active": True,
+        "ratio": 0.0,
+    }
+
+
+def test_an_example_that_json_cannot_write_is_replaced() -> None:
+    given = Input("x", "float64", nullable=True, minimum=2.0, maximum=3.0, example=float("nan"))
+    assert instance_example(Signature("regression", (given,), REGRESSION.outputs)) == {"x": 2.0}
+
+
+def test_what_was_seen_is_described_and_refuses_nothing() -> None:
+    radius = instance_schema(REGRESSION)["properties"]["mean radius"]
+    assert radius == {"type": "number", "description": "seen from 6.9 to 28.1"}
+    assert instance_schema(REGRESSION)["properties"]["plan"]["description"].startswith("seen: free, paid")
+
+
+def answered(output: Output, rows: int = 2) -> np.ndarray:
+    """An array such as a model would answer, missing numbers included."""
+    shape = (rows, *output.shape[1:])
+    if output.classes and output.name.rpartition(".")[2] == "label":
+        dtype = object if output.dtype == "string" else output.dtype
+        return np.array([output.classes[i % len(output.classes)] for i in range(rows)], dtype=dtype)
+    if output.dtype == "string":
+        return np.full(shape, "text", dtype=object)
+    array = np.ones(shape, dtype=output.dtype)
+    if output.dtype == "float64":
+        array[-1] = np.nan
+    return array
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_every_answer_of_the_codec_fits_the_prediction_schema(signature: Signature) -> None:
+    outputs = {o.name: answered(o) for o in signature.outputs}
+    answer = msgspec.json.decode(Codec(signature).encode_json(outputs, "m", 1, "p"))
+    for prediction in answer["predictions"]:
+        Draft202012Validator(prediction_schema(signature)).validate(prediction)
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_a_prediction_schema_is_closed(signature: Signature) -> None:
+    outputs = {o.name: answered(o, rows=1) for o in signature.outputs}
+    (prediction,) = msgspec.json.decode(Codec(signature).encode_json(outputs, "m", 1, "p"))["predictions"]
+    assert not accepts(prediction_schema(signature), prediction | {"more": 1})
+    assert not accepts(prediction_schema(signature), {})
+
+
+def test_a_model_of_500_features_keeps_their_order() -> None:
+    features = tuple(Input(f"f.{i} é", "float64") for i in range(500))
+    schema = instance_schema(Signature("clustering", features, SIGNATURES["clustering"].outputs))
+    assert schema["required"] == list(schema["properties"]) == [f.name for f in features]
