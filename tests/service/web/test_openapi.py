@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from fastapi import FastAPI
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
+
+from registry.signature import Input, Signature
+from service.web.openapi import MAX_TYPED, merge, model_document
+from service.web.operations import ModelDoc
+from tests.registry.signatures import SIGNATURES
+
+COMPONENT_NAME = re.compile(r"^[a-zA-Z0-9._-]+$")
+
+
+def base() -> dict[str, Any]:
+    app = FastAPI(title="Trivium", version="1", description="Three roads.")
+
+    @app.get("/livez", tags=["health"])
+    def livez() -> None: ...
+
+    @app.get("/v1/models", tags=["models"])
+    def models(q: str | None = None) -> list[str]: ...
+
+    return app.openapi()
+
+
+def doc(name: str = "fraud", version: int = 3, **given: Any) -> ModelDoc:
+    return ModelDoc(name, version, **{"signature": SIGNATURES["strings"], "runtime": "onnx"} | given)
+
+
+def operation(document: dict[str, Any], path: str) -> dict[str, Any]:
+    return document["paths"][path]["post"]
+
+
+def valid(document: dict[str, Any]) -> None:
+    """It is OpenAPI 3.1, also after a trip through JSON."""
+    validate(msgspec.json.decode(msgspec.json.encode(document)), cls=OpenAPIV31SpecValidator)
+
+
+def test_a_document_of_every_task_is_valid_openapi() -> None:
+    document = merge(base(), [doc(name, signature=s) for name, s in SIGNATURES.items()])
+    assert document["openapi"].startswith("3.1.")
+    valid(document)
+    assert all(COMPONENT_NAME.match(n) for kind in document["components"].values() for n in kind)
+
+
+def test_a_document_without_models_is_valid_and_holds_the_parametric_operations() -> None:
+    document = merge(base(), [])
+    valid(document)
+    assert operation(document, "/v1/models/{name}/predict")["operationId"] == "predict"
+    assert operation(document, "/v1/models/{name}/versions/{version}/predict")["parameters"]
+    assert "x-trivium-models" not in document
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+def test_a_models_own_document_is_valid_and_holds_its_operation_alone(signature: Signature) -> None:
+    document = model_document(base(), doc(signature=signature, alias="champion"))
+    valid(document)
+    assert list(document["paths"]) == ["/v1/models/fraud/predict"]
+    assert (document["info"]["title"], document["info"]["version"]) == ("fraud", "3")
+
+
+def test_without_a_champion_the_version_is_in_the_path() -> None:
+    assert list(model_document(base(), doc())["paths"]) == ["/v1/models/fraud/versions/3/predict"]
+
+
+def test_the_summary_names_version_and_runtime() -> None:
+    assert doc(alias="champion").summary == "Predict with fraud version 3 (champion, onnx)"
+    assert doc(runtime="isolated").summary == "Predict with fraud version 3 (isolated)"
+
+
+def test_the_request_is_typed_and_its_example_fits() -> None:
+    document = merge(base(), [doc(alias="champion")])
+    content = operation(document, "/v1/models/fraud/predict")["requestBody"]["content"]
+    assert list(content) == ["application/json", "text/csv", "application/vnd.apache.arrow.stream"]
+    body = content["application/json"]
+    schema = body["schema"] | {"components": document["components"]}
+    Draft202012Validator(schema).validate(body["example"])
+    instances = body["schema"]["properties"]["instances"]
+    assert (instances["minItems"], instances["maxItems"]) == (1, 10_000)
+    assert content["text/csv"]["example"].splitlines() == [
+        'mean radius,âge.v1,"country | ""code"" <b>",plan,grade,active,ratio',
+        "17.99,18,FR,free,1,true,0.0",
+    ]
+
+
+def test_an_answer_is_typed_by_the_task() -> None:
+    document = merge(base(), [doc(alias="champion")])
+    answer = operation(document, "/v1/models/fraud/predict")["responses"]["200"]["content"]
+    schema = answer["application/json"]["schema"] | {"components": document["components"]}
+    good = {
+        "predictions": [{"label": "benign", "probabilities": {"benign": 0.9, "malignant": 0.1}}],
+        "model": {"name": "fraud", "version": 3},
+        "id": "p",
+    }
+    Draft202012Validator(schema).validate(good)
+    assert not Draft202012Validator(schema).is_valid(good | {"predictions": [{"label": "no class"}]})
+    assert answer["text/csv"]["schema"]["description"].endswith(
+        "label, probability&#46;benign, probability&#46;malignant."
+    )
+
+
+def test_every_refusal_is_a_problem_document() -> None:
+    document = merge(base(), [doc(alias="champion")])
+    responses = operation(document, "/v1/models/fraud/predict")["responses"]
+    assert {"401", "403", "404", "413", "415", "422", "503", "504"} <= responses.keys()
+    for status in responses.keys() - {"200"}:
+        said = document["components"]["responses"][responses[status]["$ref"].rpartition("/")[2]]
+        assert list(said["content"]) == ["application/problem+json"]
+    problem = document["components"]["responses"]["Predict422"]["content"]["application/problem+json"]
+    schema = problem["schema"] | {"components": document["components"]}
+    Draft202012Validator(schema).validate(problem["example"])
+
+
+def test_a_key_is_asked_for_everywhere_but_at_the_probes() -> None:
+    document = merge(base(), [doc()])
+    assert document["security"] == [{"bearer": []}]
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    assert document["paths"]["/livez"]["get"]["security"] == []
+    assert "security" not in document["paths"]["/v1/models"]["get"]
+
+
+@pytest.mark.parametrize("name", ["predict", "models", "version", "instance", "a.b", "a-b", "a_b", "0"])
+def test_no_name_of_a_model_takes_the_place_of_anything_else(name: str) -> None:
+    others = [doc("a"), doc("predict.a"), doc("a.instance")]
+    document = merge(base(), [*others, doc(name, alias="champion")])
+    valid(document)  # which refuses doubled operation ids
+    tags = [t["name"] for t in document["tags"]]
+    assert len(tags) == len(set(tags))
+    assert len([c for c in document["components"]["schemas"] if c.endswith(".Instance")]) == 4
+
+
+def test_field_names_are_shown_letter_by_letter() -> None:
+    nasty = Input("<img src=x> | `a` *b* [c](d)\nÉté", "float64")
+    outputs = SIGNATURES["regression"].outputs
+    document = model_document(base(), doc(signature=Signature("regression", (nasty,), outputs)))
+    valid(document)
+    table = operation(document, doc().path)["description"].splitlines()
+    assert len(table) == 3
+    assert not set(table[2].removeprefix("| ").partition(" | ")[0]) & set("<>|`*[]()\n")
+    assert "Été" in table[2]
+
+
+def test_above_the_bound_the_document_lists_the_models() -> None:
+    many = [doc(f"m-{i}", description="One of many.") for i in range(MAX_TYPED + 1)]
+    document = merge(base(), many)
+    valid(document)
+    assert len(document["x-trivium-models"]) == MAX_TYPED + 1
+    assert document["x-trivium-models"][7] == {
+        "name": "m-7",
+        "version": 3,
+        "alias": None,
+        "runtime": "onnx",
+        "description": "One of many.",
+        "docs": "/v1/models/m-7/docs",
+    }
+    assert not [p for p in document["paths"] if "/m-" in p]
+    assert "101 models" in document["info"]["description"]
+    assert len(merge(base(), many[:MAX_TYPED])["paths"]) == MAX_TYPED + 4
+
+
+def test_what_it_is_given_stays_as_it_was() -> None:
+    given = base()
+    before = msgspec.json.encode(given)
+    merge(given, [doc()])
+    merge(given, [doc(f"m-{i}") for i in range(MAX_TYPED + 1)])
+    model_document(given, doc())
+    assert msgspec.json.encode(given) == before
