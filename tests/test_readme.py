@@ -1,0 +1,77 @@
+"""The README's tour is run as it stands, block by block, against a server of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ADDRESS = "http://127.0.0.1:8080"
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def tour(tmp_path: Path):
+    """A directory that looks like the repository to the README, with a server running in it."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")}
+    log = tmp_path / "server.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [Path(sys.prefix) / "bin" / "trivium", "serve", "--port", "0"],
+            cwd=tmp_path,
+            env=environment,
+            stderr=out,
+        )
+    try:
+        url = _await_url(server, log)
+        yield tmp_path, environment | {"TRIVIUM_URL": url}, url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def _await_url(server: subprocess.Popen[bytes], log: Path) -> str:
+    given_up = time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < given_up:
+        if "Application startup complete" in (text := log.read_text()):
+            return re.search(r'"url": "(http://127\.0\.0\.1:\d+)"', text)[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
+    directory, environment, url = tour
+    if shutil.which("curl", path=environment["PATH"]) is None:
+        pytest.fail("the README's tour needs curl; install it to run this test")
+    printed = []
+    for block in BLOCKS:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.replace(ADDRESS, url)],
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        printed.append(done.stdout)
+    publish, predict, csv, versions, keys = printed
+    assert "iris:1 is ready on onnx" in publish
+    assert predict.startswith('{"predictions":[{"label":"setosa"')
+    assert csv.splitlines()[0].startswith("label,probability.setosa")
+    assert "iris:2 is ready on onnx" in versions
+    assert "more data" in versions  # the history
+    assert "aliases: champion" in versions  # iris:1 is it again, after the rollback
+    assert "scoring service" in keys
+
+
+def test_the_tour_has_its_blocks() -> None:
+    assert len(BLOCKS) == 5
