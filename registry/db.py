@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -27,12 +28,15 @@ process at a time."""
 
 def connect(url: str) -> Engine:
     """An engine for `url`. SQLite gets WAL, full durability and immediate write transactions."""
+    # msgspec writes NaN and infinity, which PostgreSQL's JSON has not, as null
+    shared: dict[str, Any] = {"json_serializer": _json, "json_deserializer": msgspec.json.decode}
+    shared |= {"pool_size": 8, "max_overflow": 8}
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True)
-    if path := url.partition(":///")[2]:
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(url, pool_size=8, max_overflow=8, connect_args={"timeout": 5.0})
-    event.listen(engine, "connect", _prepare_sqlite)
+        return create_engine(url, pool_pre_ping=True, **shared)
+    home = Path(url.partition(":///")[2]).parent
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, connect_args={"timeout": 5.0}, **shared)
+    event.listen(engine, "connect", lambda made, _: _prepare_sqlite(made, home / "connect.lock"))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -41,12 +45,18 @@ def sessions(engine: Engine) -> Sessions:
     return sessionmaker(engine, expire_on_commit=False)
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _prepare_sqlite(connection: Any, lock: Path) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves, see _begin_sqlite
+    connection.create_function("lower", 1, _lower, deterministic=True)
     cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 5000")
+    with locked(lock):  # of several that switch a new database to WAL at once, SQLite fails all but one
+        cursor.execute("PRAGMA journal_mode = WAL")
     for pragma in (
-        "busy_timeout = 5000",  # first: switching to WAL itself may have to wait
-        "journal_mode = WAL",
         "synchronous = FULL",  # NORMAL may lose acknowledged commits on power loss
         "foreign_keys = ON",
         "mmap_size = 0",
@@ -54,6 +64,11 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _lower(value: str | None) -> str | None:
+    """SQLite's own knows ASCII only: a search would find other rows than PostgreSQL does."""
+    return None if value is None else value.lower()
 
 
 def _begin_sqlite(connection: Any) -> None:
@@ -64,10 +79,17 @@ def _begin_sqlite(connection: Any) -> None:
 
 @contextmanager
 def reading(sessions: Sessions) -> Iterator[Session]:
-    """A session that only reads: on SQLite it never waits for a writer."""
+    """A session that only reads, and sees the registry as it was at its first look; it never waits for a
+    writer."""
     with sessions() as session:
-        session.connection(execution_options={"readonly": True})
+        session.connection(execution_options=_read_options(session.get_bind().dialect.name))
         yield session
+
+
+def _read_options(dialect: str) -> dict[str, Any]:
+    if dialect == "sqlite":  # which knows nothing but snapshots
+        return {"readonly": True}
+    return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 @contextmanager
@@ -97,7 +119,7 @@ def checkpoint(engine: Engine, home: Path) -> None:
 
 def schema_revision(engine: Engine) -> str | None:
     """The migration the database stands at, or None for an empty one."""
-    with engine.connect() as connection:
+    with engine.connect().execution_options(**_read_options(engine.dialect.name)) as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, UniqueConstraint
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -28,6 +28,10 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+BY_BYTES = String().with_variant(String(collation="C"), "postgresql")
+"""Text that sorts alike on every database: PostgreSQL's usual collations skip punctuation."""
+
+
 class Base(DeclarativeBase):
     # JSON's Python None is SQL NULL: "not there" is asked for with IS NULL
     type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy, never changed
@@ -45,11 +49,16 @@ class Base(DeclarativeBase):
     )
 
 
+NEVER_AGAIN = {"sqlite_autoincrement": True}
+"""SQLite would give the id of a deleted newest row to the next one; pools and tasks speak of rows by id."""
+
+
 class ModelRow(Base):
     __tablename__ = "models"
+    __table_args__ = (NEVER_AGAIN,)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(BY_BYTES, unique=True)
     last_number: Mapped[int] = mapped_column(default=0)  # numbers are never used again, even after a delete
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
@@ -59,7 +68,7 @@ class VersionRow(Base):
     """An immutable version: what was uploaded, and what the builder made of it."""
 
     __tablename__ = "versions"
-    __table_args__ = (UniqueConstraint("model_id", "number"),)
+    __table_args__ = (UniqueConstraint("model_id", "number"), NEVER_AGAIN)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -107,7 +116,7 @@ class AliasRow(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
-    event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"))
+    event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)
     edge_percent: Mapped[int | None]
 
     version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
@@ -119,7 +128,7 @@ class AliasEventRow(Base):
     """One move of an alias. Kept for ever, also when the alias or the version is deleted."""
 
     __tablename__ = "alias_events"
-    __table_args__ = (Index(None, "model_id", "alias", "id"),)
+    __table_args__ = (Index(None, "model_id", "alias", "id"), NEVER_AGAIN)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -129,7 +138,9 @@ class AliasEventRow(Base):
     at: Mapped[datetime] = mapped_column(default=now)
     by: Mapped[str]
     reason: Mapped[str | None]
-    previous_id: Mapped[int | None] = mapped_column(ForeignKey("alias_events.id"))  # where a rollback goes
+    previous_id: Mapped[int | None] = mapped_column(  # where a rollback goes
+        ForeignKey("alias_events.id"), index=True
+    )
 
 
 class KeyRow(Base):
@@ -152,7 +163,11 @@ class TaskRow(Base):
     """A piece of slow work; see `registry/queue.py`."""
 
     __tablename__ = "tasks"
-    __table_args__ = (Index(None, "state", "kind", "priority", "id"), Index(None, "kind", "subject"))
+    __table_args__ = (
+        Index(None, "state", "kind", "priority", "id"),
+        Index(None, "kind", "subject"),
+        NEVER_AGAIN,
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]

@@ -11,6 +11,9 @@ branch_labels = None
 depends_on = None
 
 
+BY_BYTES = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+
+
 def upgrade() -> None:
     op.create_table(
         "changes",
@@ -48,12 +51,13 @@ def upgrade() -> None:
     op.create_table(
         "models",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("name", BY_BYTES, nullable=False),
         sa.Column("last_number", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("created_by", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
         sa.UniqueConstraint("name", name=op.f("uq_models_name")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "revision",
@@ -79,6 +83,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_tasks_kind_subject"), "tasks", ["kind", "subject"])
     op.create_index(op.f("ix_tasks_state_kind_priority_id"), "tasks", ["state", "kind", "priority", "id"])
@@ -99,8 +104,10 @@ def upgrade() -> None:
             ["previous_id"], ["alias_events.id"], name=op.f("fk_alias_events_previous_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alias_events")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_alias_events_model_id_alias_id"), "alias_events", ["model_id", "alias", "id"])
+    op.create_index(op.f("ix_alias_events_previous_id"), "alias_events", ["previous_id"])
 
     op.create_table(
         "versions",
@@ -128,6 +135,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_versions_model_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
         sa.UniqueConstraint("model_id", "number", name=op.f("uq_versions_model_id_number")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_versions_artifact"), "versions", ["artifact"])
     op.create_index(op.f("ix_versions_created_at"), "versions", ["created_at"])
@@ -145,6 +153,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_aliases_version_id")),
         sa.PrimaryKeyConstraint("model_id", "name", name=op.f("pk_aliases")),
     )
+    op.create_index(op.f("ix_aliases_event_id"), "aliases", ["event_id"])
     op.create_index(op.f("ix_aliases_version_id"), "aliases", ["version_id"])
 
     op.create_table(
@@ -167,6 +176,7 @@ def downgrade() -> None:
 
     op.drop_table("version_tags")
     op.drop_index(op.f("ix_aliases_version_id"), "aliases")
+    op.drop_index(op.f("ix_aliases_event_id"), "aliases")
 
     op.drop_table("aliases")
     op.drop_index(op.f("ix_versions_servable"), "versions")
@@ -174,6 +184,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_versions_artifact"), "versions")
 
     op.drop_table("versions")
+    op.drop_index(op.f("ix_alias_events_previous_id"), "alias_events")
     op.drop_index(op.f("ix_alias_events_model_id_alias_id"), "alias_events")
 
     op.drop_table("alias_events")

@@ -1,0 +1,179 @@
+"""The database does what facts and comments say of it: pragmas, transactions, readers beside a writer."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event, select, text, update
+from sqlalchemy.exc import OperationalError
+
+from registry import changes, db, versions
+from registry.artifacts import Store
+from registry.build.job import Built
+from registry.tables import ModelRow, RevisionRow
+from tests.registry.helpers import build, publish, threads
+
+
+@pytest.fixture
+def sqlite(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
+    (tmp_path / "registry.db").write_bytes(sqlite_template.read_bytes())
+    engine = db.connect(f"sqlite:///{tmp_path}/registry.db")
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def _statements(engine: Engine) -> Iterator[list[str]]:
+    """Everything SQLite is told, BEGIN and COMMIT included, as SQLite itself traces it."""
+    heard: list[str] = []
+
+    def trace(connection: object, *_: object) -> None:
+        connection.set_trace_callback(heard.append)  # type: ignore[attr-defined]
+
+    event.listen(engine, "checkout", trace)
+    yield heard
+    event.remove(engine, "checkout", trace)
+
+
+def test_every_sqlite_connection_is_durable_checks_keys_and_leaves_checkpoints_to_one(sqlite: Engine) -> None:
+    expected = {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "busy_timeout": 5000,
+        "foreign_keys": 1,
+        "mmap_size": 0,
+        "wal_autocheckpoint": 0,
+    }
+    with sqlite.connect() as first, sqlite.connect().execution_options(readonly=True) as second:
+        for connection in (first, second):
+            found = {p: connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in expected}
+            assert found == expected
+
+
+def test_a_reader_begins_as_a_reader_and_a_writer_as_a_writer(sqlite: Engine) -> None:
+    with _statements(sqlite) as heard, db.reading(db.sessions(sqlite)) as session:
+        changes.revision(session)
+    assert heard[0] == "BEGIN"
+    assert "BEGIN IMMEDIATE" not in heard
+    with _statements(sqlite) as heard, db.sessions(sqlite).begin() as session:
+        changes.revision(session)
+    assert heard[0] == "BEGIN IMMEDIATE"
+
+
+def test_a_reader_waits_for_no_writer_and_sees_what_was_committed(sessions: db.Sessions) -> None:
+    with sessions.begin() as writer:
+        changes.note(writer, "model", "fraud")
+        with db.reading(sessions) as reader:
+            assert changes.revision(reader) == 0
+    with db.reading(sessions) as reader:
+        assert changes.revision(reader) == 1
+
+
+def test_looking_at_the_schema_waits_for_no_writer(engine: Engine, sessions: db.Sessions) -> None:
+    with sessions.begin() as writer:
+        changes.note(writer, "model", "fraud")
+        heard: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, said, *_: heard.append(said))
+        assert db.is_current(engine)
+    assert "BEGIN IMMEDIATE" not in heard
+
+
+def test_a_reader_sees_one_moment_while_others_write(sessions: db.Sessions) -> None:
+    with db.reading(sessions) as reader:
+        assert changes.revision(reader) == 0
+        with sessions.begin() as writer:
+            changes.note(writer, "model", "fraud")
+            writer.add(ModelRow(name="fraud", created_by="ann"))
+        assert changes.revision(reader) == 0
+        assert reader.scalars(select(ModelRow)).all() == []
+
+
+def test_a_connection_that_served_a_reader_serves_a_writer_next(engine: Engine, sessions: db.Sessions) -> None:
+    for expected in range(1, 4):
+        with db.reading(sessions) as reader:
+            changes.revision(reader)
+        with sessions.begin() as writer:
+            assert changes.note(writer, "model", "fraud") == expected
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_writers_that_read_first_wait_for_each_other_instead_of_failing(sessions: db.Sessions) -> None:
+    """On SQLite a transaction that starts as a reader and turns writer beside another fails at once."""
+
+    def raise_it() -> None:
+        for _ in range(10):
+            with sessions.begin() as session:
+                value = session.scalar(select(RevisionRow.value).with_for_update())
+                session.execute(update(RevisionRow).values(value=(value or 0) + 1))
+
+    assert threads(*[raise_it] * 4) == [None] * 4
+    with sessions() as session:
+        assert changes.revision(session) == 40
+
+
+def test_foreign_keys_are_checked(engine: Engine) -> None:
+    with engine.connect() as connection, pytest.raises(Exception, match=r"(?i)foreign key"):
+        connection.execute(text("INSERT INTO version_tags (version_id, key, value) VALUES (7, 'a', 'b')"))
+
+
+def test_figures_that_json_cannot_hold_are_stored_as_null(sessions: db.Sessions, store: Store) -> None:
+    number = publish(sessions, store)
+    report = {"largest_difference": float("inf"), "each": [float("nan"), 0.5], "größte": "1e-7 ≤ ε"}
+    build(sessions, Built(state="rejected", report=report, metrics={"r2": float("nan")}))
+    with db.reading(sessions) as session:
+        version = versions.get(session, "fraud", number)
+        assert version.report == {"largest_difference": None, "each": [None, 0.5], "größte": "1e-7 ≤ ε"}
+        assert version.metrics == {"r2": None}
+
+
+def test_the_log_moves_into_the_file_only_when_told(sqlite: Engine, tmp_path: Path) -> None:
+    file, sessions = tmp_path / "registry.db", db.sessions(sqlite)
+    before = file.read_bytes()
+    with sessions.begin() as session:
+        session.add_all(ModelRow(name=f"model-{i}", created_by="ann" * 100) for i in range(5000))
+    assert file.read_bytes() == before
+    db.checkpoint(sqlite, tmp_path)
+    assert len(file.read_bytes()) > len(before) + 1_000_000
+
+
+def test_one_process_checkpoints_and_the_others_go_on(sqlite: Engine, tmp_path: Path) -> None:
+    before = (tmp_path / "registry.db").read_bytes()
+    with db.sessions(sqlite).begin() as session:
+        changes.note(session, "model", "fraud")
+    with (tmp_path / "checkpoint.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        db.checkpoint(sqlite, tmp_path)
+    assert (tmp_path / "registry.db").read_bytes() == before
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    inside, most = 0, []
+    guard = threading.Lock()
+
+    def enter() -> None:
+        nonlocal inside
+        for _ in range(50):
+            with db.locked(tmp_path / "a.lock"):
+                with guard:
+                    inside += 1
+                    most.append(inside)
+                with guard:
+                    inside -= 1
+
+    assert threads(*[enter] * 4) == [None] * 4
+    assert max(most) == 1
+
+
+def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite: Engine) -> None:
+    sessions = db.sessions(sqlite)
+    with sessions.begin() as first:
+        changes.note(first, "model", "fraud")
+        with sqlite.connect().execution_options(readonly=True) as second:
+            second.exec_driver_sql("PRAGMA busy_timeout = 50")
+            with pytest.raises(OperationalError, match="locked"):
+                second.execute(update(RevisionRow).values(value=9))

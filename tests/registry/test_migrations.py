@@ -1,0 +1,113 @@
+"""Migrations and tables agree, up and down, whoever starts at the same time and whoever is killed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, select, text
+
+from migrations import HEAD
+from migrations.run import config, run
+from registry import changes, db
+from registry.errors import TriviumError
+from registry.tables import Base, RevisionRow
+from tests.registry import crowd
+from tests.registry.conftest import Empty
+from tests.registry.helpers import killed, processes
+
+
+def _differences(engine: Engine) -> list[object]:
+    with engine.connect() as connection:
+        return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
+
+
+def _tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names())
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(engine: Engine) -> None:
+    assert _differences(engine) == []
+    assert db.is_current(engine)
+    assert _tables(engine) == set(Base.metadata.tables) | {"alembic_version"}
+
+
+def test_migrations_go_down_to_nothing_and_up_again(engine: Engine, tmp_path: Path) -> None:
+    db.migrate(engine, tmp_path, "base")
+    assert _tables(engine) == {"alembic_version"}
+    assert db.schema_revision(engine) is None
+    db.migrate(engine, tmp_path)
+    assert _differences(engine) == []
+    with db.sessions(engine)() as session:
+        assert session.scalars(select(RevisionRow.value)).all() == [0]
+
+
+def test_HEAD_names_the_newest_migration(engine: Engine) -> None:
+    assert ScriptDirectory.from_config(config(engine)).get_current_head() == HEAD
+
+
+def test_a_start_with_nothing_to_migrate_imports_no_alembic(url: str, tmp_path: Path) -> None:
+    assert processes(crowd.imported_by_start, [(url, str(tmp_path))]) == [[]]
+
+
+def test_an_empty_database_is_refused_with_the_way_out(empty: Empty) -> None:
+    engine = db.connect(empty.url)
+    with pytest.raises(TriviumError, match="run `trivium migrate`"):
+        db.require_current(engine)
+    engine.dispose()
+
+
+def test_four_processes_may_migrate_at_once(empty: Empty) -> None:
+    assert processes(crowd.migrate, [(empty.url, str(empty.home))] * 4) == [HEAD] * 4
+    _is_whole(empty)
+
+
+def test_hosts_that_share_no_disk_may_migrate_one_database_at_once(empty: Empty, tmp_path: Path) -> None:
+    homes = [tmp_path / f"host{i}" for i in range(4)]
+    assert processes(crowd.migrate, [(empty.url, str(home)) for home in homes]) == [HEAD] * 4
+    _is_whole(empty)
+
+
+@pytest.mark.parametrize("statements", [1, 9, 20, 22])
+def test_a_migration_killed_half_way_leaves_nothing_behind_and_the_next_start_migrates(
+    empty: Empty, statements: int
+) -> None:
+    killed(crowd.migrate_and_die, empty.url, str(empty.home), statements)
+    engine = db.connect(empty.url)
+    assert _tables(engine) == set()
+    db.migrate(engine, empty.home)
+    engine.dispose()
+    _is_whole(empty)
+
+
+def test_migrating_says_nothing_but_warnings(
+    empty: Empty, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("alembic"), "level", logging.NOTSET)
+    caplog.set_level(logging.INFO)
+    engine = db.connect(empty.url)
+    run(engine, "head")
+    engine.dispose()
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("alembic")] == []
+
+
+def test_sqlite_never_gives_an_id_out_twice(dialect: str, engine: Engine) -> None:
+    """Pools and tasks speak of versions by id: a new version must not inherit a deleted one's."""
+    if dialect == "postgresql":
+        return  # its sequences only go up
+    with engine.connect() as connection:
+        for table in ("models", "versions", "alias_events", "tasks"):
+            sql = connection.execute(text(f"SELECT sql FROM sqlite_master WHERE name = '{table}'")).scalar()
+            assert "AUTOINCREMENT" in str(sql), table
+
+
+def _is_whole(empty: Empty) -> None:
+    engine = db.connect(empty.url)
+    assert _differences(engine) == []
+    with db.sessions(engine)() as session:
+        assert changes.revision(session) == 0
+    engine.dispose()
