@@ -29,6 +29,7 @@ _MEDIA_TYPES = {
     "swagger-ui/swagger-ui-bundle.js.LICENSE.txt": "text/plain; charset=utf-8",
     "swagger-ui/LICENSE": "text/plain; charset=utf-8",
     "swagger-ui/NOTICE": "text/plain; charset=utf-8",
+    "swagger-ui/VERSION": "text/plain; charset=utf-8",
 }
 
 # Swagger UI writes style attributes, and its icons are data: images.
