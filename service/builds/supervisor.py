@@ -105,8 +105,14 @@ class Supervisor:
             self._do(claimed)
         except (StaleTask, NotFound) as gone:  # built elsewhere meanwhile, or deleted
             log.info("build.dropped", task=claimed.id, version_id=claimed.subject, why=str(gone))
-        except (oneshot.Lost, Unavailable) as lost:
-            self._give_back(claimed, str(lost))
+        except oneshot.Lost as lost:
+            if self._stopping.is_set():
+                self._postpone(claimed, "the server is shutting down")
+            else:
+                self._give_back(claimed, str(lost))
+        except Unavailable as problem:  # no child can be started: that is not the model's fault
+            self._postpone(claimed, str(problem))
+            return False
         return True
 
     def _do(self, task: queue.Task) -> None:
@@ -169,13 +175,16 @@ class Supervisor:
         )
         self._on_change()
 
+    def _postpone(self, task: queue.Task, reason: str) -> None:
+        """Put the task back with no attempt counted: another server may be able to, or this one later."""
+        log.warning("build.postponed", task=task.id, version_id=task.subject, why=reason)
+        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+            queue.release(session, task.id, task.fence)
+
     def _give_back(self, task: queue.Task, reason: str) -> None:
         """Let the task be tried again; when it has no attempt left, the version is rejected."""
         try:
             with self._sessions.begin() as session:
-                if self._stopping.is_set():
-                    queue.release(session, task.id, task.fence)
-                    return
                 if again := queue.fail(session, task.id, task.fence, reason, RETRY_S):
                     log.warning("build.lost", task=task.id, version_id=task.subject, why=reason)
                 else:

@@ -280,3 +280,24 @@ def read_when_written(file: Path) -> str:
         assert time.monotonic() < deadline, f"{file.name} was not written"
         time.sleep(0.02)
     return file.read_text()
+
+
+def test_a_builder_that_cannot_start_costs_no_version_its_life(
+    settings: Settings, sessions: db.Sessions, store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # every template ends at once
+    version_id = publish(forest())
+    running = Supervisor(settings, sessions, store, on_change=lambda: None)
+    running.start()
+    try:
+        until = time.monotonic() + 30
+        while running.problem() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert "the build template" in str(running.problem())
+        assert running.step() is False
+    finally:
+        running.stop(5)
+    assert version(sessions, version_id).state == "building"
+    with sessions() as session:
+        task = session.scalars(select(TaskRow)).one()
+        assert (task.state, task.attempt) == ("queued", 0)
