@@ -8,19 +8,22 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from registry.build import answers, categories, example, given, intake
 from registry.build.estimator import arrange
 from registry.build.example import Example
 from registry.errors import Refused
-from registry.rows import Outputs, Rows
-from registry.signature import NUMERIC, Input, Scalar, Signature, Task
+from registry.rows import Array, Outputs, Rows
+from registry.signature import NUMERIC, DType, Input, Scalar, Signature, Task
 
 MAX_CATEGORIES = 100
 """An open string column with more distinct values than this in the example lists none."""
-PROBED = 100
+PROBED = 16
 """So many example rows are answered to see what the outputs look like."""
 UNKNOWN = "a value the model has never seen"
+WIDE = 10_000
+"""A transformed vector longer than this is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Described:
     """A signature, the example's rows as the model takes them, and what the user should know."""
 
     signature: Signature
-    rows: Rows | None  # the example's, in the signature's order
+    rows: Rows | None  # the example's, in the signature's order, without those the model refuses
+    truth: pa.Array | None  # the true values of those rows, where the example has them
     warnings: list[str]
 
 
@@ -38,17 +42,22 @@ def describe(model: Any, sample: Example | None, corrections: given.Corrections)
     kind = intake.kind(model)
     warnings: list[str] = []
     names = _names(model, kind, sample, corrections, warnings)
-    inputs = tuple(_input(name, sample, corrections) for name in names)
+    inputs = tuple(describe_input(name, sample, corrections.dtype(name)) for name in names)
     inputs = corrections.apply(_with_categories(inputs, categories.known(model, names), sample))
     task = corrections.pick_task(intake.name(model), answers.tasks(model))
     rows = table(inputs, sample) if sample is not None else None
+    truth = sample.target if sample is not None else None
     if rows is not None:
-        inputs, rows = _drop_unwanted_missing(model, kind, task, inputs, rows, warnings)
+        inputs, kept = _kept(model, kind, task, inputs, rows, warnings)
+        rows = rows.take(kept)
+        truth = truth.filter(pa.array(kept)) if truth is not None else None
     probe = rows.take(slice(0, PROBED)) if rows is not None else _probe(model, kind, task, inputs)
     answered = _answer(model, kind, task, inputs, probe)
+    if "vector" in answered and answered["vector"].shape[1] > WIDE:
+        warnings.append(f"each answer holds {answered['vector'].shape[1]} numbers")
     inputs = _measure_closed(model, kind, task, inputs, probe.take(slice(0, 1)))
     outputs = corrections.check_outputs(answers.outputs(model, task, answered))
-    return Described(Signature(task, inputs, outputs), rows, warnings)
+    return Described(Signature(task, inputs, outputs), rows, truth, warnings)
 
 
 def _names(
@@ -116,9 +125,8 @@ def _list(names: list[str]) -> str:
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
 
 
-def _input(name: str, sample: Example | None, corrections: given.Corrections) -> Input:
-    """What the example's column, in the dtype the user wants, tells."""
-    wanted = corrections.dtype(name)
+def describe_input(name: str, sample: Example | None, wanted: DType | None) -> Input:
+    """What the example's column, in the dtype that is wanted or else its own, tells."""
     if sample is None:
         return Input(name, wanted or "float64")
     dtype = wanted or sample.dtype(name)
@@ -174,30 +182,37 @@ def pack(inputs: tuple[Input, ...], columns: list[Any]) -> Rows:
     return Rows(columns=tuple(columns))
 
 
-def _drop_unwanted_missing(
+def _kept(
     model: Any, kind: intake.Kind, task: Task, inputs: tuple[Input, ...], rows: Rows, warnings: list[str]
-) -> tuple[tuple[Input, ...], Rows]:
-    """A column is nullable only if the model takes its missing values; rows with others are left out."""
-    holed = [i.name for i in inputs if i.nullable]
-    if not holed or _runs(model, kind, task, inputs, rows.take(slice(0, PROBED))):
-        return inputs, rows
-    whole = ~np.any([_missing(rows, i) for i in range(len(inputs))], axis=0)
+) -> tuple[tuple[Input, ...], Array]:
+    """Which example rows to use (a mask). A column is nullable only if the model takes its missing values."""
+    missing = [_missing(rows, i) for i in range(len(inputs))]
+    holed = [i.name for i, holes in zip(inputs, missing, strict=True) if holes.any()]
+    everything = np.ones(len(rows), dtype=bool)
+    unwanted = any(holes.any() and not i.nullable for i, holes in zip(inputs, missing, strict=True))
+    if not holed or (not unwanted and _runs(model, kind, task, inputs, _with_gaps(rows, missing))):
+        return inputs, everything
+    whole = ~np.any(missing, axis=0)
     if not whole.any():
-        raise Refused(f"the model refuses missing values, and every example row misses one of {_list(holed)}")
-    rows = rows.take(whole)
-    base = rows.take(slice(0, 1))
+        raise Refused(f"every row of the example misses a value that the model needs, in {_list(holed)}")
+    base = rows.take(np.flatnonzero(whole)[:1])
     refused = [
         i.name
         for i in inputs
-        if i.nullable and not _runs(model, kind, task, inputs, replaced(base, inputs, i.name, None))
+        if i.name in holed
+        and (not i.nullable or not _runs(model, kind, task, inputs, replaced(base, inputs, i.name, None)))
     ]
-    if refused:
-        warnings.append(
-            f"the model refuses missing values in {_list(refused)}: not nullable, such rows left out"
-        )
-    return tuple(
-        msgspec.structs.replace(i, nullable=i.nullable and i.name not in refused) for i in inputs
-    ), rows
+    warnings.append(f"missing values in {_list(refused)} are refused by the model or the given signature: rows left out")
+    for i, holes in zip(inputs, missing, strict=True):
+        if i.name in refused:
+            everything &= ~holes
+    return tuple(msgspec.structs.replace(i, nullable=i.nullable and i.name not in refused) for i in inputs), everything
+
+
+def _with_gaps(rows: Rows, missing: list[Array]) -> Rows:
+    """Rows that show each column's missing value at least once."""
+    first = {int(np.flatnonzero(holes)[0]) for holes in missing if holes.any()}
+    return rows.take(np.array(sorted({*first, *range(min(PROBED, len(rows)))})))
 
 
 def _missing(rows: Rows, index: int) -> Any:

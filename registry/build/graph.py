@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from registry.build.conventions import INPUT_SUFFIX
 from registry.signature import Signature
 
-INPUT_SUFFIX = ".in"
-"""Ends a graph input whose feature is called like an output; `service/runtime/onnx.py` takes it off again."""
 TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 _ONNX = {
     "float64": TensorProto.DOUBLE,
@@ -19,15 +18,28 @@ _ONNX = {
 }
 
 
-def name_outputs(model: ModelProto, signature: Signature) -> None:
-    """Make the converter's outputs the signature's: named, typed, multi-output arrays taken apart.
+def name_values(model: ModelProto, signature: Signature, columns: bool) -> None:
+    """Make the converter's inputs and outputs the signature's: named, typed, multi-output arrays taken apart.
 
-    Whatever was called so before makes room: an input gets `INPUT_SUFFIX`, other values "_".
+    With `columns` there is an input per feature, in order; one called like an output gets `INPUT_SUFFIX`.
+    Other values that have one of these names make room.
     """
     graph = model.graph
-    inputs = {i.name for i in graph.input}
     targets = [o.name for o in signature.outputs]
-    _rename(graph, {name: name + (INPUT_SUFFIX if name in inputs else "_") for name in targets})
+    features = [i.name for i in signature.inputs] if columns else [graph.input[0].name]
+    inputs = [name + INPUT_SUFFIX if name in targets else name for name in features]
+    mapping = dict(zip((i.name for i in graph.input), inputs, strict=True))
+    used = {name for node in graph.node for name in (*node.input, *node.output)} | {i.name for i in graph.initializer}
+    for name in (used & {*targets, *inputs}) - mapping.keys():
+        room = name + "_"
+        while room in used or room in inputs:
+            room += "_"
+        mapping[name] = room
+    _rename(graph, mapping)
+    _name_outputs(graph, signature)
+
+
+def _name_outputs(graph: GraphProto, signature: Signature) -> None:
     found = list(graph.output)
     if signature.task == "transform":
         found = found[-1:]  # KMeans converts to [label, distances]

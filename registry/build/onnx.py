@@ -11,9 +11,10 @@ from onnx import ModelProto
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
 from skl2onnx import convert_sklearn
+from skl2onnx.common.exceptions import MissingShapeCalculator
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
-from registry.build import graph, intake, onnx_converters
+from registry.build import graph, intake, onnx_converters, onnx_imputer
 from registry.errors import Refused
 from registry.signature import Input, Signature
 
@@ -40,9 +41,7 @@ def candidates(model: Any, signature: Signature) -> list[Candidate]:
     """The likelier first. Raises `Refused`, in plain words, when there is nothing to try."""
     kind = intake.kind(model)
     if kind not in ("frame", "matrix"):
-        raise Refused(f"{intake.name(model)} takes {kind}, which are answered by scikit-learn itself")
-    if any(i.dtype == "string" and i.nullable for i in signature.inputs):
-        raise Refused("a column of strings has missing values, which ONNX strings cannot have")
+        raise Refused(f"it takes {kind}, which scikit-learn itself has to answer")
     strings = {i.dtype == "string" for i in signature.inputs}
     columns = kind == "frame" and (True in strings or _selects_columns(model))
     if not columns and len(strings) > 1:
@@ -57,13 +56,26 @@ def candidates(model: Any, signature: Signature) -> list[Candidate]:
 
 def convert(model: Any, signature: Signature, candidate: Candidate) -> ModelProto:
     """The graph, its outputs named as the signature's. Raises whatever the converter raises."""
-    options = {id(model): {"zipmap": False}} if is_classifier(model) else None
-    converted: ModelProto = convert_sklearn(
-        model, initial_types=_types(signature, candidate), options=options, target_opset=OPSET
-    )
+    for part in inside(model):
+        if signature.task == "classification" and hasattr(part, "flatten_transform"):
+            part.flatten_transform = False  # of voting's transform; the converter wants it so, predict ignores it
+    converted = _converted(model, _types(signature, candidate))
     if candidate.floats == "float64":
         graph.round_tree_inputs(converted.graph)
-    graph.name_outputs(converted, signature)
+    graph.name_values(converted, signature, candidate.layout == "columns")
+    return converted
+
+
+def _converted(model: Any, types: list[tuple[str, Any]]) -> ModelProto:
+    """Without a ZipMap: probabilities are an array. Classifiers that never have one don't know the option."""
+    options = {id(model): {"zipmap": False}} if is_classifier(model) else None
+    try:
+        converted: ModelProto = convert_sklearn(model, initial_types=types, options=options, target_opset=OPSET)
+    except MissingShapeCalculator as error:
+        missing = str(error).partition("'sklearn.")[2].partition("'")[0].rpartition(".")[2]
+        raise Refused(f"there is no converter for {missing or intake.name(model)}") from error
+    except NameError:
+        converted = convert_sklearn(model, initial_types=types, target_opset=OPSET)
     return converted
 
 
@@ -102,3 +114,4 @@ def _selects_columns(model: Any) -> bool:
 
 
 onnx_converters.register()
+onnx_imputer.register()

@@ -60,15 +60,19 @@ class Verdict:
     trials: list[Trial] = field(default_factory=list)
 
 
-def run(model: Any, signature: Signature, blocks: list[parity.Block], out: Path, load: Load) -> Verdict:
+def run(
+    model: Any, signature: Signature, reference: Callable[[], list[parity.Block]], out: Path, load: Load
+) -> Verdict:
     """Tries the likelier candidates first and stops at the first within the bounds.
 
-    `load` makes the serving runtime itself of a graph: what is measured is what will answer.
+    `reference` gives what to measure against, and is only asked if there is something to measure. `load`
+    makes the serving runtime itself of a graph: what is measured is what will answer.
     """
     try:
         candidates = onnx.candidates(model, signature)
     except Refused as error:
         return Verdict(None, str(error))
+    blocks = reference()
     trials: list[Trial] = []
     for number, candidate in enumerate(candidates):
         trial = _try(model, signature, blocks, candidate, out / f"candidate-{number}.onnx", load)

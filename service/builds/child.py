@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from registry.build import describe, example, lineage, metrics, parity, rowset, safeload, trials
+from registry.build import adopt, describe, example, lineage, metrics, parity, rowset, safeload, trials
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.job import Built, BuildJob
 from registry.errors import Refused
+from registry.rows import Outputs
+from registry.signature import Signature
 from service.runtime.onnx import OnnxRuntime
 
 SERVABLE = "model.onnx"
@@ -52,7 +54,7 @@ def build(job: BuildJob) -> Built:
     with report.step("total"), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            built = _sklearn(job, report)
+            built = _FORMATS[job.format](job, report)
         except Refused as error:
             built = _rejected(str(error))
         except MemoryError:
@@ -78,11 +80,13 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
         report.warnings.extend(described.warnings)
     signature = described.signature
     estimator = Estimator(model, signature)
-    with report.step("reference"):
-        rows = rowset.kinds(model, signature, described.rows)
-        blocks = parity.reference(estimator.run, rows)
+
+    def reference() -> list[parity.Block]:
+        with report.step("reference"):
+            return parity.reference(estimator.run, rowset.kinds(model, signature, described.rows))
+
     with report.step("compile"):
-        verdict = trials.run(model, signature, blocks, Path(job.out), OnnxRuntime)
+        verdict = trials.run(model, signature, reference, Path(job.out), OnnxRuntime)
     report.fields["candidates"] = [t.to_json() for t in verdict.trials]
     built = Built(state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=verdict.reason)
     if verdict.chosen is not None and verdict.chosen.file is not None:
@@ -90,9 +94,32 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
         built.runtime, built.servable = "onnx", SERVABLE
         report.bytes["onnx"] = verdict.chosen.bytes
         report.fields["parity"] = _parity(verdict.chosen)
-    if sample is not None and sample.target is not None:
-        built.metrics = _metrics(estimator, described, sample, report)
+    if described.truth is not None:
+        assert described.rows is not None
+        built.metrics = _metrics(signature, estimator.run(described.rows), described.truth, report)
     return built
+
+
+def _onnx(job: BuildJob, report: Report) -> Built:
+    corrections = Corrections.read(job.signature)
+    path = Path(job.out) / SERVABLE
+    with report.step("check"):
+        sample = _example(job)
+        adopted = adopt.Adopted(Path(job.artifact), sample, corrections)
+    with report.step("trial"):
+        signature, rows, runtime = adopted.serve(path, OnnxRuntime)
+    report.warnings.extend(adopted.warnings)
+    report.bytes["onnx"] = path.stat().st_size
+    reason = "published as ONNX; there is no estimator to measure it against"
+    built = Built(
+        state="ready", report={}, signature=signature, runtime="onnx", runtime_reason=reason, servable=SERVABLE
+    )
+    if sample is not None and sample.target is not None and rows is not None:
+        built.metrics = _metrics(signature, runtime.run(rows), sample.target, report)
+    return built
+
+
+_FORMATS = {"sklearn-joblib": _sklearn, "onnx": _onnx}
 
 
 def _load(job: BuildJob, report: Report) -> Any:
@@ -125,12 +152,9 @@ def _parity(chosen: trials.Trial) -> dict[str, Any]:
     }
 
 
-def _metrics(
-    estimator: Estimator, described: describe.Described, sample: example.Example, report: Report
-) -> dict[str, float]:
-    assert described.rows is not None and sample.target is not None
+def _metrics(signature: Signature, answered: Outputs, truth: Any, report: Report) -> dict[str, float]:
     try:
-        return metrics.measure(described.signature, estimator.run(described.rows), sample.target)
+        return metrics.measure(signature, answered, truth)
     except ValueError as error:
         report.warnings.append(f"no accuracy was measured: {error}")
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from registry.build.conventions import INPUT_SUFFIX, MISSING_STRING
 from registry.errors import Invalid, Unavailable
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Output, Signature
@@ -24,8 +25,6 @@ TENSORS: dict[str, Any] = {
 }
 MEMORY_PER_BYTE = 10
 """A 55 MB forest takes 520 MB once loaded; other graphs take less."""
-SUFFIX = ".in"
-"""Ends the name of a graph input whose feature is called like one of the outputs."""
 
 Feed = Callable[[Rows], dict[str, Array]]
 
@@ -80,7 +79,7 @@ def _feeder(inputs: list[Any], signature: Signature) -> Feed:
     index = {given.name: i for i, given in enumerate(signature.inputs)}
     taken = []
     for graph_input, kind in zip(inputs, kinds, strict=True):
-        feature = graph_input.name.removesuffix(SUFFIX) if graph_input.name not in index else graph_input.name
+        feature = graph_input.name.removesuffix(INPUT_SUFFIX) if graph_input.name not in index else graph_input.name
         if feature not in index:
             raise Unavailable(f"the ONNX graph wants {graph_input.name!r}, which is no feature of the signature")
         shape = (-1, 1) if len(graph_input.shape) == 2 else (-1,)
@@ -107,9 +106,7 @@ def _as(array: Array, kind: Any) -> Array:
     if array.dtype == kind:
         if kind is not np.object_:
             return array
-        if None in array:
-            raise Invalid("the model has no missing strings")
-        return array
+        return np.array([MISSING_STRING if v is None else v for v in array.tolist()], dtype=object)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinity, as in scikit-learn's trees
         return array.astype(kind)
 
@@ -119,8 +116,11 @@ def _shaper(output: Output) -> Callable[[Array], Array]:
     kind: Any = np.object_ if output.dtype == "string" else NUMPY[output.dtype]
     shape = output.shape
 
+    open_ended = shape.count(-1) > 1  # a build does not know the width yet
+
     def shaped(array: Any) -> Array:
-        return np.asarray(array).reshape(shape).astype(kind, copy=False)
+        plain = np.asarray(array)
+        return (plain if open_ended else plain.reshape(shape)).astype(kind, copy=False)
 
     return shaped
 
