@@ -49,7 +49,7 @@ def promote(
         raise NotFound("version", f"{model}:{number}")
     if version.state != "ready":
         raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be {alias}")
-    row = session.get(AliasRow, (owner.id, alias))
+    row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # as of the lock, not before
     if row is not None and row.version_id == version.id:
         if row.edge_percent != edge_percent:
             row.edge_percent = edge_percent

@@ -76,14 +76,15 @@ class Writing:
             raise DigestMismatch(expected, digest)
         final = self._store._place(digest)
         if self._store.touch(digest):
+            fsync_directory(final.parent)  # whoever put it a moment ago may not have come so far
             return Blob(digest, self.bytes, created=False)
         self._file.flush()
         os.fsync(self._file.fileno())
         if not final.parent.exists():
             final.parent.mkdir(exist_ok=True)
-            _fsync_directory(final.parent.parent)
+            fsync_directory(final.parent.parent)
         self._path.rename(final)
-        _fsync_directory(final.parent)
+        fsync_directory(final.parent)
         return Blob(digest, self.bytes, created=True)
 
 
@@ -124,6 +125,23 @@ class Store:
         """Remove the blob; one that is not there is fine."""
         self._place(sha256).unlink(missing_ok=True)
 
+    def expire(self, sha256: str, older_than_s: float) -> bool:
+        """Delete the blob, unless it was put again by now: then it stays. True when it is gone.
+
+        It is moved aside before its age is read, so that a `put` either makes it young in time, or misses it
+        and writes the bytes anew.
+        """
+        place, aside = self._place(sha256), self.incoming / secrets.token_hex(16)
+        try:
+            place.rename(aside)
+        except FileNotFoundError:
+            return False
+        if _age_s(aside) <= older_than_s:
+            aside.rename(place)
+            return False
+        aside.unlink()
+        return True
+
     def touch(self, sha256: str) -> bool:
         """Start the blob's grace period anew. False when there is no such blob."""
         try:
@@ -136,6 +154,8 @@ class Store:
         """Every blob, in no particular order."""
         moment = time.time()
         for place in self.root.glob("[0-9a-f][0-9a-f]/*"):
+            if SHA256.fullmatch(place.name) is None:  # no blob: somebody's backup tool, a file manager
+                continue
             try:
                 found = place.stat()
             except FileNotFoundError:  # collected by another process meanwhile
@@ -144,18 +164,27 @@ class Store:
 
     def sweep(self, older_than_s: float) -> int:
         """Remove what interrupted uploads left behind; the number of files removed."""
-        moment = time.time()
-        stale = [f for f in self.incoming.iterdir() if moment - f.stat().st_mtime > older_than_s]
-        for file in stale:
-            file.unlink(missing_ok=True)
-        return len(stale)
+        swept = 0
+        for file in self.incoming.iterdir():
+            try:
+                if _age_s(file) > older_than_s:
+                    file.unlink()
+                    swept += 1
+            except FileNotFoundError:  # an upload that has just ended
+                continue
+        return swept
 
     def _place(self, sha256: str) -> Path:
         check_sha256(sha256)
         return self.root / sha256[:2] / sha256
 
 
-def _fsync_directory(path: Path) -> None:
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def fsync_directory(path: Path) -> None:
+    """Make what was renamed into `path` survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -27,19 +27,19 @@ class Collected(msgspec.Struct, frozen=True):
 def collect(session: Session, store: Store, *, grace_s: float = GRACE_S, dry_run: bool = False) -> Collected:
     """Delete orphan blobs that were last put more than `grace_s` seconds ago.
 
-    Runs inside a write transaction, so that nobody publishes a blob between the look and the deletion.
+    Runs inside a write transaction, so that nobody publishes a blob between the look and the deletion. Blobs
+    are listed before it begins: that may take long, and what is put meanwhile is younger than it looks.
     """
+    found = list(store)
     hold_blobs(session, shared=False)
     used: set[str | None] = set()
     for artifact, servable, example in session.execute(
         select(VersionRow.artifact, VersionRow.servable, VersionRow.example)
     ):
         used.update((artifact, servable, (example or {}).get("artifact")))
-    found = list(store)
     orphans = [b for b in found if b.sha256 not in used and b.age_s > grace_s]
     if not dry_run:
-        for blob in orphans:
-            store.delete(blob.sha256)
+        orphans = [b for b in orphans if store.expire(b.sha256, grace_s)]
     return Collected(
         blobs=sorted(b.sha256 for b in orphans),
         bytes=sum(b.bytes for b in orphans),

@@ -18,6 +18,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from registry import changes
+from registry.artifacts import fsync_directory
 from registry.errors import FieldError, Invalid, NotFound
 from registry.names import check_name
 from registry.pages import Page, after, cut
@@ -92,10 +93,12 @@ def text(key_id: str, secret: str) -> str:
 
 
 def rotate(session: Session, key_id: str, *, secret: str | None = None) -> Issued:
-    """Give the key a new secret; the old one stops working. Raises `NotFound`, also when revoked."""
+    """Give the key a new secret; the old one stops working. Raises `NotFound`, also when it has ended."""
     row = get(session, key_id)
     if row.revoked_at is not None:
         raise NotFound("key", key_id, "it was revoked")
+    if row.expires_at is not None and row.expires_at <= now():
+        raise NotFound("key", key_id, "it has expired")
     return _issue(session, row, secret)
 
 
@@ -173,6 +176,7 @@ def ensure_admin(session: Session, file: Path) -> bool:
         out.flush()
         os.fsync(out.fileno())
     partial.rename(file)
+    fsync_directory(file.parent)  # before the commit: nobody can make this key's text again
     return True
 
 

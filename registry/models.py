@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sqlalchemy import Select, delete, func, select
@@ -69,13 +70,17 @@ def search(
     *,
     q: str | None = None,
     tags: list[tuple[str, str]] | None = None,
+    among: Collection[str] | None = None,
     page_size: int = 100,
     page_token: str | None = None,
 ) -> Page[Summary]:
-    """Models by name, those whose name holds `q` and that have a version with all of `tags`."""
+    """Models by name, those whose name holds `q`, that have a version with all of `tags`, and that are
+    `among` those when given."""
     query = select(ModelRow).order_by(ModelRow.name).limit(page_size + 1)
     if (last := after(page_token, str)) is not None:
         query = query.where(ModelRow.name > last)
+    if among is not None:
+        query = query.where(ModelRow.name.in_(among))
     if q:
         query = query.where(ModelRow.name.contains(q.lower(), autoescape=True))
     if tags:
@@ -94,17 +99,22 @@ def tagged(query: Select[int], tags: list[tuple[str, str]]) -> Select[int]:
 
 def remove(session: Session, name: str) -> None:
     """Delete the model, its versions and its history. Raises `InUse` while an alias exists."""
+    _cancel_builds(session, get(session, name))  # tasks before the model, like `versions.remove`
     model = lock(session, name)
     aliases = session.scalars(select(AliasRow.name).where(AliasRow.model_id == model.id)).all()
     if aliases:
         raise InUse(f"{name} is still served as {', '.join(sorted(aliases))}; delete the alias first")
-    version_ids = session.scalars(select(VersionRow.id).where(VersionRow.model_id == model.id)).all()
-    for version_id in version_ids:
-        queue.cancel(session, "build", str(version_id))
+    _cancel_builds(session, model)  # of what was published while we waited
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
     changes.note(session, "model", name)
+
+
+def _cancel_builds(session: Session, model: ModelRow) -> None:
+    waiting = select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.state == "building")
+    for version_id in session.scalars(waiting.order_by(VersionRow.id)):
+        queue.cancel(session, "build", str(version_id))
 
 
 def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:

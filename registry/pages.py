@@ -29,7 +29,10 @@ def after(token: str | None, kind: type[T]) -> T | None:
     if token is None:
         return None
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(token.encode("ascii")), type=kind)
+        key = msgspec.json.decode(base64.urlsafe_b64decode(token.encode("ascii")), type=kind)
+        if isinstance(key, int) and key.bit_length() > 63:
+            raise ValueError("no database holds such a number")
+        return key
     except (ValueError, msgspec.MsgspecError) as error:
         raise Invalid(
             "page_token is not one that this list gave out",

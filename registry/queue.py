@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from registry.errors import StaleTask
@@ -58,7 +58,7 @@ def enqueue(
         subject=subject,
         state=QUEUED,
         priority=priority,
-        not_before=not_before or now(),
+        not_before=not_before or _clock(session),
         max_attempts=max_attempts,
     )
     session.add(row)
@@ -70,17 +70,10 @@ def claim(session: Session, kinds: Sequence[str], worker: str, lease_s: float = 
     """Take the next task that is due, or one whose lease ran out. None when there is none."""
     moment = _clock(session)
     due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
-    next_id = (
-        select(TaskRow.id)
-        .where(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment)), TaskRow.attempt < TaskRow.max_attempts)
-        .order_by(TaskRow.priority.desc(), TaskRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # no effect on SQLite, where writers queue up anyway
-        .scalar_subquery()
-    )
+    mine = and_(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment)), TaskRow.attempt < TaskRow.max_attempts)
     row = session.execute(
         update(TaskRow)
-        .where(TaskRow.id == next_id)
+        .where(TaskRow.id == _first(mine))
         .values(
             state=RUNNING,
             claimed_by=worker,
@@ -97,11 +90,12 @@ def claim(session: Session, kinds: Sequence[str], worker: str, lease_s: float = 
 
 
 def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
-    """Fail the tasks whose last attempt was lost with its worker, and return them: what they were for
-    has to be told, in the same transaction."""
+    """Fail a task whose last attempt was lost with its worker, and return it: what it was for has to be
+    told, in the same transaction. One at a time: a transaction that told two models could deadlock."""
+    lost = and_(TaskRow.kind.in_(kinds), _lapsed(_clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
     rows = session.execute(
         update(TaskRow)
-        .where(TaskRow.kind.in_(kinds), _lapsed(_clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
+        .where(TaskRow.id == _first(lost))
         .values(state=FAILED, error="the worker died at every attempt", finished_at=now())
         .returning(
             TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts
@@ -127,9 +121,8 @@ def finish(session: Session, task_id: int, fence: int, result: dict[str, Any] | 
 def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: float | None = None) -> bool:
     """Give the task back for another attempt after `retry_in_s`, or for good when that is None or no
     attempt is left. True when it will be tried again. Raises `StaleTask` like `finish`."""
-    attempt, most = session.execute(
-        select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
-    ).one()
+    found = select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
+    attempt, most = session.execute(found).one_or_none() or (0, 0)
     again = retry_in_s is not None and attempt < most
     values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
     if retry_in_s is not None and again:
@@ -167,6 +160,17 @@ def depth(session: Session, kinds: Sequence[str]) -> int:
 
 def _lapsed(moment: datetime) -> ColumnElement[bool]:
     return and_(TaskRow.state == RUNNING, TaskRow.lease_until < moment)
+
+
+def _first(which: ColumnElement[bool]) -> ScalarSelect[int]:
+    return (
+        select(TaskRow.id)
+        .where(TaskRow.state.in_((QUEUED, RUNNING)), which)
+        .order_by(TaskRow.priority.desc(), TaskRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # no effect on SQLite, where writers queue up anyway
+        .scalar_subquery()
+    )
 
 
 def _compare_and_set(session: Session, task_id: int, fence: int, values: dict[str, Any]) -> None:

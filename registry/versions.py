@@ -117,10 +117,14 @@ def build_inputs(session: Session, version_id: int) -> BuildInputs:
 def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
     """Record what the builder made: `ready` or `rejected`. `built.servable` is a blob's sha256 by now.
 
-    A ready version takes the alias its publisher wished for. Raises `NotFound` when it was deleted.
+    A ready version takes the alias its publisher wished for, unless that points at a newer version by now:
+    builds end in any order. Raises `NotFound` when the version was deleted.
     """
-    version = _by_id(session, version_id)
-    owner = models.lock(session, version.model.name)
+    name = session.scalar(select(ModelRow.name).join(VersionRow).where(VersionRow.id == version_id))
+    if name is None:
+        raise NotFound("version", version_id)
+    owner = models.lock(session, name)
+    version = _by_id(session, version_id)  # it may have been deleted while we waited
     version.state = built.state
     version.report = built.report
     version.signature = built.signature.to_json() if built.signature else None
@@ -133,14 +137,7 @@ def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
     changes.note(session, "model", owner.name)
     session.flush()
     if version.state == READY and version.wanted_alias is not None:
-        aliases.promote(
-            session,
-            owner.name,
-            version.wanted_alias,
-            version.number,
-            by=version.created_by,
-            reason="published with this alias",
-        )
+        _take_alias(session, owner, version, version.wanted_alias)
     return version
 
 
@@ -217,10 +214,12 @@ def remove(session: Session, model: str, number: int) -> None:
 
     Raises `NotFound`, `InUse` naming the alias or the rollback it would break.
     """
+    # The task before the model, as whoever ends a build does: the other way round the two would deadlock.
+    found = select(VersionRow.id).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
+    queue.cancel(session, BUILD, str(session.scalar(found)))
     owner = models.lock(session, model)
     version = get(session, model, number)
     _refuse_if_in_use(session, owner, version, "deleted")
-    queue.cancel(session, BUILD, str(version.id))
     session.delete(version)
     changes.note(session, "model", model)
 
@@ -240,10 +239,17 @@ def signature_of(version: VersionRow) -> Signature:
 
 
 def _by_id(session: Session, version_id: int) -> VersionRow:
-    version = session.get(VersionRow, version_id)
+    version = session.get(VersionRow, version_id, populate_existing=True)
     if version is None:
         raise NotFound("version", version_id)
     return version
+
+
+def _take_alias(session: Session, owner: ModelRow, version: VersionRow, alias: str) -> None:
+    row = session.get(AliasRow, (owner.id, alias), populate_existing=True)
+    if row is None or row.version.number <= version.number:
+        reason = "published with this alias"
+        aliases.promote(session, owner.name, alias, version.number, by=version.created_by, reason=reason)
 
 
 def _require_blob(store: Store, sha256: str, field: str) -> None:
