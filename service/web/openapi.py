@@ -81,7 +81,7 @@ def _add(document: Schema, model: ModelDoc) -> None:
 
 
 def _tag(model: ModelDoc) -> Schema:
-    return {"name": model.name, "description": model.description or f"A {model.signature.task} model."}
+    return {"name": model.name, "description": model.description or f"Task: {model.signature.task}."}
 
 
 def _listed(model: ModelDoc) -> Schema:

@@ -233,7 +233,10 @@ _SCHEMAS: Schema = {
         "description": "The model and the version that answered.",
         "additionalProperties": False,
         "required": ["name", "version"],
-        "properties": {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}},
+        "properties": {
+            "name": {"type": "string", "examples": ["fraud"]},
+            "version": {"type": "integer", "minimum": 1},
+        },
     },
     "Prediction": {
         "type": "object",
