@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from registry import db, keys
@@ -55,11 +57,11 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     app.state.services = services
     for room in (artifacts, routes, alias_routes, key_routes, openapi_routes, health):
-        app.include_router(room.router)
+        app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
     app.router.routes.extend([*docs_routes(), *health.health_routes()])
     failures.install(app)
     check_guarded(app)
-    inside = HotPath(app, services.snapshot, services.pool, services.executor)
+    inside = HotPath(app, services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
     limited = Limits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
     return Guard(limited, services.snapshot)
 
@@ -86,7 +88,7 @@ def _services(settings: Settings) -> Services:
     snapshot = Snapshot(engine)
     supervisor = Supervisor(settings, sessions, store, on_change=snapshot.refresh)
     executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
-    pool = Pool(_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB, executor)
+    pool = Pool(_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB)
     return Services(settings, engine, sessions, store, snapshot, pool, supervisor, executor)
 
 
@@ -120,6 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+        await services.pool.close()
         await asyncio.to_thread(_shut_down, services)
 
 
@@ -138,12 +141,14 @@ async def _follow(services: Services, moved: asyncio.Event) -> None:
 async def _checkpoint(services: Services) -> None:
     while True:
         await asyncio.sleep(CHECKPOINT_S)
-        await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
+        try:
+            await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # the database may come back
+            log.warning("checkpoint.failed", error=str(error))
 
 
 def _shut_down(services: Services) -> None:
     services.snapshot.stop()
     services.supervisor.stop(services.settings.shutdown_grace_s)
     services.executor.shutdown(wait=True)
-    services.pool.close()
     services.engine.dispose()

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from registry.errors import FieldError, Invalid
+from registry.errors import DeadlineExceeded, FieldError, Invalid
 from service import telemetry
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, Version
@@ -46,11 +46,14 @@ ROUTES = ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/pre
 
 
 class HotPath:
-    def __init__(self, app: ASGIApp, snapshot: Snapshot, pool: Pool, executor: Executor) -> None:
+    def __init__(
+        self, app: ASGIApp, snapshot: Snapshot, pool: Pool, executor: Executor, deadline_s: float
+    ) -> None:
         self._app = app
         self._snapshot = snapshot
         self._pool = pool
         self._executor = executor
+        self._deadline_s = deadline_s + 0.2  # a call that is under way says itself that it is late
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (match := _PATH.fullmatch(scope["path"])) is None:
@@ -61,7 +64,7 @@ class HotPath:
         call.route = ROUTES[number is not None]
         if scope["method"] != "POST":
             raise HTTPException(405, "predict takes POST", headers={"Allow": "POST"})
-        if (reason := forbid(call.key, "predict", name)) is not None:
+        if (reason := forbid(call.key, "predict", model=name)) is not None:
             raise HTTPException(403, reason)
         version = self._resolve(scope, name, number)
         content_type, accept = _negotiate(scope)
@@ -85,21 +88,31 @@ class HotPath:
     async def _predict(
         self, version: Version, body: bytes, content_type: str, accept: str
     ) -> tuple[bytes, Loaded, int]:
-        loaded = self._pool.peek(version.id) or await self._pool.get(version.id)
-        self._pool.acquire(loaded)
+        loaded = await self._pool.take(version.id)
         try:
             if content_type == JSON and len(body) <= INLINE_BYTES:
                 rows = loaded.codec.decode_json(body)
                 if accept == JSON and loaded.quick(len(rows)):
                     return _run(loaded, rows, accept), loaded, len(rows)
-                return await self._in_thread(_run, loaded, rows, accept), loaded, len(rows)
-            answer, count = await self._in_thread(_decode_and_run, loaded, body, content_type, accept)
+                return await self._in_thread(loaded, _run, loaded, rows, accept), loaded, len(rows)
+            answer, count = await self._in_thread(loaded, _decode_and_run, loaded, body, content_type, accept)
             return answer, loaded, count
         finally:
             self._pool.release(loaded)
 
-    async def _in_thread(self, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+    async def _in_thread(
+        self, loaded: Loaded, function: Callable[[Unpack[Args]], T], *args: *Args
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        if loaded.line is None:
+            return await loop.run_in_executor(self._executor, function, *args)
+        try:
+            async with asyncio.timeout(self._deadline_s):  # of the wait in line; the call itself has its own
+                return await loop.run_in_executor(loaded.line, function, *args)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the model did not answer within {self._deadline_s:g} s: it is busy with other calls"
+            ) from error
 
 
 def _run(loaded: Loaded, rows: Rows, accept: str) -> bytes:

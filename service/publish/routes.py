@@ -22,11 +22,23 @@ Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="the version's numb
 
 @router.get("/v1/models", dependencies=[guarded("any")], responses=problems(422))
 def list_models(
-    request: Request, response: Response, session: ReadDep, search: Annotated[SearchQuery, Query()]
+    request: Request,
+    response: Response,
+    session: ReadDep,
+    caller: CallerDep,
+    search: Annotated[SearchQuery, Query()],
 ) -> Listed[ModelRecord]:
-    """Models by name: those whose name holds `q` and that have a version with every `tag`."""
+    """Models by name: those whose name holds `q` and that have a version with every `tag`.
+
+    A key for some models sees only those.
+    """
     page = models.search(
-        session, q=search.q, tags=search.tags(), page_size=search.page_size, page_token=search.page_token
+        session,
+        q=search.q,
+        tags=search.tags(),
+        among=caller.models,
+        page_size=search.page_size,
+        page_token=search.page_token,
     )
     return listed(page, ModelRecord.of, request, response)
 

@@ -3,6 +3,8 @@
 The new version is loaded before the old one goes: a version that requests still use is closed only
 when the last of them is done. Everything but loading and closing happens on the event loop, so the
 books need no lock; all the same, a prediction that finds its model loaded waits for nothing.
+
+Loads have threads of their own: one that takes minutes keeps no prediction waiting.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from registry.errors import TriviumError, Unavailable
@@ -20,6 +22,9 @@ from service import telemetry
 if TYPE_CHECKING:  # numpy and ONNX Runtime come with the first load, not with the start
     from service.runtime.loading import Loaded
 
+LOADS = 4
+"""How many versions are loaded at once: it takes memory, and a core each."""
+
 log = telemetry.logger(__name__)
 
 Load = Callable[[int], "Loaded"]
@@ -27,13 +32,12 @@ Load = Callable[[int], "Loaded"]
 
 
 class Pool:
-    def __init__(self, load: Load, limit_bytes: int, executor: Executor) -> None:
+    def __init__(self, load: Load, limit_bytes: int) -> None:
         self._load = load
         self._limit = limit_bytes
-        self._executor = executor
+        self._executor = ThreadPoolExecutor(LOADS, thread_name_prefix="load")
         self._models: OrderedDict[int, Loaded] = OrderedDict()  # by version id, least recently used first
         self._loading: dict[int, asyncio.Task[Loaded]] = {}
-        self._turn = asyncio.Lock()  # one load at a time: loading takes memory and a core
 
     def peek(self, version_id: int) -> Loaded | None:
         """The version if it is loaded; counts as a use."""
@@ -54,17 +58,21 @@ class Pool:
         if task is None:
             task = asyncio.create_task(self._bring(version_id))
             self._loading[version_id] = task
-            task.add_done_callback(lambda _: self._loading.pop(version_id, None))
+            task.add_done_callback(lambda done: self._ended(version_id, done))
         return await asyncio.shield(task)  # a client that goes away does not stop the load
 
-    def acquire(self, loaded: Loaded) -> None:
-        """A request starts to use it: it will not be closed under it."""
+    async def take(self, version_id: int) -> Loaded:
+        """`get` for a request: until it calls `release` the version is not closed under it."""
+        loaded = self.peek(version_id) or await self.get(version_id)
+        while loaded.retired:  # evicted between the end of the load and this line
+            loaded = await self.get(version_id)
         loaded.users += 1
+        return loaded
 
     def release(self, loaded: Loaded) -> None:
         loaded.users -= 1
         if loaded.retired and loaded.users == 0:
-            self._executor.submit(loaded.runtime.close)
+            self._executor.submit(loaded.close)
 
     async def warm(self, version_ids: list[int]) -> None:
         """Load these as far as memory allows; what cannot be loaded is logged, not raised."""
@@ -85,39 +93,46 @@ class Pool:
 
     @property
     def bytes(self) -> int:
-        return sum(m.runtime.bytes for m in self._models.values())
+        return sum(m.runtime.bytes for m in list(self._models.values()))  # a list: other threads ask too
 
     def by_kind(self) -> dict[str, int]:
         """How many versions are loaded, by runtime."""
-        kinds = [m.kind for m in self._models.values()]
+        kinds = [m.kind for m in list(self._models.values())]
         return {kind: kinds.count(kind) for kind in ("onnx", "isolated")}
 
-    def close(self) -> None:
-        """End every runtime. Blocks."""
-        for task in self._loading.values():
+    async def close(self) -> None:
+        """End every load and every runtime."""
+        loads = list(self._loading.values())
+        for task in loads:
             task.cancel()
-        for loaded in self._models.values():
-            loaded.runtime.close()
-        self._models.clear()
+        await asyncio.gather(*loads, return_exceptions=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        while self._models:
+            _, loaded = self._models.popitem()
+            await asyncio.to_thread(loaded.close)
 
     async def _bring(self, version_id: int) -> Loaded:
-        async with self._turn:
-            loop = asyncio.get_running_loop()
-            start = time.perf_counter()
-            try:
-                loaded = await loop.run_in_executor(self._executor, self._load, version_id)
-            except TriviumError:
-                raise
-            except Exception as error:
-                log.exception("model.load_failed", version_id=version_id)
-                raise Unavailable(f"the model could not be loaded: {error}") from error
-            self._models[version_id] = loaded
-            seconds = round(time.perf_counter() - start, 3)
-            log.info(
-                "model.loaded", model=loaded.name, version=loaded.number, runtime=loaded.kind, seconds=seconds
-            )
-            self._evict(keep=version_id)
-            return loaded
+        loop = asyncio.get_running_loop()
+        start = time.perf_counter()
+        try:
+            loaded = await loop.run_in_executor(self._executor, self._load, version_id)
+        except TriviumError:
+            raise
+        except Exception as error:
+            log.exception("model.load_failed", version_id=version_id)
+            raise Unavailable(f"the model could not be loaded: {error}") from error
+        self._models[version_id] = loaded
+        seconds = round(time.perf_counter() - start, 3)
+        log.info(
+            "model.loaded", model=loaded.name, version=loaded.number, runtime=loaded.kind, seconds=seconds
+        )
+        self._evict(keep=version_id)
+        return loaded
+
+    def _ended(self, version_id: int, load: asyncio.Task[Loaded]) -> None:
+        del self._loading[version_id]
+        if not load.cancelled():
+            load.exception()  # noted here for the case that nobody waits any more
 
     def _evict(self, keep: int) -> None:
         held = self.bytes
@@ -133,4 +148,4 @@ class Pool:
         loaded.retired = True
         log.info("model.unloaded", model=loaded.name, version=loaded.number)
         if loaded.users == 0:
-            self._executor.submit(loaded.runtime.close)
+            self._executor.submit(loaded.close)

@@ -40,12 +40,14 @@ class Call:
     status: int = 500
 
 
-def forbid(key: Key | None, scope: str, model: str | None = None) -> str | None:
-    """Why `key` may not do this, or None when it may."""
-    if key is None or not (scope == "any" or key.allows(scope)):
-        return f"this key lacks the scope {scope}"
+def forbid(key: Key | None, *scopes: str, model: str | None = None) -> str | None:
+    """Why `key` may not do what one of `scopes` allows ("any": any key), or None when it may."""
+    if key is None or not ("any" in scopes or any(map(key.allows, scopes))):
+        return f"this key lacks the scope {' or '.join(scopes)}"
     if model is not None and not key.reaches(model):
         return f"this key is not for the model {model}"
+    if model is None and "admin" in scopes and key.models is not None:  # or it could make itself another
+        return "this key is for some models only, and this is about the whole registry"
     return None
 
 

@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
 from registry import db
 from registry.artifacts import Store
+from registry.errors import FieldError, Invalid
 from registry.keys import Key, Scope
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot
-from service.web.auth import Call, forbid
+from service.web.auth import PUBLIC, Call, forbid
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,34 +83,64 @@ ReadDep = Annotated[Session, Depends(_read, scope="function")]
 
 
 class Requires:
-    """A route's guard: the scope its caller must have ("any" = any valid key). A route with a `{name}` in its
-    path is about that model, and the key must reach it."""
+    """A route's guard: the scopes of which its caller must have one ("any" = any valid key). A route with
+    a `{name}` in its path is about that model, and the key must reach it.
 
-    def __init__(self, scope: Scope | str) -> None:
-        self.scope = scope
+    It also refuses query parameters on routes that take none; those that do have a model for them, which
+    forbids what it does not know (`check_guarded`).
+    """
+
+    def __init__(self, *scopes: Scope | str) -> None:
+        self.scopes = scopes
+        self.takes_query = False
 
     def __call__(self, request: Request, caller: CallerDep) -> None:
-        reason = forbid(caller, self.scope, request.path_params.get("name"))
+        reason = forbid(caller, *self.scopes, model=request.path_params.get("name"))
         if reason is not None:
             raise HTTPException(403, reason)
+        if request.scope["query_string"] and not self.takes_query:
+            unknown = sorted(request.query_params.keys())
+            faults = [FieldError("unknown query parameter", field=field) for field in unknown]
+            raise Invalid(f"unknown query parameter {', '.join(map(repr, unknown))}", faults)
 
 
-def guarded(scope: Scope | str) -> Any:
+def guarded(*scopes: Scope | str) -> Any:
     """For `dependencies=[...]` of a route."""
-    return Depends(Requires(scope))
+    return Depends(Requires(*scopes))
 
 
-def scope_of(route: APIRoute) -> str | None:
-    """The scope a route asks for, or None when it forgot."""
-    for dependency in route.dependencies:
+def guard_of(route: BaseRoute) -> Requires | None:
+    """What a route asks of its callers, or None when it forgot."""
+    for dependency in route.dependencies if isinstance(route, APIRoute) else ():
         found: Callable[..., Any] | None = dependency.dependency
         if isinstance(found, Requires):
-            return found.scope
+            return found
     return None
 
 
 def check_guarded(app: FastAPI) -> None:
-    """Raises `RuntimeError` when a route says no scope: it would answer anybody with a key."""
-    open_routes = [r.path for r in app.routes if isinstance(r, APIRoute) and scope_of(r) is None]
-    if open_routes:
-        raise RuntimeError(f"these routes name no scope: {', '.join(open_routes)}")
+    """Raises `RuntimeError` when a route says no scope: it would answer anybody with a key. Those that
+    need no key are exactly `PUBLIC`."""
+    for route in app.router.routes:
+        path = getattr(route, "path_format", repr(route))
+        requires = guard_of(route)
+        if (requires is not None) == (PUBLIC.fullmatch(path) is not None):
+            raise RuntimeError(f"{path}: a route names its scope or is public, and never both")
+        if requires is not None and isinstance(route, APIRoute):
+            requires.takes_query = _takes_query(route)
+
+
+def _takes_query(route: APIRoute) -> bool:
+    parameters = _query(route.dependant)
+    for parameter in parameters:
+        model = parameter.field_info.annotation
+        config = model.model_config if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        if config.get("extra") != "forbid":
+            raise RuntimeError(
+                f"{route.path}: {parameter.name} must come in a query model that forbids others"
+            )
+    return bool(parameters)
+
+
+def _query(dependant: Dependant) -> list[Any]:
+    return [*dependant.query_params, *(p for d in dependant.dependencies for p in _query(d))]

@@ -8,8 +8,9 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 
 from registry import catalog, db
+from registry.keys import Key
 from registry.signature import Signature
-from service.web.deps import Services, ServicesDep, guarded
+from service.web.deps import CallerDep, Services, ServicesDep, guarded
 from service.web.documents import problem_schemas, problems
 from service.web.openapi import merge, model_document
 from service.web.operations import ModelDoc
@@ -30,9 +31,9 @@ _DOCUMENT: dict[str, Any] = {
     response_class=Response,
     responses=_DOCUMENT["responses"] | problems(),
 )
-def whole_document(request: Request, services: ServicesDep) -> Response:
-    """The OpenAPI document, with a typed predict operation for each model."""
-    return _answer(request, services, None)
+def whole_document(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
+    """The OpenAPI document, with a typed predict operation for each model that the key reaches."""
+    return _answer(request, services, caller, None)
 
 
 @router.get(
@@ -42,22 +43,26 @@ def whole_document(request: Request, services: ServicesDep) -> Response:
     responses=_DOCUMENT["responses"] | problems(404),
 )
 def one_models_document(
-    name: Annotated[str, Path(description="the model's name")], request: Request, services: ServicesDep
+    name: Annotated[str, Path(description="the model's name")],
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> Response:
     """One model's OpenAPI document."""
-    return _answer(request, services, name)
+    return _answer(request, services, caller, name)
 
 
-def _answer(request: Request, services: Services, name: str | None) -> Response:
+def _answer(request: Request, services: Services, caller: Key, name: str | None) -> Response:
+    sight = f"-{caller.id}" if caller.models is not None else ""  # such a key has a document of its own
     headers = {
-        "ETag": f'"{services.snapshot.state.revision}"',
+        "ETag": f'"{services.snapshot.state.revision}{sight}"',
         "Cache-Control": "no-cache",
         "Vary": "Authorization",
     }
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     with db.reading(services.sessions) as session:
-        models = [_doc(entry) for entry in catalog.entries(session, name)]
+        models = [_doc(entry) for entry in catalog.entries(session, name) if caller.reaches(entry.name)]
     base = base_document(request.app)
     document = merge(base, models) if name is None else model_document(base, models[0])
     return Response(msgspec.json.encode(document), media_type="application/json", headers=headers)

@@ -1,0 +1,152 @@
+"""The application in this process, asked over ASGI, and the calls that most tests make of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import joblib
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message
+
+from service.app import create_app, prepare
+from service.config import Settings
+from service.web.deps import Services
+from tests.service.estimators import Fitted
+
+PROBLEM = "application/problem+json"
+BUILD_S = 60.0
+
+
+class Api:
+    """`client` presents the admin key; `anonymous` none."""
+
+    def __init__(self, settings: Settings, app: ASGIApp) -> None:
+        self.settings = settings
+        self.app = app
+        self.fastapi = _innermost(app)
+        self.services: Services = self.fastapi.state.services
+        self.admin = settings.admin_key_file.read_text().strip()
+        self.anonymous = self._client()
+        self.client = self.with_key(self.admin)
+
+    def with_key(self, key: str) -> httpx.AsyncClient:
+        return self._client(headers={"Authorization": f"Bearer {key}"})
+
+    def _client(self, **more: Any) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=self.app)
+        return httpx.AsyncClient(transport=transport, base_url="http://trivium.test", timeout=60, **more)
+
+    async def key(self, *scopes: str, models: list[str] | None = None, **more: Any) -> str:
+        body = {"name": "test", "scopes": list(scopes), "models": models, **more}
+        answer = await self.client.post("/v1/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        secret: str = answer.json()["key"]
+        return secret
+
+    async def upload(self, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        answer = await self.client.put(f"/v1/artifacts/{digest}", content=content)
+        assert answer.status_code in (200, 201), answer.text
+        return digest
+
+    async def publish(self, name: str, fitted: Fitted, **more: Any) -> dict[str, Any]:
+        """Publish and wait for the build; the version's record."""
+        answer = await self.client.post(
+            f"/v1/models/{name}/versions", json=await self.publication(fitted) | more
+        )
+        assert answer.status_code == 202, answer.text
+        return await self.built(answer.headers["location"])
+
+    async def publication(self, fitted: Fitted) -> dict[str, Any]:
+        """The body that publishes it; its artifacts are uploaded."""
+        example = await self.upload(fitted.frame.to_csv(index=False).encode())
+        return {
+            "artifact": await self.upload(pickled(fitted.model)),
+            "format": "sklearn-joblib",
+            "example": {"artifact": example, "media_type": "text/csv"},
+        }
+
+    async def built(self, location: str) -> dict[str, Any]:
+        """The record at `location` once its build is over."""
+        until = time.monotonic() + BUILD_S
+        while (record := (await self.client.get(location)).json())["state"] == "building":
+            assert time.monotonic() < until, record
+            await asyncio.sleep(0.02)
+        found: dict[str, Any] = record
+        return found
+
+    async def promote(self, name: str, version: int, alias: str = "champion") -> httpx.Response:
+        answer = await self.client.put(f"/v1/models/{name}/aliases/{alias}", json={"version": version})
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    async def predict(self, name: str, *instances: dict[str, Any], **more: Any) -> httpx.Response:
+        return await self.client.post(
+            f"/v1/models/{name}/predict", json={"instances": list(instances)}, **more
+        )
+
+
+def pickled(model: Any) -> bytes:
+    out = io.BytesIO()
+    joblib.dump(model, out)
+    return out.getvalue()
+
+
+def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of `answer`, which must be one of `status`, well-formed in every respect."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    problem: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail", "instance", "request_id"} <= set(problem)
+    assert set(problem) <= {"type", "title", "status", "detail", "instance", "request_id", "errors"}
+    assert problem["status"] == status
+    assert problem["detail"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    for fault in problem.get("errors", ()):
+        assert set(fault) == {"instance", "field", "expected", "message"}
+        assert fault["message"]
+    return problem
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Api]:
+    """The application between its startup and its shutdown."""
+    prepare(settings)
+    app = create_app(settings)
+    async with lifespan(app):
+        api = Api(settings, app)
+        async with api.client, api.anonymous:
+            yield api
+
+
+@asynccontextmanager
+async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
+    """What a server does around the requests: httpx does not."""
+    asked: asyncio.Queue[Message] = asyncio.Queue()
+    told: asyncio.Queue[Message] = asyncio.Queue()
+    task = asyncio.create_task(
+        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, asked.get, told.put)
+    )
+    await asked.put({"type": "lifespan.startup"})
+    started = await told.get()
+    assert started["type"] == "lifespan.startup.complete", started
+    try:
+        yield
+    finally:
+        await asked.put({"type": "lifespan.shutdown"})
+        stopped = await told.get()
+        await task
+        assert stopped["type"] == "lifespan.shutdown.complete", stopped
+
+
+def _innermost(app: Any) -> FastAPI:
+    while not isinstance(app, FastAPI):
+        app = app._app
+    return app

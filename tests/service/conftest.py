@@ -1,0 +1,70 @@
+"""A real application with small real models: in this process over ASGI, or as a server on a port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry import db
+from service.config import Settings
+from tests.service.api import Api, running
+from tests.service.estimators import every_task, yes_or_no
+from tests.service.server import Server, serving
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def published_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with a model of every task, each its own champion, and `flag`, which has two
+    versions that contradict each other; the first is champion. Built once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = shared / "published"
+    with db.locked(shared / "published.lock"):
+        if not home.exists():
+            partial = shared / "publishing"
+            asyncio.run(_publish(partial))
+            partial.rename(home)
+    return home
+
+
+async def _publish(home: Path) -> None:
+    async with running(Settings(home=home, build_concurrency=4)) as api:
+        names = every_task()
+        records = await asyncio.gather(*(api.publish(n, f, alias="champion") for n, f in names.items()))
+        records.append(await api.publish("flag", yes_or_no(), alias="champion"))
+        records.append(await api.publish("flag", yes_or_no(swapped=True)))
+    assert [r["report"] for r in records if r["state"] != "ready"] == []
+
+
+@pytest.fixture
+def home(published_home: Path, tmp_path: Path) -> Path:
+    """A copy of `published_home` that is this test's own."""
+    return Path(shutil.copytree(published_home, tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+async def api(
+    anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Api]:
+    """The application that tests share: they leave the models of `published_home` as they are."""
+    home = shutil.copytree(published_home, tmp_path_factory.mktemp("api") / "home")
+    async with running(Settings(home=home)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def server(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server process that tests share."""
+    home = shutil.copytree(published_home, tmp_path_factory.mktemp("served") / "home")
+    with serving(home) as found:
+        yield found

@@ -1,0 +1,108 @@
+"""Small estimators of every task, fitted in milliseconds, with rows to publish them with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.cluster import KMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
+
+NAP = 1000.0
+DEATH = -777.0
+
+
+class Fitted(NamedTuple):
+    model: Any
+    frame: pd.DataFrame  # the example that goes with it
+
+
+class Naps(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Predicts the first feature. From `NAP` on it sleeps for the seconds above it; at `DEATH` it dies.
+
+    Pickled by reference, imported in the child; no converter knows it, so it is isolated.
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        self.n_features_in_ = np.asarray(X).shape[1]
+        self.fitted_ = True
+        return self
+
+    def predict(self, X: Any) -> Any:
+        values = np.asarray(X)[:, 0].astype(float)
+        if values[0] == DEATH:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if values[0] >= NAP:
+            time.sleep(values[0] - NAP)
+        return values
+
+
+def numbers(count: int = 60) -> pd.DataFrame:
+    generator = np.random.default_rng(7)
+    return pd.DataFrame(generator.normal(size=(count, 3)), columns=["x0", "x1", "x2"])
+
+
+def yes_or_no(swapped: bool = False) -> Fitted:
+    """`yes` above zero in `x0`; swapped, `no`."""
+    frame = numbers()
+    labels = np.where((frame["x0"] > 0) != swapped, "yes", "no")
+    return Fitted(LogisticRegression().fit(frame, labels), frame)
+
+
+def forest() -> Fitted:
+    frame = numbers()
+    labels = (frame["x0"] > 0).astype(int) + (frame["x1"] > 0)
+    return Fitted(RandomForestClassifier(5, max_depth=3, random_state=0).fit(frame, labels), frame)
+
+
+def mixed() -> Fitted:
+    """A nullable float, a string, a boolean and an integer column."""
+    frame = pd.DataFrame(
+        {
+            "age": [31.5, np.nan, 47.0, 22.0, 63.0, 38.5] * 5,
+            "city": ["Bern", "Genève", "Zürich", "Bern", "Genève", "Zürich"] * 5,
+            "member": [True, False, True, True, False, False] * 5,
+            "visits": [1, 4, 2, 8, 5, 7] * 5,
+        }
+    )
+    columns = ColumnTransformer(
+        [
+            ("age", SimpleImputer(), ["age"]),
+            ("city", OneHotEncoder(), ["city"]),
+            ("rest", "passthrough", ["member", "visits"]),
+        ]
+    )
+    labels = (frame["visits"] > 4).to_numpy()
+    return Fitted(make_pipeline(columns, LogisticRegression()).fit(frame, labels), frame)
+
+
+def every_task() -> dict[str, Fitted]:
+    """One estimator per row of the API's table of predictions, by the model's name."""
+    frame = numbers()
+    first = (frame["x0"] > 0).astype(int).to_numpy()
+    second = np.where(frame["x1"] > 0, "b", "a")
+    targets = np.column_stack([frame["x0"] * 2, frame["x1"] * 3])
+    both = np.column_stack([first, (second == "b").astype(int)])
+    return {
+        "forest": forest(),
+        "mixed": mixed(),
+        "ridge": Fitted(RidgeClassifier().fit(frame, second), frame),
+        "two-labels": Fitted(MultiOutputClassifier(LogisticRegression()).fit(frame, both), frame),
+        "price": Fitted(LinearRegression().fit(frame, frame["x0"] * 2 + 1), frame),
+        "two-prices": Fitted(LinearRegression().fit(frame, targets), frame),
+        "groups": Fitted(KMeans(2, n_init=1, random_state=0).fit(frame), frame),
+        "odd-ones": Fitted(IsolationForest(n_estimators=5, random_state=0).fit(frame), frame),
+        "ranks": Fitted(QuantileTransformer(n_quantiles=20).fit(frame), frame),
+        "naps": Fitted(Naps().fit(frame, first), frame),
+    }

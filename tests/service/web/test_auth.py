@@ -1,0 +1,332 @@
+"""Who gets in where. The routes are asked of the application, so one that is added later is walked too."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Message
+
+from registry.keys import SCOPES
+from service.online.hotpath import ROUTES
+from service.web.deps import check_guarded, guard_of, guarded
+from tests.service.api import Api, refused
+
+pytestmark = pytest.mark.anyio
+
+PUBLIC = {"/livez", "/readyz", "/healthz", "/docs", "/v1/models/{name}/docs", "/static/{path:path}"}
+"""The whole of what answers without a key, as the API's page lists it."""
+
+SCOPES_BY_CALL = {
+    "PUT /v1/artifacts/{sha256}": "publish batch",
+    "GET /v1/models": "any",
+    "GET /v1/models/{name}": "any",
+    "DELETE /v1/models/{name}": "admin",
+    "POST /v1/models/{name}/versions": "publish",
+    "GET /v1/models/{name}/versions": "any",
+    "GET /v1/models/{name}/versions/{version}": "any",
+    "PATCH /v1/models/{name}/versions/{version}": "publish",
+    "DELETE /v1/models/{name}/versions/{version}": "admin",
+    "GET /v1/models/{name}/versions/{version}/artifact": "publish",
+    "PUT /v1/models/{name}/aliases/{alias}": "promote",
+    "DELETE /v1/models/{name}/aliases/{alias}": "promote",
+    "POST /v1/models/{name}/aliases/{alias}/rollback": "promote",
+    "GET /v1/models/{name}/aliases/{alias}/history": "any",
+    "GET /openapi.json": "any",
+    "GET /v1/models/{name}/openapi.json": "any",
+    "POST /v1/keys": "admin",
+    "GET /v1/keys": "admin",
+    "DELETE /v1/keys/{id}": "admin",
+    "POST /v1/keys/{id}/rotate": "admin",
+    "GET /metrics": "any",
+    "POST /v1/models/{name}/predict": "predict",
+    "POST /v1/models/{name}/versions/{version}/predict": "predict",
+}
+"""Every guarded call and who may make it. A new route has its line here, from the API's page."""
+
+FILLED = {
+    "name": "flag",
+    "version": "1",
+    "alias": "champion",
+    "id": "0",
+    "sha256": "0" * 64,
+    "path": "docs.js",
+}
+
+
+class Guarded(NamedTuple):
+    method: str
+    template: str
+    scopes: frozenset[str]
+
+    @property
+    def path(self) -> str:
+        return self.template.replace(":path", "").format(**FILLED)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.template}"
+
+
+@pytest.fixture(scope="module")
+def calls(api: Api) -> list[Guarded]:
+    """Every call that needs a key: the application's routes, and predictions, which stand before them."""
+    routes = [(r, guard_of(r)) for r in api.fastapi.router.routes]
+    found = [
+        Guarded(method, route.path, frozenset(guard.scopes))
+        for route, guard in routes
+        if guard is not None
+        for method in sorted(route.methods)
+    ]
+    return found + [Guarded("POST", template, frozenset({"predict"})) for template in ROUTES]
+
+
+def test_exactly_the_public_routes_answer_without_a_key(api: Api):
+    assert {r.path for r in api.fastapi.router.routes if guard_of(r) is None} == PUBLIC
+
+
+def test_every_call_asks_for_the_scope_of_the_api_page(calls: list[Guarded]):
+    assert {str(c): " ".join(sorted(c.scopes, reverse=True)) for c in calls} == SCOPES_BY_CALL
+
+
+async def test_nothing_else_answers_without_a_key(api: Api, calls: list[Guarded]):
+    for call in calls:
+        problem = refused(await api.anonymous.request(call.method, call.path), 401)
+        assert "Authorization: Bearer" in problem["detail"], str(call)
+
+
+async def test_no_key_of_another_scope_may_do_it(api: Api, calls: list[Guarded]):
+    for scope in (s for s in SCOPES if s != "admin"):
+        async with api.with_key(await api.key(scope)) as client:
+            for call in calls:
+                if not call.scopes & {scope, "any"}:
+                    problem = refused(await client.request(call.method, call.path), 403)
+                    assert "lacks the scope" in problem["detail"], f"{scope}: {call}"
+
+
+async def test_a_key_for_another_model_may_not_touch_this_one(api: Api, calls: list[Guarded]):
+    secret = await api.key(*(s for s in SCOPES), models=["another"])
+    async with api.with_key(secret) as client:
+        for call in (c for c in calls if "{name}" in c.template):
+            problem = refused(await client.request(call.method, call.path), 403)
+            assert "not for the model flag" in problem["detail"], str(call)
+
+
+async def test_a_key_for_some_models_cannot_make_itself_another(api: Api, calls: list[Guarded]):
+    async with api.with_key(await api.key("admin", models=["flag"])) as client:
+        about_all = [c for c in calls if "admin" in c.scopes and "{name}" not in c.template]
+        assert about_all
+        for call in about_all:
+            refused(await client.request(call.method, call.path), 403)
+
+
+async def test_lists_show_a_limited_key_only_its_models(api: Api):
+    async with api.with_key(await api.key("predict", models=["flag", "mixed"])) as client:
+        pages = [(await client.get("/v1/models", params={"page_size": 1})).json()]
+        token = pages[0]["next_page_token"]
+        pages.append((await client.get("/v1/models", params={"page_size": 1, "page_token": token})).json())
+        assert [m["name"] for page in pages for m in page["items"]] == ["flag", "mixed"]
+        assert pages[1]["next_page_token"] is None
+        document = (await client.get("/openapi.json")).text
+    assert "predict.flag" in document
+    assert "forest" not in document
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer trv_",
+        "Bearer trv__",
+        "Bearer trv_x_y",
+        "Bearer  \u00e9\u00ff",
+        "Bearer " + "x" * 5000,
+        "Basic {key}",
+        "{key}",
+        "Bearer {key}x",
+        "Bearer {cut}",
+        "Bearer {id_only}",
+        "Bearer {upper}",
+    ],
+)
+async def test_what_is_no_key_opens_nothing(api: Api, authorization: str):
+    key = api.admin
+    text = authorization.format(key=key, cut=key[:-1], id_only=key[: key.rindex("_") + 1], upper=key.upper())
+    headers = [(b"authorization", text.encode("latin-1"))]
+    answer = await api.anonymous.get("/v1/models", headers=headers)
+    refused(answer, 401)
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_two_authorization_headers_open_nothing_unless_the_last_is_a_key(api: Api):
+    good, bad = (b"authorization", f"Bearer {api.admin}".encode()), (b"authorization", b"Bearer trv_x_y")
+    refused(await api.anonymous.get("/v1/models", headers=[good, bad]), 401)
+
+
+async def test_a_key_ends_when_it_is_revoked_rotated_or_expires(api: Api):
+    made = (await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]})).json()
+    async with api.with_key(made["key"]) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        renewed = (await api.client.post(f"/v1/keys/{made['id']}/rotate")).json()
+        refused(await client.get("/v1/models"), 401)
+    async with api.with_key(renewed["key"]) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        revoked = await api.client.delete(f"/v1/keys/{made['id']}")
+        assert revoked.json()["revoked_at"] is not None
+        refused(await client.get("/v1/models"), 401)
+    refused(await api.client.post(f"/v1/keys/{made['id']}/rotate"), 404)
+    async with api.with_key(await api.key("predict", expires_in=1e-6)) as client:
+        refused(await client.get("/v1/models"), 401)
+
+
+EVASIONS = [
+    "/v1/models/",
+    "//v1/models",
+    "/v1//models",
+    "/v1/models//flag",
+    "/./v1/models",
+    "/docs/../v1/models",
+    "/static/../v1/models",
+    "/static/..%2fv1/models",
+    "/static/%2e%2e/v1/models",
+    "/static/../../registry.db",
+    "/static/..%5c..%5cregistry.db",
+    "/static/%00",
+    "/v1/models/flag%2Fversions/1/docs/../../..",
+    "/v1/models/flag/docs/",
+    "/v1/models/flag/versions/docs",
+    "/V1/MODELS",
+    "/v1/models%0a",
+    "/v1/models;/docs",
+    "/v1/models?/docs",
+    "/v1/models%3f/docs",
+    "/v1/models/flag%2Fpredict",
+    "/v1/models/flag/predict/",
+    "/v1/models/../models/flag/predict",
+    "/livez/../v1/models",
+    "/livez/",
+    "/metrics/../livez",
+    "/docs/",
+    "/openapi.json/docs",
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "TRACE", "PROPFIND"])
+async def test_no_way_of_writing_a_path_gets_round_the_guard(api: Api, method: str):
+    """Without a key: 401, or what is public anyhow. The bytes go to the application as they are, for a
+    client of ours would tidy the path."""
+    for path in EVASIONS:
+        status, body = await _raw(api, method, path)
+        assert status in (401, 404, 405), f"{method} {path}"
+        assert b"flag" not in body.replace(path.encode(), b"").replace(_decoded(path).encode(), b"")
+
+
+async def test_other_methods_of_public_paths_need_a_key(api: Api):
+    for path in sorted(PUBLIC):
+        for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            refused(await api.anonymous.request(method, path.replace(":path", "").format(**FILLED)), 401)
+
+
+async def test_public_paths_answer_get_and_head(api: Api):
+    for path in sorted(PUBLIC):
+        filled = path.replace(":path", "").format(**FILLED)
+        assert (await api.anonymous.get(filled)).status_code == 200
+        assert (await api.anonymous.head(filled)).status_code == 200
+
+
+async def test_the_docs_shell_is_the_same_for_any_name(api: Api):
+    pages = {(await api.anonymous.get(f"/v1/models/{n}/docs")).text for n in ("flag", "nobody", "%00")}
+    assert len(pages) == 1
+
+
+async def test_there_are_no_websockets(api: Api):
+    told: list[Message] = []
+
+    async def hear() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def tell(message: Message) -> None:
+        told.append(message)
+
+    await api.app({"type": "websocket", "path": "/livez", "headers": []}, hear, tell)
+    assert told == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        APIRoute("/v1/open", lambda: None),
+        Route("/v1/open", lambda request: None),
+        Mount("/v1/open", routes=[]),
+        APIRoute("/static/secret", lambda: None, dependencies=[guarded("admin")]),
+    ],
+    ids=["no scope", "no route of FastAPI", "mounted", "public and guarded"],
+)
+def test_an_application_with_an_unguarded_route_does_not_start(route: BaseRoute):
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, routes=[route])
+    with pytest.raises(RuntimeError, match="names its scope"):
+        check_guarded(app)
+
+
+def test_an_application_with_lenient_query_parameters_does_not_start():
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get("/v1/lenient", dependencies=[guarded("any")])
+    def lenient(size: int = 1) -> None: ...
+
+    with pytest.raises(RuntimeError, match="query model"):
+        check_guarded(app)
+
+
+async def test_every_guarded_route_refuses_unknown_query_parameters(api: Api, calls: list[Guarded]):
+    for call in calls:
+        content = b"{}" if call.method in ("POST", "PUT", "PATCH") else None
+        answer = await api.client.request(
+            call.method,
+            f"{call.path}?nonsense=1",
+            content=content,
+            headers={"Content-Type": "application/json"},
+        )
+        problem = refused(answer, 422)
+        assert "nonsense" in {e["field"] for e in problem["errors"]}, str(call)
+
+
+async def _raw(api: Api, method: str, path: str) -> tuple[int, bytes]:
+    told: list[Message] = []
+
+    async def hear() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def tell(message: Message) -> None:
+        told.append(message)
+
+    target, _, query = path.partition("?")
+    await api.app(
+        {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": _decoded(target),
+            "raw_path": target.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(b"host", b"trivium.test")],
+            "server": ("trivium.test", 80),
+            "client": ("127.0.0.1", 1),
+            "state": {},
+        },
+        hear,
+        tell,
+    )
+    return told[0]["status"], b"".join(m.get("body", b"") for m in told[1:])
+
+
+def _decoded(path: str) -> str:
+    return unquote(path)  # as a server does
