@@ -93,7 +93,9 @@ def test_a_reader_sees_one_moment_while_others_write(sessions: db.Sessions) -> N
         assert reader.scalars(select(ModelRow)).all() == []
 
 
-def test_a_connection_that_served_a_reader_serves_a_writer_next(engine: Engine, sessions: db.Sessions) -> None:
+def test_a_connection_that_served_a_reader_serves_a_writer_next(
+    engine: Engine, sessions: db.Sessions
+) -> None:
     for expected in range(1, 4):
         with db.reading(sessions) as reader:
             changes.revision(reader)

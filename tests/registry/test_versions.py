@@ -1,0 +1,380 @@
+"""Versions: numbered once, built once, searched, archived, deleted only where nothing breaks."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event, func, select
+
+from registry import aliases, db, models, queue, versions
+from registry.artifacts import Store
+from registry.build.job import Built
+from registry.db import Sessions
+from registry.errors import InUse, Invalid, NotFound, NotReady
+from registry.tables import ModelRow, TagRow, TaskRow, VersionRow
+from registry.versions import NewVersion
+from tests.registry import crowd
+from tests.registry.helpers import (
+    READY,
+    SIGNATURE,
+    SPAWN,
+    build,
+    champion,
+    killed,
+    processes,
+    promote,
+    publish,
+    publish_ready,
+    threads,
+)
+
+
+def _edit(sessions: Sessions, number: int, **more: object) -> None:
+    with sessions.begin() as session:
+        versions.edit(session, "fraud", number, **more)  # type: ignore[arg-type]
+
+
+def _remove(sessions: Sessions, number: int) -> None:
+    with sessions.begin() as session:
+        versions.remove(session, "fraud", number)
+
+
+def _found(sessions: Sessions, **query: object) -> list[int]:
+    with db.reading(sessions) as session:
+        page = versions.search(session, "fraud", **query)  # type: ignore[arg-type]
+        return [v.number for v in page.items]
+
+
+def test_a_published_version_says_everything_it_was_given(sessions: Sessions, store: Store) -> None:
+    blob, example = store.put([b"model"]), store.put([b"a,b\n1,2\n"])
+    new = NewVersion(
+        model="fraud",
+        artifact=blob.sha256,
+        format="onnx",
+        example={"artifact": example.sha256, "media_type": "text/csv"},
+        target="b",
+        signature={"task": "regression"},
+        metrics={"auc": 0.9},
+        tags={"team": "risk", "größe": "klein"},
+        description="Das erste",
+    )
+    with sessions.begin() as session:
+        versions.publish(session, store, new, by="ann")
+    with db.reading(sessions) as session:
+        version = versions.get(session, "fraud", 1)
+        assert (version.state, version.model.name, version.created_by) == ("building", "fraud", "ann")
+        assert {t.key: t.value for t in version.tags} == new.tags
+        assert (version.metrics, version.description) == ({"auc": 0.9}, "Das erste")
+        assert version.created_at.utcoffset() is not None
+        inputs = versions.build_inputs(session, version.id)
+        assert inputs == versions.BuildInputs(
+            blob.sha256, "onnx", example.sha256, "text/csv", "b", {"task": "regression"}
+        )
+        with pytest.raises(NotReady, match="building"):
+            versions.signature_of(version)
+
+
+def test_a_build_makes_it_ready_with_what_the_builder_found(sessions: Sessions, store: Store) -> None:
+    number = publish(sessions, store, metrics={"auc": 0.9})
+    build(
+        sessions,
+        Built(
+            state="ready",
+            report={"rows": 3},
+            signature=SIGNATURE,
+            runtime="onnx",
+            metrics={"auc": 0.1, "f1": 0.8},
+            lineage={"numpy": "2"},
+        ),
+    )
+    with db.reading(sessions) as session:
+        version = versions.get(session, "fraud", number)
+        assert (version.state, version.runtime, version.lineage) == ("ready", "onnx", {"numpy": "2"})
+        assert version.metrics == {"auc": 0.9, "f1": 0.8}  # the publisher's own figure wins
+        assert versions.signature_of(version) == SIGNATURE
+        assert version.built_at is not None
+
+
+def test_what_cannot_be_stored_is_refused_by_field(sessions: Sessions, store: Store) -> None:
+    blob = store.put([b"model"]).sha256
+    unknown = "0" * 64
+    wrong = {
+        "name": NewVersion(model="Fraud!", artifact=blob, format="onnx"),
+        "alias": NewVersion(model="fraud", artifact=blob, format="onnx", alias="no way"),
+        "format": NewVersion(model="fraud", artifact=blob, format="pmml"),
+        "artifact": NewVersion(model="fraud", artifact=unknown, format="onnx"),
+        "example.artifact": NewVersion(
+            model="fraud",
+            artifact=blob,
+            format="onnx",
+            example={"artifact": unknown, "media_type": "text/csv"},
+        ),
+    }
+    for field, new in wrong.items():
+        with pytest.raises(Invalid) as caught, sessions.begin() as session:
+            versions.publish(session, store, new, by="ann")
+        assert [e.field for e in caught.value.errors] == [field]
+    with db.reading(sessions) as session:
+        assert session.scalars(select(ModelRow)).all() == []  # a refusal leaves no empty model
+        assert session.scalars(select(TaskRow)).all() == []
+
+
+def test_what_is_missing_is_named(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store)
+    with db.reading(sessions) as session:
+        with pytest.raises(NotFound, match="model 'churn'"):
+            versions.get(session, "churn", 1)
+        with pytest.raises(NotFound, match="version 'fraud:2'"):
+            versions.get(session, "fraud", 2)
+
+
+def test_publishers_in_many_threads_get_distinct_numbers_without_gaps(
+    sessions: Sessions, store: Store
+) -> None:
+    numbers = threads(*[lambda: [publish(sessions, store) for _ in range(10)]] * 6)
+    assert sorted(n for given in numbers for n in given) == list(range(1, 61))  # type: ignore[union-attr]
+
+
+def test_publishers_in_many_processes_get_distinct_numbers(
+    url: str, sessions: Sessions, store: Store
+) -> None:
+    numbers = processes(crowd.publish, [(url, str(store.root), "fraud", 25)] * 4)
+    assert sorted(n for given in numbers for n in given) == list(range(1, 101))
+    with db.reading(sessions) as session:
+        assert models.summary(session, "fraud").versions == 100
+        assert session.scalar(select(func.count()).select_from(TaskRow)) == 100
+
+
+def test_a_publisher_killed_before_the_commit_leaves_no_version_and_no_task(
+    url: str, sessions: Sessions, store: Store
+) -> None:
+    killed(crowd.publish_and_die, url, str(store.root))
+    with db.reading(sessions) as session:
+        assert [session.scalars(select(t)).all() for t in (ModelRow, VersionRow, TaskRow)] == [[], [], []]
+    assert publish(sessions, store) == 1
+
+
+def test_whatever_was_acknowledged_survives_a_kill_whole(
+    url: str, sessions: Sessions, store: Store, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    publisher = SPAWN.Process(target=crowd.write_for_ever, args=(url, str(store.root), str(told)))
+    publisher.start()
+    while not told.exists() or told.read_text().count("\n") < 20:
+        assert publisher.is_alive()
+    publisher.kill()
+    publisher.join()
+    with db.reading(sessions) as session:
+        for number, sha256 in (line.split() for line in told.read_text().splitlines(True) if "\n" in line):
+            assert versions.get(session, "fraud", int(number)).artifact == sha256
+        for version in session.scalars(select(VersionRow)):
+            assert store.path(version.artifact).read_bytes().split()[0] == str(publisher.pid).encode()
+            assert session.scalar(select(TaskRow.id).where(TaskRow.subject == str(version.id)))
+
+
+def test_a_number_is_never_given_out_again(sessions: Sessions, store: Store) -> None:
+    assert publish_ready(sessions, store, count=2) == [1, 2]
+    with db.reading(sessions) as session:
+        deleted_id = versions.get(session, "fraud", 2).id
+    _remove(sessions, 2)
+    assert publish(sessions, store) == 3
+    with db.reading(sessions) as session:
+        assert versions.get(session, "fraud", 3).id > deleted_id  # nor is the id
+
+
+def test_the_wished_alias_is_taken_when_the_build_is_ready(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store, alias="champion")
+    with db.reading(sessions) as session, pytest.raises(NotFound):
+        aliases.get(session, "fraud", "champion")
+    build(sessions)
+    assert champion(sessions) == 1
+    publish(sessions, store, alias="champion")
+    build(sessions, Built(state="rejected", report={"reason": "no"}))
+    assert champion(sessions) == 1
+
+
+def test_a_build_that_ends_late_takes_no_alias_from_a_newer_version(sessions: Sessions, store: Store) -> None:
+    for _ in range(2):
+        publish(sessions, store, alias="champion")
+    with sessions.begin() as session:
+        older, newer = (versions.get(session, "fraud", n).id for n in (1, 2))
+        versions.finish_build(session, newer, READY)
+    with sessions.begin() as session:
+        versions.finish_build(session, older, READY)
+    assert champion(sessions) == 2
+
+
+def test_a_build_of_a_deleted_version_has_nothing_to_say(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store)
+    with sessions.begin() as session:
+        task = queue.claim(session, [versions.BUILD], "builder")
+    assert task is not None
+    _remove(sessions, 1)
+    with sessions() as session:
+        with pytest.raises(NotFound):
+            versions.build_inputs(session, int(task.subject))
+        with pytest.raises(NotFound):
+            versions.finish_build(session, int(task.subject), READY)
+
+
+def test_a_version_may_be_deleted_while_its_build_ends(
+    engine: Engine, sessions: Sessions, store: Store
+) -> None:
+    """Both need the task and the model; in different orders they would deadlock on PostgreSQL."""
+    publish(sessions, store)
+    with sessions.begin() as session:
+        task = queue.claim(session, [versions.BUILD], "builder")
+    assert task is not None
+    at_the_task = threading.Event()
+
+    def watch(_connection: object, _cursor: object, said: str, *_: object) -> None:
+        if threading.current_thread() is deleter and said.startswith(("UPDATE tasks", "BEGIN IMMEDIATE")):
+            at_the_task.set()
+
+    event.listen(engine, "before_cursor_execute", watch)
+    deleter = threading.Thread(target=_remove, args=(sessions, 1))
+    with sessions.begin() as session:
+        queue.finish(session, task.id, task.fence)
+        deleter.start()
+        assert at_the_task.wait(10)
+        versions.finish_build(session, int(task.subject), READY)
+    deleter.join()
+    with db.reading(sessions) as session:
+        assert session.scalars(select(VersionRow)).all() == []
+
+
+def test_tags_and_description_are_replaced(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store, tags={"a": "1", "b": "2"}, description="old")
+    _edit(sessions, 1, tags={"b": "3", "c": "4"}, description="new")
+    with db.reading(sessions) as session:
+        version = versions.get(session, "fraud", 1)
+        assert {t.key: t.value for t in version.tags} == {"b": "3", "c": "4"}
+        assert version.description == "new"
+    _edit(sessions, 1, tags={})
+    with db.reading(sessions) as session:
+        assert session.scalars(select(TagRow)).all() == []
+
+
+def test_search_finds_all_of_several_tags(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store, tags={"team": "risk", "stage": "test"})
+    publish(sessions, store, tags={"team": "risk", "stage": "live"})
+    publish(sessions, store, tags={"team": "ads"})
+    assert _found(sessions, tags=[("team", "risk")]) == [2, 1]
+    assert _found(sessions, tags=[("team", "risk"), ("stage", "live")]) == [2]
+    assert _found(sessions, tags=[("team", "live")]) == []
+
+
+@pytest.mark.parametrize(
+    ("description", "q"),
+    [
+        ("Retrained on MARCH data", "march"),
+        ("ÉTÉ à Genève", "été"),
+        ("Größe", "GRÖ"),
+        ("дерево решений", "ДЕРЕВО"),
+        ("100% of a_b\\c", "0% of A_B\\C"),
+    ],
+)
+def test_search_in_descriptions_knows_no_case_in_any_alphabet(
+    sessions: Sessions, store: Store, description: str, q: str
+) -> None:
+    publish(sessions, store, description=description)
+    publish(sessions, store, description="aXb 100 of it")
+    assert _found(sessions, q=q) == [1]
+
+
+def test_pages_of_versions_stay_right_while_versions_are_added(sessions: Sessions, store: Store) -> None:
+    for _ in range(7):
+        publish(sessions, store)
+    seen, token = [], None
+    while True:
+        with db.reading(sessions) as session:
+            page = versions.search(session, "fraud", page_size=3, page_token=token)
+            seen += [v.number for v in page.items]
+        publish(sessions, store)
+        if (token := page.next_token) is None:
+            break
+    assert seen == [7, 6, 5, 4, 3, 2, 1]
+
+
+def test_only_a_ready_version_is_archived_and_comes_back(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store)
+    with pytest.raises(NotReady, match="fraud:1 is building"):
+        _edit(sessions, 1, archived=True)
+    _edit(sessions, 1, archived=False)  # it is not: no change
+    build(sessions)
+    _edit(sessions, 1, archived=True)
+    with pytest.raises(NotReady, match="archived"):
+        promote(sessions, 1)
+    _edit(sessions, 1, archived=True)
+    _edit(sessions, 1, archived=False)
+    promote(sessions, 1)
+    assert champion(sessions) == 1
+
+
+@pytest.mark.parametrize("verb", ["deleted", "archived"])
+def test_a_version_in_use_stays_and_the_refusal_names_the_use(
+    sessions: Sessions, store: Store, verb: str
+) -> None:
+    def try_it(number: int) -> None:
+        if verb == "deleted":
+            _remove(sessions, number)
+        else:
+            _edit(sessions, number, archived=True)
+
+    publish_ready(sessions, store, count=3)
+    promote(sessions, 1, 2)
+    promote(sessions, 3, alias="challenger")
+    with pytest.raises(InUse, match=f"fraud:2 is champion and cannot be {verb}"):
+        try_it(2)
+    with pytest.raises(InUse, match=f"fraud:1 is where a rollback of champion would go and cannot be {verb}"):
+        try_it(1)
+    with pytest.raises(InUse, match="fraud:3 is challenger"):
+        try_it(3)
+    promote(sessions, 3)
+    try_it(1)  # by now the rollback goes to 2
+    with sessions.begin() as session:
+        aliases.rollback(session, "fraud", "champion", by="ann")
+    assert champion(sessions) == 2
+
+
+def test_the_alias_is_looked_at_under_the_lock_not_before(
+    engine: Engine, sessions: Sessions, store: Store
+) -> None:
+    """A promote that commits while a delete waits must be seen by it."""
+    publish_ready(sessions, store, count=1)
+    waiting = threading.Event()
+
+    def watch(_connection: object, _cursor: object, said: str, *_: object) -> None:
+        if threading.current_thread() is deleter and ("FOR UPDATE" in said or said == "BEGIN IMMEDIATE"):
+            waiting.set()
+
+    refused: list[BaseException] = []
+
+    def delete() -> None:
+        try:
+            _remove(sessions, 1)
+        except InUse as error:
+            refused.append(error)
+
+    event.listen(engine, "before_cursor_execute", watch)
+    deleter = threading.Thread(target=delete)
+    with sessions.begin() as session:
+        aliases.promote(session, "fraud", "champion", 1, by="ann")
+        deleter.start()
+        assert waiting.wait(10)
+    deleter.join()
+    assert [str(e) for e in refused] == [
+        "fraud:1 is champion and cannot be deleted; promote another version first"
+    ]
+
+
+def test_deleting_a_version_takes_its_tags_and_its_build_with_it(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store, tags={"team": "risk"})
+    _remove(sessions, 1)
+    with db.reading(sessions) as session:
+        assert session.scalars(select(TagRow)).all() == []
+        assert session.scalars(select(TaskRow.state)).all() == [queue.CANCELLED]
+    with pytest.raises(NotFound):
+        _remove(sessions, 1)
