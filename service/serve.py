@@ -15,10 +15,11 @@ import uvicorn
 
 from service import telemetry
 from service.app import create_app, prepare
-from service.builds.children import Keeper
+from service.builds.children import Keeper, end_with_parent
 from service.config import Settings
 
 BACKLOG = 2048
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 log = telemetry.logger(__name__)
 
@@ -27,7 +28,8 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Blocks.
 
     One web process serves in this process; of several, each is a child that this one keeps alive, and
-    they share the listening socket. `worker` starts a worker child as soon as there is work for one.
+    they share the listening socket. `worker` is for the batch road's child, which does not exist yet:
+    accepted, so that scripts need not change.
     """
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
@@ -48,6 +50,9 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
 
 def run_web(settings: Settings, listening: socket.socket) -> None:
     """Serve on `listening` in this process until SIGTERM or SIGINT."""
+    # uvicorn shuts down in order and then raises the signal again: that would end us with its number.
+    for number in STOPS:
+        signal.signal(number, lambda *_: None)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
@@ -79,7 +84,7 @@ def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
     descriptor = listening.fileno()
 
     def start() -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "service.serve", str(descriptor)]
+        argv = [sys.executable, "-m", "service.serve", str(descriptor), str(os.getpid())]
         return subprocess.Popen(argv, pass_fds=[descriptor], env=environment)
 
     keepers = [Keeper(f"web process {n + 1}", start) for n in range(count)]
@@ -88,7 +93,7 @@ def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
     def stop(_: int, __: FrameType | None) -> None:
         stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, stop)
     for keeper in keepers:
         keeper.start()
@@ -102,5 +107,6 @@ def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[2]), signal.SIGTERM)
     telemetry.configure_logging()
     run_web(Settings(), socket.socket(fileno=int(sys.argv[1])))
