@@ -9,9 +9,12 @@ from onnx import TensorProto
 from skl2onnx import update_registered_converter
 from skl2onnx.common._registration import get_converter, get_shape_calculator
 from skl2onnx.common.data_types import DoubleTensorType, StringTensorType
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     IsolationForest,
@@ -58,12 +61,8 @@ def _raw_boosted(nodes: Nodes, model: Any) -> str:
 def histogram_classifier(scope: Any, operator: Any, container: Any) -> None:
     model, nodes = operator.raw_operator, Nodes(scope, operator, container)
     raw = _raw_boosted(nodes, model)
-    if model.n_trees_per_iteration_ > 1:
-        chances = nodes.add("Softmax", raw, axis=1)
-    else:
-        positive = nodes.add("Sigmoid", raw)
-        chances = nodes.add("Concat", nodes.add("Sub", nodes.double(1.0), positive, version=14), positive, axis=1)
-    _answer(nodes, operator, chances)
+    several = model.n_trees_per_iteration_ > 1
+    _answer(nodes, operator, nodes.add("Softmax", raw, axis=1) if several else _two_classes(nodes, raw))
 
 
 def histogram_regressor(scope: Any, operator: Any, container: Any) -> None:
@@ -73,6 +72,44 @@ def histogram_regressor(scope: Any, operator: Any, container: Any) -> None:
     if link not in ("IdentityLink", "LogLink"):
         raise NotImplementedError(f"histogram boosting with a {link}")
     _as_declared(nodes, nodes.add("Exp", raw) if link == "LogLink" else raw, operator.outputs[0])
+
+
+def _raw_gradient(nodes: Nodes, model: Any) -> str:
+    if model.init_ != "zero" and not isinstance(model.init_, DummyClassifier | DummyRegressor):
+        raise NotImplementedError(f"boosting that starts from a {type(model.init_).__name__}")
+    start = model._raw_predict_init(np.zeros((1, model.n_features_in_), dtype=np.float32)).ravel()
+    width = model.n_trees_per_iteration_
+    tables = []
+    for iteration in model.estimators_:
+        for k, member in enumerate(iteration):
+            values = np.zeros((member.tree_.node_count, width))
+            values[:, k] = model.learning_rate * member.tree_.value[:, 0, 0]
+            tables.append(from_tree(member.tree_, values))
+    return nodes.add("Add", nodes.trees(tables, rounded=True), nodes.double(*start.tolist()), version=14)
+
+
+def gradient_classifier(scope: Any, operator: Any, container: Any) -> None:
+    """Two classes: the second from a raw score of 0 on, as `GradientBoostingClassifier.predict`."""
+    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
+    raw = _raw_gradient(nodes, model)
+    if model.n_trees_per_iteration_ > 1:
+        _answer(nodes, operator, nodes.add("Softmax", raw, axis=1), nodes.add("ArgMax", raw, axis=1, keepdims=0))
+        return
+    positive = nodes.cast(nodes.add("GreaterOrEqual", raw, nodes.double(0.0), version=16), TensorProto.INT64)
+    index = nodes.add("Reshape", positive, nodes.constant(TensorProto.INT64, [1], [-1]))
+    if model.loss == "exponential":
+        raw = nodes.add("Mul", raw, nodes.double(2.0), version=14)
+    _answer(nodes, operator, _two_classes(nodes, raw), index)
+
+
+def gradient_regressor(scope: Any, operator: Any, container: Any) -> None:
+    nodes = Nodes(scope, operator, container)
+    _as_declared(nodes, _raw_gradient(nodes, operator.raw_operator), operator.outputs[0])
+
+
+def _two_classes(nodes: Nodes, raw: str) -> str:
+    positive = nodes.add("Sigmoid", raw)
+    return nodes.add("Concat", nodes.add("Sub", nodes.double(1.0), positive, version=14), positive, axis=1)
 
 
 def isolation_forest(scope: Any, operator: Any, container: Any) -> None:
@@ -99,15 +136,15 @@ def isolation_forest(scope: Any, operator: Any, container: Any) -> None:
     _as_declared(nodes, score, operator.outputs[1])
 
 
-def _answer(nodes: Nodes, operator: Any, chances: str) -> None:
-    """Label and probabilities of a classifier, from double probabilities [n, k]."""
+def _answer(nodes: Nodes, operator: Any, chances: str, index: str | None = None) -> None:
+    """Label and probabilities of a classifier, from double probabilities [n, k] (the first largest wins)."""
     classes: Array = np.asarray(operator.raw_operator.classes_)
     label, probabilities = operator.outputs[0], operator.outputs[1]
     if isinstance(label.type, StringTensorType):
         names = nodes.constant(TensorProto.STRING, [len(classes)], [str(c).encode() for c in classes])
     else:
         names = nodes.constant(TensorProto.INT64, [len(classes)], [int(c) for c in classes])
-    index = nodes.add("ArgMax", chances, axis=1, keepdims=0)
+    index = index or nodes.add("ArgMax", chances, axis=1, keepdims=0)
     nodes.add("Gather", names, index, axis=0, out=label.full_name)
     _as_declared(nodes, chances, probabilities)
 
@@ -126,6 +163,8 @@ CONVERTERS: dict[type, Any] = {
     ExtraTreesRegressor: forest_regressor,
     DecisionTreeRegressor: forest_regressor,
     ExtraTreeRegressor: forest_regressor,
+    GradientBoostingClassifier: gradient_classifier,
+    GradientBoostingRegressor: gradient_regressor,
     HistGradientBoostingClassifier: histogram_classifier,
     HistGradientBoostingRegressor: histogram_regressor,
     IsolationForest: isolation_forest,

@@ -16,8 +16,14 @@ import numpy as np
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Output, Signature
 
-TOLERANCE = 1e-5
-"""Of a probability: absolute. Of another number: relative to it, or to the output's usual size."""
+TOLERANCE = 1e-6
+"""Of a probability: absolute. Of another number: relative to it, or to the output's usual size if larger."""
+BOUNDS = {
+    "label_mismatches": 0,
+    "probabilities": {"absolute": TOLERANCE},
+    "numbers": {"relative": TOLERANCE},
+}
+"""As the report states them."""
 REFUSED_TRIES = 64
 """When the reference refuses a block, so many of its rows are tried one by one."""
 
@@ -38,7 +44,7 @@ class Figures(msgspec.Struct, kw_only=True):
 
     rows: dict[str, int]
     label_mismatches: int = 0
-    largest_difference: float = 0.0  # absolute
+    largest_difference: float = 0.0  # as the tolerance is stated: absolute, or relative
     beyond: int = 0  # numbers outside the tolerance
     worst: str | None = None  # the kind of rows with the most faults
     error: str | None = None  # the candidate raised
@@ -112,8 +118,9 @@ def _measure(figures: Figures, output: Output, expected: Array, got: Array, scal
     expected, got = expected.astype(np.float64), got.astype(np.float64)
     same = (expected == got) | (np.isnan(expected) & np.isnan(got))
     with np.errstate(all="ignore"):
-        difference = np.where(same, 0.0, np.abs(expected - got))
-        bad = ~same & ~(difference <= TOLERANCE * np.maximum(np.abs(expected), scale))
+        size = np.maximum(np.abs(expected), scale)
+        difference = np.where(same, 0.0, np.abs(expected - got) / np.where(size > 0, size, 1.0))
+        bad = ~(difference <= TOLERANCE)
     finite = difference[np.isfinite(difference)]
     if finite.size:
         figures.largest_difference = max(figures.largest_difference, float(finite.max()))

@@ -144,7 +144,7 @@ def _example(job: BuildJob) -> example.Example | None:
 def _parity(chosen: trials.Trial) -> dict[str, Any]:
     assert chosen.figures is not None
     return {
-        "bounds": {"label_mismatches": 0, "probabilities": parity.TOLERANCE, "relative": parity.TOLERANCE},
+        "bounds": parity.BOUNDS,
         "input_dtype": chosen.candidate.floats,
         "rows": chosen.figures.rows,
         "label_mismatches": chosen.figures.label_mismatches,

@@ -46,7 +46,8 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise Unavailable(f"the ONNX graph cannot be loaded: {_first_line(error)}") from error
+            reason = _first_line(error).replace(str(path), path.name)
+            raise Unavailable(f"the ONNX graph cannot be loaded: {reason}") from error
         self.bytes = path.stat().st_size * MEMORY_PER_BYTE
         self._names = [o.name for o in signature.outputs]
         if missing := sorted(set(self._names) - {o.name for o in self._session.get_outputs()}):
