@@ -74,6 +74,9 @@ class Guard:
             else:
                 await _unauthorized(scope, call, bool(authorization))(scope, receive, answer)
         except Exception as error:
+            if answer.finished:  # by FastAPI, which raises it again for us to see
+                _log(error, scope, call)
+                return
             if answer.started:
                 raise
             await _failed(error, scope, call)(scope, receive, answer)
@@ -90,10 +93,10 @@ class Guard:
 class _Answer:
     """`send`, with the request's id among the headers and the status noted."""
 
-    __slots__ = ("_call", "_send", "started")
+    __slots__ = ("_call", "_send", "finished", "started")
 
     def __init__(self, call: Call, send: Send) -> None:
-        self._call, self._send, self.started = call, send, False
+        self._call, self._send, self.started, self.finished = call, send, False, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -103,6 +106,8 @@ class _Answer:
                 *message.get("headers", ()),
                 (b"x-request-id", self._call.request_id.encode()),
             ]
+        elif message["type"] == "http.response.body":
+            self.finished = not message.get("more_body")
         await self._send(message)
 
 
@@ -140,10 +145,17 @@ def _failed(error: Exception, scope: Scope, call: Call) -> ProblemAnswer:
         faults = getattr(error, "errors", ())
         return ProblemAnswer(problem(status_of(error), str(error), scope["path"], call.request_id, faults))
     if isinstance(error, HTTPException):
-        return ProblemAnswer(problem(error.status_code, error.detail, scope["path"], call.request_id))
-    log.error("request.failed", request_id=call.request_id, path=scope["path"], exc_info=error)
+        headers = [(k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items()]
+        return ProblemAnswer(
+            problem(error.status_code, error.detail, scope["path"], call.request_id), headers
+        )
+    _log(error, scope, call)
     detail = "something went wrong here; the server's log has it under this request_id"
     return ProblemAnswer(problem(500, detail, scope["path"], call.request_id))
+
+
+def _log(error: Exception, scope: Scope, call: Call) -> None:
+    log.error("request.failed", request_id=call.request_id, path=scope["path"], exc_info=error)
 
 
 def _account(scope: Scope, call: Call, seconds: float) -> None:
