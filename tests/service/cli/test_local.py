@@ -136,7 +136,7 @@ def test_serve_says_which_address_is_taken(server, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
-def test_a_worker_process_builds_what_a_server_has_not_and_ends_on_sigterm(
+def test_a_worker_process_builds_what_a_server_has_not_and_ends_when_told(
     local, trivium, server, files, home
 ):
     from registry import db, queue, versions
@@ -157,7 +157,8 @@ def test_a_worker_process_builds_what_a_server_has_not_and_ends_on_sigterm(
                 if not queue.depth(session, (versions.BUILD,)):
                     break
     finally:
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGINT)
+        worker.send_signal(signal.SIGTERM)  # two at once are no reason to hang
         assert worker.wait(60) == 0
     with db.reading(db.sessions(engine)) as session:
         assert versions.get(session, "queued", 1).state == "ready"
