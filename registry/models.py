@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
 from sqlalchemy import Select, delete, func, select
@@ -49,15 +50,12 @@ def lock(session: Session, name: str) -> ModelRow:
 def lock_or_create(session: Session, name: str, by: str) -> ModelRow:
     """The model called `name`, made when there is none, locked like `lock`. Raises `Invalid`."""
     check_name(name)
-    try:
-        return lock(session, name)
-    except NotFound:
-        try:
-            with session.begin_nested():
-                session.add(ModelRow(name=name, created_by=by))
-        except IntegrityError:
-            pass  # somebody else made it at the same moment
-        return lock(session, name)
+    while True:
+        with suppress(NotFound):
+            return lock(session, name)
+        # IntegrityError: somebody made it at the same moment, and may have deleted it again before we lock
+        with suppress(IntegrityError), session.begin_nested():
+            session.add(ModelRow(name=name, created_by=by))
 
 
 def summary(session: Session, name: str) -> Summary:
@@ -98,23 +96,28 @@ def tagged(query: Select[int], tags: list[tuple[str, str]]) -> Select[int]:
 
 
 def remove(session: Session, name: str) -> None:
-    """Delete the model, its versions and its history. Raises `InUse` while an alias exists."""
-    _cancel_builds(session, get(session, name))  # tasks before the model, like `versions.remove`
+    """Delete the model, its versions and its history.
+
+    Raises `InUse` while an alias exists, or when a version was published at the same moment.
+    """
+    waiting = _building(session, get(session, name))
+    for version_id in sorted(waiting):  # tasks before the model, like `versions.remove`
+        queue.cancel(session, "build", str(version_id))
     model = lock(session, name)
+    if _building(session, model) - waiting:  # whose tasks cannot be cancelled with the model locked
+        raise InUse(f"a version of {name} was published at this moment; ask again")
     aliases = session.scalars(select(AliasRow.name).where(AliasRow.model_id == model.id)).all()
     if aliases:
         raise InUse(f"{name} is still served as {', '.join(sorted(aliases))}; delete the alias first")
-    _cancel_builds(session, model)  # of what was published while we waited
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
     changes.note(session, "model", name)
 
 
-def _cancel_builds(session: Session, model: ModelRow) -> None:
-    waiting = select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.state == "building")
-    for version_id in session.scalars(waiting.order_by(VersionRow.id)):
-        queue.cancel(session, "build", str(version_id))
+def _building(session: Session, model: ModelRow) -> set[int]:
+    query = select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.state == "building")
+    return set(session.scalars(query))
 
 
 def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:
