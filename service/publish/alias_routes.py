@@ -7,8 +7,10 @@ from typing import Annotated
 
 from anyio import from_thread
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import AfterValidator, BeforeValidator
 
 from registry import aliases, db, versions
+from registry.names import NAME_PATTERN
 from service.publish.routes import ModelName
 from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, Services, ServicesDep, WriteDep, guarded, writing
@@ -16,12 +18,27 @@ from service.web.documents import problems
 from service.web.pages import Listed, PageQuery, listed
 
 router = APIRouter(tags=["aliases"])
-AliasName = Annotated[str, Path(description="champion, challenger, or any other name")]
+AliasName = Annotated[str, Path(description="champion, challenger, or any other name", pattern=NAME_PATTERN)]
+
+
+def _written(text: str) -> str:
+    """Pydantic alone takes a number for seconds since 1970."""
+    if "-" not in text[1:]:
+        raise ValueError("not a time such as 2026-03-03T12:00:00Z")
+    return text
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("not between the years 1 and 9999") from error
 
 
 class HistoryQuery(PageQuery):
     at: Annotated[
-        datetime | None, Query(description="what the alias was then", examples=["2026-03-03T12:00:00Z"])
+        Annotated[datetime, BeforeValidator(_written), AfterValidator(_in_utc)] | None,
+        Query(description="what the alias was then", examples=["2026-03-03T12:00:00Z"]),
     ] = None
 
 
@@ -82,7 +99,7 @@ def rollback(
     "/v1/models/{name}/aliases/{alias}",
     dependencies=[guarded("promote")],
     status_code=204,
-    responses=problems(404),
+    responses=problems(404, 422),
 )
 def delete_alias(name: ModelName, alias: AliasName, session: WriteDep, caller: CallerDep) -> None:
     """Delete the alias; its history stays."""
@@ -105,8 +122,7 @@ def history(
 ) -> Listed[MoveRecord] | MoveRecord:
     """Every move, newest first; with `at`, the one that was in force then."""
     if query.at is not None:
-        moment = query.at.replace(tzinfo=query.at.tzinfo or UTC)
-        return MoveRecord.of(aliases.at(session, name, alias, moment))
+        return MoveRecord.of(aliases.at(session, name, alias, query.at))
     page = aliases.history(session, name, alias, page_size=query.page_size, page_token=query.page_token)
     return listed(page, MoveRecord.of, request, response)
 

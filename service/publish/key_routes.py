@@ -18,7 +18,7 @@ from service.web.idempotency import Done, IdempotencyKey, once
 from service.web.pages import Listed, PageQuery, listed
 
 router = APIRouter(tags=["keys"])
-KeyId = Annotated[str, Path(description="the key's id, not its secret", max_length=64)]
+KeyId = Annotated[str, Path(description="the key's id, not its secret", pattern="^[0-9a-z]{1,64}$")]
 
 
 @router.post(
@@ -66,7 +66,7 @@ def list_keys(
     return listed(page, KeyRecord.of, request, response)
 
 
-@router.delete("/v1/keys/{id}", dependencies=[guarded("admin")], responses=problems(404))
+@router.delete("/v1/keys/{id}", dependencies=[guarded("admin")], responses=problems(404, 422))
 def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
     """End a key. It stays in the list."""
     return KeyRecord.of(keys.revoke(session, id))
@@ -75,7 +75,7 @@ def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
 @router.post(
     "/v1/keys/{id}/rotate",
     dependencies=[guarded("admin")],
-    responses=problems(404),
+    responses=problems(404, 422),
 )
 def rotate_key(id: KeyId, session: WriteDep) -> IssuedKey:
     """Give the key a new secret; the old one stops working at once."""

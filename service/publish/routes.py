@@ -6,8 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
+from pydantic import BeforeValidator
 
 from registry import models, versions
+from registry.names import NAME_PATTERN
 from service.publish.schemas import EditBody, ModelRecord, PublishBody, VersionRecord
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
 from service.web.documents import problems
@@ -16,8 +18,20 @@ from service.web.pages import Listed, SearchQuery, listed
 
 router = APIRouter(tags=["models"])
 
-ModelName = Annotated[str, Path(description="the model's name")]
-Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="the version's number")]
+
+def _digits(text: str) -> str:
+    """Pydantic alone takes 1.0, 1_0 and +1 for numbers too."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("not an integer from 1")
+    return text
+
+
+ModelName = Annotated[str, Path(description="the model's name", pattern=NAME_PATTERN)]
+Number = Annotated[
+    int,
+    BeforeValidator(_digits),
+    Path(ge=1, le=2**31 - 1, description="the version's number"),
+]
 
 
 @router.get("/v1/models", dependencies=[guarded("any")], responses=problems(422))
@@ -43,13 +57,13 @@ def list_models(
     return listed(page, ModelRecord.of, request, response)
 
 
-@router.get("/v1/models/{name}", dependencies=[guarded("any")], responses=problems(404))
+@router.get("/v1/models/{name}", dependencies=[guarded("any")], responses=problems(404, 422))
 def get_model(name: ModelName, session: ReadDep) -> ModelRecord:
     return ModelRecord.of(models.summary(session, name))
 
 
 @router.delete(
-    "/v1/models/{name}", dependencies=[guarded("admin")], status_code=204, responses=problems(404, 409)
+    "/v1/models/{name}", dependencies=[guarded("admin")], status_code=204, responses=problems(404, 409, 422)
 )
 def delete_model(name: ModelName, session: WriteDep) -> None:
     """Delete a model with all its versions. Its aliases must be deleted before."""

@@ -12,6 +12,7 @@ from registry.keys import Scope
 from registry.models import Summary
 from registry.names import NAME_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
+from service.web.strict import Checked
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" + "0" * 48])]
@@ -23,10 +24,10 @@ Description = Annotated[str, Field(max_length=10_000)]
 Reason = Annotated[str | None, Field(max_length=1000, examples=["better recall"])]
 
 
-class Strict(BaseModel):
-    """A request's body: unknown fields are refused, and a string is no number."""
+class Strict(Checked):
+    """A request's body: what `Checked` refuses, and a string is no number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class Example(Strict):
@@ -42,8 +43,10 @@ class PublishBody(Strict):
     signature: Annotated[
         dict[str, Any] | None, Field(description="a whole signature, or what to correct in the inferred one")
     ] = None
-    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False, strict=False)]] = {}
-    tags: Tags = {}
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False, strict=False)]] = Field(
+        default_factory=dict
+    )
+    tags: Tags = Field(default_factory=dict)
     description: Description = ""
     alias: Annotated[Name | None, Field(description="points here as soon as the version is ready")] = None
 

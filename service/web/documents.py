@@ -30,14 +30,13 @@ class ProblemDocument(BaseModel):
 
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _MEANINGS = {
-    400: "The request cannot be read",
     401: "No valid API key",
     403: "The key lacks the scope, or is not for this model",
     404: "There is no such thing",
     409: "The registry's state forbids it",
     413: "The body is too large",
     422: "The input is wrong; `errors` names field and fix",
-    503: "Not ready",
+    503: "The database or a model does not answer; try again later",
 }
 
 
@@ -45,7 +44,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route: these, and what every guarded route may answer."""
     return {
         status: {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
-        for status in sorted({400, 401, 403, *statuses})
+        for status in sorted({401, 403, 422, 503, *statuses})
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -45,15 +46,25 @@ def problem(
         type="about:blank",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
-        instance=path,
+        detail=_text(detail),
+        instance=quote(path, safe="/:@!$&'()*+,;=~"),  # a URI reference
         request_id=request_id,
-        errors=[
-            {"instance": f.instance, "field": f.field, "expected": f.expected, "message": f.message}
-            for f in faults
-        ]
-        or None,
+        errors=[_entry(fault) for fault in faults] or None,
     )
+
+
+def _entry(fault: FieldError) -> dict[str, Any]:
+    return {
+        "instance": fault.instance,
+        "field": None if fault.field is None else _text(fault.field),
+        "expected": None if fault.expected is None else _text(fault.expected),
+        "message": _text(fault.message),
+    }
+
+
+def _text(found: str) -> str:
+    """What a caller sent may stand in it, and half of a surrogate pair cannot be encoded."""
+    return found.encode(errors="replace").decode()
 
 
 def encode(error: Problem) -> bytes:

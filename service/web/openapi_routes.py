@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI, Path, Request, Response
 
 from registry import catalog, db
 from registry.keys import Key
+from registry.names import NAME_PATTERN
 from registry.signature import Signature
 from service.web.deps import CallerDep, Services, ServicesDep, guarded
 from service.web.documents import problem_schemas, problems
@@ -40,10 +41,10 @@ def whole_document(request: Request, services: ServicesDep, caller: CallerDep) -
     "/v1/models/{name}/openapi.json",
     dependencies=[guarded("any")],
     response_class=Response,
-    responses=_DOCUMENT["responses"] | problems(404),
+    responses=_DOCUMENT["responses"] | problems(404, 422),
 )
 def one_models_document(
-    name: Annotated[str, Path(description="the model's name")],
+    name: Annotated[str, Path(description="the model's name", pattern=NAME_PATTERN)],
     request: Request,
     services: ServicesDep,
     caller: CallerDep,

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from registry.errors import FieldError, Invalid
 from registry.pages import Page
+from service.web.strict import Checked
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,10 +21,8 @@ class Listed(BaseModel, Generic[R]):
     next_page_token: str | None
 
 
-class PageQuery(BaseModel):
+class PageQuery(Checked):
     """Which page. As the query model of a route it also refuses unknown parameters."""
-
-    model_config = ConfigDict(extra="forbid")
 
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100
     page_token: Annotated[str | None, Query(max_length=1000)] = None
@@ -31,7 +30,10 @@ class PageQuery(BaseModel):
 
 class SearchQuery(PageQuery):
     q: Annotated[str | None, Query(max_length=200)] = None
-    tag: Annotated[list[str], Query(max_length=16, description="key:value; repeat to ask for several")] = []
+    tag: Annotated[
+        list[str],
+        Query(max_length=16, description="key:value; repeat to ask for several", default_factory=list),
+    ]
 
     def tags(self) -> list[tuple[str, str]]:
         """Raises `Invalid` when one is not `key:value`."""
