@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -9,12 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
-import uvicorn
+from prometheus_client import multiprocess
 
 from service import telemetry
-from service.app import create_app, prepare
 from service.builds.children import Keeper, end_with_parent
 from service.config import Settings
 
@@ -31,9 +32,12 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     they share the listening socket. `worker` is for the batch road's child, which does not exist yet:
     accepted, so that scripts need not change.
     """
+    gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
+    from service.app import prepare
+
     prepare(settings)
     log.info(
         "serving",
@@ -50,9 +54,21 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
 
 def run_web(settings: Settings, listening: socket.socket) -> None:
     """Serve on `listening` in this process until SIGTERM or SIGINT."""
-    # uvicorn shuts down in order and then raises the signal again: that would end us with its number.
+    gc.disable()
+    # While it serves, uvicorn has these; it shuts down in order and then raises the signal again, which
+    # would end us with its number.
     for number in STOPS:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: sys.exit(0))
+    import uvicorn
+
+    from service.app import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            gc.freeze()  # nor is it looked through while requests wait
+            gc.enable()
+
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
@@ -61,7 +77,7 @@ def run_web(settings: Settings, listening: socket.socket) -> None:
         lifespan="on",
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
-    uvicorn.Server(config).run([listening])
+    Server(config).run([listening])
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -80,14 +96,7 @@ def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
     figures = settings.home / "metrics"
     shutil.rmtree(figures, ignore_errors=True)
     figures.mkdir(parents=True)
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(figures.absolute())}
-    descriptor = listening.fileno()
-
-    def start() -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "service.serve", str(descriptor), str(os.getpid())]
-        return subprocess.Popen(argv, pass_fds=[descriptor], env=environment)
-
-    keepers = [Keeper(f"web process {n + 1}", start) for n in range(count)]
+    keepers = [_web_process(n + 1, listening, figures.absolute()) for n in range(count)]
     stopping = threading.Event()
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -106,7 +115,27 @@ def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    end_with_parent(int(sys.argv[2]), signal.SIGTERM)
+def _web_process(number: int, listening: socket.socket, figures: Path) -> Keeper:
+    argv = [sys.executable, "-m", "service.serve", str(listening.fileno()), str(os.getpid())]
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(figures)}
+    last: subprocess.Popen[bytes] | None = None
+
+    def start() -> subprocess.Popen[bytes]:
+        nonlocal last
+        if last is not None:  # it counted what it held in memory, which is gone
+            multiprocess.mark_process_dead(last.pid, str(figures))  # type: ignore[no-untyped-call]
+        last = subprocess.Popen(argv, pass_fds=[listening.fileno()], env=environment)
+        return last
+
+    return Keeper(f"web process {number}", start)
+
+
+def web_process(descriptor: int, parent: int) -> None:
+    """One of several web processes. When the one that watches them dies, it finishes what is in flight."""
+    end_with_parent(parent, signal.SIGTERM)
     telemetry.configure_logging()
-    run_web(Settings(), socket.socket(fileno=int(sys.argv[1])))
+    run_web(Settings(), socket.socket(fileno=descriptor))
+
+
+if __name__ == "__main__":
+    web_process(int(sys.argv[1]), int(sys.argv[2]))

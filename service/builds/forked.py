@@ -15,7 +15,7 @@ from registry.build.safeload import load
 from registry.build.sandbox import confine
 from service.builds import child
 from service.builds.messages import BuildBroke, BuildDone
-from service.runtime import wire
+from service.runtime import arrays, wire
 
 MOST_CHARACTERS = 500
 
@@ -50,12 +50,12 @@ def isolated(channel: socket.socket) -> None:
 
 def answer(estimator: Estimator, call: wire.Call) -> wire.Answer | wire.Refusal | wire.Failure:
     try:
-        outputs = estimator.run(wire.unpack_rows(call))
+        outputs = estimator.run(arrays.unpack_rows(call))
     except (ValueError, TypeError) as error:
         return wire.Refusal(str(error)[:MOST_CHARACTERS])
     except Exception as error:
         return wire.Failure(said(error))
-    return wire.Answer({name: wire.pack(array) for name, array in outputs.items()})
+    return wire.Answer({name: arrays.pack(array) for name, array in outputs.items()})
 
 
 def said(error: BaseException) -> str:

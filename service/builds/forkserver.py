@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,9 @@ from service import telemetry
 from service.builds.children import Keeper
 from service.builds.messages import End, Ended, Fork, Role, Started
 from service.runtime import wire
-from service.runtime.isolated import IsolatedSpec
+
+if TYPE_CHECKING:  # numpy comes with the first model, not with the start
+    from service.runtime.isolated import IsolatedSpec
 
 START_S = 60.0
 """Longest a template may take for its imports; on a cold disk they have taken 8 s."""

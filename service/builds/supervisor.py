@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -27,7 +27,9 @@ from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import Forked, ForkServer
 from service.config import Settings
-from service.runtime.isolated import IsolatedSpec
+
+if TYPE_CHECKING:  # numpy comes with the first model, not with the start
+    from service.runtime.isolated import IsolatedSpec
 
 KINDS = (versions.BUILD,)
 POLL_S = 1.0

@@ -1,7 +1,7 @@
 """A model that stays a pickle: it lives in a child process of its own and is asked over a socket.
 
 What starts the child is handed in (`Spawn`): starting processes is the supervisor's business. The
-server sends arrays and receives arrays (`wire.py`) and never sees the model itself.
+server sends arrays and receives arrays (`wire.py`, `arrays.py`) and never sees the model itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service import telemetry
-from service.runtime import wire
+from service.runtime import arrays, wire
 
 LOAD_S = 120.0
 """Longest a child may take to load its model."""
@@ -145,10 +145,10 @@ class IsolatedRuntime:
 
     def _ask(self, child: SpawnedChild, rows: Rows, deadline: float) -> Outputs:
         try:
-            wire.send(child.channel, wire.pack_rows(rows), deadline)
+            wire.send(child.channel, arrays.pack_rows(rows), deadline)
             answer = wire.receive(child.channel, wire.FromChild, deadline)
             if isinstance(answer, wire.Answer):
-                outputs = wire.unpack_outputs(answer, self._spec.signature, len(rows))
+                outputs = arrays.unpack_outputs(answer, self._spec.signature, len(rows))
                 self._crashes = 0
                 self._measure(child)
                 return outputs

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from registry.errors import FieldError
 from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
-from service.runtime.codec import MAX_INSTANCES
-from service.runtime.codec.answers import Answers
+from service.runtime.bounds import MAX_INSTANCES
 from service.web.documents import problem_schemas
 from service.web.errors import MEDIA_TYPE, Problem, problem
 
@@ -85,6 +83,10 @@ def _escaped(text: str) -> str:
 
 def _columns(signature: Signature) -> list[str]:
     """The columns of a CSV or Arrow answer: those that the encoder itself makes of no rows."""
+    import numpy as np  # not at the start of a server: numpy comes with the first model
+
+    from service.runtime.codec.answers import Answers
+
     nothing = {o.name: np.empty((0, *o.shape[1:])) for o in signature.outputs}
     return list(Answers(signature).table(nothing))
 

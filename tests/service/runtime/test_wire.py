@@ -11,7 +11,7 @@ import pytest
 
 from registry.rows import Array, Rows
 from registry.signature import Output, Signature
-from service.runtime import wire
+from service.runtime import arrays, wire
 from service.runtime.wire import Answer, Broken, Tensor
 
 SIGNATURE = Signature(
@@ -41,20 +41,20 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ids=lambda a: f"{a.dtype}{list(a.shape)}",
 )
 def test_an_array_arrives_as_it_was_sent(array: Array) -> None:
-    packed = msgspec.msgpack.decode(msgspec.msgpack.encode(wire.pack(array)), type=Tensor)
-    got = wire.unpack(packed)
+    packed = msgspec.msgpack.decode(msgspec.msgpack.encode(arrays.pack(array)), type=Tensor)
+    got = arrays.unpack(packed)
     np.testing.assert_array_equal(got, array)
     assert got.dtype == array.dtype.newbyteorder("=")
     assert got.flags.writeable  # some estimators refuse read-only memory
 
 
 def test_numpy_strings_arrive_as_objects() -> None:
-    assert wire.unpack(wire.pack(np.array(["a", "bc"]))).tolist() == ["a", "bc"]
+    assert arrays.unpack(arrays.pack(np.array(["a", "bc"]))).tolist() == ["a", "bc"]
 
 
 def test_what_no_signature_has_is_not_sent() -> None:
     with pytest.raises(TypeError, match="complex128"):
-        wire.pack(np.array([1j]))
+        arrays.pack(np.array([1j]))
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,20 @@ def test_what_no_signature_has_is_not_sent() -> None:
 )
 def test_an_array_that_does_not_add_up_is_refused(tensor: Tensor) -> None:
     with pytest.raises(Broken):
-        wire.unpack(tensor)
+        arrays.unpack(tensor)
 
 
 def test_booleans_are_booleans_whatever_their_bytes_were() -> None:
-    assert wire.unpack(Tensor("bool", (2,), b"\x02\x00")).tolist() == [True, False]
+    assert arrays.unpack(Tensor("bool", (2,), b"\x02\x00")).tolist() == [True, False]
 
 
 def test_rows_travel_as_matrix_or_as_columns() -> None:
-    matrix = wire.unpack_rows(wire.pack_rows(Rows(matrix=np.eye(2))))
+    matrix = arrays.unpack_rows(arrays.pack_rows(Rows(matrix=np.eye(2))))
     assert matrix.matrix is not None
     np.testing.assert_array_equal(matrix.matrix, np.eye(2))
-    columns = wire.unpack_rows(wire.pack_rows(Rows(columns=(np.arange(2), np.array(["a", None], object)))))
+    columns = arrays.unpack_rows(
+        arrays.pack_rows(Rows(columns=(np.arange(2), np.array(["a", None], object))))
+    )
     assert columns.columns is not None
     assert [c.tolist() for c in columns.columns] == [[0, 1], ["a", None]]
 
@@ -100,14 +102,14 @@ def test_rows_travel_as_matrix_or_as_columns() -> None:
 )
 def test_outputs_that_the_signature_does_not_promise_are_refused(name: str, array: Array) -> None:
     good = {"label": np.array(["a", "b"]), "probabilities": np.zeros((2, 2))}
-    packed = {key: wire.pack(value) for key, value in good.items()}
-    assert list(wire.unpack_outputs(Answer(packed), SIGNATURE, 2)) == ["label", "probabilities"]
+    packed = {key: arrays.pack(value) for key, value in good.items()}
+    assert list(arrays.unpack_outputs(Answer(packed), SIGNATURE, 2)) == ["label", "probabilities"]
     with pytest.raises(Broken):
-        wire.unpack_outputs(Answer({**packed, name: wire.pack(array)}), SIGNATURE, 2)
+        arrays.unpack_outputs(Answer({**packed, name: arrays.pack(array)}), SIGNATURE, 2)
 
 
 def test_a_large_message_crosses_while_both_ends_work(pair: tuple[socket.socket, socket.socket]) -> None:
-    large = wire.pack_rows(Rows(matrix=np.random.default_rng(0).normal(size=(10_000, 50))))
+    large = arrays.pack_rows(Rows(matrix=np.random.default_rng(0).normal(size=(10_000, 50))))
     sender = threading.Thread(target=wire.send, args=(pair[0], large))
     sender.start()
     assert wire.receive(pair[1], wire.Call, time.monotonic() + 10) == large
@@ -125,7 +127,7 @@ def test_a_peer_that_reads_nothing_costs_no_more_than_the_deadline(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     with pytest.raises(TimeoutError):
-        wire.send(pair[0], wire.Call(wire.pack(np.zeros(10**7))), time.monotonic() + 0.05)
+        wire.send(pair[0], wire.Call(arrays.pack(np.zeros(10**7))), time.monotonic() + 0.05)
 
 
 def test_a_closed_channel_is_broken(pair: tuple[socket.socket, socket.socket]) -> None:
