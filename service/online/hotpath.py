@@ -19,7 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.errors import DeadlineExceeded, FieldError, Invalid
+from registry.names import check_name
 from service import telemetry
+from service.online.negotiation import CSV, JSON, negotiate
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, Version
 from service.web.auth import Call, forbid
@@ -31,11 +33,6 @@ if TYPE_CHECKING:  # numpy comes with the first model, not with the start
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
-
-JSON = "application/json"
-CSV = "text/csv"
-ARROW = "application/vnd.apache.arrow.stream"
-MEDIA_TYPES = (JSON, CSV, ARROW)
 
 INLINE_BYTES = 16 * 1024
 """A larger body is decoded in a worker thread: 16 KB of JSON take about 0.1 ms."""
@@ -67,7 +64,7 @@ class HotPath:
         if (reason := forbid(call.key, "predict", model=name)) is not None:
             raise HTTPException(403, reason)
         version = self._resolve(scope, name, number)
-        content_type, accept = _negotiate(scope)
+        content_type, accept = negotiate(scope)
         body = await _read(receive)
         start = time.perf_counter()
         answer, loaded, rows = await self._predict(version, body, content_type, accept)
@@ -100,9 +97,7 @@ class HotPath:
         finally:
             self._pool.release(loaded)
 
-    async def _in_thread(
-        self, loaded: Loaded, function: Callable[[Unpack[Args]], T], *args: *Args
-    ) -> T:
+    async def _in_thread(self, loaded: Loaded, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
         loop = asyncio.get_running_loop()
         if loaded.line is None:
             return await loop.run_in_executor(self._executor, function, *args)
@@ -140,36 +135,10 @@ def _alias(query: bytes, numbered: bool) -> str | None:
         if key != "alias" or numbered:
             fault = FieldError("unknown query parameter", field=key, expected=None if numbered else "alias")
             raise Invalid(f"unknown query parameter {key!r}", [fault])
-        alias = value
+        if alias is not None:
+            raise Invalid("alias is given twice", [FieldError("given twice", field="alias", expected="one")])
+        alias = check_name(value, "alias")
     return alias
-
-
-def _negotiate(scope: Scope) -> tuple[str, str]:
-    """The body's media type and the answer's. JSON where nothing is said; an answer defaults to JSON."""
-    content_type, accept = JSON, ""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value.decode("latin-1").partition(";")[0].strip().lower()
-        elif name == b"accept":
-            accept = value.decode("latin-1").lower()
-    if content_type not in MEDIA_TYPES:
-        hint = "; with curl: -H 'Content-Type: application/json'" if "form" in content_type else ""
-        raise HTTPException(415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}{hint}")
-    return content_type, _accepted(accept)
-
-
-def _accepted(accept: str) -> str:
-    if not accept or accept == "*/*" or accept == JSON:
-        return JSON
-    for choice in accept.split(","):
-        media_type = choice.partition(";")[0].strip()
-        if media_type in MEDIA_TYPES:
-            return media_type
-        if media_type in ("*/*", "application/*"):
-            return JSON
-        if media_type == "text/*":
-            return CSV
-    raise HTTPException(406, f"cannot answer as {accept!r}; accept one of {', '.join(MEDIA_TYPES)}")
 
 
 async def _read(receive: Receive) -> bytes:
