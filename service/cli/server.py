@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -24,6 +25,7 @@ def serve(
     no_worker: Annotated[bool, Option("--no-worker", help="Start no worker child.")] = False,
 ) -> None:
     """Serve the API until Ctrl-C or SIGTERM."""
+    gc.disable()  # until it serves, see run_web: nothing that a start makes is garbage
     from service.serve import serve as run
 
     raise Exit(run(read_settings(host=host, port=port), workers=workers, worker=not no_worker))
