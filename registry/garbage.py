@@ -1,4 +1,4 @@
-"""Collect the blobs that no version refers to."""
+"""Collect the blobs that no version and no export refers to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.artifacts import Store
-from registry.tables import VersionRow
+from registry.tables import ExportRow, VersionRow
 from registry.versions import hold_blobs
 
 GRACE_S = 24 * 3600.0
@@ -37,6 +37,10 @@ def collect(session: Session, store: Store, *, grace_s: float = GRACE_S, dry_run
         select(VersionRow.artifact, VersionRow.servable, VersionRow.example)
     ):
         used.update((artifact, servable, (example or {}).get("artifact")))
+    for blob, zstd, calibration in session.execute(
+        select(ExportRow.blob, ExportRow.zstd, ExportRow.calibration)
+    ):
+        used.update((blob, zstd, (calibration or {}).get("artifact")))
     orphans = [b for b in found if b.sha256 not in used and b.age_s > grace_s]
     if not dry_run:
         orphans = [b for b in orphans if store.expire(b.sha256, grace_s)]

@@ -1,0 +1,181 @@
+"""Blobs: whole at their place or not there at all, however the upload ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.artifacts import Store, check_sha256
+from registry.errors import DigestMismatch, Invalid, NotFound, TooLarge
+from tests.registry import crowd
+from tests.registry.helpers import killed, processes, threads
+
+CONTENT = bytes(range(256)) * 4000
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+def _files(store: Store) -> list[Path]:
+    return sorted(p for p in store.root.rglob("*") if p.is_file())
+
+
+def _age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_a_blob_is_found_by_the_sha256_of_its_bytes(store: Store) -> None:
+    assert store.put([CONTENT[:1000], b"", CONTENT[1000:]], SHA) == (SHA, len(CONTENT), True)
+    assert store.path(SHA).read_bytes() == CONTENT
+    with store.open(SHA) as file:
+        assert file.read() == CONTENT
+    assert [(b.sha256, b.bytes) for b in store] == [(SHA, len(CONTENT))]
+    assert _files(store) == [store.path(SHA)]
+
+
+def test_the_empty_blob_is_a_blob(store: Store) -> None:
+    blob = store.put([])
+    assert (blob.sha256, blob.bytes) == (hashlib.sha256(b"").hexdigest(), 0)
+    assert store.path(blob.sha256).read_bytes() == b""
+
+
+def test_a_file_is_put_like_a_stream(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    assert store.put_file(tmp_path / "file") == (SHA, len(CONTENT), True)
+
+
+def test_a_blob_that_is_there_already_is_not_written_again(store: Store) -> None:
+    store.put([CONTENT])
+    _age(store.path(SHA), 3600)
+    inode = store.path(SHA).stat().st_ino
+    assert store.put([CONTENT]) == (SHA, len(CONTENT), False)
+    assert store.path(SHA).stat().st_ino == inode
+    assert next(iter(store)).age_s < 60  # its grace period starts anew
+    assert _files(store) == [store.path(SHA)]
+
+
+def test_other_bytes_than_announced_leave_nothing(store: Store) -> None:
+    with pytest.raises(DigestMismatch) as caught:
+        store.put([CONTENT, b"x"], SHA)
+    assert SHA in str(caught.value)
+    assert caught.value.errors[0].field == "sha256"
+    assert _files(store) == []
+    with pytest.raises(NotFound):
+        store.path(SHA)
+
+
+def test_an_interrupted_upload_leaves_nothing(store: Store) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield CONTENT
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        store.put(chunks(), SHA)
+    assert _files(store) == []
+
+
+def test_an_upload_beyond_the_bound_is_refused_at_the_chunk_that_crosses_it(store: Store) -> None:
+    with store.writing(most_bytes=10) as writing:
+        writing.write(b"0123456789")
+        with pytest.raises(TooLarge, match="larger than 10 bytes"):
+            writing.write(b"x")
+    assert _files(store) == []
+    with store.writing(most_bytes=10) as writing:
+        writing.write(b"0123456789")
+        assert writing.commit().bytes == 10
+
+
+def test_nothing_is_at_its_place_before_the_commit(store: Store) -> None:
+    with store.writing() as writing:
+        writing.write(CONTENT)
+        assert [p.parent for p in _files(store)] == [store.incoming]
+        writing.commit(SHA)
+        assert store.path(SHA).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "value", ["", "abc", SHA.upper(), SHA + "0", SHA[:-1] + "g", "../" + SHA, SHA + "\n"]
+)
+def test_what_is_no_sha256_reaches_no_file(store: Store, value: str) -> None:
+    for call in (check_sha256, store.path, store.delete, store.touch, store.open):
+        with pytest.raises(Invalid):
+            call(value)
+
+
+def test_one_blob_put_by_many_threads_is_one_blob(store: Store) -> None:
+    blobs = threads(*[lambda: store.put([CONTENT], SHA)] * 8)
+    assert {(b.sha256, b.bytes) for b in blobs} == {(SHA, len(CONTENT))}  # type: ignore[union-attr]
+    assert _files(store) == [store.path(SHA)]
+    assert store.path(SHA).read_bytes() == CONTENT
+
+
+def test_one_blob_put_by_many_processes_is_one_blob(store: Store) -> None:
+    blobs = processes(crowd.put, [(str(store.root), CONTENT)] * 4)
+    assert {b[:2] for b in blobs} == {(SHA, len(CONTENT))}
+    assert _files(store) == [store.path(SHA)]
+
+
+def test_a_writer_that_is_killed_leaves_one_incoming_file_that_a_sweep_removes(store: Store) -> None:
+    killed(crowd.write_and_die, str(store.root))
+    (left,) = _files(store)
+    assert left.parent == store.incoming
+    assert list(store) == []
+    assert store.sweep(older_than_s=3600) == 0  # it may still be written to
+    _age(left, 7200)
+    assert store.sweep(older_than_s=3600) == 1
+    assert _files(store) == []
+
+
+def test_a_sweep_beside_uploads_that_end_disturbs_nobody(store: Store) -> None:
+    def upload() -> None:
+        for i in range(60):
+            store.put([f"{i}".encode()])
+
+    def sweep() -> int:
+        return sum(store.sweep(older_than_s=3600) for _ in range(200))
+
+    assert threads(upload, upload, sweep, sweep) == [None, None, 0, 0]
+    assert len(list(store)) == 60
+
+
+def test_a_blob_expires_only_while_nobody_puts_it_again(store: Store) -> None:
+    store.put([CONTENT])
+    assert not store.expire(SHA, older_than_s=3600)
+    assert store.path(SHA).read_bytes() == CONTENT
+    _age(store.path(SHA), 7200)
+    assert store.expire(SHA, older_than_s=3600)
+    assert not store.expire(SHA, older_than_s=3600)
+    assert _files(store) == []
+
+
+def test_whoever_was_told_that_a_blob_is_stored_finds_it_while_old_ones_expire(store: Store) -> None:
+    """Each round an old blob is put again just when it is collected."""
+
+    def put(content: bytes) -> str:
+        return store.put([content]).sha256
+
+    for turn in range(60):
+        content = f"turn {turn}".encode()
+        sha256 = put(content)
+        _age(store.path(sha256), 7200)
+        threads(lambda c=content: put(c), lambda s=sha256: store.expire(s, 3600))  # type: ignore[misc]
+        assert store.path(sha256).read_bytes() == content
+
+
+def test_deleting_and_touching_what_is_not_there_is_fine(store: Store) -> None:
+    store.delete(SHA)
+    assert not store.touch(SHA)
+    store.put([CONTENT])
+    assert store.touch(SHA)
+    store.delete(SHA)
+    assert list(store) == []
+
+
+def test_files_that_are_no_blobs_are_not_listed(store: Store) -> None:
+    store.put([CONTENT])
+    (store.path(SHA).parent / ".DS_Store").write_bytes(b"")
+    assert [b.sha256 for b in store] == [SHA]

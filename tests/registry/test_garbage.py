@@ -1,0 +1,113 @@
+"""Garbage collection takes what nobody refers to, after its grace, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from registry import db, garbage, versions
+from registry.artifacts import Store
+from registry.build.job import Built
+from registry.db import Sessions
+from registry.errors import Invalid
+from tests.registry.helpers import SIGNATURE, build, publish, threads
+
+DAY = 24 * 3600.0
+
+
+def _put_old(store: Store, content: bytes, days: float = 2) -> str:
+    sha256 = store.put([content]).sha256
+    _age(store, sha256, days)
+    return sha256
+
+
+def _age(store: Store, sha256: str, days: float = 2) -> None:
+    then = time.time() - days * DAY
+    os.utime(store.path(sha256), (then, then))
+
+
+def _collect(sessions: Sessions, store: Store, **more: object) -> garbage.Collected:
+    with sessions.begin() as session:
+        return garbage.collect(session, store, **more)  # type: ignore[arg-type]
+
+
+def test_orphans_go_after_a_day_and_what_versions_name_stays(sessions: Sessions, store: Store) -> None:
+    example, servable = _put_old(store, b"example"), _put_old(store, b"graph")
+    publish(sessions, store, content=b"model", example={"artifact": example, "media_type": "text/csv"})
+    build(sessions, Built(state="ready", report={}, signature=SIGNATURE, runtime="onnx", servable=servable))
+    for found in store:
+        _age(store, found.sha256)
+    orphan, young = _put_old(store, b"orphan"), _put_old(store, b"young", 0.9)
+    assert _collect(sessions, store, dry_run=True).blobs == [orphan]
+    assert store.path(orphan).is_file()
+    collected = _collect(sessions, store)
+    assert (collected.blobs, collected.bytes, collected.kept) == ([orphan], 6, 4)
+    assert {b.sha256 for b in store} == {example, servable, young, store.put([b"model"]).sha256}
+    assert _collect(sessions, store).blobs == []
+
+
+def test_a_deleted_version_leaves_its_blobs_to_the_collection(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store, content=b"one")
+    publish(sessions, store, content=b"one")
+    sha256 = store.put([b"one"]).sha256
+    for number, gone in ((1, []), (2, [sha256])):
+        with sessions.begin() as session:
+            versions.remove(session, "fraud", number)
+        _age(store, sha256)
+        assert _collect(sessions, store).blobs == gone
+
+
+def test_interrupted_uploads_go_after_their_grace_but_not_in_a_dry_run(
+    sessions: Sessions, store: Store
+) -> None:
+    left = store.incoming / "left"
+    left.write_bytes(b"half")
+    assert _collect(sessions, store).interrupted_uploads == 0
+    os.utime(left, (1, 1))
+    assert _collect(sessions, store, dry_run=True).interrupted_uploads == 0
+    assert left.exists()
+    assert _collect(sessions, store).interrupted_uploads == 1
+    assert not left.exists()
+
+
+def test_publishing_starts_the_grace_of_an_old_upload_anew(sessions: Sessions, store: Store) -> None:
+    sha256 = _put_old(store, b"model")
+    with sessions() as session:
+        new = versions.NewVersion(model="fraud", artifact=sha256, format="onnx")
+        versions.publish(session, store, new, by="ann")
+        session.rollback()
+    assert _collect(sessions, store).blobs == []
+
+
+def test_no_published_version_loses_its_blob_to_a_collection_at_the_same_moment(
+    sessions: Sessions, store: Store
+) -> None:
+    """Each blob is old enough to go; it either goes before the publish, which is refused, or stays."""
+    blobs = [_put_old(store, f"blob {i}".encode()) for i in range(40)]
+    published: list[str] = []
+
+    def publish_all() -> None:
+        for sha256 in blobs:
+            try:
+                with sessions.begin() as session:
+                    new = versions.NewVersion(model="fraud", artifact=sha256, format="onnx")
+                    versions.publish(session, store, new, by="ann")
+            except Invalid:  # collected
+                continue
+            published.append(sha256)
+
+    def collect() -> list[str]:
+        return [gone for _ in range(10) for gone in _collect(sessions, store).blobs]
+
+    _, gone = threads(publish_all, collect)
+    assert sorted([*published, *gone]) == sorted(blobs)  # type: ignore[misc]
+    with db.reading(sessions) as session:
+        for version in versions.search(session, "fraud").items if published else ():
+            assert store.path(version.artifact).is_file()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_empty_store_collects_nothing(sessions: Sessions, store: Store, dry_run: bool) -> None:
+    assert _collect(sessions, store, dry_run=dry_run) == garbage.Collected([], 0, 0, 0, dry_run)
