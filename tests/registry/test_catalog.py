@@ -1,0 +1,53 @@
+"""The catalogue shows each model as its champion, or else as its newest ready version."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry import catalog, db, versions
+from registry.artifacts import Store
+from registry.build.job import Built
+from registry.catalog import Entry
+from registry.db import Sessions
+from registry.errors import NotFound
+from registry.signature import Signature
+from tests.registry.helpers import SIGNATURE, build, promote, publish, publish_ready
+
+
+def _shown(sessions: Sessions, name: str | None = None) -> list[tuple[str, int, str | None]]:
+    with db.reading(sessions) as session:
+        return [(e.name, e.version, e.alias) for e in catalog.entries(session, name)]
+
+
+def test_a_model_is_shown_as_its_champion_else_its_newest_ready_version(
+    sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store, "fraud", 3)
+    publish_ready(sessions, store, "churn", 2)
+    publish_ready(sessions, store, "spam", 2)
+    publish(sessions, store, "spam")
+    publish(sessions, store, "new")
+    promote(sessions, 2)
+    promote(sessions, 1, model="churn", alias="challenger")
+    with sessions.begin() as session:
+        versions.edit(session, "spam", 2, archived=True)
+    shown = [("churn", 2, None), ("fraud", 2, "champion"), ("spam", 1, None)]
+    assert _shown(sessions) == shown
+    assert [_shown(sessions, name)[0] for name, *_ in shown] == shown
+
+
+def test_an_entry_says_what_a_page_needs(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store, description="Scores payments")
+    with db.reading(sessions) as session:
+        (entry,) = catalog.entries(session)
+    assert entry[:-1] == Entry("fraud", 1, None, "onnx", "Scores payments", {})[:-1]
+    assert Signature.from_json(entry.signature) == SIGNATURE
+
+
+def test_what_cannot_answer_is_not_in_it(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store)
+    build(sessions, Built(state="rejected", report={"reason": "no"}))
+    assert _shown(sessions) == []
+    for name in ("fraud", "nobody"):
+        with pytest.raises(NotFound, match="model with a version that is ready"):
+            _shown(sessions, name)

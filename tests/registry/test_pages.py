@@ -1,0 +1,45 @@
+"""Page tokens lead on from where a page ended, and nothing else passes for one."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from registry.errors import Invalid
+from registry.pages import after, cut
+
+
+@pytest.mark.parametrize("key", ["a", "größe/_-.", "", 0, 1, -3, 2**62])
+def test_a_token_carries_the_last_key(key: str | int) -> None:
+    page = cut([0, 1, 2], 2, lambda _: key)
+    assert page.items == [0, 1]
+    assert after(page.next_token, type(key)) == key
+
+
+@pytest.mark.parametrize("rows", [[], [1], [1, 2]])
+def test_the_last_page_has_no_token(rows: list[int]) -> None:
+    assert cut(rows, 2, lambda r: r) == (rows, None)
+
+
+def test_without_a_token_pages_start_at_the_front() -> None:
+    assert after(None, int) is None
+
+
+def _token(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode()
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", "x", "ä", "====", _token(b"'"), _token(b"1.5"), _token(b"true"), _token(b'"7"'), _token(b"9" * 30)],
+)
+def test_another_token_is_refused_by_name(token: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        after(token, int)
+    assert caught.value.errors[0].field == "page_token"
+
+
+def test_a_token_of_a_list_by_number_is_none_of_a_list_by_name() -> None:
+    with pytest.raises(Invalid):
+        after(_token(b"7"), str)
