@@ -1,4 +1,4 @@
 """The registry's schema, step by step (Alembic). `registry.db.migrate` runs it."""
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision: lets a server see that there is nothing to migrate without importing Alembic."""

@@ -51,8 +51,8 @@ def promote(
         raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be {alias}")
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # as of the lock, not before
     if row is not None and row.version_id == version.id:
-        if row.edge_percent != edge_percent:
-            row.edge_percent = edge_percent
+        if (row.edge_percent, row.edge_halted) != (edge_percent, None):
+            row.edge_percent, row.edge_halted = edge_percent, None
             changes.note(session, "model", model)
         return row
     event = _event(session, owner, alias, version.number, "promote", by, reason, row)
@@ -168,7 +168,8 @@ def _point(
     if row is None:
         row = AliasRow(model_id=owner.id, name=event.alias)
         session.add(row)
-    row.version, row.event, row.edge_percent = version, event, edge_percent
+    row.version, row.event = version, event
+    row.edge_percent, row.edge_halted = edge_percent, None
     changes.note(session, "model", owner.name)
     session.flush()
     return row

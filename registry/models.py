@@ -14,7 +14,7 @@ from registry import changes, queue
 from registry.errors import InUse, NotFound
 from registry.names import check_name
 from registry.pages import Page, after, cut
-from registry.tables import AliasEventRow, AliasRow, ModelRow, TagRow, VersionRow
+from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
 
 
 class Summary(NamedTuple):
@@ -110,6 +110,7 @@ def remove(session: Session, name: str) -> None:
     if aliases:
         raise InUse(f"{name} is still served as {', '.join(sorted(aliases))}; delete the alias first")
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
+    session.execute(delete(DeviceReportRow).where(DeviceReportRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
     changes.note(session, "model", name)

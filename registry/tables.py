@@ -122,7 +122,8 @@ class AliasRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
     event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)
-    edge_percent: Mapped[int | None]
+    edge_percent: Mapped[int | None]  # of the devices get `version`, the others the one before; None: all
+    edge_halted: Mapped[str | None]  # why the rollout stopped by itself
 
     version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
     model: Mapped[ModelRow] = relationship(viewonly=True)
@@ -146,6 +147,49 @@ class AliasEventRow(Base):
     previous_id: Mapped[int | None] = mapped_column(  # where a rollback goes
         ForeignKey("alias_events.id"), index=True
     )
+
+
+class ExportRow(Base):
+    """A version as a .tflite file: what was asked for, and what the exporter made of it."""
+
+    __tablename__ = "exports"
+    __table_args__ = (NEVER_AGAIN,)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), index=True)
+    state: Mapped[str]  # building -> ready | rejected
+    # what was asked for
+    format: Mapped[str]
+    quantize: Mapped[str]
+    calibration: Mapped[dict[str, Any] | None]  # {"artifact", "media_type"}
+    bounds: Mapped[dict[str, Any]]  # max_disagreement, max_accuracy_drop, max_bytes
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    created_by: Mapped[str]
+    # what the exporter made of it
+    blob: Mapped[str | None] = mapped_column(index=True)
+    bytes: Mapped[int | None]
+    zstd: Mapped[str | None]  # the blob of the same file, compressed
+    min_runtime: Mapped[str | None]
+    report: Mapped[dict[str, Any] | None]
+    finished_at: Mapped[datetime | None]
+
+    version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
+
+
+class DeviceReportRow(Base):
+    """What a device says of a version that it installed. The newest word of a device counts."""
+
+    __tablename__ = "device_reports"
+    __table_args__ = (Index(None, "model_id", "version", "device"), NEVER_AGAIN)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    version: Mapped[int]
+    device: Mapped[str]
+    status: Mapped[str]  # ok, failed
+    latency_ms: Mapped[float | None]
+    message: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(default=now, index=True)
 
 
 class KeyRow(Base):

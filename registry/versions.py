@@ -72,9 +72,9 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
         )
     owner = models.lock_or_create(session, new.model, by)
     hold_blobs(session, shared=True)
-    _require_blob(store, new.artifact, "artifact")
+    require_blob(store, new.artifact, "artifact")
     if new.example is not None:
-        _require_blob(store, new.example["artifact"], "example.artifact")
+        require_blob(store, new.example["artifact"], "example.artifact")
     owner.last_number += 1
     version = VersionRow(
         model=owner,
@@ -252,7 +252,7 @@ def _take_alias(session: Session, owner: ModelRow, version: VersionRow, alias: s
         aliases.promote(session, owner.name, alias, version.number, by=version.created_by, reason=reason)
 
 
-def _require_blob(store: Store, sha256: str, field: str) -> None:
+def require_blob(store: Store, sha256: str, field: str) -> None:
     check_sha256(sha256, field)
     if not store.touch(sha256):
         raise Invalid(

@@ -35,3 +35,45 @@ class Built(msgspec.Struct, kw_only=True):
     lineage: dict[str, Any] = msgspec.field(default_factory=dict)
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
     servable: str | None = None  # a file name in `out`; None when `isolated` serves the artifact itself
+
+
+Quantize = Literal["none", "float16", "dynamic", "int8"]
+
+
+class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an export must hold to be served; None does not ask."""
+
+    max_disagreement: float | None = None  # share of rows with another label; regression: relative error
+    max_accuracy_drop: float | None = (
+        None  # accuracy of the source minus the export's, on the example's labels
+    )
+    max_bytes: int | None = None
+
+
+class ExportJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A ready version to be written as .tflite. All paths are absolute and on this machine."""
+
+    artifact: str
+    format: Format  # the version's
+    signature: Signature
+    model: str
+    version: int
+    out: str  # an existing, empty directory: the files that `Exported` names are in it
+    quantize: Quantize = "none"
+    bounds: Bounds = Bounds()
+    example: str | None = None
+    example_media_type: str | None = None
+    target: str | None = None
+    calibration: str | None = None  # rows for int8; the example when there are none
+    calibration_media_type: str | None = None
+    memory_mb: int = 8192
+
+
+class Exported(msgspec.Struct, kw_only=True):
+    """What became of it. For a rejected export `report["reason"]` says why."""
+
+    state: Literal["ready", "rejected"]
+    report: dict[str, Any]
+    file: str | None = None  # the .tflite, a file name in `out`
+    zstd: str | None = None  # the same, compressed
+    min_runtime: str | None = None

@@ -154,6 +154,7 @@ class AliasRecord(BaseModel):
     alias: str
     version: int
     edge_percent: int | None
+    edge_halted: str | None
     at: datetime
     by: str
     reason: str | None
@@ -165,6 +166,7 @@ class AliasRecord(BaseModel):
             alias=row.name,
             version=row.version.number,
             edge_percent=row.edge_percent,
+            edge_halted=row.edge_halted,
             at=row.event.at,
             by=row.event.by,
             reason=row.event.reason,
@@ -178,7 +180,7 @@ class MoveRecord(BaseModel):
     at: datetime
     by: str
     reason: str | None
-    action: Literal["promote", "rollback", "delete"]
+    action: Literal["promote", "rollback", "delete", "halt"]
 
     @classmethod
     def of(cls, row: AliasEventRow) -> MoveRecord:

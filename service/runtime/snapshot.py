@@ -12,16 +12,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
+from datetime import datetime
 
 import msgspec
 from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, noload
 
 from registry import changes, db, keys
-from registry.aliases import CHAMPION
+from registry.aliases import CHAMPION, rollback_target
 from registry.errors import NotFound, NotReady
 from registry.keys import Key
-from registry.tables import AliasRow, ModelRow, VersionRow
+from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
 from service import telemetry
 
 POLL_S = 0.1
@@ -37,10 +38,32 @@ class Version(msgspec.Struct, frozen=True):
     state: str
 
 
+class Export(msgspec.Struct, frozen=True):
+    """A .tflite file that is ready."""
+
+    id: int
+    version: int
+    quantize: str
+    sha256: str
+    bytes: int
+    zstd: str | None  # the blob of the same file, compressed
+    min_runtime: str
+    created_at: datetime
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """Of the alias's devices `percent` get its version, the others `previous`."""
+
+    percent: int
+    previous: int | None
+
+
 class Model(msgspec.Struct, frozen=True):
     name: str
-    versions: dict[int, Version]
-    aliases: dict[str, int]
+    versions: dict[int, Version] = {}
+    aliases: dict[str, int] = {}
+    exports: dict[int, list[Export]] = {}  # by version number, newest first
+    rollouts: dict[str, Rollout] = {}  # by alias, where not every device gets its version
 
 
 class State(msgspec.Struct, frozen=True):
@@ -170,7 +193,7 @@ def _models(session: Session, names: Collection[str] | None = None) -> dict[str,
     picked = select(ModelRow.id, ModelRow.name)
     if names is not None:
         picked = picked.where(ModelRow.name.in_(names))
-    found = {row.id: Model(row.name, {}, {}) for row in session.execute(picked)}
+    found = {row.id: Model(row.name) for row in session.execute(picked)}
     versions = select(VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state)
     aliases = select(AliasRow.model_id, AliasRow.name, VersionRow.number).join(
         VersionRow, VersionRow.id == AliasRow.version_id
@@ -184,4 +207,40 @@ def _models(session: Session, names: Collection[str] | None = None) -> dict[str,
     for model_id, alias, number in session.execute(aliases):
         if model_id in found:
             found[model_id].aliases[alias] = number
+    _add_edge(session, found, everything=names is None)
     return {m.name: m for m in found.values()}
+
+
+def _add_edge(session: Session, found: dict[int, Model], everything: bool) -> None:
+    exports = (
+        select(VersionRow.model_id, VersionRow.number, ExportRow)
+        .join(VersionRow, VersionRow.id == ExportRow.version_id)
+        .where(ExportRow.state == "ready")
+        .order_by(ExportRow.id.desc())
+        .options(noload(ExportRow.version))
+    )
+    rollouts = select(AliasRow).where(AliasRow.edge_percent.is_not(None))
+    if not everything:
+        exports = exports.where(VersionRow.model_id.in_(found))
+        rollouts = rollouts.where(AliasRow.model_id.in_(found))
+    for model_id, number, row in session.execute(exports):
+        if model_id in found:
+            found[model_id].exports.setdefault(number, []).append(_export(number, row))
+    for alias in session.scalars(rollouts):
+        if alias.model_id in found:
+            target = rollback_target(session, alias)
+            previous = None if target is None else target[1].number
+            found[alias.model_id].rollouts[alias.name] = Rollout(alias.edge_percent or 0, previous)
+
+
+def _export(number: int, row: ExportRow) -> Export:
+    return Export(
+        id=row.id,
+        version=number,
+        quantize=row.quantize,
+        sha256=row.blob or "",
+        bytes=row.bytes or 0,
+        zstd=row.zstd,
+        min_runtime=row.min_runtime or "",
+        created_at=row.created_at,
+    )
