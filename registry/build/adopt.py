@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from registry.build import describe, gate, graph, rowset
@@ -40,13 +39,15 @@ class Adopted:
         """Raises `Refused` when the file is no graph that passes the gate."""
         try:
             self.model = onnx.load_model(path, load_external_data=False)
-        except (DecodeError, ValueError) as error:
+        except Exception as error:  # protobuf's DecodeError, whose stubs we don't have
             raise Refused("the file is no ONNX graph") from error
         self.warnings: list[str] = []
         self.sample = sample
         self.corrections = corrections
-        self.classes = _strip_zipmap(self.model) or _class_attribute(self.model)
+        classes = _strip_zipmap(self.model)
         gate.check(self.model)
+        _label_first(self.model)
+        self.classes = classes or _class_constant(self.model)
 
     def serve(self, out: Path, load: Callable[[Path, Signature], Any]) -> tuple[Signature, Rows | None, Any]:
         """Writes the graph to `out`, and returns its signature, the example's rows and the runtime.
@@ -55,7 +56,6 @@ class Adopted:
         """
         inputs, columns = self._inputs()
         rows = describe.table(inputs, self.sample) if self.sample is not None else None
-        _label_first(self.model)
         task = self.corrections.task or _task(self.model)
         first = Signature(task, inputs, _outputs(self.model, task))
         probe = rowset.kinds(None, first, rows)
@@ -80,7 +80,9 @@ class Adopted:
         dims = [i.type.tensor_type.shape.dim for i in given]
         for shape in dims:
             if len(shape) not in (1, 2):
-                raise Refused(f"the graph takes {len(shape)}-dimensional tensors; rows of features have 1 or 2")
+                raise Refused(
+                    f"the graph takes {len(shape)}-dimensional tensors; rows of features have 1 or 2"
+                )
             shape[0].Clear()
             shape[0].dim_param = "N"
         if len(given) == 1 and len(dims[0]) == 2:
@@ -134,7 +136,6 @@ class Adopted:
             typed.append(Output(output.name, output.dtype, shape, classes))
         if typed[0].name == "label" and len(typed) == 2 and typed[0].classes is None:
             typed[0] = Output("label", typed[0].dtype, typed[0].shape, typed[1].classes)
-        # the classes are what was given: nothing is left for `check_outputs` to contradict
         return tuple(typed)
 
     def _numbered(self, signature: Signature, count: int) -> tuple[Scalar, ...]:
@@ -158,15 +159,21 @@ def _strip_zipmap(model: ModelProto) -> tuple[Scalar, ...] | None:
     return None
 
 
-def _class_attribute(model: ModelProto) -> tuple[Scalar, ...] | None:
-    """From a classifier node, or from the constant that converters look labels up in."""
+def _class_constant(model: ModelProto) -> tuple[Scalar, ...] | None:
+    """From a classifier node, or from the constant that the label is looked up in."""
     for node in model.graph.node:
         if node.op_type.endswith("Classifier") and (classes := _classes(node)):
             return classes
-    for tensor in model.graph.initializer:
-        if tensor.name.startswith("classes") and len(tensor.dims) == 1:
-            values = numpy_helper.to_array(tensor).tolist()
-            return tuple(v.decode() if isinstance(v, bytes) else v for v in values)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    constants = {t.name: t for t in model.graph.initializer}
+    for output in model.graph.output:
+        name = output.name
+        while name in made_by and made_by[name].input:  # a graph has no circles: the checker saw to it
+            name = made_by[name].input[0]
+            if name in constants and len(constants[name].dims) == 1:
+                values = numpy_helper.to_array(constants[name]).tolist()
+                return tuple(v.decode() if isinstance(v, bytes) else v for v in values)
+        break
     return None
 
 
@@ -191,10 +198,10 @@ def _label_first(model: ModelProto) -> None:
     outputs = list(model.graph.output)
     labels = [o for o in outputs if o.type.tensor_type.elem_type in DTYPES and _dtype(o) in LABELS]
     if len(labels) == 1 and labels[0] is not outputs[0]:
-        copies = [ValueInfoProto.FromString(o.SerializeToString()) for o in (labels[0], *outputs) if o is not None]
+        ordered = [labels[0], *(o for o in outputs if o is not labels[0])]
+        copies = [ValueInfoProto.FromString(o.SerializeToString()) for o in ordered]
         del model.graph.output[:]
-        seen: set[str] = set()
-        model.graph.output.extend(c for c in copies if not (c.name in seen or seen.add(c.name)))  # type: ignore[func-returns-value]
+        model.graph.output.extend(copies)
 
 
 def _task(model: ModelProto) -> Task:

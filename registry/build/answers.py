@@ -112,7 +112,7 @@ def scalars(values: Array) -> tuple[Scalar, ...]:
 
 def _plain(values: Array) -> DType:
     """The signature's dtype for an array of the estimator's. Raises `Refused` for mixed objects."""
-    kind = values.dtype.kind
+    kind: str = values.dtype.kind
     if kind == "O":
         kinds = {"s" if isinstance(v, str) else np.asarray(v).dtype.kind for v in values.ravel().tolist()}
         kind = (

@@ -38,6 +38,8 @@ def _walk(model: Any, columns: list[int | None]) -> Iterator[tuple[int | None, t
             if not isinstance(transformer, str):
                 picked = model._transformer_to_input_indices.get(name, [])
                 yield from _walk(transformer, [columns[i] for i in picked])
+    elif hasattr(model, "vocabulary_") and hasattr(model, "separator"):  # DictVectorizer
+        yield from _records(model, columns)
     elif hasattr(model, "categories_"):
         for column, values in zip(columns, model.categories_, strict=False):
             yield column, _scalars(values)
@@ -46,6 +48,13 @@ def _walk(model: Any, columns: list[int | None]) -> Iterator[tuple[int | None, t
     else:
         for inner in _inside(model):
             yield from _walk(inner, columns)
+
+
+def _records(model: Any, columns: list[int | None]) -> Iterator[tuple[int | None, tuple[Scalar, ...]]]:
+    """A DictVectorizer names what it has seen of a string `city=Rome`, and numbers by themselves."""
+    pairs = [str(name).partition(model.separator) for name in model.feature_names_]
+    for column, field in zip(columns, dict.fromkeys(name for name, _, _ in pairs), strict=False):
+        yield column, tuple(value for name, between, value in pairs if name == field and between)
 
 
 def _inside(model: Any) -> list[Any]:

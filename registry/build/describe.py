@@ -42,7 +42,8 @@ def describe(model: Any, sample: Example | None, corrections: given.Corrections)
     kind = intake.kind(model)
     warnings: list[str] = []
     names = _names(model, kind, sample, corrections, warnings)
-    inputs = tuple(describe_input(name, sample, corrections.dtype(name)) for name in names)
+    silent: DType | None = "string" if kind == "texts" else None
+    inputs = tuple(describe_input(name, sample, corrections.dtype(name) or silent) for name in names)
     inputs = corrections.apply(_with_categories(inputs, categories.known(model, names), sample))
     task = corrections.pick_task(intake.name(model), answers.tasks(model))
     rows = table(inputs, sample) if sample is not None else None
@@ -202,11 +203,15 @@ def _kept(
         if i.name in holed
         and (not i.nullable or not _runs(model, kind, task, inputs, replaced(base, inputs, i.name, None)))
     ]
-    warnings.append(f"missing values in {_list(refused)} are refused by the model or the given signature: rows left out")
+    warnings.append(
+        f"missing values in {_list(refused)} are refused by the model or the given signature: rows left out"
+    )
     for i, holes in zip(inputs, missing, strict=True):
         if i.name in refused:
             everything &= ~holes
-    return tuple(msgspec.structs.replace(i, nullable=i.nullable and i.name not in refused) for i in inputs), everything
+    return tuple(
+        msgspec.structs.replace(i, nullable=i.nullable and i.name not in refused) for i in inputs
+    ), everything
 
 
 def _with_gaps(rows: Rows, missing: list[Array]) -> Rows:
@@ -244,7 +249,7 @@ def _measure_closed(
     for i in inputs:
         closed = False
         if i.categories:
-            other: Scalar = UNKNOWN if i.dtype == "string" else float(max(i.categories)) + 1  # type: ignore[type-var]
+            other: Scalar = UNKNOWN if i.dtype == "string" else max(map(float, i.categories)) + 1
             closed = not _runs(model, kind, task, inputs, replaced(base, inputs, i.name, other))
         measured.append(msgspec.structs.replace(i, closed=closed))
     return tuple(measured)

@@ -22,7 +22,7 @@ MAX_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Example:
-    """Columns by name, in the file's order; each is float64, float32, int64, bool or string, null = missing."""
+    """Columns by name, in the file's order, each of a signature's five types; null is missing."""
 
     columns: dict[str, pa.Array]
     target: pa.Array | None = None  # the true values, when the job names such a column
@@ -131,28 +131,21 @@ _ARROW: dict[str, pa.DataType] = {
 
 def cast(name: str, column: pa.Array, dtype: DType) -> pa.Array:
     """`column` as `dtype`. Raises `Refused`, naming the column, when a value would change by it."""
-    if dtype == "bool" and pa.types.is_floating(column.type):
-        column = cast(name, column, "int64")
-    if (
-        dtype == "bool"
-        and pa.types.is_integer(column.type)
-        and pc.all(pc.is_in(column, pa.array([0, 1]))).as_py()
-    ):
-        return column.cast(pa.bool_())
     safe = dtype != "float32"  # rounding to float32 is what choosing it means
     try:
-        if (dtype == "bool") != pa.types.is_boolean(column.type) and dtype == "bool":
-            raise pa.ArrowInvalid(f"{column.type} is not 0 or 1 throughout")
-        return column.cast(_ARROW[dtype], safe=safe)
+        if dtype != "bool" or pa.types.is_boolean(column.type):
+            return column.cast(_ARROW[dtype], safe=safe)
+        whole = column.cast(pa.int64())
+        if not pc.all(pc.is_in(whole.drop_null(), pa.array([0, 1]))).as_py():
+            raise pa.ArrowInvalid("it holds more than 0 and 1")
+        return whole.cast(pa.bool_())
     except pa.ArrowException as error:
         raise Refused(f"the example's column {name!r} does not fit the dtype {dtype}: {error}") from error
 
 
 def to_numpy(column: pa.Array, dtype: DType) -> Array:
     """As in `registry.rows.Rows.columns`: missing numbers NaN, missing strings None."""
-    if dtype == "string":
-        return column.to_numpy(zero_copy_only=False).astype(object)
-    if column.null_count and dtype in ("int64", "bool"):
-        column = column.cast(pa.int64()) if dtype == "bool" else column
-        column = column.cast(pa.float64())
-    return column.to_numpy(zero_copy_only=False).copy()
+    if dtype != "string" and dtype != "float32" and column.null_count:
+        column = (column.cast(pa.int64()) if dtype == "bool" else column).cast(pa.float64())
+    array: Array = column.to_numpy(zero_copy_only=False)
+    return array.astype(object) if dtype == "string" else array.copy()

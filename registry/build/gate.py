@@ -106,7 +106,9 @@ def _check_flat(attributes: dict[str, AttributeProto]) -> None:
     _check_acyclic("TreeEnsemble", nodes, ends[0], ends[1], end + 1, shared=end)
 
 
-def _check_acyclic(what: str, parents: Array, left: Array, right: Array, count: int, shared: int = -1) -> None:
+def _check_acyclic(
+    what: str, parents: Array, left: Array, right: Array, count: int, shared: int = -1
+) -> None:
     """Peels nodes off from the roots, a level at a time; what is left over hangs in a circle."""
     children = np.concatenate([left, right])
     real = children[children != shared]
@@ -125,4 +127,6 @@ def _check_acyclic(what: str, parents: Array, left: Array, right: Array, count: 
 
 
 def _ints(attributes: dict[str, AttributeProto], name: str) -> Array:
-    return np.array(attributes[name].ints, dtype=np.int64) if name in attributes else np.empty(0, dtype=np.int64)
+    return (
+        np.array(attributes[name].ints, dtype=np.int64) if name in attributes else np.empty(0, dtype=np.int64)
+    )

@@ -29,7 +29,9 @@ def name_values(model: ModelProto, signature: Signature, columns: bool) -> None:
     features = [i.name for i in signature.inputs] if columns else [graph.input[0].name]
     inputs = [name + INPUT_SUFFIX if name in targets else name for name in features]
     mapping = dict(zip((i.name for i in graph.input), inputs, strict=True))
-    used = {name for node in graph.node for name in (*node.input, *node.output)} | {i.name for i in graph.initializer}
+    used = {name for node in graph.node for name in (*node.input, *node.output)} | {
+        i.name for i in graph.initializer
+    }
     for name in (used & {*targets, *inputs}) - mapping.keys():
         room = name + "_"
         while room in used or room in inputs:
@@ -49,9 +51,15 @@ def _name_outputs(graph: GraphProto, signature: Signature) -> None:
         source = found[min(number, len(found) - 1)].name
         if target:
             source = _take(graph, found[0] if last == "label" else found[-1], int(target[1:]), last)
-        operator, attributes = ("Identity", {}) if output.dtype == "string" else ("Cast", {"to": _ONNX[output.dtype]})
-        graph.node.append(helper.make_node(operator, [source], [output.name], name=f"as.{output.name}", **attributes))
-        outputs.append(helper.make_tensor_value_info(output.name, _ONNX[output.dtype], [None] * len(output.shape)))
+        operator, attributes = (
+            ("Identity", {}) if output.dtype == "string" else ("Cast", {"to": _ONNX[output.dtype]})
+        )
+        graph.node.append(
+            helper.make_node(operator, [source], [output.name], name=f"as.{output.name}", **attributes)
+        )
+        outputs.append(
+            helper.make_tensor_value_info(output.name, _ONNX[output.dtype], [None] * len(output.shape))
+        )
     del graph.output[:]
     graph.output.extend(outputs)
 
@@ -77,7 +85,9 @@ def _take(graph: GraphProto, source: ValueInfoProto, target: int, last: str) -> 
         node = helper.make_node("SequenceAt", [source.name, index], [taken], name=f"take.{target}.{last}")
     else:
         axis = 1 if last == "label" else 0
-        node = helper.make_node("Gather", [source.name, index], [taken], name=f"take.{target}.{last}", axis=axis)
+        node = helper.make_node(
+            "Gather", [source.name, index], [taken], name=f"take.{target}.{last}", axis=axis
+        )
     graph.node.append(node)
     return taken
 

@@ -55,10 +55,7 @@ def width(model: Any) -> int | None:
 
 def first(model: Any) -> Any:
     """What sees the rows first: a pipeline's first step, the estimator inside a search."""
-    last = model
-    for last in _inwards(model):
-        pass
-    return last
+    return list(_inwards(model))[-1]
 
 
 def _inwards(model: Any) -> Iterator[Any]:

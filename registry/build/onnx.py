@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnx import ModelProto
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.exceptions import MissingShapeCalculator
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
-from skl2onnx import convert_sklearn
-from skl2onnx.common.exceptions import MissingShapeCalculator
-from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 
 from registry.build import graph, intake, onnx_converters, onnx_imputer
 from registry.errors import Refused
@@ -58,7 +58,9 @@ def convert(model: Any, signature: Signature, candidate: Candidate) -> ModelProt
     """The graph, its outputs named as the signature's. Raises whatever the converter raises."""
     for part in inside(model):
         if signature.task == "classification" and hasattr(part, "flatten_transform"):
-            part.flatten_transform = False  # of voting's transform; the converter wants it so, predict ignores it
+            part.flatten_transform = (
+                False  # of voting's transform; the converter wants it so, predict ignores it
+            )
     converted = _converted(model, _types(signature, candidate))
     if candidate.floats == "float64":
         graph.round_tree_inputs(converted.graph)
@@ -70,7 +72,9 @@ def _converted(model: Any, types: list[tuple[str, Any]]) -> ModelProto:
     """Without a ZipMap: probabilities are an array. Classifiers that never have one don't know the option."""
     options = {id(model): {"zipmap": False}} if is_classifier(model) else None
     try:
-        converted: ModelProto = convert_sklearn(model, initial_types=types, options=options, target_opset=OPSET)
+        converted: ModelProto = convert_sklearn(
+            model, initial_types=types, options=options, target_opset=OPSET
+        )
     except MissingShapeCalculator as error:
         missing = str(error).partition("'sklearn.")[2].partition("'")[0].rpartition(".")[2]
         raise Refused(f"there is no converter for {missing or intake.name(model)}") from error

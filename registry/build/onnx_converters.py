@@ -22,7 +22,12 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 from sklearn.ensemble._iforest import _average_path_length
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
+from sklearn.tree import (
+    DecisionTreeClassifier,
+    DecisionTreeRegressor,
+    ExtraTreeClassifier,
+    ExtraTreeRegressor,
+)
 
 from registry.build.onnx_forest import Nodes, Table, from_predictor, from_tree
 from registry.rows import Array
@@ -52,7 +57,9 @@ def _raw_boosted(nodes: Nodes, model: Any) -> str:
         raise NotImplementedError("histogram boosting with categorical features")
     width = model.n_trees_per_iteration_
     tables: list[Table] = [
-        from_predictor(predictor, k, width) for iteration in model._predictors for k, predictor in enumerate(iteration)
+        from_predictor(predictor, k, width)
+        for iteration in model._predictors
+        for k, predictor in enumerate(iteration)
     ]
     baseline = np.asarray(model._baseline_prediction, dtype=np.float64).ravel()
     return nodes.add("Add", nodes.trees(tables, rounded=False), nodes.double(*baseline.tolist()), version=14)
@@ -93,7 +100,9 @@ def gradient_classifier(scope: Any, operator: Any, container: Any) -> None:
     model, nodes = operator.raw_operator, Nodes(scope, operator, container)
     raw = _raw_gradient(nodes, model)
     if model.n_trees_per_iteration_ > 1:
-        _answer(nodes, operator, nodes.add("Softmax", raw, axis=1), nodes.add("ArgMax", raw, axis=1, keepdims=0))
+        _answer(
+            nodes, operator, nodes.add("Softmax", raw, axis=1), nodes.add("ArgMax", raw, axis=1, keepdims=0)
+        )
         return
     positive = nodes.cast(nodes.add("GreaterOrEqual", raw, nodes.double(0.0), version=16), TensorProto.INT64)
     index = nodes.add("Reshape", positive, nodes.constant(TensorProto.INT64, [1], [-1]))
@@ -174,18 +183,16 @@ CONVERTERS: dict[type, Any] = {
 def register() -> None:
     for estimator, ours in CONVERTERS.items():
         alias = f"Sklearn{estimator.__name__}"
-        options: dict[str, Any] | None = None
+        choices = ["decision_path", "decision_leaf", "score_samples"]
         if "Classifier" in alias:
-            options = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
-            options |= dict.fromkeys(("raw_scores", "output_class_labels"), [True, False])
-        options = (options or {}) | dict.fromkeys(("decision_path", "decision_leaf", "score_samples"), [True, False])
+            choices += ["zipmap", "nocl", "raw_scores", "output_class_labels"]
         update_registered_converter(
             estimator,
             alias,
             _shapes(get_shape_calculator(alias)),
             _or_library(ours, get_converter(alias)),
             overwrite=True,
-            options=options,
+            options={choice: [True, False] for choice in choices},
         )
 
 

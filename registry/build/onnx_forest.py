@@ -49,7 +49,9 @@ def from_predictor(predictor: Any, target: int, targets: int) -> Table:
     values = np.zeros((len(nodes), targets))
     values[:, target] = nodes["value"]
     left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
-    return Table(nodes["feature_idx"], nodes["num_threshold"], left, right, nodes["missing_go_to_left"], values)
+    return Table(
+        nodes["feature_idx"], nodes["num_threshold"], left, right, nodes["missing_go_to_left"], values
+    )
 
 
 def attributes(tables: list[Table]) -> dict[str, Any]:
@@ -71,7 +73,9 @@ def attributes(tables: list[Table]) -> dict[str, Any]:
         "nodes_nodeids": node.tolist(),
         "nodes_featureids": branch("feature"),
         "nodes_modes": np.where(inner, "BRANCH_LEQ", "LEAF").tolist(),
-        "nodes_values_as_tensor": _doubles(np.where(inner, np.concatenate([t.threshold for t in tables]), 0.0)),
+        "nodes_values_as_tensor": _doubles(
+            np.where(inner, np.concatenate([t.threshold for t in tables]), 0.0)
+        ),
         "nodes_truenodeids": branch("left"),
         "nodes_falsenodeids": branch("right"),
         "nodes_missing_value_tracks_true": branch("missing_left"),
@@ -110,7 +114,9 @@ class Nodes:
         self._container = container
         self.input = operator.inputs[0].full_name
 
-    def add(self, kind: str, *inputs: str, version: int = 13, out: str | None = None, **attributes: Any) -> str:
+    def add(
+        self, kind: str, *inputs: str, version: int = 13, out: str | None = None, **attributes: Any
+    ) -> str:
         output = out or str(self._scope.get_unique_variable_name(kind.lower()))
         name = self._scope.get_unique_operator_name(kind)
         self._container.add_node(kind, list(inputs), [output], name=name, op_version=version, **attributes)

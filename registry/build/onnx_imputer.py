@@ -1,4 +1,4 @@
-"""SimpleImputer in ONNX for strings, doubles and whole numbers; the library's own has float32 numbers only."""
+"""SimpleImputer in ONNX for strings, doubles and whole numbers; the library has float32 numbers only."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     output = operator.outputs[0]
     width = [1, len(fill)]
     if isinstance(output.type, StringTensorType):
-        known = {"keys_strings": [MISSING_STRING], "values_int64s": [1], "default_int64": 0}
-        missing = nodes.cast(nodes.add("LabelEncoder", rows, version=2, op_domain="ai.onnx.ml", **known), TensorProto.BOOL)
+        known: dict[str, Any] = {"keys_strings": [MISSING_STRING], "values_int64s": [1], "default_int64": 0}
+        found = nodes.add("LabelEncoder", rows, version=2, op_domain="ai.onnx.ml", **known)
+        missing = nodes.cast(found, TensorProto.BOOL)
         values = nodes.constant(TensorProto.STRING, width, [str(v).encode() for v in fill])
         nodes.add("Where", missing, values, rows, version=9, out=output.full_name)
         return

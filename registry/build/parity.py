@@ -40,7 +40,7 @@ class Block:
 
 
 class Figures(msgspec.Struct, kw_only=True):
-    """How far a candidate is from the reference. Differences are of probabilities, values, scores, vectors."""
+    """How far a candidate is from the reference; differences are of anything but labels."""
 
     rows: dict[str, int]
     label_mismatches: int = 0
@@ -67,24 +67,21 @@ def reference(answer: Answer, kinds: dict[str, Rows]) -> list[Block]:
 def _taken(answer: Answer, rows: Rows) -> tuple[Rows, Outputs | None]:
     if not len(rows):
         return rows, None
-    try:
-        return rows, answer(rows)
-    except Exception:  # an estimator may raise anything for rows outside its domain
-        pass
+    if (whole := _answers(answer, rows)) is not None:
+        return rows, whole
     chosen = np.unique(np.linspace(0, len(rows) - 1, REFUSED_TRIES).astype(int))
-    good = [i for i in chosen.tolist() if _answers(answer, rows.take([i]))]
+    good = [i for i in chosen.tolist() if _answers(answer, rows.take([i])) is not None]
     if not good:
-        return rows.take([]), None
+        return rows, None
     rows = rows.take(good)
-    return rows, answer(rows)
+    return rows, _answers(answer, rows)
 
 
-def _answers(answer: Answer, row: Rows) -> bool:
+def _answers(answer: Answer, rows: Rows) -> Outputs | None:
     try:
-        answer(row)
-    except Exception:
-        return False
-    return True
+        return answer(rows)
+    except Exception:  # an estimator may raise anything for rows outside its domain
+        return None
 
 
 def compare(blocks: list[Block], answer: Answer, signature: Signature) -> Figures:
@@ -99,7 +96,9 @@ def compare(blocks: list[Block], answer: Answer, signature: Signature) -> Figure
             figures.error = f"{block.kind} rows: {error}"
             figures.worst = block.kind
             return figures
-        faults = sum(_measure(figures, o, block.answers[o.name], got[o.name], scales[o.name]) for o in signature.outputs)
+        faults = 0
+        for o in signature.outputs:
+            faults += _measure(figures, o, block.answers[o.name], got[o.name], scales[o.name])
         if faults > most:
             figures.worst, most = block.kind, faults
     return figures
@@ -139,7 +138,6 @@ def _scale(output: Output, blocks: list[Block]) -> Any:
     if not plain:
         return 0.0
     values = np.abs(np.concatenate(plain).astype(np.float64))
-    values[~np.isfinite(values)] = np.nan
-    if np.isnan(values).all():
-        return 0.0
-    return np.nan_to_num(np.nanmean(values, axis=0)) if not np.isnan(values).all(axis=0).any() else np.nanmean(values)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    return np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1)

@@ -31,7 +31,9 @@ def kinds(model: Any, signature: Signature, example: Rows | None) -> dict[str, R
     made["wide"] = pack(inputs, wide)
     base = _shuffled(inputs, plain if example is None else _columns(example, inputs), random)
     if any(i.nullable for i in inputs):
-        made["missing"] = pack(inputs, [_holed(i, c[:MISSING], random) for i, c in zip(inputs, base, strict=True)])
+        made["missing"] = pack(
+            inputs, [_holed(i, c[:MISSING], random) for i, c in zip(inputs, base, strict=True)]
+        )
     if any(i.categories and not i.closed for i in inputs):
         unseen = [_unseen(i, c[:UNSEEN], random) for i, c in zip(inputs, base, strict=True)]
         made["unknown category"] = pack(inputs, unseen)
@@ -76,7 +78,11 @@ def _plain(given: Input, values: Array, random: np.random.Generator) -> Array:
         return random.choice(choices, RANDOM).astype(object)
     low, high = _range(given, values)
     between = random.uniform(low, high, RANDOM)
-    column = np.where(random.random(RANDOM) < 0.5, random.choice(values, RANDOM), between) if len(values) else between
+    column = (
+        np.where(random.random(RANDOM) < 0.5, random.choice(values, RANDOM), between)
+        if len(values)
+        else between
+    )
     if given.categories:
         column = random.choice(np.array(given.categories, dtype=np.float64), RANDOM)
     return _whole(given, column)

@@ -15,6 +15,9 @@ import joblib
 
 from registry.errors import Refused
 
+_BROKEN = (EOFError, IndexError, KeyError, UnicodeDecodeError, pickle.UnpicklingError, zlib.error, LZMAError)
+"""What a pickle machine trips over when the bytes are not, or no longer, a pickle."""
+
 
 def load(path: Path | str) -> object:
     """The object in a joblib file (plain or compressed) or a raw pickle.
@@ -26,7 +29,7 @@ def load(path: Path | str) -> object:
         return joblib.load(path)
     except ModuleNotFoundError as error:
         raise Refused(f"the pickle needs the module {error.name!r}, which is not installed here") from error
-    except (EOFError, pickle.UnpicklingError, zlib.error, LZMAError) as error:
-        raise Refused(f"the file is cut short or is no pickle ({error})") from error
+    except _BROKEN as error:
+        raise Refused(f"the file is cut short or is no pickle ({type(error).__name__}: {error})") from error
     except Exception as error:
         raise Refused(f"the pickle does not load: {type(error).__name__}: {error}") from error

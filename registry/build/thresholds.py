@@ -30,7 +30,9 @@ def _pairs(thing: Any, seen: set[int], depth: int) -> Iterator[Array]:
     elif isinstance(thing, np.ndarray):
         if thing.dtype.names and "num_threshold" in thing.dtype.names:
             inner = (thing["is_leaf"] == 0) & (thing["is_categorical"] == 0)
-            yield np.column_stack([thing["feature_idx"][inner], thing["num_threshold"][inner]]).astype(np.float64)
+            yield np.column_stack([thing["feature_idx"][inner], thing["num_threshold"][inner]]).astype(
+                np.float64
+            )
         elif thing.dtype == object:
             for item in thing.ravel().tolist():
                 yield from _pairs(item, seen, depth + 1)

@@ -83,7 +83,12 @@ def run(
 
 
 def _try(
-    model: Any, signature: Signature, blocks: list[parity.Block], candidate: onnx.Candidate, path: Path, load: Load
+    model: Any,
+    signature: Signature,
+    blocks: list[parity.Block],
+    candidate: onnx.Candidate,
+    path: Path,
+    load: Load,
 ) -> Trial:
     trial = Trial(candidate)
     started = time.perf_counter()
@@ -118,12 +123,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _why_not(trials: list[Trial]) -> str:
-    measured = [t for t in trials if t.figures is not None]
+    measured = [t.figures for t in trials if t.figures is not None]
     if not measured:
         return f"it does not convert to ONNX ({trials[0].error})"
-    best = min(measured, key=lambda t: (t.figures.error is not None, t.figures.label_mismatches, t.figures.beyond))  # type: ignore[union-attr]
-    figures = best.figures
-    assert figures is not None
+    figures = min(measured, key=lambda f: (f.error is not None, f.label_mismatches, f.beyond))
     if figures.error:
         return f"its ONNX form fails on {figures.error}"
     faults = []

@@ -14,7 +14,7 @@ import numpy as np
 from registry.build import adopt, describe, example, lineage, metrics, parity, rowset, safeload, trials
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
-from registry.build.job import Built, BuildJob
+from registry.build.job import BuildJob, Built
 from registry.errors import Refused
 from registry.rows import Outputs
 from registry.signature import Signature
@@ -88,7 +88,9 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
     with report.step("compile"):
         verdict = trials.run(model, signature, reference, Path(job.out), OnnxRuntime)
     report.fields["candidates"] = [t.to_json() for t in verdict.trials]
-    built = Built(state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=verdict.reason)
+    built = Built(
+        state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=verdict.reason
+    )
     if verdict.chosen is not None and verdict.chosen.file is not None:
         verdict.chosen.file.rename(Path(job.out) / SERVABLE)
         built.runtime, built.servable = "onnx", SERVABLE
@@ -112,7 +114,12 @@ def _onnx(job: BuildJob, report: Report) -> Built:
     report.bytes["onnx"] = path.stat().st_size
     reason = "published as ONNX; there is no estimator to measure it against"
     built = Built(
-        state="ready", report={}, signature=signature, runtime="onnx", runtime_reason=reason, servable=SERVABLE
+        state="ready",
+        report={},
+        signature=signature,
+        runtime="onnx",
+        runtime_reason=reason,
+        servable=SERVABLE,
     )
     if sample is not None and sample.target is not None and rows is not None:
         built.metrics = _metrics(signature, runtime.run(rows), sample.target, report)

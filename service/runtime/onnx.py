@@ -80,9 +80,13 @@ def _feeder(inputs: list[Any], signature: Signature) -> Feed:
     index = {given.name: i for i, given in enumerate(signature.inputs)}
     taken = []
     for graph_input, kind in zip(inputs, kinds, strict=True):
-        feature = graph_input.name.removesuffix(INPUT_SUFFIX) if graph_input.name not in index else graph_input.name
+        feature = (
+            graph_input.name.removesuffix(INPUT_SUFFIX) if graph_input.name not in index else graph_input.name
+        )
         if feature not in index:
-            raise Unavailable(f"the ONNX graph wants {graph_input.name!r}, which is no feature of the signature")
+            raise Unavailable(
+                f"the ONNX graph wants {graph_input.name!r}, which is no feature of the signature"
+            )
         shape = (-1, 1) if len(graph_input.shape) == 2 else (-1,)
         taken.append((graph_input.name, index[feature], kind, shape))
 
@@ -108,7 +112,9 @@ def _as(array: Array, kind: Any) -> Array:
         if kind is not np.object_:
             return array
         return np.array([MISSING_STRING if v is None else v for v in array.tolist()], dtype=object)
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinity, as in scikit-learn's trees
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # beyond float32 is infinity, as in scikit-learn's trees
         return array.astype(kind)
 
 

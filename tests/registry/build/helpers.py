@@ -10,7 +10,7 @@ import pandas as pd
 
 from registry.build import safeload
 from registry.build.estimator import Estimator
-from registry.build.job import Built, BuildJob
+from registry.build.job import BuildJob, Built
 from service.builds.child import build
 from service.runtime.onnx import OnnxRuntime
 

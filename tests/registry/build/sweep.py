@@ -30,7 +30,9 @@ X: pd.DataFrame = IRIS.data
 Y = IRIS.target.to_numpy()
 REAL = (X.to_numpy() @ np.array([1.0, -2.0, 3.0, 0.5])) + 10.0
 TEXTS = pd.DataFrame({"text": ["the cat sat", "a dog ran far", "cat and dog", "far far away"] * 10})
-RECORDS = pd.DataFrame({"city": ["Rome", "Oslo", "Lima", "Oslo"] * 10, "degrees": [20.5, 3.25, 15.0, 4.0] * 10})
+RECORDS = pd.DataFrame(
+    {"city": ["Rome", "Oslo", "Lima", "Oslo"] * 10, "degrees": [20.5, 3.25, 15.0, 4.0] * 10}
+)
 COLOURS = pd.DataFrame({"value": ["red", "green", "blue", "green"] * 10})
 
 logistic = LogisticRegression(max_iter=500)
@@ -55,10 +57,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SelfTrainingClassifier": {"estimator": logistic},
     "SequentialFeatureSelector": {"estimator": LinearRegression()},
     "SparseCoder": {"dictionary": np.eye(4)},
-    "StackingClassifier": {"estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]},
+    "StackingClassifier": {
+        "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
+    },
     "StackingRegressor": {"estimators": [("ridge", Ridge()), ("line", LinearRegression())]},
     "TunedThresholdClassifierCV": {"estimator": logistic},
-    "VotingClassifier": {"estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]},
+    "VotingClassifier": {
+        "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
+    },
     "VotingRegressor": {"estimators": [("ridge", Ridge()), ("line", LinearRegression())]},
     # four features are too few for its default, which is made for wide data
     "GaussianRandomProjection": {"n_components": 2, "random_state": 0},
@@ -159,8 +165,8 @@ def row(name: str, result: Built) -> str:
 def table(build_one: Callable[[str], Built]) -> str:
     head = """# Which runtime serves which estimator
 
-Every scikit-learn estimator, fitted with default arguments (or the smallest that it needs) on a small dataset
-and published. `onnx`: compiled, and measured to answer as the estimator does. `isolated`: the estimator itself
+Every scikit-learn estimator, fitted with default arguments or the least that it needs on a small dataset and
+published. `onnx`: compiled, and measured to answer as the estimator does. `isolated`: the estimator itself
 answers, in a process of its own. Which one a version gets is measured anew for each; its record says why.
 Written by `python -m tests.registry.build.sweep`.
 

@@ -38,9 +38,7 @@ def passengers(missing_strings: bool = False) -> pd.DataFrame:
 
 def pipeline(classifier: object, unknown: str = "ignore") -> Pipeline:
     numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
-    strings = make_pipeline(
-        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown=unknown)
-    )
+    strings = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown=unknown))
     columns = ColumnTransformer(
         [
             ("numbers", numbers, ["âge (années)", "fare.paid", "siblings"]),
@@ -56,7 +54,8 @@ SURVIVED = np.where(passengers()["fare.paid"] > 35, "yes", "no")
 
 @pytest.mark.parametrize("missing_strings", [False, True])
 @pytest.mark.parametrize(
-    "classifier", [LogisticRegression(), RandomForestClassifier(20, random_state=0), HistGradientBoostingClassifier()]
+    "classifier",
+    [LogisticRegression(), RandomForestClassifier(20, random_state=0), HistGradientBoostingClassifier()],
 )
 def test_a_mixed_pipeline_answers_as_the_estimator_does(
     tmp_path: Path, classifier: object, missing_strings: bool
@@ -116,11 +115,16 @@ def test_without_an_example_the_encoders_still_tell_the_strings(tmp_path: Path) 
 
 def test_features_called_like_outputs_do_not_get_in_the_way(tmp_path: Path) -> None:
     frame = pd.DataFrame(
-        {name: np.linspace(0, 1, 30) ** k for k, name in enumerate(["label", "probabilities", "input", "a b", "a.b"], 1)}
+        {
+            name: np.linspace(0, 1, 30) ** k
+            for k, name in enumerate(["label", "probabilities", "input", "a b", "a.b"], 1)
+        }
     )
     columns = ColumnTransformer([("s", StandardScaler(), ["label", "a b"])], remainder="passthrough")
     model = make_pipeline(columns, LogisticRegression()).fit(frame, [0, 1, 2] * 10)
     built = publish(tmp_path, model, frame)
     assert built.runtime == "onnx", built.runtime_reason
     rows = table(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
-    np.testing.assert_allclose(runtime(tmp_path, built).run(rows)["probabilities"], model.predict_proba(frame), atol=1e-9)
+    np.testing.assert_allclose(
+        runtime(tmp_path, built).run(rows)["probabilities"], model.predict_proba(frame), atol=1e-9
+    )

@@ -34,7 +34,11 @@ def own_answers(case: sweep.Case, task: str) -> dict[str, Array]:
     if task == "clustering":
         return {"cluster": predicted}
     if task == "regression":
-        return {"values": predicted} if predicted.ndim == 2 and predicted.shape[1] > 1 else {"value": predicted.ravel()}
+        return (
+            {"values": predicted}
+            if predicted.ndim == 2 and predicted.shape[1] > 1
+            else {"value": predicted.ravel()}
+        )
     chances = model.predict_proba(rows) if hasattr(model, "predict_proba") else None
     if predicted.ndim == 1:
         return {"label": predicted} | ({} if chances is None else {"probabilities": chances})
