@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session, noload
+from sqlalchemy.orm import Session
 
 from registry import changes, db, keys
 from registry.aliases import CHAMPION, rollback_target
@@ -213,34 +214,32 @@ def _models(session: Session, names: Collection[str] | None = None) -> dict[str,
 
 def _add_edge(session: Session, found: dict[int, Model], everything: bool) -> None:
     exports = (
-        select(VersionRow.model_id, VersionRow.number, ExportRow)
+        select(
+            VersionRow.model_id,
+            ExportRow.id,
+            VersionRow.number,
+            ExportRow.quantize,
+            ExportRow.blob,
+            ExportRow.bytes,
+            ExportRow.zstd,
+            ExportRow.min_runtime,
+            ExportRow.created_at,
+        )
         .join(VersionRow, VersionRow.id == ExportRow.version_id)
         .where(ExportRow.state == "ready")
         .order_by(ExportRow.id.desc())
-        .options(noload(ExportRow.version))
     )
     rollouts = select(AliasRow).where(AliasRow.edge_percent.is_not(None))
     if not everything:
         exports = exports.where(VersionRow.model_id.in_(found))
         rollouts = rollouts.where(AliasRow.model_id.in_(found))
-    for model_id, number, row in session.execute(exports):
-        if model_id in found:
-            found[model_id].exports.setdefault(number, []).append(_export(number, row))
+    for row in session.execute(exports):
+        if row.model_id in found:
+            columns: tuple[Any, ...] = tuple(row)[1:]
+            export = Export(*columns)
+            found[row.model_id].exports.setdefault(export.version, []).append(export)
     for alias in session.scalars(rollouts):
         if alias.model_id in found:
             target = rollback_target(session, alias)
             previous = None if target is None else target[1].number
             found[alias.model_id].rollouts[alias.name] = Rollout(alias.edge_percent or 0, previous)
-
-
-def _export(number: int, row: ExportRow) -> Export:
-    return Export(
-        id=row.id,
-        version=number,
-        quantize=row.quantize,
-        sha256=row.blob or "",
-        bytes=row.bytes or 0,
-        zstd=row.zstd,
-        min_runtime=row.min_runtime or "",
-        created_at=row.created_at,
-    )
