@@ -85,5 +85,4 @@ async def test_an_odd_content_length_is_no_way_round(small: Api):
             (b"content-type", b"application/json"),
         ]
         request = small.anonymous.build_request("POST", "/v1/keys", headers=headers, content=b" " * (MB + 1))
-        request.headers.raw[:] = [*headers, (b"host", b"trivium.test")]
         refused(await small.anonymous.send(request), 413)

@@ -1,0 +1,143 @@
+"""Models and versions over HTTP: publish, wait, look, edit, search, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.service.api import Api, pickled, refused
+from tests.service.estimators import yes_or_no
+
+pytestmark = pytest.mark.anyio
+
+FIELDS = {
+    *("model", "version", "state", "runtime", "runtime_reason", "signature", "report", "aliases", "tags"),
+    *("metrics", "artifact", "format", "lineage", "created_at", "created_by"),
+}
+
+
+async def test_a_publish_is_accepted_then_built_then_answers(api: Api):
+    body = await api.publication(yes_or_no())
+    accepted = await api.client.post("/v1/models/born/versions", json=body)
+    assert accepted.status_code == 202
+    assert accepted.headers["location"] == "/v1/models/born/versions/1"
+    record = accepted.json()
+    assert set(record) >= FIELDS
+    assert (record["state"], record["version"], record["created_by"]) == ("building", 1, "admin")
+    waiting = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": []})
+    assert waiting.status_code in (409, 422)  # building, or built meanwhile
+    ready = await api.built(accepted.headers["location"])
+    assert (ready["state"], ready["runtime"]) == ("ready", "onnx")
+    assert [i["name"] for i in ready["signature"]["inputs"]] == ["x0", "x1", "x2"]
+    assert ready["lineage"]
+    assert ready["created_at"].endswith("Z")
+    row = {"x0": 1.0, "x1": 0.0, "x2": 0.0}
+    answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": [row]})
+    assert answer.json()["predictions"][0]["label"] == "yes"
+    refused(await api.predict("born", row), 404)  # no champion yet
+
+
+async def test_a_publish_takes_its_alias_when_it_is_ready(api: Api):
+    record = await api.publish("heir", yes_or_no(), alias="champion")
+    assert record["aliases"] == ["champion"]
+    moves = (await api.client.get("/v1/models/heir/aliases/champion/history")).json()["items"]
+    assert [(m["version"], m["by"]) for m in moves] == [(1, "admin")]
+
+
+async def test_what_cannot_be_loaded_is_rejected_with_the_reason_and_never_served(api: Api):
+    blob = await api.upload(b"this is no pickle")
+    body = {"artifact": blob, "format": "sklearn-joblib", "alias": "champion"}
+    accepted = await api.client.post("/v1/models/broken/versions", json=body)
+    record = await api.built(accepted.headers["location"])
+    assert record["state"] == "rejected"
+    assert record["report"]["reason"]
+    row = {"instances": [{"x0": 1.0}]}
+    problem = refused(await api.client.post("/v1/models/broken/versions/1/predict", json=row), 409)
+    assert "rejected" in problem["detail"]
+    refused(await api.client.post("/v1/models/broken/predict", json=row), 404)
+    refused(await api.client.put("/v1/models/broken/aliases/champion", json={"version": 1}), 409)
+    refused(await api.client.patch("/v1/models/broken/versions/1", json={"archived": True}), 409)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"artifact": "0" * 64}, "artifact"),
+        ({"artifact": "nonsense"}, "artifact"),
+        ({"format": "pickle"}, "format"),
+        ({"alias": "No"}, "alias"),
+        ({"example": {"artifact": "0" * 64, "media_type": "text/csv"}}, "example.artifact"),
+        ({"example": {"artifact": "0" * 64, "media_type": "text/html"}}, "example.media_type"),
+        ({"example": {}}, "example.artifact"),
+        ({"tags": {"": "x"}}, "tags"),
+        ({"tags": {"a": 1}}, "tags.a"),
+        ({"tags": ["a"]}, "tags"),
+        ({"metrics": {"auc": "high"}}, "metrics.auc"),
+        ({"metrics": {"auc": None}}, "metrics.auc"),
+        ({"description": 5}, "description"),
+        ({"target": 5}, "target"),
+        ({"version": 3}, "version"),
+    ],
+    ids=str,
+)
+async def test_a_wrong_publication_is_refused_by_field(api: Api, change: dict[str, Any], field: str):
+    body = {"artifact": await api.upload(pickled(yes_or_no().model)), "format": "sklearn-joblib"} | change
+    problem = refused(await api.client.post("/v1/models/wrong/versions", json=body), 422)
+    assert any((e["field"] or "").startswith(field) for e in problem["errors"])
+    refused(await api.client.get("/v1/models/wrong"), 404)
+
+
+async def test_the_artifact_comes_back_byte_by_byte(api: Api):
+    content = pickled(yes_or_no().model)
+    record = (await api.client.get("/v1/models/flag/versions/1")).json()
+    answer = await api.client.get("/v1/models/flag/versions/1/artifact")
+    assert answer.content == content
+    assert record["artifact"] == await api.upload(content)
+    assert "flag-1.joblib" in answer.headers["content-disposition"]
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+async def test_tags_description_and_the_archive_are_all_that_changes(api: Api):
+    await api.publish("edited", yes_or_no(), tags={"team": "risk", "stage": "dev"}, description="first")
+    url = "/v1/models/edited/versions/1"
+    record = (await api.client.patch(url, json={"tags": {"team": "fraud"}})).json()
+    assert (record["tags"], record["description"]) == ({"team": "fraud"}, "first")
+    record = (await api.client.patch(url, json={"description": "second"})).json()
+    assert (record["tags"], record["description"]) == ({"team": "fraud"}, "second")
+    assert (await api.client.patch(url, json={"archived": True})).json()["state"] == "archived"
+    refused(await api.client.put("/v1/models/edited/aliases/champion", json={"version": 1}), 409)
+    assert (await api.client.patch(url, json={"archived": False})).json()["state"] == "ready"
+    assert (await api.client.patch(url, json={})).json()["state"] == "ready"
+    for wrong in ({"state": "ready"}, {"artifact": "0" * 64}, {"archived": "yes"}, {"tags": "a"}):
+        refused(await api.client.patch(url, json=wrong), 422)
+    refused(await api.client.patch("/v1/models/edited/versions/9", json={}), 404)
+
+
+async def test_deleting_names_the_alias_or_the_rollback_that_it_would_break(api: Api):
+    for _ in range(3):
+        await api.publish("kept", yes_or_no())
+    await api.promote("kept", 1)
+    await api.promote("kept", 2)
+    delete = api.client.delete
+    assert "kept:2 is champion" in refused(await delete("/v1/models/kept/versions/2"), 409)["detail"]
+    assert "rollback of champion" in refused(await delete("/v1/models/kept/versions/1"), 409)["detail"]
+    archive = await api.client.patch("/v1/models/kept/versions/2", json={"archived": True})
+    assert "champion" in refused(archive, 409)["detail"]
+    assert "champion" in refused(await delete("/v1/models/kept"), 409)["detail"]
+    assert (await delete("/v1/models/kept/versions/3")).status_code == 204
+    refused(await api.client.get("/v1/models/kept/versions/3"), 404)
+    refused(await delete("/v1/models/kept/versions/3"), 404)
+    assert (await api.publish("kept", yes_or_no()))["version"] == 4  # 3 is not given out again
+    assert (await delete("/v1/models/kept/aliases/champion")).status_code == 204
+    assert (await delete("/v1/models/kept")).status_code == 204
+    refused(await api.client.get("/v1/models/kept"), 404)
+    refused(await api.client.get("/v1/models/kept/versions"), 404)
+    refused(await delete("/v1/models/kept"), 404)
+
+
+async def test_a_models_record_sums_it_up(api: Api):
+    record = (await api.client.get("/v1/models/flag")).json()
+    assert record["name"] == "flag"
+    assert (record["versions"], record["latest_version"], record["champion"]) == (2, 2, 1)
+    assert record["aliases"]["champion"] == 1

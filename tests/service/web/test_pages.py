@@ -1,0 +1,104 @@
+"""Lists: pages, the Link header, and search."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.service.api import Api, pickled
+from tests.service.estimators import yes_or_no
+
+pytestmark = pytest.mark.anyio
+
+
+async def every_page(api: Api, url: str) -> list[list[Any]]:
+    """The items of each page, found by following the Link header alone."""
+    pages = []
+    following: str | None = url
+    while following:
+        answer = await api.client.get(following)
+        assert answer.status_code == 200, answer.text
+        pages.append(answer.json()["items"])
+        assert ("next" in answer.links) == (answer.json()["next_page_token"] is not None)
+        following = answer.links.get("next", {}).get("url")
+    return pages
+
+
+@pytest.fixture(scope="module")
+async def shelf(api: Api) -> None:
+    """Models `shelf-0` to `shelf-4`; the first has versions 1 to 5, tagged by their parity."""
+    blob = await api.upload(pickled(yes_or_no().model))
+    for number in range(5):
+        for name in {"shelf-0", f"shelf-{number}"}:
+            body = {
+                "artifact": blob,
+                "format": "sklearn-joblib",
+                "tags": {"parity": "odd" if number % 2 else "even", "nr": str(number)},
+                "description": f"the {number}th_ of 100%",
+            }
+            answer = await api.client.post(f"/v1/models/{name}/versions", json=body)
+            assert answer.status_code == 202
+    await asyncio.gather(*(api.built(f"/v1/models/shelf-0/versions/{n}") for n in range(1, 6)))
+
+
+async def test_the_link_header_leads_through_all_pages(api: Api, shelf: None):
+    pages = await every_page(api, "/v1/models?page_size=2&q=shelf-")
+    assert [[m["name"] for m in page] for page in pages] == [
+        ["shelf-0", "shelf-1"],
+        ["shelf-2", "shelf-3"],
+        ["shelf-4"],
+    ]
+    versions = await every_page(api, "/v1/models/shelf-0/versions?page_size=2")
+    assert [[v["version"] for v in page] for page in versions] == [[5, 4], [3, 2], [1]]
+
+
+async def test_a_page_that_is_just_full_is_the_last(api: Api, shelf: None):
+    assert len(await every_page(api, "/v1/models?page_size=5&q=shelf-")) == 1
+
+
+async def test_a_model_that_appears_meanwhile_moves_no_page(api: Api, shelf: None):
+    first = (await api.client.get("/v1/models?page_size=2&q=shelf-")).json()
+    await api.client.post(
+        "/v1/models/shelf-00/versions",
+        json={"artifact": await api.upload(pickled(yes_or_no().model)), "format": "sklearn-joblib"},
+    )
+    token = first["next_page_token"]
+    second = (await api.client.get(f"/v1/models?page_size=2&q=shelf-&page_token={token}")).json()
+    await api.client.delete("/v1/models/shelf-00")
+    names = [m["name"] for m in first["items"] + second["items"]]
+    assert len(set(names)) == 4
+
+
+async def test_models_are_found_by_name_and_tag(api: Api, shelf: None):
+    async def names(query: str) -> list[str]:
+        return [m["name"] for m in (await api.client.get(f"/v1/models?{query}")).json()["items"]]
+
+    assert await names("q=SHELF-3") == ["shelf-3"]
+    assert await names("tag=nr:3&q=shelf-") == ["shelf-0", "shelf-3"]
+    assert await names("tag=nr:3&tag=parity:odd&q=shelf-") == ["shelf-0", "shelf-3"]
+    assert await names("tag=nr:3&tag=parity:even") == []
+    assert await names("q=%25") == []
+    assert await names("q=sh_lf") == []
+    assert await names("q='; drop table models") == []
+
+
+async def test_versions_are_found_by_description_and_tag(api: Api, shelf: None):
+    async def numbers(query: str) -> list[int]:
+        answer = await api.client.get(f"/v1/models/shelf-0/versions?{query}")
+        return [v["version"] for v in answer.json()["items"]]
+
+    assert await numbers("tag=parity:even") == [5, 3, 1]
+    assert await numbers("q=2TH_") == [3]
+    assert await numbers("q=100%25") == [5, 4, 3, 2, 1]
+    assert await numbers("q=thx") == []
+
+
+async def test_keys_come_in_pages_too(api: Api):
+    for _ in range(3):
+        await api.key("predict")
+    pages = await every_page(api, "/v1/keys?page_size=2")
+    ids = [k["id"] for page in pages for k in page]
+    assert len(pages) > 1
+    assert ids == sorted(set(ids))
