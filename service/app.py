@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from service.runtime.loading import Loaded
 
 PREDICT_THREADS = 4
-CHECKPOINT_S = 5.0
+CHORES_S = 5.0
 MB = 1 << 20
 
 log = telemetry.logger(__name__)
@@ -115,7 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(services.snapshot.start)
     services.supervisor.start()
     moved.set()
-    chores = [asyncio.create_task(_follow(services, moved)), asyncio.create_task(_checkpoint(services))]
+    chores = [asyncio.create_task(_follow(services, moved)), asyncio.create_task(_look_after(services))]
     try:
         yield
     finally:
@@ -138,13 +138,15 @@ async def _follow(services: Services, moved: asyncio.Event) -> None:
         await services.pool.warm([v.id for v in services.snapshot.champions()])
 
 
-async def _checkpoint(services: Services) -> None:
+async def _look_after(services: Services) -> None:
+    """Now and then: move the database's log into its file, and tell the other web processes' scrapes."""
     while True:
-        await asyncio.sleep(CHECKPOINT_S)
+        await asyncio.sleep(CHORES_S)
         try:
             await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
+            await asyncio.to_thread(health.note_gauges, services)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # the database may come back
-            log.warning("checkpoint.failed", error=str(error))
+            log.warning("chores.failed", error=str(error))
 
 
 def _shut_down(services: Services) -> None:

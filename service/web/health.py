@@ -47,13 +47,18 @@ def health_routes() -> list[Route]:
 )
 def metrics(services: ServicesDep) -> Response:
     """Prometheus text."""
+    note_gauges(services)
+    return Response(telemetry.metrics(), media_type=telemetry.METRICS_TYPE)
+
+
+def note_gauges(services: Services) -> None:
+    """What this process holds, as of now: a scrape is answered by one of several processes, for all."""
     for kind, count in services.pool.by_kind().items():
         telemetry.LOADED_MODELS.labels(kind).set(count)
     telemetry.LOADED_BYTES.set(services.pool.bytes)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
     with db.reading(services.sessions) as session:
         telemetry.BUILD_QUEUE.set(queue.depth(session, ["build"]))
-    return Response(telemetry.metrics(), media_type=telemetry.METRICS_TYPE)
 
 
 def _checks(services: Services) -> dict[str, str]:

@@ -1,0 +1,149 @@
+"""`trivium serve` with several web processes: one registry, one address, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks._support import Server
+
+ROWS = [[0.0], [1.0], [2.0], [3.0]]
+CSV = b"x\n0\n1\n2\n3\n"
+BODY = b'{"instances": [{"x": 3}]}'
+SEEN_S = 1.0
+"""The longest that one process may not know what another has changed."""
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two web processes, and two versions of `switch` that contradict each other; the first is champion."""
+    folder = tmp_path_factory.mktemp("several")
+    with Server(folder / "home", folder / "log", workers=2) as server:
+        server.start()
+        for labels, more in (((0, 0, 1, 1), {"alias": "champion"}), ((1, 1, 0, 0), {})):
+            record = server.publish("switch", LogisticRegression().fit(ROWS, labels), CSV, **more)
+            assert record["state"] == "ready"
+        yield server
+
+
+def web_processes(server: Server) -> dict[int, psutil.Process]:
+    return {p.pid: p for p in server.descendants() if "service.serve" in p.cmdline()}
+
+
+def answers(ask: Callable[[], Any], count: int = 60) -> set[Any]:
+    """All that is answered; each time over a new connection, which any of the processes may take."""
+    return {ask() for _ in range(count)}
+
+
+def soon(ask: Callable[[], Any], wanted: Any) -> None:
+    """Every process answers `wanted` by `SEEN_S`, and from then on."""
+    until = time.monotonic() + SEEN_S
+    while ask() != wanted and time.monotonic() < until:
+        pass
+    time.sleep(max(0.0, until - time.monotonic()))  # the change may be known to one process only
+    assert answers(ask) == {wanted}
+
+
+def eventually(ask: Callable[[], Any], is_it: Callable[[Any], bool], within_s: float = 20.0) -> Any:
+    until = time.monotonic() + within_s
+    while not is_it(found := ask()):
+        assert time.monotonic() < until, found
+        time.sleep(0.02)
+    return found
+
+
+def test_a_promotion_through_one_process_is_seen_by_all(several: Server) -> None:
+    def label() -> tuple[int, int]:
+        answer = several.ask("POST", "/v1/models/switch/predict", json.loads(BODY))
+        return answer["model"]["version"], answer["predictions"][0]["label"]
+
+    assert answers(label) == {(1, 1)}
+    several.ask("PUT", "/v1/models/switch/aliases/champion", {"version": 2})
+    soon(label, (2, 0))
+    several.ask("POST", "/v1/models/switch/aliases/champion/rollback", {})
+    soon(label, (1, 1))
+
+
+def test_a_revoked_key_is_refused_by_all(several: Server) -> None:
+    made = several.ask("POST", "/v1/keys", {"name": "short", "scopes": ["predict"]})
+
+    def status() -> int:
+        return several.call("POST", "/v1/models/switch/predict", BODY, key=made["key"])[0]
+
+    soon(status, 200)
+    several.ask("DELETE", f"/v1/keys/{made['id']}")
+    soon(status, 401)
+
+
+def test_a_new_model_is_in_the_document_of_all(several: Server) -> None:
+    several.publish("novel", LogisticRegression().fit(ROWS, (0, 1, 1, 0)), CSV, alias="champion")
+
+    def known() -> bool:
+        return "/v1/models/novel/predict" in several.ask("GET", "/openapi.json")["paths"]
+
+    soon(known, True)
+
+
+def test_metrics_are_those_of_all_processes(several: Server) -> None:
+    def predicted() -> float:
+        text = several.call("GET", "/metrics")[1].decode()
+        return sum(map(float, re.findall(r'trivium_predicted_rows_total\{model="switch".*\} (\S+)', text)))
+
+    before = predicted()
+    for _ in range(40):
+        assert several.call("POST", "/v1/models/switch/predict", BODY)[0] == 200
+    assert answers(predicted, 10) == {before + 40}
+
+
+def test_every_process_serves(several: Server) -> None:
+    before = {p.pid: sum(p.cpu_times()[:2]) for p in web_processes(several).values()}
+    for _ in range(400):
+        several.call("GET", "/v1/models")
+    after = {p.pid: sum(p.cpu_times()[:2]) for p in web_processes(several).values()}
+    assert len(before) == 2
+    assert all(after[pid] > before[pid] for pid in before)
+
+
+def test_a_killed_web_process_is_replaced_and_its_models_no_longer_count(several: Server) -> None:
+    def loaded() -> float:
+        text = several.call("GET", "/metrics")[1].decode()
+        return sum(map(float, re.findall(r"trivium_loaded_models\{.*\} (\S+)", text)))
+
+    before = web_processes(several)
+    for _ in range(40):
+        several.call("POST", "/v1/models/switch/predict", BODY)
+    held = loaded()
+    victim = next(iter(before.values()))
+    children = victim.children(recursive=True)
+    victim.kill()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    eventually(lambda: web_processes(several), lambda now: len(now.keys() - before.keys()) == 1)
+    assert answers(lambda: several.call("POST", "/v1/models/switch/predict", BODY)[0]) == {200}
+    assert loaded() <= held
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_everything_in_order(tmp_path: Path, workers: int) -> None:
+    with Server(tmp_path / "home", tmp_path / "log", workers=workers) as server:
+        server.start()
+        children = server.descendants()
+        assert server.terminate() == 0
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_nothing_outlives_a_killed_server_and_its_port_is_free(tmp_path: Path) -> None:
+    with Server(tmp_path / "home", tmp_path / "log", workers=2) as server:
+        server.start()
+        eventually(lambda: web_processes(server), lambda found: len(found) == 2)
+        assert server.kill() == []
+        server.start()
+        assert server.terminate() == 0
