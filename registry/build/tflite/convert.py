@@ -1,0 +1,72 @@
+"""From a fitted estimator and its signature to the bytes of a .tflite file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from registry.build.tflite import compose
+from registry.build.tflite.answer import Answer, Context
+from registry.build.tflite.columns import Columns, Raw, tensor
+from registry.build.tflite.graph import Graph
+from registry.build.tflite.metadata import ENTRY
+from registry.build.tflite.writer import ROWS, Tensor
+from registry.errors import Refused
+from registry.signature import Signature
+
+
+def convert(model: Any, signature: Signature) -> bytes:
+    """A float32 .tflite: input `input` [rows, features]; outputs as the signature's task says.
+
+    Raises `Refused` by name for what has no TFLite form, and for features that are no numbers.
+    """
+    if texts := [i.name for i in signature.inputs if i.dtype == "string"]:
+        raise Refused(f"feature {texts[0]!r} is text; the input of a .tflite of ours is numbers")
+    graph = Graph(len(signature.inputs))
+    single = all(i.dtype == "float32" for i in signature.inputs)
+    context = Context(graph, compose.compile_model, np.float32 if single else np.float64)
+    answer = compose.compile_model(context, model, Columns((Raw(np.arange(len(signature.inputs))),)))
+    outputs = {name: _owned(graph, made) for name, made in _outputs(graph, signature, model, answer).items()}
+    return graph.finish(outputs, {ENTRY: json.dumps(_described(model, signature, outputs)).encode()})
+
+
+def _outputs(graph: Graph, signature: Signature, model: Any, answer: Answer) -> dict[str, Tensor]:
+    """The task's outputs by name. Raises `Refused` when the estimator's compiled form does not give them."""
+    made: dict[str, Tensor | None] = {}
+    if signature.task == "classification":
+        several = any("." in o.name for o in signature.outputs)
+        for number, label in enumerate(answer.labels):
+            before = f"y{number}." if several else ""
+            made[f"{before}label"] = label
+            if answer.probabilities:
+                made[f"{before}probabilities"] = answer.probabilities[number]
+    elif signature.task == "regression":
+        made["value"] = answer.value
+    elif signature.task == "outlier":
+        made |= {"label": answer.labels[0] if answer.labels else None, "score": answer.score}
+    elif signature.task == "transform":
+        made["vector"] = tensor(graph, answer.columns) if answer.columns is not None else None
+    else:
+        made["cluster"] = answer.labels[0] if answer.labels else None
+    wanted = ["value" if o.name == "values" else o.name for o in signature.outputs]
+    if missing := [name for name in wanted if made.get(name) is None]:
+        raise Refused(f"{type(model).__name__} has no TFLite form for its output {missing[0]!r}")
+    return {name: found for name in wanted if (found := made[name]) is not None}
+
+
+def _owned(graph: Graph, made: Tensor) -> Tensor:
+    """An output must be a tensor of its own: not the input, a constant, nor the output of another name."""
+    return graph.reshape(made, (ROWS, *made.shape[1:]))
+
+
+def _described(model: Any, signature: Signature, outputs: dict[str, Tensor]) -> dict[str, Any]:
+    described = []
+    for output, (name, made) in zip(signature.outputs, outputs.items(), strict=True):
+        entry: dict[str, Any] = {"name": name, "shape": list(made.shape)}
+        if output.classes is not None:
+            entry["classes"] = list(output.classes)
+        described.append(entry)
+    features = [i.name for i in signature.inputs]
+    return {"task": signature.task, "features": features, "outputs": described, "model": type(model).__name__}

@@ -1,0 +1,42 @@
+"""What a device must know, inside the file: the metadata entry `trivium`, JSON.
+
+`{"task", "features": [name, ...], "outputs": [{"name", "shape", "classes"?}, ...], "model", "version"?}`
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+
+from registry.errors import Invalid
+
+ENTRY = "trivium"
+
+
+def read_entries(tflite: bytes) -> dict[str, bytes]:
+    """Every metadata entry of a .tflite. Raises `Invalid` when the bytes are none."""
+    try:
+        model = schema.Model.GetRootAs(tflite)
+        if not schema.Model.ModelBufferHasIdentifier(tflite, 0):
+            raise ValueError("no identifier")
+        entries = [model.Metadata(i) for i in range(model.MetadataLength())]
+        return {e.Name().decode(): bytes(model.Buffers(e.Buffer()).DataAsNumpy()) for e in entries}
+    except (ValueError, struct.error, IndexError, AttributeError, UnicodeDecodeError, TypeError) as error:
+        raise Invalid("these bytes are no .tflite file") from error
+
+
+def read_metadata(tflite: bytes) -> dict[str, Any]:
+    """The entry `trivium`. Raises `Invalid` when the file has none."""
+    entry = read_entries(tflite).get(ENTRY)
+    if entry is None:
+        raise Invalid(f"the .tflite file has no metadata entry {ENTRY!r}")
+    try:
+        described = json.loads(entry)
+    except ValueError as error:
+        raise Invalid(f"the metadata entry {ENTRY!r} is no JSON") from error
+    if not isinstance(described, dict):
+        raise Invalid(f"the metadata entry {ENTRY!r} is no JSON object")
+    return described
