@@ -102,7 +102,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def checkpoint(engine: Engine, home: Path) -> None:
-    """Move SQLite's log into the database file, unless another process is doing it right now."""
+    """Move SQLite's log into the database file, unless another process is doing it right now.
+
+    Under the write lock, so that no writer resets the log meanwhile: see `WAL_RESET_FIXED`.
+    """
     if engine.dialect.name != "sqlite":
         return
     with (home / "checkpoint.lock").open("w") as handle:
@@ -112,7 +115,8 @@ def checkpoint(engine: Engine, home: Path) -> None:
             return
         raw = engine.raw_connection()
         try:
-            raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with engine.begin():
+                raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             raw.close()
 
