@@ -27,26 +27,19 @@ def entries(session: Session, name: str | None = None) -> list[Entry]:
     Raises `NotFound` when `name` is given and cannot answer.
     """
     newest = (
-        select(VersionRow.model_id, func.max(VersionRow.number).label("number"))
-        .where(VersionRow.state == "ready")
-        .group_by(VersionRow.model_id)
-        .subquery()
+        select(VersionRow.id)
+        .where(VersionRow.model_id == ModelRow.id, VersionRow.state == "ready")
+        .order_by(VersionRow.number.desc())
+        .limit(1)
+        .correlate(ModelRow)
+        .scalar_subquery()
     )
     champion = aliased(AliasRow)
     shown = aliased(VersionRow)
     query = (
         select(ModelRow.name, shown.number, champion.name, shown.runtime, shown.description, shown.signature)
         .outerjoin(champion, (champion.model_id == ModelRow.id) & (champion.name == CHAMPION))
-        .outerjoin(newest, newest.c.model_id == ModelRow.id)
-        .join(
-            shown,
-            (shown.id == champion.version_id)
-            | (
-                champion.version_id.is_(None)
-                & (shown.model_id == ModelRow.id)
-                & (shown.number == newest.c.number)
-            ),
-        )
+        .join(shown, shown.id == func.coalesce(champion.version_id, newest))
         .order_by(ModelRow.name)
     )
     if name is not None:

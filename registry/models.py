@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -15,6 +15,8 @@ from registry.errors import InUse, NotFound
 from registry.names import check_name
 from registry.pages import Page, after, cut
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
+
+T = TypeVar("T")
 
 
 class Summary(NamedTuple):
@@ -82,16 +84,18 @@ def search(
     if q:
         query = query.where(ModelRow.name.contains(q.lower(), autoescape=True))
     if tags:
-        query = query.where(ModelRow.id.in_(tagged(select(VersionRow.model_id), tags)))
+        theirs = select(VersionRow.id).where(VersionRow.model_id == ModelRow.id)
+        query = query.where(tagged(theirs, tags).exists())
     page = cut(list(session.scalars(query)), page_size, lambda m: m.name)
     return Page(_summaries(session, page.items), page.next_token)
 
 
-def tagged(query: Select[int], tags: list[tuple[str, str]]) -> Select[int]:
-    """Narrow a select over versions to those that carry all of `tags`."""
+def tagged(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
+    """Narrow a select over versions to those that carry all of `tags`. One look for each version: a tag that
+    all versions carry must not be gathered from all of them for one page."""
     for key, value in tags:
-        carrying = select(TagRow.version_id).where(TagRow.key == key, TagRow.value == value)
-        query = query.where(VersionRow.id.in_(carrying))
+        carries = exists().where(TagRow.version_id == VersionRow.id, TagRow.key == key, TagRow.value == value)
+        query = query.where(carries)
     return query
 
 

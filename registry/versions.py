@@ -174,7 +174,7 @@ def search(
     if q:
         query = query.where(VersionRow.description.icontains(q, autoescape=True))
     if tags:
-        query = query.where(VersionRow.id.in_(models.tagged(select(VersionRow.id), tags)))
+        query = models.tagged(query, tags)
     rows = session.scalars(query.order_by(VersionRow.number.desc()).limit(page_size + 1)).unique().all()
     return cut(rows, page_size, lambda v: v.number)
 
