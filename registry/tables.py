@@ -192,6 +192,17 @@ class DeviceReportRow(Base):
     at: Mapped[datetime] = mapped_column(default=now, index=True)
 
 
+class TufMetadataRow(Base):
+    """A signed TUF document, as it is sent; see `service/edge/tuf.py`."""
+
+    __tablename__ = "tuf_metadata"
+
+    role: Mapped[str] = mapped_column(primary_key=True)  # root, targets, snapshot, timestamp
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    content: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class KeyRow(Base):
     """An API key. The secret itself is nowhere: `digest` is its sha256."""
 

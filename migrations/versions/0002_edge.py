@@ -55,10 +55,19 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_device_reports_model_id_version_device"), "device_reports", ["model_id", "version", "device"]
     )
+    op.create_table(
+        "tuf_metadata",
+        sa.Column("role", sa.String(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("content", sa.String(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("role", "version", name=op.f("pk_tuf_metadata")),
+    )
     op.add_column("aliases", sa.Column("edge_halted", sa.String(), nullable=True))
 
 
 def downgrade() -> None:
     op.drop_column("aliases", "edge_halted")
+    op.drop_table("tuf_metadata")
     op.drop_table("device_reports")
     op.drop_table("exports")
