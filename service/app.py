@@ -19,6 +19,8 @@ from registry.artifacts import Store
 from service import telemetry
 from service.builds.supervisor import Supervisor
 from service.config import Settings
+from service.edge import export_routes, reports
+from service.edge import routes as edge_routes
 from service.online.hotpath import HotPath
 from service.publish import alias_routes, artifacts, key_routes, routes
 from service.runtime.pool import Load, Pool
@@ -56,7 +58,9 @@ def create_app(settings: Settings) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    for room in (artifacts, routes, alias_routes, key_routes, openapi_routes, health):
+    publish = (artifacts, routes, alias_routes, key_routes)
+    edge = (export_routes, edge_routes, reports)
+    for room in (*publish, *edge, openapi_routes, health):
         app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
     app.router.routes.extend([*docs_routes(), *health.health_routes()])
     failures.install(app)
@@ -105,17 +109,14 @@ def _loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    loop = asyncio.get_running_loop()
-    moved = asyncio.Event()
-
-    def tell() -> None:
-        loop.call_soon_threadsafe(moved.set)
-
-    services.snapshot.on_change.append(tell)
+    to_follow, to_sign = _moved(services), _moved(services)
     await asyncio.to_thread(services.snapshot.start)
     services.supervisor.start()
-    moved.set()
-    chores = [asyncio.create_task(_follow(services, moved)), asyncio.create_task(_look_after(services))]
+    chores = [
+        asyncio.create_task(_follow(services, to_follow)),
+        asyncio.create_task(SigningChore(services).run(to_sign)),
+        asyncio.create_task(_look_after(services)),
+    ]
     try:
         yield
     finally:
@@ -124,6 +125,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(*chores, return_exceptions=True)
         await services.pool.close()
         await asyncio.to_thread(_shut_down, services)
+
+
+def _moved(services: Services) -> asyncio.Event:
+    """Set now, and again whenever the registry moves."""
+    loop, moved = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(moved.set)
+
+    services.snapshot.on_change.append(tell)
+    moved.set()
+    return moved
 
 
 async def _follow(services: Services, moved: asyncio.Event) -> None:

@@ -33,8 +33,11 @@ _MEANINGS = {
     401: "No valid API key",
     403: "The key lacks the scope, or is not for this model",
     404: "There is no such thing",
+    406: "Accept-Encoding refuses every form that there is",
     409: "The registry's state forbids it",
+    412: "If-Match does not name what is here now",
     413: "The body is too large",
+    416: "The range begins behind the end of the file",
     422: "The input is wrong; `errors` names field and fix",
     503: "The database or a model does not answer; try again later",
 }

@@ -1,0 +1,177 @@
+"""The wire types of exports, manifests and device reports."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Query
+from pydantic import BaseModel, Field
+
+from registry.aliases import CHAMPION
+from registry.build.job import Bounds, Quantize
+from registry.exports import NewExport
+from registry.names import NAME_PATTERN
+from registry.rollouts import Counts, NewReport, Status
+from registry.tables import DeviceReportRow, ExportRow
+from service.runtime.snapshot import Export
+from service.web.fields import MAX_NUMBER, Sha256, Strict
+from service.web.pages import Listed
+from service.web.strict import Checked
+
+MAX_DEVICE = 200
+
+DeviceId = Annotated[
+    str | None,
+    Header(max_length=MAX_DEVICE, description="who asks: decides on which side of a rollout it stands"),
+]
+RuntimeVersion = Annotated[
+    str | None,
+    Header(
+        max_length=64,
+        pattern=r"^v?[0-9]{1,9}(\.[0-9]{1,9})*[0-9A-Za-z.+-]*$",
+        description="the device's LiteRT: it gets the newest export that runs on it",
+        examples=["2.1.0"],
+    ),
+]
+
+
+class Calibration(Strict):
+    """Rows for `int8`; unset: the version's example."""
+
+    artifact: Sha256
+    media_type: Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
+
+
+class ExportBody(Strict):
+    format: Literal["tflite"]
+    quantize: Quantize = "none"
+    calibration: Calibration | None = None
+    max_disagreement: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, strict=False, description="share of rows with another label"),
+    ] = None
+    max_accuracy_drop: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False, strict=False)] = None
+    max_bytes: Annotated[int | None, Field(ge=1, le=2**53)] = None
+
+    def asked(self) -> NewExport:
+        return NewExport(
+            quantize=self.quantize,
+            calibration=None if self.calibration is None else self.calibration.model_dump(),
+            bounds=Bounds(self.max_disagreement, self.max_accuracy_drop, self.max_bytes),
+        )
+
+
+class ExportRecord(BaseModel):
+    id: int
+    model: str
+    version: int
+    format: str
+    quantize: str
+    state: Literal["building", "ready", "rejected"]
+    sha256: str | None
+    bytes: int | None
+    min_runtime: str | None
+    report: dict[str, Any] | None
+    bounds: dict[str, Any]
+    calibration: dict[str, Any] | None
+    created_at: datetime
+    created_by: str
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ExportRow) -> ExportRecord:
+        return cls(
+            id=row.id,
+            model=row.version.model.name,
+            version=row.version.number,
+            format=row.format,
+            quantize=row.quantize,
+            state=row.state,  # type: ignore[arg-type]
+            sha256=row.blob,
+            bytes=row.bytes,
+            min_runtime=row.min_runtime,
+            report=row.report,
+            bounds=row.bounds,
+            calibration=row.calibration,
+            created_at=row.created_at,
+            created_by=row.created_by,
+            finished_at=row.finished_at,
+        )
+
+
+class EdgeQuery(Checked):
+    """Which file. As the query model of a route it also refuses unknown parameters."""
+
+    alias: Annotated[str, Query(pattern=NAME_PATTERN)] = CHAMPION
+    quantize: Annotated[Quantize, Query()] = "none"
+
+
+class Manifest(BaseModel):
+    """What a device gets now, and how faithful it is. `url` is of exactly these bytes, for ever."""
+
+    model: str
+    alias: str
+    version: int
+    quantize: str
+    sha256: str
+    bytes: int
+    min_runtime: str | None
+    url: str
+    created_at: datetime
+    report: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, model: str, alias: str, export: Export, report: dict[str, Any] | None) -> Manifest:
+        return cls(
+            model=model,
+            alias=alias,
+            version=export.version,
+            quantize=export.quantize,
+            sha256=export.sha256,
+            bytes=export.bytes,
+            min_runtime=export.min_runtime,
+            url=f"/v1/blobs/{export.sha256}",
+            created_at=export.created_at,
+            report=report,
+        )
+
+
+class ReportBody(Strict):
+    device: Annotated[str, Field(min_length=1, max_length=MAX_DEVICE, examples=["pi-0042"])]
+    version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
+    status: Status
+    latency_ms: Annotated[float | None, Field(ge=0, allow_inf_nan=False, strict=False)] = None
+    message: Annotated[str | None, Field(max_length=2000)] = None
+
+    def asked(self) -> NewReport:
+        return NewReport(**self.model_dump())
+
+
+class ReportRecord(BaseModel):
+    device: str
+    version: int
+    status: Status
+    latency_ms: float | None
+    message: str | None
+    at: datetime
+
+    @classmethod
+    def of(cls, row: DeviceReportRow) -> ReportRecord:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class CountsRecord(BaseModel):
+    """Devices by the newest word of each about one version."""
+
+    version: int
+    ok: int
+    failed: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> CountsRecord:
+        return cls.model_validate(counts, from_attributes=True)
+
+
+class Reports(Listed[ReportRecord]):
+    counts: list[CountsRecord]
