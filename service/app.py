@@ -19,8 +19,9 @@ from registry.artifacts import Store
 from service import telemetry
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from service.edge import export_routes, reports
+from service.edge import export_routes, reports, tuf_routes
 from service.edge import routes as edge_routes
+from service.edge.tuf_chore import SigningChore
 from service.online.hotpath import HotPath
 from service.publish import alias_routes, artifacts, key_routes, routes
 from service.runtime.pool import Load, Pool
@@ -59,7 +60,7 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     app.state.services = services
     publish = (artifacts, routes, alias_routes, key_routes)
-    edge = (export_routes, edge_routes, reports)
+    edge = (export_routes, edge_routes, reports, tuf_routes)
     for room in (*publish, *edge, openapi_routes, health):
         app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
     app.router.routes.extend([*docs_routes(), *health.health_routes()])

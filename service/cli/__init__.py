@@ -10,7 +10,7 @@ import sys
 
 from typer import Exit, Option, Typer, echo
 
-from service.cli import aliases, doctor, keys, models, predict, publish, server
+from service.cli import aliases, doctor, keys, models, predict, publish, server, tuf
 from service.cli.failures import explain
 
 EPILOG = """\b
@@ -43,6 +43,11 @@ app = Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys_app = Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True, rich_markup_mode=None)
+tuf_app = Typer(
+    help="Signed edge delivery: keys, rotation, offline signatures.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 app.command("serve")(server.serve)
 app.command("worker")(server.worker)
@@ -63,6 +68,9 @@ keys_app.command("create")(keys.create)
 keys_app.command("list")(keys.list_keys)
 keys_app.command("revoke")(keys.revoke)
 keys_app.command("rotate")(keys.rotate)
+app.add_typer(tuf_app, name="tuf")
+for _command in (tuf.status, tuf.root, tuf.offline, tuf.rotate, tuf.prepare, tuf.sign, tuf.submit):
+    tuf_app.command(_command.__name__)(_command)
 app.command("migrate")(server.migrate)
 app.command("gc")(server.collect_garbage)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,117 @@
+"""TUF keys and signatures. Works on this machine's data directory, but for `sign`, which needs no registry:
+the machine with the offline key runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option, echo
+
+from service.cli.shared import Json, emit, read_settings, say, table
+
+if TYPE_CHECKING:
+    from service.edge.tuf import Repository
+    from service.edge.tuf_keys import KeyFiles
+
+Role = Annotated[str, Argument(metavar="ROLE", help="root, targets, snapshot or timestamp.")]
+File = Annotated[Path, Argument(metavar="FILE", help="The targets document.")]
+
+
+def status(json: Json = False) -> None:
+    """Show the roles, when their documents expire, which keys are here, and what waits for a signature."""
+    with _repository() as (repository, _):
+        found = repository.status()
+    rows = [[r.role, r.version, r.expires.date(), "here" if r.online else "elsewhere"] for r in found.roles]
+
+    def human() -> None:
+        table(("role", "version", "expires", "key"), rows, "nothing is signed yet")
+        for name in found.pending:
+            say(f"waits for the targets key: {name}")
+
+    emit(json, found, human)
+
+
+def root() -> None:
+    """Print the first root document: what a device is given when it is set up."""
+    from registry import db, trust
+
+    settings = read_settings()
+    engine = db.connect(settings.url)
+    try:
+        with db.reading(db.sessions(engine)) as session:
+            echo(trust.get(session, "root", 1))
+    finally:
+        engine.dispose()
+
+
+def offline(
+    role: Role,
+    to: Annotated[Path, Option("--to", help="The directory, for instance on a stick.")],
+    json: Json = False,
+) -> None:
+    """Move the key of root or targets out of the data directory."""
+    with _repository() as (_, keys):
+        taken = keys.take(role, to)
+    emit(
+        json,
+        {"role": role, "file": str(taken)},
+        lambda: say(f"the key of {role} is now {taken}, and only there"),
+    )
+
+
+def rotate(
+    role: Role,
+    root_key: Annotated[Path | None, Option("--root-key", help="The root key, where it is offline.")] = None,
+    json: Json = False,
+) -> None:
+    """Give a role a new key. Devices follow by themselves."""
+    from service.edge.tuf_keys import read
+
+    with _repository() as (repository, _):
+        version = repository.rotate(role, read(root_key) if root_key else None)
+    emit(
+        json, {"role": role, "root": version}, lambda: say(f"{role} has a new key; root is version {version}")
+    )
+
+
+def prepare(file: File) -> None:
+    """Write what is offered now as a targets document that waits for a signature."""
+    with _repository() as (repository, _):
+        file.write_bytes(repository.prepare())
+    say(f"sign it where the key is: trivium tuf sign {file} --key targets.pem")
+
+
+def sign(file: File, key: Annotated[Path, Option("--key", help="The offline targets key.")]) -> None:
+    """Sign a prepared targets document. Needs the file and the key, nothing else."""
+    from service.edge.tuf import sign as signed
+    from service.edge.tuf_keys import read
+
+    file.write_bytes(signed(file.read_bytes(), read(key)))
+    say(f"bring it back: trivium tuf submit {file}")
+
+
+def submit(file: File, json: Json = False) -> None:
+    """Take a signed targets document: devices get what it names."""
+    with _repository() as (repository, _):
+        version = repository.submit(file.read_bytes())
+    emit(json, {"targets": version}, lambda: say(f"targets version {version} is in force"))
+
+
+@contextmanager
+def _repository() -> Iterator[tuple[Repository, KeyFiles]]:
+    from registry import db
+    from service.edge.tuf import Repository
+    from service.edge.tuf_keys import KeyFiles
+
+    settings = read_settings()
+    engine: Any = db.connect(settings.url)
+    keys = KeyFiles(settings.home / "tuf")
+    try:
+        db.require_current(engine)
+        with db.locked(settings.home / "tuf.lock"), db.sessions(engine).begin() as session:
+            yield Repository(session, keys), keys
+    finally:
+        engine.dispose()
