@@ -29,6 +29,8 @@ ARCHIVED = "archived"  # was ready, is out of use; can be brought back
 FORMATS = ("sklearn-joblib", "onnx")
 BUILD = "build"  # the kind of a build's task; its subject is the version's id
 BUILD_PRIORITY = 10
+BUILD_ATTEMPTS = 10
+"""So often may a server die in the middle of a build before the model is held to be the cause."""
 _BLOB_LOCK = 7341  # PostgreSQL advisory lock: publishing shares it, garbage collection has it alone
 
 
@@ -95,7 +97,7 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     )
     session.add(version)
     session.flush()
-    queue.enqueue(session, BUILD, str(version.id), priority=BUILD_PRIORITY)
+    queue.enqueue(session, BUILD, str(version.id), priority=BUILD_PRIORITY, max_attempts=BUILD_ATTEMPTS)
     changes.note(session, "model", owner.name)
     return version
 

@@ -1,0 +1,256 @@
+"""Single-row predictions of the demo's forest over HTTP, beside other ways to serve it.
+
+    python -m benchmarks.online [--seconds 4] [--json]
+
+All servers are uvicorn with uvloop and httptools, one process, asked for the same row over 32 keep-alive
+connections, by turns and twice; the quieter turn counts. CPU microseconds per request, the server's own,
+are what travels between machines; latencies belong to this one, and hold the load generator's work too.
+
+- `echo` ASGI without anything: reads the body, answers 200
+- `asgi + onnx` ASGI over the same ONNX session: no key, no types, no metrics: the least it can cost
+- `fastapi + onnx` a route with a pydantic body over the same ONNX session, answering a dict
+- `fastapi + joblib` the article's way: a route that calls `RandomForestClassifier.predict_proba`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from benchmarks._load import Load, drive, for_seconds, request
+from benchmarks._support import Server, forest, free_port, machine
+
+ECHO = """
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    body = (await receive())["body"]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+ASGI_ONNX = """
+import json, sys
+import msgspec
+import numpy as np
+import onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[2], options)
+given = session.get_inputs()[0]
+kind = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
+names = json.load(open(sys.argv[3]))
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    body = msgspec.json.decode((await receive())["body"])
+    rows = np.array([[r[n] for n in names] for r in body["instances"]], kind)
+    labels, probabilities = session.run(["label", "probabilities"], {given.name: rows})
+    answer = msgspec.json.encode({"label": labels.tolist(), "probabilities": probabilities.tolist()})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+"""
+
+BODY_MODEL = """
+import json, sys
+import numpy as np
+from fastapi import FastAPI
+from pydantic import ConfigDict, Field, create_model
+
+names = json.load(open(sys.argv[3]))
+fields = {f"f{i}": (float, Field(alias=n)) for i, n in enumerate(names)}
+Row = create_model("Row", __config__=ConfigDict(extra="forbid"), **fields)
+Body = create_model("Body", instances=(list[Row], ...))
+app = FastAPI()
+"""
+
+ONNX = (
+    BODY_MODEL
+    + """
+import onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[2], options)
+given = session.get_inputs()[0]
+kind = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
+
+@app.post("/predict")
+async def predict(body: Body) -> dict:
+    rows = np.array([list(r.model_dump().values()) for r in body.instances], kind)
+    labels, probabilities = session.run(["label", "probabilities"], {given.name: rows})
+    return {"label": labels.tolist(), "probabilities": probabilities.tolist()}
+"""
+)
+
+JOBLIB = (
+    BODY_MODEL
+    + """
+import joblib
+import pandas as pd
+model = joblib.load(sys.argv[2])
+
+@app.post("/predict")
+def predict(body: Body) -> dict:
+    rows = pd.DataFrame([r.model_dump(by_alias=True) for r in body.instances])
+    return {"probabilities": model.predict_proba(rows).tolist()}
+"""
+)
+
+RUN = """
+import uvicorn
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="error")
+"""
+
+
+@contextlib.contextmanager
+def peer(source: str, *arguments: object) -> Iterator[tuple[int, psutil.Process]]:
+    port = free_port()
+    argv = [sys.executable, "-c", "import sys\n" + source + RUN, str(port), *map(str, arguments)]
+    process = subprocess.Popen(argv)
+    try:
+        _wait_for(port, process)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"a peer ended with {process.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+
+
+def run(port: int, content: bytes, process: psutil.Process, seconds: float, concurrency: int = 32) -> Load:
+    async def both() -> Load:
+        await drive(port, content, concurrency=concurrency, go=for_seconds(seconds / 4))
+        go = for_seconds(seconds)
+        return await drive(port, content, concurrency=concurrency, go=go, process=process)
+
+    load = asyncio.run(both())
+    if load.errors:
+        raise RuntimeError(f"{len(load.errors)} errors, the first: {load.errors[0][:500]!r}")
+    return load
+
+
+def one_row(server: Server, folder: Path, model: Any, rows: list[dict[str, float]], seconds: float) -> Any:
+    """Figures of each way, by name."""
+    body = json.dumps({"instances": rows[:1]}).encode()
+    names, pickle = folder / "names.json", folder / "model.joblib"
+    names.write_text(json.dumps(list(rows[0])))
+    joblib.dump(model, pickle)
+    assert server.process is not None
+    with (
+        peer(ECHO) as echo,
+        peer(ASGI_ONNX, servable(server.home), names) as raw,
+        peer(ONNX, servable(server.home), names) as onnx,
+        peer(JOBLIB, pickle, names) as plain,
+    ):
+        ours = (server.port, psutil.Process(server.process.pid))
+        asked = {
+            "echo": (echo, request(echo[0], "/", body)),
+            "asgi + onnx": (raw, request(raw[0], "/", body)),
+            "trivium": (ours, request(server.port, "/v1/models/demo/predict", body, server.key)),
+            "fastapi + onnx": (onnx, _plain(onnx[0], body)),
+            "fastapi + joblib": (plain, _plain(plain[0], body)),
+        }
+        found: dict[str, dict[str, float]] = {}
+        for _ in range(2):
+            for name, ((port, process), content) in asked.items():
+                load = run(port, content, process, seconds)
+                if name not in found or load.cpu_us < found[name]["cpu_us"]:
+                    found[name] = {
+                        "cpu_us": load.cpu_us,
+                        "p50_ms": load.percentile(50),
+                        "p99_ms": load.percentile(99),
+                        "per_s": load.requests / load.wall_s,
+                    }
+    return found
+
+
+def _plain(port: int, body: bytes) -> bytes:
+    return request(port, "/predict", body, Content_Type="application/json")
+
+
+def servable(home: Path) -> Path:
+    """The ONNX file that the builder made."""
+    with contextlib.closing(sqlite3.connect(home / "registry.db")) as database:
+        (sha256,) = database.execute("SELECT servable FROM versions WHERE servable NOT NULL").fetchone()
+    return home / "blobs" / sha256[:2] / str(sha256)
+
+
+def many_rows(server: Server, rows: list[dict[str, float]]) -> dict[str, float]:
+    """p50 in milliseconds of 1,000 rows, one request at a time, by format."""
+    thousand = (rows * 2)[:1000]
+    names = list(rows[0])
+    lines = [",".join(names), *(",".join(str(v) for v in row.values()) for row in thousand)]
+    table = pa.table({n: np.array([row[n] for row in thousand]) for n in names})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    bodies = {
+        "application/json": json.dumps({"instances": thousand}).encode(),
+        "text/csv": "\n".join(lines).encode(),
+        "application/vnd.apache.arrow.stream": sink.getvalue().to_pybytes(),
+    }
+    assert server.process is not None
+    process, found = psutil.Process(server.process.pid), {}
+    for kind, body in bodies.items():
+        content = request(
+            server.port, "/v1/models/demo/predict", body, server.key, Content_Type=kind, Accept=kind
+        )
+        found[kind] = run(server.port, content, process, 2.0, concurrency=1).percentile(50)
+    return found
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--seconds", type=float, default=4.0)
+    asked.add_argument("--json", action="store_true")
+    given = asked.parse_args()
+    model, example, rows = forest()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Server(folder / "home", folder / "log") as server:
+            server.start()
+            server.publish("demo", model, example, alias="champion")
+            one = one_row(server, folder, model, rows, given.seconds)
+            many = many_rows(server, rows)
+    if given.json:
+        print(json.dumps({"one_row": one, "thousand_rows_p50_ms": many}))
+        return
+    print(machine())
+    print(f"{'one row':<20}{'CPU us':>10}{'x echo':>8}{'p50 ms':>9}{'p99 ms':>9}{'per s':>9}")
+    for name, f in one.items():
+        beside = f["cpu_us"] / one["echo"]["cpu_us"]
+        print(
+            f"{name:<20}{f['cpu_us']:>10.0f}{beside:>8.2f}{f['p50_ms']:>9.2f}{f['p99_ms']:>9.2f}{f['per_s']:>9.0f}"
+        )
+    for kind, ms in many.items():
+        print(f"1,000 rows, {kind:<40}{ms:>8.2f} ms p50")
+
+
+if __name__ == "__main__":
+    main()
