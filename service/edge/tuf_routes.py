@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Response
 
 from registry import trust
@@ -12,7 +13,8 @@ from registry.errors import NotFound
 from service.edge.delivery import Delivery
 from service.edge.rollout import holders
 from service.edge.tuf_keys import ROLES
-from service.web.deps import ReadDep, ServicesDep, guarded
+from service.runtime.snapshot import Export
+from service.web.deps import ReadDep, Services, ServicesDep, guarded
 from service.web.documents import problems
 from service.web.fields import ModelName
 
@@ -70,7 +72,7 @@ async def target(
 ) -> Response:
     """A file that the signed documents name."""
     match = _TARGET.fullmatch(file)
-    export = holders(services.snapshot.state, match[1]).get(name) if match else None
+    export = await _find(services, name, match[1]) if match else None
     if export is None:
         raise NotFound("TUF target", f"{name}/{alias}/{file}")
     headers = {"Content-Type": "application/octet-stream"}
@@ -78,3 +80,12 @@ async def target(
     return Delivery(
         services.store, export.sha256, None, validators={"Cache-Control": FOR_EVER}, headers=headers
     )
+
+
+async def _find(services: Services, name: str, sha256: str) -> Export | None:
+    """The documents come from the database: they may name a file that this process is about to learn of."""
+    found = holders(services.snapshot.state, sha256).get(name)
+    if found is None:
+        await run_sync(services.snapshot.refresh)
+        found = holders(services.snapshot.state, sha256).get(name)
+    return found
