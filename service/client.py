@@ -178,9 +178,28 @@ class Client:
         self, name: str, version: int, on_state: Callable[[Record], None] = lambda record: None
     ) -> Record:
         """The version's record once its build is over."""
+        return self._settled(path("models", name, "versions", version), on_state)
+
+    def export(self, name: str, version: int, request: Record) -> Record:
+        """A new export of a ready version: `format` and whatever else the API takes."""
+        return self.create(path("models", name, "versions", version, "exports"), request)
+
+    def wait_export(self, export: Record, on_state: Callable[[Record], None] = lambda record: None) -> Record:
+        """The export's record once it is ready or rejected."""
+        where = ("models", export["model"], "versions", export["version"], "exports", export["id"])
+        return self._settled(path(*where), on_state)
+
+    def download(self, sha256: str) -> bytes:
+        """The file of a ready export. Raises `ValueError` when other bytes came than those asked for."""
+        content = self.send("GET", path("blobs", sha256), headers={"Accept-Encoding": "identity"}).content
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"the server sent other bytes than {sha256}")
+        return content
+
+    def _settled(self, url: str, on_state: Callable[[Record], None]) -> Record:
         pause = 0.05
         while True:
-            record: Record = self.call("GET", path("models", name, "versions", version))
+            record: Record = self.call("GET", url)
             on_state(record)
             if record["state"] != "building":
                 return record

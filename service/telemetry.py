@@ -46,6 +46,10 @@ BUILDS = Counter("trivium_builds_total", "Builds by what came of them", ["state"
 BUILD_SECONDS = Histogram(
     "trivium_build_seconds", "Time a build took", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 )
+EXPORTS = Counter("trivium_exports_total", "Exports by what came of them", ["state"])
+EXPORT_SECONDS = Histogram(
+    "trivium_export_seconds", "Time an export took", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+)
 FALLBACKS = Counter(
     "trivium_runtime_fallbacks_total",
     "Versions that are served by the isolated runtime because ONNX could not take them",
@@ -65,7 +69,7 @@ SNAPSHOT_AGE = Gauge(
     multiprocess_mode="livemax",
 )
 BUILD_QUEUE = Gauge(
-    "trivium_build_queue_depth", "Builds waiting or running", multiprocess_mode="livemostrecent"
+    "trivium_build_queue_depth", "Builds and exports waiting or running", multiprocess_mode="livemostrecent"
 )
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

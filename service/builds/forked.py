@@ -1,4 +1,4 @@
-"""What a forked child does with its channel: build one version, or answer for one isolated model."""
+"""What a forked child does with its channel: build or export one version, or answer for an isolated one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,42 @@ import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from registry.build.estimator import Estimator
-from registry.build.job import BuildJob
+from registry.build.job import BuildJob, Built, Exported, ExportJob
 from registry.build.safeload import load
 from registry.build.sandbox import confine
-from service.builds import child
-from service.builds.messages import BuildBroke, BuildDone
+from service.builds import child, export
+from service.builds.messages import Broke, Done
 from service.runtime import arrays, wire
 
 MOST_CHARACTERS = 500
 
+Job = TypeVar("Job", BuildJob, ExportJob)
+
 
 def build(channel: socket.socket) -> None:
-    """One `BuildJob` in, one `BuildDone` or `BuildBroke` out."""
-    job = wire.receive(channel, BuildJob)
+    """One `BuildJob` in, one `Done` or `Broke` out."""
+    _once(channel, BuildJob, child.build)
+
+
+def export_(channel: socket.socket) -> None:
+    """One `ExportJob` in, one `Done` or `Broke` out."""
+    _once(channel, ExportJob, export.export)
+
+
+def _once(channel: socket.socket, kind: type[Job], work: Callable[[Job], Built | Exported]) -> None:
+    job: Job = wire.receive(channel, kind)
     try:
         confine(job.memory_mb)
-        answer: BuildDone | BuildBroke = BuildDone(msgspec.json.encode(child.build(job)))
+        answer: Done | Broke = Done(msgspec.json.encode(work(job)))
     except MemoryError:
-        answer = BuildBroke("MemoryError", memory=True)
+        answer = Broke("MemoryError", memory=True)
     except Exception as error:
-        answer = BuildBroke(said(error))
+        answer = Broke(said(error))
     wire.send(channel, answer)
 
 
@@ -63,4 +75,8 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:MOST_CHARACTERS]
 
 
-ROLES: dict[str, Callable[[socket.socket], None]] = {"build": build, "isolated": isolated}
+ROLES: dict[str, Callable[[socket.socket], None]] = {
+    "build": build,
+    "export": export_,
+    "isolated": isolated,
+}

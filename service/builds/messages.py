@@ -1,4 +1,4 @@
-"""What the server says to the template and to build children, and what they answer."""
+"""What the server says to the template and to the children that build and export, and what they answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Role = Literal["build", "isolated"]
+Role = Literal["build", "export", "isolated"]
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):
@@ -33,14 +33,14 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     code: int
 
 
-class BuildDone(msgspec.Struct, frozen=True, tag=True):
-    """From a build child: the verdict, as the JSON of a `Built`."""
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """From a child that builds or exports: the verdict, as the JSON of a `Built` or an `Exported`."""
 
-    built: bytes
+    verdict: bytes
 
 
-class BuildBroke(msgspec.Struct, frozen=True, tag=True):
-    """From a build child: it ended by an exception, which is no verdict of the builder's own."""
+class Broke(msgspec.Struct, frozen=True, tag=True):
+    """From a child that builds or exports: it ended by an exception, which is no verdict of its own."""
 
     error: str
     memory: bool = False  # the exception was a MemoryError

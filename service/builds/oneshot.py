@@ -1,24 +1,27 @@
-"""One build in one child: start it, wait with a time limit, and turn whatever happens into a verdict."""
+"""One build or export in one child: start it, wait with a limit, turn whatever happens into a verdict."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
-from registry.build.job import BuildJob, Built
+from registry.build.job import BuildJob, Built, Exported, ExportJob
 from service.builds.forkserver import Forked, ForkServer
-from service.builds.messages import BuildBroke, BuildDone
+from service.builds.messages import Broke, Done, Role
 from service.runtime import wire
 
 BEAT_S = 3.0
 SEND_S = 10.0
 
+Verdict = TypeVar("Verdict", Built, Exported)
+
 
 class Lost(Exception):
-    """The build ended without a verdict, perhaps through no fault of the model: try again."""
+    """The child ended without a verdict, perhaps through no fault of the model: try again."""
 
 
 def build(forks: ForkServer, job: BuildJob, timeout_s: float, beat: Callable[[], None]) -> Built:
@@ -27,25 +30,47 @@ def build(forks: ForkServer, job: BuildJob, timeout_s: float, beat: Callable[[],
     A model that takes too long, too much memory, or crashes the child is rejected with that reason.
     Raises `Lost` when the child was killed from outside, and `Unavailable` when none can be started.
     """
-    child = forks.fork("build")
+    return _run(forks, "build", job, Built, timeout_s, beat)
+
+
+def export(forks: ForkServer, job: ExportJob, timeout_s: float, beat: Callable[[], None]) -> Exported:
+    """Have a child export `job`; all else as `build`."""
+    return _run(forks, "export", job, Exported, timeout_s, beat)
+
+
+def rejected(kind: type[Verdict], reason: str) -> Verdict:
+    return kind(state="rejected", report={"reason": reason})
+
+
+def _run(
+    forks: ForkServer,
+    role: Role,
+    job: BuildJob | ExportJob,
+    kind: type[Verdict],
+    timeout_s: float,
+    beat: Callable[[], None],
+) -> Verdict:
+    child = forks.fork(role)
     try:
         until = time.monotonic() + timeout_s
         wire.send(child.channel, job, time.monotonic() + SEND_S)
         while not _answered(child, min(until, time.monotonic() + BEAT_S)):
             if time.monotonic() >= until:
-                return rejected(f"the build was ended after {timeout_s:g} s (TRIVIUM_BUILD_TIMEOUT_S)")
+                return rejected(kind, f"the {role} was ended after {timeout_s:g} s (TRIVIUM_BUILD_TIMEOUT_S)")
             beat()
-        return _verdict(wire.receive(child.channel, BuildDone | BuildBroke, until), job)
+        message: Done | Broke = wire.receive(child.channel, Done | Broke, until)
     except TimeoutError:
-        return rejected("the build's process stopped in the middle of its answer")
+        return rejected(kind, f"the {role}'s process stopped in the middle of its answer")
     except wire.Broken as broken:
-        return _post_mortem(child.end(), job, str(broken))
+        return rejected(kind, _post_mortem(child.end(), role, job.memory_mb, str(broken)))
     finally:
         child.end()
-
-
-def rejected(reason: str) -> Built:
-    return Built(state="rejected", report={"reason": reason})
+    if isinstance(message, Broke):
+        return rejected(kind, _broke(message, role, job.memory_mb))
+    try:
+        return msgspec.json.decode(message.verdict, type=kind)
+    except msgspec.MsgspecError as error:
+        return rejected(kind, f"the {role}'s answer cannot be read: {error}")
 
 
 def _answered(child: Forked, deadline: float) -> bool:
@@ -57,27 +82,22 @@ def _answered(child: Forked, deadline: float) -> bool:
     return True
 
 
-def _verdict(message: BuildDone | BuildBroke, job: BuildJob) -> Built:
-    if isinstance(message, BuildDone):
-        try:
-            return msgspec.json.decode(message.built, type=Built)
-        except msgspec.MsgspecError as error:
-            return rejected(f"the build's answer cannot be read: {error}")
+def _broke(message: Broke, role: Role, memory_mb: int) -> str:
     if message.memory:
-        return rejected(_memory("the build needs more memory than it may use", job))
-    return rejected(f"the build failed: {message.error}")
+        return _memory(f"the {role} needs more memory than it may use", memory_mb)
+    return f"the {role} failed: {message.error}"
 
 
-def _post_mortem(code: int | None, job: BuildJob, how: str) -> Built:
-    """The verdict on a child that ended, or sent nonsense, instead of answering."""
+def _post_mortem(code: int | None, role: Role, memory_mb: int, how: str) -> str:
+    """Why a child ended, or sent nonsense, instead of answering."""
     if code is None:
-        raise Lost("the build template died, and the build with it")
+        raise Lost(f"the build template died, and the {role} with it")
     if code == -signal.SIGKILL:
-        raise Lost(_memory("the build's process was killed, most likely for want of memory", job))
+        raise Lost(_memory(f"the {role}'s process was killed, most likely for want of memory", memory_mb))
     if code < 0:
-        return rejected(_memory(f"the build's process crashed with {signal.Signals(-code).name}", job))
-    return rejected(f"the build's process ended with exit code {code} and no answer ({how})")
+        return _memory(f"the {role}'s process crashed with {signal.Signals(-code).name}", memory_mb)
+    return f"the {role}'s process ended with exit code {code} and no answer ({how})"
 
 
-def _memory(what: str, job: BuildJob) -> str:
-    return f"{what}; the limit is {job.memory_mb} MB (TRIVIUM_BUILD_MEMORY_MB)"
+def _memory(what: str, memory_mb: int) -> str:
+    return f"{what}; the limit is {memory_mb} MB (TRIVIUM_BUILD_MEMORY_MB)"

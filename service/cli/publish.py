@@ -70,7 +70,7 @@ def publish(
     Exit code 1, and the reason, when the build rejects it.
     """
     request: Record = {
-        "format": format or _by_suffix(file, FORMATS, "a model's format; say it with --format"),
+        "format": format or by_suffix(file, FORMATS, "a model's format; say it with --format"),
         "target": target,
         "signature": _read_json(signature) if signature else None,
         "tags": pairs(tag),
@@ -79,7 +79,7 @@ def publish(
         "alias": alias,
     }
     media_type = (
-        _by_suffix(example, MEDIA_TYPES, "an example's; use .csv, .parquet or .json") if example else None
+        by_suffix(example, MEDIA_TYPES, "an example's; use .csv, .parquet or .json") if example else None
     )
     with connect() as client:
         if example:
@@ -89,7 +89,7 @@ def publish(
             name, {key: value for key, value in request.items() if value not in (None, {})}
         )
         if not no_wait and record["state"] == "building":
-            with _waiting(f"building {name}:{record['version']}") as on_state:
+            with waiting(f"building {name}:{record['version']}") as on_state:
                 record = client.wait(name, record["version"], on_state)
     lines = build_lines(record)
     if record["state"] == "rejected":
@@ -114,7 +114,7 @@ def upload(client: Client, file: Path) -> str:
 
 
 @contextmanager
-def _waiting(what: str) -> Iterator[Callable[[Record], None]]:
+def waiting(what: str) -> Iterator[Callable[[Record], None]]:
     """A live status on a terminal, one line elsewhere."""
     if not sys.stderr.isatty():
         say(what)
@@ -127,7 +127,8 @@ def _waiting(what: str) -> Iterator[Callable[[Record], None]]:
         yield lambda record: status.update(f"{what}, {time.monotonic() - started:.0f} s")
 
 
-def _by_suffix(file: Path, known: dict[str, str], what: str) -> str:
+def by_suffix(file: Path, known: dict[str, str], what: str) -> str:
+    """What the file's suffix says. Raises `BadParameter` when it says nothing."""
     try:
         return known[file.suffix.lower()]
     except KeyError:

@@ -80,3 +80,49 @@ def _pairs(values: Record) -> str:
 
 def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def export_lines(record: Record) -> Iterator[str]:
+    """What an export is and how faithful it is, or why it was refused."""
+    name = f"{record['model']}:{record['version']} as .tflite ({record['quantize']})"
+    report = record.get("report") or {}
+    if record["state"] == "rejected":
+        yield f"{name} is rejected: {why_rejected(record)}"
+    else:
+        yield f"{name} is {record['state']}, export {record['id']}"
+    if record["state"] == "ready":
+        bytes_, sha256, oldest = (record[what] for what in ("bytes", "sha256", "min_runtime"))
+        yield f"{bytes_:,} bytes, sha256 {sha256}, runs on LiteRT {oldest} and later"
+    yield from _fidelity(report)
+    if sizes := report.get("bytes"):
+        yield "bytes: " + ", ".join(f"{what} {count:,}" for what, count in sizes.items())
+    if latency := report.get("latency_us"):
+        yield f"latency of one row: {latency['p50']:g} us, of the slowest in a hundred {latency['p99']:g} us"
+    if operators := report.get("operators"):
+        yield f"operators: {_listed(operators)}"
+    if given_up := report.get("given_up"):
+        yield f"given up: {given_up}"
+    yield from (f"note: {note}" for note in report.get("notes") or ())
+    yield from (f"warning: {warning}" for warning in report.get("warnings") or ())
+
+
+def _fidelity(report: Record) -> Iterator[str]:
+    kinds = report.get("kinds") or {}
+    if kinds:
+        held = ", ".join(f"{k['rows']:,} {name}" for name, k in kinds.items() if k["judged"])
+        agreement = report["label_agreement"]
+        labels = "" if agreement is None else f"{agreement:.4%} of the labels agree, "
+        yield f"compared on {held} rows: {labels}largest difference {report['largest_difference']:.2g}"
+    for name, kind in kinds.items():
+        if not kind["judged"]:
+            yield (
+                f"not judged, {kind['rows']:,} {name} rows: {kind['label_mismatches']} labels differ, "
+                f"largest difference {kind['largest_difference']:.2g}"
+            )
+    if accuracy := report.get("accuracy"):
+        yield (
+            f"{accuracy['measure']}: {accuracy['before']:.4f} before, {accuracy['after']:.4f} after, "
+            f"on {accuracy['rows']:,} rows"
+        )
+    if bounds := report.get("bounds"):
+        yield "bounds: " + _pairs({name: value for name, value in bounds.items() if value is not None})

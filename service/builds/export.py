@@ -1,0 +1,168 @@
+"""An export child's work: write the .tflite, run it on LiteRT against the model it is made from, report."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from registry.build import calibration, gate_tflite, metrics
+from registry.build.gate_tflite import Limits
+from registry.build.job import Exported, ExportJob
+from registry.errors import Invalid, Refused, Unavailable
+from registry.rows import Rows
+from service.builds import sources
+from service.builds.report import Report
+from service.builds.sources import Sample, Source
+from service.runtime.tflite import TfliteRuntime
+
+FILE = "model.tflite"
+ZSTD_LEVEL = 19  # compressed once, sent many times
+TIMED_RUNS = 300
+TIMED_S = 1.0
+
+
+def export(job: ExportJob) -> Exported:
+    """Never raises for a bad model: that is `state="rejected"` with the reason in the report.
+
+    Runs in a process that has called `sandbox.confine(job.memory_mb)`, with one thread per library.
+    """
+    report = Report(job)
+    with report.step("total"), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            exported = _export(job, report)
+        except (Refused, Invalid, Unavailable) as error:
+            exported = _rejected(str(error))
+        except MemoryError:
+            exported = _rejected(f"the export needs more memory than its limit of {job.memory_mb} MB")
+        except Exception as error:
+            exported = _rejected(f"the export failed: {type(error).__name__}: {error}")
+    exported.report = {**exported.report, **report.to_json()}
+    return exported
+
+
+def _rejected(reason: str) -> Exported:
+    return Exported(state="rejected", report={"reason": reason})
+
+
+def _export(job: ExportJob, report: Report) -> Exported:
+    with report.step("load"):
+        source = sources.of(job, report)
+    from registry.build import quantize
+
+    calibrate, held_out = _parts(job, source, report)
+    with report.step("convert"):
+        plain = source.convert()
+    report.bytes["float32"] = len(plain)
+    with report.step("quantize"):
+        made = quantize.quantize(plain, job.quantize, calibrate)
+    bounds = gate_tflite.limits(job.bounds, job.quantize, source.exact)
+    report.fields["bounds"] = msgspec.to_builtins(bounds)
+    file = Path(job.out) / FILE
+    file.write_bytes(made)
+    report.bytes["tflite"] = len(made)
+    report.fields["operators"] = quantize.operators(made)
+    minimum = report.fields["min_runtime"] = quantize.min_runtime(made)
+    faults = _gate(job, source, held_out, bounds, file, report)
+    if bounds.bytes is not None and len(made) > bounds.bytes:
+        faults.append(f"the file has {len(made):,} bytes, the bound is {bounds.bytes:,}")
+    if faults:
+        return _rejected("; ".join(faults))
+    with report.step("compress"):
+        zstd = file.with_suffix(".tflite.zst")
+        zstd.write_bytes(pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(made, asbytes=True))
+    report.bytes["zstd"] = zstd.stat().st_size
+    return Exported(state="ready", report={}, file=FILE, zstd=zstd.name, min_runtime=minimum)
+
+
+def _parts(job: ExportJob, source: Source, report: Report) -> tuple[Rows | None, Sample | None]:
+    """The rows to calibrate with, when int8 asks for some, and those of the example to measure on."""
+    if job.quantize != "int8":
+        return None, source.sample
+    if job.calibration is not None:
+        given = calibration.read(job.calibration, job.calibration_media_type, job.signature)
+        report.fields["calibration"] = {"rows": len(given), "from": "the given rows"}
+        return given, source.sample
+    if source.sample is None:
+        raise Refused(
+            "int8 needs rows to calibrate with, and the version has no example: give calibration rows, or "
+            "publish it with an example"
+        )
+    first, rest = calibration.split(source.sample.rows)
+    rows = calibration.whole(source.sample.rows.take(first))
+    report.fields["calibration"] = {"rows": len(rows), "from": "the version's example"}
+    if first is rest:
+        report.warnings.append(
+            f"the example has {len(first)} rows: those that int8 was calibrated with are measured on as well"
+        )
+    return rows, source.sample.take(rest)
+
+
+def _gate(
+    job: ExportJob, source: Source, held_out: Sample | None, bounds: Limits, file: Path, report: Report
+) -> list[str]:
+    """Measures the file on LiteRT; why it is outside of the bounds."""
+    runtime = TfliteRuntime(file, job.signature)
+    with report.step("reference"):
+        blocks = source.blocks(held_out.rows if held_out is not None else None)
+    with report.step("measure"):
+        held = gate_tflite.judged([b.kind for b in blocks], job.quantize, source.exact)
+        found = gate_tflite.measure(blocks, runtime.run, job.signature, held)
+        report.fields |= msgspec.to_builtins(found)
+        faults = gate_tflite.faults(found, bounds, job.bounds)
+        if not found.error:
+            accuracy = _accuracy(job, source, held_out, runtime, report)
+            report.fields["accuracy"] = accuracy
+            faults += gate_tflite.accuracy_faults(accuracy, bounds, job.bounds)
+            report.fields["latency_us"] = _latency(runtime, blocks[0].rows)
+    if held_out is not None and (lost := gate_tflite.blurred(held_out.rows, job.signature)):
+        report.warnings.append(
+            f"float32, which a .tflite takes, cannot tell all values of {', '.join(lost[:10])} apart"
+        )
+    return faults
+
+
+def _accuracy(
+    job: ExportJob, source: Source, held_out: Sample | None, runtime: TfliteRuntime, report: Report
+) -> dict[str, Any] | None:
+    """Against the example's true values, before and after; None when there are none."""
+    if held_out is None or held_out.truth is None or not len(held_out.rows):
+        return None
+    try:
+        before = metrics.measure(job.signature, source.answer(held_out.rows), held_out.truth)
+        after = metrics.measure(job.signature, runtime.run(held_out.rows), held_out.truth)
+    except ValueError as error:
+        report.warnings.append(f"no accuracy was measured: {error}")
+        return None
+    if not before:
+        return None
+    name, value = next(iter(before.items()))
+    return {
+        "measure": name,
+        "before": value,
+        "after": after[name],
+        "drop": value - after[name],
+        "rows": len(held_out.rows),
+    }
+
+
+def _latency(runtime: TfliteRuntime, rows: Rows) -> dict[str, float]:
+    """Microseconds for one row on this machine, one thread."""
+    taken = []
+    until = time.perf_counter() + TIMED_S
+    for index in range(TIMED_RUNS):
+        row = rows.take([index % len(rows)])
+        started = time.perf_counter()
+        runtime.run(row)
+        ended = time.perf_counter()
+        taken.append((ended - started) * 1e6)
+        if ended > until:
+            break
+    p50, p99 = np.percentile(taken, [50, 99])
+    return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}

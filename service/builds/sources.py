@@ -1,0 +1,103 @@
+"""What an export is made from: the version's own model, its .tflite form, and the rows to measure both on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from registry.build import describe, forests, gate_tflite, parity, rowset, safeload, tflite
+from registry.build.estimator import Estimator
+from registry.build.job import ExportJob
+from registry.errors import Refused
+from registry.rows import Array, Rows
+from registry.signature import Input
+from service.builds.report import Report, read_example
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The version's example as rows, without those with gaps that the model does not take."""
+
+    rows: Rows
+    truth: pa.Array | None
+
+    def take(self, index: Any) -> Sample:
+        return Sample(self.rows.take(index), None if self.truth is None else self.truth.take(pa.array(index)))
+
+
+@dataclass(frozen=True)
+class Source:
+    answer: parity.Answer
+    convert: Callable[[], bytes]  # the float32 .tflite
+    blocks: Callable[[Rows | None], list[parity.Block]]  # from the example's rows
+    sample: Sample | None
+    exact: bool = False  # a tree ensemble: its labels may not differ
+    smaller: Callable[[int], tuple[bytes, str]] | None = (
+        None  # of at most so many bytes, and what is given up
+    )
+
+
+def sklearn(job: ExportJob, report: Report) -> Source:
+    model = safeload.load(job.artifact)
+    estimator = Estimator(model, job.signature)
+
+    def blocks(rows: Rows | None) -> list[parity.Block]:
+        kinds = rowset.kinds(model, job.signature, rows)
+        sent = {kind: gate_tflite.single(found, job.signature) for kind, found in kinds.items()}
+        return parity.reference(estimator.run, sent)
+
+    return Source(
+        answer=estimator.run,
+        convert=lambda: tflite.convert(model, job.signature),
+        blocks=blocks,
+        sample=_sample(job),
+        exact=forests.is_forest(last(model)),
+    )
+
+
+def last(model: Any) -> Any:
+    """What answers in the end: a pipeline's last step, a search's best estimator."""
+    while True:
+        if hasattr(model, "steps"):
+            model = model.steps[-1][1]
+        elif hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        else:
+            return model
+
+
+def unknown(job: ExportJob, report: Report) -> Source:
+    raise Refused(
+        f"a version of format {job.format} has no TFLite form; exports are made of sklearn-joblib, keras and "
+        "tflite versions"
+    )
+
+
+SOURCES: dict[str, Callable[[ExportJob, Report], Source]] = {"sklearn-joblib": sklearn}
+
+
+def of(job: ExportJob, report: Report) -> Source:
+    """Raises `Refused` for a format that has no TFLite form, or a model that cannot be loaded."""
+    return SOURCES.get(job.format, unknown)(job, report)
+
+
+def _sample(job: ExportJob) -> Sample | None:
+    example = read_example(job)
+    if example is None:
+        return None
+    rows = describe.table(job.signature.inputs, example)
+    return Sample(rows, example.target).take(np.flatnonzero(_whole(rows, job.signature.inputs)))
+
+
+def _whole(rows: Rows, inputs: tuple[Input, ...]) -> Array:
+    """bool [n]: no gaps but where the model takes them."""
+    columns = rows.columns if rows.columns is not None else rows.matrix.T  # type: ignore[union-attr]
+    whole = np.ones(len(rows), dtype=bool)
+    for given, column in zip(inputs, columns, strict=True):
+        if not given.nullable:
+            whole &= np.array([v is not None and v == v for v in column.tolist()])
+    return whole
