@@ -10,16 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from registry import aliases, db, keys, queue, versions
 from registry.artifacts import Store
 from registry.versions import NewVersion
 
 
+def connect(url: str) -> Engine:
+    """Like `db.connect`, but ready to wait long: who waits for SQLite's lock stands in no queue, and beside
+    others that hammer without a pause on a busy disk his turn may not come within five seconds."""
+
+    def wait_long(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA busy_timeout = 60000")
+
+    engine = db.connect(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", wait_long)
+    return engine
+
+
 @contextmanager
 def connected(url: str) -> Iterator[db.Sessions]:
-    engine = db.connect(url)
+    engine = connect(url)
     try:
         yield db.sessions(engine)
     finally:
