@@ -86,6 +86,22 @@ def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, Ver
     return None
 
 
+def is_rolling_out(row: AliasRow) -> bool:
+    """Whether some devices do not get its version; also when none does, since the rollout was stopped."""
+    return row.edge_percent is not None and row.edge_percent < 100
+
+
+def for_the_others(session: Session, row: AliasRow) -> VersionRow | None:
+    """What devices get that are not in the rollout: the last version that was meant for all of them.
+
+    That need not be where a rollback goes: of a version that was only ever rolled out to some, or stopped,
+    they have never heard.
+    """
+    return session.scalar(
+        select(VersionRow).where(VersionRow.model_id == row.model_id, VersionRow.number == row.edge_previous)
+    )
+
+
 def remove(session: Session, model: str, alias: str, *, by: str) -> None:
     """Delete the alias; its history stays. Raises `NotFound`."""
     owner = models.lock(session, model)
@@ -168,6 +184,8 @@ def _point(
     if row is None:
         row = AliasRow(model_id=owner.id, name=event.alias)
         session.add(row)
+    elif not is_rolling_out(row):
+        row.edge_previous = row.version.number
     row.version, row.event = version, event
     row.edge_percent, row.edge_halted = edge_percent, None
     changes.note(session, "model", owner.name)

@@ -7,15 +7,17 @@ sent back, online callers notice nothing, and the alias says why.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from registry import changes, models
+from registry import aliases, changes, models
+from registry.errors import NotFound
 from registry.pages import Page, after, cut
-from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, now
+from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, now
 
 Status = Literal["ok", "failed"]
 
@@ -44,23 +46,29 @@ class Counts(msgspec.Struct, frozen=True):
 def report(session: Session, model: str, new: NewReport, *, by: str) -> DeviceReportRow:
     """Keep a device's report; stop the rollouts of its version when failures pass the bound.
 
-    Raises `NotFound`.
+    Raises `NotFound` when there is no such model, or never was such a version.
     """
-    owner = models.get(session, model)
+    # Locked before the report refers to it: of two that lock it afterwards each waits for the other.
+    owner = (models.lock if new.status == "failed" else models.get)(session, model)
+    if new.version > owner.last_number:
+        raise NotFound("version", f"{model}:{new.version}")
     row = DeviceReportRow(model_id=owner.id, at=now(), **msgspec.structs.asdict(new))
     session.add(row)
     session.flush()
     if new.status == "failed":
-        _halt_if_needed(session, model, new.version, by)
+        _halt_if_needed(session, owner, new.version, by)
     return row
 
 
 def counts(session: Session, model: str) -> list[Counts]:
     """For every version that was reported on, newest first. Raises `NotFound`."""
-    owner = models.get(session, model)
+    return _count(session, DeviceReportRow.model_id == models.get(session, model).id)
+
+
+def _count(session: Session, *which: ColumnElement[bool]) -> list[Counts]:
     newest = (
         select(func.max(DeviceReportRow.id))
-        .where(DeviceReportRow.model_id == owner.id)
+        .where(*which)
         .group_by(DeviceReportRow.version, DeviceReportRow.device)
     )
     query = (
@@ -89,22 +97,35 @@ def search(
     return cut(rows, page_size, lambda r: r.id)
 
 
-def _halt_if_needed(session: Session, model: str, version: int, by: str) -> None:
-    owner = models.lock(session, model)
-    found = next((c for c in counts(session, model) if c.version == version), None)
-    if found is None or found.failed < HALT_DEVICES:
-        return
-    if found.failed <= HALT_SHARE * (found.ok + found.failed):
-        return
+def _halt_if_needed(session: Session, owner: ModelRow, version: int, by: str) -> None:
     for row in session.scalars(select(AliasRow).where(AliasRow.model_id == owner.id)):
-        rolling = row.edge_percent is not None and 0 < row.edge_percent < 100
-        if rolling and row.version.number == version:
-            row.edge_percent = 0
-            row.edge_halted = (
-                f"{found.failed} of {found.ok + found.failed} devices reported that version {version} failed"
-            )
-            _remember(session, row, by)
-            changes.note(session, "model", model)
+        if not (aliases.is_rolling_out(row) and row.edge_percent and row.version.number == version):
+            continue
+        found = _count(
+            session,
+            DeviceReportRow.model_id == owner.id,
+            DeviceReportRow.version == version,
+            DeviceReportRow.at > _began(session, row),
+        )
+        failed, all_ = found[0].failed, found[0].ok + found[0].failed
+        if failed < HALT_DEVICES or failed <= HALT_SHARE * all_:
+            continue
+        row.edge_percent = 0
+        row.edge_halted = f"{failed} of {all_} devices reported that version {version} failed"
+        _remember(session, row, by)
+        changes.note(session, "model", owner.name)
+
+
+def _began(session: Session, row: AliasRow) -> datetime:
+    """When the rollout began: a version that failed before may be tried again, and is judged anew."""
+    halted = session.scalar(
+        select(func.max(AliasEventRow.at)).where(
+            AliasEventRow.model_id == row.model_id,
+            AliasEventRow.alias == row.name,
+            AliasEventRow.action == "halt",
+        )
+    )
+    return max(row.event.at, halted or row.event.at)
 
 
 def _remember(session: Session, row: AliasRow, by: str) -> None:

@@ -122,7 +122,8 @@ class AliasRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
     event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)
-    edge_percent: Mapped[int | None]  # of the devices get `version`, the others the one before; None: all
+    edge_percent: Mapped[int | None]  # of the devices get `version`, the others `edge_previous`; None: all
+    edge_previous: Mapped[int | None]  # the number of the last version that was meant for every device
     edge_halted: Mapped[str | None]  # why the rollout stopped by itself
 
     version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
@@ -140,7 +141,7 @@ class AliasEventRow(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     alias: Mapped[str]
     version: Mapped[int | None]  # the number; None when the alias was deleted
-    action: Mapped[str]  # promote, rollback, delete
+    action: Mapped[str]  # promote, rollback, delete, halt
     at: Mapped[datetime] = mapped_column(default=now)
     by: Mapped[str]
     reason: Mapped[str | None]

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
-from registry.aliases import rollback_target
+from registry.aliases import for_the_others, is_rolling_out
 from registry.errors import NotFound
 from registry.tables import AliasRow, ExportRow, ModelRow, TufMetadataRow
 
@@ -76,13 +76,13 @@ def offered(session: Session) -> list[Offered]:
         select(AliasRow, ModelRow.name).join(ModelRow, ModelRow.id == AliasRow.model_id)
     ):
         prefix = f"{model}/{alias.name}"
-        if alias.edge_percent is None or alias.edge_percent >= 100:
+        if not is_rolling_out(alias):
             found += _files(session, alias.version_id, alias.version.number, prefix, ".tflite", None)
             continue
-        before = rollback_target(session, alias)
+        before = for_the_others(session, alias)
         if before is not None:
-            found += _files(session, before[1].id, before[1].number, prefix, ".tflite", None)
-        if alias.edge_percent > 0:
+            found += _files(session, before.id, before.number, prefix, ".tflite", None)
+        if alias.edge_percent:
             number, share = alias.version.number, alias.edge_percent
             found += _files(session, alias.version_id, number, prefix, ".rollout.tflite", share)
     return sorted(found, key=lambda o: o.name)

@@ -26,7 +26,7 @@ READY = "ready"  # built, and the same function as what was uploaded, as far as 
 REJECTED = "rejected"  # cannot be served; the report says why
 ARCHIVED = "archived"  # was ready, is out of use; can be brought back
 
-FORMATS = ("sklearn-joblib", "onnx")
+FORMATS = ("sklearn-joblib", "onnx", "keras", "tflite")
 BUILD = "build"  # the kind of a build's task; its subject is the version's id
 BUILD_PRIORITY = 10
 BUILD_ATTEMPTS = 10
@@ -268,6 +268,8 @@ def _refuse_if_in_use(session: Session, owner: ModelRow, version: VersionRow, ve
     for row in session.scalars(select(AliasRow).where(AliasRow.model_id == owner.id)):
         if row.version_id == version.id:
             raise InUse(f"{name} is {row.name} and cannot be {verb}; promote another version first")
+        if aliases.is_rolling_out(row) and row.edge_previous == version.number:
+            raise InUse(f"{name} is what devices outside the rollout of {row.name} get, and cannot be {verb}")
         target = aliases.rollback_target(session, row)
         if target is not None and target[1].id == version.id:
             raise InUse(f"{name} is where a rollback of {row.name} would go and cannot be {verb}")

@@ -63,11 +63,13 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("role", "version", name=op.f("pk_tuf_metadata")),
     )
+    op.add_column("aliases", sa.Column("edge_previous", sa.Integer(), nullable=True))
     op.add_column("aliases", sa.Column("edge_halted", sa.String(), nullable=True))
 
 
 def downgrade() -> None:
     op.drop_column("aliases", "edge_halted")
+    op.drop_column("aliases", "edge_previous")
     op.drop_table("tuf_metadata")
     op.drop_table("device_reports")
     op.drop_table("exports")

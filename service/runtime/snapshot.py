@@ -20,7 +20,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from registry import changes, db, keys
-from registry.aliases import CHAMPION, rollback_target
+from registry.aliases import CHAMPION
 from registry.errors import NotFound, NotReady
 from registry.keys import Key
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
@@ -229,7 +229,9 @@ def _add_edge(session: Session, found: dict[int, Model], everything: bool) -> No
         .where(ExportRow.state == "ready")
         .order_by(ExportRow.id.desc())
     )
-    rollouts = select(AliasRow).where(AliasRow.edge_percent.is_not(None))
+    rollouts = select(AliasRow.model_id, AliasRow.name, AliasRow.edge_percent, AliasRow.edge_previous).where(
+        AliasRow.edge_percent < 100
+    )
     if not everything:
         exports = exports.where(VersionRow.model_id.in_(found))
         rollouts = rollouts.where(AliasRow.model_id.in_(found))
@@ -238,8 +240,6 @@ def _add_edge(session: Session, found: dict[int, Model], everything: bool) -> No
             columns: tuple[Any, ...] = tuple(row)[1:]
             export = Export(*columns)
             found[row.model_id].exports.setdefault(export.version, []).append(export)
-    for alias in session.scalars(rollouts):
-        if alias.model_id in found:
-            target = rollback_target(session, alias)
-            previous = None if target is None else target[1].number
-            found[alias.model_id].rollouts[alias.name] = Rollout(alias.edge_percent or 0, previous)
+    for model_id, alias, percent, previous in session.execute(rollouts):
+        if model_id in found:
+            found[model_id].rollouts[alias] = Rollout(percent or 0, previous)
