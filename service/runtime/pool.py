@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ class Pool:
         self._executor = ThreadPoolExecutor(LOADS, thread_name_prefix="load")
         self._models: OrderedDict[int, Loaded] = OrderedDict()  # by version id, least recently used first
         self._loading: dict[int, asyncio.Task[Loaded]] = {}
+        self._waiting: Counter[int] = Counter()  # requests for each version that is being loaded
 
     def peek(self, version_id: int) -> Loaded | None:
         """The version if it is loaded; counts as a use."""
@@ -52,22 +53,24 @@ class Pool:
         Raises what `Load` raises.
         """
         loaded = self.peek(version_id)
-        if loaded is not None:
-            return loaded
-        task = self._loading.get(version_id)
-        if task is None:
-            task = asyncio.create_task(self._bring(version_id))
-            self._loading[version_id] = task
-            task.add_done_callback(lambda done: self._ended(version_id, done))
-        return await asyncio.shield(task)  # a client that goes away does not stop the load
+        return loaded if loaded is not None else await asyncio.shield(self._load_of(version_id))
 
     async def take(self, version_id: int) -> Loaded:
         """`get` for a request: until it calls `release` the version is not closed under it."""
-        loaded = self.peek(version_id) or await self.get(version_id)
-        while loaded.retired:  # evicted between the end of the load and this line
-            loaded = await self.get(version_id)
-        loaded.users += 1
-        return loaded
+        loaded = self.peek(version_id)
+        if loaded is not None:
+            loaded.users += 1
+            return loaded
+        load = self._load_of(version_id)
+        self._waiting[version_id] += 1  # `_bring` counts those who wait as users
+        try:
+            return await asyncio.shield(load)
+        except asyncio.CancelledError:
+            if version_id in self._waiting and not load.done():
+                self._waiting[version_id] -= 1
+            elif not load.cancelled() and load.exception() is None:
+                self.release(load.result())
+            raise
 
     def release(self, loaded: Loaded) -> None:
         loaded.users -= 1
@@ -111,16 +114,29 @@ class Pool:
             _, loaded = self._models.popitem()
             await asyncio.to_thread(loaded.close)
 
+    def _load_of(self, version_id: int) -> asyncio.Task[Loaded]:
+        """The load of this version, begun now if need be. A client that goes away does not stop it."""
+        load = self._loading.get(version_id)
+        if load is None:
+            load = asyncio.create_task(self._bring(version_id))
+            load.add_done_callback(_noted)
+            self._loading[version_id] = load
+        return load
+
     async def _bring(self, version_id: int) -> Loaded:
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
         try:
             loaded = await loop.run_in_executor(self._executor, self._load, version_id)
+            loaded.users += self._waiting[version_id]
         except TriviumError:
             raise
         except Exception as error:
             log.exception("model.load_failed", version_id=version_id)
             raise Unavailable(f"the model could not be loaded: {error}") from error
+        finally:
+            del self._loading[version_id]
+            self._waiting.pop(version_id, None)
         self._models[version_id] = loaded
         seconds = round(time.perf_counter() - start, 3)
         log.info(
@@ -128,11 +144,6 @@ class Pool:
         )
         self._evict(keep=version_id)
         return loaded
-
-    def _ended(self, version_id: int, load: asyncio.Task[Loaded]) -> None:
-        del self._loading[version_id]
-        if not load.cancelled():
-            load.exception()  # noted here for the case that nobody waits any more
 
     def _evict(self, keep: int) -> None:
         held = self.bytes
@@ -149,3 +160,9 @@ class Pool:
         log.info("model.unloaded", model=loaded.name, version=loaded.number)
         if loaded.users == 0:
             self._executor.submit(loaded.close)
+
+
+def _noted(load: asyncio.Task[Loaded]) -> None:
+    """A load may fail when nobody waits for it any more."""
+    if not load.cancelled():
+        load.exception()
