@@ -8,7 +8,7 @@ import msgspec
 
 from registry.signature import Signature
 
-Format = Literal["sklearn-joblib", "onnx"]
+Format = Literal["sklearn-joblib", "onnx", "keras", "tflite"]
 
 
 class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class Built(msgspec.Struct, kw_only=True):
     state: Literal["ready", "rejected"]
     report: dict[str, Any]
     signature: Signature | None = None
-    runtime: Literal["onnx", "isolated"] | None = None
+    runtime: Literal["onnx", "tflite", "isolated"] | None = None
     runtime_reason: str | None = None  # one sentence for people: why this runtime
     lineage: dict[str, Any] = msgspec.field(default_factory=dict)
     metrics: dict[str, float] = msgspec.field(default_factory=dict)

@@ -18,12 +18,6 @@ from registry.signature import Output, Signature
 
 TOLERANCE = 1e-6
 """Of a probability: absolute. Of another number: relative to it, or to the output's usual size if larger."""
-BOUNDS = {
-    "label_mismatches": 0,
-    "probabilities": {"absolute": TOLERANCE},
-    "numbers": {"relative": TOLERANCE},
-}
-"""As the report states them."""
 REFUSED_TRIES = 64
 """When the reference refuses a block, so many of its rows are tried one by one."""
 
@@ -46,6 +40,7 @@ class Figures(msgspec.Struct, kw_only=True):
     label_mismatches: int = 0
     largest_difference: float = 0.0  # as the tolerance is stated: absolute, or relative
     beyond: int = 0  # numbers outside the tolerance
+    broken: int = 0  # numbers that are NaN or infinite on one side, another number on the other
     worst: str | None = None  # the kind of rows with the most faults
     error: str | None = None  # the candidate raised
 
@@ -84,10 +79,28 @@ def _answers(answer: Answer, rows: Rows) -> Outputs | None:
         return None
 
 
-def compare(blocks: list[Block], answer: Answer, signature: Signature) -> Figures:
-    """`answer` against the reference. An exception of `answer` is a figure too."""
+def bounds(tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """As a report states them."""
+    return {
+        "label_mismatches": 0,
+        "probabilities": {"absolute": tolerance},
+        "numbers": {"relative": tolerance},
+    }
+
+
+def compare(
+    blocks: list[Block],
+    answer: Answer,
+    signature: Signature,
+    tolerance: float = TOLERANCE,
+    scales: dict[str, Any] | None = None,
+) -> Figures:
+    """`answer` against the reference. An exception of `answer` is a figure too.
+
+    `scales` are the `usual_sizes` in more blocks than these, when only some are compared.
+    """
     figures = Figures(rows={b.kind: len(b.rows) for b in blocks})
-    scales = {o.name: _scale(o, blocks) for o in signature.outputs}
+    scales = scales if scales is not None else usual_sizes(blocks, signature)
     most = 0
     for block in blocks:
         try:
@@ -98,18 +111,20 @@ def compare(blocks: list[Block], answer: Answer, signature: Signature) -> Figure
             return figures
         faults = 0
         for o in signature.outputs:
-            faults += _measure(figures, o, block.answers[o.name], got[o.name], scales[o.name])
+            faults += _measure(figures, o, block.answers[o.name], got[o.name], scales[o.name], tolerance)
         if faults > most:
             figures.worst, most = block.kind, faults
     return figures
 
 
-def _measure(figures: Figures, output: Output, expected: Array, got: Array, scale: Any) -> int:
+def _measure(
+    figures: Figures, output: Output, expected: Array, got: Array, scale: Any, tolerance: float
+) -> int:
     """Adds one output of one block to the figures; returns how many of its numbers are at fault."""
     if expected.shape != got.shape:
         figures.error = f"{output.name} has the shape {got.shape} instead of {expected.shape}"
         return expected.size
-    if output.dtype not in ("float64", "float32") or output.name.rpartition(".")[2] == "label":
+    if is_label(output):
         same = (expected == got) | ((expected != expected) & (got != got))
         mismatches = int(np.count_nonzero(~same))
         figures.label_mismatches += mismatches
@@ -119,13 +134,24 @@ def _measure(figures: Figures, output: Output, expected: Array, got: Array, scal
     with np.errstate(all="ignore"):
         size = np.maximum(np.abs(expected), scale)
         difference = np.where(same, 0.0, np.abs(expected - got) / np.where(size > 0, size, 1.0))
-        bad = ~(difference <= TOLERANCE)
+        bad = ~(difference <= tolerance)
     finite = difference[np.isfinite(difference)]
     if finite.size:
         figures.largest_difference = max(figures.largest_difference, float(finite.max()))
+    figures.broken += int(np.count_nonzero(~np.isfinite(difference)))
     beyond = int(np.count_nonzero(bad))
     figures.beyond += beyond
     return beyond
+
+
+def is_label(output: Output) -> bool:
+    """Equal or not; everything else differs by some amount."""
+    return output.dtype not in ("float64", "float32") or output.name.rpartition(".")[2] == "label"
+
+
+def usual_sizes(blocks: list[Block], signature: Signature) -> dict[str, Any]:
+    """By output: what the differences of its numbers are relative to, where they are smaller themselves."""
+    return {o.name: _scale(o, blocks) for o in signature.outputs}
 
 
 def _scale(output: Output, blocks: list[Block]) -> Any:

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from registry.build import adopt, describe, example, lineage, metrics, parity, rowset, safeload, trials
+from registry.build import adopt, describe, lineage, parity, rowset, safeload, trials
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.job import BuildJob, Built
 from registry.errors import Refused
-from registry.rows import Outputs
-from registry.signature import Signature
+from service.builds import litert
+from service.builds.report import Report, measured, read_example, rejected
 from service.runtime.onnx import OnnxRuntime
 
 SERVABLE = "model.onnx"
-
-
-class Report:
-    """The report as it grows: warnings, seconds of each step, then the figures."""
-
-    def __init__(self, job: BuildJob) -> None:
-        self.warnings: list[str] = []
-        self.seconds: dict[str, float] = {}
-        self.fields: dict[str, Any] = {}
-        self.lineage: dict[str, Any] = {"built_by": lineage.builder()}
-        self.bytes = {"artifact": Path(job.artifact).stat().st_size}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - started, 4)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.fields, "bytes": self.bytes, "seconds": self.seconds, "warnings": self.warnings}
 
 
 def build(job: BuildJob) -> Built:
@@ -56,18 +31,14 @@ def build(job: BuildJob) -> Built:
         try:
             built = _FORMATS[job.format](job, report)
         except Refused as error:
-            built = _rejected(str(error))
+            built = rejected(str(error))
         except MemoryError:
-            built = _rejected(f"the build needs more memory than its limit of {job.memory_mb} MB")
+            built = rejected(f"the build needs more memory than its limit of {job.memory_mb} MB")
         except Exception as error:
-            built = _rejected(f"the build failed: {type(error).__name__}: {error}")
+            built = rejected(f"the build failed: {type(error).__name__}: {error}")
     built.report = {**built.report, **report.to_json()}
     built.lineage = report.lineage
     return built
-
-
-def _rejected(reason: str) -> Built:
-    return Built(state="rejected", report={"reason": reason})
 
 
 def _sklearn(job: BuildJob, report: Report) -> Built:
@@ -75,7 +46,7 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
     with report.step("load"):
         model = _load(job, report)
     with report.step("describe"):
-        sample = _example(job)
+        sample = read_example(job)
         described = describe.describe(model, sample, corrections)
         report.warnings.extend(described.warnings)
     signature = described.signature
@@ -98,7 +69,7 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
         report.fields["parity"] = _parity(verdict.chosen)
     if described.truth is not None:
         assert described.rows is not None
-        built.metrics = _metrics(signature, estimator.run(described.rows), described.truth, report)
+        built.metrics = measured(signature, estimator.run(described.rows), described.truth, report)
     return built
 
 
@@ -106,7 +77,7 @@ def _onnx(job: BuildJob, report: Report) -> Built:
     corrections = Corrections.read(job.signature)
     path = Path(job.out) / SERVABLE
     with report.step("check"):
-        sample = _example(job)
+        sample = read_example(job)
         adopted = adopt.Adopted(Path(job.artifact), sample, corrections)
     with report.step("trial"):
         signature, rows, runtime = adopted.serve(path, OnnxRuntime)
@@ -122,11 +93,11 @@ def _onnx(job: BuildJob, report: Report) -> Built:
         servable=SERVABLE,
     )
     if sample is not None and sample.target is not None and rows is not None:
-        built.metrics = _metrics(signature, runtime.run(rows), sample.target, report)
+        built.metrics = measured(signature, runtime.run(rows), sample.target, report)
     return built
 
 
-_FORMATS = {"sklearn-joblib": _sklearn, "onnx": _onnx}
+_FORMATS = {"sklearn-joblib": _sklearn, "onnx": _onnx, "keras": litert.keras, "tflite": litert.tflite}
 
 
 def _load(job: BuildJob, report: Report) -> Any:
@@ -140,28 +111,12 @@ def _load(job: BuildJob, report: Report) -> Any:
     return model
 
 
-def _example(job: BuildJob) -> example.Example | None:
-    if job.example is None:
-        if job.target is not None:
-            raise Refused(f"the target {job.target!r} names a column of the example, and there is none")
-        return None
-    return example.read(job.example, job.example_media_type, job.target)
-
-
 def _parity(chosen: trials.Trial) -> dict[str, Any]:
     assert chosen.figures is not None
     return {
-        "bounds": parity.BOUNDS,
+        "bounds": parity.bounds(),
         "input_dtype": chosen.candidate.floats,
         "rows": chosen.figures.rows,
         "label_mismatches": chosen.figures.label_mismatches,
         "largest_difference": chosen.figures.largest_difference,
     }
-
-
-def _metrics(signature: Signature, answered: Outputs, truth: Any, report: Report) -> dict[str, float]:
-    try:
-        return metrics.measure(signature, answered, truth)
-    except ValueError as error:
-        report.warnings.append(f"no accuracy was measured: {error}")
-        return {}

@@ -37,7 +37,7 @@ class Example(Strict):
 
 class PublishBody(Strict):
     artifact: Sha256
-    format: Literal["sklearn-joblib", "onnx"]
+    format: Literal["sklearn-joblib", "onnx", "keras", "tflite"]
     example: Example | None = None
     target: Annotated[str | None, Field(description="the example's column that holds the true value")] = None
     signature: Annotated[

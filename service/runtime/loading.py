@@ -21,6 +21,7 @@ from service import telemetry
 from service.runtime.codec import Codec
 from service.runtime.isolated import IsolatedRuntime, Spawn
 from service.runtime.onnx import OnnxRuntime
+from service.runtime.tflite import TfliteRuntime
 
 INLINE_S = 0.001
 """A call that takes less stays on the event loop: a hop to a thread and back costs about 0.1 ms."""
@@ -40,10 +41,9 @@ class Loaded:
         self.name, self.number, self.kind, self.runtime = name, number, kind, runtime
         self.codec = Codec(signature)
         self.row_s = float("inf")  # seconds a row costs; infinite: always off the event loop
-        # Calls of an isolated model take turns, and wait for them where they are in nobody else's way.
-        self.line = (
-            ThreadPoolExecutor(1, thread_name_prefix=f"isolated {name}") if kind == "isolated" else None
-        )
+        # Calls of an isolated model, and of LiteRT's interpreter, take turns: they wait for them where they
+        # are in nobody else's way, and never on the event loop.
+        self.line = ThreadPoolExecutor(1, thread_name_prefix=f"{kind} {name}") if kind != "onnx" else None
         self.users = 0
         self.retired = False
         labels = (name, str(number), kind)
@@ -108,4 +108,6 @@ class Loader:
     def _start(self, kind: str, format: str, path: Path, signature: Signature) -> Runtime:
         if kind == "onnx":
             return OnnxRuntime(path, signature)
+        if kind == "tflite":
+            return TfliteRuntime(path, signature)
         return IsolatedRuntime(self._spawn, path, format, signature, self._deadline_s)
