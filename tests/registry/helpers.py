@@ -19,7 +19,8 @@ from registry.versions import NewVersion
 
 T = TypeVar("T")
 
-SPAWN = multiprocessing.get_context("spawn")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.registry.crowd"])  # a second of imports is paid once, not by each
 SIGNATURE = Signature("regression", (Input("x0", "float64"),), (Output("value", "float64", (-1,)),))
 READY = Built(state="ready", report={"rows": 3}, signature=SIGNATURE, runtime="onnx", runtime_reason="same")
 
@@ -80,14 +81,14 @@ def threads(*calls: Callable[[], T]) -> list[T | BaseException]:
 def processes(work: Callable[..., T], arguments: Iterable[Sequence[Any]]) -> list[T]:
     """What `work` answered for each of `arguments`, in a new process each; all start at the same moment."""
     given = list(arguments)
-    gate = SPAWN.Barrier(len(given))
-    with ProcessPoolExecutor(len(given), SPAWN, _wait_at, (gate,)) as pool:
+    gate = FORKS.Barrier(len(given))
+    with ProcessPoolExecutor(len(given), FORKS, _wait_at, (gate,)) as pool:
         return list(pool.map(work, *zip(*given, strict=True)))
 
 
 def killed(work: Callable[..., object], *arguments: Any) -> None:
     """Let `work` run in a new process that must end by SIGKILL, its own or another's."""
-    process = SPAWN.Process(target=work, args=arguments)
+    process = FORKS.Process(target=work, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL, process.exitcode

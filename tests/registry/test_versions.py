@@ -17,9 +17,9 @@ from registry.tables import ModelRow, TagRow, TaskRow, VersionRow
 from registry.versions import NewVersion
 from tests.registry import crowd
 from tests.registry.helpers import (
+    FORKS,
     READY,
     SIGNATURE,
-    SPAWN,
     build,
     champion,
     killed,
@@ -160,7 +160,7 @@ def test_whatever_was_acknowledged_survives_a_kill_whole(
     url: str, sessions: Sessions, store: Store, tmp_path: Path
 ) -> None:
     told = tmp_path / "told"
-    publisher = SPAWN.Process(target=crowd.write_for_ever, args=(url, str(store.root), str(told)))
+    publisher = FORKS.Process(target=crowd.write_for_ever, args=(url, str(store.root), str(told)))
     publisher.start()
     while not told.exists() or told.read_text().count("\n") < 20:
         assert publisher.is_alive()
