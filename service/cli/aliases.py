@@ -23,15 +23,26 @@ from service.cli.shared import (
 Alias = Annotated[str, Option("--alias", help="Which alias.")]
 
 
-def promote(model: Model, alias: Alias = "champion", reason: Reason = None, json: Json = False) -> None:
+def promote(
+    model: Model,
+    alias: Alias = "champion",
+    reason: Reason = None,
+    edge_percent: Annotated[
+        int | None,
+        Option(min=0, max=100, help="Give it to this share of the devices; the others keep the one before."),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Point an alias at a version (name:version)."""
     from service.client import path
 
     ref = one_version(model)
-    body = {"version": ref.version} | ({"reason": reason} if reason else {})
+    asked = {"version": ref.version, "reason": reason, "edge_percent": edge_percent}
+    body = {name: value for name, value in asked.items() if value is not None}
     with connect() as client:
         record = client.call("PUT", path("models", ref.name, "aliases", alias), body)
-    emit(json, record, lambda: say(f"{ref.name}@{alias} is version {record['version']}"))
+    share = "" if edge_percent is None else f", for {edge_percent} % of the devices"
+    emit(json, record, lambda: say(f"{ref.name}@{alias} is version {record['version']}{share}"))
 
 
 def rollback(name: Name, alias: Alias = "champion", reason: Reason = None, json: Json = False) -> None:

@@ -92,3 +92,11 @@ def test_a_model_is_deleted_with_its_versions(live, published):
 def test_nothing_is_deleted_when_nobody_can_be_asked(live, published):
     assert live("delete", published).code == 2
     assert live("show", published).code == 0
+
+
+def test_a_version_can_be_given_to_a_share_of_the_devices(live, two):
+    assert live("promote", f"{two}:1", "--alias", "field").code == 0
+    shared = live("promote", f"{two}:2", "--alias", "field", "--edge-percent", "10")
+    assert "for 10 % of the devices" in shared.err
+    everyone = live("promote", f"{two}:2", "--alias", "field", "--json").record
+    assert (everyone["version"], everyone["edge_percent"]) == (2, None)
