@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from registry import db
+from registry.artifacts import Store
 from service.builds.forkserver import ForkServer
+from service.builds.supervisor import Supervisor
+from service.config import Settings
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +30,36 @@ def own_forks() -> Iterator[ForkServer]:
     forks.start()
     yield forks
     forks.stop()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", build_timeout_s=60)
+
+
+@pytest.fixture
+def sessions(settings: Settings) -> Iterator[db.Sessions]:
+    engine = db.connect(settings.url)
+    db.migrate(engine, settings.home)
+    yield db.sessions(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    return Store(settings.blobs)
+
+
+@pytest.fixture
+def changes() -> SimpleQueue[float]:
+    return SimpleQueue()
+
+
+@pytest.fixture
+def running(
+    settings: Settings, sessions: db.Sessions, store: Store, changes: SimpleQueue[float]
+) -> Iterator[Supervisor]:
+    running = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    running.start()
+    yield running
+    running.stop(5)

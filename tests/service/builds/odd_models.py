@@ -101,3 +101,28 @@ class Obeys(Odd):
             raise RuntimeError("it broke")
         elif values[0] == -5:
             sys.stdout.write("chatter on stdout")
+
+
+class Loading:
+    """Pickles as a call of `then(model, *given)`: what is loaded is the model, and something happens."""
+
+    def __init__(self, model: Any, then: Any, *given: Any) -> None:
+        self._call = (then, (model, *given))
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def wait(model: Any, file: str) -> Any:
+    Says(file).loaded()
+    return model
+
+
+def wait_once(model: Any, file: str) -> Any:
+    Once(file).loaded()
+    return model
+
+
+def crash(model: Any) -> Any:
+    ctypes.string_at(0)
+    return model

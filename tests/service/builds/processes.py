@@ -1,9 +1,28 @@
-"""Watching processes that are not ours: no polling, the kernel says when they end."""
+"""Processes that are watched from outside: servers that a test kills, children that say they are there."""
 
 from __future__ import annotations
 
 import os
 import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from service.builds import supervisor
+
+ROOT = Path(supervisor.__file__).parents[2]
+SERVER = """
+import sys, time
+from pathlib import Path
+from registry import db
+from registry.artifacts import Store
+from service.builds.supervisor import Supervisor
+from service.config import Settings
+settings = Settings(home=Path(sys.argv[1]))
+Supervisor(settings, db.sessions(db.connect(settings.url)), Store(settings.blobs), lambda: None).start()
+time.sleep(60)
+"""
 
 
 def ends(pid: int, within_s: float = 10.0) -> bool:
@@ -22,3 +41,16 @@ def ends(pid: int, within_s: float = 10.0) -> bool:
 
 def alive(pid: int) -> bool:
     return not ends(pid, within_s=0.0)
+
+
+def start(home: Path) -> subprocess.Popen[bytes]:
+    """A process of its own with a supervisor at work."""
+    return subprocess.Popen([sys.executable, "-c", SERVER, str(home)], cwd=ROOT)
+
+
+def read_when_written(file: Path) -> str:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file.name} was not written"
+        time.sleep(0.02)
+    return file.read_text()

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,55 +24,9 @@ from service.builds import oneshot, supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from tests.service.builds.odd_models import KillsItself, Once, Says
-from tests.service.builds.processes import ends
-
-ROOT = Path(supervisor.__file__).parents[2]
-SERVER = """
-import sys, time
-from pathlib import Path
-from registry import db
-from registry.artifacts import Store
-from service.builds.supervisor import Supervisor
-from service.config import Settings
-settings = Settings(home=Path(sys.argv[1]))
-Supervisor(settings, db.sessions(db.connect(settings.url)), Store(settings.blobs), lambda: None).start()
-time.sleep(60)
-"""
+from tests.service.builds.processes import ends, read_when_written, start
 
 Publish = Callable[..., int]
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", build_timeout_s=60)
-
-
-@pytest.fixture
-def sessions(settings: Settings) -> Iterator[db.Sessions]:
-    engine = db.connect(settings.url)
-    db.migrate(engine, settings.home)
-    yield db.sessions(engine)
-    engine.dispose()
-
-
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    return Store(settings.blobs)
-
-
-@pytest.fixture
-def changes() -> SimpleQueue[float]:
-    return SimpleQueue()
-
-
-@pytest.fixture
-def running(
-    settings: Settings, sessions: db.Sessions, store: Store, changes: SimpleQueue[float]
-) -> Iterator[Supervisor]:
-    running = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
-    running.start()
-    yield running
-    running.stop(5)
 
 
 @pytest.fixture
@@ -202,7 +155,7 @@ def test_a_build_whose_server_was_killed_is_done_by_the_next(
 ) -> None:
     says = tmp_path / "pid"
     version_id = publish(Once(str(says)).fit([[0.0], [1.0]], [0.0, 1.0]))
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(settings.home)], cwd=ROOT)
+    server = start(settings.home)
     child = int(read_when_written(says))
     server.kill()
     server.wait()
@@ -272,14 +225,6 @@ def test_directories_of_killed_builds_are_swept_and_those_of_running_ones_are_no
         os.utime(directory, (0, 0))
     supervisor.sweep(tmp_path, older_than_s=60)
     assert sorted(tmp_path.iterdir()) == [fresh, other]
-
-
-def read_when_written(file: Path) -> str:
-    deadline = time.monotonic() + 30
-    while not file.exists():
-        assert time.monotonic() < deadline, f"{file.name} was not written"
-        time.sleep(0.02)
-    return file.read_text()
 
 
 def test_a_builder_that_cannot_start_costs_no_version_its_life(
