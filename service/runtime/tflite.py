@@ -118,11 +118,12 @@ def _outputs(interpreter: Any) -> dict[str, Detail]:
 
 def _signature_names(interpreter: Any, side: str) -> dict[int, str]:
     """What the file's own signature calls its tensors; converters rename the tensors themselves."""
-    known = interpreter._get_full_signature_list()
-    if not known:
+    keys = list(interpreter.get_signature_list())
+    if not keys:
         return {}
-    first = next(iter(known.values()))
-    return {index: name for name, index in first[side].items()}
+    runner = interpreter.get_signature_runner(keys[0])
+    details = runner.get_input_details() if side == "inputs" else runner.get_output_details()
+    return {detail["index"]: name for name, detail in details.items()}
 
 
 def _quantized(value: Array, detail: Detail) -> Array:
@@ -139,7 +140,9 @@ def _quantized(value: Array, detail: Detail) -> Array:
 
 def _plain(array: Array, detail: Detail) -> Array:
     scale, zero = detail["quantization"]
-    return (array.astype(np.float64) - zero) * scale if scale and array.dtype.kind in "iu" else array
+    if not scale or array.dtype.kind not in "iu":
+        return array
+    return np.asarray((array.astype(np.float64) - zero) * scale)
 
 
 def _shaper(output: Output, given: dict[str, Detail]) -> Shaper:

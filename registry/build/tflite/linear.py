@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn import discriminant_analysis, linear_model, svm
+from sklearn import cross_decomposition, discriminant_analysis, linear_model, svm
 
 from registry.build.tflite.answer import Answer, Context, Converter
 from registry.build.tflite.columns import Columns, centred
@@ -68,16 +68,68 @@ def logistic(context: Context, model: Any, columns: Columns) -> Answer:
     return Answer(labels=(_label(graph, raw),), probabilities=(chances,), decision=raw)
 
 
-REGRESSORS = (
-    linear_model.LinearRegression,
-    linear_model.Ridge,
-    linear_model.Lasso,
-    linear_model.ElasticNet,
-)
+def several_labels(context: Context, model: Any, columns: Columns) -> Answer:
+    """RidgeClassifier: with several outputs, each is a class of its own above 0."""
+    if not model._label_binarizer.y_type_.startswith("multilabel"):
+        return classifier(context, model, columns)
+    raw = _decision(context, model, columns)
+    graph = context.graph
+    return Answer(labels=tuple(positive(graph, graph.take(raw, [i])) for i in range(raw.width)), decision=raw)
+
+
+def sgd(context: Context, model: Any, columns: Columns) -> Answer:
+    """Probabilities by class, scaled to 1: `log_loss` and `modified_huber` have them."""
+    made = classifier(context, model, columns)
+    raw, graph = made.decision, context.graph
+    assert raw is not None
+    if model.loss == "log_loss":
+        chances = graph.logistic(raw)
+    elif model.loss == "modified_huber":
+        limited = graph.minimum(graph.maximum(raw, -1.0), 1.0)
+        chances = graph.mul(graph.add(limited, 1.0), 0.5)
+    else:
+        return made
+    chances = complement(graph, chances) if raw.width == 1 else normalised(graph, chances)
+    return Answer(labels=made.labels, probabilities=(chances,), decision=raw)
+
+
+def normalised(graph: Graph, chances: Tensor) -> Tensor:
+    """Rows scaled to the sum 1; rows of zeros become all equal."""
+    total = graph.total(chances, axis=1, keep=True)
+    nothing = graph.cast(graph.equal(total, 0.0), "float32")
+    filled = graph.add(chances, nothing)
+    return graph.div(filled, graph.add(total, graph.mul(nothing, float(chances.width))))
+
+
+def partial_least_squares(context: Context, model: Any, columns: Columns) -> Answer:
+    centred = columns.then(context.graph, "subtract", model._x_mean)
+    return Answer(value=affine(context, centred, np.asarray(model.coef_).T, model.intercept_))
+
+
+def _types(module: Any, names: str) -> list[type]:
+    """Some of these come and go with scikit-learn's versions."""
+    return [getattr(module, name) for name in names.split() if hasattr(module, name)]
+
+
+REGRESSORS = [
+    *_types(
+        linear_model,
+        "LinearRegression Ridge RidgeCV Lasso LassoCV ElasticNet ElasticNetCV Lars LarsCV LassoLars "
+        "LassoLarsCV LassoLarsIC OrthogonalMatchingPursuit OrthogonalMatchingPursuitCV BayesianRidge ARDRegression "
+        "HuberRegressor QuantileRegressor TheilSenRegressor MultiTaskLasso MultiTaskLassoCV "
+        "MultiTaskElasticNet MultiTaskElasticNetCV SGDRegressor PassiveAggressiveRegressor",
+    ),
+    svm.LinearSVR,
+]
 
 CONVERTERS: dict[type, Converter] = {
     **dict.fromkeys(REGRESSORS, regressor),
-    **dict.fromkeys((linear_model.RidgeClassifier, linear_model.Perceptron, svm.LinearSVC), classifier),
-    linear_model.LogisticRegression: logistic,
+    **dict.fromkeys(_types(linear_model, "PoissonRegressor GammaRegressor TweedieRegressor"), log_regressor),
+    **dict.fromkeys(_types(linear_model, "Perceptron PassiveAggressiveClassifier"), classifier),
+    **dict.fromkeys(_types(linear_model, "RidgeClassifier RidgeClassifierCV"), several_labels),
+    **dict.fromkeys(_types(linear_model, "LogisticRegression LogisticRegressionCV"), logistic),
+    linear_model.SGDClassifier: sgd,
+    svm.LinearSVC: classifier,
     discriminant_analysis.LinearDiscriminantAnalysis: logistic,
+    cross_decomposition.PLSRegression: partial_least_squares,
 }

@@ -11,7 +11,7 @@ from registry.build.describe import describe
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.tflite import convert
-from registry.build.thresholds import thresholds
+from registry.build.thresholds import before_trees, thresholds
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.runtime.tflite import TfliteRuntime
@@ -35,19 +35,38 @@ def both(folder: Path, model: Any, rows: Array, **given: Any) -> tuple[Outputs, 
 
 
 def at_thresholds(model: Any, rows: Array, limit: int | None = None) -> Array:
-    """`rows` (repeated) with one feature at a tree's threshold and one float32 to either side of it."""
-    splits = thresholds(model)[:limit]
-    with np.errstate(over="ignore"):
-        single = splits[:, 1].astype(np.float32)
-    feature = splits[:, 0].astype(int)
-    at = np.arange(len(splits))
+    """`rows` (repeated) with one feature at a tree's threshold and one float32 to either side of it; behind
+    scalers, which round, up to three float32 to either side of the way back. Empty where there is none."""
+    splits = thresholds(model)
+    splits = splits[np.isfinite(splits[:, 1]) & (np.abs(splits[:, 1]) < np.finfo(np.float32).max)]
+    steps = before_trees(model)
+    if steps and np.shape(steps[-1].transform(_through(steps[:-1], rows[:1]))) != (1, rows.shape[1]):
+        return rows[:0]
+    splits = splits[np.random.default_rng(0).permutation(len(splits))[:limit]]
+    feature, at = splits[:, 0].astype(int), np.arange(len(splits))
+    value = splits[:, 1]
+    if steps:
+        inside = np.array(_through(steps, rows[at % len(rows)]))
+        inside[at, feature] = value
+        for step in reversed(steps):
+            inside = step.inverse_transform(inside)
+        value = inside[at, feature]
+    single = value.astype(np.float32)
+    beside = [single]
+    for towards in (np.float32(-np.inf), np.float32(np.inf)):
+        here = single
+        for _ in range(3 if steps else 1):
+            here = np.nextafter(here, towards)
+            beside.append(here)
     blocks = []
-    for beside in (
-        single,
-        np.nextafter(single, np.float32(-np.inf)),
-        np.nextafter(single, np.float32(np.inf)),
-    ):
+    for values in beside:
         block = rows[at % len(rows)].copy()
-        block[at, feature] = beside
+        block[at, feature] = values
         blocks.append(block)
     return np.concatenate(blocks)
+
+
+def _through(steps: list[Any], rows: Array) -> Array:
+    for step in steps:
+        rows = step.transform(rows)
+    return rows
