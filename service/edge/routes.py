@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -65,7 +66,7 @@ async def manifest(
     validators = LATEST | _validators(export) | {"ETag": _tag(name, query.alias, export), "Vary": FOR_DEVICE}
     if (status := verdict(asked_by(request), validators["ETag"])) is not None:
         return condition_answer(request.scope, status, validators)
-    report = await run_sync(_report, services, name, export)
+    report = await run_sync(_report, services.sessions, name, export.version, export.id)
     body = Manifest.of(name, query.alias, export, report).model_dump_json().encode()
     headers = {
         **validators,
@@ -148,6 +149,7 @@ def _tag(name: str, alias: str, export: Export) -> str:
     return f'"{hashlib.sha256(said).hexdigest()}"'
 
 
-def _report(services: Services, name: str, export: Export) -> dict[str, Any] | None:
-    with db.reading(services.sessions) as session:
-        return exports.get(session, name, export.version, export.id).report
+@lru_cache(maxsize=256)  # when a version is promoted every device asks, and a ready export never changes
+def _report(sessions: db.Sessions, name: str, version: int, export_id: int) -> dict[str, Any] | None:
+    with db.reading(sessions) as session:
+        return exports.get(session, name, version, export_id).report

@@ -42,12 +42,13 @@ class Services:
     executor: Executor  # predictions and loads that leave the event loop
 
 
-def services(request: Request) -> Services:
+# These three ask nobody, and are async so that FastAPI calls them where it is: a `def` costs it a thread each.
+async def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
 
 
-def caller(request: Request) -> Key:
+async def caller(request: Request) -> Key:
     """The key of this request. `Guard` has let nobody in without one."""
     call: Call = request.scope["call"]
     if call.key is None:
@@ -94,7 +95,7 @@ class Requires:
         self.scopes = scopes
         self.takes_query = False
 
-    def __call__(self, request: Request, caller: CallerDep) -> None:
+    async def __call__(self, request: Request, caller: CallerDep) -> None:
         reason = forbid(caller, *self.scopes, model=request.path_params.get("name"))
         if reason is not None:
             raise HTTPException(403, reason)
