@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.utils import get_tags
@@ -32,7 +33,15 @@ def tasks(model: Any) -> tuple[Task, ...]:
 
 
 def answer(model: Any, task: Task, rows: Any) -> Outputs:
-    """The arrays of `task`, named as in `registry.signature.Output`, in the dtypes the model gives them."""
+    """The arrays of `task`, named as in `registry.signature.Output`, in the dtypes the model gives them.
+
+    On one thread, whatever `n_jobs` the model was trained with.
+    """
+    with joblib.parallel_config(backend="sequential"):
+        return _answer(model, task, rows)
+
+
+def _answer(model: Any, task: Task, rows: Any) -> Outputs:
     if task == "classification":
         return _classification(model, rows)
     if task == "regression":

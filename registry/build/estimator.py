@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -25,10 +24,9 @@ class Estimator:
 
     def run(self, rows: Rows) -> Outputs:
         """The estimator's own answer. Raises whatever it raises (mostly ValueError) for rows it refuses."""
-        with joblib.parallel_config(backend="sequential"):
-            answered = answers.answer(
-                self.model, self.signature.task, arrange(self._kind, rows, self.signature.inputs)
-            )
+        answered = answers.answer(
+            self.model, self.signature.task, arrange(self._kind, rows, self.signature.inputs)
+        )
         typed = {o.name: as_dtype(answered[o.name], o.dtype) for o in self.signature.outputs}
         if any(len(array) != len(rows) for array in typed.values()):
             raise ValueError(f"{intake.name(self.model)} does not answer row by row")

@@ -13,6 +13,7 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from skl2onnx.common.exceptions import MissingShapeCalculator
 from sklearn.base import is_classifier
 from sklearn.compose import ColumnTransformer
+from sklearn.preprocessing import QuantileTransformer
 
 from registry.build import graph, intake, onnx_converters, onnx_imputer
 from registry.errors import Refused
@@ -42,6 +43,8 @@ def candidates(model: Any, signature: Signature) -> list[Candidate]:
     kind = intake.kind(model)
     if kind not in ("frame", "matrix"):
         raise Refused(f"it takes {kind}, which scikit-learn itself has to answer")
+    if any(isinstance(e, QuantileTransformer) for e in inside(model)):
+        raise Refused("the converter for QuantileTransformer takes up to a minute per feature")
     strings = {i.dtype == "string" for i in signature.inputs}
     columns = kind == "frame" and (True in strings or _selects_columns(model))
     if not columns and len(strings) > 1:

@@ -55,20 +55,20 @@ def from_predictor(predictor: Any, target: int, targets: int) -> Table:
 
 
 def attributes(tables: list[Table]) -> dict[str, Any]:
-    """Of one TreeEnsembleRegressor with twice the targets: coarse halves, then fine ones."""
+    """Of one TreeEnsembleRegressor. With twice the targets, coarse halves come first, then fine ones."""
     sizes = [len(t.feature) for t in tables]
     tree = np.repeat(np.arange(len(tables)), sizes)
     node = np.concatenate([np.arange(n) for n in sizes])
     inner = np.concatenate([t.left for t in tables]) >= 0
     values = np.where(inner[:, None], 0.0, np.concatenate([t.values for t in tables]))
-    at, target, weight = _weights(values, np.flatnonzero(~inner), len(tables))
+    halves, at, target, weight = _weights(values, np.flatnonzero(~inner), len(tables))
 
     def branch(name: str) -> list[int]:
         kept: list[int] = np.where(inner, np.concatenate([getattr(t, name) for t in tables]), 0).tolist()
         return kept
 
     return {
-        "n_targets": 2 * values.shape[1],
+        "n_targets": halves * values.shape[1],
         "nodes_treeids": tree.tolist(),
         "nodes_nodeids": node.tolist(),
         "nodes_featureids": branch("feature"),
@@ -86,20 +86,21 @@ def attributes(tables: list[Table]) -> dict[str, Any]:
     }
 
 
-def _weights(values: Array, leaves: Array, trees: int) -> tuple[Array, Array, Array]:
-    """(node, target, weight) of the coarse and fine halves; zeros are left out, but each leaf has one.
+def _weights(values: Array, leaves: Array, trees: int) -> tuple[int, Array, Array, Array]:
+    """(halves, node, target, weight); zeros are left out, but each leaf has one weight.
 
     Coarse halves are multiples of a power of two so large that their sum over all trees is exact in
-    float32; a fine half is what is left, and its rounding is 2**-22 of next to nothing.
+    float32; a fine half is what is left, and its rounding is 2**-22 of next to nothing. Fully grown
+    classification trees vote with whole numbers and need no fine half.
     """
     largest = float(np.abs(values).max(initial=0.0)) * trees
     step = 2.0 ** (np.ceil(np.log2(largest)) - MANTISSA) if largest > 0 else 1.0
     coarse = np.rint(values / step) * step
-    both = np.hstack([coarse, values - coarse])
+    both = coarse if (coarse == values).all() else np.hstack([coarse, values - coarse])
     at, target = np.nonzero(both)
     silent = np.setdiff1d(leaves, at)
     at, target = np.concatenate([at, silent]), np.concatenate([target, np.zeros_like(silent)])
-    return at, target, both[at, target]
+    return both.shape[1] // values.shape[1], at, target, both[at, target]
 
 
 def _doubles(values: Array) -> TensorProto:
@@ -137,12 +138,12 @@ class Nodes:
         """The sums over `tables` as a double [n, targets]; `rounded`: the input to float32 before."""
         source = self.cast(self.input, TensorProto.FLOAT) if rounded else self.input
         source = self.cast(source, TensorProto.DOUBLE)
-        sums = self.add(
-            "TreeEnsembleRegressor", source, version=3, op_domain="ai.onnx.ml", **attributes(tables)
-        )
+        tree = attributes(tables)
+        sums = self.add("TreeEnsembleRegressor", source, version=3, op_domain="ai.onnx.ml", **tree)
         sums = self.cast(sums, TensorProto.DOUBLE)
         targets = tables[0].values.shape[1]
+        if tree["n_targets"] == targets:
+            return sums
         shape = self.constant(TensorProto.INT64, [3], [-1, 2, targets])
-        halves = self.add("Reshape", sums, shape)
         axis = self.constant(TensorProto.INT64, [1], [1])
-        return self.add("ReduceSum", halves, axis, keepdims=0)
+        return self.add("ReduceSum", self.add("Reshape", sums, shape), axis, keepdims=0)

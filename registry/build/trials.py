@@ -100,7 +100,7 @@ def _try(
     except (Refused, Unavailable) as error:
         trial.error = str(error)
     except MemoryError:
-        raise
+        trial.error = "converting it needs more memory than a build may use"
     except Exception as error:  # converters raise anything for what they cannot do
         trial.error = _sentence(error)
     trial.convert_s = time.perf_counter() - started

@@ -20,6 +20,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import all_estimators
+from threadpoolctl import threadpool_limits
 
 from registry.build.job import Built
 from tests.registry.build.helpers import publish
@@ -182,4 +183,5 @@ def _in_a_folder(name: str) -> Built:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(table(_in_a_folder))
+    with threadpool_limits(limits=1):
+        TABLE.write_text(table(_in_a_folder))
