@@ -82,10 +82,11 @@ class Pool:
         for version_id in version_ids:
             if version_id in self._models:
                 continue
-            if self.bytes >= self._limit:
-                return
+            held = len(self._models)
             try:
                 await self.get(version_id)
+                if len(self._models) <= held:
+                    return  # it took another's place: memory is full, and going on would only go round
             except TriviumError as error:
                 log.warning("model.not_loaded", version_id=version_id, error=str(error))
 

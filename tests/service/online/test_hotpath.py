@@ -352,11 +352,11 @@ async def test_many_callers_at_once_each_get_their_own_answer(api: Api):
 
 async def test_figures_count_predictions_by_model_and_version(api: Api):
     def rows(text: str) -> float:
-        name = 'trivium_predicted_rows_total{model="ranks",runtime="onnx",version="1"}'
+        name = 'trivium_predicted_rows_total{model="price",runtime="onnx",version="1"}'
         return next((float(x.split()[-1]) for x in text.splitlines() if x.startswith(name)), 0.0)
 
     before = rows((await api.client.get("/metrics")).text)
-    await api.predict("ranks", ROW, ROW, ROW)
+    await api.predict("price", ROW, ROW, ROW)
     after = (await api.client.get("/metrics")).text
     assert rows(after) - before == 3
     assert 'route="/v1/models/{name}/predict"' in after

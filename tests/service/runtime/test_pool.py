@@ -88,9 +88,24 @@ async def test_a_bound_that_holds_two_models_answers_for_all(home: Path):
         each = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
         api.services.pool._limit = 2 * each
         api.services.pool.keep(set())
+        assert api.services.pool.bytes == 0
         answers = await asyncio.gather(*(api.predict(n, ROW) for n in NUMERIC * 6))
         assert [a.json()["model"]["name"] for a in answers] == list(NUMERIC * 6)
-        assert api.services.pool.bytes <= 2 * each
+        assert sum(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx") <= 2 * each
+
+
+async def test_champions_that_do_not_fit_are_not_loaded_round_and_round(home: Path):
+    async with running(Settings(home=home)) as api:
+        await until(lambda: len(loaded(api)) == 11)
+        pool = api.services.pool
+        pool._limit = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
+        pool.keep(set())
+        champions = [v.id for v in api.services.snapshot.champions()]
+        loads: list[int] = []
+        load = pool._load
+        pool._load = lambda version_id: loads.append(version_id) or load(version_id)  # type: ignore[func-returns-value]
+        await pool.warm(champions)
+        assert 0 < len(loads) < len(champions)
 
 
 async def test_a_version_evicted_before_its_first_request_takes_it_is_not_closed():

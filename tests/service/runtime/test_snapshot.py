@@ -1,0 +1,165 @@
+"""The registry in memory follows what other processes do, and says so when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry import aliases, db, keys
+from registry.errors import NotFound, NotReady
+from service.config import Settings
+from service.runtime.snapshot import Snapshot
+from tests.service.api import Api, refused, running
+from tests.service.server import Server, serving
+
+ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
+SOON_S = 1.0
+
+
+@pytest.fixture
+def engine(home: Path):
+    made = db.connect(Settings(home=home).url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def snapshot(engine):
+    made = Snapshot(engine)
+    made.start()
+    yield made
+    made.stop()
+
+
+def soon(found) -> bool:
+    """Whether `found` becomes true within a second."""
+    until = time.monotonic() + SOON_S
+    while time.monotonic() < until:
+        if found():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_it_resolves_names_aliases_and_numbers(snapshot: Snapshot):
+    assert snapshot.resolve("flag").number == 1
+    assert snapshot.resolve("flag", number=2).number == 2
+    for wrong in ({"name": "nobody"}, {"name": "flag", "alias": "nobody"}, {"name": "flag", "number": 9}):
+        with pytest.raises(NotFound):
+            snapshot.resolve(**wrong)
+
+
+def test_an_alias_moved_through_another_engine_is_seen_within_a_second(snapshot: Snapshot, home: Path):
+    other = db.connect(Settings(home=home).url)
+    with db.sessions(other).begin() as session:
+        aliases.promote(session, "flag", "champion", 2, by="somebody else")
+    other.dispose()
+    assert soon(lambda: snapshot.resolve("flag").number == 2)
+
+
+def test_its_own_process_reads_its_writes_at_once(snapshot: Snapshot, engine):
+    with db.sessions(engine).begin() as session:
+        aliases.promote(session, "flag", "champion", 2, by="me")
+    snapshot.refresh()
+    assert snapshot.resolve("flag").number == 2
+
+
+def test_a_version_that_is_not_ready_does_not_answer(snapshot: Snapshot, engine):
+    from registry import versions
+
+    with db.sessions(engine).begin() as session:
+        versions.edit(session, "flag", 2, archived=True)
+    snapshot.refresh()
+    with pytest.raises(NotReady, match="archived"):
+        snapshot.resolve("flag", number=2)
+
+
+def test_listeners_hear_of_changes_only(snapshot: Snapshot, engine):
+    heard: list[int] = []
+    snapshot.on_change.append(lambda: heard.append(snapshot.state.revision))
+    snapshot.refresh()
+    assert heard == []
+    with db.sessions(engine).begin() as session:
+        keys.create(session, "new", ["predict"], by="me")
+    snapshot.refresh()
+    assert soon(lambda: len(heard) == 1)
+    assert any(k.name == "new" for k in snapshot.state.keys.values())
+
+
+def test_a_reader_sees_one_whole_state(snapshot: Snapshot, engine):
+    """The state is replaced, not altered: what a request holds stays as it was."""
+    held = snapshot.state
+    with db.sessions(engine).begin() as session:
+        aliases.promote(session, "flag", "champion", 2, by="me")
+    snapshot.refresh()
+    assert held.models["flag"].aliases["champion"] == 1
+    assert snapshot.state.models["forest"] is held.models["forest"]  # only what changed is read again
+
+
+@pytest.fixture(scope="module")
+def two(published_home: Path, tmp_path_factory: pytest.TempPathFactory):
+    """One data directory, two servers."""
+    import shutil
+
+    home = Path(shutil.copytree(published_home, tmp_path_factory.mktemp("two") / "home"))
+    with serving(home) as first, serving(home) as second:
+        yield first, second
+
+
+def test_what_one_server_changes_another_serves_within_a_second(two: tuple[Server, Server]):
+    first, second = (server.client() for server in two)
+    with first, second:
+        body = {"instances": [ROW]}
+        assert second.post("/v1/models/flag/predict", json=body).json()["model"]["version"] == 1
+        assert first.put("/v1/models/flag/aliases/champion", json={"version": 2}).status_code == 200
+
+        def follows() -> bool:
+            answer = second.post("/v1/models/flag/predict", json=body).json()
+            return bool(answer["model"]["version"] == 2 and answer["predictions"][0]["label"] == "no")
+
+        assert soon(follows)
+
+
+def test_a_key_revoked_at_one_server_is_refused_by_another_within_a_second(two: tuple[Server, Server]):
+    with two[0].client() as first:
+        made = first.post("/v1/keys", json={"name": "short", "scopes": ["predict"]}).json()
+        with two[1].client(made["key"]) as second:
+            assert soon(lambda: second.get("/v1/models").status_code == 200)
+            first.delete(f"/v1/keys/{made['id']}")
+            assert soon(lambda: second.get("/v1/models").status_code == 401)
+
+
+@pytest.mark.anyio
+async def test_a_database_that_goes_away_makes_it_unready_and_its_return_ready(home: Path):
+    async with running(Settings(home=home)) as api:
+        assert (await _ready(api)).status_code == 200
+        away = home / "away.db"
+        (home / "registry.db").rename(away)
+        (home / "registry.db").mkdir()
+        try:
+            api.services.engine.dispose()
+            answer = await _ready(api)
+            assert answer.status_code == 503
+            assert answer.json()["checks"]["database"] != "ok"
+            assert (await api.anonymous.get("/livez")).status_code == 200
+            predicted = await api.predict("flag", ROW)
+            assert predicted.status_code in (200, 503)
+            refused(await api.client.get("/v1/models"), 503)
+        finally:
+            (home / "registry.db").rmdir()
+            away.rename(home / "registry.db")
+        until = time.monotonic() + 15
+        while (found := await _ready(api)).status_code != 200:
+            assert time.monotonic() < until, found.text
+            await asyncio.sleep(0.05)
+        assert (await api.client.get("/v1/models")).status_code == 200
+        answer = await api.client.put("/v1/models/flag/aliases/champion", json={"version": 2})
+        assert answer.status_code == 200
+
+
+async def _ready(api: Api) -> httpx.Response:
+    return await api.anonymous.get("/readyz")
