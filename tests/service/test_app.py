@@ -1,0 +1,116 @@
+"""The server as a process: what it imports, how it ends, and what it makes at its first start."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import time
+from pathlib import Path
+
+import httpx
+
+from service.app import prepare
+from service.config import Settings
+from tests.service.estimators import NAP
+from tests.service.server import Server, serving
+
+ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
+NEVER = ("sklearn", "joblib", "skl2onnx", "pandas", "scipy", "alembic", "onnx", "pickle5", "cloudpickle")
+
+TELLING = """
+import sys, threading
+from service.config import Settings
+from service.serve import serve
+from service.web import health
+
+async def told(request):
+    from starlette.responses import JSONResponse
+    return JSONResponse(sorted({{name.partition(".")[0] for name in sys.modules}}))
+
+health.livez = told
+sys.exit(serve(Settings(port=0), workers={workers}, worker=False))
+"""
+"""A server whose `/livez` says what it has imported."""
+
+
+def test_the_server_never_imports_what_unpickles(published_home: Path, tmp_path: Path, home: Path):
+    with serving(home, main=TELLING) as server, server.client() as client:
+        at_start = set(client.get("/livez").json())
+        for model in ("flag", "forest", "naps"):
+            answer = client.post(f"/v1/models/{model}/predict", json={"instances": [ROW]})
+            assert answer.status_code == 200, answer.text
+        after = set(client.get("/livez").json())
+    assert "onnxruntime" in after
+    assert [name for name in NEVER if name in at_start | after] == []
+
+
+def test_a_call_in_flight_is_answered_before_the_server_ends(home: Path):
+    with (
+        serving(home) as server,
+        server.client() as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        client.post("/v1/models/naps/predict", json={"instances": [ROW]})  # loads it
+        nap = ROW | {"x0": NAP + 1.5}
+        slow = threads.submit(client.post, "/v1/models/naps/predict", json={"instances": [nap]})
+        _until_in_flight(server)
+        server.process.terminate()
+        _until_refused(server)
+        assert not slow.done()
+        assert slow.result(30).json()["predictions"] == [{"value": NAP + 1.5}]
+        assert server.process.wait(30) == 0
+
+
+def _until_in_flight(server: Server) -> None:
+    """One isolated call is enough to make another wait: so it is there when a short one takes long."""
+    with server.client() as other:
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            try:
+                other.post("/v1/models/naps/predict", json={"instances": [ROW]}, timeout=0.25)
+            except httpx.ReadTimeout:
+                return
+    raise AssertionError("the call never arrived")
+
+
+def _until_refused(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except ConnectionRefusedError:
+            return
+        except OSError:
+            continue
+        time.sleep(0.01)
+    raise AssertionError("it still takes connections")
+
+
+def test_several_web_processes_answer_and_end_together(home: Path):
+    with serving(home, workers=2) as server, server.client() as client:
+        for _ in range(20):
+            assert client.post("/v1/models/flag/predict", json={"instances": [ROW]}).status_code == 200
+
+
+def test_the_first_start_makes_one_admin_key_for_its_owner_alone(tmp_path: Path):
+    settings = Settings(home=tmp_path / "new")
+    prepare(settings)
+    first = settings.admin_key_file.read_text()
+    assert stat.S_IMODE(settings.admin_key_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(settings.home.stat().st_mode) == 0o700
+    prepare(settings)
+    assert settings.admin_key_file.read_text() == first
+
+
+def test_the_log_is_json_with_the_requests_id(server: Server):
+    with server.client() as client:
+        client.get("/v1/models", headers={"X-Request-ID": "look-for-me"})
+    line = next(x for x in server.lines() if x.get("request_id") == "look-for-me")
+    assert (line["event"], line["method"], line["path"], line["status"], line["level"]) == (
+        "request",
+        "GET",
+        "/v1/models",
+        200,
+        "info",
+    )

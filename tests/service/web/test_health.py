@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migrations import HEAD
+from registry import db
+from registry.errors import TriviumError
+from service.app import prepare
+from service.config import Settings
+from tests.service.api import Api
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_server_that_can_serve_says_so(api: Api):
+    assert (await api.anonymous.get("/livez")).json() == {"status": "alive"}
+    for path in ("/readyz", "/healthz"):
+        answer = await api.anonymous.get(path)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["ready"] is True
+        assert {"database", "migrations", "builder"} <= set(answer.json()["checks"])
+
+
+async def test_figures_are_prometheus_text(api: Api):
+    answer = await api.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for name in (
+        "trivium_requests_total",
+        "trivium_request_seconds",
+        "trivium_predict_seconds",
+        "trivium_builds_total",
+        "trivium_loaded_models",
+        "trivium_snapshot_age_seconds",
+        "trivium_runtime_fallbacks_total",
+    ):
+        assert f"# TYPE {name.removesuffix('_total')}" in answer.text
+
+
+async def test_paths_of_strangers_make_no_series_of_their_own(api: Api):
+    for number in range(5):
+        await api.client.get(f"/v1/nothing-{number}")
+        await api.anonymous.request("BREW", f"/v1/models/secret-{number}")
+    text = (await api.client.get("/metrics")).text
+    assert "nothing-" not in text
+    assert "secret-" not in text
+    assert "BREW" not in text
+
+
+async def test_a_builder_that_cannot_run_makes_it_unready(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(api.services.supervisor, "problem", lambda: "the template dies")
+    answer = await api.anonymous.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["checks"]["builder"] == "the template dies"
+    assert (await api.anonymous.get("/livez")).status_code == 200
+
+
+def test_a_database_of_another_version_is_not_served(tmp_path: Path):
+    settings = Settings(home=tmp_path / "home")
+    prepare(settings)
+    engine = db.connect(settings.url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'from the future'")
+    with pytest.raises(TriviumError, match=f"this version needs {HEAD}"):
+        db.require_current(engine)
+    engine.dispose()
