@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
