@@ -90,13 +90,19 @@ def judged(kinds: list[str], quantize: Quantize, exact: bool) -> frozenset[str]:
     return frozenset(kinds) - {FAR} if quantize == "none" else frozenset(kinds) & PLAIN
 
 
-def limits(asked: Bounds, quantize: Quantize, exact: bool) -> Limits:
-    """What is asked, and for the rest the defaults. A bound of labels that is asked for replaces both."""
+def limits(asked: Bounds, quantize: Quantize, exact: bool, signature: Signature) -> Limits:
+    """What is asked, and for the rest the defaults. A disagreement that is asked for is that of labels, and
+    of numbers where there are no labels; probabilities may then be what they are."""
     labels, numbers, drop = DEFAULTS[quantize]
     given = asked.max_disagreement
+    labelled = any(parity.is_label(o) for o in signature.outputs)
+    if given is not None:
+        held = (given, None) if labelled else (None, given)
+    else:
+        held = (0.0 if exact else labels) if labelled else None, numbers
     return Limits(
-        labels=given if given is not None else 0.0 if exact else labels,
-        numbers=given if given is not None else numbers,
+        labels=held[0],
+        numbers=held[1],
         accuracy_drop=asked.max_accuracy_drop if asked.max_accuracy_drop is not None else drop,
         bytes=asked.max_bytes,
     )
@@ -127,22 +133,21 @@ def measure(
     return total
 
 
-def faults(found: Fidelity, bounds: Limits, asked: Bounds) -> list[str]:
+def faults(found: Fidelity, bounds: Limits) -> list[str]:
     """Why `found` is outside of `bounds`, in words; empty when it is not."""
     if found.error is not None:
         return [f"the export does not answer as the model does: {found.error}"]
     said = []
     if found.broken:
         said.append(f"{found.broken} numbers are NaN or infinite where the model's are not, or the other way")
-    if found.label_agreement is not None:
+    if found.label_agreement is not None and bounds.labels is not None:
         share = 1.0 - found.label_agreement
-        if bounds.labels is not None and share > bounds.labels:
+        if share > bounds.labels:
             said.append(
                 f"{found.label_mismatches} labels differ from the model's: {share:.4g} of them, "
                 f"the bound is {bounds.labels:g}"
             )
-    asked_for_labels = asked.max_disagreement is not None and found.label_agreement is not None
-    if bounds.numbers is not None and found.largest_difference > bounds.numbers and not asked_for_labels:
+    if bounds.numbers is not None and found.largest_difference > bounds.numbers:
         said.append(
             f"a number differs from the model's by {found.largest_difference:.3g}, "
             f"the bound is {bounds.numbers:g}"

@@ -10,7 +10,8 @@ from sklearn.tree._tree import Tree
 
 from registry.rows import Array
 
-_DEPTH = 6
+_DEPTH = 16
+"""Attributes, lists and dicts count: a forest in a pipeline hides its trees nine deep."""
 
 
 def thresholds(model: Any) -> Array:
