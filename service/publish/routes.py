@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from registry import models, versions
 from registry.names import NAME_PATTERN
@@ -28,9 +28,8 @@ def _digits(text: str) -> str:
 
 ModelName = Annotated[str, Path(description="the model's name", pattern=NAME_PATTERN)]
 Number = Annotated[
-    int,
-    BeforeValidator(_digits),
-    Path(ge=1, le=2**31 - 1, description="the version's number"),
+    Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_digits)],
+    Path(description="the version's number"),
 ]
 
 
