@@ -42,7 +42,7 @@ class Services:
     executor: Executor  # predictions and loads that leave the event loop
 
 
-# These three ask nobody, and are async so that FastAPI calls them where it is: a `def` costs it a thread each.
+# These three wait for nothing, and are async so that FastAPI calls them right here: a `def` costs a thread.
 async def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
