@@ -34,17 +34,20 @@ def status(json: Json = False) -> None:
     emit(json, found, human)
 
 
-def root() -> None:
-    """Print the first root document: what a device is given when it is set up."""
+def root(json: Json = False) -> None:
+    """Print the first root document: what a device is given when it is set up. Always JSON."""
+    import msgspec
+
     from registry import db, trust
 
     settings = read_settings()
     engine = db.connect(settings.url)
     try:
         with db.reading(db.sessions(engine)) as session:
-            echo(trust.get(session, "root", 1))
+            document = trust.get(session, "root", 1)
     finally:
         engine.dispose()
+    emit(json, msgspec.json.decode(document), lambda: echo(document))  # byte for byte as it was signed
 
 
 def offline(
@@ -77,20 +80,24 @@ def rotate(
     )
 
 
-def prepare(file: File) -> None:
+def prepare(file: File, json: Json = False) -> None:
     """Write what is offered now as a targets document that waits for a signature."""
     with _repository() as (repository, _):
         file.write_bytes(repository.prepare())
-    say(f"sign it where the key is: trivium tuf sign {file} --key targets.pem")
+    then = f"trivium tuf sign {file} --key targets.pem"
+    emit(json, {"file": str(file), "then": then}, lambda: say(f"sign it where the key is: {then}"))
 
 
-def sign(file: File, key: Annotated[Path, Option("--key", help="The offline targets key.")]) -> None:
+def sign(
+    file: File, key: Annotated[Path, Option("--key", help="The offline targets key.")], json: Json = False
+) -> None:
     """Sign a prepared targets document. Needs the file and the key, nothing else."""
     from service.edge.tuf import sign as signed
     from service.edge.tuf_keys import read
 
     file.write_bytes(signed(file.read_bytes(), read(key)))
-    say(f"bring it back: trivium tuf submit {file}")
+    then = f"trivium tuf submit {file}"
+    emit(json, {"file": str(file), "then": then}, lambda: say(f"bring it back: {then}"))
 
 
 def submit(file: File, json: Json = False) -> None:
