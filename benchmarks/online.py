@@ -1,6 +1,6 @@
 """Single-row predictions of the demo's forest over HTTP, beside other ways to serve it.
 
-    python -m benchmarks.online [--seconds 4] [--json]
+    python -m benchmarks.online [--seconds 4] [--litserve PYTHON] [--json]
 
 All servers are uvicorn with uvloop and httptools, one process, asked for the same row over 32 keep-alive
 connections, by turns and twice; the quieter turn counts. CPU microseconds per request, the server's own,
@@ -36,101 +36,22 @@ import pyarrow as pa
 from benchmarks._load import Load, drive, for_seconds, request
 from benchmarks._support import Server, forest, free_port, machine
 
-ECHO = """
-async def app(scope, receive, send):
-    if scope["type"] != "http":
-        return
-    body = (await receive())["body"]
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-"""
-
-ASGI_ONNX = """
-import json, sys
-import msgspec
-import numpy as np
-import onnxruntime as ort
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-session = ort.InferenceSession(sys.argv[2], options)
-given = session.get_inputs()[0]
-kind = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
-names = json.load(open(sys.argv[3]))
-
-async def app(scope, receive, send):
-    if scope["type"] != "http":
-        return
-    body = msgspec.json.decode((await receive())["body"])
-    rows = np.array([[r[n] for n in names] for r in body["instances"]], kind)
-    labels, probabilities = session.run(["label", "probabilities"], {given.name: rows})
-    answer = msgspec.json.encode({"label": labels.tolist(), "probabilities": probabilities.tolist()})
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})
-"""
-
-BODY_MODEL = """
-import json, sys
-import numpy as np
-from fastapi import FastAPI
-from pydantic import ConfigDict, Field, create_model
-
-names = json.load(open(sys.argv[3]))
-fields = {f"f{i}": (float, Field(alias=n)) for i, n in enumerate(names)}
-Row = create_model("Row", __config__=ConfigDict(extra="forbid"), **fields)
-Body = create_model("Body", instances=(list[Row], ...))
-app = FastAPI()
-"""
-
-ONNX = (
-    BODY_MODEL
-    + """
-import onnxruntime as ort
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-session = ort.InferenceSession(sys.argv[2], options)
-given = session.get_inputs()[0]
-kind = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
-
-@app.post("/predict")
-async def predict(body: Body) -> dict:
-    rows = np.array([list(r.model_dump().values()) for r in body.instances], kind)
-    labels, probabilities = session.run(["label", "probabilities"], {given.name: rows})
-    return {"label": labels.tolist(), "probabilities": probabilities.tolist()}
-"""
-)
-
-JOBLIB = (
-    BODY_MODEL
-    + """
-import joblib
-import pandas as pd
-model = joblib.load(sys.argv[2])
-
-@app.post("/predict")
-def predict(body: Body) -> dict:
-    rows = pd.DataFrame([r.model_dump(by_alias=True) for r in body.instances])
-    return {"probabilities": model.predict_proba(rows).tolist()}
-"""
-)
-
-RUN = """
-import uvicorn
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="error")
-"""
+PEERS = Path(__file__).parent / "peers"
+Address = tuple[int, psutil.Process]
 
 
 @contextlib.contextmanager
-def peer(source: str, *arguments: object) -> Iterator[tuple[int, psutil.Process]]:
+def peer(name: str, *arguments: object, python: str = sys.executable) -> Iterator[Address]:
+    """One of `benchmarks/peers`, listening."""
     port = free_port()
-    argv = [sys.executable, "-c", "import sys\n" + source + RUN, str(port), *map(str, arguments)]
-    process = subprocess.Popen(argv)
+    process = subprocess.Popen([python, PEERS / f"{name}.py", str(port), *map(str, arguments)])
     try:
         _wait_for(port, process)
         yield port, psutil.Process(process.pid)
     finally:
-        process.terminate()
+        children = psutil.Process(process.pid).children(recursive=True)
+        for each in [*children, process]:  # some peers have processes of their own, and do not end them
+            each.kill()
         process.wait()
 
 
@@ -155,43 +76,49 @@ def run(port: int, content: bytes, process: psutil.Process, seconds: float, conc
     return load
 
 
-def one_row(server: Server, folder: Path, model: Any, rows: list[dict[str, float]], seconds: float) -> Any:
+def one_row(asked: dict[str, tuple[Address, bytes]], seconds: float) -> dict[str, dict[str, float]]:
     """Figures of each way, by name."""
-    body = json.dumps({"instances": rows[:1]}).encode()
-    names, pickle = folder / "names.json", folder / "model.joblib"
-    names.write_text(json.dumps(list(rows[0])))
-    joblib.dump(model, pickle)
-    assert server.process is not None
-    with (
-        peer(ECHO) as echo,
-        peer(ASGI_ONNX, servable(server.home), names) as raw,
-        peer(ONNX, servable(server.home), names) as onnx,
-        peer(JOBLIB, pickle, names) as plain,
-    ):
-        ours = (server.port, psutil.Process(server.process.pid))
-        asked = {
-            "echo": (echo, request(echo[0], "/", body)),
-            "asgi + onnx": (raw, request(raw[0], "/", body)),
-            "trivium": (ours, request(server.port, "/v1/models/demo/predict", body, server.key)),
-            "fastapi + onnx": (onnx, _plain(onnx[0], body)),
-            "fastapi + joblib": (plain, _plain(plain[0], body)),
-        }
-        found: dict[str, dict[str, float]] = {}
-        for _ in range(2):
-            for name, ((port, process), content) in asked.items():
-                load = run(port, content, process, seconds)
-                if name not in found or load.cpu_us < found[name]["cpu_us"]:
-                    found[name] = {
-                        "cpu_us": load.cpu_us,
-                        "p50_ms": load.percentile(50),
-                        "p99_ms": load.percentile(99),
-                        "per_s": load.requests / load.wall_s,
-                    }
+    found: dict[str, dict[str, float]] = {}
+    for _ in range(2):
+        for name, ((port, process), content) in asked.items():
+            load = run(port, content, process, seconds)
+            if name not in found or load.cpu_us < found[name]["cpu_us"]:
+                found[name] = {
+                    "cpu_us": load.cpu_us,
+                    "p50_ms": load.percentile(50),
+                    "p99_ms": load.percentile(99),
+                    "per_s": load.requests / load.wall_s,
+                }
     return found
 
 
-def _plain(port: int, body: bytes) -> bytes:
-    return request(port, "/predict", body, Content_Type="application/json")
+@contextlib.contextmanager
+def ways(
+    server: Server, folder: Path, model: Any, row: dict[str, float], litserve: str | None
+) -> Iterator[dict[str, tuple[Address, bytes]]]:
+    """Every way to serve the model, running: where, and what to send."""
+    body = json.dumps({"instances": [row]}).encode()
+    names, pickle, graph = folder / "names.json", folder / "model.joblib", servable(server.home)
+    names.write_text(json.dumps(list(row)))
+    joblib.dump(model, pickle)
+
+    def plain(address: Address, path: str = "/predict") -> tuple[Address, bytes]:
+        return address, request(address[0], path, body, Content_Type="application/json")
+
+    assert server.process is not None
+    ours = server.port, psutil.Process(server.process.pid)
+    with contextlib.ExitStack() as running:
+        found = {
+            "echo": plain(running.enter_context(peer("echo"))),
+            "asgi + onnx": plain(running.enter_context(peer("asgi_onnx", graph, names))),
+            "trivium": (ours, request(server.port, "/v1/models/demo/predict", body, server.key)),
+            "fastapi + onnx": plain(running.enter_context(peer("fastapi_onnx", graph, names))),
+            "fastapi + joblib": plain(running.enter_context(peer("fastapi_joblib", pickle, names))),
+        }
+        if litserve:
+            lit = running.enter_context(peer("litserve_joblib", pickle, python=litserve))
+            found["litserve + joblib"] = plain(lit)
+        yield found
 
 
 def servable(home: Path) -> Path:
@@ -228,6 +155,7 @@ def many_rows(server: Server, rows: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--seconds", type=float, default=4.0)
+    asked.add_argument("--litserve", metavar="PYTHON", help="a Python that has litserve and scikit-learn")
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()
     model, example, rows = forest()
@@ -236,7 +164,8 @@ def main() -> None:
         with Server(folder / "home", folder / "log") as server:
             server.start()
             server.publish("demo", model, example, alias="champion")
-            one = one_row(server, folder, model, rows, given.seconds)
+            with ways(server, folder, model, rows[0], given.litserve) as asked_of:
+                one = one_row(asked_of, given.seconds)
             many = many_rows(server, rows)
     if given.json:
         print(json.dumps({"one_row": one, "thousand_rows_p50_ms": many}))
