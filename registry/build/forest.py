@@ -38,8 +38,8 @@ class Tree:
 class Nodes:
     """`n` nodes of all trees. A tree's nodes are contiguous, its root first, siblings adjacent.
 
-    The raw answer of target `k` is `base[k] + sum(leaf values of the trees) / divisor`, where a tree of width
-    1 with `target` set adds to that target alone. Then `link`:
+    The raw answer `k` is `base[k] + sum(leaf values of the trees) / divisor`, where a tree of width 1 with
+    `target` set adds to that answer alone. Leaf values hold the trees' weights already. Then `link`:
 
     - `identity`: the value. `exp`: its exponential.
     - `fractions`: class probabilities, in `blocks` of classes by output; the label is the first largest.
@@ -59,7 +59,7 @@ class Nodes:
     outputs: int  # raw answers for a row
     link: Link
     base: Array  # float64 [outputs]
-    divisor: float = 1.0
+    weight: Array | None = None  # float64 [trees]: the answer is their weighted mean; None: the sum
     target: Array | None = None  # int32 [trees]; None: every tree adds to all `outputs`
     blocks: tuple[int, ...] = ()
     slope: float = 1.0
@@ -74,9 +74,13 @@ class Nodes:
         return len(self.root)
 
     @property
+    def divisor(self) -> float:
+        return 1.0 if self.weight is None else float(self.weight.sum())
+
+    @property
     def leaf(self) -> Array:
         """bool [n]."""
-        return self.left == np.arange(len(self.left))
+        return np.asarray(self.left == np.arange(len(self.left)))
 
     def raw(self, rows: Array) -> Array:
         """float64 [rows, outputs], computed slowly and plainly: the meaning of this table, for tests."""
@@ -106,7 +110,7 @@ def table(trees: list[Tree]) -> dict[str, Array | int]:
     order, depth = _breadth_first(start, inner, left, right)
     owner = np.repeat(np.arange(len(trees)), sizes)[order]
     order = order[np.argsort(owner, kind="stable")]
-    place = np.empty(len(order), dtype=np.int64)
+    place = np.full(len(inner), -1)  # nodes that no root leads to are left out
     place[order] = np.arange(len(order))
     inner = inner[order]
 

@@ -62,14 +62,14 @@ def _class_forest(model: Any) -> Nodes:
         trees.append(_tree(member.tree_, np.hstack(parts), _takes_nan(model)))
     k = sum(sizes)
     return _nodes(
-        trees, outputs=k, link="fractions", base=np.zeros(k), divisor=float(len(trees)), blocks=sizes
+        trees, outputs=k, link="fractions", base=np.zeros(k), weight=np.ones(len(trees)), blocks=sizes
     )
 
 
 def _value_forest(model: Any) -> Nodes:
     trees = [_tree(m.tree_, m.tree_.value[:, :, 0], _takes_nan(model)) for m in _members(model)]
     k = trees[0].values.shape[1]
-    return _nodes(trees, outputs=k, link="identity", base=np.zeros(k), divisor=float(len(trees)))
+    return _nodes(trees, outputs=k, link="identity", base=np.zeros(k), weight=np.ones(len(trees)))
 
 
 def _bagged(model: Any) -> Nodes:
@@ -89,7 +89,7 @@ def _bagged(model: Any) -> Nodes:
         trees.append(_tree(member.tree_, values, _takes_nan(member), features))
     k = trees[0].values.shape[1]
     link = {"link": "fractions", "blocks": (k,)} if classes else {"link": "identity"}
-    return _nodes(trees, outputs=k, base=np.zeros(k), divisor=float(len(trees)), **link)
+    return _nodes(trees, outputs=k, base=np.zeros(k), weight=np.ones(len(trees)), **link)
 
 
 def _gradient(model: Any) -> Nodes:
@@ -142,7 +142,7 @@ def _histogram(model: Any) -> Nodes:
 
 
 def _isolation(model: Any) -> Nodes:
-    """score = -offset - 2 ** -(sum of depths / (trees * expected depth)), as `decision_function`."""
+    """score = -offset - 2 ** -(mean depth / expected depth), as `decision_function`."""
     trees = []
     for member, lengths, rest, features in zip(
         model.estimators_,
@@ -152,7 +152,7 @@ def _isolation(model: Any) -> Nodes:
         strict=True,
     ):
         trees.append(_tree(member.tree_, (lengths + rest - 1.0).reshape(-1, 1), True, features))
-    expected = len(trees) * float(_average_path_length([model._max_samples])[0])
+    expected = float(_average_path_length([model._max_samples])[0])
     if expected <= 0:
         raise Refused("IsolationForest of single rows tells no scores apart")
     cut = -expected * float(np.log2(-model.offset_))
@@ -161,6 +161,7 @@ def _isolation(model: Any) -> Nodes:
         outputs=1,
         link="isolation",
         base=np.zeros(1),
+        weight=np.ones(len(trees)),
         slope=1.0 / expected,
         cut=cut - SLACK * abs(cut),
         cut_score=-float(model.offset_),
@@ -178,15 +179,15 @@ def _adaboost(model: Any) -> Nodes:
     if k < 2:
         raise Refused(f"{type(model).__name__} knows only one class")
     trees = []
-    weights = np.asarray(model.estimator_weights_)[: len(model.estimators_)] / model.estimator_weights_.sum()
+    weights = np.asarray(model.estimator_weights_, dtype=np.float64)[: len(model.estimators_)]
     for member, weight in zip(model.estimators_, weights, strict=True):
         known = np.searchsorted(model.classes_, member.classes_)
         voted = known[member.tree_.value[:, 0, : len(known)].argmax(axis=1)]
         votes = np.where(voted[:, None] == np.arange(k), weight, -weight / (k - 1))
         trees.append(_tree(member.tree_, 2.0 * votes[:, 1:] if k == 2 else votes, _takes_nan(member)))
     if k == 2:
-        return _nodes(trees, outputs=1, link="sigmoid", base=np.zeros(1))
-    return _nodes(trees, outputs=k, link="softmax", base=np.zeros(k), slope=1.0 / (k - 1))
+        return _nodes(trees, outputs=1, link="sigmoid", base=np.zeros(1), weight=weights)
+    return _nodes(trees, outputs=k, link="softmax", base=np.zeros(k), weight=weights, slope=1.0 / (k - 1))
 
 
 _SINGLE = (

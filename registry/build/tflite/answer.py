@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from registry.build.forest import Nodes
 from registry.build.tflite.columns import Columns
 from registry.build.tflite.graph import Graph
 from registry.build.tflite.writer import Tensor
@@ -34,7 +33,7 @@ class Context:
     graph: Graph
     compile: Callable[[Context, Any, Columns], Answer]
     kept: type[np.floating]
-    shrink: Callable[[Nodes], Nodes] = lambda nodes: nodes
+    fraction: float = 1.0  # of each ensemble's nodes, to be kept
     given_up: list[str] = field(default_factory=list)
 
 

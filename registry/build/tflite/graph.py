@@ -7,6 +7,8 @@ import numpy as np
 from registry.build.tflite.writer import ROWS, Tensor, Writer
 
 Operand = Tensor | float
+EXACT = "exact"
+"""Begins the name of a dense layer that must not be quantized: it looks numbers up."""
 _ROWS = 1_000_003  # stands for the number of rows where numpy broadcasts shapes
 
 
@@ -138,19 +140,24 @@ class Graph(Writer):
     def argmax(self, a: Tensor) -> Tensor:
         """[rows, k] -> int64 [rows]: the first of the largest."""
         axis = self.constant(1, "int32")
-        kind = {"outputType": 4}  # TensorType.INT64
-        return self.operator("ARG_MAX", [a, axis], (ROWS,), "int64", table="ArgMaxOptions", **kind)
+        int64 = 4  # TensorType
+        return self.operator("ARG_MAX", [a, axis], (ROWS,), "int64", table="ArgMaxOptions", outputType=int64)
 
-    def dense(self, a: Tensor, weights: object, bias: object) -> Tensor:
-        """`a` [rows, n] times `weights` [n, m] plus `bias` [m]."""
+    def dense(
+        self, a: Tensor, weights: object, bias: object, relu: bool = False, exact: bool = False
+    ) -> Tensor:
+        """`a` [rows, n] times `weights` [n, m] plus `bias` [m]; `exact`: never to be quantized."""
         matrix = np.asarray(weights, dtype=np.float64).T
-        inputs = [
-            a,
-            self.constant(matrix),
-            self.constant(np.broadcast_to(np.asarray(bias), matrix.shape[:1])),
-        ]
-        table = "FullyConnectedOptions"
-        return self.operator("FULLY_CONNECTED", inputs, (ROWS, matrix.shape[0]), "float32", table=table)
+        added = np.broadcast_to(np.asarray(bias, dtype=np.float64), matrix.shape[:1])
+        return self.operator(
+            "FULLY_CONNECTED",
+            [a, self.constant(matrix), self.constant(added)],
+            (ROWS, matrix.shape[0]),
+            "float32",
+            table="FullyConnectedOptions",
+            name=EXACT if exact else None,
+            fusedActivationFunction=1 if relu else 0,  # ActivationFunctionType.RELU, NONE
+        )
 
 
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

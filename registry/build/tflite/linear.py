@@ -15,13 +15,15 @@ from registry.errors import Refused
 from registry.rows import Array
 
 
-def affine(context: Context, columns: Columns, weights: Array, bias: Array) -> Tensor:
-    """[rows, m]: the columns times `weights` [n, m] plus `bias` [m]; scalers before are folded in."""
+def affine(context: Context, columns: Columns, weights: Array, bias: Array, relu: bool = False) -> Tensor:
+    """[rows, m]: the columns times `weights` [n, m] plus `bias` [m].
+
+    Scalers before are computed, not folded into the weights: quantized, a column must not drown the others.
+    """
     x, scale, shift = centred(context.graph, columns)
     weights = np.asarray(weights, dtype=np.float64)
-    return context.graph.dense(
-        x, weights * scale[:, None], np.asarray(bias, dtype=np.float64) + shift @ weights
-    )
+    x = context.graph.mul(x, context.graph.constant(scale)) if (scale != 1).any() else x
+    return context.graph.dense(x, weights, np.asarray(bias, dtype=np.float64) + shift @ weights, relu=relu)
 
 
 def positive(graph: Graph, decision: Tensor) -> Tensor:
@@ -115,7 +117,8 @@ REGRESSORS = [
     *_types(
         linear_model,
         "LinearRegression Ridge RidgeCV Lasso LassoCV ElasticNet ElasticNetCV Lars LarsCV LassoLars "
-        "LassoLarsCV LassoLarsIC OrthogonalMatchingPursuit OrthogonalMatchingPursuitCV BayesianRidge ARDRegression "
+        "LassoLarsCV LassoLarsIC OrthogonalMatchingPursuit OrthogonalMatchingPursuitCV BayesianRidge "
+        "ARDRegression "
         "HuberRegressor QuantileRegressor TheilSenRegressor MultiTaskLasso MultiTaskLassoCV "
         "MultiTaskElasticNet MultiTaskElasticNetCV SGDRegressor PassiveAggressiveRegressor",
     ),

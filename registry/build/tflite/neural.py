@@ -26,10 +26,12 @@ ACTIVATIONS: dict[str, Callable[[Graph, Tensor], Tensor]] = {
 
 def _last(context: Context, model: Any, columns: Columns) -> Tensor:
     """The last layer's sums [rows, outputs], before its activation."""
-    activation = ACTIVATIONS[model.activation]
-    made = affine(context, columns, model.coefs_[0], model.intercepts_[0])
-    for weights, bias in zip(model.coefs_[1:], model.intercepts_[1:], strict=True):
-        made = context.graph.dense(activation(context.graph, made), weights, bias)
+    graph, relu, depth = context.graph, model.activation == "relu", len(model.coefs_)
+    made = affine(context, columns, model.coefs_[0], model.intercepts_[0], relu=relu and depth > 1)
+    for number in range(1, depth):
+        given = made if relu else ACTIVATIONS[model.activation](graph, made)
+        weights, bias = model.coefs_[number], model.intercepts_[number]
+        made = graph.dense(given, weights, bias, relu=relu and number < depth - 1)
     return made
 
 

@@ -144,7 +144,7 @@ def ordinal(context: Context, model: Any, columns: Columns) -> Answer:
         stays_missing.append(bool(np.isnan(codes).any()))
         weights[start : start + len(categories), number] = np.nan_to_num(codes) + 1.0
         start += len(categories)
-    found = graph.dense(same, weights, np.zeros(len(known)))  # 0: none, else the code plus 1
+    found = graph.dense(same, weights, np.zeros(len(known)), exact=True)  # 0: none, else the code plus 1
     codes_or_unknown = graph.sub(found, 1.0)
     if unknown != -1.0:
         codes_or_unknown = graph.select(graph.equal(found, 0.0), unknown, codes_or_unknown)

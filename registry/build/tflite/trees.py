@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.build.forest import Nodes
+from registry.build.shrink import to_fraction
 from registry.build.tflite.answer import Answer, Context
 from registry.build.tflite.columns import Columns, Raw
 from registry.build.tflite.graph import Graph
@@ -24,7 +25,8 @@ MANTISSA = 22
 
 def forest(context: Context, nodes: Nodes, columns: Columns) -> Answer:
     """The ensemble's answer to `columns`."""
-    nodes = context.shrink(nodes)
+    nodes = to_fraction(nodes, context.fraction)
+    context.given_up += [nodes.given_up] if nodes.given_up else []
     total = _raw(context, nodes, columns)
     graph = context.graph
     if nodes.link == "identity":
@@ -36,21 +38,23 @@ def forest(context: Context, nodes: Nodes, columns: Columns) -> Answer:
     if nodes.link == "sigmoid":
         return _sigmoid(graph, nodes, total)
     if nodes.link == "softmax":
-        raw = total.rounded(graph)
-        scaled = graph.mul(raw, nodes.slope) if nodes.slope != 1.0 else raw
-        return Answer(
-            labels=(total.first_largest(graph),), probabilities=(graph.softmax(scaled),), decision=raw
-        )
-    labels, chances = [], []
+        raw = _scaled(graph, total.rounded(graph), 1.0 / nodes.divisor)
+        chances = graph.softmax(_scaled(graph, raw, nodes.slope))
+        return Answer(labels=(total.first_largest(graph),), probabilities=(chances,), decision=raw)
+    labels, parts = [], []
     for start, size in zip(np.cumsum((0, *nodes.blocks)), nodes.blocks, strict=False):
         block = total.take(graph, list(range(start, start + size)))
         labels.append(block.first_largest(graph))
-        chances.append(_divided(graph, block.rounded(graph), nodes.divisor))
-    return Answer(labels=tuple(labels), probabilities=tuple(chances))
+        parts.append(_divided(graph, block.rounded(graph), nodes.divisor))
+    return Answer(labels=tuple(labels), probabilities=tuple(parts))
 
 
 def _divided(graph: Graph, total: Tensor, divisor: float) -> Tensor:
     return graph.div(total, divisor) if divisor != 1.0 else total
+
+
+def _scaled(graph: Graph, x: Tensor, factor: float) -> Tensor:
+    return graph.mul(x, factor) if factor != 1.0 else x
 
 
 @dataclass(frozen=True)
@@ -85,17 +89,17 @@ class Total:
 
 
 def _sigmoid(graph: Graph, nodes: Nodes, total: Total) -> Answer:
-    raw = total.rounded(graph)
-    positive = graph.logistic(graph.mul(raw, nodes.slope) if nodes.slope != 1.0 else raw)
+    raw = _scaled(graph, total.rounded(graph), 1.0 / nodes.divisor)
+    positive = graph.logistic(_scaled(graph, raw, nodes.slope))
     chances = graph.concat([graph.sub(1.0, positive), positive])
-    label = total.beyond(graph, nodes.cut, nodes.inclusive)
+    label = total.beyond(graph, nodes.cut * nodes.divisor, nodes.inclusive)
     return Answer(labels=(label,), probabilities=(chances,), decision=raw)
 
 
 def _isolation(graph: Graph, nodes: Nodes, total: Total) -> Answer:
-    inside = total.beyond(graph, nodes.cut, nodes.inclusive)
+    inside = total.beyond(graph, nodes.cut * nodes.divisor, nodes.inclusive)
     signs = graph.constant([-1, 1], "int64")
-    power = graph.exp(graph.mul(total.rounded(graph), -nodes.slope * float(np.log(2.0))))
+    power = graph.exp(graph.mul(total.rounded(graph), -nodes.slope / nodes.divisor * float(np.log(2.0))))
     score = graph.reshape(graph.sub(nodes.cut_score, power), (ROWS,))
     return Answer(labels=(graph.gather(signs, graph.cast(inside, "int32")),), score=score)
 

@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 ROWS = -1
 ALIGNMENT = 16
 """What the schema demands of buffers (`force_align`), and its Python writer does not do."""
+DESCRIPTION = "written by trivium"
 _KINDS: dict[str, int] = {
     "float32": schema.TensorType.FLOAT32,
     "int32": schema.TensorType.INT32,
@@ -37,7 +38,7 @@ class Tensor:
         return self.shape[-1]
 
 
-class _Buffer(schema.BufferT):  # type: ignore[misc]
+class Buffer(schema.BufferT):  # type: ignore[misc]
     """A buffer that is written aligned."""
 
     def Pack(self, builder: Any) -> Any:
@@ -58,7 +59,7 @@ class Writer:
 
     def __init__(self, features: int) -> None:
         self._tensors: list[Any] = []
-        self._buffers: list[_Buffer] = [_Buffer()]  # the first one is empty by convention
+        self._buffers: list[Buffer] = [Buffer()]  # the first one is empty by convention
         self._codes: list[tuple[int, int]] = []
         self._operators: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
@@ -80,7 +81,7 @@ class Writer:
         data = array.tobytes()
         key = (dtype, array.shape, data)
         if key not in self._constants:
-            self._buffers.append(_Buffer(data))
+            self._buffers.append(Buffer(data))
             name = f"constant{len(self._buffers) - 1}"
             self._constants[key] = self._tensor(name, array.shape, dtype, len(self._buffers) - 1)
         return self._constants[key]
@@ -92,13 +93,14 @@ class Writer:
         shape: tuple[int, ...],
         dtype: str,
         version: int = 1,
+        name: str | None = None,
         **options: Any,
     ) -> Tensor:
         """`table` names the operator's options, and `options` are its fields."""
         pair = (getattr(schema.BuiltinOperator, code), version)
         if pair not in self._codes:
             self._codes.append(pair)
-        out = self._tensor(f"{code.lower()}{len(self._operators)}", shape, dtype, 0)
+        out = self._tensor(f"{name or code.lower()}{len(self._operators)}", shape, dtype, 0)
         made = schema.OperatorT()
         made.opcodeIndex = self._codes.index(pair)
         made.inputs = [t.index for t in inputs]
@@ -119,15 +121,15 @@ class Writer:
         graph.tensors, graph.operators = self._tensors, self._operators
         graph.inputs, graph.outputs = [self.input.index], [t.index for t in outputs.values()]
         model = schema.ModelT()
-        model.version = 3
+        model.version, model.description = 3, DESCRIPTION
         model.subgraphs = [graph]
-        model.operatorCodes = [_code(*pair) for pair in self._codes]
+        model.operatorCodes = [code(*pair) for pair in self._codes]
         model.signatureDefs = [_signature(self.input, outputs)]
         model.metadata = []
         for name, content in metadata.items():
             entry = schema.MetadataT()
             entry.name, entry.buffer = name, len(self._buffers)
-            self._buffers.append(_Buffer(content))
+            self._buffers.append(Buffer(content))
             model.metadata.append(entry)
         model.buffers = self._buffers
         size = sum(len(b.data or b"") for b in self._buffers)
@@ -136,9 +138,9 @@ class Writer:
         return bytes(builder.Output())
 
 
-def _code(operator: int, version: int) -> Any:
+def code(operator: int, version: int, custom: bytes | None = None) -> Any:
     made = schema.OperatorCodeT()
-    made.builtinCode, made.version = operator, version
+    made.builtinCode, made.version, made.customCode = operator, version, custom
     made.deprecatedBuiltinCode = min(operator, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
     return made
 

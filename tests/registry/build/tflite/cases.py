@@ -1,4 +1,4 @@
-"""Every kind of estimator that has a .tflite form, on data with real-world ranges: what tests and the table use."""
+"""Every kind of estimator with a .tflite form, on data with real-world ranges: for tests and the table."""
 
 from __future__ import annotations
 
