@@ -74,10 +74,13 @@ def export_for(
     return running
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """The version as numbers, to be compared: 2.10 is above 2.9, 2.1 is 2.1.0. What follows the numbers
-    (`rc1`, `.dev3`) is not looked at: a runtime's nightly build has that release's operators."""
-    match = _NUMBERS.match(version.removeprefix("v"))
+def numbers(version: str | None) -> tuple[int, ...]:
+    """The version as numbers, to be compared: 2.10 is above 2.9, 2.1 is 2.1.0, None is below all.
+
+    What follows the numbers (`rc1`, `.dev3`) is not looked at: a runtime's nightly build has that release's
+    operators.
+    """
+    match = _NUMBERS.match((version or "").removeprefix("v"))
     found = [int(n) for n in match.group().split(".")] if match else []
     while found and found[-1] == 0:
         found.pop()

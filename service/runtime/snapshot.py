@@ -48,7 +48,7 @@ class Export(msgspec.Struct, frozen=True):
     sha256: str
     bytes: int
     zstd: str | None  # the blob of the same file, compressed
-    min_runtime: str
+    min_runtime: str | None
     created_at: datetime
 
 

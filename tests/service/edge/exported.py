@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from registry import exports, queue
+from registry.artifacts import Store
+from registry.db import Sessions
 from registry.exports import Finished, NewExport
 from service.web.deps import Services
 
@@ -43,8 +45,16 @@ def some_file(version: int, count: int = 20_000) -> bytes:
     return noise(count // 2, version) + bytes(count - count // 2)
 
 
-def add_export(
-    services: Services,
+def add_export(services: Services, content: bytes, **more: Any) -> File:
+    """As `write_export`; the application knows it at once."""
+    file = write_export(services.sessions, services.store, content, **more)
+    services.snapshot.refresh()
+    return file
+
+
+def write_export(
+    sessions: Sessions,
+    store: Store,
     content: bytes,
     *,
     model: str = "flag",
@@ -55,7 +65,6 @@ def add_export(
     state: str = "ready",
 ) -> File:
     """The exporter's part is done in the transaction that asks for it: no supervisor ever sees the task."""
-    store = services.store
     blob = store.put([content])
     zstd = pa.compress(content, codec="zstd", asbytes=True) if compressed else None
     done = Finished(
@@ -66,10 +75,9 @@ def add_export(
         zstd=None if zstd is None else store.put([zstd]).sha256,
         min_runtime=min_runtime,
     )
-    with services.sessions.begin() as session:
+    with sessions.begin() as session:
         row = exports.create(session, store, model, version, NewExport(quantize=quantize), by="test")
         queue.cancel(session, exports.EXPORT, str(row.id))
         exports.finish(session, row.id, done)
         number = row.id
-    services.snapshot.refresh()
     return File(content, zstd, number)

@@ -1,0 +1,51 @@
+"""`flag` with two versions that contradict each other, each exported; version 1 is champion."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from service.config import Settings
+from tests.service.api import Api, running
+from tests.service.edge.exported import File, add_export, some_file
+
+
+class Flag(NamedTuple):
+    api: Api
+    files: dict[int, File]  # by version
+
+    async def promote(self, version: int, percent: int | None = None, alias: str = "champion") -> None:
+        body = {"version": version} | ({} if percent is None else {"edge_percent": percent})
+        answer = await self.api.client.put(f"/v1/models/flag/aliases/{alias}", json=body)
+        assert answer.status_code == 200, answer.text
+
+    async def rollback(self) -> None:
+        answer = await self.api.client.post("/v1/models/flag/aliases/champion/rollback")
+        assert answer.status_code == 200, answer.text
+
+    async def latest(self, device: str | None = None, **headers: str) -> int:
+        """The version that the device gets."""
+        if device is not None:
+            headers["X-Device-Id"] = device
+        answer = await self.api.client.get("/v1/edge/flag/latest.tflite", headers=headers)
+        assert answer.status_code == 200, answer.text
+        version = int(answer.headers["x-model-version"])
+        assert answer.content == self.files[version].content
+        assert answer.headers["x-model-sha256"] == self.files[version].sha256
+        return version
+
+    async def alias(self, alias: str = "champion") -> dict[str, object]:
+        """The alias's record: promoting it to where it is, with the share it has, changes nothing."""
+        listed = await self.api.client.get(f"/v1/models/flag/aliases/{alias}/history")
+        found: dict[str, object] = listed.json()["items"][0]
+        return found
+
+
+@pytest.fixture
+async def flag(home: Path) -> AsyncIterator[Flag]:
+    async with running(Settings(home=home)) as api:
+        files = {v: add_export(api.services, some_file(v), version=v) for v in (1, 2)}
+        yield Flag(api, files)

@@ -1,0 +1,165 @@
+"""Exports over HTTP: asked for, listed, looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from registry import exports, queue
+from registry.tables import ExportRow, TaskRow
+from tests.service.api import refused
+from tests.service.edge.conftest import Flag
+from tests.service.edge.exported import add_export
+
+pytestmark = pytest.mark.anyio
+PATH = "/v1/models/flag/versions/2/exports"
+RECORD = {
+    "id",
+    "model",
+    "version",
+    "format",
+    "quantize",
+    "state",
+    "sha256",
+    "bytes",
+    "min_runtime",
+    "report",
+    "bounds",
+    "calibration",
+    "created_at",
+    "created_by",
+    "finished_at",
+}
+
+
+async def test_an_export_is_accepted_and_found_where_location_says(flag: Flag) -> None:
+    bounds = {"max_disagreement": 0.01, "max_accuracy_drop": 0, "max_bytes": 100_000}
+    calibration = {"artifact": await flag.api.upload(b"x0,x1,x2\n1,2,3\n"), "media_type": "text/csv"}
+    body = {"format": "tflite", "quantize": "int8", "calibration": calibration, **bounds}
+    answer = await flag.api.client.post(PATH, json=body)
+    assert answer.status_code == 202, answer.text
+    record = answer.json()
+    assert set(record) == RECORD
+    assert (record["model"], record["version"], record["quantize"]) == ("flag", 2, "int8")
+    assert (record["state"], record["sha256"], record["report"]) == ("building", None, None)
+    assert (record["bounds"], record["calibration"]) == (bounds, calibration)
+    assert answer.headers["location"] == f"{PATH}/{record['id']}"
+    found = (await flag.api.client.get(answer.headers["location"])).json()
+    assert {k: found[k] for k in ("id", "created_at", "created_by")} == {
+        k: record[k] for k in ("id", "created_at", "created_by")
+    }
+
+
+async def test_an_export_is_a_task_of_the_exporter(flag: Flag) -> None:
+    answer = await flag.api.client.post(PATH, json={"format": "tflite"})
+    with flag.api.services.sessions() as session:
+        query = select(TaskRow).where(
+            TaskRow.kind == exports.EXPORT, TaskRow.subject == str(answer.json()["id"])
+        )
+        task = session.scalars(query).one()
+    assert task.state in (queue.QUEUED, queue.RUNNING, queue.DONE)
+
+
+async def test_the_same_request_sent_again_is_one_export(flag: Flag) -> None:
+    headers = {"Idempotency-Key": "once"}
+    answers = [await flag.api.client.post(PATH, json={"format": "tflite"}, headers=headers) for _ in range(3)]
+    assert {(a.status_code, a.text, a.headers["location"]) for a in answers} == {
+        (202, answers[0].text, answers[0].headers["location"])
+    }
+    refused(
+        await flag.api.client.post(PATH, json={"format": "tflite", "quantize": "int8"}, headers=headers), 422
+    )
+    with flag.api.services.sessions() as session:
+        assert len(session.scalars(select(ExportRow.id).where(ExportRow.quantize == "none")).all()) == 3
+
+
+async def test_exports_are_listed_newest_first_page_by_page(flag: Flag) -> None:
+    made = [flag.files[2].export] + [
+        add_export(flag.api.services, str(n).encode(), version=2).export for n in range(3)
+    ]
+    first = await flag.api.client.get(f"{PATH}?page_size=3")
+    assert 'rel="next"' in first.headers["link"]
+    rest = await flag.api.client.get(PATH, params={"page_token": first.json()["next_page_token"]})
+    ids = [e["id"] for e in first.json()["items"] + rest.json()["items"]]
+    assert ids == made[::-1]
+    assert rest.json()["next_page_token"] is None
+
+
+async def test_a_finished_export_says_what_came_of_it(flag: Flag) -> None:
+    record = (await flag.api.client.get(f"{PATH}/{flag.files[2].export}")).json()
+    assert record["state"] == "ready"
+    assert record["sha256"] == flag.files[2].sha256
+    assert record["bytes"] == len(flag.files[2].content)
+    assert (record["min_runtime"], record["report"]) == ("2.1.0", {"agreement": 1.0})
+    assert record["finished_at"] >= record["created_at"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"format": "onnx"},
+        {"format": None},
+        {"quantize": "int4"},
+        {"quantize": None},
+        {"max_disagreement": -0.1},
+        {"max_disagreement": "a lot"},
+        {"max_accuracy_drop": 1.1},
+        {"max_bytes": 0},
+        {"max_bytes": 1.5},
+        {"calibration": "0" * 64},
+        {"calibration": {"artifact": "0" * 64, "media_type": "text/csv"}},  # was not uploaded
+        {"calibration": {"artifact": "0" * 64, "media_type": "image/png"}},
+        {"calibration": {"artifact": "short", "media_type": "text/csv"}},
+        {"threads": 4},
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
+    flag: Flag, wrong: dict[str, Any]
+) -> None:
+    refused(await flag.api.client.post(PATH, json={"format": "tflite"} | wrong), 422)
+    assert len((await flag.api.client.get(PATH)).json()["items"]) == 1
+
+
+async def test_only_a_version_that_is_ready_is_exported(flag: Flag) -> None:
+    archived = await flag.api.client.patch("/v1/models/flag/versions/2", json={"archived": True})
+    assert archived.status_code == 200
+    problem = refused(await flag.api.client.post(PATH, json={"format": "tflite"}), 409)
+    assert "archived" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/models/nobody/versions/1/exports", 404),
+        ("/v1/models/flag/versions/9/exports", 404),
+        ("/v1/models/flag/versions/0/exports", 422),
+        ("/v1/models/flag/versions/1.0/exports", 422),
+        (f"{PATH}?state=ready", 422),
+        (f"{PATH}?page_token=nonsense", 422),
+        (f"{PATH}/999", 404),
+        (f"{PATH}/0", 422),
+        (f"{PATH}/x", 422),
+    ],
+)
+async def test_exports_that_are_not_there_are_refused_by_name(flag: Flag, path: str, status: int) -> None:
+    refused(await flag.api.client.get(path), status)
+
+
+async def test_an_export_is_found_below_its_own_version_alone(flag: Flag) -> None:
+    refused(await flag.api.client.get(f"{PATH}/{flag.files[1].export}"), 404)
+
+
+async def test_publishers_export_and_anybody_looks(flag: Flag) -> None:
+    for scopes, models, posted, read in [
+        (["publish"], None, 202, 200),
+        (["publish"], ["flag"], 202, 200),
+        (["publish"], ["price"], 403, 403),
+        (["edge"], None, 403, 200),
+    ]:
+        async with flag.api.with_key(await flag.api.key(*scopes, models=models)) as client:
+            assert (await client.post(PATH, json={"format": "tflite"})).status_code == posted
+            assert (await client.get(PATH)).status_code == read
+            assert (await client.get(f"{PATH}/{flag.files[2].export}")).status_code == read
