@@ -166,7 +166,7 @@ def _first(which: ColumnElement[bool]) -> ScalarSelect[int]:
     return (
         select(TaskRow.id)
         .where(TaskRow.state.in_((QUEUED, RUNNING)), which)
-        .order_by(TaskRow.priority.desc(), TaskRow.id)
+        .order_by(TaskRow.priority.desc(), TaskRow.attempt, TaskRow.id)  # who lost a worker lets others by
         .limit(1)
         .with_for_update(skip_locked=True)  # no effect on SQLite, where writers queue up anyway
         .scalar_subquery()

@@ -15,6 +15,7 @@ from registry.aliases import for_the_others, is_rolling_out
 from registry.errors import NotFound
 from registry.tables import AliasRow, ExportRow, ModelRow, TufMetadataRow
 
+ROLES = ("root", "targets", "snapshot", "timestamp")
 KEPT = 50
 """How many versions of each role but root are kept: clients that are in the middle of an update need the
 ones before the newest. Every root is kept, a client walks through all of them."""
@@ -35,7 +36,7 @@ class Offered(msgspec.Struct, frozen=True):
 def hold(session: Session) -> None:
     """Keep other signers waiting until this transaction ends. SQLite's one writer does that by itself."""
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))  # noqa: S608 - a constant
+        session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
 
 
 def add(session: Session, role: str, version: int, content: str) -> None:

@@ -21,8 +21,8 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetF
 
 from registry import trust
 from registry.errors import Conflict, Invalid
-from registry.trust import Offered
-from service.edge.tuf_keys import ROLES, KeyFiles
+from registry.trust import ROLES, Offered
+from service.edge.tuf_keys import KeyFiles
 
 LIFETIME = {
     "root": timedelta(days=365),

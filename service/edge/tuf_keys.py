@@ -11,7 +11,6 @@ from securesystemslib.signer import CryptoSigner
 
 from registry.errors import Conflict, FieldError, Invalid
 
-ROLES = ("root", "targets", "snapshot", "timestamp")
 OFFLINE_ROLES = ("root", "targets")
 """Whose keys may be taken away: the other two sign by themselves, every day."""
 

@@ -12,7 +12,6 @@ from registry import trust
 from registry.errors import NotFound
 from service.edge.delivery import Delivery
 from service.edge.rollout import holders
-from service.edge.tuf_keys import ROLES
 from service.runtime.snapshot import Export
 from service.web.deps import ReadDep, Services, ServicesDep, guarded
 from service.web.documents import problems
@@ -20,7 +19,7 @@ from service.web.fields import ModelName
 
 router = APIRouter(tags=["edge"])
 
-_DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(ROLES)})\.json")
+_DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(trust.ROLES)})\.json")
 _TARGET = re.compile(r"([0-9a-f]{64})\.[a-z0-9]+(?:\.rollout)?\.tflite")
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
