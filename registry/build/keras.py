@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.build import keras_gate, keras_heads
+from registry.build import keras_gate, keras_heads, tflite_stamp
 from registry.build.keras_heads import Head
 from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
@@ -72,7 +72,7 @@ class KerasModel:
         return keras_heads.answer(outputs, heads, signature)
 
     def to_tflite(self, heads: tuple[Head, ...], signature: Signature) -> bytes:
-        """float32. Raises `Refused` naming the operators that LiteRT lacks."""
+        """float32, with the signature's names inside. Raises `Refused` naming the operators LiteRT lacks."""
         _unroll(self.model)
         flat = self._flattened(heads, signature.task)
         features = sum(self.sizes)
@@ -83,7 +83,8 @@ class KerasModel:
                 file = folder / "model.tflite"
                 flat(np.zeros((2, features), np.float32))
                 flat.export(file, format="litert", verbose=False, input_signature=[spec], target_spec=builtin)
-                return file.read_bytes()
+                names = keras_heads.names(len(signature.outputs))
+                return tflite_stamp.stamp(file.read_bytes(), names, signature, self.kind)
         except MemoryError:
             raise
         except Exception as error:  # the converter has no errors of its own kind
@@ -136,7 +137,7 @@ def _libraries() -> tuple[Any, Any]:
         with _quiet():
             import keras
             import tensorflow
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise Refused(
             "the format keras needs TensorFlow, which is not installed here: install the extra keras "
             "(pip install 'trivium[keras]')"

@@ -37,7 +37,7 @@ def describe_model(model: KerasModel, sample: Example | None, corrections: Corre
     warnings: list[str] = []
     names = _names(model, sample, corrections, warnings)
     inputs = _inputs(model, names, sample, corrections)
-    heads, task = _heads(model, corrections)
+    heads, task = describe_heads(model, corrections)
     rows = describe.table(inputs, sample) if sample is not None else None
     truth = sample.target if sample is not None else None
     if task == "classification":
@@ -106,7 +106,7 @@ def _inputs(
     return corrections.apply(tuple(found))
 
 
-def _heads(model: KerasModel, corrections: Corrections) -> tuple[tuple[Head, ...], Task]:
+def describe_heads(model: KerasModel, corrections: Corrections) -> tuple[tuple[Head, ...], Task]:
     """What the outputs are: by the given task, else by the last activation and the loss."""
     tensors = list(model.model.outputs)
     sizes = []

@@ -73,19 +73,27 @@ class AsItIs:
         """
         inputs = self._inputs()
         rows = describe.table(inputs, self.sample) if self.sample is not None else None
-        signature, tensors = self._described(inputs)
-        if copied := self.known is None:
-            names = [tflite_stamp.INPUT] if len(self.graph.inputs) == 1 else [i.name for i in inputs]
-            outputs = [
-                o for o in signature.outputs if o.name != "label" or len(tensors) == len(signature.outputs)
-            ]
-            out.write_bytes(tflite_stamp.rename(self.model, names, tensors, outputs, signature, "tflite"))
+        signature = self._signature(inputs)
+        copied = self.write(out, signature)
         runtime = _loaded(load, out if copied else self.path, signature)
         probe = rowset.kinds(None, signature, rows)
         plain = probe["example"] if rows is not None else probe["random"]
         for size in (1, 3, len(plain)):
             _trial(runtime, plain.take(slice(0, size)))
         return signature, rows, runtime, copied
+
+    def write(self, out: Path, signature: Signature) -> bool:
+        """A copy with the names of a signature that `serve` gave, unless the file has its own."""
+        if self.known is not None:
+            return False
+        tensors = self._tensors(signature.task)
+        several = len(self.graph.inputs) > 1
+        names = [i.name for i in signature.inputs] if several else [tflite_stamp.INPUT]
+        outputs = list(signature.outputs)
+        if len(tensors) < len(outputs):  # the label is where the largest of the probabilities is
+            outputs = [o for o in outputs if o.name != "label"]
+        out.write_bytes(tflite_stamp.rename(self.model, names, tensors, outputs, signature, "tflite"))
+        return True
 
     def _inputs(self) -> tuple[Input, ...]:
         tensors = [self.graph.tensors[i] for i in self.graph.inputs]
@@ -99,8 +107,7 @@ class AsItIs:
             if tflite_gate.kind(tensor) not in _DTYPES:
                 raise Refused(f"an input takes {tflite_gate.kind(tensor)}, which no feature can be")
             sizes.append(math.prod(shape[1:]))
-            quantized = tensor.quantization is not None and tensor.quantization.scale is not None
-            dtypes.append("float32" if quantized else _DTYPES[tflite_gate.kind(tensor)])
+            dtypes.append("float32" if tflite_gate.quantized(tensor) else _DTYPES[tflite_gate.kind(tensor)])
         if len(tensors) > 1 and any(size != 1 for size in sizes):
             raise Refused("the graph has several inputs, and one of them takes more than one number a row")
         if sum(sizes) > MAX_FEATURES:
@@ -153,45 +160,47 @@ class AsItIs:
             raise Refused(f"the given dtype of {name!r} is string; the graph takes {dtype}")
         return found
 
-    def _described(self, inputs: tuple[Input, ...]) -> tuple[Signature, list[int]]:
-        """The signature, and the graph's outputs in its order, without a label that comes from chances."""
+    def _signature(self, inputs: tuple[Input, ...]) -> Signature:
         if self.known is not None:
-            return Signature(self.known.task, inputs, _outputs_of(self.known, self.corrections)), []
-        tensors = [int(i) for i in self.graph.outputs]
-        whole = [i for i in tensors if self._kind(i) in ("INT32", "INT64") and not self._quantized(i)]
-        task = self._task(tensors, whole)
-        if task == "classification" and len(tensors) == 2:
-            tensors = [whole[0], next(i for i in tensors if i != whole[0])]
-        elif len(tensors) > 1:
-            raise Refused(f"the graph has {len(tensors)} outputs, which do not tell what they are")
+            return Signature(self.known.task, inputs, _outputs_of(self.known, self.corrections))
+        task = self._task()
+        tensors = self._tensors(task)
         width = self._width(tensors[-1])
+        outputs: tuple[Output, ...]
         if task == "classification":
-            outputs = self._classes(width, bool(whole), len(tensors) == 2)
+            outputs = self._classes(width, self._is_whole(tensors[0]) and len(tensors) == 1)
         elif task == "transform":
             outputs = (Output("vector", "float32", (-1, width)),)
         elif width == 1:
             outputs = (Output("value", "float32", (-1,)),)
         else:
             outputs = (Output("values", "float32", (-1, width), tuple(f"y{i}" for i in range(width))),)
-        return Signature(task, inputs, self.corrections.check_outputs(outputs)), tensors
+        return Signature(task, inputs, self.corrections.check_outputs(outputs))
 
-    def _task(self, tensors: list[int], whole: list[int]) -> Task:
+    def _tensors(self, task: Task) -> list[int]:
+        """The graph's outputs in the signature's order, without a label that comes from probabilities."""
+        tensors = sorted((int(i) for i in self.graph.outputs), key=lambda i: not self._is_whole(i))
+        if len(tensors) > 2 or (
+            len(tensors) == 2 and (task != "classification" or self._is_whole(tensors[1]))
+        ):
+            raise Refused(f"the graph has {len(tensors)} outputs, which do not tell what they are")
+        return tensors
+
+    def _task(self) -> Task:
+        tensors = [int(i) for i in self.graph.outputs]
         chances = [i for i in tensors if self._last(i) in ("SOFTMAX", "LOGISTIC")]
-        classes = (
-            len(whole) == 1 if len(tensors) == 2 else bool(whole) or (chances and self._width(chances[0]) > 1)
-        )
-        if classes:
+        if any(self._is_whole(i) for i in tensors) or any(self._width(i) > 1 for i in chances):
             return self.corrections.pick_task("the graph", ("classification", "regression", "transform"))
         if chances:
             self.warnings.append(
-                "one number behind a sigmoid: served as that number, the chance of the second class"
+                "one number behind a sigmoid: served as it is, the chance of the second class"
             )
         return self.corrections.pick_task("the graph", ("regression", "transform"))
 
-    def _classes(self, width: int, labelled: bool, both: bool) -> tuple[Output, ...]:
+    def _classes(self, width: int, label_alone: bool) -> tuple[Output, ...]:
         given = {o.name: o.classes for o in self.corrections.outputs}
         classes = given.get("label") or given.get("probabilities")
-        if labelled and not both:
+        if label_alone:
             return (Output("label", _dtype(classes), (-1,), classes),)
         if classes is None:
             classes = tuple(range(width))
@@ -211,12 +220,9 @@ class AsItIs:
             tensor = int(step.inputs[0])
         return ""
 
-    def _kind(self, tensor: int) -> str:
-        return tflite_gate.kind(self.graph.tensors[tensor])
-
-    def _quantized(self, tensor: int) -> bool:
-        found = self.graph.tensors[tensor].quantization
-        return found is not None and found.scale is not None and len(found.scale) > 0
+    def _is_whole(self, tensor: int) -> bool:
+        found = self.graph.tensors[tensor]
+        return tflite_gate.kind(found) in ("INT32", "INT64") and not tflite_gate.quantized(found)
 
     def _width(self, tensor: int) -> int:
         shape = self.graph.tensors[tensor].shape

@@ -56,6 +56,11 @@ def kind(tensor: Any) -> str:
     return str(_KINDS.get(tensor.type, f"type {tensor.type}"))
 
 
+def quantized(tensor: Any) -> bool:
+    found = tensor.quantization
+    return found is not None and found.scale is not None and len(found.scale) > 0
+
+
 def text(name: Any) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name or "")
 
@@ -117,11 +122,10 @@ def _check_tensor(model: Any, tensor: Any, what: str) -> None:
     needed = int(np.prod(shape, dtype=object)) * (size or 0)
     if content and size and tensor.sparsity is None and content != needed:
         raise Refused(f"{what} holds {content} bytes where its shape {shape} needs {needed}")
-    quantized = tensor.quantization
-    if quantized is not None and quantized.scale is not None and len(quantized.scale) > 1:
-        axis = quantized.quantizedDimension
-        if not 0 <= axis < len(shape) or len(quantized.scale) != shape[axis]:
-            raise Refused(f"{what} has {len(quantized.scale)} scales for its shape {shape}")
+    if quantized(tensor) and (scales := len(tensor.quantization.scale)) > 1:
+        axis = tensor.quantization.quantizedDimension
+        if not 0 <= axis < len(shape) or scales != shape[axis]:
+            raise Refused(f"{what} has {scales} scales for its shape {shape}")
 
 
 def _bytes(model: Any, tensor: Any) -> int:

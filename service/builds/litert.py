@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from registry.build import keras_describe, keras_heads, keras_parity, parity, tflite_stamp
+from registry.build import keras_describe, keras_parity, parity
 from registry.build.given import Corrections
 from registry.build.job import BuildJob, Built
 from registry.build.keras import KerasModel
@@ -36,9 +36,8 @@ def keras(job: BuildJob, report: Report) -> Built:
     with report.step("reference"):
         blocks = parity.reference(own, keras_parity.kinds(signature, described.rows))
     with report.step("convert"):
-        names = keras_heads.names(len(signature.outputs))
         file = out / SERVABLE
-        file.write_bytes(tflite_stamp.stamp(model.to_tflite(heads, signature), names, signature, model.kind))
+        file.write_bytes(model.to_tflite(heads, signature))
     report.bytes["tflite"] = file.stat().st_size
     with report.step("parity"):
         figures = parity.compare(

@@ -17,6 +17,7 @@ from service.web.idempotency import Done, IdempotencyKey, once
 from service.web.pages import Listed, SearchQuery, listed
 
 router = APIRouter(tags=["models"])
+SUFFIXES = {"sklearn-joblib": ".joblib", "onnx": ".onnx", "keras": ".keras", "tflite": ".tflite"}
 
 
 def _digits(text: str) -> str:
@@ -162,5 +163,5 @@ def get_artifact(name: ModelName, version: Number, session: ReadDep, services: S
     return FileResponse(
         services.store.path(row.artifact),
         media_type="application/octet-stream",
-        filename=f"{name}-{version}{'.onnx' if row.format == 'onnx' else '.joblib'}",
+        filename=f"{name}-{version}{SUFFIXES[row.format]}",
     )

@@ -1,0 +1,85 @@
+"""Keras models and .tflite files in real build children: limits, crashes, and what the template knows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry.build.job import BuildJob, Built, Format
+from registry.rows import Rows
+from service.builds import oneshot
+from service.builds.forkserver import ForkServer
+from service.runtime.tflite import TfliteRuntime
+from tests.registry.build import keras_models as made
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def job(folder: Path, content: bytes, format: Format, memory_mb: int = 8192) -> BuildJob:
+    (folder / "artifact").write_bytes(content)
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    return BuildJob(artifact=str(folder / "artifact"), format=format, out=str(out), memory_mb=memory_mb)
+
+
+def build(forks: ForkServer, asked: BuildJob) -> Built:
+    return oneshot.build(forks, asked, 120, lambda: None)
+
+
+def keras_file(folder: Path) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.iris().save(folder / "model.keras")
+    return (folder / "model.keras").read_bytes()
+
+
+def test_a_keras_model_is_built_in_a_child_and_served_from_its_file(
+    shared_forks: ForkServer, tmp_path: Path
+) -> None:
+    asked = job(tmp_path, keras_file(tmp_path), "keras")
+    built = build(shared_forks, asked)
+    assert (built.state, built.runtime) == ("ready", "tflite"), built.report
+    assert built.signature is not None
+    assert built.servable is not None
+    given = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    got = TfliteRuntime(Path(asked.out, built.servable), built.signature).run(Rows(given.astype(np.float64)))
+    np.testing.assert_allclose(got["probabilities"], made.iris()(given, training=False), atol=1e-5)
+
+
+def test_too_little_memory_for_tensorflow_rejects_the_model(shared_forks: ForkServer, tmp_path: Path) -> None:
+    built = build(shared_forks, job(tmp_path, keras_file(tmp_path), "keras", memory_mb=400))
+    assert built.state == "rejected"
+    assert "the limit is 400 MB" in built.report["reason"] or "limit of 400 MB" in built.report["reason"]
+
+
+def test_files_with_flipped_bytes_never_harm_the_server(shared_forks: ForkServer, tmp_path: Path) -> None:
+    whole = made.exported("iris")
+    random = np.random.default_rng(0)
+    states = set()
+    for _ in range(40):
+        content = bytearray(whole)
+        for at in random.integers(8, len(whole), 3):
+            content[at] ^= 1 << int(random.integers(8))
+        built = build(shared_forks, job(tmp_path, bytes(content), "tflite"))
+        assert built.state == "ready" or built.report["reason"]
+        states.add(built.state)
+    assert "rejected" in states
+    assert shared_forks.problem() is None
+
+
+def test_neither_the_server_nor_the_template_imports_tensorflow() -> None:
+    code = (
+        "import sys, importlib\n"
+        "from service.builds.template import PRELOAD\n"
+        "for name in (*PRELOAD, 'service.app', 'service.runtime.loading'): importlib.import_module(name)\n"
+        "print(sorted({'tensorflow', 'keras', 'h5py'} & set(sys.modules)))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said.stdout == "[]\n"
