@@ -18,6 +18,7 @@ RUN useradd --uid 10001 --user-group --home-dir /data --no-create-home trivium \
 COPY --from=build /opt/trivium /opt/trivium
 ENV PATH=/opt/trivium/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     TRIVIUM_HOME=/data \
     TRIVIUM_HOST=0.0.0.0 \
     TRIVIUM_PORT=8080

@@ -62,6 +62,12 @@ def test_the_image_is_built_in_a_stage_of_its_own_from_hashed_locks_only() -> No
     assert all("--require-hashes" in step or "--no-deps --no-build-isolation" in step for step in installs)
 
 
+def test_the_image_has_no_tensorflow_and_sends_no_telemetry() -> None:
+    assert "requirements.txt" in DOCKERFILE
+    assert "requirements-keras.txt" not in DOCKERFILE
+    assert "ORT_DISABLE_TELEMETRY=1" in " ".join(instructions("ENV")).split()
+
+
 def test_every_file_the_image_copies_is_let_through_by_dockerignore() -> None:
     let_through = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")

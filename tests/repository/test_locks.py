@@ -21,10 +21,12 @@ def pins(lock: str) -> dict[str, Version]:
     return {canonicalize_name(pin["name"]): Version(pin["version"]) for pin in found if pin}
 
 
-def wanted(*groups: str) -> list[Requirement]:
-    """The project's dependencies and those of `groups`, included groups resolved."""
+def wanted(groups: list[str], extras: list[str]) -> list[Requirement]:
+    """The project's dependencies, those of `extras` and those of `groups`, included groups resolved."""
     project = pyproject()
     names, lines = list(groups), list(project["project"]["dependencies"])
+    for extra in extras:
+        lines += project["project"]["optional-dependencies"][extra]
     while names:
         for entry in project["dependency-groups"][names.pop()]:
             if isinstance(entry, str):
@@ -34,9 +36,10 @@ def wanted(*groups: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def test_there_is_a_lock_for_serving_one_for_developing_and_one_for_the_installer() -> None:
+def test_there_is_a_lock_for_each_flavour_and_one_for_the_installer() -> None:
     assert [lock.name for lock in LOCKS] == [
         "requirements-dev.txt",
+        "requirements-keras.txt",
         "requirements-uv.txt",
         "requirements.txt",
     ]
@@ -55,27 +58,49 @@ def test_a_lock_holds_no_address_and_no_path(lock: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lock", "groups"),
-    [("requirements.txt", ["build"]), ("requirements-dev.txt", ["dev"])],
-    ids=["serving", "dev"],
+    ("lock", "groups", "extras"),
+    [
+        ("requirements.txt", ["build"], []),
+        ("requirements-keras.txt", ["build"], ["keras"]),
+        ("requirements-dev.txt", ["dev"], ["keras"]),
+    ],
+    ids=["serving", "keras", "dev"],
 )
-def test_the_locks_satisfy_every_dependency_the_project_names(lock: str, groups: list[str]) -> None:
+def test_the_locks_satisfy_every_dependency_the_project_names(
+    lock: str, groups: list[str], extras: list[str]
+) -> None:
     locked = pins(lock)
     missed = [
         str(need)
-        for need in wanted(*groups)
+        for need in wanted(groups, extras)
         if (pin := locked.get(canonicalize_name(need.name))) is None or pin not in need.specifier
     ]
     assert missed == [], "run scripts/lock"
 
 
-def test_developing_is_done_with_the_versions_that_serve() -> None:
-    dev = pins("requirements-dev.txt")
-    assert {name: dev.get(name) for name in pins("requirements.txt")} == pins("requirements.txt")
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [("requirements.txt", "requirements-keras.txt"), ("requirements-keras.txt", "requirements-dev.txt")],
+)
+def test_each_flavour_holds_the_one_before_in_the_same_versions(less: str, more: str) -> None:
+    assert pins(less).items() <= pins(more).items()
 
 
 def test_the_lock_for_serving_holds_no_development_tools() -> None:
     assert {"pytest", "mypy", "ruff", "playwright", "hypothesis", "uv"}.isdisjoint(pins("requirements.txt"))
+
+
+def test_tensorflow_is_never_in_the_lock_for_serving() -> None:
+    assert {"tensorflow", "tensorflow-cpu", "keras"}.isdisjoint(pins("requirements.txt"))
+
+
+def test_where_there_is_no_tensorflow_the_keras_lock_installs_all_the_same() -> None:
+    extra = [Requirement(line) for line in pyproject()["project"]["optional-dependencies"]["keras"]]
+    elsewhere = {"python_version": "3.14", "sys_platform": "linux", "platform_machine": "x86_64"}
+    assert not any(need.marker and need.marker.evaluate(elsewhere) for need in extra)
+    assert all(need.marker for need in extra)
+    locked = (ROOT / "requirements-keras.txt").read_text()
+    assert re.findall(r"^tensorflow.*==\S+ \\$", locked, re.MULTILINE) == []
 
 
 def test_the_build_backend_is_locked() -> None:

@@ -17,11 +17,13 @@ import pytest
 from tests.repository.tree import ROOT, sources
 
 BACKEND = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
+NAMEX = "namex"  # stands for TensorFlow, which needs it
 
 
 def cut(lock: str, names: tuple[str, ...]) -> str:
     entries = re.split(r"(?m)^(?=[a-z0-9])", (ROOT / lock).read_text())
-    return "".join(entry for entry in entries if entry.split("==")[0] in names)
+    chosen = "".join(entry for entry in entries if entry.split("==")[0] in names)
+    return re.sub(r"(?m) ; .*(?= \\$)", "", chosen)  # markers: TensorFlow is not for every Python
 
 
 def copy_to(place: Path) -> Path:
@@ -30,7 +32,8 @@ def copy_to(place: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
     (place / "requirements.txt").write_text(cut("requirements.txt", BACKEND))
-    (place / "requirements-dev.txt").write_text(cut("requirements-dev.txt", (*BACKEND, "iniconfig")))
+    (place / "requirements-keras.txt").write_text(cut("requirements-keras.txt", (*BACKEND, NAMEX)))
+    (place / "requirements-dev.txt").write_text(cut("requirements-dev.txt", (*BACKEND, NAMEX, "iniconfig")))
     return place
 
 
@@ -91,6 +94,19 @@ def test_development_tools_come_when_asked_for_and_stay(repository: Path) -> Non
         pyproject.write("# changed\n")
     assert run_setup(repository).stderr != ""
     assert holds(repository, "iniconfig")
+
+
+def test_tensorflow_comes_when_asked_for_and_stays(repository: Path) -> None:
+    run_setup(repository).check_returncode()
+    assert not holds(repository, NAMEX)
+    run_setup(repository, "--keras").check_returncode()
+    assert holds(repository, NAMEX)
+    assert not holds(repository, "iniconfig")
+    assert [run_setup(repository, *more).stderr for more in ((), ("--keras",))] == ["", ""]
+    run_setup(repository, "--dev").check_returncode()
+    assert holds(repository, NAMEX)
+    assert holds(repository, "iniconfig")
+    assert [run_setup(repository, *more).stderr for more in ((), ("--keras",), ("--dev",))] == ["", "", ""]
 
 
 def test_two_at_once_leave_a_whole_environment(repository: Path) -> None:
