@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from registry.build import describe, forests, gate_tflite, parity, rowset, safeload, tflite
+from registry.build import (
+    describe,
+    forests,
+    gate_tflite,
+    keras_describe,
+    keras_parity,
+    parity,
+    rowset,
+    safeload,
+    tflite,
+)
 from registry.build.estimator import Estimator
+from registry.build.given import Corrections
 from registry.build.job import ExportJob
+from registry.build.keras import KerasModel
+from registry.build.tflite_asis import AsItIs
 from registry.errors import Refused
-from registry.rows import Array, Rows
+from registry.rows import Array, Outputs, Rows
 from registry.signature import Input
 from service.builds.report import Report, read_example
+from service.runtime.tflite import TfliteRuntime
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class Source:
     blocks: Callable[[Rows | None], list[parity.Block]]  # from the example's rows
     sample: Sample | None
     exact: bool = False  # a tree ensemble: its labels may not differ
+    published: bytes | None = None  # what devices get as it is, if nothing was made smaller
     smaller: Callable[[int], tuple[bytes, str]] | None = (
         None  # of at most so many bytes, and what is given up
     )
@@ -70,6 +86,37 @@ def last(model: Any) -> Any:
             return model
 
 
+def keras(job: ExportJob, report: Report) -> Source:
+    model = KerasModel(Path(job.artifact), Path(job.out), job.memory_mb)
+    heads, _ = keras_describe.describe_heads(model, Corrections(task=job.signature.task))
+
+    def answer(rows: Rows) -> Outputs:
+        return model.run(rows, heads, job.signature)
+
+    return Source(
+        answer=answer,
+        convert=lambda: model.to_tflite(heads, job.signature),
+        blocks=lambda rows: parity.reference(answer, keras_parity.kinds(job.signature, rows)),
+        sample=_sample(job),
+    )
+
+
+def tflite_as_it_is(job: ExportJob, report: Report) -> Source:
+    """The published file is the model itself. What is measured bears our names and metadata, as what is
+    made smaller does; devices that want it whole get the published bytes."""
+    taken = AsItIs(Path(job.artifact), read_example(job), Corrections(task=job.signature.task))
+    file = Path(job.out) / "published.tflite"
+    copied = taken.write(file, job.signature)
+    runtime = TfliteRuntime(file if copied else Path(job.artifact), job.signature)
+    return Source(
+        answer=runtime.run,
+        convert=(file if copied else Path(job.artifact)).read_bytes,
+        blocks=lambda rows: parity.reference(runtime.run, keras_parity.kinds(job.signature, rows)),
+        sample=_sample(job),
+        published=Path(job.artifact).read_bytes(),
+    )
+
+
 def unknown(job: ExportJob, report: Report) -> Source:
     raise Refused(
         f"a version of format {job.format} has no TFLite form; exports are made of sklearn-joblib, keras and "
@@ -77,7 +124,11 @@ def unknown(job: ExportJob, report: Report) -> Source:
     )
 
 
-SOURCES: dict[str, Callable[[ExportJob, Report], Source]] = {"sklearn-joblib": sklearn}
+SOURCES: dict[str, Callable[[ExportJob, Report], Source]] = {
+    "sklearn-joblib": sklearn,
+    "keras": keras,
+    "tflite": tflite_as_it_is,
+}
 
 
 def of(job: ExportJob, report: Report) -> Source:
