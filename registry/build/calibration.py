@@ -11,8 +11,6 @@ from registry.signature import Signature
 
 ENOUGH = 40
 """An example of at least so many rows is split: one half to calibrate with, the other to measure on."""
-MOST = 500
-"""More calibration rows than this change the ranges no more, and cost time."""
 
 
 def read(path: str, media_type: str | None, signature: Signature) -> Rows:
@@ -45,7 +43,7 @@ def whole(rows: Rows) -> Rows:
     chosen = rows.take(np.isfinite(rows.matrix).all(axis=1))
     if not len(chosen):
         raise Refused("every calibration row has a missing value; int8 needs rows without gaps")
-    return chosen.take(slice(0, MOST))
+    return chosen
 
 
 def split(rows: Rows) -> tuple[Array, Array]:
@@ -54,3 +52,8 @@ def split(rows: Rows) -> tuple[Array, Array]:
     if len(rows) < ENOUGH:
         return everything, everything
     return everything[::2], everything[1::2]
+
+
+def spread(count: int, most: int) -> Array:
+    """Indices of at most `most` of so many rows, evenly apart: rows are often sorted by class."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)

@@ -7,7 +7,8 @@ held against the bounds depends on what an export can promise, see `judged`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,7 +18,6 @@ from registry.build.job import Bounds, Quantize
 from registry.rows import Array, Rows
 from registry.signature import Signature
 
-PLAIN = frozenset({"example", "random"})
 FAR = "wide"
 
 
@@ -26,18 +26,32 @@ class Limits(msgspec.Struct, frozen=True):
 
     labels: float | None  # share of the labels that may be another
     numbers: float | None  # largest difference: of probabilities absolute, of other numbers relative
-    accuracy_drop: float | None  # accuracy (or R2) of the source minus the export's
+    accuracy_drop: float  # accuracy (or R2) of the source minus the export's
     bytes: int | None
 
 
-# labels, numbers, accuracy drop
-DEFAULTS: dict[Quantize, tuple[float, float, float]] = {
-    "none": (0.001, 0.001, 0.002),
-    "float16": (0.01, 0.01, 0.005),
-    "dynamic": (0.02, 0.1, 0.01),
-    "int8": (0.05, 0.2, 0.02),
+Loss = Literal["nothing", "digits", "float16", "dynamic", "int8", "aggregated"]
+"""What an export may have lost. `nothing`: a tree ensemble, whose comparisons are exact in float32. `digits`:
+any other model in float32. `aggregated`: trees were dropped or leaves merged."""
+
+
+class Usual(NamedTuple):
+    """Where a request gives no bounds."""
+
+    labels: float
+    beside: float | None  # of the probabilities and scores beside labels
+    numbers: float
+    accuracy_drop: float
+
+
+DEFAULTS: dict[Loss, Usual] = {
+    "nothing": Usual(0.0, 0.001, 0.001, 0.002),
+    "digits": Usual(0.001, 0.001, 0.001, 0.002),
+    "float16": Usual(0.01, 0.01, 0.01, 0.005),
+    "dynamic": Usual(0.02, 0.1, 0.1, 0.01),
+    "int8": Usual(0.05, None, 0.3, 0.02),
+    "aggregated": Usual(0.05, None, 0.5, 0.02),
 }
-"""Where a request gives no bounds. A tree's labels may not differ at all."""
 
 
 class Kind(msgspec.Struct):
@@ -82,30 +96,36 @@ def blurred(rows: Rows, signature: Signature) -> list[str]:
     return names
 
 
-def judged(kinds: list[str], quantize: Quantize, exact: bool) -> frozenset[str]:
-    """Trees in float32 answer alike everywhere. Sums in float32 do where its digits suffice, and quantized
-    numbers only where the model was shown rows: outside of that they saturate."""
+def loss(quantize: Quantize, exact: bool, given_up: str) -> Loss:
+    """`exact`: the model is trees and nothing else."""
+    if given_up:
+        return "aggregated"
     if exact:
-        return frozenset(kinds)
-    return frozenset(kinds) - {FAR} if quantize == "none" else frozenset(kinds) & PLAIN
+        return "nothing"
+    return "digits" if quantize == "none" else quantize
 
 
-def limits(asked: Bounds, quantize: Quantize, exact: bool, signature: Signature) -> Limits:
+def judged(kinds: Iterable[str], lost: Loss) -> frozenset[str]:
+    """Trees in float32 answer alike everywhere. Sums in float32 do where its digits suffice, and what is only
+    nearly the model does so for rows like those that the model is for."""
+    there = frozenset(kinds)
+    if lost == "nothing":
+        return there
+    if lost == "digits":
+        return there - {FAR}
+    return there & {"example"} or there & {"random"}
+
+
+def limits(asked: Bounds, lost: Loss, signature: Signature) -> Limits:
     """What is asked, and for the rest the defaults. A disagreement that is asked for is that of labels, and
     of numbers where there are no labels; probabilities may then be what they are."""
-    labels, numbers, drop = DEFAULTS[quantize]
-    given = asked.max_disagreement
-    labelled = any(parity.is_label(o) for o in signature.outputs)
-    if given is not None:
-        held = (given, None) if labelled else (None, given)
-    else:
-        held = (0.0 if exact else labels) if labelled else None, numbers
-    return Limits(
-        labels=held[0],
-        numbers=held[1],
-        accuracy_drop=asked.max_accuracy_drop if asked.max_accuracy_drop is not None else drop,
-        bytes=asked.max_bytes,
-    )
+    usual, given = DEFAULTS[lost], asked.max_disagreement
+    drop = usual.accuracy_drop if asked.max_accuracy_drop is None else asked.max_accuracy_drop
+    if any(parity.is_label(o) for o in signature.outputs):
+        if given is None:
+            return Limits(usual.labels, usual.beside, drop, asked.max_bytes)
+        return Limits(given, None, drop, asked.max_bytes)
+    return Limits(None, usual.numbers if given is None else given, drop, asked.max_bytes)
 
 
 def measure(
@@ -162,9 +182,9 @@ def accuracy_faults(measured: dict[str, Any] | None, bounds: Limits, asked: Boun
             return []
         return ["max_accuracy_drop cannot be held: the version has no example with a target column"]
     most = bounds.accuracy_drop
-    if asked.max_accuracy_drop is None and most is not None:
+    if asked.max_accuracy_drop is None:
         most = max(most, 1.0 / measured["rows"])  # by default a single row is no proof
-    if most is None or measured["drop"] <= most:
+    if measured["drop"] <= most:
         return []
     return [
         f"{measured['measure']} falls from {measured['before']:.4g} to {measured['after']:.4g}, "

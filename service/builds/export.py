@@ -11,9 +11,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry.build import calibration, gate_tflite, metrics
-from registry.build.gate_tflite import Limits
-from registry.build.job import Exported, ExportJob
+from registry.build import calibration, gate_tflite, metrics, quantize, rowset
+from registry.build.job import Exported, ExportJob, Quantize
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Rows
 from service.builds import sources
@@ -23,6 +22,7 @@ from service.runtime.tflite import TfliteRuntime
 
 FILE = "model.tflite"
 ZSTD_LEVEL = 19  # compressed once, sent many times
+LITTLE = 0.95  # of the bytes left: not worth the loss of digits
 TIMED_RUNS = 300
 TIMED_S = 1.0
 
@@ -54,24 +54,22 @@ def _rejected(reason: str) -> Exported:
 def _export(job: ExportJob, report: Report) -> Exported:
     with report.step("load"):
         source = sources.of(job, report)
-    from registry.build import quantize
-
-    calibrate, held_out = _parts(job, source, report)
     with report.step("convert"):
         plain = source.convert()
     report.bytes["float32"] = len(plain)
+    nothing = quantize.nothing_to_gain(plain)
+    how = job.quantize if nothing is None else "none"
+    calibrate, held_out = _parts(job, how, source, report)
     with report.step("quantize"):
-        made = quantize.quantize(plain, job.quantize, calibrate)
-    bounds = gate_tflite.limits(job.bounds, job.quantize, source.exact)
-    report.fields["bounds"] = msgspec.to_builtins(bounds)
+        made = quantize.quantize(plain, how, calibrate)
+        report.fields["notes"] = _notes(job, nothing, plain, made)
+    made, too_large = _within(job, how, source, made, calibrate, report)
     file = Path(job.out) / FILE
     file.write_bytes(made)
     report.bytes["tflite"] = len(made)
     report.fields["operators"] = quantize.operators(made)
-    minimum = report.fields["min_runtime"] = quantize.min_runtime(made)
-    faults = _gate(job, source, held_out, bounds, file, report)
-    if bounds.bytes is not None and len(made) > bounds.bytes:
-        faults.append(f"the file has {len(made):,} bytes, the bound is {bounds.bytes:,}")
+    report.fields["min_runtime"] = quantize.min_runtime(made)
+    faults = too_large + _gate(job, how, source, held_out, file, report)
     if faults:
         return _rejected("; ".join(faults))
     if source.published is not None and made == plain:  # the same graph under its own names
@@ -82,17 +80,20 @@ def _export(job: ExportJob, report: Report) -> Exported:
         zstd = file.with_suffix(".tflite.zst")
         zstd.write_bytes(pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(made, asbytes=True))
     report.bytes["zstd"] = zstd.stat().st_size
+    minimum = report.fields["min_runtime"]
     return Exported(state="ready", report={}, file=FILE, zstd=zstd.name, min_runtime=minimum)
 
 
-def _parts(job: ExportJob, source: Source, report: Report) -> tuple[Rows | None, Sample | None]:
-    """The rows to calibrate with, when int8 asks for some, and those of the example to measure on."""
-    if job.quantize != "int8":
-        return None, source.sample
-    if job.calibration is not None:
+def _parts(
+    job: ExportJob, how: Quantize, source: Source, report: Report
+) -> tuple[Rows | None, Sample | None]:
+    """The rows to calibrate with, when int8 needs some, and those of the example to measure on."""
+    if job.calibration is not None and job.quantize == "int8":
         given = calibration.read(job.calibration, job.calibration_media_type, job.signature)
         report.fields["calibration"] = {"rows": len(given), "from": "the given rows"}
         return given, source.sample
+    if how != "int8":
+        return None, source.sample
     if source.sample is None:
         raise Refused(
             "int8 needs rows to calibrate with, and the version has no example: give calibration rows, or "
@@ -108,28 +109,71 @@ def _parts(job: ExportJob, source: Source, report: Report) -> tuple[Rows | None,
     return rows, source.sample.take(rest)
 
 
+def _within(
+    job: ExportJob, how: Quantize, source: Source, made: bytes, calibrate: Rows | None, report: Report
+) -> tuple[bytes, list[str]]:
+    """The file within `max_bytes`, by giving up trees where it must; and why that cannot be, if it cannot."""
+    most = job.bounds.max_bytes
+    if most is None or len(made) <= most:
+        return made, []
+    why = "only trees can be aggregated"
+    with report.step("aggregate"):
+        try:
+            if source.within is not None:
+                smaller = source.within(most)
+                report.fields["given_up"] = smaller.given_up
+                made = quantize.quantize(smaller.content, how, calibrate)
+        except Refused as error:
+            why = str(error)
+    if len(made) <= most:
+        return made, []
+    return made, [f"the file has {len(made):,} bytes, the bound is {most:,}: {why}"]
+
+
+def _notes(job: ExportJob, nothing: str | None, plain: bytes, made: bytes) -> list[str]:
+    """What quantization brought, in words."""
+    if job.quantize == "none":
+        return []
+    sizes = f"{len(plain):,} bytes before, {len(made):,} after"
+    if nothing is not None:
+        return [f"{nothing} ({sizes})"]
+    if len(made) > LITTLE * len(plain):
+        brings = "nothing" if len(made) >= len(plain) else "next to nothing"
+        return [f"{job.quantize} brings {brings} here: {sizes}"]
+    return [f"{job.quantize}: {sizes}"]
+
+
 def _gate(
-    job: ExportJob, source: Source, held_out: Sample | None, bounds: Limits, file: Path, report: Report
+    job: ExportJob, how: Quantize, source: Source, held_out: Sample | None, file: Path, report: Report
 ) -> list[str]:
     """Measures the file on LiteRT; why it is outside of the bounds."""
+    lost = gate_tflite.loss(how, source.exact, report.fields.get("given_up", ""))
+    bounds = gate_tflite.limits(job.bounds, lost, job.signature)
+    report.fields["bounds"] = msgspec.to_builtins(bounds)
     runtime = TfliteRuntime(file, job.signature)
     with report.step("reference"):
-        blocks = source.blocks(held_out.rows if held_out is not None else None)
+        blocks = source.blocks(_some(held_out))
     with report.step("measure"):
-        held = gate_tflite.judged([b.kind for b in blocks], job.quantize, source.exact)
+        held = gate_tflite.judged([b.kind for b in blocks], lost)
         found = gate_tflite.measure(blocks, runtime.run, job.signature, held)
         report.fields |= msgspec.to_builtins(found)
-        faults = gate_tflite.faults(found, bounds, job.bounds)
+        faults = gate_tflite.faults(found, bounds)
         if not found.error:
             accuracy = _accuracy(job, source, held_out, runtime, report)
             report.fields["accuracy"] = accuracy
             faults += gate_tflite.accuracy_faults(accuracy, bounds, job.bounds)
             report.fields["latency_us"] = _latency(runtime, blocks[0].rows)
-    if held_out is not None and (lost := gate_tflite.blurred(held_out.rows, job.signature)):
+    if held_out is not None and (alike := gate_tflite.blurred(held_out.rows, job.signature)):
         report.warnings.append(
-            f"float32, which a .tflite takes, cannot tell all values of {', '.join(lost[:10])} apart"
+            f"float32, which a .tflite takes, cannot tell all values of {', '.join(alike[:10])} apart"
         )
     return faults
+
+
+def _some(held_out: Sample | None) -> Rows | None:
+    if held_out is None or not len(held_out.rows):
+        return None
+    return held_out.rows.take(calibration.spread(len(held_out.rows), rowset.EXAMPLE))
 
 
 def _accuracy(

@@ -52,6 +52,7 @@ class Source:
     sample: Sample | None
     exact: bool = False  # a tree ensemble: its labels may not differ
     published: bytes | None = None  # what devices get as it is, if nothing was made smaller
+    within: Callable[[int], tflite.Converted] | None = None  # of at most so many bytes, by giving up trees
     smaller: Callable[[int], tuple[bytes, str]] | None = (
         None  # of at most so many bytes, and what is given up
     )
@@ -72,6 +73,7 @@ def sklearn(job: ExportJob, report: Report) -> Source:
         blocks=blocks,
         sample=_sample(job),
         exact=forests.is_forest(last(model)),
+        within=lambda most: tflite.within(model, job.signature, most),
     )
 
 

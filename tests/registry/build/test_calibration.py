@@ -65,3 +65,8 @@ def test_a_large_example_is_split_and_a_small_one_is_used_twice() -> None:
     first, rest = calibration.split(few)
     assert first is rest
     assert len(first) == 10
+
+
+def test_some_of_many_rows_are_taken_evenly() -> None:
+    assert calibration.spread(1000, 5).tolist() == [0, 249, 499, 749, 999]
+    assert calibration.spread(3, 5).tolist() == [0, 1, 2]

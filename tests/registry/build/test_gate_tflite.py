@@ -38,24 +38,22 @@ def value(rows: Rows) -> Outputs:
     return {"value": rows.matrix @ [1.0, 2.0]}  # type: ignore[operator]
 
 
-def measured(
-    answer: Any, signature: Signature = CLASSIFIER, quantize: Any = "none", exact: bool = False
-) -> Fidelity:
+def measured(answer: Any, signature: Signature = CLASSIFIER, lost: Any = "digits") -> Fidelity:
     source = classify if signature is CLASSIFIER else value
     blocks = parity.reference(source, {"random": ROWS, "wide": FAR})
-    held = gate_tflite.judged([b.kind for b in blocks], quantize, exact)
+    held = gate_tflite.judged([b.kind for b in blocks], lost)
     return gate_tflite.measure(blocks, answer, signature, held)
 
 
-def faults(found: Fidelity, asked: Bounds = ANY, quantize: Any = "none", exact: bool = False) -> list[str]:
+def faults(found: Fidelity, asked: Bounds = ANY, lost: Any = "digits") -> list[str]:
     signature = REGRESSOR if found.label_agreement is None else CLASSIFIER
-    return gate_tflite.faults(found, gate_tflite.limits(asked, quantize, exact, signature))
+    return gate_tflite.faults(found, gate_tflite.limits(asked, lost, signature))
 
 
 def test_the_same_answers_have_no_faults() -> None:
     found = measured(classify)
     assert (found.label_agreement, found.label_mismatches, found.largest_difference) == (1.0, 0, 0.0)
-    assert faults(found, exact=True) == []
+    assert faults(found, lost="nothing") == []
 
 
 def test_one_other_label_in_a_hundred_is_a_share_of_one_percent() -> None:
@@ -80,7 +78,7 @@ def test_a_single_label_is_too_many_for_a_tree_wherever_it_is() -> None:
         return answers
 
     assert faults(measured(far_off)) == []  # sums in float32 promise nothing so far out
-    assert "the bound is 0" in faults(measured(far_off, exact=True), exact=True)[0]
+    assert "the bound is 0" in faults(measured(far_off, lost="nothing"), lost="nothing")[0]
 
 
 def test_probabilities_may_not_drift_behind_labels_that_agree() -> None:
@@ -89,7 +87,7 @@ def test_probabilities_may_not_drift_behind_labels_that_agree() -> None:
         return {**answers, "probabilities": answers["probabilities"] + 0.05}
 
     assert "a number differs from the model's by 0.05" in faults(measured(drifted))[0]
-    assert faults(measured(drifted, quantize="int8"), quantize="int8") == []
+    assert faults(measured(drifted, lost="int8"), lost="int8") == []
 
 
 def test_numbers_are_held_to_the_relative_error_that_is_asked() -> None:
@@ -125,15 +123,29 @@ def test_outside_of_the_example_quantized_numbers_are_measured_and_not_judged() 
     found = measured(saturated, REGRESSOR, "int8")
     assert (found.kinds["random"].judged, found.kinds["wide"].judged) == (True, False)
     assert found.kinds["wide"].largest_difference > 0.9
-    assert faults(found, quantize="int8") == []
+    assert faults(found, lost="int8") == []
+
+
+def test_what_may_be_lost_follows_from_what_was_done() -> None:
+    assert gate_tflite.loss("none", True, "") == "nothing"
+    assert gate_tflite.loss("int8", True, "") == "nothing"  # there are no weights in a tree
+    assert gate_tflite.loss("none", False, "") == "digits"
+    assert gate_tflite.loss("int8", False, "") == "int8"
+    assert gate_tflite.loss("none", True, "kept 3 of 10 trees") == "aggregated"
+
+
+def test_quantized_exports_are_judged_on_the_example_where_there_is_one() -> None:
+    assert gate_tflite.judged(["example", "random", "wide"], "int8") == {"example"}
+    assert gate_tflite.judged(["random", "wide"], "dynamic") == {"random"}
+    assert gate_tflite.judged(["example", "random", "wide"], "digits") == {"example", "random"}
 
 
 def test_what_was_asked_for_replaces_the_default_and_the_rest_stays() -> None:
-    assert gate_tflite.limits(
-        Bounds(max_accuracy_drop=0.5, max_bytes=9), "int8", False, CLASSIFIER
-    ) == Limits(labels=0.05, numbers=0.2, accuracy_drop=0.5, bytes=9)
+    assert gate_tflite.limits(Bounds(max_accuracy_drop=0.5, max_bytes=9), "int8", CLASSIFIER) == Limits(
+        labels=0.05, numbers=None, accuracy_drop=0.5, bytes=9
+    )
     wide = Bounds(max_disagreement=0.3)
-    of_labels, of_numbers = (gate_tflite.limits(wide, "none", True, s) for s in (CLASSIFIER, REGRESSOR))
+    of_labels, of_numbers = (gate_tflite.limits(wide, "nothing", s) for s in (CLASSIFIER, REGRESSOR))
     assert (of_labels.labels, of_labels.numbers) == (0.3, None)
     assert (of_numbers.labels, of_numbers.numbers) == (None, 0.3)
 
@@ -151,7 +163,7 @@ def test_what_was_asked_for_replaces_the_default_and_the_rest_stays() -> None:
 )
 def test_accuracy_may_drop_as_far_as_asked(drop: float, rows: int, asked: Bounds, fits: bool) -> None:
     found = {"measure": "accuracy", "before": 0.9, "after": 0.9 - drop, "drop": drop, "rows": rows}
-    limits = gate_tflite.limits(asked, "none", False, CLASSIFIER)
+    limits = gate_tflite.limits(asked, "digits", CLASSIFIER)
     assert (gate_tflite.accuracy_faults(found, limits, asked) == []) is fits
 
 

@@ -183,3 +183,91 @@ def test_an_export_without_an_example_is_measured_on_made_up_rows(tmp_path: Path
     report = ready(export(job_of(tmp_path, model, None)))
     assert set(report["kinds"]) == {"random", "wide", "threshold"}
     assert report["accuracy"] is None
+
+
+def test_int8_is_calibrated_with_one_half_of_the_example_and_measured_on_the_other(job_for: JobFor) -> None:
+    report = ready(export(job_for(network(), quantize="int8")))
+    assert report["calibration"] == {"rows": 200, "from": "the version's example"}
+    assert report["kinds"]["example"] == {**report["kinds"]["example"], "rows": 200, "judged": True}
+    assert not report["kinds"]["random"]["judged"]
+    assert report["accuracy"]["rows"] == 200
+    assert report["bytes"]["tflite"] < 0.7 * report["bytes"]["float32"]
+    assert report["notes"] == [
+        f"int8: {report['bytes']['float32']:,} bytes before, {report['bytes']['tflite']:,} after"
+    ]
+
+
+def test_a_small_example_calibrates_and_is_measured_on_and_the_report_says_so(job_for: JobFor) -> None:
+    report = ready(export(job_for(network(), table(20), quantize="int8", bounds=Bounds(1.0, 1.0))))
+    assert any("20 rows" in warning and "as well" in warning for warning in report["warnings"])
+
+
+def test_given_rows_calibrate_int8_and_the_whole_example_is_measured_on(
+    job_for: JobFor, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(table(50, seed=3).to_json(orient="records"))
+    given = {"calibration": str(file), "calibration_media_type": "application/json"}
+    report = ready(export(job_for(network(), quantize="int8", **given)))
+    assert report["calibration"] == {"rows": 50, "from": "the given rows"}
+    assert report["kinds"]["example"]["rows"] == 400
+
+
+def test_int8_without_any_rows_says_what_to_give(tmp_path: Path) -> None:
+    rows = table()
+    model = network().fit(rows.drop(columns="y"), rows["y"])
+    said = reason(export(job_of(tmp_path, model, None, quantize="int8")))
+    assert "give calibration rows, or publish it with an example" in said
+
+
+@pytest.mark.parametrize("how", ["float16", "dynamic", "int8"])
+def test_quantizing_a_forest_brings_nothing_and_the_report_says_so(job_for: JobFor, how: str) -> None:
+    report = ready(export(job_for(forest(), quantize=how)))
+    assert report["bytes"]["tflite"] == report["bytes"]["float32"]
+    assert "brings nothing" in report["notes"][0]
+    assert report["label_agreement"] == 1.0
+
+
+@pytest.mark.parametrize("how", ["float16", "dynamic"])
+def test_a_network_gets_smaller_within_its_bounds(job_for: JobFor, how: str) -> None:
+    report = ready(export(job_for(network(), quantize=how)))
+    assert report["bytes"]["tflite"] < 0.75 * report["bytes"]["float32"]
+    assert report["label_agreement"] > 0.97
+
+
+def test_int8_calibrated_with_rows_of_another_kind_is_rejected_with_its_figures(
+    job_for: JobFor, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.csv"
+    (table(50).drop(columns="y") * 1e-3).to_csv(file, index=False)
+    given = {"calibration": str(file), "calibration_media_type": "text/csv"}
+    said = reason(export(job_for(network(), quantize="int8", **given)))
+    assert "labels differ from the model's" in said
+    assert "the bound is 0.05" in said
+
+
+def test_a_forest_gives_up_trees_and_leaves_for_its_size_and_the_report_says_which(job_for: JobFor) -> None:
+    job = job_for(RandomForestClassifier(50, random_state=0))
+    whole = ready(export(job))["bytes"]["tflite"]
+    exported = export(msgspec.structs.replace(job, bounds=Bounds(max_bytes=whole // 3)))
+    report = ready(exported)
+    assert exported.file is not None
+    assert whole // 5 < Path(job.out, exported.file).stat().st_size == report["bytes"]["tflite"] <= whole // 3
+    assert report["bytes"]["float32"] == whole
+    assert "of 50 trees" in report["given_up"] or "leaves" in report["given_up"]
+    assert report["label_agreement"] > 0.95
+    assert report["bounds"]["labels"] == 0.05
+    assert not report["kinds"]["threshold"]["judged"]
+
+
+def test_a_forest_that_gave_up_too_much_is_rejected(job_for: JobFor) -> None:
+    job = job_for(RandomForestClassifier(50, random_state=0))
+    whole = ready(export(job))["bytes"]["tflite"]
+    said = reason(export(msgspec.structs.replace(job, bounds=Bounds(0.0, None, whole // 3))))
+    assert "labels differ from the model's" in said
+
+
+def test_a_forest_that_cannot_get_so_small_says_how_small_it_can(job_for: JobFor) -> None:
+    said = reason(export(job_for(forest(), bounds=Bounds(max_bytes=200))))
+    assert "the bound is 200" in said
+    assert "not less than" in said
