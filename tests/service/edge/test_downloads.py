@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def shop(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings = Settings(home=home)
     engine = db.connect(settings.url)
     sessions, store = db.sessions(engine), Store(settings.blobs)
-    files = {v: write_export(sessions, store, some_file(v, 3 * MB), version=v) for v in (1, 2)}
+    files = {v: write_export(sessions, store, some_file(v, MB), version=v) for v in (1, 2)}
     middling = write_export(sessions, store, noise(40 * MB), model="forest", compressed=False)
     large = write_export(sessions, store, noise(MB) * (LARGE // MB), model="price", compressed=False)
     engine.dispose()
@@ -126,7 +127,7 @@ def test_two_hundred_devices_get_one_whole_version_each_while_it_is_promoted(sho
         async with httpx.AsyncClient(
             base_url=shop.server.url, headers=headers, limits=limits, timeout=120
         ) as client:
-            for version in (2, 1, 2, 1):
+            for version in (2, 1):
                 pulls = [pull(client, n) for n in range(200)]
                 *versions, _ = await asyncio.gather(*pulls, promote(client, version))
                 assert Counter(versions).total() == 200
@@ -186,7 +187,7 @@ def test_a_client_that_reads_slowly_or_goes_away_costs_no_memory_and_no_file(sho
     web = web_processes(shop.server)
 
     def held() -> int:
-        return sum(f.path.endswith(shop.large.sha256) for p in web for f in p.open_files())
+        return sum(o.endswith(shop.large.sha256) for p in web for o in open_files(p))
 
     before = sum(p.memory_info().rss for p in web)
     clients = [shop.server.client() for _ in range(8)]
@@ -197,6 +198,13 @@ def test_a_client_that_reads_slowly_or_goes_away_costs_no_memory_and_no_file(sho
         answer.close()
         client.close()
     until(lambda: held() == 0)
+
+
+def open_files(process: psutil.Process) -> Iterator[str]:
+    """psutil's own looks so closely at each that it takes seconds."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield str(descriptor.readlink())
 
 
 def web_processes(server: Server) -> list[psutil.Process]:
