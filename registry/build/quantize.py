@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +62,8 @@ def quantize(tflite: bytes, how: Quantize, calibration: Rows | None = None) -> b
     feed = _feed(tflite, calibration) if how == "int8" and calibration is not None else []
     quiet = io.StringIO()  # the quantizer prints its progress
     try:
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # calibration keeps all tensors, which LiteRT warns of
             made = quantizer.Quantizer(tflite, _recipe(how, _is_ours(tflite)))
             seen = made.calibrate({_key(tflite): feed}, num_threads=1) if made.need_calibration else None
             small = stamped(bytes(made.quantize(seen, enable_progress_report=False).quantized_model))

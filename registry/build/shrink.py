@@ -15,8 +15,8 @@ import numpy as np
 from registry.build.forest import Nodes, Tree, table
 from registry.rows import Array
 
-FEWEST_LEAVES = 16
-"""Smaller trees than this say little: below it, trees are dropped instead."""
+FEWEST_LEAVES = 4
+"""Smaller trees than this say nothing."""
 BITS = 12
 """Of the leaf values that are kept when anything is given up."""
 
@@ -46,22 +46,21 @@ def _rounded(values: Array) -> Array:
 
 
 def to_fraction(nodes: Nodes, fraction: float) -> Nodes:
-    """About `fraction` of the nodes: leaves are merged, and trees dropped once they would get too small."""
+    """About `fraction` of the nodes. Boosting stops earlier; of a mean, the root of it in trees and the rest
+    in leaves, which kept more labels and more accuracy than either alone, on six datasets."""
     if fraction >= 1.0:
         return nodes
     sizes = np.diff(np.append(nodes.root, len(nodes.left)))
-    wanted = (
-        fraction * (len(nodes.left) + nodes.trees) / 2
-    )  # leaves in all; a tree of n leaves has 2n - 1 nodes
-    low, high = FEWEST_LEAVES, int(sizes.max() + 1) // 2
+    if nodes.weight is None:
+        return shrink(nodes, round(nodes.trees * fraction), None)
+    trees = max(1, round(nodes.trees * fraction**0.5))
+    leaves = (sizes[:trees] + 1) // 2
+    wanted = fraction * (sizes.sum() + nodes.trees) / 2  # a tree of n leaves has 2n - 1 nodes
+    low, high = FEWEST_LEAVES, int(leaves.max())
     while low < high:  # the largest bound that keeps as few
         middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if np.minimum((sizes + 1) // 2, middle).sum() <= wanted else (low, middle - 1)
-        )
-    left = np.minimum((sizes + 1) // 2, low)
-    trees = int(np.searchsorted(np.cumsum(left), wanted, side="right"))
-    return shrink(nodes, max(trees, 1), low)
+        low, high = (middle, high) if np.minimum(leaves, middle).sum() <= wanted else (low, middle - 1)
+    return shrink(nodes, trees, low)
 
 
 def _merged(nodes: Nodes, start: int, end: int, leaves: int | None) -> Tree:
@@ -79,7 +78,7 @@ def _merged(nodes: Nodes, start: int, end: int, leaves: int | None) -> Tree:
 
 
 def _merge(left: Array, values: Array, cover: Array, times: int) -> Array:
-    """`left` after so many merges of two sibling leaves into their parent, whose `values` become their mean."""
+    """`left` after so many merges of two sibling leaves into their parent, whose value is then their mean."""
     parent = np.full(len(left), -1)
     inner = np.flatnonzero(left >= 0)
     parent[left[inner]] = inner

@@ -133,9 +133,10 @@ def _quantized(value: Array, detail: Detail) -> Array:
         over="ignore", invalid="ignore"
     ):  # beyond float32 is infinity, as in scikit-learn's trees
         if not scale or not np.issubdtype(kind, np.integer):
-            return value.astype(kind)
+            return np.asarray(value.astype(kind))
         limits = np.iinfo(kind)
-        return np.clip(np.rint(np.nan_to_num(value) / scale) + zero, limits.min, limits.max).astype(kind)
+        steps = np.rint(np.nan_to_num(value) / scale) + zero
+        return np.asarray(np.clip(steps, limits.min, limits.max).astype(kind))
 
 
 def _plain(array: Array, detail: Detail) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn import compose, frozen, model_selection, pipeline
+from sklearn import base, compose, frozen, model_selection, pipeline
 
 from registry.build import forests
 from registry.build.tflite import ensembles, linear, neural, preprocess, project
@@ -15,18 +15,22 @@ from registry.build.tflite.trees import forest
 from registry.errors import Refused
 
 _NOTHING = (None, "passthrough")
+_KINDS = (base.ClassifierMixin, base.RegressorMixin, base.OutlierMixin)
 
 
 def compile_model(context: Context, model: Any, columns: Columns) -> Answer:
     """Raises `Refused` by name for what has no TFLite form."""
     converter = CONVERTERS.get(type(model))
     if converter is None:
-        raise Refused(f"{type(model).__name__} has no TFLite form; these do: {', '.join(supported())}")
+        raise Refused(f"{type(model).__name__} has no TFLite form; these do: {', '.join(alike(model))}")
     return converter(context, model, columns)
 
 
-def supported() -> list[str]:
-    return sorted({t.__name__ for t in CONVERTERS})
+def alike(model: Any) -> list[str]:
+    """What can be compiled and is of the same kind: classifiers, regressors, outlier detectors, others."""
+    kinds = [kind for kind in _KINDS if isinstance(model, kind)]
+    found = [t for t in CONVERTERS if (issubclass(t, kinds[0]) if kinds else not issubclass(t, _KINDS))]
+    return sorted({t.__name__ for t in found})
 
 
 def _transformed(context: Context, model: Any, columns: Columns) -> Columns:

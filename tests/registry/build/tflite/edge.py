@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.impute import SimpleImputer
 
 from registry.build.describe import describe
 from registry.build.estimator import Estimator
@@ -17,21 +18,31 @@ from registry.signature import Signature
 from service.runtime.tflite import TfliteRuntime
 
 
-def signature_of(model: Any, **given: Any) -> Signature:
+def signature_of(model: Any, rows: Array | None = None, **given: Any) -> Signature:
+    """As a publish without example finds it; columns of `rows` with missing values are nullable."""
+    if rows is not None:
+        holed = np.isnan(rows).any(axis=0)
+        given["inputs"] = [{"name": f"x{i}", "nullable": bool(h)} for i, h in enumerate(holed)]
     return describe(model, None, Corrections.read(given)).signature
 
 
-def runtime(folder: Path, model: Any, signature: Signature) -> TfliteRuntime:
+def loaded(folder: Path, content: bytes, signature: Signature) -> TfliteRuntime:
     path = folder / "model.tflite"
-    path.write_bytes(convert(model, signature))
+    path.write_bytes(content)
     return TfliteRuntime(path, signature)
 
 
-def both(folder: Path, model: Any, rows: Array, **given: Any) -> tuple[Outputs, Outputs]:
-    """What the estimator and its .tflite answer to the same rows, which are rounded to float32 before."""
-    signature = signature_of(model, **given)
-    taken = Rows(matrix=rows.astype(np.float32).astype(np.float64))
-    return Estimator(model, signature).run(taken), runtime(folder, model, signature).run(taken)
+def single(rows: Array) -> Rows:
+    """What a device can send: float32."""
+    return Rows(matrix=rows.astype(np.float32).astype(np.float64))
+
+
+def both(folder: Path, model: Any, rows: Array) -> tuple[Outputs, Outputs]:
+    """What the estimator and its .tflite answer to the same rows."""
+    signature = signature_of(model, rows)
+    taken = single(rows)
+    got = loaded(folder, convert(model, signature), signature).run(taken)
+    return Estimator(model, signature).run(taken), got
 
 
 def at_thresholds(model: Any, rows: Array, limit: int | None = None) -> Array:
@@ -39,14 +50,14 @@ def at_thresholds(model: Any, rows: Array, limit: int | None = None) -> Array:
     scalers, which round, up to three float32 to either side of the way back. Empty where there is none."""
     splits = thresholds(model)
     splits = splits[np.isfinite(splits[:, 1]) & (np.abs(splits[:, 1]) < np.finfo(np.float32).max)]
-    steps = before_trees(model)
+    steps = [s for s in before_trees(model) if not isinstance(s, SimpleImputer)]  # which has no way back
     if steps and np.shape(steps[-1].transform(_through(steps[:-1], rows[:1]))) != (1, rows.shape[1]):
         return rows[:0]
     splits = splits[np.random.default_rng(0).permutation(len(splits))[:limit]]
     feature, at = splits[:, 0].astype(int), np.arange(len(splits))
     value = splits[:, 1]
     if steps:
-        inside = np.array(_through(steps, rows[at % len(rows)]))
+        inside = np.array(_through(steps, np.nan_to_num(rows[at % len(rows)])))
         inside[at, feature] = value
         for step in reversed(steps):
             inside = step.inverse_transform(inside)
