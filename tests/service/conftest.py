@@ -38,7 +38,7 @@ def published_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def _publish(home: Path) -> None:
-    async with running(Settings(home=home, build_concurrency=4)) as api:
+    async with asyncio.timeout(300), running(Settings(home=home, build_concurrency=4)) as api:
         names = every_task()
         records = await asyncio.gather(*(api.publish(n, f, alias="champion") for n, f in names.items()))
         records.append(await api.publish("flag", yes_or_no(), alias="champion"))

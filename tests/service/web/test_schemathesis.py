@@ -32,9 +32,8 @@ def test_schemathesis_finds_nothing(published_home: Path, tmp_path: Path):
             # lacks, a key that was used before.
             *("--exclude-checks", "positive_data_acceptance"),
         ]
-        ran = subprocess.run(
-            argv, cwd=tmp_path, env=os.environ | {"COLUMNS": "120"}, capture_output=True, text=True, timeout=300
-        )
+        wide = os.environ | {"COLUMNS": "120"}
+        ran = subprocess.run(argv, cwd=tmp_path, env=wide, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr
 
 
