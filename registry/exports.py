@@ -77,7 +77,7 @@ def create(session: Session, store: Store, model: str, number: int, new: NewExpo
     )
     session.add(row)
     session.flush()
-    queue.enqueue(session, EXPORT, str(row.id))
+    queue.enqueue(session, EXPORT, str(row.id), max_attempts=versions.BUILD_ATTEMPTS)
     return row
 
 

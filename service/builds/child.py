@@ -18,6 +18,7 @@ from service.builds.report import Report, measured, read_example, rejected
 from service.runtime.onnx import OnnxRuntime
 
 SERVABLE = "model.onnx"
+UNTRIED = trials.Verdict(None, "converting it was not tried")
 
 
 def build(job: BuildJob) -> Built:
@@ -57,7 +58,9 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
             return parity.reference(estimator.run, rowset.kinds(model, signature, described.rows))
 
     with report.step("compile"):
-        verdict = trials.run(model, signature, reference, Path(job.out), OnnxRuntime)
+        verdict = (
+            trials.run(model, signature, reference, Path(job.out), OnnxRuntime) if job.convert else UNTRIED
+        )
     report.fields["candidates"] = [t.to_json() for t in verdict.trials]
     built = Built(
         state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=verdict.reason

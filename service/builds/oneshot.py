@@ -42,6 +42,11 @@ def rejected(kind: type[Verdict], reason: str) -> Verdict:
     return kind(state="rejected", report={"reason": reason})
 
 
+def ended(kind: type[Verdict], reason: str) -> Verdict:
+    """Rejected not by the child's own verdict: it took too long, too much memory, or crashed."""
+    return kind(state="rejected", report={"reason": reason, "ended": True})
+
+
 def _run(
     forks: ForkServer,
     role: Role,
@@ -56,17 +61,17 @@ def _run(
         wire.send(child.channel, job, time.monotonic() + SEND_S)
         while not _answered(child, min(until, time.monotonic() + BEAT_S)):
             if time.monotonic() >= until:
-                return rejected(kind, f"the {role} was ended after {timeout_s:g} s (TRIVIUM_BUILD_TIMEOUT_S)")
+                return ended(kind, f"the {role} was ended after {timeout_s:g} s (TRIVIUM_BUILD_TIMEOUT_S)")
             beat()
         message: Done | Broke = wire.receive(child.channel, Done | Broke, until)
     except TimeoutError:
         return rejected(kind, f"the {role}'s process stopped in the middle of its answer")
     except wire.Broken as broken:
-        return rejected(kind, _post_mortem(child.end(), role, job.memory_mb, str(broken)))
+        return ended(kind, _post_mortem(child.end(), role, job.memory_mb, str(broken)))
     finally:
         child.end()
     if isinstance(message, Broke):
-        return rejected(kind, _broke(message, role, job.memory_mb))
+        return ended(kind, _broke(message, role, job.memory_mb))
     try:
         return msgspec.json.decode(message.verdict, type=kind)
     except msgspec.MsgspecError as error:

@@ -65,6 +65,8 @@ class Builds:
         except NotFound as missing:
             return oneshot.rejected(Built, str(missing))
         built = oneshot.build(self._forks, job, self._settings.build_timeout_s, beat)
+        if built.report.get("ended") and job.format == "sklearn-joblib":
+            built = self._without_converting(job, built, beat)
         if built.servable is None:
             return built
         try:
@@ -86,6 +88,15 @@ class Builds:
             telemetry.FALLBACKS.labels(name.partition(":")[0]).inc()
         reason = made.report.get("reason")
         return {"version": name, "state": made.state, "runtime": made.runtime, "reason": reason}
+
+    def _without_converting(self, job: BuildJob, ended: Built, beat: Beat) -> Built:
+        """A converter that hangs or crashes is no reason not to serve the model: it stays a pickle then."""
+        again = msgspec.structs.replace(job, convert=False)
+        built = oneshot.build(self._forks, again, self._settings.build_timeout_s, beat)
+        if built.state != versions.READY:
+            return ended
+        reason = f"it was not converted: {ended.report['reason']}"
+        return msgspec.structs.replace(built, runtime_reason=reason)
 
     def _job(self, inputs: versions.BuildInputs, out: Path) -> BuildJob:
         return BuildJob(

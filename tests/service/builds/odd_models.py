@@ -126,3 +126,16 @@ def wait_once(model: Any, file: str) -> Any:
 def crash(model: Any) -> Any:
     ctypes.string_at(0)
     return model
+
+
+class HangsInConversion(Odd):
+    """Answers as it should, but its converter to ONNX never comes to an end."""
+
+    def loaded(self) -> None:
+        from skl2onnx import update_registered_converter
+        from skl2onnx.common.shape_calculator import calculate_linear_regressor_output_shapes as shapes
+
+        def hang(scope: Any, operator: Any, container: Any) -> None:
+            time.sleep(600)
+
+        update_registered_converter(HangsInConversion, "HangsInConversion", shapes, hang)

@@ -23,7 +23,7 @@ from registry.tables import TaskRow, VersionRow, now
 from service.builds import oneshot, supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from tests.service.builds.odd_models import KillsItself, Once, Says
+from tests.service.builds.odd_models import HangsInConversion, KillsItself, Once, Says
 from tests.service.builds.processes import ends, read_when_written, start
 
 Publish = Callable[..., int]
@@ -246,3 +246,23 @@ def test_a_builder_that_cannot_start_costs_no_version_its_life(
     with sessions() as session:
         task = session.scalars(select(TaskRow)).one()
         assert (task.state, task.attempt) == ("queued", 0)
+
+
+def test_a_model_whose_converter_hangs_is_served_as_it_is(
+    settings: Settings, sessions: db.Sessions, store: Store, publish: Publish
+) -> None:
+    version_id = publish(HangsInConversion().fit([[0.0], [1.0]], [0.0, 1.0]))
+    patient = settings.model_copy(update={"build_timeout_s": 8.0})
+    running = Supervisor(patient, sessions, store, on_change=lambda: None)
+    running.start()
+    try:
+        until = time.monotonic() + 60
+        while version(sessions, version_id).state == "building" and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        running.stop(5)
+    row = version(sessions, version_id)
+    assert (row.state, row.runtime) == ("ready", "isolated"), row.report
+    assert (
+        row.runtime_reason == "it was not converted: the build was ended after 8 s (TRIVIUM_BUILD_TIMEOUT_S)"
+    )
