@@ -12,26 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from registry.build.trees import Tree
 from registry.rows import Array
 
 Link = Literal["identity", "fractions", "sigmoid", "softmax", "exp", "isolation"]
-
-
-@dataclass(frozen=True)
-class Tree:
-    """One tree in any order, root first: arrays by node, children -1 at leaves.
-
-    `values` [nodes, width] float64 is what a leaf adds to the answer, `cover` how much of the training rows
-    came by (only ratios matter).
-    """
-
-    feature: Array
-    threshold: Array
-    left: Array
-    right: Array
-    missing_left: Array
-    values: Array
-    cover: Array
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from sklearn import dummy, ensemble, tree
 from sklearn._loss import loss as losses
 from sklearn.ensemble._iforest import _average_path_length
 
-from registry.build.forest import Nodes, Tree, table
+from registry.build.forest import Nodes, table
+from registry.build.trees import Tree, from_predictor, from_tree
 from registry.errors import Refused
 from registry.rows import Array
 
@@ -35,11 +36,9 @@ def is_forest(model: Any) -> bool:
 
 
 def _tree(inner: Any, values: Array, missing: bool = True, features: Array | None = None) -> Tree:
-    """A `sklearn.tree._tree.Tree`; `features` are the columns it was given, `missing`: it takes NaN."""
-    feature = inner.feature if features is None else np.asarray(features)[np.maximum(inner.feature, 0)]
-    goes_left = inner.missing_go_to_left if missing else np.ones(len(feature), dtype=bool)
-    children = inner.children_left, inner.children_right
-    return Tree(feature, inner.threshold, *children, goes_left, values, inner.weighted_n_node_samples)
+    """`missing`: the estimator takes NaN; where it does not, nothing need be done about it."""
+    made = from_tree(inner, values, features)
+    return made if missing else replace(made, missing_left=np.ones(len(made.feature), dtype=bool))
 
 
 def _nodes(trees: list[Tree], **rest: Any) -> Nodes:
@@ -120,16 +119,7 @@ def _histogram(model: Any) -> Nodes:
             f"{type(model).__name__} with categorical features has no form as comparisons of numbers"
         )
     width = model.n_trees_per_iteration_
-    trees = []
-    for predictor in (p for iteration in model._predictors for p in iteration):
-        nodes = predictor.nodes
-        leaf = nodes["is_leaf"] != 0
-        left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
-        values = nodes["value"].reshape(-1, 1)
-        missing = nodes["missing_go_to_left"]
-        trees.append(
-            Tree(nodes["feature_idx"], nodes["num_threshold"], left, right, missing, values, nodes["count"])
-        )
+    trees = [from_predictor(predictor) for iteration in model._predictors for predictor in iteration]
     target = np.tile(np.arange(width, dtype=np.int32), len(model._predictors))
     base = np.asarray(model._baseline_prediction, dtype=np.float64).ravel()
     made = _nodes(trees, outputs=width, link="identity", base=base, target=target, rounded=False)

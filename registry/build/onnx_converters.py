@@ -29,7 +29,8 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
-from registry.build.onnx_forest import Nodes, Table, from_predictor, from_tree
+from registry.build.onnx_forest import Nodes
+from registry.build.trees import Tree, from_predictor, from_tree
 from registry.rows import Array
 
 
@@ -56,7 +57,7 @@ def _raw_boosted(nodes: Nodes, model: Any) -> str:
     if model.is_categorical_ is not None:
         raise NotImplementedError("histogram boosting with categorical features")
     width = model.n_trees_per_iteration_
-    tables: list[Table] = [
+    tables: list[Tree] = [
         from_predictor(predictor, k, width)
         for iteration in model._predictors
         for k, predictor in enumerate(iteration)
@@ -132,8 +133,7 @@ def isolation_forest(scope: Any, operator: Any, container: Any) -> None:
         model.estimators_features_,
         strict=True,
     ):
-        table = from_tree(tree, (lengths + rest - 1.0).reshape(-1, 1))
-        tables.append(Table(**{**vars(table), "feature": np.asarray(features)[np.maximum(table.feature, 0)]}))
+        tables.append(from_tree(tree, (lengths + rest - 1.0).reshape(-1, 1), features))
     scale = -1.0 / (len(tables) * float(_average_path_length([model._max_samples])[0]))
     depth = nodes.add("Mul", nodes.trees(tables, rounded=True), nodes.double(scale), version=14)
     power = nodes.add("Pow", nodes.double(2.0), depth, version=15)

@@ -9,52 +9,19 @@ halves that are exact together. Being vectorised it is also some 20 times quicke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
+from registry.build.trees import Tree
 from registry.rows import Array
 
 MANTISSA = 22
 """Bits of float32's 24 that a sum of coarse halves may use."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """One tree: arrays by node, children -1 at leaves, `values` [nodes, targets] float64."""
-
-    feature: Array
-    threshold: Array
-    left: Array
-    right: Array
-    missing_left: Array
-    values: Array
-
-
-def from_tree(tree: Any, values: Array) -> Table:
-    """A `sklearn.tree._tree.Tree` with whatever its leaves should add to the answer."""
-    return Table(
-        tree.feature, tree.threshold, tree.children_left, tree.children_right, tree.missing_go_to_left, values
-    )
-
-
-def from_predictor(predictor: Any, target: int, targets: int) -> Table:
-    """A tree of histogram boosting. Raises `NotImplementedError` for splits on categories."""
-    nodes = predictor.nodes
-    leaf = nodes["is_leaf"] != 0
-    if (nodes["is_categorical"][~leaf] != 0).any():
-        raise NotImplementedError("histogram boosting with splits on categories")
-    values = np.zeros((len(nodes), targets))
-    values[:, target] = nodes["value"]
-    left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
-    return Table(
-        nodes["feature_idx"], nodes["num_threshold"], left, right, nodes["missing_go_to_left"], values
-    )
-
-
-def attributes(tables: list[Table]) -> dict[str, Any]:
+def attributes(tables: list[Tree]) -> dict[str, Any]:
     """Of one TreeEnsembleRegressor. With twice the targets, coarse halves come first, then fine ones."""
     sizes = [len(t.feature) for t in tables]
     tree = np.repeat(np.arange(len(tables)), sizes)
@@ -134,7 +101,7 @@ class Nodes:
     def double(self, *values: float) -> str:
         return self.constant(TensorProto.DOUBLE, [len(values)], list(values))
 
-    def trees(self, tables: list[Table], rounded: bool) -> str:
+    def trees(self, tables: list[Tree], rounded: bool) -> str:
         """The sums over `tables` as a double [n, targets]; `rounded`: the input to float32 before."""
         source = self.cast(self.input, TensorProto.FLOAT) if rounded else self.input
         source = self.cast(source, TensorProto.DOUBLE)

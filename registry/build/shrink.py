@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from registry.build.forest import Nodes, Tree, table
+from registry.build.forest import Nodes, table
+from registry.build.trees import Tree
 from registry.rows import Array
 
 FEWEST_LEAVES = 4
