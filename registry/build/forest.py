@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from registry.build.trees import Tree
+from registry.errors import Refused
 from registry.rows import Array
 
 Link = Literal["identity", "fractions", "sigmoid", "softmax", "exp", "isolation"]
@@ -116,10 +117,16 @@ def table(trees: list[Tree]) -> dict[str, Array | int]:
 
 
 def _breadth_first(roots: Array, inner: Array, left: Array, right: Array) -> tuple[Array, int]:
-    """All nodes, level by level, siblings together; and the number of levels below the roots."""
-    level, levels = roots, []
+    """All nodes, level by level, siblings together; and the number of levels below the roots.
+
+    Raises `Refused` where that does not end.
+    """
+    level, levels, seen = roots, [], 0
     while len(level):
         levels.append(level)
+        seen += len(level)
+        if seen > len(inner) or max(left.max(), right.max()) >= len(inner):
+            raise Refused("the trees of this estimator lead in circles or nowhere; it is damaged")
         parents = level[inner[level]]
         level = np.column_stack([left[parents], right[parents]]).ravel()
     return np.concatenate(levels), len(levels) - 1

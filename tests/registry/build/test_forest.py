@@ -96,3 +96,11 @@ def test_a_fraction_of_the_nodes_is_kept_and_labels_mostly_stay(fraction: float)
 def test_all_of_the_nodes_is_the_table_itself() -> None:
     nodes = nodes_of(IsolationForest(n_estimators=5, random_state=0))
     assert to_fraction(nodes, 1.0) is nodes
+
+
+@pytest.mark.parametrize("child", [0, 10**6])
+def test_a_damaged_tree_is_refused_and_does_not_go_on_for_ever(child: int) -> None:
+    model = RandomForestClassifier(2, random_state=0).fit(DATA.x, DATA.three)
+    model.estimators_[1].tree_.children_left[3] = child
+    with pytest.raises(Refused, match="damaged"):
+        flatten(model)
