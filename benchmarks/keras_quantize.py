@@ -1,9 +1,9 @@
 """Which quantizer for Keras models: TensorFlow's own, or ai-edge-quantizer on the float .tflite?
 
-`python -m benchmarks.keras_quantize [--seeds N] [--json]` trains a small CNN on scikit-learn's digits for each seed and
-prints means over them: accuracy and agreement with Keras on the held-out digits, largest difference of a
-probability, bytes, latency of one row on LiteRT, and the time the quantizing took. Needs the extra `keras`.
-TensorFlow talks on stderr.
+`python -m benchmarks.keras_quantize [--seeds N] [--json]` trains a small CNN on scikit-learn's digits for
+each seed and prints means over them: accuracy and agreement with Keras on the held-out digits, largest
+difference of a probability, bytes, latency of one row on LiteRT, and the time the quantizing took. Needs the
+extra `keras`. TensorFlow talks on stderr.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ class TfliteRuntime:
             self._interpreter = Interpreter(model_path=str(path), num_threads=1)
             self._inputs = _inputs(self._interpreter, signature)
             self._given = _outputs(self._interpreter)
+            # Where the file says that it takes one row, operators in it may count on that.
+            self._block = BLOCK if all(d["shape_signature"][0] == -1 for _, d, _ in self._inputs) else 1
             self._allocate(1)
         except (RuntimeError, ValueError) as error:
             raise Unavailable(f"the .tflite file cannot be loaded: {_first_line(error)}") from error
@@ -57,7 +59,8 @@ class TfliteRuntime:
             return {name: array[:0] for name, array in self.run(Rows(np.zeros((1, matrix.shape[1])))).items()}
         with self._lock:
             try:
-                blocks = [self._answer(matrix[i : i + BLOCK]) for i in range(0, len(matrix), BLOCK)]
+                starts = range(0, len(matrix), self._block)
+                blocks = [self._answer(matrix[i : i + self._block]) for i in starts]
             except (RuntimeError, ValueError) as error:
                 raise Invalid(f"the model refuses these rows: {_first_line(error)}") from error
         raw = (

@@ -83,6 +83,16 @@ def test_a_regression_gives_a_value(tmp_path: Path) -> None:
     np.testing.assert_allclose(served(tmp_path, built).run(rows(given))["value"], own, rtol=1e-4, atol=1e-6)
 
 
+def test_a_file_for_one_row_answers_many_one_by_one(tmp_path: Path) -> None:
+    built = publish(
+        tmp_path,
+        made.exported("cnn", rows=1),
+        frame=made.digits_frame(slice(made.TRAINED, None)),
+        target="digit",
+    )
+    assert built.metrics["accuracy"] > 0.9
+
+
 def test_the_given_classes_are_taken(tmp_path: Path) -> None:
     given = {"outputs": [{"name": "label", "classes": ["x", "y", "z"]}]}
     built = publish(tmp_path, made.exported("iris"), signature=given)
