@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from registry.errors import TriviumError, Unavailable
@@ -125,11 +125,14 @@ class Pool:
         return load
 
     async def _bring(self, version_id: int) -> Loaded:
-        loop = asyncio.get_running_loop()
         start = time.perf_counter()
+        thread = self._executor.submit(self._load, version_id)
         try:
-            loaded = await loop.run_in_executor(self._executor, self._load, version_id)
+            loaded = await asyncio.wrap_future(thread)
             loaded.users += self._waiting[version_id]
+        except asyncio.CancelledError:
+            thread.add_done_callback(_discard)
+            raise
         except TriviumError:
             raise
         except Exception as error:
@@ -167,3 +170,9 @@ def _noted(load: asyncio.Task[Loaded]) -> None:
     """A load may fail when nobody waits for it any more."""
     if not load.cancelled():
         load.exception()
+
+
+def _discard(load: Future[Loaded]) -> None:
+    """Close what a thread goes on loading after the pool was closed."""
+    if not load.cancelled() and load.exception() is None:
+        load.result().close()

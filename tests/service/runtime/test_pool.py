@@ -150,18 +150,24 @@ async def test_a_load_that_fails_is_told_to_all_who_wait_and_tried_again_by_the_
 
 
 async def test_closing_ends_a_load_that_nobody_waits_for_any_more():
-    gate = threading.Event()
+    gate, closed = threading.Event(), threading.Event()
 
-    def slow(version_id: int) -> Loaded:
+    class Late:
+        def close(self) -> None:
+            closed.set()
+
+    def slow(version_id: int) -> Any:
         gate.wait(10)
-        raise Unavailable("the server is shutting down")
+        return Late()
 
     pool = Pool(slow, 10)
     waiting = asyncio.create_task(pool.take(1))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
     waiting.cancel()
     await pool.close()
+    assert not closed.is_set()
     gate.set()
+    assert await asyncio.to_thread(closed.wait, 10)  # what came too late is closed all the same
 
 
 async def test_an_alias_moves_under_load_without_a_dropped_or_a_wrong_answer(home: Path):
@@ -236,7 +242,9 @@ async def test_an_isolated_model_that_is_killed_is_replaced(home: Path):
         await until(lambda: "naps:1" in loaded(api))
         runtime = loaded(api)["naps:1"].runtime
         refused(await api.predict("naps", ROW | {"x0": DEATH}), 503)
-        assert (await api.predict("naps", ROW)).json()["predictions"] == [{"value": 2.0}]
+        answer = await api.predict("naps", ROW)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"] == [{"value": 2.0}]
         os.kill(runtime.pid, signal.SIGKILL)
         assert (await api.predict("naps", ROW)).status_code in (200, 503)
         assert (await api.predict("naps", ROW)).status_code == 200
@@ -245,10 +253,10 @@ async def test_an_isolated_model_that_is_killed_is_replaced(home: Path):
 async def test_a_busy_isolated_model_holds_up_neither_the_loop_nor_other_models(home: Path):
     async with running(Settings(home=home)) as api:
         await until(lambda: "naps:1" in loaded(api))
-        busy = [asyncio.create_task(api.predict("naps", nap(0.4))) for _ in range(6)]
+        busy = [asyncio.create_task(api.predict("naps", nap(2.0 if n == 0 else 0))) for n in range(6)]
         await until(lambda: loaded(api)["naps:1"].users == 6)
         slowest = 0.0
-        while not all(call.done() for call in busy[:3]):
+        while not busy[0].done():
             start = time.perf_counter()
             assert (await api.anonymous.get("/livez")).status_code == 200
             sheet = b"x0,x1,x2\n2,0,0\n"  # decoded in a worker thread
@@ -258,7 +266,7 @@ async def test_a_busy_isolated_model_holds_up_neither_the_loop_nor_other_models(
             assert answer.status_code == 200
             slowest = max(slowest, time.perf_counter() - start)
             await asyncio.sleep(0.01)
-        assert slowest < 0.3
+        assert slowest < 1.5  # a machine busy with other tests; a held loop would take 2
         assert [c.status_code for c in await asyncio.gather(*busy)] == [200] * 6
 
 
