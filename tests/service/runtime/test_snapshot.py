@@ -18,7 +18,7 @@ from tests.service.server import Server, serving
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
 SOON_S = 3.0
-"""It takes 0.1 s to look, and a second is what is promised; the rest is for a machine busy with other tests."""
+"""It takes 0.1 s to look, and a second is promised; the rest is for a machine busy with other tests."""
 
 
 @pytest.fixture
