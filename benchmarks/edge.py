@@ -1,0 +1,259 @@
+"""Every estimator with a .tflite form beside itself: labels, differences, bytes and latency.
+
+    python -m benchmarks.edge [--only TEXT] [--write]
+
+Fitted on 6,000 rows; asked for 12,000, for every threshold of its trees, and for one float32 to either side
+of each (up to three behind scalers, which round). Latencies are of one row on one thread, after a warm-up.
+They belong to the machine, the ratios travel. `--write` puts the tables into docs/edge-estimators.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from registry.build.estimator import Estimator
+from registry.build.quantize import Quantize, min_tflite, quantize
+from registry.build.tflite import convert
+from registry.build.tflite.compose import CONVERTERS
+from registry.errors import Refused
+from registry.rows import Array, Outputs, Rows
+from registry.signature import Signature
+from tests.registry.build.tflite import cases
+from tests.registry.build.tflite.edge import at_thresholds, loaded, signature_of, single
+
+DOC = Path(__file__).parents[1] / "docs" / "edge-estimators.md"
+FITTED, ASKED, TIMED = 6_000, 12_000, 300
+SMALLER: tuple[Quantize, ...] = ("float16", "dynamic", "int8")
+GROUPS = {
+    "Trees": cases.TREES,
+    "Linear models, networks, ensembles": cases.LINEAR,
+    "Transformers": cases.TRANSFORMS,
+}
+
+
+@dataclass
+class Line:
+    """What was measured of one estimator."""
+
+    name: str
+    rows: int
+    mismatches: int
+    difference: float
+    bytes: dict[str, int | None]  # by quantization; None: refused
+    agreement: dict[str, float]  # of labels, by quantization
+    unchanged: list[str]  # quantizations that bring nothing
+    pickled: int
+    sklearn_us: tuple[float, float]  # p50, p99
+    litert_us: tuple[float, float]
+    min_tflite: str
+
+    def cells(self) -> list[str]:
+        sizes = [f"{self.bytes['none']:,}"]
+        for how in SMALLER:
+            size = self.bytes[how]
+            same = how in self.unchanged
+            agrees = f" ({self.agreement[how]:.2%})" if how in self.agreement else ""
+            sizes.append("refused" if size is None else "the same" if same else f"{size:,}{agrees}")
+        speeds = [f"{p50:,.0f} / {p99:,.0f}" for p50, p99 in (self.sklearn_us, self.litert_us)]
+        figures = [f"{self.rows:,}", str(self.mismatches), f"{self.difference:.1e}"]
+        return [self.name, *figures, *sizes, f"{self.pickled:,}", *speeds, self.min_tflite]
+
+
+HEAD = [
+    "estimator",
+    "rows asked",
+    "labels that differ",
+    "largest difference",
+    ".tflite bytes",
+    "float16",
+    "dynamic int8",
+    "int8",
+    "pickle bytes",
+    "scikit-learn us, p50 / p99",
+    "LiteRT us, p50 / p99",
+    "first TFLite",
+]
+
+
+def measure(name: str, data: cases.Data, folder: Path) -> Line:
+    model, rows, target = cases.ALL[name](data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some do not converge on purpose
+        model.fit(rows[:FITTED], None if target is None else target[:FITTED])
+    plain = name not in cases.TREES or "Encoder" in name or "Column" in name
+    asked = rows if plain else np.concatenate([rows, at_thresholds(model, rows)])
+    signature = signature_of(model, rows)
+    content = convert(model, signature)
+    runtime, estimator = loaded(folder, content, signature), Estimator(model, signature)
+    expected = estimator.run(single(asked))
+    got = runtime.run(single(asked))
+    plainly = {n: a[:ASKED] for n, a in expected.items()}
+    sizes, agreement, unchanged = _quantized(content, signature, folder, rows, plainly)
+    return Line(
+        name,
+        len(asked),
+        sum(int((expected[n] != got[n]).sum()) for n in expected if expected[n].dtype.kind != "f"),
+        max((_apart(expected[n], got[n]) for n in expected if expected[n].dtype.kind == "f"), default=0.0),
+        sizes,
+        agreement,
+        unchanged,
+        len(pickle.dumps(model)),
+        latency(lambda i: estimator.run(single(rows[i : i + 1])), TIMED),
+        latency(lambda i: loaded_once(runtime, rows, i), TIMED * 10),
+        min_tflite(content) or "unknown",
+    )
+
+
+def loaded_once(runtime: Any, rows: Array, i: int) -> Outputs:
+    answered: Outputs = runtime.run(Rows(matrix=rows[i : i + 1]))
+    return answered
+
+
+def _apart(a: Array, b: Array) -> float:
+    """The largest difference, of the size of the largest value where that is above 1."""
+    if (np.isnan(a) != np.isnan(b)).any():
+        return float("inf")
+    return float(np.nanmax(np.abs(a - b), initial=0.0) / max(1.0, np.nanmax(np.abs(a), initial=0.0)))
+
+
+def _quantized(
+    content: bytes, signature: Signature, folder: Path, rows: Array, expected: Outputs
+) -> tuple[dict[str, int | None], dict[str, float], list[str]]:
+    sizes: dict[str, int | None] = {"none": len(content)}
+    agreement, unchanged = {}, []
+    for how in SMALLER:
+        try:
+            small = quantize(content, how, single(rows[:FITTED]))
+        except Refused:
+            sizes[how] = None
+            continue
+        sizes[how] = len(small)
+        unchanged += [how] if small == content else []
+        labels = [n for n in expected if n.endswith("label")]
+        if labels and small != content:
+            (folder / how).mkdir()
+            got = loaded(folder / how, small, signature).run(single(rows))
+            agreement[how] = float(np.mean([(got[n] == expected[n]).mean() for n in labels]))
+    return sizes, agreement, unchanged
+
+
+def latency(call: Callable[[int], object], times: int) -> tuple[float, float]:
+    """Microseconds, p50 and p99, of `call(i)` for rows one after the other."""
+    for i in range(10):
+        call(i)
+    taken = []
+    for i in range(times):
+        started = time.perf_counter()
+        call(i % ASKED)
+        taken.append((time.perf_counter() - started) * 1e6)
+    return float(np.percentile(taken, 50)), float(np.percentile(taken, 99))
+
+
+def conversion() -> str:
+    """Seconds and peak memory of converting 100 trees, in a process of its own that does nothing else."""
+    lines = []
+    for depth in (10, None):
+        with tempfile.NamedTemporaryFile() as file:
+            data = cases.data(ASKED)
+            model = cases.forest_c(100, max_depth=depth, random_state=0).fit(data.x, data.three)
+            pickle.dump((model, signature_of(model)), file)
+            file.flush()
+            argv = [sys.executable, "-m", "benchmarks.edge", "--convert", file.name]
+            said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+        lines.append(f"- a forest of 100 trees, {f'depth {depth}' if depth else 'fully grown'}: {said}")
+    return "\n".join(lines)
+
+
+def convert_alone(path: str) -> str:
+    model, signature = pickle.loads(Path(path).read_bytes())
+    started = time.perf_counter()
+    content = convert(model, signature)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"{seconds:.2f} s, {len(content):,} bytes, {peak:.0f} MB at the peak, all of scikit-learn included"
+
+
+def table(lines: list[Line]) -> str:
+    rows = [HEAD, ["---"] * len(HEAD), *(line.cells() for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def supported() -> str:
+    known = sorted({t.__name__ for t in CONVERTERS})
+    return ", ".join(f"`{name}`" for name in known)
+
+
+INTRODUCTION = """# Which estimators have a .tflite form, and how faithful it is
+
+Written by `python -m benchmarks.edge --write`, of the estimators in `tests/registry/build/tflite/cases.py`.
+
+{supported}.
+
+Pipelines, searches and ensembles of these have one too. Everything else is refused by name, and so are text
+features, splits on categories (`HistGradientBoosting*`), infrequent categories, functions of your own
+(`FunctionTransformer`), and boosting that starts from another estimator (`init`).
+
+- **Trees** compare what scikit-learn compares. Thresholds are rounded down to float32, and moved back through
+  the scalers before them, so that every float32 goes the way it goes there; missing values included. Sums are
+  added up in two float32 halves, so that ties and near-ties get scikit-learn's label.
+- **What is computed** (linear models, networks, projections) is computed in float32 where scikit-learn has
+  float64. A label may differ where two classes are closer than 1e-6.
+- **Unknown categories** give zeros (`OneHotEncoder`) or -1 (`OrdinalEncoder`) where scikit-learn may raise;
+  a device has nobody to raise to.
+- **Quantization** touches layers of weights alone. Trees have none: the file stays the same. Very small
+  models grow by it. In brackets: labels that are still the estimator's own. `refused`: LiteRT cannot load
+  what the quantizer made, because features of very different sizes share one scale. Scale features first: the
+  unscaled models here show what int8 does to them otherwise.
+- **first TFLite** is the oldest `tflite-runtime` whose operators suffice; every `ai-edge-litert` will do. All
+  float32 and float16 files were run on `tflite-runtime` 2.14 and LiteRT 1.0.1 too, with the same answers.
+  Dynamic int8 needs TFLite 2.17, and says so: before, it was computed differently without a warning.
+
+Differences are absolute up to 1, and relative to the largest value above. {machine}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="estimators whose name holds this text")
+    parser.add_argument("--write", action="store_true", help="write docs/edge-estimators.md")
+    parser.add_argument("--convert", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.convert:
+        print(convert_alone(options.convert))
+        return
+    data = cases.data(ASKED)
+    made = []
+    with threadpool_limits(limits=1):
+        for title, group in GROUPS.items():
+            lines = []
+            for name in (n for n in group if options.only in n):
+                with tempfile.TemporaryDirectory() as folder:
+                    lines.append(measure(name, data, Path(folder)))
+                print(" | ".join(lines[-1].cells()), flush=True)
+            made.append(f"## {title}\n\n{table(lines)}\n")
+        converted = conversion()
+    print(converted)
+    if options.write:
+        machine = f"Python {sys.version.split()[0]}, one thread of a shared machine."
+        head = INTRODUCTION.format(supported=supported(), machine=machine)
+        DOC.write_text("\n".join([head, *made, "## Conversion\n", converted, ""]))
+
+
+if __name__ == "__main__":
+    main()
