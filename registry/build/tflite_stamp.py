@@ -50,7 +50,7 @@ def rename(
         "outputs": [_described(o) for o in outputs],
         "model": model,
     }
-    return _pack(_with_entry(made, ENTRY, json.dumps(described).encode()))
+    return pack(_with_entry(made, ENTRY, json.dumps(described).encode()))
 
 
 def _owned(made: Any, graph: Any, tensor: int) -> int:
@@ -112,7 +112,7 @@ def _with_entry(made: Any, name: str, content: bytes) -> Any:
     return made
 
 
-def _pack(made: Any) -> bytes:
+def pack(made: Any) -> bytes:
     made.buffers = [b if isinstance(b, Buffer) else _aligned(b) for b in made.buffers]
     size = sum(len(b.data) for b in made.buffers if b.data is not None)
     builder = flatbuffers.Builder(size + 65536)

@@ -66,7 +66,10 @@ class TfliteRuntime:
         raw = (
             blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
         )
-        return {name: shape(raw) for name, shape in self._shape.items()}
+        try:
+            return {name: shape(raw) for name, shape in self._shape.items()}
+        except IndexError as error:
+            raise Invalid("the model answers with a label that is none of its classes") from error
 
     def _allocate(self, rows: int) -> None:
         for _, detail, shape in self._inputs:

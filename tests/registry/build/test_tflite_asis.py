@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 from registry.build import tflite_gate
 from registry.build.job import Built
 from registry.build.tflite import convert, read_metadata
-from registry.build.tflite_stamp import _pack as pack
+from registry.build.tflite_stamp import pack, rename
 from registry.errors import Refused
 from registry.signature import Input, Output, Signature
 from tests.registry.build import keras_models as made
@@ -163,3 +163,11 @@ def test_our_metadata_that_says_nothing_of_use_is_refused(tmp_path: Path) -> Non
     model, signature = forest()
     broken = convert(model, signature).replace(b'"task"', b'"tusk"')
     assert "metadata 'trivium' is not what it should be" in publish(tmp_path, broken).report["reason"]
+
+
+def test_a_label_beyond_the_classes_that_the_file_names_is_refused(tmp_path: Path) -> None:
+    model, signature = forest()
+    one = parsed(convert(model, signature))
+    label = Output("label", "string", (-1,), ("setosa",))
+    content = rename(one, ["input"], [int(one.subgraphs[0].outputs[0])], [label], signature, "forest")
+    assert "a label that is none of its classes" in publish(tmp_path, content).report["reason"]
