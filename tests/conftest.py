@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 
@@ -9,6 +10,14 @@ import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 NO_CHROMIUM = "needs Chromium, which is not on PATH"
+NO_TENSORFLOW = "needs TensorFlow, which is not installed"
+LACKING = {
+    NO_CHROMIUM: ("Chromium", "apt-get install chromium, or your system's package of it"),
+    NO_TENSORFLOW: (
+        "TensorFlow",
+        "scripts/setup --keras with Python 3.11 to 3.13, on Linux or on macOS with Apple's processors",
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -20,17 +29,27 @@ def chromium_path() -> str:
     pytest.skip(NO_CHROMIUM)
 
 
+def need_tensorflow(allow_module_level: bool = False) -> None:
+    """For tests that run Keras. scripts/test installs TensorFlow where there are wheels of it."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip(NO_TENSORFLOW, allow_module_level=allow_module_level)
+
+
+@pytest.fixture(scope="session")
+def tensorflow_is_there() -> None:
+    need_tensorflow()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    yield  # pytest's own summary goes first, so that this line stands at the very end
-    left_out = [
-        report for report in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(report.longrepr)
-    ]
-    if left_out:
-        files = ", ".join(sorted({report.location[0] for report in left_out}))
-        terminalreporter.write_line(
-            f"NOT RUN for want of Chromium: {len(left_out)} in {files}. "
-            "To get it: apt-get install chromium, or your system's package of it.",
-            red=True,
-            bold=True,
-        )
+    yield  # pytest's own summary goes first, so that these lines stand at the very end
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, (what, how) in LACKING.items():
+        left_out = [report for report in skipped if reason in str(report.longrepr)]
+        if left_out:
+            files = ", ".join(sorted({report.location[0] for report in left_out}))
+            terminalreporter.write_line(
+                f"NOT RUN for want of {what}: {len(left_out)} in {files}. To get it: {how}.",
+                red=True,
+                bold=True,
+            )

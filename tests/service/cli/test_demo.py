@@ -5,44 +5,96 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"
+ORDER = [sys.executable, DEMO, "--port", "0"]
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")} | {"PYTHONUNBUFFERED": "1"}
 pytestmark = pytest.mark.slow
 
 
-def test_the_demo_serves_until_ctrl_c_and_a_second_run_publishes_nothing_new(tmp_path):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")} | {"PYTHONUNBUFFERED": "1"}
-    order = [sys.executable, DEMO, "--port", "0"]
-    running = subprocess.Popen(order, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    first = []
-    for line in running.stdout:
-        first.append(line)
-        if line.startswith("Running"):
-            break
-    told = "".join(first)
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that was told to stay."""
+    running = subprocess.Popen(ORDER, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, text=True)
+    with running:
+        yield running
+        running.terminate()
+
+
+def once(folder: Path, *more: str) -> str:
+    done = subprocess.run(
+        [*ORDER, "--once", *more], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1].startswith("Stopped")
+    return done.stdout
+
+
+def test_the_demo_goes_both_roads_until_ctrl_c_and_a_second_run_makes_nothing_new(demo, tmp_path):
+    told = "".join(iter(demo.stdout.readline, "Running    Ctrl-C stops the server\n"))
     assert "Published  breast-cancer version 1 over HTTP: ready" in told
     assert "Runtime    onnx" in told
-    assert "143 of 143 labels are scikit-learn's" in told
+    assert told.count("143 of 143 labels are scikit-learn's") == 2  # over HTTP, and on LiteRT
+    assert "Exported   breast-cancer version 1 as .tflite (none): ready" in told
+    assert "100.000% of the labels agree" in told
+    assert "to int8: quantization brings nothing here" in told
+    assert re.search(r"^Pulled .*: installed version 1 as ", told, re.MULTILINE)
     docs = re.search(r"^  (http://127.0.0.1:\d+/docs)$", told, re.MULTILINE)
     assert docs is not None
     assert httpx.get(docs[1]).status_code == 200
+    pasted = [
+        subprocess.run(["bash", "-euc", line], cwd=tmp_path, env=ENV, check=True, capture_output=True).stdout
+        for line in re.findall(r"^  (curl .*)$", told, re.MULTILINE)
+    ]
+    assert [answer[:15] for answer in pasted] == [
+        b'{"predictions":',
+        b'{"name":"breast',
+        b'{"model":"breas',
+        b"",
+    ]
+    pulled = tmp_path / ".trivium/demo/device/breast-cancer/breast-cancer.tflite"
+    assert (tmp_path / "breast-cancer.tflite").read_bytes() == pulled.read_bytes()
+    key = tmp_path / ".trivium/demo/device/breast-cancer.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    bearer = {"Authorization": f"Bearer {key.read_text().strip()}"}
+    allowed = {"/v1/edge/breast-cancer": 200, "/v1/edge/another": 403, "/v1/keys": 403}
+    asked = {path: httpx.get(docs[1].removesuffix("/docs") + path, headers=bearer) for path in allowed}
+    assert {path: answer.status_code for path, answer in asked.items()} == allowed
 
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
-    assert running.returncode == 0
+    demo.send_signal(signal.SIGINT)
+    assert demo.wait(timeout=60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(docs[1])
 
-    again = subprocess.run(
-        [*order, "--once"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    told = once(tmp_path)
+    assert "Published  already, as version 1" in told
+    assert told.count("Exported   already, breast-cancer version 1") == 2
+    assert re.search(r"^Pulled .*: version 1 is current$", told, re.MULTILINE)
+
+
+def test_a_cnn_goes_the_same_ways_and_its_int8_is_a_third_as_large(tmp_path, tensorflow_is_there):
+    told = once(tmp_path, "--keras")
+    assert "Published  digits version 1 over HTTP: ready" in told
+    assert "Runtime    tflite: converted to LiteRT" in told
+    assert "500 of 500 labels are Keras' own" in told
+    found = re.search(
+        r"accuracy (\S+) in float32, (\S+) in int8;\s+(\S+) bytes in float32, (\S+) in int8", told
     )
-    assert again.returncode == 0, again.stderr
-    assert "Published  already, as version 1" in again.stdout
-    assert again.stdout.splitlines()[-1].startswith("Stopped")
+    before, after = float(found[1]), float(found[2])
+    assert before > 0.9
+    assert after > before - 0.02
+    assert int(found[4].replace(",", "")) < int(found[3].replace(",", "")) / 3 + 1000
+
+    again = once(tmp_path, "--keras")
+    assert again.count("Published  already, as version 1") == 2
+    assert again.count("Exported   already, digits version 1") == 2
+    assert len(re.findall(r"^Pulled .*: version 1 is current$", again, re.MULTILINE)) == 2
