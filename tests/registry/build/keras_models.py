@@ -103,12 +103,14 @@ def two_inputs() -> Any:
 
 
 @cache
-def exported(name: str) -> bytes:
+def exported(name: str, rows: int | None = None) -> bytes:
     """The model of this name as Keras itself writes it for LiteRT: names and shapes are Keras' own."""
+    model = globals()[name]()
+    shapes = [keras.InputSpec(shape=(rows, *i.shape[1:]), dtype=i.dtype, name=i.name) for i in model.inputs]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.tflite"
-        globals()[name]().export(file, format="litert", verbose=False)
+        model.export(file, format="litert", verbose=False, **({"input_signature": shapes} if rows else {}))
         return file.read_bytes()
 
 
