@@ -131,6 +131,25 @@ def _unseen(given: Input, column: Array, random: np.random.Generator) -> Array:
     return column
 
 
+def _unscaled(steps: list[Any], rows: Array, chosen: Array) -> Array | None:
+    """The features' own values at which the trees behind `steps` split; None when there is no way back."""
+    at, feature = np.arange(len(chosen)), chosen[:, 0].astype(int)
+    try:
+        scaled = rows
+        for step in steps:
+            scaled = step.transform(scaled)
+        if np.shape(scaled) != rows.shape:
+            return None
+        scaled = np.array(scaled, dtype=np.float64)
+        scaled[at, feature] = chosen[:, 1]
+        for step in reversed(steps):
+            scaled = step.inverse_transform(scaled)
+        values: Array = np.asarray(scaled, dtype=np.float64)[at, feature]
+    except Exception:  # anybody's step may raise anything; the other kinds of rows are compared all the same
+        return None
+    return values
+
+
 def _at_splits(
     model: Any, inputs: tuple[Input, ...], base: list[Array], splits: Array, random: np.random.Generator
 ) -> Rows | None:
@@ -143,19 +162,9 @@ def _at_splits(
     steps = thresholds.before_trees(model)
     at = np.arange(len(chosen))
     feature = chosen[:, 0].astype(int)
-    if steps:
-        scaled = rows
-        for step in steps:
-            scaled = step.transform(scaled)
-        if np.shape(scaled) != rows.shape:
-            return None
-        scaled = np.array(scaled, dtype=np.float64)
-        scaled[at, feature] = chosen[:, 1]
-        for step in reversed(steps):
-            scaled = step.inverse_transform(scaled)
-        value = np.asarray(scaled)[at, feature]
-    else:
-        value = chosen[:, 1]
+    value = _unscaled(steps, rows, chosen) if steps else chosen[:, 1]
+    if value is None:
+        return None
     blocks = []
     for beside in _beside(value):
         block = rows.copy()
