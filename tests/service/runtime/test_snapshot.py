@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,9 @@ from registry import aliases, db, keys
 from registry.errors import NotFound, NotReady
 from service.config import Settings
 from service.runtime.snapshot import Snapshot
+from tests.registry.conftest import Postgres
 from tests.service.api import Api, refused, running
+from tests.service.estimators import yes_or_no
 from tests.service.server import Server, serving
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
@@ -134,33 +137,46 @@ def test_a_key_revoked_at_one_server_is_refused_by_another_soon(two: tuple[Serve
             assert soon(lambda: second.get("/v1/models").status_code == 401)
 
 
+@pytest.fixture
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    started = Postgres(tmp_path_factory.mktemp("pg") / "data")
+    yield started
+    started.stop()
+
+
 @pytest.mark.anyio
-async def test_a_database_that_goes_away_makes_it_unready_and_its_return_ready(home: Path):
-    async with running(Settings(home=home)) as api:
-        assert (await _ready(api)).status_code == 200
-        away = home / "away.db"
-        (home / "registry.db").rename(away)
-        (home / "registry.db").mkdir()
+async def test_a_database_that_goes_away_makes_it_unready_and_its_return_ready(
+    postgres: Postgres, tmp_path: Path
+):
+    """It answers all along from what it has in memory. SQLite's file cannot go away while it is open."""
+    database = postgres.create()
+    settings = Settings(home=tmp_path / "home", database_url=postgres.url(database))
+    engine = db.connect(settings.url)
+    db.migrate(engine, tmp_path)
+    engine.dispose()
+    async with running(settings) as api:
+        await api.publish("flag", yes_or_no(), alias="champion")
+        await _becomes(api, 200)
+        postgres.execute(
+            f"ALTER DATABASE {database} ALLOW_CONNECTIONS false",
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
+        )
         try:
-            api.services.engine.dispose()
-            answer = await _ready(api)
-            assert answer.status_code == 503
-            assert answer.json()["checks"]["database"] != "ok"
+            assert "does not answer" in (await _becomes(api, 503)).json()["checks"]["database"]
             assert (await api.anonymous.get("/livez")).status_code == 200
-            predicted = await api.predict("flag", ROW)
-            assert predicted.status_code in (200, 503)
+            assert (await api.predict("flag", ROW)).json()["predictions"][0]["label"] == "yes"
             refused(await api.client.get("/v1/models"), 503)
+            refused(await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]}), 503)
         finally:
-            (home / "registry.db").rmdir()
-            away.rename(home / "registry.db")
-        until = time.monotonic() + 15
-        while (found := await _ready(api)).status_code != 200:
-            assert time.monotonic() < until, found.text
-            await asyncio.sleep(0.05)
+            postgres.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+        await _becomes(api, 200)
         assert (await api.client.get("/v1/models")).status_code == 200
-        answer = await api.client.put("/v1/models/flag/aliases/champion", json={"version": 2})
-        assert answer.status_code == 200
+        assert (await api.publish("flag", yes_or_no(swapped=True)))["state"] == "ready"
 
 
-async def _ready(api: Api) -> httpx.Response:
-    return await api.anonymous.get("/readyz")
+async def _becomes(api: Api, status: int) -> httpx.Response:
+    until = time.monotonic() + 30
+    while (found := await api.anonymous.get("/readyz")).status_code != status:
+        assert time.monotonic() < until, found.text
+        await asyncio.sleep(0.05)
+    return found
