@@ -66,12 +66,12 @@ class HotPath:
         version = self._resolve(scope, name, number)
         content_type, accept = negotiate(scope)
         body = await _read(receive)
-        start = time.perf_counter()
-        answer, loaded, rows = await self._predict(version, body, content_type, accept)
+        start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
+        answer, loaded, rows = await self._predict(version, body, content_type, accept, prediction_id)
         loaded.seconds.observe(time.perf_counter() - start)
         loaded.rows.inc(rows)
         call.quiet = True
-        await _send(send, answer, accept)
+        await _send(send, answer, accept, loaded, prediction_id)
 
     def _resolve(self, scope: Scope, name: str, number: str | None) -> Version:
         alias = _alias(scope["query_string"], number is not None) if scope["query_string"] else None
@@ -83,16 +83,19 @@ class HotPath:
         return self._snapshot.resolve(name, number=int(number))
 
     async def _predict(
-        self, version: Version, body: bytes, content_type: str, accept: str
+        self, version: Version, body: bytes, content_type: str, accept: str, prediction_id: str
     ) -> tuple[bytes, Loaded, int]:
         loaded = await self._pool.take(version.id)
         try:
             if content_type == JSON and len(body) <= INLINE_BYTES:
                 rows = loaded.codec.decode_json(body)
                 if accept == JSON and loaded.quick(len(rows)):
-                    return _run(loaded, rows, accept), loaded, len(rows)
-                return await self._in_thread(loaded, _run, loaded, rows, accept), loaded, len(rows)
-            answer, count = await self._in_thread(loaded, _decode_and_run, loaded, body, content_type, accept)
+                    return _run(loaded, rows, accept, prediction_id), loaded, len(rows)
+                answer = await self._in_thread(loaded, _run, loaded, rows, accept, prediction_id)
+                return answer, loaded, len(rows)
+            answer, count = await self._in_thread(
+                loaded, _decode_and_run, loaded, body, content_type, accept, prediction_id
+            )
             return answer, loaded, count
         finally:
             self._pool.release(loaded)
@@ -110,16 +113,18 @@ class HotPath:
             ) from error
 
 
-def _run(loaded: Loaded, rows: Rows, accept: str) -> bytes:
+def _run(loaded: Loaded, rows: Rows, accept: str, prediction_id: str) -> bytes:
     outputs = loaded.runtime.run(rows)
     if accept == JSON:
-        return loaded.codec.encode_json(outputs, loaded.name, loaded.number, telemetry.make_id("pred"))
+        return loaded.codec.encode_json(outputs, loaded.name, loaded.number, prediction_id)
     return loaded.codec.encode_csv(outputs) if accept == CSV else loaded.codec.encode_arrow(outputs)
 
 
-def _decode_and_run(loaded: Loaded, body: bytes, content_type: str, accept: str) -> tuple[bytes, int]:
+def _decode_and_run(
+    loaded: Loaded, body: bytes, content_type: str, accept: str, prediction_id: str
+) -> tuple[bytes, int]:
     rows = _decode(loaded.codec, body, content_type)
-    return _run(loaded, rows, accept), len(rows)
+    return _run(loaded, rows, accept, prediction_id), len(rows)
 
 
 def _decode(codec: Codec, body: bytes, content_type: str) -> Rows:
@@ -158,10 +163,12 @@ async def _read(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _send(send: Send, body: bytes, media_type: str) -> None:
+async def _send(send: Send, body: bytes, media_type: str, loaded: Loaded, prediction_id: str) -> None:
     headers = [
         (b"content-type", media_type.encode()),
-        (b"content-length", str(len(body)).encode()),
+        (b"content-length", b"%d" % len(body)),
+        *loaded.headers,  # a table has no room for what the JSON answer says beside its predictions
+        (b"x-prediction-id", prediction_id.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -40,6 +40,7 @@ class Loaded:
     def __init__(self, name: str, number: int, kind: str, signature: Signature, runtime: Runtime) -> None:
         self.name, self.number, self.kind, self.runtime = name, number, kind, runtime
         self.codec = Codec(signature)
+        self.headers = [(b"x-model-name", name.encode()), (b"x-model-version", b"%d" % number)]
         self.row_s = float("inf")  # seconds a row costs; infinite: always off the event loop
         # Calls of an isolated model, and of LiteRT's interpreter, take turns: they wait for them where they
         # are in nobody else's way, and never on the event loop.

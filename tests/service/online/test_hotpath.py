@@ -342,6 +342,22 @@ async def test_every_prediction_has_an_id_of_its_own(api: Api):
     assert len({a.json()["id"] for a in answers}) == 50
 
 
+@pytest.mark.parametrize("accept", ["application/json", CSV, ARROW])
+async def test_every_answer_names_model_version_and_prediction(api: Api, accept: str):
+    answers = [
+        await api.client.post(
+            "/v1/models/price/predict", json={"instances": [ROW]}, headers={"Accept": accept}
+        )
+        for _ in range(2)
+    ]
+    said = [(a.headers["x-model-name"], a.headers["x-model-version"]) for a in answers]
+    assert said == [("price", "1")] * 2
+    first, second = (a.headers["x-prediction-id"] for a in answers)
+    assert first != second
+    if accept == "application/json":
+        assert [a.json()["id"] for a in answers] == [first, second]
+
+
 async def test_many_callers_at_once_each_get_their_own_answer(api: Api):
     async def ask(i: int) -> None:
         answer = (await api.predict("price", *[ROW | {"x0": float(i)}] * (1 + i % 3 * 300))).json()
