@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry.build import calibration, gate_tflite, metrics, quantize, rowset
+from registry.build import calibration, export_gate, metrics, quantize, rowset
 from registry.build.job import Exported, ExportJob, Quantize
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Rows
@@ -147,23 +147,23 @@ def _gate(
     job: ExportJob, how: Quantize, source: Source, held_out: Sample | None, file: Path, report: Report
 ) -> list[str]:
     """Measures the file on LiteRT; why it is outside of the bounds."""
-    lost = gate_tflite.loss(how, source.exact, report.fields.get("given_up", ""))
-    bounds = gate_tflite.limits(job.bounds, lost, job.signature)
+    lost = export_gate.loss(how, source.exact, report.fields.get("given_up", ""))
+    bounds = export_gate.limits(job.bounds, lost, job.signature)
     report.fields["bounds"] = msgspec.to_builtins(bounds)
     runtime = TfliteRuntime(file, job.signature)
     with report.step("reference"):
         blocks = source.blocks(_some(held_out))
     with report.step("measure"):
-        held = gate_tflite.judged([b.kind for b in blocks], lost)
-        found = gate_tflite.measure(blocks, runtime.run, job.signature, held)
+        held = export_gate.judged([b.kind for b in blocks], lost)
+        found = export_gate.measure(blocks, runtime.run, job.signature, held)
         report.fields |= msgspec.to_builtins(found)
-        faults = gate_tflite.faults(found, bounds)
+        faults = export_gate.faults(found, bounds)
         if not found.error:
             accuracy = _accuracy(job, source, held_out, runtime, report)
             report.fields["accuracy"] = accuracy
-            faults += gate_tflite.accuracy_faults(accuracy, bounds, job.bounds)
+            faults += export_gate.accuracy_faults(accuracy, bounds, job.bounds)
             report.fields["latency_us"] = _latency(runtime, blocks[0].rows)
-    if held_out is not None and (alike := gate_tflite.blurred(held_out.rows, job.signature)):
+    if held_out is not None and (alike := export_gate.blurred(held_out.rows, job.signature)):
         report.warnings.append(
             f"float32, which a .tflite takes, cannot tell all values of {', '.join(alike[:10])} apart"
         )

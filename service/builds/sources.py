@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from registry.build import (
     describe,
+    export_gate,
     forests,
-    gate_tflite,
     keras_describe,
     keras_parity,
     parity,
@@ -64,7 +64,7 @@ def sklearn(job: ExportJob, report: Report) -> Source:
 
     def blocks(rows: Rows | None) -> list[parity.Block]:
         kinds = rowset.kinds(model, job.signature, rows)
-        sent = {kind: gate_tflite.single(found, job.signature) for kind, found in kinds.items()}
+        sent = {kind: export_gate.single(found, job.signature) for kind, found in kinds.items()}
         return parity.reference(estimator.run, sent)
 
     return Source(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.build import gate_tflite, parity
-from registry.build.gate_tflite import Fidelity, Limits
+from registry.build import export_gate, parity
+from registry.build.export_gate import Fidelity, Limits
 from registry.build.job import Bounds
 from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
@@ -41,13 +41,13 @@ def value(rows: Rows) -> Outputs:
 def measured(answer: Any, signature: Signature = CLASSIFIER, lost: Any = "digits") -> Fidelity:
     source = classify if signature is CLASSIFIER else value
     blocks = parity.reference(source, {"random": ROWS, "wide": FAR})
-    held = gate_tflite.judged([b.kind for b in blocks], lost)
-    return gate_tflite.measure(blocks, answer, signature, held)
+    held = export_gate.judged([b.kind for b in blocks], lost)
+    return export_gate.measure(blocks, answer, signature, held)
 
 
 def faults(found: Fidelity, asked: Bounds = ANY, lost: Any = "digits") -> list[str]:
     signature = REGRESSOR if found.label_agreement is None else CLASSIFIER
-    return gate_tflite.faults(found, gate_tflite.limits(asked, lost, signature))
+    return export_gate.faults(found, export_gate.limits(asked, lost, signature))
 
 
 def test_the_same_answers_have_no_faults() -> None:
@@ -127,25 +127,25 @@ def test_outside_of_the_example_quantized_numbers_are_measured_and_not_judged() 
 
 
 def test_what_may_be_lost_follows_from_what_was_done() -> None:
-    assert gate_tflite.loss("none", True, "") == "nothing"
-    assert gate_tflite.loss("int8", True, "") == "nothing"  # there are no weights in a tree
-    assert gate_tflite.loss("none", False, "") == "digits"
-    assert gate_tflite.loss("int8", False, "") == "int8"
-    assert gate_tflite.loss("none", True, "kept 3 of 10 trees") == "aggregated"
+    assert export_gate.loss("none", True, "") == "nothing"
+    assert export_gate.loss("int8", True, "") == "nothing"  # there are no weights in a tree
+    assert export_gate.loss("none", False, "") == "digits"
+    assert export_gate.loss("int8", False, "") == "int8"
+    assert export_gate.loss("none", True, "kept 3 of 10 trees") == "aggregated"
 
 
 def test_quantized_exports_are_judged_on_the_example_where_there_is_one() -> None:
-    assert gate_tflite.judged(["example", "random", "wide"], "int8") == {"example"}
-    assert gate_tflite.judged(["random", "wide"], "dynamic") == {"random"}
-    assert gate_tflite.judged(["example", "random", "wide"], "digits") == {"example", "random"}
+    assert export_gate.judged(["example", "random", "wide"], "int8") == {"example"}
+    assert export_gate.judged(["random", "wide"], "dynamic") == {"random"}
+    assert export_gate.judged(["example", "random", "wide"], "digits") == {"example", "random"}
 
 
 def test_what_was_asked_for_replaces_the_default_and_the_rest_stays() -> None:
-    assert gate_tflite.limits(Bounds(max_accuracy_drop=0.5, max_bytes=9), "int8", CLASSIFIER) == Limits(
+    assert export_gate.limits(Bounds(max_accuracy_drop=0.5, max_bytes=9), "int8", CLASSIFIER) == Limits(
         labels=0.05, numbers=None, accuracy_drop=0.5, bytes=9
     )
     wide = Bounds(max_disagreement=0.3)
-    of_labels, of_numbers = (gate_tflite.limits(wide, "nothing", s) for s in (CLASSIFIER, REGRESSOR))
+    of_labels, of_numbers = (export_gate.limits(wide, "nothing", s) for s in (CLASSIFIER, REGRESSOR))
     assert (of_labels.labels, of_labels.numbers) == (0.3, None)
     assert (of_numbers.labels, of_numbers.numbers) == (None, 0.3)
 
@@ -163,18 +163,18 @@ def test_what_was_asked_for_replaces_the_default_and_the_rest_stays() -> None:
 )
 def test_accuracy_may_drop_as_far_as_asked(drop: float, rows: int, asked: Bounds, fits: bool) -> None:
     found = {"measure": "accuracy", "before": 0.9, "after": 0.9 - drop, "drop": drop, "rows": rows}
-    limits = gate_tflite.limits(asked, "digits", CLASSIFIER)
-    assert (gate_tflite.accuracy_faults(found, limits, asked) == []) is fits
+    limits = export_gate.limits(asked, "digits", CLASSIFIER)
+    assert (export_gate.accuracy_faults(found, limits, asked) == []) is fits
 
 
 def test_rows_are_measured_as_a_device_sends_them() -> None:
     inputs = (Input("plain", "float64"), Input("coded", "float64", categories=(0.1, 0.2)))
     signature = Signature("regression", inputs, REGRESSOR.outputs)
-    sent = gate_tflite.single(Rows(np.array([[0.1, 0.1]])), signature)
+    sent = export_gate.single(Rows(np.array([[0.1, 0.1]])), signature)
     assert sent.matrix is not None
     assert sent.matrix.tolist() == [[float(np.float32(0.1)), 0.1]]
 
 
 def test_a_feature_whose_values_float32_cannot_tell_apart_is_named() -> None:
     times = 1_700_000_000 + np.arange(10.0)
-    assert gate_tflite.blurred(Rows(np.column_stack([times, np.arange(10.0)])), REGRESSOR) == ["a"]
+    assert export_gate.blurred(Rows(np.column_stack([times, np.arange(10.0)])), REGRESSOR) == ["a"]
