@@ -102,7 +102,7 @@ class Pool:
     def by_kind(self) -> dict[str, int]:
         """How many versions are loaded, by runtime."""
         kinds = [m.kind for m in list(self._models.values())]
-        return {kind: kinds.count(kind) for kind in ("onnx", "isolated")}
+        return {kind: kinds.count(kind) for kind in ("onnx", "tflite", "isolated")}
 
     async def close(self) -> None:
         """End every load and every runtime."""
