@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from registry.aliases import CHAMPION
 from registry.errors import NotFound
-from registry.tables import AliasRow, ModelRow, VersionRow
+from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
 
 
 class Entry(NamedTuple):
@@ -19,6 +20,41 @@ class Entry(NamedTuple):
     runtime: str
     description: str
     signature: dict[str, Any]
+
+
+class Exported(NamedTuple):
+    """The newest ready export of a version in one quantization."""
+
+    model: str
+    version: int
+    quantize: str
+    bytes: int | None
+    min_runtime: str | None
+    report: dict[str, Any] | None
+
+
+def exported(session: Session, versions: Sequence[tuple[str, int]]) -> list[Exported]:
+    """What devices can have of these versions, each a model's name and a number."""
+    newest = (
+        select(func.max(ExportRow.id))
+        .where(ExportRow.state == "ready")
+        .group_by(ExportRow.version_id, ExportRow.quantize)
+    )
+    query = (
+        select(
+            ModelRow.name,
+            VersionRow.number,
+            ExportRow.quantize,
+            ExportRow.bytes,
+            ExportRow.min_runtime,
+            ExportRow.report,
+        )
+        .join(VersionRow, VersionRow.id == ExportRow.version_id)
+        .join(ModelRow, ModelRow.id == VersionRow.model_id)
+        .where(ExportRow.id.in_(newest), tuple_(ModelRow.name, VersionRow.number).in_(versions))
+        .order_by(ExportRow.quantize.desc())
+    )
+    return [Exported(*row) for row in session.execute(query)]
 
 
 def entries(session: Session, name: str | None = None) -> list[Entry]:

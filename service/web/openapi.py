@@ -48,7 +48,7 @@ def merge(base: Schema, models: Sequence[ModelDoc]) -> Schema:
 def model_document(base: Schema, model: ModelDoc) -> Schema:
     """One model's own document: its predict operation and nothing else."""
     info = {**base["info"], "title": model.name, "version": str(model.version)}
-    info["description"] = model.description
+    info["description"] = _about(model, model.description)
     document = _frame({}, info)
     document["paths"] = {}
     _add(document, model)
@@ -81,7 +81,12 @@ def _add(document: Schema, model: ModelDoc) -> None:
 
 
 def _tag(model: ModelDoc) -> Schema:
-    return {"name": model.name, "description": model.description or f"Task: {model.signature.task}."}
+    text = model.description or f"Task: {model.signature.task}."
+    return {"name": model.name, "description": _about(model, text)}
+
+
+def _about(model: ModelDoc, text: str) -> str:
+    return "\n\n".join(filter(None, [text, model.exports]))
 
 
 def _listed(model: ModelDoc) -> Schema:

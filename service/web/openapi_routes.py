@@ -13,7 +13,7 @@ from registry.names import NAME_PATTERN
 from registry.signature import Signature
 from service.web.deps import CallerDep, Services, ServicesDep, guarded
 from service.web.documents import problem_schemas, problems
-from service.web.openapi import merge, model_document
+from service.web.openapi import MAX_TYPED, merge, model_document
 from service.web.operations import ModelDoc
 
 router = APIRouter(tags=["docs"])
@@ -63,7 +63,10 @@ def _answer(request: Request, services: Services, caller: Key, name: str | None)
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     with db.reading(services.sessions) as session:
-        models = [_doc(entry) for entry in catalog.entries(session, name) if caller.reaches(entry.name)]
+        entries = [e for e in catalog.entries(session, name) if caller.reaches(e.name)]
+        shown = entries if len(entries) <= MAX_TYPED else []  # of more there is but a list
+        exported = catalog.exported(session, [(e.name, e.version) for e in shown])
+    models = [_doc(e, [x for x in exported if (x.model, x.version) == (e.name, e.version)]) for e in entries]
     base = base_document(request.app)
     document = merge(base, models) if name is None else model_document(base, models[0])
     return Response(msgspec.json.encode(document), media_type="application/json", headers=headers)
@@ -81,7 +84,7 @@ def base_document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _doc(entry: catalog.Entry) -> ModelDoc:
+def _doc(entry: catalog.Entry, exported: list[catalog.Exported]) -> ModelDoc:
     return ModelDoc(
         name=entry.name,
         version=entry.version,
@@ -89,4 +92,29 @@ def _doc(entry: catalog.Entry) -> ModelDoc:
         runtime=entry.runtime,
         alias=entry.alias,
         description=entry.description,
+        exports=_table(entry, exported) if exported else "",
     )
+
+
+def _table(entry: catalog.Entry, exported: list[catalog.Exported]) -> str:
+    """How faithful each file for devices is, in short; its record has the whole report."""
+    lines = [
+        f"For devices, version {entry.version} as .tflite (`GET /v1/edge/{entry.name}/latest.tflite`):\n",
+        "| quantize | bytes | LiteRT from | labels agree | largest difference | us a row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for export in exported:
+        report = export.report or {}
+        figures = (
+            f"{export.bytes or 0:,}",
+            export.min_runtime,
+            _figure(report.get("label_agreement"), ".2%"),
+            _figure(report.get("largest_difference"), ".1e"),
+            _figure((report.get("latency_us") or {}).get("p50"), ".0f"),
+        )
+        lines.append(" | ".join(["", export.quantize, *(f or "" for f in figures), ""]).strip())
+    return "\n".join(lines)
+
+
+def _figure(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else ""

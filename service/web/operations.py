@@ -35,6 +35,7 @@ class ModelDoc:
     runtime: str
     alias: str | None = None  # "champion" when `version` is what `/v1/models/{name}/predict` answers with
     description: str = ""
+    exports: str = ""  # Markdown: what devices can have of this version
 
     @property
     def path(self) -> str:
@@ -127,7 +128,8 @@ def _instances(instance: Schema) -> Schema:
 def _answer(prediction: Schema, columns: str) -> Schema:
     table = f"One row per instance; the columns are {columns}."
     return {
-        "description": "One prediction per instance, in order.",
+        "description": "One prediction per instance, in order. The headers `X-Model-Name`, `X-Model-Version` and "
+        "`X-Prediction-Id` say what a table has no room for.",
         "content": {
             JSON: {
                 "schema": {

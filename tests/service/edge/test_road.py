@@ -56,3 +56,14 @@ def labels(file: bytes) -> list[int]:
     label = next(o for o in interpreter.get_output_details() if o["name"].endswith("label"))
     found: list[int] = interpreter.get_tensor(label["index"]).tolist()
     return found
+
+
+async def test_the_docs_say_what_devices_can_have_and_how_faithful_it_is(api: Api) -> None:
+    record = await export(api)
+    own = (await api.client.get("/v1/models/forest/openapi.json")).json()
+    whole = (await api.client.get("/openapi.json")).json()
+    shown = {t["name"]: t.get("description", "") for t in whole["tags"]}
+    row = f"| none | {record['bytes']:,} | {record['min_runtime']} | 100.00% |"
+    for text in (own["info"]["description"], shown["forest"]):
+        assert row in text
+    assert "| none |" not in shown["price"]
