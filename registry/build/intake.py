@@ -39,6 +39,12 @@ def name(model: Any) -> str:
     return type(model).__name__
 
 
+def _one(model: Any) -> str:
+    """Its name in a sentence: "an int", "a dict"."""
+    article = "an" if name(model)[0] in "aeiouAEIO" else "a"  # not U: no unit, no UserDict is an "an"
+    return f"{article} {name(model)}"
+
+
 def names(model: Any) -> tuple[str, ...] | None:
     """The feature names it was fitted with."""
     found = _first_attribute(model, "feature_names_in_")
@@ -86,13 +92,13 @@ def require_servable(model: Any) -> None:
     if isinstance(model, type):
         raise Refused(f"the pickle holds the class {model.__name__} itself, not a fitted estimator")
     if not hasattr(model, "fit"):
-        raise Refused(f"the pickle holds a {name(model)}, which is no scikit-learn estimator")
+        raise Refused(f"the pickle holds {_one(model)}, which is no scikit-learn estimator")
     try:
         check_is_fitted(model)
     except NotFittedError as error:
         raise Refused(f"{name(model)} is not fitted; call fit before publishing it") from error
     except (TypeError, AttributeError) as error:
-        raise Refused(f"the pickle holds a {name(model)}, which is no scikit-learn estimator") from error
+        raise Refused(f"the pickle holds {_one(model)}, which is no scikit-learn estimator") from error
     if not (hasattr(model, "predict") or hasattr(model, "transform")):
         raise Refused(
             f"{name(model)} has neither predict nor transform after fit, so it cannot answer for new rows"
