@@ -34,8 +34,8 @@ def main() -> int:
             edge.road(client, forest, online.road(client, forest))
             if cnn is not None:
                 digits.road(client, cnn)
-            invite(client.url)
             if not args.once:
+                invite(client.url)
                 say("Running", "Ctrl-C stops the server")
                 server.wait()
     except Failed as failed:

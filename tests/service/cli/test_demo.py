@@ -35,6 +35,7 @@ def once(folder: Path, *more: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
+    assert "Try it" not in done.stdout  # nothing is there to be tried
     assert done.stdout.splitlines()[-1].startswith("Stopped")
     return done.stdout
 
