@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine
@@ -18,6 +16,5 @@ def config(engine: Engine) -> Config:
 
 def run(engine: Engine, revision: str) -> None:
     """Migrate up or down to `revision` ("head", "base", or a number such as "0001")."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it does is said by our callers
     order = command.downgrade if revision == "base" else command.upgrade
     order(config(engine), revision)
