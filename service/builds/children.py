@@ -32,12 +32,15 @@ class Keeper:
         name: str,
         start: Callable[[], subprocess.Popen[bytes]],
         await_up: Callable[[], bool] = lambda: False,
+        why: Callable[[], str] = lambda: "",
     ) -> None:
         """`start` starts the process, and is called again for each restart. `await_up` then waits until the
-        process has shown that it works, which ends a crash loop; False when it cannot tell."""
+        process has shown that it works, which ends a crash loop; False when it cannot tell.
+        `why` is asked when it has ended: what it said of that itself, or ""."""
         self.name = name
         self._start = start
         self._await_up = await_up
+        self._why = why
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()  # no process is started once `_stopping` is set
         self._stopping = threading.Event()
@@ -98,7 +101,8 @@ class Keeper:
             self._crashes = 0
         code = self._process.wait()
         self._process = None
-        return f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+        how = f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+        return f"{how} ({why})" if (why := self._why()) else how
 
 
 def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

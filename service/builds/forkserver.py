@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -25,6 +26,9 @@ if TYPE_CHECKING:  # numpy comes with the first model, not with the start
 
 START_S = 60.0
 """Longest a template may take for its imports; on a cold disk they have taken 8 s."""
+EXIT_S = 2.0
+"""Longest a template that closed its socket may take to end by itself, which tells more than our signal."""
+MOST_CHARACTERS = 200
 COMMAND_S = 10.0
 """Longest the template may take to fork or to end a child; one that takes longer is replaced."""
 
@@ -44,9 +48,35 @@ SET = {
 }
 
 
+class Said:
+    """A process's stderr: passed on to ours as it comes, and its last line kept, for it says why it ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._tail = b""
+        self._thread = threading.Thread(target=self._pass_on, name="stderr of the template", daemon=True)
+        self._thread.start()
+
+    def last(self) -> str:
+        """Its last words, once it has ended: up to `MOST_CHARACTERS`, "" when it said nothing."""
+        self._thread.join(EXIT_S)
+        lines = self._tail.decode(errors="replace").strip().splitlines()
+        return lines[-1].strip()[:MOST_CHARACTERS] if lines else ""
+
+    def _pass_on(self) -> None:
+        stderr = self._process.stderr
+        assert stderr is not None
+        with stderr:
+            while said := os.read(stderr.fileno(), 1 << 16):  # lines may be as long as a model likes
+                self._tail = (self._tail + said)[-4096:]
+                with contextlib.suppress(OSError):  # ours may be closed; the template must never block on it
+                    os.write(2, said)
+
+
 class Template(NamedTuple):
     process: subprocess.Popen[bytes]
     control: socket.socket
+    said: Said
 
     def end(self) -> None:
         self.control.close()
@@ -78,9 +108,10 @@ class ForkServer:
     """One template, kept alive. Thread-safe."""
 
     def __init__(self) -> None:
-        self._keeper = Keeper("the build template", self._start, self._await_up)
+        self._keeper = Keeper("the build template", self._start, self._await_up, self._why)
         self._turn = threading.Condition()  # one command at a time; notified when a template is up
-        self._starting: Template  # used by the keeper's thread alone
+        self._starting: Template  # used by the keeper's thread alone, as is the next
+        self._was_up = False  # has that one been up?
         self._template: Template | None = None  # the one that is up
         self._started = False
         self._stopped = False
@@ -173,29 +204,39 @@ class ForkServer:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # the server's stdout is not a model's to write to
+                    stderr=subprocess.PIPE,
                     start_new_session=True,  # Ctrl-C is for the server, which then ends its children in order
                 )
             except OSError:
                 ours.close()
                 raise
-        self._starting = Template(process, ours)
+        self._starting, self._was_up = Template(process, ours, Said(process)), False
         return process
 
     def _await_up(self) -> bool:
         """Wait for a new template to say that it is ready, then use it."""
         try:
             wire.receive(self._starting.control, Started, time.monotonic() + START_S)
-        except (wire.Broken, TimeoutError):
+        except wire.Broken:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._starting.process.wait(EXIT_S)
+            self._starting.end()
+            return False
+        except TimeoutError:
             self._starting.end()
             return False
         with self._turn:
             if self._started:
                 telemetry.CHILD_RESTARTS.labels("template").inc()
-            self._started = True
+            self._started = self._was_up = True
             self._give_up()
             self._template = self._starting
             self._turn.notify_all()
         return True
+
+    def _why(self) -> str:
+        """What a template that ended during its start said last; later it is its models that speak."""
+        return "" if self._was_up else self._starting.said.last()
 
 
 def _fork(control: socket.socket, role: Role, descriptor: socket.socket) -> int:

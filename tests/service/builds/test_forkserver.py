@@ -138,3 +138,20 @@ def test_a_template_that_cannot_start_is_a_problem_and_no_endless_wait(
         assert "cannot be started" in (forks.problem() or "")
     finally:
         forks.stop()
+
+
+def test_a_template_that_fails_at_its_start_is_told_by_its_own_exit_code_and_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "joblib.py").write_text("import no_such_module\n")  # what the template imports first
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    forks = ForkServer()
+    forks.start()
+    try:
+        with pytest.raises(Unavailable) as raised:
+            forks.fork("build")
+    finally:
+        forks.stop()
+    words = "ended with exit code 1 (ModuleNotFoundError: No module named 'no_such_module'), 3 times in a row"
+    assert str(raised.value) == f"the build template {words}"
+    assert "Traceback" in capfd.readouterr().err  # the whole of it is for the server's log
