@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,11 +18,14 @@ ROOT = Path(__file__).parent.parent
 ADDRESS = "http://127.0.0.1:8080"
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
+MANIFEST = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+
 
 @pytest.fixture
 def tour(tmp_path: Path):
     """A directory that looks like the repository to the README, with a server running in it."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")}
     log = tmp_path / "server.log"
     with log.open("wb") as out:
@@ -63,7 +67,7 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
-    publish, predict, csv, versions, keys = printed
+    publish, predict, csv, versions, keys, export, manifest, device = printed
     assert "iris:1 is ready on onnx" in publish
     assert predict.startswith('{"predictions":[{"label":"setosa"')
     assert csv.splitlines()[0].startswith("label,probability.setosa")
@@ -71,7 +75,14 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
     assert "more data" in versions  # the history
     assert "aliases: champion" in versions  # iris:1 is it again, after the rollback
     assert "scoring service" in keys
+    assert export.startswith("iris:1 as .tflite (none) is ready")
+    offered, described = json.loads(manifest), json.loads(MANIFEST)
+    assert offered.keys() == described.keys()
+    assert offered["report"].keys() >= described["report"].keys()
+    assert (offered["version"], offered["report"]["label_agreement"]) == (1, 1.0)
+    assert (directory / "device/iris.tflite").stat().st_size == offered["bytes"]
+    assert json.loads(device)["predictions"][0]["label"] == "setosa"
 
 
 def test_the_tour_has_its_blocks() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 8
