@@ -21,20 +21,21 @@ def builder() -> dict[str, str]:
     }
 
 
-def made_by(model: Any, caught: list[warnings.WarningMessage]) -> dict[str, str]:
+def made_by(model: Any, caught: list[warnings.WarningMessage]) -> dict[str, str | None]:
     """scikit-learn's version as its estimators carry it: they warn at loading when it is not this one.
 
-    A pickle does not tell the versions of numpy and Python; nothing is guessed for them.
+    A pickle does not tell the versions of numpy and Python: those are null, and nothing is guessed.
     """
+    made: dict[str, str | None] = {"scikit-learn": None, "numpy": None, "python": None}
     for warning in caught:
         if isinstance(warning.message, InconsistentVersionWarning):
-            return {"scikit-learn": str(warning.message.original_sklearn_version)}
+            return made | {"scikit-learn": str(warning.message.original_sklearn_version)}
     if type(model).__module__.startswith("sklearn."):
-        return {"scikit-learn": sklearn.__version__}
-    return {}
+        return made | {"scikit-learn": sklearn.__version__}
+    return made
 
 
-def warning(made: dict[str, str]) -> str | None:
+def warning(made: dict[str, str | None]) -> str | None:
     version = made.get("scikit-learn")
     if version is None or version == sklearn.__version__:
         return None

@@ -46,7 +46,7 @@ def version_lines(record: Record) -> Iterator[str]:
             yield f"{what}: {_pairs(value) if isinstance(value, dict) else _listed(value)}"
     yield f"created: {record['created_at']} by {record['created_by']}"
     if made := (record.get("lineage") or {}).get("made_by"):
-        yield f"made by: {_pairs(made)}"
+        yield f"made by: {_told(made)}"
     signature = record.get("signature") or {"inputs": [], "outputs": []}
     if signature["inputs"]:
         yield f"{signature['task']} of {len(signature['inputs'])} features:"
@@ -76,6 +76,14 @@ def _feature(given: Record) -> str:
 def _pairs(values: Record) -> str:
     shown = (f"{v:.4g}" if isinstance(v, float) else v for v in values.values())
     return ", ".join(f"{name}={value}" for name, value in zip(values, shown, strict=True))
+
+
+def _told(made: Record) -> str:
+    """Versions by library; null for what the artifact does not tell."""
+    known = {name: version for name, version in made.items() if version is not None}
+    untold = [name for name, version in made.items() if version is None]
+    gap = f"its file does not tell {_listed(untold)}" if untold else ""
+    return "; ".join(part for part in (_pairs(known), gap) if part)
 
 
 def _listed(value: Any) -> str:
