@@ -80,7 +80,7 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
     assert offered.keys() == described.keys()
     assert offered["report"].keys() >= described["report"].keys()
     assert (offered["version"], offered["report"]["label_agreement"]) == (1, 1.0)
-    assert (directory / "device/iris.tflite").stat().st_size == offered["bytes"]
+    assert (directory / ".trivium/device/iris.tflite").stat().st_size == offered["bytes"]
     assert json.loads(device)["predictions"][0]["label"] == "setosa"
 
 

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from sklearn.datasets import load_breast_cancer
+from sklearn.ensemble import RandomForestClassifier
+
+from registry.build import tflite
+from registry.build.describe import describe
+from registry.build.given import Corrections
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"
 ORDER = [sys.executable, DEMO, "--port", "0"]
@@ -40,7 +47,9 @@ def once(folder: Path, *more: str) -> str:
     return done.stdout
 
 
-def test_the_demo_goes_both_roads_until_ctrl_c_and_a_second_run_makes_nothing_new(demo, tmp_path):
+def test_the_demo_goes_both_roads_until_ctrl_c_a_second_run_makes_nothing_new_and_other_answers_fail(
+    demo, tmp_path
+):
     told = "".join(iter(demo.stdout.readline, "Running    Ctrl-C stops the server\n"))
     assert "Published  breast-cancer version 1 over HTTP: ready" in told
     assert "Runtime    onnx" in told
@@ -80,6 +89,15 @@ def test_the_demo_goes_both_roads_until_ctrl_c_and_a_second_run_makes_nothing_ne
     assert "Published  already, as version 1" in told
     assert told.count("Exported   already, breast-cancer version 1") == 2
     assert re.search(r"^Pulled .*: version 1 is current$", told, re.MULTILINE)
+
+    another = RandomForestClassifier(1, max_depth=1, random_state=0)
+    another.fit(*load_breast_cancer(return_X_y=True, as_frame=True))
+    another.classes_ = np.array(["malignant", "benign"])
+    signature = describe(another, None, Corrections()).signature
+    pulled.write_bytes(tflite.convert(another, signature))
+    failed = subprocess.run([*ORDER, "--once"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "Failed     the device's answers are not scikit-learn's" in failed.stdout
 
 
 def test_a_cnn_goes_the_same_ways_and_its_int8_is_a_third_as_large(tmp_path, tensorflow_is_there):
