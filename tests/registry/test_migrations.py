@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, select, text
 
 from migrations import HEAD
-from migrations.run import config, run
+from migrations.run import config
 from registry import changes, db
 from registry.errors import TriviumError
 from registry.tables import Base, RevisionRow
