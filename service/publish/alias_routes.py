@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BeforeValidator
 
 from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
-from service.publish.routes import ModelName
 from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, Services, ServicesDep, WriteDep, guarded, writing
 from service.web.documents import problems
+from service.web.fields import ModelName
 from service.web.pages import Listed, PageQuery, listed
 
 router = APIRouter(tags=["aliases"])

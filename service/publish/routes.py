@@ -4,34 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BeforeValidator, Field
 
 from registry import models, versions
-from registry.names import NAME_PATTERN
 from service.publish.schemas import EditBody, ModelRecord, PublishBody, VersionRecord
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
 from service.web.documents import problems
+from service.web.fields import ModelName, Number
 from service.web.idempotency import Done, IdempotencyKey, once
 from service.web.pages import Listed, SearchQuery, listed
 
 router = APIRouter(tags=["models"])
 SUFFIXES = {"sklearn-joblib": ".joblib", "onnx": ".onnx", "keras": ".keras", "tflite": ".tflite"}
-
-
-def _digits(text: str) -> str:
-    """Pydantic alone takes 1.0, 1_0 and +1 for numbers too."""
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError("not an integer from 1")
-    return text
-
-
-ModelName = Annotated[str, Path(description="the model's name", pattern=NAME_PATTERN)]
-Number = Annotated[
-    Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_digits)],
-    Path(description="the version's number"),
-]
 
 
 @router.get("/v1/models", dependencies=[guarded("any")], responses=problems(422))

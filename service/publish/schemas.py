@@ -5,29 +5,22 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.aliases import CHAMPION
 from registry.keys import Scope
 from registry.models import Summary
 from registry.names import NAME_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
-from service.web.strict import Checked
+from service.web.fields import Sha256, Strict
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" + "0" * 48])]
 Tags = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]],
     Field(max_length=64, examples=[{"team": "risk"}]),
 ]
 Description = Annotated[str, Field(max_length=10_000)]
 Reason = Annotated[str | None, Field(max_length=1000, examples=["better recall"])]
-
-
-class Strict(Checked):
-    """A request's body: what `Checked` refuses, and a string is no number."""
-
-    model_config = ConfigDict(strict=True)
 
 
 class Example(Strict):
