@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from registry.errors import FieldError
+from registry.errors import Invalid
 from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
 from service.runtime.bounds import MAX_INSTANCES
@@ -60,10 +60,36 @@ def typed(model: ModelDoc) -> Schema:
         "description": _field_table(instance_schema(model.signature)["properties"]),
         "requestBody": _body(instance, example={"instances": [example]}, table=_csv(example)),
         "responses": {
-            "200": _answer(prediction, columns),
+            "200": _answer(prediction, columns, _by(model)),
             **_ERRORS,
+            "422": _wrong(model),
         },
     }
+
+
+def _by(model: ModelDoc) -> Schema:
+    """What says who answered. The version is an example: the alias moves."""
+    name: Schema = {"type": "string", "const": model.name}
+    version: Schema = {"type": "integer", "minimum": 1, "examples": [model.version]}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "version"],
+        "properties": {"name": name, "version": version},
+    }
+
+
+def _wrong(model: ModelDoc) -> Schema:
+    """The 422, in the codec's own words for an instance without the model's first field."""
+    from service.runtime.codec import Codec  # numpy again
+
+    first = Signature(model.signature.task, model.signature.inputs[:1], model.signature.outputs)
+    try:
+        Codec(first).decode_json(b'{"instances":[{}]}')
+    except Invalid as error:
+        shown: Problem = problem(422, str(error), model.path, "req-1", tuple(error.errors))
+        return _refusal(422, msgspec.to_builtins(shown))
+    raise AssertionError("an instance without its first field was taken")
 
 
 def _field_table(features: Schema) -> str:
@@ -109,6 +135,7 @@ def _body(instance: Schema, example: Schema | None = None, table: str | None = N
     if table is not None:
         as_csv["example"] = table
     return {
+        "description": "Of a key that stands twice in a JSON object, the last one counts.",
         "required": True,
         "content": {JSON: as_json, CSV: as_csv, ARROW: {"schema": {"type": "string", "format": "binary"}}},
     }
@@ -125,7 +152,7 @@ def _instances(instance: Schema) -> Schema:
     }
 
 
-def _answer(prediction: Schema, columns: str) -> Schema:
+def _answer(prediction: Schema, columns: str, by: Schema) -> Schema:
     table = f"One row per instance; the columns are {columns}."
     return {
         "description": "One prediction per instance, in order. The headers `X-Model-Name`, `X-Model-Version` and "
@@ -138,7 +165,7 @@ def _answer(prediction: Schema, columns: str) -> Schema:
                     "required": ["predictions", "model", "id"],
                     "properties": {
                         "predictions": {"type": "array", "items": prediction},
-                        "model": {"$ref": "#/components/schemas/PredictedBy"},
+                        "model": by,
                         "id": {"type": "string", "description": "The prediction's id."},
                     },
                 }
@@ -169,21 +196,12 @@ _REFUSALS = {
     503: "The model cannot answer now.",
     504: "The model did not answer within its deadline.",
 }
-_WRONG = FieldError("'age' is missing", instance=0, field="age", expected="a number")
 
 
-def _responses() -> Schema:
-    """The refusals as `components.responses`, once for all models."""
+def _refusal(status: int, example: object = None) -> Schema:
     content: Schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    shown: Problem = problem(422, f"instance 0: {_WRONG.message}", "/v1/models/m/predict", "req-1", (_WRONG,))
-    wrong = content | {"example": msgspec.to_builtins(shown)}
-    return {
-        f"Predict{status}": {
-            "description": text,
-            "content": {MEDIA_TYPE: wrong if status == 422 else content},
-        }
-        for status, text in _REFUSALS.items()
-    }
+    shown = {} if example is None else {"example": example}
+    return {"description": _REFUSALS[status], "content": {MEDIA_TYPE: content | shown}}
 
 
 _ERRORS = {str(status): {"$ref": f"#/components/responses/Predict{status}"} for status in _REFUSALS}
@@ -199,7 +217,11 @@ def _generic(operation: str, summary: str, parameters: list[Schema]) -> Schema:
             "parameters": parameters,
             "requestBody": _body({"$ref": "#/components/schemas/Instance"}),
             "responses": {
-                "200": _answer({"$ref": "#/components/schemas/Prediction"}, "those of its model"),
+                "200": _answer(
+                    {"$ref": "#/components/schemas/Prediction"},
+                    "those of its model",
+                    {"$ref": "#/components/schemas/PredictedBy"},
+                ),
                 **_ERRORS,
             },
         }
@@ -238,7 +260,7 @@ _SCHEMAS: Schema = {
         "additionalProperties": False,
         "required": ["name", "version"],
         "properties": {
-            "name": {"type": "string", "examples": ["fraud"]},
+            "name": {"type": "string"},
             "version": {"type": "integer", "minimum": 1},
         },
     },
@@ -253,7 +275,7 @@ _SCHEMAS: Schema = {
 
 COMPONENTS: Schema = {
     "schemas": _SCHEMAS,
-    "responses": _responses(),
+    "responses": {f"Predict{status}": _refusal(status) for status in _REFUSALS},  # once for all models
     "securitySchemes": {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this server."}
     },

@@ -33,7 +33,7 @@ class Codec:
         self._answers = Answers(signature)
 
     def decode_json(self, body: bytes) -> Rows:
-        """`{"instances": [{feature: value, ...}, ...]}`."""
+        """`{"instances": [{feature: value, ...}, ...]}`; of a repeated key the last one counts."""
         return self._json.decode(body)
 
     def decode_csv(self, body: bytes) -> Rows:

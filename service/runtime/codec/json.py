@@ -37,7 +37,8 @@ class JsonRows:
     The fast path is a generated msgspec type. The slow path is the definition: it reads the body again
     with the standard library, names every fault, and answers the rows when there is none (a byte order
     mark, or a feature whose name msgspec cannot take). Of a refused body above `MAX_WALKED_BYTES` only
-    the first fault is named, in msgspec's words.
+    the first fault is named, in msgspec's words. On both paths the last of a repeated key counts, as with
+    most readers of JSON (RFC 8259 leaves it open); to find it out would cost every call.
     """
 
     def __init__(self, columns: Sequence[Column], max_instances: int) -> None:

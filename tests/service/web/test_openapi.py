@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
+from registry.errors import Invalid
 from registry.signature import Input, Signature
+from service.runtime.codec import Codec
 from service.web.openapi import MAX_TYPED, merge, model_document
 from service.web.operations import ModelDoc
 from tests.registry.signatures import SIGNATURES
@@ -109,12 +111,44 @@ def test_every_refusal_is_a_problem_document() -> None:
     document = merge(base(), [doc(alias="champion")])
     responses = operation(document, "/v1/models/fraud/predict")["responses"]
     assert {"401", "403", "404", "413", "415", "422", "503", "504"} <= responses.keys()
-    for status in responses.keys() - {"200"}:
+    for status in responses.keys() - {"200", "422"}:
         said = document["components"]["responses"][responses[status]["$ref"].rpartition("/")[2]]
         assert list(said["content"]) == ["application/problem+json"]
-    problem = document["components"]["responses"]["Predict422"]["content"]["application/problem+json"]
+    problem = responses["422"]["content"]["application/problem+json"]
     schema = problem["schema"] | {"components": document["components"]}
     Draft202012Validator(schema).validate(problem["example"])
+
+
+def test_what_is_shown_of_a_model_is_its_own() -> None:
+    """Its name, its version, its path, and the words that the codec has for its first field."""
+    document = merge(base(), [doc("fraud"), doc("price", 7, signature=SIGNATURES["regression"])])
+    path = "/v1/models/price/versions/7/predict"
+    responses = operation(document, path)["responses"]
+    by = responses["200"]["content"]["application/json"]["schema"]["properties"]["model"]["properties"]
+    assert (by["name"]["const"], by["version"]["examples"]) == ("price", [7])
+    shown = responses["422"]["content"]["application/problem+json"]["example"]
+    first = SIGNATURES["regression"].inputs[0].name
+    assert shown["instance"] == path
+    assert shown["errors"][0]["field"] == first
+    with pytest.raises(Invalid) as wrong:
+        Codec(SIGNATURES["regression"]).decode_json(b'{"instances": [{}]}')
+    assert shown["errors"][0]["message"] == wrong.value.errors[0].message
+    shared = msgspec.json.encode(document["components"]["responses"]).decode()
+    assert "example" not in shared
+    assert "fraud" not in msgspec.json.encode(document["components"]["schemas"]["PredictedBy"]).decode()
+
+
+def test_a_hundred_models_of_thirty_features_are_a_slim_document() -> None:
+    features = tuple(Input(f"feature number {i}", "float64", minimum=0, maximum=9) for i in range(30))
+    signature = Signature("regression", features, SIGNATURES["regression"].outputs)
+    document = merge(base(), [doc(f"model-{i}", signature=signature) for i in range(MAX_TYPED)])
+    assert len(msgspec.json.encode(document)) < 1_000_000
+
+
+def test_a_repeated_key_is_spoken_of() -> None:
+    document = merge(base(), [doc(alias="champion")])
+    for path in ("/v1/models/fraud/predict", "/v1/models/{name}/predict"):
+        assert "the last one counts" in operation(document, path)["requestBody"]["description"]
 
 
 def test_a_key_is_asked_for_everywhere_but_at_the_probes() -> None:
