@@ -19,6 +19,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from service.patience import BuilderWatch
+
 Record = dict[str, Any]
 
 _REF = re.compile(r"(?P<name>[^:@]+)(:(?P<version>[0-9]+)|@(?P<alias>[^:@]+))?")
@@ -175,19 +177,42 @@ class Client:
         return self.create(path("models", name, "versions"), request)
 
     def wait(
-        self, name: str, version: int, on_state: Callable[[Record], None] = lambda record: None
+        self,
+        name: str,
+        version: int,
+        on_state: Callable[[Record], None] = lambda record: None,
+        on_trouble: Callable[[str], None] = lambda words: None,
     ) -> Record:
-        """The version's record once its build is over."""
-        return self._settled(path("models", name, "versions", version), on_state)
+        """The version's record once its build is over. `on_trouble` is told, once, why nothing is built.
+
+        Raises `BuilderBroken` when the server's builder does not work and stays so.
+        """
+        return self._settled(path("models", name, "versions", version), on_state, on_trouble)
 
     def export(self, name: str, version: int, request: Record) -> Record:
         """A new export of a ready version: `format` and whatever else the API takes."""
         return self.create(path("models", name, "versions", version, "exports"), request)
 
-    def wait_export(self, export: Record, on_state: Callable[[Record], None] = lambda record: None) -> Record:
-        """The export's record once it is ready or rejected."""
+    def wait_export(
+        self,
+        export: Record,
+        on_state: Callable[[Record], None] = lambda record: None,
+        on_trouble: Callable[[str], None] = lambda words: None,
+    ) -> Record:
+        """The export's record once it is ready or rejected; all else as `wait`."""
         where = ("models", export["model"], "versions", export["version"], "exports", export["id"])
-        return self._settled(path(*where), on_state)
+        return self._settled(path(*where), on_state, on_trouble)
+
+    def readiness(self) -> dict[str, str]:
+        """The server's parts, each "ok" or what is wrong with it. Raises as `send`."""
+        try:
+            answer = self.call("GET", "/readyz")
+        except ServerRefused as error:
+            answer = error.problem
+            if not isinstance(answer.get("checks"), dict):  # some other server's
+                raise
+        checks: dict[str, str] = answer["checks"]
+        return checks
 
     def download(self, sha256: str) -> bytes:
         """The file of a ready export. Raises `ValueError` when other bytes came than those asked for."""
@@ -196,13 +221,23 @@ class Client:
             raise ValueError(f"the server sent other bytes than {sha256}")
         return content
 
-    def _settled(self, url: str, on_state: Callable[[Record], None]) -> Record:
-        pause = 0.05
+    def _builder(self) -> str | None:
+        """What is wrong with the builder, or "ok"; None when the server does not tell."""
+        try:
+            return self.readiness().get("builder")
+        except (ServerRefused, Unreachable):  # a proxy that hides /readyz, or a server on its way back
+            return None
+
+    def _settled(
+        self, url: str, on_state: Callable[[Record], None], on_trouble: Callable[[str], None]
+    ) -> Record:
+        pause, watch = 0.05, BuilderWatch(self._builder, on_trouble)
         while True:
             record: Record = self.call("GET", url)
             on_state(record)
             if record["state"] != "building":
                 return record
+            watch.look()
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from demo_steps import FILES, HOME, say
+from demo_steps import FILES, HOME, Failed, say
 from service.client import Client, ServerRefused, Unreachable
+from service.patience import BuilderBroken
 
 START_S = 60.0
 
@@ -34,7 +35,10 @@ def free_port(wanted: int) -> int:
 
 @contextmanager
 def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
-    """A `trivium serve` child that is ready, and a client of it; stopped at the end."""
+    """A `trivium serve` child that is ready, and a client of it; stopped at the end.
+
+    Raises `Failed` when what is waited for inside is never built.
+    """
     log = FILES / "server.log"
     trivium = Path(sys.executable).with_name("trivium")
     started = time.perf_counter()
@@ -49,6 +53,8 @@ def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
         key = key_file.read_text().strip() if key_file.exists() else os.environ.get("TRIVIUM_API_KEY")
         with Client(url, key) as client:
             yield client, server
+    except BuilderBroken as broken:
+        raise Failed(f"{broken}; its log is {log}") from broken
     finally:
         server.terminate()
         server.wait()

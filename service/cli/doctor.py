@@ -171,9 +171,12 @@ def _server(settings: Settings) -> Finding:
 
     with connect(timeout_s=5.0) as client:
         try:
-            client.call("GET", "/readyz")
+            checks = client.readiness()
         except Unreachable:
             return Finding("server", WARNING, f"none answers at {client.url}; start one with trivium serve")
         except ServerRefused as error:
             return Finding("server", WRONG, f"{client.url} is not ready: {error}")
+        failing = "; ".join(f"{check}: {found}" for check, found in checks.items() if found != "ok")
+        if failing:
+            return Finding("server", WRONG, f"{client.url} is not ready: {failing}")
         return Finding("server", OK, f"ready at {client.url}")

@@ -75,7 +75,7 @@ def export(
         record = client.export(ref.name, version, {k: v for k, v in asked.items() if v is not None})
         if record["state"] == "building":
             with waiting(f"exporting {ref.name}:{version}") as on_state:
-                record = client.wait_export(record, on_state)
+                record = client.wait_export(record, on_state, say)
         lines = "\n".join(export_lines(record))
         if record["state"] != "ready":
             emit(json, record, lambda: None)

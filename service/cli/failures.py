@@ -18,6 +18,9 @@ def explain(error: Exception) -> tuple[int, list[str]]:
     if isinstance(error, _loaded("service.client", "Unreachable")):
         start = "start one with `trivium serve`, or set TRIVIUM_URL to where it runs"
         return UNREACHABLE, [f"error: {error}", start]
+    if isinstance(error, _loaded("service.patience", "BuilderBroken")):
+        later = "it stays in the queue, and is built once the builder works; the server's log says more"
+        return REFUSED, [f"error: {error}", later]
     if isinstance(error, _loaded("httpx", "InvalidURL")):
         return USAGE, [f"error: {error}"]
     if isinstance(error, _loaded("pydantic_core", "ValidationError")):  # of a setting

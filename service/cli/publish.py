@@ -90,7 +90,7 @@ def publish(
         )
         if not no_wait and record["state"] == "building":
             with waiting(f"building {name}:{record['version']}") as on_state:
-                record = client.wait(name, record["version"], on_state)
+                record = client.wait(name, record["version"], on_state, say)
     lines = build_lines(record)
     if record["state"] == "rejected":
         emit(json, record, lambda: None)
