@@ -12,11 +12,43 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from registry.errors import FieldError, TriviumError
+from registry.names import NAME_PATTERN
 from service import telemetry
 from service.web.auth import Call
 from service.web.errors import MEDIA_TYPE, encode, problem, status_of
 
 log = telemetry.logger(__name__)
+
+_WHOLE = "a whole number"
+_TIME = "a time such as 2026-03-03T12:00:00Z"
+_KINDS = {  # pydantic's types of error that mean: this is another kind of value
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), _WHOLE),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "list_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "an object"),
+    **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing"), _TIME),
+}
+_FAULTS = {  # and those that mean more: what is wrong, what was expected, the fix
+    "missing": ("it is missing", "a value", "send it"),
+    "extra_forbidden": ("no such field", "no such field", "leave it out"),
+    "greater_than_equal": ("too small", "{ge} or more", "send {}"),
+    "greater_than": ("too small", "more than {gt}", "send {}"),
+    "less_than_equal": ("too large", "{le} or less", "send {}"),
+    "less_than": ("too large", "less than {lt}", "send {}"),
+    "string_too_short": ("too short", "text of {min_length} or more characters", "send {}"),
+    "string_too_long": ("too long", "text of at most {max_length} characters", "send {}"),
+    "too_short": ("too few", "{min_length} or more entries", "send {}"),
+    "too_long": ("too many", "at most {max_length} entries", "send {}"),
+    "string_pattern_mismatch": ("not in the form that is taken", "{pattern}", "send {}"),
+    "literal_error": ("none of the choices", "{expected}", "send {}"),
+}
+_PATTERNS = {  # patterns in words
+    NAME_PATTERN: "1 to 63 of a-z 0-9 _ . - that start with a letter or digit",
+    "^[0-9a-f]{64}$": "a sha256, 64 digits of 0-9 a-f",
+}
 
 
 def install(app: FastAPI) -> None:
@@ -69,10 +101,30 @@ async def _unreadable(request: Request, error: Exception) -> Response:
 
 
 def _fault(found: dict[str, Any]) -> FieldError:
+    """In our own words; in pydantic's, where its type is none that our schemas lead to."""
     where, *path = found["loc"]
+    kind, context = found["type"], {k: _plain(v) for k, v in found.get("ctx", {}).items()}
+    if kind == "json_invalid":  # the rest of its place is a count of characters
+        return FieldError(f"the body is no JSON: {context['error']}", field=str(where), expected="JSON")
     field = ".".join(str(p) for p in path) or str(where)
-    expected = found.get("ctx", {}).get("expected") or found.get("ctx", {}).get("pattern")
-    return FieldError(found["msg"], field=field, expected=None if expected is None else str(expected))
+    if kind == "value_error":  # raised by our own code, as "not <what is expected>"
+        message = str(context["error"])
+        return FieldError(message, field=field, expected=message.removeprefix("not "))
+    if kind == "extra_forbidden" and where == "query":
+        return FieldError("no such parameter; leave it out", field=field, expected="no such parameter")
+    if kind in _KINDS:
+        return FieldError(f"not {_KINDS[kind]}; send {_KINDS[kind]}", field=field, expected=_KINDS[kind])
+    if kind not in _FAULTS:
+        return FieldError(found["msg"], field=field)
+    what, template, fix = _FAULTS[kind]
+    expected = template.format(**context)
+    shown = _PATTERNS.get(expected, expected)
+    return FieldError(f"{what}; {fix.format(shown)}", field=field, expected=expected)
+
+
+def _plain(value: Any) -> Any:
+    """A bound of a float field without the `.0`."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _answer(request: Request, status: int, detail: str, faults: tuple[FieldError, ...] = ()) -> Response:

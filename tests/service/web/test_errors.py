@@ -10,6 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from registry import errors
 from registry.errors import TriviumError
+from registry.names import NAME_PATTERN
 from service.web.errors import STATUS, status_of
 from tests.service.api import Api, refused
 
@@ -213,6 +214,65 @@ async def test_text_that_no_database_takes_is_422(api: Api, text: str):
 )
 async def test_malformed_paths_and_parameters_are_422_and_name_the_field(api: Api, path: str):
     assert refused(await api.client.get(path), 422)["errors"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "expected", "words"),
+    [
+        ("/v1/models?page_size=0", None, "page_size", "1 or more", "too small"),
+        ("/v1/models?page_size=1001", None, "page_size", "1000 or less", "too large"),
+        ("/v1/models?page_size=many", None, "page_size", "a whole number", "not a whole number"),
+        ("/v1/models?page_size=" + "9" * 5000, None, "page_size", "a whole number", "not a whole number"),
+        ("/v1/models?zz=1", None, "zz", "no such parameter", "leave it out"),
+        ("/v1/models?q=" + "a" * 201, None, "q", "text of at most 200 characters", "too long"),
+        ("/v1/models/UPPER", None, "name", NAME_PATTERN, "1 to 63 of a-z 0-9 _ . -"),
+        ("/v1/models/flag/versions/x", None, "version", "an integer from 1", "not an integer from 1"),
+        (
+            "/v1/models/flag/aliases/champion/history?at=yesterday",
+            None,
+            "at",
+            "a time such as 2026-03-03T12:00:00Z",
+            "not a time",
+        ),
+        (VERSIONS, b"{", "body", "JSON", "no JSON"),
+        (VERSIONS, b"[]", "body", "an object", "not an object"),
+        (VERSIONS, b'{"format": "onnx"}', "artifact", "a value", "missing"),
+        (
+            VERSIONS,
+            b'{"artifact": "x"}',
+            "artifact",
+            "^[0-9a-f]{64}$",
+            "a sha256, 64 digits of 0-9 a-f",
+        ),
+        (
+            VERSIONS,
+            b'{"format": "pickle"}',
+            "format",
+            "'sklearn-joblib', 'onnx', 'keras' or 'tflite'",
+            "send",
+        ),
+        (VERSIONS, b'{"zz": 1}', "zz", "no such field", "leave it out"),
+        (VERSIONS, b'{"target": 7}', "target", "text", "not text"),
+        (VERSIONS, b'{"tags": 7}', "tags", "an object", "not an object"),
+        ("/v1/keys", b'{"scopes": []}', "scopes", "1 or more entries", "too few"),
+        ("/v1/keys", b'{"scopes": "predict"}', "scopes", "a list", "not a list"),
+        ("/v1/keys", b'{"name": ""}', "name", "text of 1 or more characters", "too short"),
+        ("/v1/keys", b'{"expires_in": 0}', "expires_in", "more than 0", "too small"),
+        ("/v1/keys", b'{"expires_in": 1e12}', "expires_in", "315360000 or less", "too large"),
+        ("/v1/keys", b'{"expires_in": "soon"}', "expires_in", "a number", "not a number"),
+    ],
+    ids=lambda given: repr(given)[:40],
+)
+async def test_what_was_expected_is_said_plainly(
+    api: Api, path: str, body: bytes | None, field: str, expected: str, words: str
+):
+    headers = {"Content-Type": "application/json"}
+    method = "GET" if body is None else "POST"
+    answer = await api.client.request(method, path, content=body, headers=headers)
+    fault = next(e for e in refused(answer, 422)["errors"] if e["field"] == field)
+    assert fault["expected"] == expected
+    assert words in fault["message"]
+    assert "Input should" not in answer.text
 
 
 async def test_a_client_that_goes_away_ends_quietly(api: Api):
