@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import types
 from typing import NoReturn
 
 from service.builds.children import end_with_parent
@@ -104,6 +105,8 @@ def _become(role: Role, descriptor: int, template: int) -> NoReturn:
         os.setsid()  # its own group, so that what it starts ends with it
         end_with_parent(template)
         _close_all_but(descriptor)
+        # What a pickle finds in __main__ was in its author's script; ours would only look like it.
+        sys.modules["__main__"] = types.ModuleType("__main__")
         from service.builds import forked  # imported already: the template itself needs none of it
 
         with socket.socket(fileno=descriptor) as channel:

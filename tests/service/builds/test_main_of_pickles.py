@@ -1,0 +1,56 @@
+"""Pickles that refer to the script that made them: real ones, made by a script run as __main__."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry.build.job import BuildJob
+from service.builds import oneshot
+from service.builds.forkserver import ForkServer
+
+SCRIPT = """
+import sys
+import joblib
+import numpy as np
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+def {name}(X):
+    return np.asarray(X) * 2
+
+model = make_pipeline(FunctionTransformer({name}), LinearRegression())
+joblib.dump(model.fit([[0.0], [1.0]], [0.0, 1.0]), sys.argv[1], protocol={protocol})
+"""
+
+
+@pytest.mark.parametrize("name", ["double", "serve", "main", "Fork"])  # the last three: the template's own
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickle_that_needs_the_script_that_made_it_is_refused_by_name_and_no_path_is_told(
+    shared_forks: ForkServer, tmp_path: Path, name: str, protocol: int
+) -> None:
+    script, artifact = tmp_path / "train.py", tmp_path / "model.joblib"
+    script.write_text(SCRIPT.format(name=name, protocol=protocol))
+    subprocess.run([sys.executable, script, artifact], check=True)
+    job = BuildJob(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
+    built = oneshot.build(shared_forks, job, 60, lambda: None)
+    assert built.state == "rejected"
+    assert built.report["reason"] == (
+        f"the pickle needs {name!r}, defined in the script that made it (__main__); "
+        "put it into a module that is installed here"
+    )
+
+
+def test_a_pickle_that_needs_what_a_module_lacks_is_refused_without_the_modules_path(
+    shared_forks: ForkServer, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "model.joblib"
+    artifact.write_bytes(b"\x80\x04\x8c\x14sklearn.linear_model\x8c\x0bNoSuchModel\x93.")
+    job = BuildJob(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
+    reason = oneshot.build(shared_forks, job, 60, lambda: None).report["reason"]
+    assert "needs 'NoSuchModel' of the module 'sklearn.linear_model'" in reason
+    assert "/" not in reason
