@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from registry.build import thresholds
+from registry.build import thresholds, ways_back
 from registry.build.describe import UNKNOWN, pack
+from registry.build.ways_back import Ways
 from registry.rows import Array, Rows
 from registry.signature import Input, Signature
 
@@ -21,7 +22,9 @@ def kinds(model: Any, signature: Signature, example: Rows | None) -> dict[str, R
     random = np.random.default_rng(0)
     inputs = signature.inputs
     splits = thresholds.thresholds(model)
-    known = _known_values(inputs, example, splits if not thresholds.before_trees(model) else splits[:0])
+    found = ways_back.ways(model, inputs)
+    as_given = [way if way is not None and not way.steps else None for way in found]
+    known = _known_values(inputs, example, ways_back.back(as_given, splits))
     plain = [_plain(i, values, random) for i, values in zip(inputs, known, strict=True)]
     made: dict[str, Rows] = {}
     if example is not None:
@@ -37,7 +40,7 @@ def kinds(model: Any, signature: Signature, example: Rows | None) -> dict[str, R
     if any(i.categories and not i.closed for i in inputs):
         unseen = [_unseen(i, c[:UNSEEN], random) for i, c in zip(inputs, base, strict=True)]
         made["unknown category"] = pack(inputs, unseen)
-    if (beside := _at_splits(model, inputs, base, splits, random)) is not None:
+    if (beside := _at_splits(inputs, base, found, splits, random)) is not None:
         made["threshold"] = beside
     return made
 
@@ -50,7 +53,10 @@ def _columns(rows: Rows, inputs: tuple[Input, ...]) -> list[Array]:
 
 
 def _known_values(inputs: tuple[Input, ...], example: Rows | None, splits: Array) -> list[Array]:
-    """What is known of each column: the example's values, else categories, else the trees' thresholds."""
+    """What is known of each column: the example's values, else categories, else the thresholds on it.
+
+    `splits`: [m, 2], feature and value.
+    """
     known = []
     for index, given in enumerate(inputs):
         if example is not None:
@@ -131,47 +137,24 @@ def _unseen(given: Input, column: Array, random: np.random.Generator) -> Array:
     return column
 
 
-def _unscaled(steps: list[Any], rows: Array, chosen: Array) -> Array | None:
-    """The features' own values at which the trees behind `steps` split; None when there is no way back."""
-    at, feature = np.arange(len(chosen)), chosen[:, 0].astype(int)
-    try:
-        scaled = rows
-        for step in steps:
-            scaled = step.transform(scaled)
-        if np.shape(scaled) != rows.shape:
-            return None
-        scaled = np.array(scaled, dtype=np.float64)
-        scaled[at, feature] = chosen[:, 1]
-        for step in reversed(steps):
-            scaled = step.inverse_transform(scaled)
-        values: Array = np.asarray(scaled, dtype=np.float64)[at, feature]
-    except Exception:  # anybody's step may raise anything; the other kinds of rows are compared all the same
-        return None
-    return values
-
-
 def _at_splits(
-    model: Any, inputs: tuple[Input, ...], base: list[Array], splits: Array, random: np.random.Generator
+    inputs: tuple[Input, ...], base: list[Array], found: Ways, splits: Array, random: np.random.Generator
 ) -> Rows | None:
     """Rows that differ from a base row in one feature: a threshold, or the next number beside it."""
-    splits = splits[splits[:, 0] < len(inputs)]
-    if not len(splits) or any(i.dtype == "string" for i in inputs):
+    reachable = [column for column, way in enumerate(found) if way is not None]
+    splits = splits[np.isin(splits[:, 0], reachable)]
+    chosen = ways_back.back(found, splits[random.permutation(len(splits))[:SPLITS]])
+    if not len(chosen):
         return None
-    chosen = splits[random.permutation(len(splits))[:SPLITS]]
-    rows = np.column_stack([c[: len(chosen)] for c in base]).astype(np.float64)
-    steps = thresholds.before_trees(model)
-    at = np.arange(len(chosen))
-    feature = chosen[:, 0].astype(int)
-    value = _unscaled(steps, rows, chosen) if steps else chosen[:, 1]
-    if value is None:
-        return None
-    blocks = []
-    for beside in _beside(value):
-        block = rows.copy()
-        block[at, feature] = beside
-        blocks.append(block)
-    matrix = np.concatenate(blocks)
-    return pack(inputs, [_whole(i, matrix[:, n]) for n, i in enumerate(inputs)])
+    feature, values = chosen[:, 0].astype(int), _beside(chosen[:, 1])
+    columns = []
+    for number, (given, column) in enumerate(zip(inputs, base, strict=True)):
+        own = np.concatenate([column[: len(chosen)]] * len(values))
+        if given.dtype != "string":
+            own = np.where(np.tile(feature == number, len(values)), np.concatenate(values), own.astype(float))
+            own = _whole(given, own)
+        columns.append(own)
+    return pack(inputs, columns)
 
 
 def _beside(value: Array) -> list[Array]:

@@ -47,15 +47,3 @@ def _pairs(thing: Any, seen: set[int], depth: int) -> Iterator[Array]:
         yield from _pairs(getattr(thing, "__dict__", {}), seen, depth + 1)
         if hasattr(thing, "tree_"):
             yield from _pairs(thing.tree_, seen, depth + 1)
-
-
-def before_trees(model: Any) -> list[Any]:
-    """The invertible steps of a pipeline in front of its last: a threshold's way back to the features."""
-    steps = [s for _, s in getattr(model, "steps", [])[:-1] if s not in (None, "passthrough")]
-    steps = [s for s in steps if not _passes_values_on(s)]
-    return steps if all(hasattr(s, "inverse_transform") for s in steps) else []
-
-
-def _passes_values_on(step: Any) -> bool:
-    """An imputer changes what is missing, and no threshold is. (Its `inverse_transform` mostly raises.)"""
-    return type(step).__module__.startswith("sklearn.impute") and not step.add_indicator

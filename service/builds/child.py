@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.build import adopt, describe, lineage, parity, rowset, safeload, trials
+from registry.build import adopt, describe, lineage, parity, rowset, safeload, thresholds, trials
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.job import BuildJob, Built
@@ -19,6 +19,7 @@ from service.runtime.onnx import OnnxRuntime
 
 SERVABLE = "model.onnx"
 UNTRIED = trials.Verdict(None, "converting it was not tried")
+UNTRIED_THRESHOLDS = "thresholds were not tried: nothing leads from what the trees split to a numeric feature"
 
 
 def build(job: BuildJob) -> Built:
@@ -69,7 +70,7 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
         verdict.chosen.file.rename(Path(job.out) / SERVABLE)
         built.runtime, built.servable = "onnx", SERVABLE
         report.bytes["onnx"] = verdict.chosen.bytes
-        report.fields["parity"] = _parity(verdict.chosen)
+        report.fields["parity"] = _parity(verdict.chosen, model)
     if described.truth is not None:
         assert described.rows is not None
         built.metrics = measured(signature, estimator.run(described.rows), described.truth, report)
@@ -114,12 +115,14 @@ def _load(job: BuildJob, report: Report) -> Any:
     return model
 
 
-def _parity(chosen: trials.Trial) -> dict[str, Any]:
+def _parity(chosen: trials.Trial, model: Any) -> dict[str, Any]:
     assert chosen.figures is not None
+    untried = "threshold" not in chosen.figures.rows and len(thresholds.thresholds(model)) > 0
     return {
         "bounds": parity.bounds(),
         "input_dtype": chosen.candidate.floats,
         "rows": chosen.figures.rows,
         "label_mismatches": chosen.figures.label_mismatches,
         "largest_difference": chosen.figures.largest_difference,
+        **({"untried": UNTRIED_THRESHOLDS} if untried else {}),
     }

@@ -44,7 +44,7 @@ def built(steps: list[Any], folder: Path) -> Built:
     [
         ([SimpleImputer()], True),
         ([SimpleImputer(), StandardScaler()], True),
-        ([SimpleImputer(add_indicator=True)], False),
+        ([SimpleImputer(add_indicator=True)], True),
         ([KNNImputer()], True),
         ([SimpleImputer(), PowerTransformer()], True),
         ([SimpleImputer(), PCA(2)], False),
@@ -60,3 +60,4 @@ def test_a_forest_behind_other_steps_is_ready(
     if made.runtime == "onnx" and at_thresholds is not None:
         rows = made.report["parity"]["rows"]
         assert ("threshold" in rows) == at_thresholds, rows
+        assert ("untried" in made.report["parity"]) != at_thresholds
