@@ -155,8 +155,8 @@ def _instances(instance: Schema) -> Schema:
 def _answer(prediction: Schema, columns: str, by: Schema) -> Schema:
     table = f"One row per instance; the columns are {columns}."
     return {
-        "description": "One prediction per instance, in order. The headers `X-Model-Name`, `X-Model-Version` and "
-        "`X-Prediction-Id` say what a table has no room for.",
+        "description": "One prediction per instance, in order. The headers `X-Model-Name`, `X-Model-Version` "
+        "and `X-Prediction-Id` say what a table has no room for.",
         "content": {
             JSON: {
                 "schema": {
