@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
 
 LIST = "list"
 
+Calibration = Annotated[
+    Path | None,
+    Option(
+        exists=True,
+        dir_okay=False,
+        help="Rows for int8: .csv, .parquet or .json. Else the version's example.",
+    ),
+]
+MaxDisagreement = Annotated[
+    float | None, Option(help="Share of rows that may get another label; of numbers, the relative error.")
+]
+MaxAccuracyDrop = Annotated[
+    float | None, Option(help="What the accuracy on the example's true values may lose.")
+]
+MaxBytes = Annotated[
+    int | None, Option(help="Largest file; a forest gives up trees and leaves to get there.")
+]
+
 
 class ListByDefault(TyperGroup):
     """`trivium exports NAME` is `trivium exports list NAME`."""
@@ -32,23 +51,10 @@ class ListByDefault(TyperGroup):
 def export(
     model: Model,
     quantize: Annotated[str, Option(help="none, float16, dynamic or int8.")] = "none",
-    calibration: Annotated[
-        Path | None,
-        Option(
-            exists=True,
-            dir_okay=False,
-            help="Rows for int8: .csv, .parquet or .json. Else the version's example.",
-        ),
-    ] = None,
-    max_disagreement: Annotated[
-        float | None, Option(help="Share of rows that may get another label; of numbers, the relative error.")
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None, Option(help="What the accuracy on the example's true values may lose.")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, Option(help="Largest file; a forest gives up trees and leaves to get there.")
-    ] = None,
+    calibration: Calibration = None,
+    max_disagreement: MaxDisagreement = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    max_bytes: MaxBytes = None,
     out: Annotated[Path | None, Option(dir_okay=False, help="Write the file here.")] = None,
     json: Json = False,
 ) -> None:
@@ -64,7 +70,22 @@ def export(
         "max_accuracy_drop": max_accuracy_drop,
         "max_bytes": max_bytes,
     }
-    ref = model_ref(model)
+    with _exported(model_ref(model), calibration, asked) as (client, record):
+        lines = "\n".join(export_lines(record))
+        if record["state"] != "ready":
+            emit(json, record, lambda: None)
+            say(lines)
+            raise Exit(1)
+        if out is not None:
+            _write(out, client.download(record["sha256"]))
+    emit(json, record, lambda: echo(lines))
+    if out is not None:
+        say(f"written to {out}")
+
+
+@contextmanager
+def _exported(ref: ModelRef, calibration: Path | None, asked: Record) -> Iterator[tuple[Client, Record]]:
+    """The export once it is compared with the model, and the client to fetch its file with."""
     media_type = (
         by_suffix(calibration, MEDIA_TYPES, "rows; use .csv, .parquet or .json") if calibration else None
     )
@@ -76,16 +97,7 @@ def export(
         if record["state"] == "building":
             with waiting(f"exporting {ref.name}:{version}") as on_state:
                 record = client.wait_export(record, on_state, say)
-        lines = "\n".join(export_lines(record))
-        if record["state"] != "ready":
-            emit(json, record, lambda: None)
-            say(lines)
-            raise Exit(1)
-        if out is not None:
-            _write(out, client.download(record["sha256"]))
-    emit(json, record, lambda: echo(lines))
-    if out is not None:
-        say(f"written to {out}")
+        yield client, record
 
 
 def list_exports(

@@ -33,33 +33,32 @@ MEDIA_TYPES = {
 LARGE = 8 << 20  # bytes from which an upload shows a progress bar
 
 File = Annotated[Path, Argument(exists=True, dir_okay=False, readable=True, help="The model's file.")]
-Existing = Annotated[Path | None, Option(exists=True, dir_okay=False, readable=True)]
+Example = Annotated[
+    Path | None,
+    Option(
+        exists=True, dir_okay=False, help="Rows it was made for: .csv, .parquet or .json (a list of objects)."
+    ),
+]
+Format = Annotated[
+    str | None,
+    Option("--format", help="Guessed from the suffix: .joblib .pkl .pickle .onnx .keras .tflite."),
+]
+Corrections = Annotated[
+    Path | None,
+    Option(exists=True, dir_okay=False, help="A JSON file: the signature, or corrections of it."),
+]
+Metrics = Annotated[list[str] | None, Option("--metric", metavar="KEY=NUMBER", help="May be repeated.")]
 
 
 def publish(
     file: File,
     name: Annotated[str, Option("--name", help="The model's name.")],
-    example: Annotated[
-        Path | None,
-        Option(
-            exists=True,
-            dir_okay=False,
-            help="Rows it was made for: .csv, .parquet or .json (a list of objects).",
-        ),
-    ] = None,
+    example: Example = None,
     target: Annotated[str | None, Option(help="The example's column that holds the true value.")] = None,
-    format: Annotated[
-        str | None,
-        Option("--format", help="Guessed from the suffix: .joblib .pkl .pickle .onnx .keras .tflite."),
-    ] = None,
-    signature: Annotated[
-        Path | None,
-        Option(exists=True, dir_okay=False, help="A JSON file: the signature, or corrections of it."),
-    ] = None,
+    format: Format = None,
+    signature: Corrections = None,
     tag: Tags = None,
-    metric: Annotated[
-        list[str] | None, Option("--metric", metavar="KEY=NUMBER", help="May be repeated.")
-    ] = None,
+    metric: Metrics = None,
     description: Annotated[str | None, Option(help="What this version is.")] = None,
     alias: Annotated[str | None, Option(help="Move this alias to the version once it is ready.")] = None,
     no_wait: Annotated[bool, Option("--no-wait", help="Do not wait for the build.")] = False,
@@ -78,6 +77,17 @@ def publish(
         "description": description,
         "alias": alias,
     }
+    record = _published(name, file, example, request, wait=not no_wait)
+    lines = build_lines(record)
+    if record["state"] == "rejected":
+        emit(json, record, lambda: None)
+        say("\n".join(lines))
+        raise Exit(1)
+    emit(json, record, lambda: echo("\n".join(lines)))
+
+
+def _published(name: str, file: Path, example: Path | None, request: Record, wait: bool) -> Record:
+    """The version that the server made of the files and `request`; with `wait`, once it is built."""
     media_type = (
         by_suffix(example, MEDIA_TYPES, "an example's; use .csv, .parquet or .json") if example else None
     )
@@ -88,15 +98,10 @@ def publish(
         record = client.publish(
             name, {key: value for key, value in request.items() if value not in (None, {})}
         )
-        if not no_wait and record["state"] == "building":
+        if wait and record["state"] == "building":
             with waiting(f"building {name}:{record['version']}") as on_state:
                 record = client.wait(name, record["version"], on_state, say)
-    lines = build_lines(record)
-    if record["state"] == "rejected":
-        emit(json, record, lambda: None)
-        say("\n".join(lines))
-        raise Exit(1)
-    emit(json, record, lambda: echo("\n".join(lines)))
+    return record
 
 
 def upload(client: Client, file: Path) -> str:
