@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
-from registry import db, keys
+from registry import db
 from registry.artifacts import Store
 from service import telemetry
 from service.builds.supervisor import Supervisor
@@ -69,21 +69,6 @@ def create_app(settings: Settings) -> ASGIApp:
     inside = HotPath(app, services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
     limited = Limits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
     return Guard(limited, services.snapshot)
-
-
-def prepare(settings: Settings) -> None:
-    """Before anything serves: migrate SQLite (PostgreSQL must be current), make the first admin key."""
-    engine = db.connect(settings.url)
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if engine.dialect.name == "sqlite":
-            db.migrate(engine, settings.home)
-        db.require_current(engine)
-        with db.locked(settings.home / "start.lock"), db.sessions(engine).begin() as session:
-            if keys.ensure_admin(session, settings.admin_key_file):
-                log.info("admin_key.created", file=str(settings.admin_key_file))
-    finally:
-        engine.dispose()
 
 
 def _services(settings: Settings) -> Services:

@@ -35,7 +35,7 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
-    from service.app import prepare
+    from service.prepare import prepare
 
     prepare(settings)
     log.info(

@@ -36,15 +36,16 @@ def worker() -> None:
     from registry import db
     from registry.artifacts import Store
     from service.builds.supervisor import Supervisor
+    from service.prepare import prepare
     from service.telemetry import configure_logging
 
     configure_logging()
     settings = read_settings()
+    stopped = stop_signal()  # from here on: what is half prepared is prepared to its end
+    prepare(settings)
     engine = db.connect(settings.url)
-    db.require_current(engine)
     # Nothing in this process looks at the registry: the servers see a finished build by themselves.
     supervisor = Supervisor(settings, db.sessions(engine), Store(settings.blobs), on_change=lambda: None)
-    stopped = stop_signal()
     supervisor.start()
     stopped()
     supervisor.stop(settings.shutdown_grace_s)

@@ -15,8 +15,9 @@ import joblib
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
-from service.app import create_app, prepare
+from service.app import create_app
 from service.config import Settings
+from service.prepare import prepare
 from service.web.deps import Services
 from tests.service.estimators import Fitted
 

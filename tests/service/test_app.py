@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from service.app import prepare
 from service.config import Settings
+from service.prepare import prepare
 from tests.service.estimators import NAP
 from tests.service.server import Server, serving
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -163,3 +164,19 @@ def test_a_worker_process_builds_what_a_server_has_not_and_ends_when_told(
     with db.reading(db.sessions(engine)) as session:
         assert versions.get(session, "queued", 1).state == "ready"
     engine.dispose()
+
+
+def test_a_worker_makes_a_data_directory_that_is_not_there_as_serve_does(tmp_path):
+    home = tmp_path / "new"
+    env = os.environ | {"TRIVIUM_HOME": str(home)}
+    code = "import sys; from service import cli; sys.argv = ['trivium', 'worker']\n"
+    code += "try: cli.main()\nfinally: print('fastapi' in sys.modules)"  # a worker has no web
+    order = [sys.executable, "-c", code]
+    worker = subprocess.Popen(order, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    given_up = time.monotonic() + 60
+    while not (home / "admin.key").exists() and worker.poll() is None and time.monotonic() < given_up:
+        pass  # it is still making it
+    worker.send_signal(signal.SIGTERM)
+    out, err = worker.communicate(timeout=60)
+    assert (home / "registry.db").exists(), err
+    assert (worker.returncode, out) == (0, "False\n"), err

@@ -7,8 +7,8 @@ import pytest
 from migrations import HEAD
 from registry import db
 from registry.errors import TriviumError
-from service.app import prepare
 from service.config import Settings
+from service.prepare import prepare
 from tests.service.api import Api
 
 pytestmark = pytest.mark.anyio
