@@ -50,10 +50,23 @@ def stamped(tflite: bytes) -> bytes:
                 pairs.append(pair)
             operator.opcodeIndex = pairs.index(pair)
     model.operatorCodes = [code(*pair) for pair in pairs]
+    _name_by_signature(model)
     model.buffers = [Buffer(None if b.data is None else bytes(b.data)) for b in model.buffers]
     builder = flatbuffers.Builder(len(tflite) + 65536)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _name_by_signature(model: Any) -> None:
+    """The quantizer puts tensors of its own at the edges (`probabilities_dequant`): a device that goes by the
+    names of the graph's inputs and outputs must find those it knows."""
+    for signature in model.signatureDefs or []:
+        tensors = model.subgraphs[signature.subgraphIndex].tensors
+        for entry in [*signature.inputs, *signature.outputs]:
+            for other in tensors:
+                if other.name == entry.name:
+                    other.name = entry.name + (b".inner" if isinstance(entry.name, bytes) else ".inner")
+            tensors[entry.tensorIndex].name = entry.name
 
 
 def _needed(builtin: int, operator: Any, graph: Any) -> int:

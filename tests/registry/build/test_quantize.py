@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -35,6 +36,13 @@ def test_quantized_files_are_smaller_and_keep_labels_and_metadata(
     assert read_metadata(small) == read_metadata(PLAIN)
     label = loaded(tmp_path, small, SIGNATURE).run(Rows(matrix=X[1200:]))["label"]
     assert (label == MODEL.predict(X[1200:])).mean() > 0.98
+
+
+@pytest.mark.parametrize("how", ["none", "float16", "dynamic", "int8"])
+def test_a_device_finds_input_and_outputs_by_their_names(how: Quantize) -> None:
+    interpreter = Interpreter(model_content=quantize(PLAIN, how, Rows(matrix=X[:300])))
+    assert [d["name"] for d in interpreter.get_input_details()] == ["input"]
+    assert {d["name"] for d in interpreter.get_output_details()} == {"label", "probabilities"}
 
 
 def test_none_is_the_same_bytes() -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.impute import SimpleImputer
 
 from registry.build.describe import describe
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.tflite import convert
-from registry.build.thresholds import before_trees, thresholds
+from registry.build.thresholds import thresholds
+from registry.build.ways_back import back, ways
 from registry.rows import Array, Outputs, Rows
-from registry.signature import Signature
+from registry.signature import Input, Signature
 from service.runtime.tflite import TfliteRuntime
 
 
@@ -49,24 +49,17 @@ def at_thresholds(model: Any, rows: Array, limit: int | None = None) -> Array:
     """`rows` (repeated) with one feature at a tree's threshold and one float32 to either side of it; behind
     scalers, which round, up to three float32 to either side of the way back. Empty where there is none."""
     splits = thresholds(model)
-    splits = splits[np.isfinite(splits[:, 1]) & (np.abs(splits[:, 1]) < np.finfo(np.float32).max)]
-    steps = [s for s in before_trees(model) if not isinstance(s, SimpleImputer)]  # which has no way back
-    if steps and np.shape(steps[-1].transform(_through(steps[:-1], rows[:1]))) != (1, rows.shape[1]):
-        return rows[:0]
     splits = splits[np.random.default_rng(0).permutation(len(splits))[:limit]]
-    feature, at = splits[:, 0].astype(int), np.arange(len(splits))
-    value = splits[:, 1]
-    if steps:
-        inside = np.array(_through(steps, np.nan_to_num(rows[at % len(rows)])))
-        inside[at, feature] = value
-        for step in reversed(steps):
-            inside = step.inverse_transform(inside)
-        value = inside[at, feature]
+    found = ways(model, tuple(Input(name=f"x{i}", dtype="float64") for i in range(rows.shape[1])))
+    splits = back(found, splits)
+    splits = splits[np.abs(splits[:, 1]) < np.finfo(np.float32).max]
+    feature, value, at = splits[:, 0].astype(int), splits[:, 1], np.arange(len(splits))
+    scaled = any(way is not None and way.steps for way in found)
     single = value.astype(np.float32)
     beside = [single]
     for towards in (np.float32(-np.inf), np.float32(np.inf)):
         here = single
-        for _ in range(3 if steps else 1):
+        for _ in range(3 if scaled else 1):
             here = np.nextafter(here, towards)
             beside.append(here)
     blocks = []
@@ -75,9 +68,3 @@ def at_thresholds(model: Any, rows: Array, limit: int | None = None) -> Array:
         block[at, feature] = values
         blocks.append(block)
     return np.concatenate(blocks)
-
-
-def _through(steps: list[Any], rows: Array) -> Array:
-    for step in steps:
-        rows = step.transform(rows)
-    return rows
