@@ -55,6 +55,10 @@ Spawn = Callable[[IsolatedSpec], SpawnedChild]
 """Raises `Unavailable` when no child can be started."""
 
 
+class _Unasked(Unavailable):
+    """The child was dead before it had read the call: another may be asked."""
+
+
 class IsolatedRuntime:
     """One version in one child. Calls take turns; a child that died is replaced at the next call."""
 
@@ -88,7 +92,10 @@ class IsolatedRuntime:
             raise self._late("it is busy with other calls")
         try:
             self._drop_if_dead()
-            return self._ask(self._ready(deadline), rows, deadline)
+            try:
+                return self._ask(self._ready(deadline), rows, deadline)
+            except _Unasked:  # it died after we looked; once only: the next may fare no better
+                return self._ask(self._ready(deadline), rows, deadline)
         finally:
             self._turn.release()
 
@@ -152,8 +159,10 @@ class IsolatedRuntime:
                 self._crashes = 0
                 self._measure(child)
                 return outputs
+        except wire.Unread as error:
+            raise _Unasked(str(self._crashed("before it had read the call"))) from error
         except wire.Broken as error:
-            raise self._crashed(f"during the call ({error})") from error
+            raise self._crashed("during the call") from error
         except TimeoutError as error:
             self._drop()  # what it would answer later is no answer to the next call
             raise self._late("its process was ended") from error

@@ -24,6 +24,10 @@ class Broken(Exception):
     """The peer went away, or sent what is no message."""
 
 
+class Unread(Broken):
+    """The peer went away before it had read all that we sent: it has done nothing about it."""
+
+
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
     """One array: raw little-endian bytes for numbers, a flat list for strings (None = missing)."""
 
@@ -74,7 +78,7 @@ FromChild = Loaded | Answer | Refusal | Failure
 def send(channel: socket.socket, message: object, deadline: float | None = None) -> None:
     """Send one message. `deadline` is a `time.monotonic()`.
 
-    Raises `TimeoutError` when the peer does not take it in time, and `Broken` when it is gone.
+    Raises `TimeoutError` when the peer does not take it in time, and `Unread` when it is gone.
     """
     body = msgspec.msgpack.encode(message)
     _until(channel, deadline)
@@ -83,12 +87,12 @@ def send(channel: socket.socket, message: object, deadline: float | None = None)
     except TimeoutError:
         raise
     except OSError as error:
-        raise Broken(str(error)) from error
+        raise Unread(str(error)) from error
 
 
 def receive(channel: socket.socket, kind: Any, deadline: float | None = None) -> Any:
     """The next message, decoded as `kind`. Raises `TimeoutError` after `deadline`, and `Broken` when
-    the peer is gone or what it sent is no `kind`."""
+    the peer is gone or what it sent is no `kind`; `Unread` when it left what we sent before."""
     (length,) = HEADER.unpack(_exactly(channel, HEADER.size, deadline))
     if length > MOST_BYTES:
         raise Broken(f"a message of {length} bytes")
@@ -122,6 +126,8 @@ def _exactly(channel: socket.socket, length: int, deadline: float | None) -> byt
             got = channel.recv_into(view[at:])
         except TimeoutError:
             raise
+        except ConnectionResetError as error:  # what a socket pair says when something lay there unread
+            raise Unread(str(error)) from error
         except OSError as error:
             raise Broken(str(error)) from error
         if got == 0:

@@ -21,6 +21,8 @@ STATUS: dict[type[TriviumError], int] = {  # the nearest ancestor of an error de
     errors.DeadlineExceeded: 504,
     TriviumError: 500,
 }
+RETRY_AFTER = {503: "1"}
+"""Seconds, by status: what is unavailable now is most often started again at once."""
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -76,7 +78,9 @@ class ProblemAnswer:
 
     def __init__(self, error: Problem, headers: list[tuple[bytes, bytes]] | None = None) -> None:
         self._error = error
-        self._headers = headers or []
+        self._headers = [*(headers or [])]
+        if (retry := RETRY_AFTER.get(error.status)) is not None:
+            self._headers.append((b"retry-after", retry.encode()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = encode(self._error)

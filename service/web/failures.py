@@ -15,7 +15,7 @@ from registry.errors import FieldError, TriviumError
 from registry.names import NAME_PATTERN
 from service import telemetry
 from service.web.auth import Call
-from service.web.errors import MEDIA_TYPE, encode, problem, status_of
+from service.web.errors import MEDIA_TYPE, RETRY_AFTER, encode, problem, status_of
 
 log = telemetry.logger(__name__)
 
@@ -130,4 +130,5 @@ def _plain(value: Any) -> Any:
 def _answer(request: Request, status: int, detail: str, faults: tuple[FieldError, ...] = ()) -> Response:
     call: Call = request.scope["call"]
     body = problem(status, detail, request.scope["path"], call.request_id, faults)
-    return Response(encode(body), status, media_type=MEDIA_TYPE)
+    headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else None
+    return Response(encode(body), status, headers, MEDIA_TYPE)

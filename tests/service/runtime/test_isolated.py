@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -179,6 +182,32 @@ def test_a_process_killed_between_calls_costs_no_call(start: Start) -> None:
     os.kill(runtime.pid, signal.SIGKILL)
     assert ends(runtime.pid)
     assert value(runtime) == [7.0]
+
+
+@pytest.mark.parametrize("rows", [1, 1 << 20])  # sent whole at once, and still being sent
+def test_a_process_killed_before_it_read_the_call_costs_no_call(
+    start: Start, spawned: list[Forked], rows: int
+) -> None:
+    runtime = start(Obeys().fit([[0.0]], [0.0]))
+    os.kill(spawned[0].pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as threads:
+        calling = threads.submit(value, runtime, Rows(matrix=np.full((rows, 1), 7.0)))
+        while not _unread(spawned[0].channel):
+            pass  # it is about to be sent
+        os.kill(spawned[0].pid, signal.SIGKILL)
+        assert calling.result(timeout=20) == [7.0] * rows
+    assert len(spawned) == 2
+
+
+def _unread(channel: socket.socket) -> bool:
+    """Is something on its way to the other end that it has not read?"""
+    return any(fcntl.ioctl(channel, termios.TIOCOUTQ, bytes(4)))
+
+
+def test_what_is_said_of_a_process_that_died_holds_no_number_of_the_systems(start: Start) -> None:
+    with pytest.raises(Unavailable) as raised:
+        start(Obeys().fit([[0.0]], [0.0])).run(DIE)
+    assert str(raised.value) == "the model's process ended during the call"
 
 
 def test_a_model_that_always_kills_its_process_is_not_started_all_the_time(

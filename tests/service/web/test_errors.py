@@ -7,11 +7,12 @@ import json
 
 import pytest
 from sqlalchemy.exc import OperationalError
+from starlette.types import Message
 
 from registry import errors
 from registry.errors import TriviumError
 from registry.names import NAME_PATTERN
-from service.web.errors import STATUS, status_of
+from service.web.errors import STATUS, ProblemAnswer, problem, status_of
 from tests.service.api import Api, refused
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +123,22 @@ async def test_a_database_that_does_not_answer_is_503(api: Api):
     finally:
         api.fastapi.router.routes.pop()
     assert "SELECT" not in refused(answer, 503)["detail"]
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, [b"1"]), (504, []), (422, [])])
+async def test_before_fastapi_too_what_is_unavailable_says_when_to_come_again(status: int, said: list[bytes]):
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("a problem reads no body")
+
+    answer = ProblemAnswer(problem(status, "not now", PREDICT, "req_1"))
+    await answer({"type": "http", "method": "POST"}, receive, send)
+    assert [value for name, value in sent[0]["headers"] if name == b"retry-after"] == said
 
 
 async def test_faults_in_a_body_are_named_field_by_field(api: Api):
