@@ -69,6 +69,7 @@ def get(session: Session, role: str, version: int) -> str:
 def offered(session: Session) -> list[Offered]:
     """What every alias offers now, by name: for each quantization the newest export of its version.
 
+    Older exports that run on older runtimes are there too, as `{quantize}.{min_runtime}.tflite`.
     While a rollout is on, the plain name is the version before, which most devices keep, and
     `{quantize}.rollout.tflite` the new one with its share.
     """
@@ -95,12 +96,17 @@ def _files(
     newest = (
         select(func.max(ExportRow.id))
         .where(ExportRow.version_id == version_id, ExportRow.state == "ready")
-        .group_by(ExportRow.quantize)
+        .group_by(ExportRow.quantize, ExportRow.min_runtime)
     )
-    query = select(ExportRow.quantize, ExportRow.blob, ExportRow.bytes, ExportRow.min_runtime).where(
-        ExportRow.id.in_(newest)
+    query = (
+        select(ExportRow.quantize, ExportRow.blob, ExportRow.bytes, ExportRow.min_runtime)
+        .where(ExportRow.id.in_(newest))
+        .order_by(ExportRow.id.desc())
     )
-    return [
-        Offered(f"{prefix}/{quantize}{suffix}", number, blob or "", size or 0, runtime or "", percent)
-        for quantize, blob, size, runtime in session.execute(query)
-    ]
+    found: dict[str, Offered] = {}
+    for quantize, blob, size, runtime in session.execute(query):
+        name = f"{prefix}/{quantize}{suffix}"
+        if name in found:  # for devices whose runtime is too old for the newest
+            name = f"{prefix}/{quantize}.{runtime}{suffix}"
+        found[name] = Offered(name, number, blob or "", size or 0, runtime or "", percent)
+    return list(found.values())

@@ -103,7 +103,7 @@ class Device:
         answer = self._manifest()
         if answer is None:
             return False
-        offered: dict[str, Any] = answer.json()
+        offered = manifest_of(answer)
         sha256 = str(offered["sha256"])
         if sha256 == self.state.sha256 and self.current.exists():
             self._remember(answer)
@@ -151,7 +151,8 @@ class Device:
         )
         updater.refresh()
         name = f"{self.args.model}/{self.args.alias}/{self.args.quantize}"
-        for path in (f"{name}.tflite", f"{name}.rollout.tflite"):
+        older = f"{name}.{offered.get('min_runtime')}"  # a file for runtimes that the newest does not run on
+        for path in (f"{n}{kind}.tflite" for n in (name, older) for kind in ("", ".rollout")):
             target = updater.get_targetinfo(path)
             if target is None or target.hashes.get("sha256") != offered["sha256"]:
                 continue
@@ -256,12 +257,10 @@ class Device:
             return None
         command = [*shlex.split(self.args.self_test), str(self.current)]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=self.args.self_test_timeout
-            )
+            done = subprocess.run(command, capture_output=True, timeout=self.args.self_test_timeout)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)[:500]
-        said = (done.stderr or done.stdout).strip()[-500:]
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-500:]
         return None if done.returncode == 0 else f"exit code {done.returncode}: {said}"
 
     def _report(
@@ -281,6 +280,16 @@ class Device:
     def _remember(self, answer: httpx.Response) -> None:
         self.state.etag = answer.headers.get("ETag")
         self.state.save()
+
+
+def manifest_of(answer: httpx.Response) -> dict[str, Any]:
+    """Raises `Refused` for what is no manifest: a portal or proxy may answer 200 with a page of its own."""
+    try:
+        offered: dict[str, Any] = answer.json()
+        str(offered["sha256"]), int(offered["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"the answer is no manifest ({type(error).__name__}: {error})") from error
+    return offered
 
 
 def check(answer: httpx.Response) -> None:

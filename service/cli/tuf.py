@@ -68,13 +68,17 @@ def offline(
 def rotate(
     role: Role,
     root_key: Annotated[Path | None, Option("--root-key", help="The root key, where it is offline.")] = None,
+    to: Annotated[
+        Path | None, Option("--to", help="The new key's directory, where the role's key is offline.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Give a role a new key. Devices follow by themselves."""
-    from service.edge.tuf_keys import read
+    from service.edge.tuf_keys import KeyFiles, read
 
     with _repository() as (repository, _):
-        version = repository.rotate(role, read(root_key) if root_key else None)
+        signer, place = read(root_key) if root_key else None, KeyFiles(to) if to else None
+        version = repository.rotate(role, signer, place)
     emit(
         json, {"role": role, "root": version}, lambda: say(f"{role} has a new key; root is version {version}")
     )

@@ -122,18 +122,21 @@ class Repository:
         self._follow(_now(), force=True)
         return version
 
-    def rotate(self, role: str, root_signer: Signer | None = None) -> int:
+    def rotate(self, role: str, root_signer: Signer | None = None, to: KeyFiles | None = None) -> int:
         """Give `role` a new key and sign a new root with the old root key; the new root's version.
 
-        `root_signer` is needed when the root key is offline. Raises `Conflict` without one.
+        `root_signer` is needed when the root key is offline, and `to`, the new key's place, when the role's
+        key is: it does not come back by itself. Raises `Conflict` without them.
         """
         now = self._current()
         root, old = now.root, root_signer or self._signer(now.root, "root")
         if old is None or old.public_key.keyid not in root.signed.roles["root"].keyids:
             raise Conflict("a new root must be signed by the present root key: give its file")
+        if to is None and self._signer(root, role) is None:
+            raise Conflict(f"the key of {role} is kept elsewhere: say where the new one goes (--to)")
         for keyid in list(root.signed.roles[role].keyids):
             root.signed.revoke_key(keyid, role)
-        fresh = self._keys.create(role)
+        fresh = (to or self._keys).create(role)
         root.signed.add_key(fresh.public_key, role)
         signers = [old, fresh] if role == "root" else [old]
         version = self._sign_root(root, signers, _now())

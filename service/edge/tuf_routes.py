@@ -20,7 +20,7 @@ from service.web.fields import ModelName
 router = APIRouter(tags=["edge"])
 
 _DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(trust.ROLES)})\.json")
-_TARGET = re.compile(r"([0-9a-f]{64})\.[a-z0-9]+(?:\.rollout)?\.tflite")
+_TARGET = re.compile(r"([0-9a-f]{64})\.[a-z0-9.]+\.tflite")
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
     304: {"description": "It is what the caller has already"},

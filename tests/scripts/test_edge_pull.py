@@ -7,13 +7,15 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry import db
+from registry import db, exports
 from tests.service.edge.test_tuf import Registry
 from tests.service.server import Server, serving
 
@@ -125,6 +127,45 @@ def test_a_version_that_fails_its_self_test_is_taken_back_and_not_tried_again(
     assert device.pull("--self-test", "test -s").returncode == 0
     assert (device.file.read_bytes(), device.previous.read_bytes()) == (b"better", BIG)
     assert device.reports()[0]["latency_ms"] > 0
+
+
+def test_a_self_test_may_print_any_bytes(device: Device, registry: Registry) -> None:
+    device.pull()
+    registry.export(b"prints rubbish")
+    rubbish = "import os; os.write(2, bytes([255, 254])); raise SystemExit(1)"
+    assert device.pull("--self-test", f"{sys.executable} -c '{rubbish}'").returncode == 1
+    assert device.file.read_bytes() == BIG
+    assert device.reports()[0]["status"] == "failed"
+
+
+def test_a_device_with_an_older_runtime_gets_the_file_that_runs_there(
+    device: Device, registry: Registry
+) -> None:
+    number = registry.export(b"runs everywhere")
+    blob = registry.store.put([b"needs the newest"])
+    with registry.sessions.begin() as session:
+        row = exports.create(session, registry.store, "m", number, exports.NewExport(), by="test")
+        exports.finish(session, row.id, exports.Finished("ready", {}, blob.sha256, blob.bytes, None, "2.9.0"))
+    registry.sign()
+    done = device.pull("--runtime-version", "2.5.0")
+    assert (done.returncode, device.file.read_bytes()) == (0, b"runs everywhere"), done.stderr
+    assert device.pull("--runtime-version", "2.9.0").returncode == 0
+    assert device.file.read_bytes() == b"needs the newest"
+
+
+def test_a_page_of_a_portal_is_no_manifest(device: Device, tmp_path: Path) -> None:
+    class Portal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>please log in</html>")
+
+    with HTTPServer(("127.0.0.1", 0), Portal) as portal:
+        threading.Thread(target=portal.serve_forever, daemon=True).start()
+        done = device.pull("--url", f"http://127.0.0.1:{portal.server_port}")
+        portal.shutdown()
+    assert done.returncode == 1
+    assert "the answer is no manifest" in done.stderr
 
 
 def test_a_first_version_that_fails_leaves_no_file(device: Device) -> None:

@@ -285,6 +285,41 @@ def test_an_offline_root_key_is_needed_to_rotate(registry: Registry, tmp_path: P
         assert Repository(session, registry.keys).rotate("targets", read(taken)) == 2
 
 
+def test_a_key_that_was_taken_away_does_not_come_back_by_rotating_it(
+    registry: Registry, tmp_path: Path
+) -> None:
+    registry.export(b"model")
+    registry.sign()
+    stick = tmp_path / "stick"
+    for role in ("targets", "root"):
+        registry.keys.take(role, stick)
+    for role in ("targets", "root"):
+        root_key = read(stick / "root.pem")
+        with registry.sessions.begin() as session:
+            repository = Repository(session, registry.keys)
+            with pytest.raises(Conflict, match="--to"):
+                repository.rotate(role, root_key)
+            repository.rotate(role, root_key, KeyFiles(stick))
+            online = {r.role: r.online for r in repository.status().roles}
+        assert (online["root"], online["targets"]) == (False, False)
+    assert not registry.sign(), "all is signed already, by the new keys"
+    with registry.sessions.begin() as session:
+        repository = Repository(session, registry.keys)
+        assert repository.submit(sign(repository.prepare(), read(stick / "targets.pem"))) == 3
+
+
+def test_an_older_export_for_older_runtimes_is_signed_too(registry: Registry) -> None:
+    number = registry.export(b"runs everywhere")
+    blob = registry.store.put([b"needs the newest"])
+    with registry.sessions.begin() as session:
+        row = exports.create(session, registry.store, "m", number, exports.NewExport(), by="test")
+        exports.finish(session, row.id, exports.Finished("ready", {}, blob.sha256, blob.bytes, None, "2.9.0"))
+    registry.sign()
+    targets = registry.newest("targets")["targets"]
+    about = {name: t["custom"]["min_runtime"] for name, t in targets.items()}  # type: ignore[attr-defined]
+    assert about == {NAME: "2.9.0", "m/champion/none.2.1.0.tflite": "2.1.0"}
+
+
 def test_a_rollout_offers_the_version_before_and_the_new_one_with_its_share(registry: Registry) -> None:
     first = registry.export(b"first")
     second = registry.export(b"second", percent=10)
