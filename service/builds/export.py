@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry.build import calibration, export_gate, metrics, quantize, rowset
+from registry.build import calibration, export_gate, metrics, parity, quantize, rowset
 from registry.build.job import Exported, ExportJob, Quantize
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Rows
+from registry.signature import Signature
 from service.builds import sources
 from service.builds.report import Report
 from service.builds.sources import Sample, Source
@@ -23,6 +24,7 @@ from service.runtime.tflite import TfliteRuntime
 FILE = "model.tflite"
 ZSTD_LEVEL = 19  # compressed once, sent many times
 LITTLE = 0.95  # of the bytes left: not worth the loss of digits
+ROUNDING = 1e-3  # of a probability or a usual value: more than that is said aloud
 TIMED_RUNS = 300
 TIMED_S = 1.0
 
@@ -163,11 +165,38 @@ def _gate(
             report.fields["accuracy"] = accuracy
             faults += export_gate.accuracy_faults(accuracy, bounds, job.bounds)
             report.fields["latency_us"] = _latency(runtime, blocks[0].rows)
+    if (rounding := _rounding(source, _some(held_out), job.signature)) is not None:
+        report.fields["input_rounding"] = rounding
+        report.warnings += _rounding_warnings(rounding)
     if held_out is not None and (alike := export_gate.blurred(held_out.rows, job.signature)):
         report.warnings.append(
             f"float32, which a .tflite takes, cannot tell all values of {', '.join(alike[:10])} apart"
         )
     return faults
+
+
+def _rounding(source: Source, rows: Rows | None, signature: Signature) -> dict[str, Any] | None:
+    """How far the model's own answers move when the example is rounded as a device rounds it. The gate judges
+    the file by rounded rows; this says what that leaves out."""
+    if rows is None:
+        return None
+    exact = parity.reference(source.answer, {"example": rows})
+    moved = parity.compare(exact, lambda r: source.answer(export_gate.single(r, signature)), signature)
+    return {
+        "rows": sum(moved.rows.values()),
+        "label_mismatches": moved.label_mismatches,
+        "largest_difference": moved.largest_difference,
+    }
+
+
+def _rounding_warnings(rounding: dict[str, Any]) -> list[str]:
+    if not rounding["label_mismatches"] and rounding["largest_difference"] <= ROUNDING:
+        return []
+    return [
+        "a .tflite takes float32, and the model itself answers otherwise when its input is rounded to that: "
+        f"{rounding['label_mismatches']} labels of {rounding['rows']} example rows, differences up to "
+        f"{rounding['largest_difference']:.2g} between devices and online callers"
+    ]
 
 
 def _some(held_out: Sample | None) -> Rows | None:

@@ -53,9 +53,6 @@ class Source:
     exact: bool = False  # a tree ensemble: its labels may not differ
     published: bytes | None = None  # what devices get as it is, if nothing was made smaller
     within: Callable[[int], tflite.Converted] | None = None  # of at most so many bytes, by giving up trees
-    smaller: Callable[[int], tuple[bytes, str]] | None = (
-        None  # of at most so many bytes, and what is given up
-    )
 
 
 def sklearn(job: ExportJob, report: Report) -> Source:

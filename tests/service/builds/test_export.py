@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -175,6 +175,20 @@ def test_integers_that_float32_cannot_hold_are_warned_of(tmp_path: Path) -> None
     model = forest().fit(rows.drop(columns="y"), rows["y"])
     exported = export(job_of(tmp_path, model, rows))
     assert any("cannot tell all values of f0 apart" in warning for warning in exported.report["warnings"])
+
+
+def test_what_rounding_the_input_to_float32_changes_is_measured_and_said(tmp_path: Path) -> None:
+    """Histogram boosting compares doubles, and its thresholds may lie on values of the data."""
+    rows = table().assign(f0=lambda t: np.where(np.arange(len(t)) % 2, 0.1, np.nextafter(0.1, 1)))
+    rows["y"] = np.where(rows["f0"] > 0.1, "yes", "no")
+    model = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=1).fit(rows[["f0"]], rows["y"])
+    exported = export(job_of(tmp_path, model, rows[["f0", "y"]]))
+    rounding = exported.report["input_rounding"]
+    assert (rounding["rows"], rounding["label_mismatches"]) == (400, 200)
+    assert any("rounded" in warning for warning in exported.report["warnings"])
+    (folder := tmp_path / "forest").mkdir()
+    forest_job = job_of(folder, forest().fit(rows[["f0"]], rows["y"]), rows[["f0", "y"]])
+    assert export(forest_job).report["input_rounding"]["label_mismatches"] == 0, "it rounds its input itself"
 
 
 def test_an_export_without_an_example_is_measured_on_made_up_rows(tmp_path: Path) -> None:
