@@ -53,6 +53,9 @@ def promote(
     if row is not None and row.version_id == version.id:
         if (row.edge_percent, row.edge_halted) != (edge_percent, None):
             row.edge_percent, row.edge_halted = edge_percent, None
+            share = "all" if edge_percent is None else f"{edge_percent} %"
+            said = reason or f"for {share} of the devices"
+            _event(session, owner, alias, number, "rollout", by, said, None)  # a line, no move
             changes.note(session, "model", model)
         return row
     event = _event(session, owner, alias, version.number, "promote", by, reason, row)

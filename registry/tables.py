@@ -141,7 +141,7 @@ class AliasEventRow(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     alias: Mapped[str]
     version: Mapped[int | None]  # the number; None when the alias was deleted
-    action: Mapped[str]  # promote, rollback, delete, halt
+    action: Mapped[str]  # promote, rollback, delete, rollout, halt
     at: Mapped[datetime] = mapped_column(default=now)
     by: Mapped[str]
     reason: Mapped[str | None]

@@ -20,6 +20,9 @@ from service.builds.children import Keeper, end_with_parent
 from service.config import Settings
 
 BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open. Longer than load balancers and clients keep theirs (60 s): if the
+server closes first, the request that was just being sent on it is lost."""
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 log = telemetry.logger(__name__)
@@ -74,6 +77,7 @@ def run_web(settings: Settings, listening: socket.socket) -> None:
         access_log=False,
         server_header=False,
         lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
     Server(config).run([listening])

@@ -173,7 +173,7 @@ class MoveRecord(BaseModel):
     at: datetime
     by: str
     reason: str | None
-    action: Literal["promote", "rollback", "delete", "halt"]
+    action: Literal["promote", "rollback", "delete", "rollout", "halt"]
 
     @classmethod
     def of(cls, row: AliasEventRow) -> MoveRecord:

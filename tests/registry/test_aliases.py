@@ -95,7 +95,7 @@ def test_promoting_where_the_alias_points_already_is_no_move(sessions: Sessions,
         assert changes.revision(session) == revision
         assert aliases.promote(session, "fraud", "champion", 1, by="ann", edge_percent=10).edge_percent == 10
         assert changes.revision(session) == revision + 1
-    assert _moves(sessions) == [("promote", 1)]
+    assert _moves(sessions) == [("promote", 1), ("rollout", 1)]
 
 
 def test_only_a_ready_version_that_exists_is_promoted(sessions: Sessions, store: Store) -> None:
@@ -221,3 +221,21 @@ def test_rollbacks_at_the_same_moment_each_go_one_back(sessions: Sessions, store
     promote(sessions, 1, 2, 3, 4, 5)
     assert sorted(threads(*[lambda: _rollback(sessions)] * 4)) == [1, 2, 3, 4]  # type: ignore[type-var]
     assert champion(sessions) == 1
+
+
+def test_another_share_of_the_devices_is_a_line_in_the_history_and_no_move(
+    sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store, count=2)
+    promote(sessions, 1, 2)
+    for percent, reason in ((10, None), (50, "no complaints"), (50, "again"), (None, None)):
+        with sessions.begin() as session:
+            aliases.promote(session, "fraud", "champion", 2, by="bob", reason=reason, edge_percent=percent)
+    with db.reading(sessions) as session:
+        lines = aliases.history(session, "fraud", "champion").items[:3]
+        assert [(e.action, e.version, e.reason) for e in reversed(lines)] == [
+            ("rollout", 2, "for 10 % of the devices"),
+            ("rollout", 2, "no complaints"),
+            ("rollout", 2, "for all of the devices"),
+        ]
+    assert _rollback(sessions) == 1
