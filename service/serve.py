@@ -35,6 +35,7 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     they share the listening socket. `worker` is for the batch road's child, which does not exist yet:
     accepted, so that scripts need not change.
     """
+    gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
@@ -51,12 +52,13 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     if workers == 1:
         run_web(settings, listening)
         return 0
+    gc.enable()
     return _keep(settings, listening, workers)
 
 
 def run_web(settings: Settings, listening: socket.socket) -> None:
     """Serve on `listening` in this process until SIGTERM or SIGINT."""
-    gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
+    gc.disable()  # until it serves, see `serve`
     # While it serves, uvicorn has these; it shuts down in order and then raises the signal again, which
     # would end us with its number.
     for number in STOPS:
