@@ -6,9 +6,10 @@ Pure functions for the docs page and for whoever generates clients. They describ
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
+
+import msgspec
 
 from registry.signature import Input, Output, Scalar, Signature
 
@@ -61,7 +62,7 @@ def prediction_schema(signature: Signature) -> Schema:
 
 def class_key(value: Scalar) -> str:
     """A class label as the key of `probabilities`: text as it is, anything else as JSON writes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _feature(given: Input) -> Schema:

@@ -9,14 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 from prometheus_client import multiprocess
 
 from service import telemetry
-from service.builds.children import Keeper, end_with_parent
+from service.builds.children import Keeper, end_with_parent, stop_signal
 from service.config import Settings
 
 BACKLOG = 2048
@@ -35,7 +33,6 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     they share the listening socket. `worker` is for the batch road's child, which does not exist yet:
     accepted, so that scripts need not change.
     """
-    gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
@@ -52,13 +49,13 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     if workers == 1:
         run_web(settings, listening)
         return 0
-    gc.enable()
+    gc.enable()  # the command line switched it off, and this process only watches
     return _keep(settings, listening, workers)
 
 
 def run_web(settings: Settings, listening: socket.socket) -> None:
     """Serve on `listening` in this process until SIGTERM or SIGINT."""
-    gc.disable()  # until it serves, see `serve`
+    gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
     # While it serves, uvicorn has these; it shuts down in order and then raises the signal again, which
     # would end us with its number.
     for number in STOPS:
@@ -102,16 +99,10 @@ def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
     shutil.rmtree(figures, ignore_errors=True)
     figures.mkdir(parents=True)
     keepers = [_web_process(n + 1, listening, figures.absolute()) for n in range(count)]
-    stopping = threading.Event()
-
-    def stop(_: int, __: FrameType | None) -> None:
-        stopping.set()
-
-    for number in STOPS:
-        signal.signal(number, stop)
+    stopped = stop_signal()
     for keeper in keepers:
         keeper.start()
-    stopping.wait()
+    stopped()
     for keeper in keepers:
         keeper.terminate()
     for keeper in keepers:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from registry.build import describe, gate, graph, rowset
+from registry.build import describe, gate, graph, parity, rowset
 from registry.build.example import Example
 from registry.build.given import Corrections
-from registry.errors import Invalid, Refused
+from registry.errors import Refused
 from registry.rows import Outputs, Rows
 from registry.signature import DType, Input, Output, Scalar, Signature, Task
 
@@ -62,11 +61,11 @@ class Adopted:
         plain = probe["example"] if rows is not None else probe["random"]
         graph.name_values(self.model, first, columns)
         self._write(out)
-        answered = _trial(load(out, first), plain)
+        answered = parity.trial(load(out, first), plain)
         signature = Signature(task, inputs, self.corrections.check_outputs(self._typed(first, answered)))
         runtime = load(out, signature)
         for size in (1, 3):
-            _trial(runtime, plain.take(slice(0, size)))
+            parity.trial(runtime, plain.take(slice(0, size)))
         return signature, rows, runtime
 
     def _write(self, out: Path) -> None:
@@ -232,13 +231,3 @@ def _outputs(model: ModelProto, task: Task) -> tuple[Output, ...]:
     dims = found[0].type.tensor_type.shape.dim
     several = len(dims) == 2 and dims[1].dim_value > 1
     return (Output("values", first, (-1, -1)) if several else Output("value", first, (-1,)),)
-
-
-def _trial(runtime: Any, rows: Rows) -> Outputs:
-    try:
-        answered: Outputs = runtime.run(rows)
-    except Invalid as error:
-        raise Refused(f"the graph fails on {len(rows)} rows: {error}") from error
-    if any(len(np.atleast_1d(a)) != len(rows) for a in answered.values()):
-        raise Refused("the graph does not answer row by row")
-    return answered

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from registry.errors import Invalid, Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Output, Signature
 
@@ -167,3 +168,14 @@ def _scale(output: Output, blocks: list[Block]) -> Any:
     finite = np.isfinite(values)
     count = finite.sum(axis=0)
     return np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+
+
+def trial(runtime: Any, rows: Rows) -> Outputs:
+    """What a graph that nobody can be asked about answers. Raises `Refused` when it does not, row by row."""
+    try:
+        answered: Outputs = runtime.run(rows)
+    except Invalid as error:
+        raise Refused(f"the graph fails on {len(rows)} rows: {error}") from error
+    if any(len(np.atleast_1d(a)) != len(rows) for a in answered.values()):
+        raise Refused("the graph does not answer row by row")
+    return answered

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from registry.build import describe, rowset, tflite_gate, tflite_stamp
+from registry.build import describe, parity, rowset, tflite_gate, tflite_stamp
 from registry.build.example import Example
 from registry.build.given import Corrections
 from registry.build.keras_describe import MAX_FEATURES
 from registry.build.tflite.metadata import ENTRY, read_entries
-from registry.errors import Invalid, Refused, Unavailable
-from registry.rows import Outputs, Rows
+from registry.errors import Refused, Unavailable
+from registry.rows import Rows
 from registry.signature import DType, Input, Output, Scalar, Signature, Task
 
 _DTYPES: dict[str, DType] = {
@@ -79,7 +78,7 @@ class AsItIs:
         probe = rowset.kinds(None, signature, rows)
         plain = probe["example"] if rows is not None else probe["random"]
         for size in (1, 3, len(plain)):
-            _trial(runtime, plain.take(slice(0, size)))
+            parity.trial(runtime, plain.take(slice(0, size)))
         return signature, rows, runtime, copied
 
     def write(self, out: Path, signature: Signature) -> bool:
@@ -268,13 +267,3 @@ def _loaded(load: Callable[[Path, Signature], Any], path: Path, signature: Signa
         return load(path, signature)
     except Unavailable as error:
         raise Refused(str(error)) from error
-
-
-def _trial(runtime: Any, rows: Rows) -> Outputs:
-    try:
-        answered: Outputs = runtime.run(rows)
-    except Invalid as error:
-        raise Refused(f"the graph fails on {len(rows)} rows: {error}") from error
-    if any(len(np.atleast_1d(a)) != len(rows) for a in answered.values()):
-        raise Refused("the graph does not answer row by row")
-    return answered

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
-from collections.abc import Callable
 from typing import Annotated
 
 from typer import Exit, Option
@@ -35,6 +32,7 @@ def worker() -> None:
     """Take tasks from the queue in a process of its own, until Ctrl-C or SIGTERM."""
     from registry import db
     from registry.artifacts import Store
+    from service.builds.children import stop_signal
     from service.builds.supervisor import Supervisor
     from service.prepare import prepare
     from service.telemetry import configure_logging
@@ -50,20 +48,6 @@ def worker() -> None:
     stopped()
     supervisor.stop(settings.shutdown_grace_s)
     engine.dispose()
-
-
-def stop_signal() -> Callable[[], object]:
-    """Take SIGTERM and SIGINT from now on; what is returned waits for the first of them.
-
-    A handler that sets a `threading.Event` can block on the event's own lock when a second signal comes
-    while it runs (9 of 200 processes hung). The interpreter's wakeup pipe takes no lock.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    return lambda: os.read(reading, 1)
 
 
 def migrate(json: Json = False) -> None:

@@ -14,15 +14,11 @@ from typing import Any
 import msgspec
 
 from registry.rows import Array, Outputs
-from registry.signature import Output, Scalar, Signature
+from registry.schema import class_key
+from registry.signature import Output, Signature
 
 _to_json = msgspec.json.Encoder().encode  # writes NaN and infinity as null
 _WIDE = {"probabilities": "probability", "values": "value", "vector": "vector"}
-
-
-def key_of(label: Scalar) -> str:
-    """A class as the key of a JSON object: strings as they are, others as JSON writes them."""
-    return label if isinstance(label, str) else _to_json(label).decode()
 
 
 class Leaf:
@@ -40,7 +36,7 @@ class Leaf:
 
     def _classes(self, spec: Output) -> tuple[str, ...]:
         if spec.classes:
-            return tuple(map(key_of, spec.classes))
+            return tuple(map(class_key, spec.classes))
         prefix = "y" if self.key == "values" else ""
         return tuple(f"{prefix}{j}" for j in range(spec.shape[-1]))
 
