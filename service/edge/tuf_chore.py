@@ -31,7 +31,8 @@ class SigningChore:
         wait_s = LOOK_S
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(moved.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for of Python 3.11 may lose a cancel
+                    await moved.wait()
             moved.clear()
             try:
                 await asyncio.to_thread(self.step)
