@@ -51,6 +51,7 @@ def enqueue(
     max_attempts: int = 3,
     priority: int = 0,
     not_before: datetime | None = None,
+    concurrency_key: str | None = None,
 ) -> int:
     """Add a task in the caller's transaction and return its id."""
     row = TaskRow(
@@ -60,17 +61,30 @@ def enqueue(
         priority=priority,
         not_before=not_before or _clock(session),
         max_attempts=max_attempts,
+        concurrency_key=concurrency_key,
     )
     session.add(row)
     session.flush()
     return row.id
 
 
-def claim(session: Session, kinds: Sequence[str], worker: str, lease_s: float = LEASE_S) -> Task | None:
-    """Take the next task that is due, or one whose lease ran out. None when there is none."""
+def claim(
+    session: Session,
+    kinds: Sequence[str],
+    worker: str,
+    lease_s: float = LEASE_S,
+    most_at_once: int | None = None,
+) -> Task | None:
+    """Take the next task that is due, or one whose lease ran out. None when there is none.
+
+    Of tasks with one concurrency key no more than `most_at_once` run: those above it are left where they are.
+    (Two workers that look at the same instant may go one beyond it.)
+    """
     moment = _clock(session)
     due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
     mine = and_(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment)), TaskRow.attempt < TaskRow.max_attempts)
+    if most_at_once is not None:
+        mine = and_(mine, _has_room(moment, most_at_once))
     row = session.execute(
         update(TaskRow)
         .where(TaskRow.id == _first(mine))
@@ -151,6 +165,16 @@ def cancel(session: Session, kind: str, subject: str) -> None:
     )
 
 
+def cancel_all(session: Session, task_ids: Sequence[int]) -> None:
+    """`cancel` for tasks that the caller knows by id."""
+    session.execute(
+        update(TaskRow)
+        .where(TaskRow.id.in_(task_ids), TaskRow.state.in_((QUEUED, RUNNING)))
+        .values(state=CANCELLED, fence=TaskRow.fence + 1, lease_until=None, finished_at=now())
+        .execution_options(synchronize_session=False)
+    )
+
+
 def depth(session: Session, kinds: Sequence[str]) -> int:
     """How many tasks wait or run."""
     return session.execute(
@@ -160,6 +184,18 @@ def depth(session: Session, kinds: Sequence[str]) -> int:
 
 def _lapsed(moment: datetime) -> ColumnElement[bool]:
     return and_(TaskRow.state == RUNNING, TaskRow.lease_until < moment)
+
+
+def _has_room(moment: datetime, most: int) -> ColumnElement[bool]:
+    running = (
+        select(TaskRow.concurrency_key)
+        .where(
+            TaskRow.state == RUNNING, TaskRow.lease_until >= moment, TaskRow.concurrency_key.is_not(None)
+        )
+        .group_by(TaskRow.concurrency_key)
+        .having(func.count() >= most)
+    )
+    return or_(TaskRow.concurrency_key.is_(None), TaskRow.concurrency_key.not_in(running))
 
 
 def _first(which: ColumnElement[bool]) -> ScalarSelect[int]:

@@ -94,6 +94,7 @@ class VersionRow(Base):
     runtime: Mapped[str | None]
     runtime_reason: Mapped[str | None]
     servable: Mapped[str | None] = mapped_column(index=True)
+    forest: Mapped[str | None] = mapped_column(index=True)  # the blob with the trees as a flat table, for batches
     signature: Mapped[dict[str, Any] | None]
     lineage: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]
@@ -238,6 +239,7 @@ class TaskRow(Base):
     not_before: Mapped[datetime]
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int]
+    concurrency_key: Mapped[str | None]  # what a bound on tasks at once counts by: a job's model
     claimed_by: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     fence: Mapped[int] = mapped_column(default=0)

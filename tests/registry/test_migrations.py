@@ -16,6 +16,7 @@ from migrations import HEAD
 from migrations.run import config
 from registry import changes, db
 from registry.errors import TriviumError
+from registry import batch_tables  # noqa: F401 - its tables are part of the metadata
 from registry.tables import Base, RevisionRow
 from tests.registry import crowd
 from tests.registry.conftest import Empty
