@@ -7,32 +7,31 @@ import sqlite3
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.types import ASGIApp
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry import db
 from registry.artifacts import Store
 from service import telemetry
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from service.edge import export_routes, reports, tuf_routes
-from service.edge import routes as edge_routes
 from service.edge.tuf_chore import SigningChore
 from service.online.hotpath import HotPath
-from service.publish import alias_routes, artifacts, key_routes, routes
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
-from service.web import failures, health, openapi_routes
-from service.web.auth import Guard
-from service.web.deps import Services, check_guarded
+from service.web import health
+from service.web.auth import Guard, check_public
 from service.web.docs import docs_routes
+from service.web.late import Late
 from service.web.limits import Limits
+from service.web.services import Services
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from service.runtime.loading import Loaded
 
 PREDICT_THREADS = 4
@@ -42,33 +41,38 @@ MB = 1 << 20
 log = telemetry.logger(__name__)
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """The ASGI application, from the outside in: guard, limits, predictions, FastAPI with all the rest.
+class App(NamedTuple):
+    """What `create_app` makes: a server runs `asgi`."""
 
-    Raises `TriviumError` when the database needs `trivium migrate`.
+    asgi: ASGIApp
+    services: Services
+    management: Late[FastAPI]
+
+
+def create_app(settings: Settings) -> App:
+    """From the outside in: guard, limits, predictions, probes and docs pages, and all the rest in FastAPI,
+    which comes late: see `service/management.py`, where its routes are.
     """
     services = _services(settings)
-    app = FastAPI(
-        title="Trivium",
-        version=version("trivium"),
-        description="One registry, three roads: online predictions, batch scoring, edge delivery.",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        lifespan=_lifespan,
-        redirect_slashes=False,
-    )
-    app.state.services = services
-    publish = (artifacts, routes, alias_routes, key_routes)
-    edge = (export_routes, edge_routes, reports, tuf_routes)
-    for room in (*publish, *edge, openapi_routes, health):
-        app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
-    app.router.routes.extend([*docs_routes(), *health.health_routes()])
-    failures.install(app)
-    check_guarded(app)
-    inside = HotPath(app, services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
+    management = Late(lambda: _management(services))
+    front = [*health.health_routes(services), *docs_routes()]
+    check_public(front)
+    rest = _Front(front, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services))
+    inside = HotPath(rest, services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
     limited = Limits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
-    return Guard(limited, services.snapshot)
+    return App(Guard(limited, services.snapshot), services, management)
+
+
+class _Front(Router):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # inside an application Starlette raises a 405, for `Guard` to answer
+        await super().__call__(scope, receive, send)
+
+
+def _management(services: Services) -> FastAPI:
+    from service.management import management  # FastAPI and the routes: in a thread, see `Late`
+
+    return management(services)
 
 
 def _services(settings: Settings) -> Services:
@@ -93,8 +97,7 @@ def _loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    services: Services = app.state.services
+async def _lifespan(services: Services) -> AsyncIterator[None]:
     to_follow, to_sign = _moved(services), _moved(services)
     await asyncio.to_thread(services.snapshot.start)
     services.supervisor.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
@@ -54,7 +55,10 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
 
 
 def run_web(settings: Settings, listening: socket.socket) -> None:
-    """Serve on `listening` in this process until SIGTERM or SIGINT."""
+    """Serve on `listening` in this process until SIGTERM or SIGINT.
+
+    Raises what the making of the management routes raised: without them nothing goes on serving.
+    """
     gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
     # While it serves, uvicorn has these; it shuts down in order and then raises the signal again, which
     # would end us with its number.
@@ -64,14 +68,24 @@ def run_web(settings: Settings, listening: socket.socket) -> None:
 
     from service.app import create_app
 
+    app = create_app(settings)
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            self.completion = asyncio.create_task(self._complete())
+
+        async def _complete(self) -> None:
+            try:
+                await app.management.made()
+            except Exception:
+                self.should_exit = True
+                raise
             gc.freeze()  # nor is it looked through while requests wait
             gc.enable()
 
     config = uvicorn.Config(
-        create_app(settings),
+        app.asgi,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -79,7 +93,9 @@ def run_web(settings: Settings, listening: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
-    Server(config).run([listening])
+    server = Server(config)
+    server.run([listening])
+    server.completion.result()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -18,9 +18,10 @@ from service.edge.delivery import Delivery, asked_by, condition_answer, repr_dig
 from service.edge.rollout import export_for, holders
 from service.edge.schemas import DeviceId, EdgeQuery, Manifest, RuntimeVersion
 from service.runtime.snapshot import Export
-from service.web.deps import CallerDep, Services, ServicesDep, guarded
+from service.web.deps import CallerDep, ServicesDep, guarded
 from service.web.documents import problems
 from service.web.fields import ModelName
+from service.web.services import Services
 
 router = APIRouter(tags=["edge"])
 

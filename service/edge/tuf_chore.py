@@ -9,7 +9,7 @@ from contextlib import suppress
 from registry import db, trust
 from registry.trust import Offered
 from service import telemetry
-from service.web.deps import Services
+from service.web.services import Services
 
 LOOK_S = 600.0
 """At least so often: a timestamp lives a day and is signed again after half of it."""

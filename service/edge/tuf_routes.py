@@ -13,9 +13,10 @@ from registry.errors import NotFound
 from service.edge.delivery import Delivery
 from service.edge.rollout import holders
 from service.runtime.snapshot import Export
-from service.web.deps import ReadDep, Services, ServicesDep, guarded
+from service.web.deps import ReadDep, ServicesDep, guarded
 from service.web.documents import problems
 from service.web.fields import ModelName
+from service.web.services import Services
 
 router = APIRouter(tags=["edge"])
 

@@ -12,10 +12,11 @@ from pydantic import AfterValidator, BeforeValidator
 from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
 from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
-from service.web.deps import CallerDep, ReadDep, Services, ServicesDep, WriteDep, guarded, writing
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
 from service.web.documents import problems
 from service.web.fields import ModelName
 from service.web.pages import Listed, PageQuery, listed
+from service.web.services import Services
 
 router = APIRouter(tags=["aliases"])
 AliasName = Annotated[str, Path(description="champion, challenger, or any other name", pattern=NAME_PATTERN)]

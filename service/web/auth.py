@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import keys
@@ -49,6 +51,13 @@ def forbid(key: Key | None, *scopes: str, model: str | None = None) -> str | Non
     if model is None and "admin" in scopes and key.models is not None:  # or it could make itself another
         return "this key is for some models only, and this is about the whole registry"
     return None
+
+
+def check_public(routes: Sequence[Route]) -> None:
+    """Raises `RuntimeError` when one of them is not `PUBLIC`: these routes ask for no scope."""
+    for route in routes:
+        if PUBLIC.fullmatch(route.path_format) is None:
+            raise RuntimeError(f"{route.path}: not public, so it must be a route that names its scope")
 
 
 class Guard:

@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 from registry import db
-from registry.artifacts import Store
 from registry.errors import FieldError, Invalid
 from registry.keys import Key, Scope
-from service.builds.supervisor import Supervisor
-from service.config import Settings
-from service.runtime.pool import Pool
-from service.runtime.snapshot import Snapshot
 from service.web.auth import PUBLIC, Call, forbid
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """Everything that lives as long as the process; made in `create_app`."""
-
-    settings: Settings
-    engine: Engine
-    sessions: db.Sessions
-    store: Store
-    snapshot: Snapshot
-    pool: Pool
-    supervisor: Supervisor
-    executor: Executor  # predictions and loads that leave the event loop
+from service.web.services import Services
 
 
 # These three wait for nothing, and are async so that FastAPI calls them right here: a `def` costs a thread.
@@ -120,14 +99,14 @@ def guard_of(route: BaseRoute) -> Requires | None:
 
 
 def check_guarded(app: FastAPI) -> None:
-    """Raises `RuntimeError` when a route says no scope: it would answer anybody with a key. Those that
-    need no key are exactly `PUBLIC`."""
+    """Raises `RuntimeError` when a route says no scope: it would answer anybody with a key. What needs no
+    key (`PUBLIC`) is none of these routes: it stands before them."""
     for route in app.router.routes:
         path = getattr(route, "path_format", repr(route))
         requires = guard_of(route)
-        if (requires is not None) == (PUBLIC.fullmatch(path) is not None):
+        if requires is None or PUBLIC.fullmatch(path) is not None:
             raise RuntimeError(f"{path}: a route names its scope or is public, and never both")
-        if requires is not None and isinstance(route, APIRoute):
+        if isinstance(route, APIRoute):
             requires.takes_query = _takes_query(route)
 
 

@@ -1,25 +1,24 @@
-"""Is it alive, is it ready, and the figures."""
+"""Is it alive, is it ready, and what this process holds. Answers before there is a FastAPI."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from functools import partial
+
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from registry import db, queue
 from service import telemetry
 from service.runtime.snapshot import STALE_S
-from service.web.deps import Services, ServicesDep, guarded
-from service.web.documents import problems
-
-router = APIRouter(tags=["operation"])
+from service.web.services import Services
 
 
-class Readiness(BaseModel):
-    ready: bool
-    checks: dict[str, str]
+def health_routes(services: Services) -> list[Route]:
+    """The probes; none of them asks for a key."""
+    ready = partial(readyz, services)
+    return [Route("/livez", livez), Route("/readyz", ready), Route("/healthz", ready)]
 
 
 async def livez(_: Request) -> Response:
@@ -27,28 +26,11 @@ async def livez(_: Request) -> Response:
     return JSONResponse({"status": "alive"})
 
 
-def readyz(request: Request) -> Response:
+def readyz(services: Services, _: Request) -> Response:
     """It can serve: the database answers and is migrated, the snapshot is fresh, the builder works."""
-    checks = _checks(request.app.state.services)
+    checks = _checks(services)
     ready = all(found == "ok" for found in checks.values())
-    return JSONResponse(Readiness(ready=ready, checks=checks).model_dump(), 200 if ready else 503)
-
-
-def health_routes() -> list[Route]:
-    """The probes; none of them asks for a key."""
-    return [Route("/livez", livez), Route("/readyz", readyz), Route("/healthz", readyz)]
-
-
-@router.get(
-    "/metrics",
-    dependencies=[guarded("any")],
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems()},
-)
-def metrics(services: ServicesDep) -> Response:
-    """Prometheus text."""
-    note_gauges(services)
-    return Response(telemetry.metrics(), media_type=telemetry.METRICS_TYPE)
+    return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
 
 
 def note_gauges(services: Services) -> None:

@@ -11,10 +11,11 @@ from registry import catalog, db
 from registry.keys import Key
 from registry.names import NAME_PATTERN
 from registry.signature import Signature
-from service.web.deps import CallerDep, Services, ServicesDep, guarded
+from service.web.deps import CallerDep, ServicesDep, guarded
 from service.web.documents import problem_schemas, problems
 from service.web.openapi import MAX_TYPED, merge, model_document
 from service.web.operations import ModelDoc
+from service.web.services import Services
 
 router = APIRouter(tags=["docs"])
 _DOCUMENT: dict[str, Any] = {

@@ -15,10 +15,10 @@ import joblib
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
-from service.app import create_app
+from service.app import App, create_app
 from service.config import Settings
 from service.prepare import prepare
-from service.web.deps import Services
+from service.web.services import Services
 from tests.service.estimators import Fitted
 
 PROBLEM = "application/problem+json"
@@ -29,11 +29,11 @@ LIFESPAN_S = 120.0
 class Api:
     """`client` presents the admin key; `anonymous` none."""
 
-    def __init__(self, settings: Settings, app: ASGIApp) -> None:
+    def __init__(self, settings: Settings, app: App, fastapi: FastAPI) -> None:
         self.settings = settings
-        self.app = app
-        self.fastapi = _innermost(app)
-        self.services: Services = self.fastapi.state.services
+        self.app = app.asgi
+        self.fastapi = fastapi
+        self.services: Services = app.services
         self.admin = settings.admin_key_file.read_text().strip()
         self.anonymous = self._client()
         self.client = self.with_key(self.admin)
@@ -124,8 +124,8 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
     """The application between its startup and its shutdown."""
     prepare(settings)
     app = create_app(settings)
-    async with lifespan(app):
-        api = Api(settings, app)
+    async with lifespan(app.asgi):
+        api = Api(settings, app, await app.management.made())
         async with api.client, api.anonymous:
             yield api
 
@@ -163,9 +163,3 @@ async def _told(told: asyncio.Queue[Message], task: asyncio.Task[None]) -> Messa
         await task
     # Its cancellation must not become ours: it would end the task that all tests of this process run in.
     raise AssertionError(f"the application ended without a word, or had none in {LIFESPAN_S:g} s")
-
-
-def _innermost(app: Any) -> FastAPI:
-    while not isinstance(app, FastAPI):
-        app = app._app
-    return app

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +46,47 @@ def test_the_server_never_imports_what_unpickles(published_home: Path, tmp_path:
         after = set(client.get("/livez").json())
     assert "onnxruntime" in after
     assert [name for name in NEVER if name in at_start | after] == []
+
+
+BEFORE_READINESS = """
+import sys
+from pathlib import Path
+from service import app, prepare, serve
+from service.config import Settings
+settings = Settings(home=Path(sys.argv[1]))
+prepare.prepare(settings)
+app.create_app(settings)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_nothing_heavy_is_imported_on_the_way_to_readiness(home: Path):
+    argv = [sys.executable, "-c", BEFORE_READINESS, home]
+    imported = subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
+    assert {"starlette", "sqlalchemy"} <= set(imported)
+    assert not {"fastapi", "numpy", "onnxruntime", "pyarrow", "tuf", "cryptography", *NEVER} & set(imported)
+
+
+UNMAKEABLE = """
+import sys
+from service import app, serve
+from service.config import Settings
+
+def broken(services):
+    raise RuntimeError("a route names no scope")
+
+app._management = broken
+sys.exit(serve.serve(Settings(port=0)))
+"""
+
+
+def test_a_server_whose_management_routes_cannot_be_made_ends_and_says_why(home: Path):
+    environment = os.environ | {"TRIVIUM_HOME": str(home)}
+    ended = subprocess.run(
+        [sys.executable, "-c", UNMAKEABLE], env=environment, capture_output=True, timeout=60, text=True
+    )
+    assert ended.returncode == 1
+    assert "RuntimeError: a route names no scope" in ended.stderr
 
 
 def test_a_call_in_flight_is_answered_before_the_server_ends(home: Path):

@@ -12,7 +12,7 @@ from registry import exports, queue
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.exports import Finished, NewExport
-from service.web.deps import Services
+from service.web.services import Services
 
 
 class File(NamedTuple):

@@ -14,7 +14,10 @@ from starlette.types import Message
 
 from registry.keys import SCOPES
 from service.online.hotpath import ROUTES
+from service.web.auth import check_public
 from service.web.deps import check_guarded, guard_of, guarded
+from service.web.docs import docs_routes
+from service.web.health import health_routes
 from tests.service.api import Api, refused
 
 pytestmark = pytest.mark.anyio
@@ -108,7 +111,8 @@ def calls(api: Api) -> list[Guarded]:
 
 
 def test_exactly_the_public_routes_answer_without_a_key(api: Api):
-    assert {r.path for r in api.fastapi.router.routes if guard_of(r) is None} == PUBLIC
+    assert {r.path for r in [*health_routes(api.services), *docs_routes()]} == PUBLIC
+    assert [r.path for r in api.fastapi.router.routes if guard_of(r) is None] == []
 
 
 def test_every_call_asks_for_the_scope_of_the_api_page(calls: list[Guarded]):
@@ -294,6 +298,11 @@ def test_an_application_with_an_unguarded_route_does_not_start(route: BaseRoute)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, routes=[route])
     with pytest.raises(RuntimeError, match="names its scope"):
         check_guarded(app)
+
+
+def test_an_application_with_a_route_before_fastapi_that_is_not_public_does_not_start():
+    with pytest.raises(RuntimeError, match="not public"):
+        check_public([*docs_routes(), Route("/v1/secrets", docs_routes)])
 
 
 def test_an_application_with_lenient_query_parameters_does_not_start():

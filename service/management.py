@@ -1,0 +1,41 @@
+"""Every route but predictions, probes and docs pages: the FastAPI application that stands behind them.
+
+Imported in a thread while the server already answers (`web/late`): nothing on the way to `/readyz` or to
+a prediction may import this module, FastAPI, or a module with a router in it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from service.edge import export_routes, reports, tuf_routes
+from service.edge import routes as edge_routes
+from service.publish import alias_routes, artifacts, key_routes, routes
+from service.web import failures, metrics, openapi_routes
+from service.web.deps import check_guarded
+from service.web.services import Services
+
+PUBLISH = (artifacts, routes, alias_routes, key_routes)
+EDGE = (export_routes, edge_routes, reports, tuf_routes)
+OPERATION = (openapi_routes, metrics)
+
+
+def management(services: Services) -> FastAPI:
+    """Raises `RuntimeError` when a route says no scope."""
+    app = FastAPI(
+        title="Trivium",
+        version=version("trivium"),
+        description="One registry, three roads: online predictions, batch scoring, edge delivery.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for room in (*PUBLISH, *EDGE, *OPERATION):
+        app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
+    failures.install(app)
+    check_guarded(app)
+    return app
