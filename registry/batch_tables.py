@@ -1,4 +1,4 @@
-"""The batch road's tables: jobs, their partitions, schedules and their runs. All others are in `tables.py`."""
+"""The batch road's tables: jobs, partitions, schedules and their runs. All others are in `tables.py`."""
 
 from __future__ import annotations
 

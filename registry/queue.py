@@ -189,9 +189,7 @@ def _lapsed(moment: datetime) -> ColumnElement[bool]:
 def _has_room(moment: datetime, most: int) -> ColumnElement[bool]:
     running = (
         select(TaskRow.concurrency_key)
-        .where(
-            TaskRow.state == RUNNING, TaskRow.lease_until >= moment, TaskRow.concurrency_key.is_not(None)
-        )
+        .where(TaskRow.state == RUNNING, TaskRow.lease_until >= moment, TaskRow.concurrency_key.is_not(None))
         .group_by(TaskRow.concurrency_key)
         .having(func.count() >= most)
     )

@@ -94,7 +94,9 @@ class VersionRow(Base):
     runtime: Mapped[str | None]
     runtime_reason: Mapped[str | None]
     servable: Mapped[str | None] = mapped_column(index=True)
-    forest: Mapped[str | None] = mapped_column(index=True)  # the blob with the trees as a flat table, for batches
+    forest: Mapped[str | None] = mapped_column(
+        index=True
+    )  # a blob: the trees as one flat table
     signature: Mapped[dict[str, Any] | None]
     lineage: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]

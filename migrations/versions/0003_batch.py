@@ -80,7 +80,9 @@ def _partitions() -> None:
         sa.Column("worker", sa.String(), nullable=True),
         sa.Column("started_at", MOMENT, nullable=True),
         sa.Column("finished_at", MOMENT, nullable=True),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_partitions_job_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_partitions_job_id"), ondelete="CASCADE"
+        ),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_partitions_task_id")),
         sa.PrimaryKeyConstraint("job_id", "stage", "number", name=op.f("pk_partitions")),
     )

@@ -1,0 +1,271 @@
+"""Jobs: enqueue one, plan it, count its partitions once each, end it, cancel it, resume it, forget it.
+
+A job is planned by one task, worked on by one task for each partition, and assembled by one task; the last
+partition to be done enqueues that one. A training does this once for each of its stages. A partition with a
+`result` is done: it was recorded in the transaction that finished its task, under the fence of its claim, so
+it counts once however often it was computed.
+
+Whoever changes a job and its tasks locks the job first (`lock`), then the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from registry import queue
+from registry.batch_tables import JobRow, PartitionRow
+from registry.errors import Conflict, NotFound
+from registry.pages import Page, after, cut
+from registry.tables import TaskRow, VersionRow, now
+
+QUEUED = "queued"  # accepted, no worker has begun
+RUNNING = "running"  # being planned, worked on, or assembled
+DONE = "done"  # the output is there
+FAILED = "failed"  # `error` says why; what was done is kept, and `resume` goes on from there
+CANCELLED = "cancelled"  # somebody stopped it; `resume` goes on from there
+OPEN = (QUEUED, RUNNING)
+
+PLAN, PARTITION, ASSEMBLE = "plan", "partition", "assemble"
+KINDS = (PLAN, PARTITION, ASSEMBLE)
+SCORE, TRAIN = "score", "train"  # the kinds of jobs; SCORE is also the stage of its partitions
+
+SOON = 5
+"""The priority of planning and assembling: they are short, and must not wait for another job's partitions."""
+LOST_WORKERS = 10
+"""So often may a worker die over one task before the task is held to be the cause."""
+KEEP_S = 7 * 24 * 3600.0
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it was accepted. `version` is pinned here: an alias that moves later changes nothing."""
+
+    kind: str
+    spec: dict[str, Any]
+    model: str | None
+    version: VersionRow | None = None
+    engine: str = "local"
+    max_attempts: int = 4
+    keep_s: float = KEEP_S
+    schedule: str | None = None
+    parent_id: int | None = None
+
+
+class NewPartition(msgspec.Struct, frozen=True):
+    part: dict[str, Any]
+    rows: int | None = None  # None: not known before it is read
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a job's partitions have come to. Rows of one that is being worked on count as they come."""
+
+    partitions_total: int = 0
+    partitions_done: int = 0
+    rows_total: int | None = None  # None while a partition does not know
+    rows_done: int = 0
+    rows_failed: int = 0
+    attempts: int = 0  # of the partition that took most
+
+
+def create(session: Session, new: NewJob, *, by: str) -> JobRow:
+    """Record a job in state `queued` and enqueue its planning, in the caller's transaction."""
+    job = JobRow(
+        kind=new.kind,
+        state=QUEUED,
+        engine=new.engine,
+        spec=new.spec,
+        model=new.model,
+        version=None if new.version is None else new.version.number,
+        version_id=None if new.version is None else new.version.id,
+        max_attempts=new.max_attempts,
+        keep_s=new.keep_s,
+        schedule=new.schedule,
+        parent_id=new.parent_id,
+        created_at=now(),
+        created_by=by,
+    )
+    session.add(job)
+    session.flush()
+    enqueue_step(session, job, PLAN)
+    return job
+
+
+def enqueue_step(session: Session, job: JobRow, kind: str) -> int:
+    """The task that plans or assembles the job."""
+    attempts = job.max_attempts + LOST_WORKERS
+    return queue.enqueue(session, kind, str(job.id), priority=SOON, max_attempts=attempts)
+
+
+def get(session: Session, job_id: int) -> JobRow:
+    """Raises `NotFound`."""
+    job = session.get(JobRow, job_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+def lock(session: Session, job_id: int) -> JobRow:
+    """The job, nobody else's until the transaction ends. Raises `NotFound`."""
+    job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+def search(
+    session: Session,
+    *,
+    state: str | None = None,
+    model: str | None = None,
+    models: Collection[str] | None = None,
+    page_size: int = 100,
+    page_token: str | None = None,
+) -> Page[JobRow]:
+    """Jobs, newest first; `models`: only of these."""
+    query = select(JobRow)
+    if (last := after(page_token, int)) is not None:
+        query = query.where(JobRow.id < last)
+    if state is not None:
+        query = query.where(JobRow.state == state)
+    if model is not None:
+        query = query.where(JobRow.model == model)
+    if models is not None:
+        query = query.where(JobRow.model.in_(models))
+    rows = session.scalars(query.order_by(JobRow.id.desc()).limit(page_size + 1)).all()
+    return cut(rows, page_size, lambda j: j.id)
+
+
+def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
+    """By job. One that is not planned yet has none."""
+    known, done = func.count(PartitionRow.rows_total), func.count(PartitionRow.finished_at)
+    rows = session.execute(
+        select(
+            PartitionRow.job_id,
+            func.count(),
+            done,
+            known,
+            func.sum(PartitionRow.rows_total),
+            func.sum(PartitionRow.rows),
+            func.sum(PartitionRow.failed),
+            func.max(TaskRow.attempt),
+        )
+        .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
+        .where(PartitionRow.job_id.in_(job_ids))
+        .group_by(PartitionRow.job_id)
+    )
+    return {
+        job_id: Progress(total, done, rows if known == total else None, int(good), int(bad), most or 0)
+        for job_id, total, done, known, rows, good, bad, most in rows
+    }
+
+
+def partitions(session: Session, job_id: int, stage: str | None = None) -> list[PartitionRow]:
+    """In the order of the input, stages in the order of their names."""
+    query = select(PartitionRow).where(PartitionRow.job_id == job_id)
+    if stage is not None:
+        query = query.where(PartitionRow.stage == stage)
+    return list(session.scalars(query.order_by(PartitionRow.stage, PartitionRow.number)))
+
+
+def partition(session: Session, job_id: int, stage: str, number: int) -> PartitionRow:
+    """Raises `NotFound`."""
+    row = session.get(PartitionRow, (job_id, stage, number))
+    if row is None:
+        raise NotFound("partition", f"{job_id}/{stage}/{number}")
+    return row
+
+
+def plan(session: Session, job: JobRow, stage: str, parts: Sequence[NewPartition]) -> None:
+    """Add the partitions of a stage and a task for each, or enqueue the assembly when there are none."""
+    for number, new in enumerate(parts):
+        row = PartitionRow(
+            job_id=job.id, stage=stage, number=number, part=new.part, rows_total=new.rows, rows=0, failed=0
+        )
+        row.failures = 0
+        session.add(row)
+    session.flush()
+    enqueue_rest(session, job)
+
+
+def enqueue_rest(session: Session, job: JobRow) -> None:
+    """A task for each partition that is not done; when all are, the task that assembles."""
+    waiting = [p for p in partitions(session, job.id) if p.result is None]
+    for row in waiting:
+        row.failures = 0
+        row.task_id = queue.enqueue(
+            session,
+            PARTITION,
+            f"{job.id}/{row.stage}/{row.number}",
+            max_attempts=job.max_attempts + LOST_WORKERS,
+            concurrency_key=job.model,
+        )
+    if not waiting:
+        enqueue_step(session, job, ASSEMBLE)
+    session.flush()
+
+
+def partition_done(
+    session: Session, job: JobRow, row: PartitionRow, *, rows: int, failed: int, result: dict[str, Any]
+) -> None:
+    """Count a partition; the job's last one enqueues the assembly. The job is locked by the caller."""
+    row.rows, row.failed, row.rows_total = rows, failed, rows + failed
+    row.result, row.finished_at = result, now()
+    session.flush()
+    left = select(func.count()).where(PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
+    if session.scalar(left) == 0:
+        enqueue_step(session, job, ASSEMBLE)
+
+
+def end(session: Session, job: JobRow, state: str, error: str | None = None) -> None:
+    """The job is `done`, `failed` or `cancelled`; what it still had in the queue is not wanted any more."""
+    held = select(PartitionRow.task_id).where(
+        PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None)
+    )
+    queue.cancel_all(session, [t for t in session.scalars(held) if t is not None])
+    for kind in (PLAN, ASSEMBLE):
+        queue.cancel(session, kind, str(job.id))
+    job.state, job.error, job.finished_at = state, error, now()
+    job.expires_at = job.finished_at + timedelta(seconds=job.keep_s)
+
+
+def cancel(session: Session, job_id: int) -> JobRow:
+    """Stop it; cancelling a cancelled job changes nothing. Raises `NotFound`, `Conflict`."""
+    job = lock(session, job_id)
+    if job.state == CANCELLED:
+        return job
+    if job.state not in OPEN:
+        raise Conflict(f"job {job_id} is {job.state}; only a job that is queued or running can be cancelled")
+    end(session, job, CANCELLED)
+    return job
+
+
+def resume(session: Session, job_id: int) -> JobRow:
+    """Go on with what a failed or cancelled job has not done; what is done is not done again.
+
+    Raises `NotFound`, `Conflict`.
+    """
+    job = lock(session, job_id)
+    if job.state not in (FAILED, CANCELLED):
+        raise Conflict(f"job {job_id} is {job.state}; only a failed or cancelled job can be resumed")
+    job.state, job.error, job.finished_at, job.expires_at = QUEUED, None, None, None
+    if job.plan is None:
+        enqueue_step(session, job, PLAN)
+    else:
+        enqueue_rest(session, job)
+    return job
+
+
+def forget(session: Session) -> list[int]:
+    """Delete the records of jobs whose time is over; their ids. Their files are the caller's to delete."""
+    over = list(session.scalars(select(JobRow.id).where(JobRow.expires_at <= now()).limit(100)))
+    for job_id in over:
+        tasks = list(session.scalars(select(PartitionRow.task_id).where(PartitionRow.job_id == job_id)))
+        session.execute(delete(JobRow).where(JobRow.id == job_id))
+        ended = or_(TaskRow.id.in_(tasks), and_(TaskRow.kind.in_(KINDS), TaskRow.subject == str(job_id)))
+        session.execute(delete(TaskRow).where(ended))
+    return over
