@@ -13,11 +13,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from registry import db, exports
 from registry.artifacts import check_sha256
 from registry.errors import NotFound
-from service.edge.conditions import verdict
-from service.edge.delivery import Delivery, asked_by, condition_answer, repr_digest
 from service.edge.rollout import export_for, holders
 from service.edge.schemas import DeviceId, EdgeQuery, Manifest, RuntimeVersion
 from service.runtime.snapshot import Export
+from service.web.conditions import verdict
+from service.web.delivery import Delivery, asked_by, condition_answer, repr_digest
 from service.web.deps import CallerDep, ServicesDep, guarded
 from service.web.documents import problems
 from service.web.fields import ModelName

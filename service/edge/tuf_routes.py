@@ -10,9 +10,9 @@ from fastapi import APIRouter, Path, Response
 
 from registry import trust
 from registry.errors import NotFound
-from service.edge.delivery import Delivery
 from service.edge.rollout import holders
 from service.runtime.snapshot import Export
+from service.web.delivery import Delivery
 from service.web.deps import ReadDep, ServicesDep, guarded
 from service.web.documents import problems
 from service.web.fields import ModelName

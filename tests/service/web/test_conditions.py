@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.edge.conditions import Asked, Part, choose, forms, part, verdict
+from service.web.conditions import Asked, Part, choose, forms, part, verdict
 
 SHA, PACKED = "a" * 64, "b" * 64
 PLAIN, ZSTD = f'"{SHA}"', f'"{SHA}-zstd"'

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from registry.artifacts import Store
-from service.edge.conditions import Asked, Form, choose, forms, part, verdict
 from service.web.auth import Call
+from service.web.conditions import Asked, Form, choose, forms, part, verdict
 
 BLOCK = 256 * 1024
 """Read and handed to the server at once; so much of each transfer is in memory."""
