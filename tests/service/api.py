@@ -157,9 +157,10 @@ async def _told(told: asyncio.Queue[Message], task: asyncio.Task[None]) -> Messa
     if hearing.done():
         return hearing.result()
     hearing.cancel()
+    left = str(asyncio.all_tasks())  # as they stand now
     task.cancel()
     await asyncio.wait({task}, timeout=LIFESPAN_S)
     if task.done() and not task.cancelled():
         await task
     # Its cancellation must not become ours: it would end the task that all tests of this process run in.
-    raise AssertionError(f"the application ended without a word, or had none in {LIFESPAN_S:g} s")
+    raise AssertionError(f"the application ended without a word, or had none in {LIFESPAN_S:g} s: {left}")
