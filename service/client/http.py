@@ -1,4 +1,4 @@
-"""A client of the HTTP API (httpx): what the `trivium` command, the demo and scripts talk through.
+"""One connection to a server: what the `trivium` command, the demo and scripts talk through.
 
 It knows addresses, keys, retries and errors, not what a record means: answers are the API's own
 JSON. Retried is what cannot take effect twice: connections that were refused, and calls that are
@@ -8,80 +8,21 @@ idempotent by their method or by an `Idempotency-Key`.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from service.client.errors import Record, ServerRefused, Unreachable, WrongBytes
+from service.client.refs import ModelRef, path
 from service.patience import BuilderWatch
 
-Record = dict[str, Any]
-
-_REF = re.compile(r"(?P<name>[^:@]+)(:(?P<version>[0-9]+)|@(?P<alias>[^:@]+))?")
 CHUNK = 1 << 20  # bytes of an upload between two calls of `progress`
-
-
-class Unreachable(Exception):
-    """No answer came from the server. `address` is where it was looked for."""
-
-    def __init__(self, address: str, why: str) -> None:
-        super().__init__(f"cannot reach the server at {address}: {why}")
-        self.address = address
-
-
-class ServerRefused(Exception):
-    """The server answered with an error. `problem` is its problem+json, `status` the HTTP status."""
-
-    def __init__(self, status: int, problem: Record) -> None:
-        super().__init__(str(problem.get("detail") or problem.get("title") or f"status {status}"))
-        self.status = status
-        self.problem = problem
-
-    def lines(self) -> list[str]:
-        """One line for each entry of `errors`: row, field and message."""
-        found = []
-        for error in self.problem.get("errors") or ():
-            row, field = error.get("instance"), error.get("field")
-            where = [f"row {row}"] if row is not None else []
-            where += [str(field)] if field is not None else []
-            message = str(error.get("message"))
-            found.append(f"{', '.join(where)}: {message}" if where else message)
-        return found
-
-
-class ModelRef(msgspec.Struct, frozen=True):
-    """A model as people write it: `name`, `name@alias` or `name:version`."""
-
-    name: str
-    version: int | None = None
-    alias: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ModelRef:
-        """Raises `ValueError` with a sentence for people."""
-        found = _REF.fullmatch(text)
-        if found is None:
-            raise ValueError(f"{text!r} is not a model; write name, name@alias or name:version")
-        version = found["version"]
-        return cls(found["name"], None if version is None else int(version), found["alias"])
-
-    def __str__(self) -> str:
-        return (
-            self.name
-            + (f":{self.version}" if self.version is not None else "")
-            + (f"@{self.alias}" if self.alias else "")
-        )
-
-
-def path(*parts: object) -> str:
-    """`/v1/models/<name>/...` with every part quoted."""
-    return "/v1/" + "/".join(quote(str(part), safe="") for part in parts)
 
 
 class Client:
@@ -139,6 +80,22 @@ class Client:
                 raise failure
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
+
+    @contextmanager
+    def stream(
+        self, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 60.0
+    ) -> Iterator[httpx.Response]:
+        """A GET whose body is read as it comes; `timeout_s` is the longest silence. Nothing is sent again.
+
+        Raises `ServerRefused`, and `Unreachable` also when the body breaks off.
+        """
+        try:
+            with self._http.stream("GET", url, headers=dict(headers or {}), timeout=timeout_s) as response:
+                if response.status_code >= 400:
+                    response.read()
+                yield _accepted(response)
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, str(error) or type(error).__name__) from error
 
     def call(
         self, method: str, url: str, json: object = None, params: Mapping[str, Any] | None = None
@@ -215,10 +172,10 @@ class Client:
         return checks
 
     def download(self, sha256: str) -> bytes:
-        """The file of a ready export. Raises `ValueError` when other bytes came than those asked for."""
+        """The file of a ready export. Raises `WrongBytes`."""
         content = self.send("GET", path("blobs", sha256), headers={"Accept-Encoding": "identity"}).content
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"the server sent other bytes than {sha256}")
+            raise WrongBytes("what came", sha256)
         return content
 
     def _builder(self) -> str | None:

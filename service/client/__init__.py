@@ -1,0 +1,10 @@
+"""A client of the HTTP API (httpx), for the command line, the demo and scripts.
+
+`http` is the connection, `jobs` follows a job to its end, `download` fetches a large file.
+"""
+
+from service.client.errors import Record, ServerRefused, Unreachable, WrongBytes
+from service.client.http import Client
+from service.client.refs import ModelRef, path
+
+__all__ = ["Client", "ModelRef", "Record", "ServerRefused", "Unreachable", "WrongBytes", "path"]
