@@ -33,10 +33,10 @@ def collect(session: Session, store: Store, *, grace_s: float = GRACE_S, dry_run
     found = list(store)
     hold_blobs(session, shared=False)
     used: set[str | None] = set()
-    for artifact, servable, example in session.execute(
-        select(VersionRow.artifact, VersionRow.servable, VersionRow.example)
+    for artifact, servable, forest, example in session.execute(
+        select(VersionRow.artifact, VersionRow.servable, VersionRow.forest, VersionRow.example)
     ):
-        used.update((artifact, servable, (example or {}).get("artifact")))
+        used.update((artifact, servable, forest, (example or {}).get("artifact")))
     for blob, zstd, calibration in session.execute(
         select(ExportRow.blob, ExportRow.zstd, ExportRow.calibration)
     ):

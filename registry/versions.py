@@ -117,7 +117,7 @@ def build_inputs(session: Session, version_id: int) -> BuildInputs:
 
 
 def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
-    """Record what the builder made: `ready` or `rejected`. `built.servable` is a blob's sha256 by now.
+    """Record what the builder made: `ready` or `rejected`. What `built` names are blobs by now.
 
     A ready version takes the alias its publisher wished for, unless that points at a newer version by now:
     builds end in any order. Raises `NotFound` when the version was deleted.
@@ -133,6 +133,7 @@ def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
     version.runtime = built.runtime
     version.runtime_reason = built.runtime_reason
     version.servable = built.servable
+    version.forest = built.forest
     version.lineage = built.lineage
     version.metrics = {**built.metrics, **version.metrics}  # the publisher's own figures win
     version.built_at = now()

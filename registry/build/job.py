@@ -16,7 +16,7 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
 
     artifact: str
     format: Format
-    out: str  # an existing, empty directory: `Built.servable` is a file in it
+    out: str  # an existing, empty directory: the files that `Built` names are in it
     example: str | None = None
     example_media_type: str | None = None
     target: str | None = None  # the example's column that holds the true value
@@ -36,6 +36,7 @@ class Built(msgspec.Struct, kw_only=True):
     lineage: dict[str, Any] = msgspec.field(default_factory=dict)
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
     servable: str | None = None  # a file name in `out`; None when `isolated` serves the artifact itself
+    forest: str | None = None  # another: the table of nodes that batch scoring runs a tree ensemble on
 
 
 Quantize = Literal["none", "float16", "dynamic", "int8"]

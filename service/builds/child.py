@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.job import BuildJob, Built
 from registry.errors import Refused
-from service.builds import litert
+from service.builds import flat, litert
 from service.builds.report import Report, measured, read_example, rejected
 from service.runtime.onnx import OnnxRuntime
 
@@ -54,6 +55,7 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
     signature = described.signature
     estimator = Estimator(model, signature)
 
+    @cache
     def reference() -> list[parity.Block]:
         with report.step("reference"):
             return parity.reference(estimator.run, rowset.kinds(model, signature, described.rows))
@@ -71,6 +73,8 @@ def _sklearn(job: BuildJob, report: Report) -> Built:
         built.runtime, built.servable = "onnx", SERVABLE
         report.bytes["onnx"] = verdict.chosen.bytes
         report.fields["parity"] = _parity(verdict.chosen, model)
+    if job.convert:
+        built.forest = flat.table(model, signature, reference, Path(job.out), report)
     if described.truth is not None:
         assert described.rows is not None
         built.metrics = measured(signature, estimator.run(described.rows), described.truth, report)

@@ -67,10 +67,10 @@ class Builds:
         built = oneshot.build(self._forks, job, self._settings.build_timeout_s, beat)
         if built.report.get("ended") and job.format == "sklearn-joblib":
             built = self._without_converting(job, built, beat)
-        if built.servable is None:
-            return built
+        made = {name: file for name in ("servable", "forest") if (file := getattr(built, name)) is not None}
         try:
-            return msgspec.structs.replace(built, servable=keep(self._store, out, built.servable).sha256)
+            kept = {name: keep(self._store, out, file).sha256 for name, file in made.items()}
+            return msgspec.structs.replace(built, **kept)
         except FileNotFoundError:
             return oneshot.rejected(Built, "the build's answer names a file that it did not write")
 

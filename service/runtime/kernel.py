@@ -1,0 +1,148 @@
+"""The inner loop of `forest.py`, compiled by numba: rows through trees, their leaves added up.
+
+Blocks of rows, one tree at a time, one level at a time: the tree and the block stay in the fastest cache, and
+the steps of a level do not wait for each other. Nothing here checks an index; `registry/build/forest_file.py`
+has checked the table.
+
+Importing this compiles it, or reads what an earlier import compiled (docs/adr/0014): that is kept under this
+file's content, so all of it is in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numba
+import numpy as np
+from numba import types
+
+from registry.rows import Array
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def inner(function: Function) -> Function:
+    made: Function = numba.njit(function, nogil=True)
+    return made
+
+
+def outer(function: Function) -> Function:
+    """Compiled at once, for float32 and for float64, and kept."""
+    rows = types.Array(types.float64, 2, "C", readonly=True)  # those of arrow are; others count as such too
+    whole, flag, double = types.uint32[::1], types.boolean[::1], types.float64[:, ::1]
+    signatures = [
+        types.void(rows, whole, x[::1], whole, flag, double, whole, whole, whole, whole, x[:, ::1], double)
+        for x in (types.float32, types.float64)
+    ]
+    made: Function = numba.njit(signatures, cache=True, nogil=True)(function)
+    return made
+
+
+@inner
+def fill(rows: Array, start: int, size: int, block: Array) -> bool:
+    """Copies rows into the block; whether there is a NaN among them."""
+    holes = False
+    for r in range(size):
+        for f in range(rows.shape[1]):
+            value = rows[start + r, f]
+            holes |= value != value
+            block[r, f] = value
+    return holes
+
+
+@inner
+def walk(block: Array, feature: Array, threshold: Array, left: Array, levels: int, at: Array) -> None:
+    for _ in range(levels):
+        for r in range(len(at)):
+            i = at[r]
+            at[r] = left[i] + np.uint32(block[r, feature[i]] > threshold[i])
+
+
+@inner
+def walk_with_holes(
+    block: Array, feature: Array, threshold: Array, left: Array, missing_right: Array, levels: int, at: Array
+) -> None:
+    for _ in range(levels):
+        for r in range(len(at)):
+            i = at[r]
+            value = block[r, feature[i]]
+            right = (value > threshold[i]) | (missing_right[i] & (value != value))
+            at[r] = left[i] + np.uint32(right)
+
+
+@inner
+def finish(
+    block: Array,
+    feature: Array,
+    threshold: Array,
+    left: Array,
+    missing_right: Array,
+    holes: bool,
+    at: Array,
+    going: Array,
+) -> None:
+    """To the leaves: level by level those rows alone that are not there yet, their numbers in `going`."""
+    count = 0
+    for r in range(len(at)):
+        going[count] = r
+        count += left[at[r]] != at[r]
+    while count > 0:
+        kept = 0
+        for j in range(count):
+            r = going[j]
+            i = at[r]
+            value = block[r, feature[i]]
+            right = value > threshold[i]
+            if holes:
+                right |= missing_right[i] & (value != value)
+            i = left[i] + np.uint32(right)
+            at[r] = i
+            going[kept] = r
+            kept += left[i] != i
+        count = kept
+
+
+@outer
+def add_leaves(
+    rows: Array,
+    feature: Array,
+    threshold: Array,
+    left: Array,
+    missing_right: Array,
+    values: Array,
+    root: Array,
+    target: Array,
+    shallow: Array,
+    depth: Array,
+    block: Array,
+    out: Array,
+) -> None:
+    """Adds every tree's leaf to `out` float64 [rows, outputs], in the order of the trees.
+
+    `rows` float64 [rows, features] are rounded to the dtype of `threshold` [nodes] in `block` [m, features],
+    which is scratch. `feature`, `left`, `root`, `target`, `shallow`, `depth` are uint32: unsigned, so that no
+    index is looked at for being negative. `missing_right` is empty where NaN goes nowhere else than left,
+    `target` where every tree adds to all outputs. All rows are walked `shallow[t]` levels, from there to
+    `depth[t]` only those that are not at a leaf.
+    """
+    at = np.empty(len(block), np.uint32)
+    going = np.empty(len(block), np.uint32)
+    for start in range(0, len(rows), len(block)):
+        size = min(len(block), len(rows) - start)
+        holes = fill(rows, start, size, block) and len(missing_right) > 0
+        for tree in range(len(root)):
+            at[:size] = root[tree]
+            if holes:
+                walk_with_holes(block, feature, threshold, left, missing_right, shallow[tree], at[:size])
+            else:
+                walk(block, feature, threshold, left, shallow[tree], at[:size])
+            if shallow[tree] < depth[tree]:
+                finish(block, feature, threshold, left, missing_right, holes, at[:size], going)
+            if len(target) == 0:
+                for r in range(size):
+                    for k in range(values.shape[1]):
+                        out[start + r, k] += values[at[r], k]
+            else:
+                for r in range(size):
+                    out[start + r, target[tree]] += values[at[r], 0]
