@@ -10,7 +10,7 @@ import sys
 
 from typer import Exit, Option, Typer, echo
 
-from service.cli import aliases, doctor, exports, keys, models, predict, publish, server, tuf
+from service.cli import aliases, doctor, exports, groups, keys, models, predict, publish, server, tuf
 from service.cli.failures import explain
 
 EPILOG = """\b
@@ -50,7 +50,7 @@ tuf_app = Typer(
 )
 exports_app = Typer(
     help="Exports: list a model's, show one with its report.",
-    cls=exports.ListByDefault,
+    cls=groups.ListByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -68,7 +68,7 @@ app.command("unarchive")(models.unarchive)
 app.command("delete")(models.delete)
 app.command("export")(exports.export)
 app.add_typer(exports_app, name="exports")
-exports_app.command(exports.LIST)(exports.list_exports)
+exports_app.command(groups.LIST)(exports.list_exports)
 exports_app.command("show")(exports.show)
 app.command("promote")(aliases.promote)
 app.command("rollback")(aliases.rollback)

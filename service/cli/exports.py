@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, echo
-from typer.core import TyperGroup
 
 from service.cli.publish import MEDIA_TYPES, by_suffix, upload, waiting
 from service.cli.report import export_lines, why_rejected
@@ -16,8 +15,6 @@ from service.cli.shared import Json, Model, connect, emit, model_ref, say, table
 
 if TYPE_CHECKING:
     from service.client import Client, ModelRef, Record
-
-LIST = "list"
 
 Calibration = Annotated[
     Path | None,
@@ -36,16 +33,6 @@ MaxAccuracyDrop = Annotated[
 MaxBytes = Annotated[
     int | None, Option(help="Largest file; a forest gives up trees and leaves to get there.")
 ]
-
-
-class ListByDefault(TyperGroup):
-    """`trivium exports NAME` is `trivium exports list NAME`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        words = [arg for arg in args if not arg.startswith("-")]
-        if words and words[0] not in self.commands:
-            args = [LIST, *args]
-        return super().parse_args(ctx, args)
 
 
 def export(

@@ -45,3 +45,11 @@ class WrongBytes(OSError):
 
     def __init__(self, what: object, sha256: str) -> None:
         super().__init__(f"{what} does not have the sha256 {sha256} that the server announced")
+
+
+AWAY = (502, 503, 504)  # a server that starts or ends, or the proxy before one
+
+
+def is_away(error: Exception) -> bool:
+    """Did the server fail to answer, so that it may answer the same call later?"""
+    return isinstance(error, Unreachable) or (isinstance(error, ServerRefused) and error.status in AWAY)

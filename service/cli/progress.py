@@ -1,0 +1,157 @@
+"""How far a job is: a bar on a terminal, plain lines elsewhere; and what Ctrl-C means to it.
+
+Every command that waits for a job waits here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from click import Abort, Choice
+from typer import Exit, prompt
+
+from service.cli.shared import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from service.client import Client
+
+Record = dict[str, Any]
+
+LINE_S = 5.0
+"""Without a terminal, a job that is at work gets a line at most so often."""
+INTERRUPTED = 130
+
+
+def follow(client: Client, job_id: int, tell: Callable[[str], None] = say) -> Record:
+    """The job's record once it has ended. `tell` gets the lines that stand for a bar where there is none.
+
+    Ctrl-C leaves the job to the server, after a question when there is somebody to ask. Raises `Exit` then.
+    """
+    from service.client import jobs
+
+    while True:
+        try:
+            with showing(tell) as show:
+                return jobs.wait(client, job_id, show, say)
+        except KeyboardInterrupt:
+            interrupted(client, job_id)
+
+
+@contextmanager
+def showing(tell: Callable[[str], None] = say) -> Iterator[Callable[[Record], None]]:
+    """What to call with a job's record whenever it changed."""
+    if not sys.stderr.isatty():
+        yield _lines(tell)
+        return
+    with _bar() as bar:
+        task = bar.add_task("", total=None, done="", rate="", left="")
+        yield lambda record: bar.update(
+            task,
+            description=f"job {record['id']}: {phase(record)}",
+            total=record["rows_total"],
+            completed=record["rows_done"] + record["rows_failed"],
+            done=_done(record),
+            rate=_rate(record),
+            left=_left(record),
+        )
+
+
+def interrupted(client: Client, job_id: int) -> None:
+    """Leave the job running, cancel it, or go on waiting: then it returns. Else raises `Exit`."""
+    from service.client import ServerRefused, jobs
+
+    choice = "leave"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        try:
+            choice = prompt(
+                "\nleave the job running, cancel it, or go on waiting?",
+                type=Choice(["leave", "cancel", "wait"]),
+                default="wait",
+                err=True,
+            )
+        except Abort:  # Ctrl-C once more
+            say("")
+    if choice == "cancel":
+        try:
+            jobs.cancel(client, job_id)
+        except ServerRefused as refused:
+            if refused.status != 409:  # 409: it has ended meanwhile, and says how
+                raise
+        else:
+            say(f"job {job_id} is cancelled; `trivium jobs resume {job_id}` goes on from there")
+            raise Exit(INTERRUPTED)
+    if choice == "leave":
+        say(f"job {job_id} goes on without you; follow it with `trivium jobs watch {job_id}`")
+        raise Exit(INTERRUPTED)
+
+
+def phase(record: Record) -> str:
+    """What is being done, in a word or two."""
+    if record["state"] == "queued":
+        return "waiting for a worker"
+    if record["state"] != "running":
+        return str(record["state"])
+    if not record["partitions_total"]:
+        return "planning"
+    if record["partitions_done"] == record["partitions_total"]:
+        return "assembling"
+    return {"score": "scoring", "train": "training"}[record["kind"]]
+
+
+def progress_line(record: Record) -> str:
+    """`scoring, 400,000 of 1,000,000 rows (40%), 350,000 rows/s, 2 s left, 3 failed`"""
+    parts = [phase(record), _done(record), _rate(record), _left(record)]
+    return ", ".join(part for part in parts if part)
+
+
+def _lines(tell: Callable[[str], None]) -> Callable[[Record], None]:
+    told_phase, told_at = "", 0.0
+
+    def show(record: Record) -> None:
+        nonlocal told_phase, told_at
+        if phase(record) != told_phase or time.monotonic() - told_at > LINE_S:
+            tell(f"job {record['id']}: {progress_line(record)}")
+            told_phase, told_at = phase(record), time.monotonic()
+
+    return show
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    texts = ("{task.fields[done]}", "{task.fields[rate]}", "{task.fields[left]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), *map(TextColumn, texts))
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _done(record: Record) -> str:
+    seen, total, failed = (
+        record["rows_done"] + record["rows_failed"],
+        record["rows_total"],
+        record["rows_failed"],
+    )
+    if not record["partitions_total"]:
+        return ""
+    words = f"{seen:,} rows" if total is None else f"{seen:,} of {total:,} rows"
+    if total:
+        words += f" ({seen / total:.0%})"
+    return words + (f", {failed:,} failed" if failed else "")
+
+
+def _rate(record: Record) -> str:
+    return f"{record['rate']:,.0f} rows/s" if record["rate"] else ""
+
+
+def _left(record: Record) -> str:
+    seconds = record["eta_s"]
+    if seconds is None or record["state"] != "running":
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s left" if minutes else f"{seconds} s left"
