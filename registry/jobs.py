@@ -260,6 +260,11 @@ def resume(session: Session, job_id: int) -> JobRow:
     return job
 
 
+def any_over(session: Session) -> bool:
+    """Whether `forget` has something to do."""
+    return session.scalar(select(JobRow.id).where(JobRow.expires_at <= now()).limit(1)) is not None
+
+
 def forget(session: Session) -> list[int]:
     """Delete the records of jobs whose time is over; their ids. Their files are the caller's to delete."""
     over = list(session.scalars(select(JobRow.id).where(JobRow.expires_at <= now()).limit(100)))

@@ -103,6 +103,14 @@ def claim(
     return None if row is None else Task(*row)
 
 
+def is_waiting(session: Session, kinds: Sequence[str]) -> bool:
+    """Whether a claim is worth trying: something is due, or a lease has run out."""
+    moment = _clock(session)
+    due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
+    found = select(TaskRow.id).where(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment))).limit(1)
+    return session.scalar(found) is not None
+
+
 def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
     """Fail a task whose last attempt was lost with its worker, and return it: what it was for has to be
     told, in the same transaction. One at a time: a transaction that told two models could deadlock."""
@@ -145,13 +153,20 @@ def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: flo
     return again
 
 
-def release(session: Session, task_id: int, fence: int) -> None:
-    """Put a claimed task back as if it had not been claimed: the worker is shutting down."""
+def release(session: Session, task_id: int, fence: int, in_s: float = 0.0) -> None:
+    """Put a claimed task back as if it had not been claimed, to be taken after `in_s`: the worker is shutting
+    down, or what the task needs is not there yet."""
     _compare_and_set(
         session,
         task_id,
         fence,
-        {"state": QUEUED, "lease_until": None, "claimed_by": None, "attempt": TaskRow.attempt - 1},
+        {
+            "state": QUEUED,
+            "lease_until": None,
+            "claimed_by": None,
+            "attempt": TaskRow.attempt - 1,
+            "not_before": _clock(session) + timedelta(seconds=in_s),
+        },
     )
 
 

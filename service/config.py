@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -31,12 +33,31 @@ class Settings(BaseSettings):
     build_memory_mb: int = Field(default=8192, ge=256, description="most memory a build may use")
     build_concurrency: int = Field(default=1, ge=1, description="builds at once, per server process")
 
+    batch_roots: str = Field(
+        default="", description="places that jobs may read from: directories and object-store URIs, with : between"
+    )
+    batch_lanes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="partitions at once, per worker"
+    )
+    batch_lanes_per_model: int | None = Field(
+        default=None, ge=1, description="partitions of one model at once, over all workers; unset: no bound"
+    )
+
     shutdown_grace_s: float = Field(default=30.0, ge=0, description="how long shutdown waits for requests")
 
     @cached_property
     def url(self) -> str:
         """The database's SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.home.absolute() / 'registry.db'}"
+
+    @cached_property
+    def roots(self) -> tuple[str, ...]:
+        """The batch roots, one by one."""
+        return tuple(r for r in re.split(r":(?!//)", self.batch_roots) if r)
+
+    @property
+    def jobs(self) -> Path:
+        return self.home / "jobs"
 
     @property
     def blobs(self) -> Path:

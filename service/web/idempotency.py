@@ -39,6 +39,11 @@ Finish = Callable[[bytes], bytes]
 """Makes the answer from the kept one: what must not be stored is added here."""
 
 
+def seen(session: Session, key: str | None, caller: Key) -> bool:
+    """Whether `once` will answer with what it gave before: checks that cost something can be left out."""
+    return key is not None and session.get(IdempotencyRow, (caller.id, key)) is not None
+
+
 def once(
     session: Session,
     key: str | None,

@@ -1,0 +1,76 @@
+"""What a worker does beside its tasks: forget jobs whose time is over, and keep SQLite's log short."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sqlalchemy import Engine, select
+
+from registry import db, jobs
+from registry.artifacts import Store
+from registry.batch_tables import JobRow
+from service import telemetry
+from service.batch.work import discard
+from service.config import Settings
+
+CHORES_S = 5.0
+ORPHAN_S = 3600.0
+"""A job's folder that no job needs is removed when it was not written to for so long."""
+
+log = telemetry.logger(__name__)
+
+
+class Chores:
+    """A thread of its own."""
+
+    def __init__(self, settings: Settings, engine: Engine, sessions: db.Sessions, store: Store) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._sessions = sessions
+        self._store = store
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="chores", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def step(self) -> None:
+        """Do what is due now."""
+        db.checkpoint(self._engine, self._settings.home)
+        with db.reading(self._sessions) as session:
+            over = jobs.any_over(session)
+        if over:
+            with self._sessions.begin() as session:
+                forgotten = jobs.forget(session)
+            for job_id in forgotten:
+                discard(self._settings, job_id)
+                log.info("job.forgotten", job=job_id)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove the folders of jobs that are done, or that there are no more: a worker died before it did."""
+        old = [
+            int(f.name)
+            for f in self._settings.jobs.glob("*")
+            if f.name.isdigit() and time.time() - f.stat().st_mtime > ORPHAN_S
+        ]
+        if not old:
+            return
+        with db.reading(self._sessions) as session:
+            needed = set(
+                session.scalars(select(JobRow.id).where(JobRow.id.in_(old), JobRow.state != jobs.DONE))
+            )
+        for job_id in set(old) - needed:
+            discard(self._settings, job_id)
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(CHORES_S):
+            try:
+                self.step()
+            except Exception:  # the database or the disk may come back
+                log.exception("chores.failed")

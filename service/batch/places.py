@@ -1,0 +1,90 @@
+"""Where a job's input may be: an uploaded artifact, or a path or URI inside the roots the operator allowed."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from registry.artifacts import Store
+from registry.errors import FieldError, Invalid
+from service.config import Settings
+
+SUFFIXES = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".pq": "application/vnd.apache.parquet",
+    ".jsonl": "application/x-ndjson",
+    ".ndjson": "application/x-ndjson",
+    ".arrow": "application/vnd.apache.arrow.stream",
+    ".arrows": "application/vnd.apache.arrow.stream",
+    ".feather": "application/vnd.apache.arrow.stream",
+}
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+REMOTE = ("s3", "gs", "az")
+
+
+class Found(NamedTuple):
+    location: str  # an absolute path, or the URI of an object store
+    media_type: str
+
+
+def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
+    """Where `input` of a job is. Raises `Invalid` naming the field, `NotFound` for an artifact that is gone."""
+    if given.get("artifact"):
+        return Found(str(store.path(given["artifact"]).absolute()), given["media_type"])
+    uri = given["uri"]
+    location = _inside(settings.roots, uri)
+    media_type = given.get("media_type") or _by_name(location)
+    if media_type is None:
+        known = ", ".join(SUFFIXES)
+        raise _refuse(f"{uri} does not say what is in it by its name ({known})", "input.media_type", known)
+    return Found(location, media_type)
+
+
+def _inside(roots: tuple[str, ...], uri: str) -> str:
+    parsed = urllib.parse.urlsplit(uri)
+    if parsed.scheme in REMOTE:
+        allowed = [r for r in roots if r.partition("://")[0] in REMOTE]
+        if ".." not in parsed.path.split("/") and any(
+            uri == r or uri.startswith(r.rstrip("/") + "/") for r in allowed
+        ):
+            return uri
+        raise _outside(uri, roots)
+    if parsed.scheme not in ("", "file") or (
+        parsed.scheme == "file" and parsed.netloc not in ("", "localhost")
+    ):
+        message = f"{uri}: there is no reading from {parsed.scheme}://{parsed.netloc}"
+        raise _refuse(message, "input.uri", "a path, file:///..., s3://, gs:// or az://")
+    path = Path(urllib.parse.unquote(parsed.path) if parsed.scheme else uri)
+    if not path.is_absolute():
+        raise _refuse(f"{uri} is no absolute path", "input.uri", "an absolute path inside a batch root")
+    real = path.resolve()  # a link may lead out of a root
+    if not any(real.is_relative_to(Path(r).resolve()) for r in roots if "://" not in r):
+        raise _outside(uri, roots)
+    if not real.exists():
+        raise _refuse(f"there is nothing at {uri}", "input.uri", "a file or a directory of files")
+    return str(real)
+
+
+def _outside(uri: str, roots: tuple[str, ...]) -> Invalid:
+    how = "the operator allows places with TRIVIUM_BATCH_ROOTS; or upload the file as an artifact"
+    known = f"the batch roots are {', '.join(roots)}" if roots else "there are no batch roots"
+    return _refuse(f"{uri} is in no batch root ({known}); {how}", "input.uri", "a place in a batch root")
+
+
+def _by_name(location: str) -> str | None:
+    """By the suffix; a directory's is that of its first file in name order."""
+    path = Path(location)
+    if "://" not in location and path.is_dir():
+        names = sorted(p.name for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
+        kinds = [kind for name in names if (kind := _by_name(name)) is not None]
+        return kinds[0] if kinds else None
+    suffixes = [s.lower() for s in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _refuse(message: str, field: str, expected: str) -> Invalid:
+    return Invalid(message, [FieldError(message, field=field, expected=expected)])

@@ -1,0 +1,93 @@
+"""Rows of jobs and partitions as the wire shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry import jobs
+from registry.batch_tables import JobRow, PartitionRow
+from registry.jobs import Progress
+from registry.tables import now
+from service.batch.schemas import JobRecord, JobSummary, PartitionRecord
+
+
+def summary(job: JobRow, progress: Progress | None) -> JobSummary:
+    return JobSummary(**_fields(job, progress))
+
+
+def record(job: JobRow, progress: Progress | None, partitions: list[PartitionRow]) -> JobRecord:
+    return JobRecord(
+        **_fields(job, progress),
+        spec=job.spec,
+        output=f"/v1/jobs/{job.id}/output" if job.output else None,
+        errors=f"/v1/jobs/{job.id}/errors" if job.errors else None,
+        manifest=job.manifest,
+        partitions=[_partition(job, p) for p in partitions],
+    )
+
+
+def _fields(job: JobRow, progress: Progress | None) -> dict[str, Any]:
+    found = progress or Progress()
+    rate, eta = _pace(job, found)
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "engine": job.engine,
+        "model": job.model,
+        "version": job.version,
+        "rows_total": found.rows_total if progress else None,
+        "rows_done": found.rows_done,
+        "rows_failed": found.rows_failed,
+        "partitions_total": found.partitions_total if progress else None,
+        "partitions_done": found.partitions_done,
+        "attempts": found.attempts,
+        "rate": rate,
+        "eta_s": eta,
+        "max_attempts": job.max_attempts,
+        "schedule": job.schedule,
+        "parent_id": job.parent_id,
+        "created_at": job.created_at,
+        "created_by": job.created_by,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "expires_at": job.expires_at,
+        "error": job.error,
+    }
+
+
+def _pace(job: JobRow, progress: Progress) -> tuple[float | None, float | None]:
+    """Rows a second since the start, and seconds until all rows are done; by partitions where the number of
+    rows is not known."""
+    if job.started_at is None:
+        return None, None
+    seconds = max(((job.finished_at or now()) - job.started_at).total_seconds(), 1e-6)
+    rows = progress.rows_done + progress.rows_failed
+    rate = round(rows / seconds, 1) if rows else None
+    if job.state != jobs.RUNNING or not rows:
+        return rate, None
+    if progress.rows_total is not None:
+        return rate, round((progress.rows_total - rows) * seconds / rows, 1)
+    done = progress.partitions_done
+    return rate, round((progress.partitions_total - done) * seconds / done, 1) if done else None
+
+
+def _partition(job: JobRow, row: PartitionRow) -> PartitionRecord:
+    there = row.result is not None and job.output is None and "file" in row.result and row.stage == jobs.SCORE
+    return PartitionRecord(
+        stage=row.stage,
+        number=row.number,
+        state="done" if row.result is not None else _state(row),  # type: ignore[arg-type]
+        rows=row.rows,
+        failed=row.failed,
+        attempts=row.task.attempt if row.task else 0,
+        worker=row.worker,
+        error=row.task.error if row.task and row.result is None else None,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        output=f"/v1/jobs/{job.id}/partitions/{row.number}/output" if there else None,
+    )
+
+
+def _state(row: PartitionRow) -> str:
+    return row.task.state if row.task else jobs.QUEUED

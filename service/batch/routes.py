@@ -1,0 +1,268 @@
+"""Jobs over HTTP: start one, see how far it is, stop it, go on with it, fetch what it made."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Body, Path, Query, Request, Response
+from pydantic import BeforeValidator
+from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, StreamingResponse
+
+from registry import db, jobs
+from registry.batch_tables import JobRow
+from registry.errors import Conflict, NotFound
+from registry.keys import Key
+from service.batch import accept
+from service.batch.records import record, summary
+from service.batch.schemas import Checkup, JobQuery, JobRecord, JobSummary, ScoreBody
+from service.batch.work import folder
+from service.web.auth import forbid
+from service.web.delivery import Delivery
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
+from service.web.documents import problems
+from service.web.fields import MAX_NUMBER, digits
+from service.web.idempotency import Done, IdempotencyKey, once, seen
+from service.web.pages import Listed, PageQuery, listed
+from service.web.services import Services
+
+router = APIRouter(tags=["batch"])
+JobId = Annotated[int, BeforeValidator(digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
+WATCH_S = 0.5
+KEEP_ALIVE = 30  # looks without a change until a comment line shows that the connection is alive
+EXTENSIONS = {
+    "text/csv": "csv",
+    "application/vnd.apache.parquet": "parquet",
+    "application/x-ndjson": "jsonl",
+}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file",
+        "content": {t: {"schema": {"type": "string", "format": "binary"}} for t in EXTENSIONS},
+    },
+    206: {"description": "The part of the file that Range names"},
+    304: {"description": "It is what the caller has already"},
+}
+FILE_RESPONSES = _FILE | problems(404, 406, 409, 412, 416, 422)
+
+
+class ListQuery(PageQuery, JobQuery):
+    """Which jobs."""
+
+
+@router.post(
+    "/v1/jobs",
+    dependencies=[guarded("batch")],
+    status_code=202,
+    response_model=JobRecord,
+    responses={
+        200: {"model": Checkup, "description": "What a dry run found"},
+        **problems(404, 409, 413, 422),
+    },
+)
+def create_job(
+    body: Annotated[ScoreBody, Body()],
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Start a job. It is checked against the first rows before it is accepted; ask `Location` how far it is.
+
+    With `dry_run` that check is all, and nothing is enqueued.
+    """
+    _check_reach(caller, body.model)
+    with db.reading(services.sessions) as session:
+        known = seen(session, idempotency_key, caller)
+        version = accept.version_of(session, body)
+    if not known or body.dry_run:  # outside of any transaction: reading may take its time
+        found = accept.examine(services.settings, services.store, body, version)
+        if body.dry_run:
+            return Response(found.model_dump_json(), media_type="application/json")
+
+    with writing(services) as session:
+
+        def start() -> Done:
+            job = accept.accept(session, services.store, body, version, by=caller.name)
+            return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
+
+        return once(session, idempotency_key, caller, request, body, start)
+
+
+@router.get("/v1/jobs", dependencies=[guarded("batch")], responses=problems(422))
+def list_jobs(
+    request: Request,
+    response: Response,
+    session: ReadDep,
+    caller: CallerDep,
+    query: Annotated[ListQuery, Query()],
+) -> Listed[JobSummary]:
+    """Jobs, newest first."""
+    page = jobs.search(
+        session,
+        state=query.state,
+        model=query.model,
+        models=caller.models,
+        page_size=query.page_size,
+        page_token=query.page_token,
+    )
+    found = jobs.progress(session, [j.id for j in page.items])
+    return listed(page, lambda j: summary(j, found.get(j.id)), request, response)
+
+
+@router.get("/v1/jobs/{job_id}", dependencies=[guarded("batch")], responses=problems(404, 422))
+def get_job(job_id: JobId, session: ReadDep, caller: CallerDep) -> JobRecord:
+    """How far it is, partition by partition."""
+    return _record(session, _job(session, job_id, caller))
+
+
+@router.post("/v1/jobs/{job_id}/cancel", dependencies=[guarded("batch")], responses=problems(404, 409, 422))
+def cancel_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
+    """Stop it. What is done is kept: `resume` goes on from there."""
+    _job(session, job_id, caller)
+    return _record(session, jobs.cancel(session, job_id))
+
+
+@router.post("/v1/jobs/{job_id}/resume", dependencies=[guarded("batch")], responses=problems(404, 409, 422))
+def resume_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
+    """Go on with a failed or cancelled job; partitions that are done are not done again."""
+    _job(session, job_id, caller)
+    return _record(session, jobs.resume(session, job_id))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    dependencies=[guarded("batch")],
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The record, as server-sent events, whenever it changed; ends with the job",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422),
+    },
+)
+async def watch_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
+    """The job's record again and again until it has ended."""
+    first = await run_sync(_look, services, job_id, caller)
+    stream = _events(services, first, job_id, caller)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.head(
+    "/v1/jobs/{job_id}/output",
+    dependencies=[guarded("batch")],
+    response_class=Response,
+    responses=FILE_RESPONSES,
+)
+@router.get(
+    "/v1/jobs/{job_id}/output",
+    dependencies=[guarded("batch")],
+    response_class=Response,
+    responses=FILE_RESPONSES,
+)
+def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
+    """All that was scored, in the order of the input: resumable, with a strong ETag."""
+    job = _job(session, job_id, caller)
+    if job.output is None:
+        raise Conflict(f"job {job_id} is {job.state} and has no output; its done partitions have theirs")
+    return _deliver(services, job.output, job.spec["output"]["media_type"], f"{job.model}-job-{job.id}")
+
+
+@router.head(
+    "/v1/jobs/{job_id}/errors",
+    dependencies=[guarded("batch")],
+    response_class=Response,
+    responses=FILE_RESPONSES,
+)
+@router.get(
+    "/v1/jobs/{job_id}/errors",
+    dependencies=[guarded("batch")],
+    response_class=Response,
+    responses=FILE_RESPONSES,
+)
+def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
+    """The rows that were not scored, and why: `row,id,field,message`; rows count from 0."""
+    job = _job(session, job_id, caller)
+    if job.errors is None:
+        why = "no row failed" if job.state == jobs.DONE else f"it is {job.state}"
+        raise NotFound("errors file of job", job_id, why)
+    return _deliver(services, job.errors, "text/csv", f"{job.model}-job-{job.id}-errors")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/partitions/{number}/output",
+    dependencies=[guarded("batch")],
+    response_class=Response,
+    responses=_FILE | problems(404, 422),
+)
+def partition_output(
+    job_id: JobId,
+    number: Annotated[int, BeforeValidator(digits), Path(ge=0, le=MAX_NUMBER)],
+    services: ServicesDep,
+    session: ReadDep,
+    caller: CallerDep,
+) -> Response:
+    """A part that is done, while the job is not."""
+    job = _job(session, job_id, caller)
+    row = jobs.partition(session, job.id, jobs.SCORE, number)
+    path = folder(services.settings, job.id) / (row.result or {}).get("file", "")
+    if row.result is None or not path.is_file():
+        raise NotFound(
+            "output of partition", f"{job_id}/{number}", "the whole output is at /output" * bool(job.output)
+        )
+    return FileResponse(path, media_type=job.spec["output"]["media_type"], filename=os.path.basename(path))
+
+
+def _check_reach(caller: Key, model: str | None) -> None:
+    if model is not None and (reason := forbid(caller, "batch", model=model)) is not None:
+        raise HTTPException(403, reason)
+
+
+def _job(session: Session, job_id: int, caller: Key) -> JobRow:
+    job = jobs.get(session, job_id)
+    _check_reach(caller, job.model)
+    return job
+
+
+def _record(session: Session, job: JobRow) -> JobRecord:
+    session.flush()
+    return record(job, jobs.progress(session, [job.id]).get(job.id), jobs.partitions(session, job.id))
+
+
+def _look(services: Services, job_id: int, caller: Key) -> JobRecord:
+    with db.reading(services.sessions) as session:
+        return _record(session, _job(session, job_id, caller))
+
+
+async def _events(services: Services, found: JobRecord, job_id: int, caller: Key) -> AsyncIterator[str]:
+    said, silent = "", 0
+    while True:
+        text = found.model_dump_json()
+        if text != said:
+            yield f"event: job\ndata: {text}\n\n"
+            said, silent = text, 0
+        elif (silent := silent + 1) % KEEP_ALIVE == 0:
+            yield ": still here\n\n"
+        if found.state not in jobs.OPEN:
+            return
+        await asyncio.sleep(WATCH_S)
+        found = await run_sync(_look, services, job_id, caller)
+
+
+def _deliver(services: Services, blob: str, media_type: str, name: str) -> Delivery:
+    return Delivery(
+        services.store,
+        blob,
+        None,
+        validators={"Cache-Control": "private, no-cache"},
+        headers={
+            "Content-Type": media_type,
+            "Content-Disposition": f'attachment; filename="{name}.{EXTENSIONS[media_type]}"',
+        },
+    )

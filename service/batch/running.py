@@ -1,0 +1,80 @@
+"""The worker process: `trivium worker`, and the child of `trivium serve`. Without FastAPI and Starlette."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+from registry import db
+from registry.artifacts import Store
+from service import telemetry
+from service.batch.chores import Chores
+from service.batch.models import Models
+from service.batch.scoring import Scoring
+from service.batch.worker import Worker
+from service.builds.children import end_with_parent, stop_signal
+from service.builds.forkserver import Forked, ForkServer
+from service.config import Settings
+from service.prepare import prepare
+from service.runtime.batch import BatchLoader, is_shared
+from service.runtime.isolated import IsolatedSpec
+
+log = telemetry.logger(__name__)
+
+
+class Forks:
+    """The template that children are forked from, started by the first who needs one: most never do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._server = ForkServer()
+        self._started = False
+        self._lock = threading.Lock()
+
+    def server(self) -> ForkServer:
+        with self._lock:
+            if not self._started:
+                self._server.start()
+                self._started = True
+        return self._server
+
+    def isolated(self, spec: IsolatedSpec) -> Forked:
+        """The `Spawn` of `IsolatedRuntime`. Raises `Unavailable`."""
+        return self.server().isolated(spec, self._settings.build_memory_mb)
+
+    def stop(self) -> None:
+        with self._lock:
+            if self._started:
+                self._server.stop()
+
+
+def run(settings: Settings, stopped: Callable[[], object]) -> None:
+    """Work until `stopped` returns; then give back what is unfinished."""
+    prepare(settings)
+    engine = db.connect(settings.url)
+    sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
+    models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
+    worker = Worker(settings, sessions, {("score", "local"): Scoring(settings, sessions, store, models)})
+    chores = Chores(settings, engine, sessions, store)
+    worker.start()
+    chores.start()
+    log.info("worker.started", lanes=settings.batch_lanes)
+    stopped()
+    chores.stop()
+    worker.stop(settings.shutdown_grace_s)
+    models.close()
+    forks.stop()
+    engine.dispose()
+
+
+def child(parent: int) -> None:
+    """The worker that a server keeps alive; it ends with its server."""
+    stopped = stop_signal()
+    end_with_parent(parent)
+    telemetry.configure_logging()
+    run(Settings(), stopped)
+
+
+if __name__ == "__main__":
+    child(int(sys.argv[1]))

@@ -1,0 +1,189 @@
+"""The kind of job that scores: every row of the input through one version, partition by partition."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from registry import db, jobs, versions
+from registry.artifacts import Store
+from registry.batch_tables import JobRow, PartitionRow
+from registry.rows import Array, Outputs
+from registry.signature import Signature
+from registry.tables import VersionRow
+from service.batch import files, places
+from service.batch.accept import Layout, layout
+from service.batch.models import Models
+from service.batch.work import Alive, Hopeless, Piece, Stage, Whole, folder
+from service.config import Settings
+from service.runtime.codec.answers import Answers
+from service.runtime.onnx import NUMPY
+
+ERRORS = "text/csv"
+
+
+class Scoring:
+    """The `Work` of kind `score` on this machine."""
+
+    def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, models: Models) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._store = store
+        self._models = models
+
+    def plan(self, job: JobRow, alive: Alive) -> Stage:
+        """The dataset and its parts. Raises `Invalid` when the input is not what the version takes."""
+        wanted = layout(job.spec, self._signature(job))
+        place = places.find(self._settings, self._store, job.spec["input"])
+        dataset = files.open_dataset(place.location, place.media_type)
+        files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, 1)
+        parts = [jobs.NewPartition(msgspec.to_builtins(p), p.rows) for p in files.split(dataset)]
+        return Stage(jobs.SCORE, parts, {"dataset": msgspec.to_builtins(dataset)})
+
+    def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
+        signature = self._signature(job)
+        dataset = msgspec.convert((job.plan or {})["dataset"], files.Dataset)
+        part = msgspec.convert(row.part, files.Part)
+        home = folder(self._settings, job.id)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        assert job.version_id is not None, "`_signature` has seen to it"
+        with self._models.using(job.version_id) as runtime:
+            scored = score(
+                dataset,
+                part,
+                layout(job.spec, signature),
+                signature,
+                runtime,
+                home / f"part-{row.number:06d}-{fence}",
+                job.spec["output"]["media_type"],
+                alive,
+            )
+        return scored
+
+    def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
+        """One output and one errors file of all parts, as blobs. Raises `Hopeless` when too many rows failed."""
+        rows, failed = sum(p.rows for p in pieces), sum(p.failed for p in pieces)
+        _check_threshold(job.spec.get("error_threshold"), rows, failed)
+        home, parts = folder(self._settings, job.id), [p.result or {} for p in pieces]
+        with self._store.writing() as sink:
+            files.assemble([home / p["file"] for p in parts], job.spec["output"]["media_type"], sink)
+            output = sink.commit()
+        errors = None
+        if failed:
+            with self._store.writing() as sink:
+                files.assemble_errors(_errors(home, pieces), sink)
+                errors = sink.commit().sha256
+        manifest = {
+            "rows": rows,
+            "failed": failed,
+            "sha256": output.sha256,
+            "bytes": output.bytes,
+            "parts": parts,
+        }
+        return Whole(manifest, output.sha256, errors)
+
+    def _signature(self, job: JobRow) -> Signature:
+        """Of the job's version. Raises `Hopeless` when it was deleted or archived meanwhile."""
+        name = f"{job.model}:{job.version}"
+        with db.reading(self._sessions) as session:
+            version = session.get(VersionRow, job.version_id) if job.version_id else None
+            if version is None:
+                raise Hopeless(f"{name} was deleted; start a new job with another version")
+            if version.state != versions.READY:
+                raise Hopeless(
+                    f"{name} is {version.state}; bring it back (archived: false), then resume the job"
+                )
+            return versions.signature_of(version)
+
+
+def score(
+    dataset: files.Dataset,
+    part: files.Part,
+    wanted: Layout,
+    signature: Signature,
+    runtime: Any,
+    base: Path,
+    media_type: str,
+    alive: Alive,
+) -> Piece:
+    """Score `part` into files beside `base`: the output, and the errors if there are any."""
+    started, answers = time.monotonic(), Answers(signature)
+    empty = answers.table(_no_rows(signature))
+    fields = [*files.extra_schema(dataset, wanted.extra), *(_field(name, a) for name, a in empty.items())]
+    schema = pa.schema(fields)
+    rows = failed = 0
+    out = files.PartWriter(base.with_name(base.name + files.suffix(media_type)), media_type, schema)
+    errors = files.ErrorWriter(base.with_name(base.name + ".errors.csv"))
+    with out, errors:
+        for batch in files.read(dataset, part, wanted.columns, wanted.extra, wanted.id_column):
+            alive(rows, failed)
+            if len(batch.rows):
+                table = answers.table(runtime.run(batch.rows))
+                out.write(
+                    pa.record_batch([*batch.extra.columns, *map(_column, table.values())], schema=schema)
+                )
+            for fault in batch.faults:
+                errors.write(files.Fault(rows + failed + fault.row, fault.id, fault.field, fault.message))
+            rows, failed = rows + len(batch.rows), failed + len(batch.faults)
+        alive(rows, failed)
+        written, faults = out.close(), errors.close()
+    return Piece(
+        rows,
+        failed,
+        {
+            "file": written.file,
+            "rows": rows,
+            "failed": failed,
+            "sha256": written.sha256,
+            "bytes": written.bytes,
+            "errors": faults,
+            "seconds": round(time.monotonic() - started, 3),
+        },
+    )
+
+
+def _no_rows(signature: Signature) -> Outputs:
+    return {
+        o.name: np.empty(
+            (0, *(max(d, 0) for d in o.shape[1:])), object if o.dtype == "string" else NUMPY[o.dtype]
+        )
+        for o in signature.outputs
+    }
+
+
+def _field(name: str, array: Array) -> Any:
+    return pa.field(name, pa.string() if array.dtype.kind in "OU" else pa.from_numpy_dtype(array.dtype))
+
+
+def _column(array: Array) -> Any:
+    """NaN and infinity become null."""
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        return pa.array(array, mask=None if finite.all() else ~finite)
+    return pa.array(array, type=pa.string() if array.dtype.kind in "OU" else None)
+
+
+def _check_threshold(threshold: float | None, rows: int, failed: int) -> None:
+    if threshold is None and failed and not rows:
+        raise Hopeless(f"each of the {failed} rows failed; the partitions' errors say why")
+    if threshold is not None and failed > threshold * (rows + failed):
+        share = failed / (rows + failed)
+        raise Hopeless(
+            f"{failed} of {rows + failed} rows failed ({share:.2%}), the threshold is {threshold:.2%}"
+        )
+
+
+def _errors(home: Path, pieces: Sequence[PartitionRow]) -> Iterator[tuple[Path, int]]:
+    """The errors files, each with the number of the input's first row in its partition."""
+    first = 0
+    for piece in pieces:
+        name = (piece.result or {}).get("errors")
+        if name:
+            yield home / name, first
+        first += piece.rows + piece.failed

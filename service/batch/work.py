@@ -1,0 +1,83 @@
+"""What a worker does with a job, whatever its kind: plan it, do one of its partitions, assemble them.
+
+`Work` is what each kind of job fills in; `service/batch/worker.py` claims the tasks, keeps their leases and
+records what came of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from registry.batch_tables import JobRow, PartitionRow
+from registry.errors import Conflict
+from registry.jobs import NewPartition
+from service.config import Settings
+
+Alive = Callable[[int, int], None]
+"""Called between batches with the rows done and failed so far. Raises when the work is not wanted any more."""
+
+
+class Hopeless(Conflict):
+    """No further attempt can help: somebody has to do something first, and resume the job then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Partitions to be worked on next. `plan` replaces the job's."""
+
+    name: str
+    parts: Sequence[NewPartition]
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A partition that was done; `result` is its line in the manifest."""
+
+    rows: int
+    failed: int
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A job that was done."""
+
+    manifest: dict[str, Any]
+    output: str | None = None  # blobs
+    errors: str | None = None
+
+
+class Later(Exception):
+    """What the task waits for is not there yet: ask again after `in_s` seconds; no attempt is counted."""
+
+    def __init__(self, in_s: float) -> None:
+        super().__init__(f"not yet; again in {in_s:g} s")
+        self.in_s = in_s
+
+
+class Work(Protocol):
+    def plan(self, job: JobRow, alive: Alive) -> Stage:
+        """Freeze the input and cut it. What is raised fails the attempt."""
+        ...
+
+    def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
+        """Do one partition. Files carry the `fence` in their name: two workers never write the same one."""
+        ...
+
+    def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole | Stage:
+        """All partitions are done: make the whole of them, or say what is to be done next."""
+        ...
+
+
+def folder(settings: Settings, job_id: int) -> Path:
+    """Where a job's parts are until they are assembled."""
+    return settings.jobs.absolute() / str(job_id)
+
+
+def discard(settings: Settings, job_id: int) -> None:
+    shutil.rmtree(folder(settings, job_id), ignore_errors=True)

@@ -1,0 +1,235 @@
+"""The worker: lanes that claim tasks of jobs, do them, and record what came of them.
+
+A lane is a thread; what it runs releases the GIL. One more thread keeps the leases. A worker that is killed
+is noticed when its leases run out; one that sleeps through them is told by its fence that it changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+
+from sqlalchemy.orm import Session
+
+from registry import db, jobs, queue
+from registry.batch_tables import JobRow, PartitionRow
+from registry.errors import NotFound, StaleTask, TriviumError
+from registry.queue import Task
+from registry.tables import now
+from service import telemetry
+from service.batch.work import Hopeless, Later, Piece, Stage, Whole, Work, discard
+from service.config import Settings
+
+LEASE_S = 6.0
+"""A dead worker's partitions go on elsewhere after this."""
+BEAT_S = 2.0
+POLL_S = 0.25
+ERROR_S = 2.0
+FIRST_BACKOFF_S = 1.0
+MOST_BACKOFF_S = 60.0
+
+log = telemetry.logger(__name__)
+
+
+class Stopping(Exception):
+    """The worker is shutting down: what it holds goes back to the queue."""
+
+
+class Flight:
+    """A claimed task in a lane's hands."""
+
+    def __init__(self, task: Task, stopping: threading.Event) -> None:
+        self.task = task
+        self.rows, self.failed = 0, 0
+        self.lost = False
+        self._stopping = stopping
+
+    def alive(self, rows: int, failed: int) -> None:
+        """Raises `StaleTask` when the task is another's by now, `Stopping` when the worker shuts down."""
+        self.rows, self.failed = rows, failed
+        if self.lost:
+            raise StaleTask(self.task.id)
+        if self._stopping.is_set():
+            raise Stopping
+
+    @property
+    def job_id(self) -> int:
+        return int(self.task.subject.partition("/")[0])
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Stage and number of a partition's task."""
+        _, stage, number = self.task.subject.split("/")
+        return stage, int(number)
+
+
+class Worker:
+    """`works` by kind of job and engine."""
+
+    def __init__(
+        self, settings: Settings, sessions: db.Sessions, works: Mapping[tuple[str, str], Work]
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._works = works
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._stopping = threading.Event()
+        self._claiming = threading.Lock()  # one lane looks for a task at a time
+        self._flights: set[Flight] = set()
+        self._threads = [
+            threading.Thread(target=self._loop, args=(self.step,), name=f"lane {n}", daemon=True)
+            for n in range(settings.batch_lanes)
+        ]
+        self._threads.append(
+            threading.Thread(target=self._loop, args=(self._beat,), name="leases", daemon=True)
+        )
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Give unfinished work back to the queue. A lane that does not come to an end is left alone: its
+        lease runs out."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(grace_s)
+
+    def step(self) -> None:
+        """Do one task, or wait a little when there is none."""
+        with self._claiming:
+            if self._stopping.is_set():
+                return
+            task = self._claim()
+            if task is None:
+                self._stopping.wait(POLL_S)
+                return
+            flight = Flight(task, self._stopping)
+            self._flights.add(flight)
+        try:
+            self._fly(flight)
+        finally:
+            self._flights.discard(flight)
+
+    def _claim(self) -> Task | None:
+        with db.reading(self._sessions) as session:  # a look costs the writers nothing
+            if not queue.is_waiting(session, jobs.KINDS):
+                return None
+        with self._sessions.begin() as session:
+            for lost in queue.expired(session, jobs.KINDS):
+                with contextlib.suppress(NotFound):
+                    job = jobs.lock(session, int(lost.subject.partition("/")[0]))
+                    reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
+                    jobs.end(session, job, jobs.FAILED, reason)
+            return queue.claim(
+                session, jobs.KINDS, self._name, LEASE_S, most_at_once=self._settings.batch_lanes_per_model
+            )
+
+    def _fly(self, flight: Flight) -> None:
+        task = flight.task
+        try:
+            self._do(flight)
+        except (StaleTask, NotFound) as gone:  # done elsewhere, cancelled, or forgotten meanwhile
+            log.info("task.dropped", task=task.id, of=task.subject, why=str(gone))
+        except Later as later:
+            self._put_back(task, later.in_s)
+        except Stopping:
+            self._put_back(task, 0.0)
+        except Exception as error:
+            if not isinstance(error, TriviumError | OSError):
+                log.exception("task.failed", task=task.id, kind=task.kind, of=task.subject)
+            self._fail(flight, error)
+
+    def _do(self, flight: Flight) -> None:
+        job, row = self._begin(flight)
+        work = self._works[job.kind, job.engine]
+        made: Stage | Piece | Whole
+        if flight.task.kind == jobs.PLAN:
+            made = work.plan(job, flight.alive)
+        elif row is not None:
+            made = work.partition(job, row, flight.task.fence, flight.alive)
+        else:
+            with db.reading(self._sessions) as session:
+                pieces = jobs.partitions(session, job.id)
+            made = work.assemble(job, pieces, flight.alive)
+        with self._sessions.begin() as session:
+            job = jobs.lock(session, job.id)
+            queue.finish(session, flight.task.id, flight.task.fence)
+            _record(session, job, flight, made)
+        if job.state == jobs.DONE:
+            discard(self._settings, job.id)
+            log.info("job.done", job=job.id, kind=job.kind, model=job.model)
+
+    def _begin(self, flight: Flight) -> tuple[JobRow, PartitionRow | None]:
+        """The job, and the partition if the task is one; both as of now, and detached."""
+        with self._sessions.begin() as session:
+            job = jobs.lock(session, flight.job_id)
+            queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
+            if job.state == jobs.QUEUED:
+                job.state, job.started_at = jobs.RUNNING, job.started_at or now()
+            row = None
+            if flight.task.kind == jobs.PARTITION:
+                row = jobs.partition(session, job.id, *flight.place)
+                row.worker, row.started_at, row.rows, row.failed = self._name, now(), 0, 0
+        return job, row
+
+    def _put_back(self, task: Task, in_s: float) -> None:
+        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+            queue.release(session, task.id, task.fence, in_s)
+
+    def _fail(self, flight: Flight, error: Exception) -> None:
+        """Let the task be tried again after a while; when it has failed too often, the job has."""
+        task = flight.task
+        why = str(error) if isinstance(error, TriviumError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(StaleTask, NotFound), self._sessions.begin() as session:
+            job = jobs.lock(session, flight.job_id)
+            failures = task.attempt
+            if task.kind == jobs.PARTITION:
+                row = jobs.partition(session, job.id, *flight.place)
+                row.failures += 1
+                failures = row.failures
+            hopeless = isinstance(error, Hopeless) or failures >= job.max_attempts
+            backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
+            again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
+            if not again:
+                what = "" if task.kind == jobs.PLAN else f"{task.kind} {task.subject.partition('/')[2]}: "
+                jobs.end(session, job, jobs.FAILED, what + why)
+        log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
+
+    def _beat(self) -> None:
+        """Extend the leases of all that is in flight, and note how far it is."""
+        self._stopping.wait(BEAT_S)
+        for flight in list(self._flights):
+            try:
+                with self._sessions.begin() as session:
+                    queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
+                    if flight.task.kind == jobs.PARTITION:
+                        row = jobs.partition(session, flight.job_id, *flight.place)
+                        if row.result is None:
+                            row.rows, row.failed = flight.rows, flight.failed
+            except (StaleTask, NotFound):
+                flight.lost = True
+
+    def _loop(self, step: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
+            try:
+                step()
+            except Exception:  # of the database, most likely: what is in flight comes back by its lease
+                log.exception("worker.thread_failed")
+                self._stopping.wait(ERROR_S)
+
+
+def _record(session: Session, job: JobRow, flight: Flight, made: Stage | Piece | Whole) -> None:
+    if isinstance(made, Piece):
+        row = jobs.partition(session, job.id, *flight.place)
+        jobs.partition_done(session, job, row, rows=made.rows, failed=made.failed, result=made.result)
+    elif isinstance(made, Stage):
+        job.plan = made.plan
+        jobs.plan(session, job, made.name, made.parts)
+    else:
+        job.output, job.errors, job.manifest = made.output, made.errors, made.manifest
+        jobs.end(session, job, jobs.DONE)
