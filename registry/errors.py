@@ -5,7 +5,8 @@
     ├── Conflict            the request is sound, the state of the registry forbids it
     │   ├── InUse           deleting or archiving it would break an alias or a rollback
     │   ├── NotReady        the version is building, rejected or archived
-    │   └── StaleTask       another worker holds the task by now
+    │   ├── StaleTask       another worker holds the task by now
+    │   └── Changed         an input file is not the one that the job was planned for
     ├── Invalid             the input is wrong; `errors` names instance, field and fix
     │   └── DigestMismatch  the bytes do not have the sha256 they were announced with
     ├── TooLarge            the input is above a stated bound
@@ -57,6 +58,11 @@ class NotReady(Conflict):
 class StaleTask(Conflict):
     def __init__(self, task_id: int) -> None:
         super().__init__(f"task {task_id} is held by another worker now; this result does not count")
+
+
+class Changed(Conflict):
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"the input file {name!r} changed since the job was planned: {why}")
 
 
 class Invalid(TriviumError):

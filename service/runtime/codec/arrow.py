@@ -104,7 +104,7 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
     check_names(table.column_names, columns, faults)
     faults.raise_any()
     for column in columns:
-        _check_type(column, table.schema.field(column.name).type, faults)
+        check_type(column, table.schema.field(column.name).type, faults)
     faults.raise_any()
     text_bytes = 0
     arrays = []
@@ -113,30 +113,30 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
         text_bytes += sum(map(_text_bytes, data.chunks))
         if text_bytes > MAX_TEXT_BYTES:
             raise refuse(f"the strings hold more than {MAX_TEXT_BYTES} bytes; send fewer rows")
-        array = column.numbers(data.to_numpy()) if _is_number(data.type) else None
-        arrays.append(walk(column, _values(data), _value, faults) if array is None else array)
+        array = column.numbers(data.to_numpy()) if is_number(data.type) else None
+        arrays.append(walk(column, _values(data), arrow_value, faults) if array is None else array)
     return finish(columns, arrays, table.num_rows, faults)
 
 
-def _check_type(column: Column, kind: Any, faults: Faults) -> None:
+def check_type(column: Column, kind: Any, faults: Faults) -> None:
     if pa.types.is_null(kind):
         return
     if column.dtype == "string":
-        fits = _is_text(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+        fits = is_text(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
     elif column.dtype == "bool":
         fits = pa.types.is_boolean(kind)
     else:
-        fits = _is_number(kind)
+        fits = is_number(kind)
     if not fits:
         message = f"column {show(column.name)} is of type {str(kind)[:100]}; send {column.dtype}"
         faults.add(message, None, column.name, column.dtype)
 
 
-def _is_number(kind: Any) -> bool:
+def is_number(kind: Any) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -149,7 +149,7 @@ def _text_bytes(array: Any) -> int:
         views = np.frombuffer(array.buffers()[1], dtype=np.int32)
         lengths = views[4 * array.offset :: 4][: len(array)]
         return int(lengths[array.is_valid().to_numpy(zero_copy_only=False)].sum(dtype=np.int64))
-    return int(pc.sum(pc.binary_length(array)).as_py() or 0) if _is_text(array.type) else 0
+    return int(pc.sum(pc.binary_length(array)).as_py() or 0) if is_text(array.type) else 0
 
 
 def _values(data: Any) -> list[Any]:
@@ -164,7 +164,7 @@ def _values(data: Any) -> list[Any]:
     return values
 
 
-def _value(value: Any, column: Column) -> Any:
+def arrow_value(value: Any, column: Column) -> Any:
     """NaN is null; so is infinity where the column takes null."""
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and column.nullable)):
         return None

@@ -224,12 +224,12 @@ def kind_of(value: object) -> str:
     return f"the boolean {show(value)}" if isinstance(value, bool) else f"the number {show(value)}"
 
 
-def struct_of(columns: Sequence[Column]) -> type[msgspec.Struct] | None:
+def struct_of(columns: Sequence[Column], strict: bool = True) -> type[msgspec.Struct] | None:
     """A msgspec struct with one field per column, in order; None when a name holds a quote, a backslash
-    or a control character, which msgspec cannot rename to."""
+    or a control character, which msgspec cannot rename to. `strict`: it takes no other fields."""
     fields = [(f"f{i}", c.type) for i, c in enumerate(columns)]
     rename = {f"f{i}": c.name for i, c in enumerate(columns)}
     try:
-        return msgspec.defstruct("Instance", fields, rename=rename, forbid_unknown_fields=True, gc=False)
+        return msgspec.defstruct("Instance", fields, rename=rename, forbid_unknown_fields=strict, gc=False)
     except ValueError:
         return None

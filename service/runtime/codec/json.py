@@ -79,7 +79,11 @@ class JsonRows:
     def _typed(self, body: bytes) -> Rows | None:
         if self.decoder is None:
             return None
-        tuples = list(map(_as_tuple, self.decoder.decode(body).instances))
+        return self.rows(self.decoder.decode(body).instances)
+
+    def rows(self, instances: Sequence[Any]) -> Rows | None:
+        """The rows of decoded `struct_of` instances; None where a closed category is not among them."""
+        tuples = list(map(_as_tuple, instances))
         if self.numeric:
             matrix = np.array(tuples, dtype=np.float64)
             if self.float32:
@@ -96,11 +100,11 @@ class JsonRows:
 
     def slow(self, body: bytes) -> Rows:
         """The rows; raises `Invalid` with up to `MAX_FAULTS` faults."""
-        instances = self._instances(_read(body))
+        instances = self._instances(read_json(body))
         faults = Faults()
         values: list[list[Any]] = [[] for _ in self.columns]
         for index, instance in enumerate(instances):
-            self._walk(index, instance, values, faults)
+            self.walk(index, instance, values, faults)
             if faults.full:
                 break
         faults.raise_any()
@@ -127,7 +131,10 @@ class JsonRows:
         faults.raise_any()
         return instances  # type: ignore[return-value]
 
-    def _walk(self, index: int, instance: object, values: list[list[Any]], faults: Faults) -> None:
+    def walk(
+        self, index: int, instance: object, values: list[list[Any]], faults: Faults, strict: bool = True
+    ) -> None:
+        """Append the instance's value to each column's, or a fault. `strict`: unknown names are faults."""
         if not isinstance(instance, dict):
             message = f"the instance is {kind_of(instance)}; send an object, {{feature: value, ...}}"
             faults.add(message, index, None, "object")
@@ -140,7 +147,7 @@ class JsonRows:
                 faults.add(message, index, column.name, column.expected)
             except Wrong as wrong:
                 faults.add(f"{show(column.name)} {wrong}", index, column.name, column.expected)
-        for name in instance:
+        for name in instance if strict else ():
             if name not in self.names:
                 faults.add_unknown("is no feature of this model", name, self.names, index)
             if faults.full:
@@ -172,7 +179,8 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) < 400 else math.copysign(math.inf, -1 if text.startswith("-") else 1)
 
 
-def _read(body: bytes) -> Any:
+def read_json(body: bytes) -> Any:
+    """The body by the standard library, NaN and infinity marked; raises `Invalid` when it is no JSON."""
     try:
         text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:

@@ -43,7 +43,7 @@ def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
     for column in columns:
         texts = by_name[column.name]
         array = _whole(column, texts)
-        arrays.append(walk(column, texts, _value, faults) if array is None else array)
+        arrays.append(walk(column, texts, csv_value, faults) if array is None else array)
     return finish(columns, arrays, len(cells), faults)
 
 
@@ -128,11 +128,11 @@ def _whole(column: Column, texts: Sequence[str]) -> Array | None:
             numbers = np.array(list(map(float, texts)), dtype=np.float64)
     except (ValueError, OverflowError):
         return None
-    # infinity may be a number too large for a float, which only `_value` tells apart
+    # infinity may be a number too large for a float, which only `csv_value` tells apart
     return None if np.isinf(numbers).any() else column.numbers(numbers)
 
 
-def _value(text: str, column: Column) -> Any:
+def csv_value(text: str, column: Column) -> Any:
     """The cell as the JSON value that it stands for; text that is none stays text."""
     if column.dtype == "string":
         return None if column.nullable and not text else text

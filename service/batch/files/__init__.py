@@ -1,0 +1,36 @@
+"""The files of the batch road: streaming readers, durable writers, and joining what they wrote.
+
+dataset      the structs that planning freezes          places    where files are, and whether they changed
+reading      one way to read every format               csvs, lines, parquet   a format each
+records      bytes cut into whole records               cells     Arrow columns to checked rows
+writing      a partition's output and errors            assembly  all partitions' as one
+
+Nothing here holds more than a batch of rows, whatever the size of the files.
+"""
+
+from __future__ import annotations
+
+from service.batch.files.assembly import assemble, assemble_errors
+from service.batch.files.dataset import BATCH_ROWS, Batch, Dataset, Fault, File, Part
+from service.batch.files.reading import check_head, extra_schema, open_dataset, read, split, suffix
+from service.batch.files.writing import ErrorWriter, PartWriter, Written
+
+__all__ = [
+    "BATCH_ROWS",
+    "Batch",
+    "Dataset",
+    "ErrorWriter",
+    "Fault",
+    "File",
+    "Part",
+    "PartWriter",
+    "Written",
+    "assemble",
+    "assemble_errors",
+    "check_head",
+    "extra_schema",
+    "open_dataset",
+    "read",
+    "split",
+    "suffix",
+]

@@ -1,0 +1,204 @@
+"""CSV: RFC 4180 in UTF-8 as online, any size; a part is a byte range between two rows.
+
+pyarrow tells the cells apart and parses numbers; what a cell means is the online codec's rule
+(`service.runtime.codec.tables`). A block with anything unusual in it is read again as text. Id and
+passthrough columns stay text as written. A row with too many or too few cells is a fault of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
+
+from registry.errors import FieldError, Invalid
+from service.batch.files import compression
+from service.batch.files.cells import checked, parsed, strings
+from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, refuse
+from service.batch.files.places import Opened
+from service.batch.files.records import MAX_RECORD_BYTES, Records, blocks, has_quotes, ranges
+from service.runtime.codec.columns import Column, show
+from service.runtime.codec.tables import csv_value
+
+SUFFIXES = tuple(f".csv{ending}" for ending in compression.ENDINGS)
+
+_SAMPLE_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_ODD_NAN = re.compile(rb"nan\(", re.IGNORECASE)  # a number to pyarrow, text to the codec
+
+
+class Header(NamedTuple):
+    names: tuple[str, ...]
+    end: int  # where the first row starts, in plain bytes
+    records: Records
+
+
+def schema(file: File) -> Any:
+    """The columns, with types as the first rows suggest. Raises `Invalid` when there is no header."""
+    with Opened(file) as opened:
+        header = _header(opened)
+        stream = _after_header(opened, header)
+        sample = stream.read(_SAMPLE_BYTES)
+        whole = sample[: header.records.end(sample)] or sample
+    if not whole.strip():
+        return pa.schema([(n, pa.string()) for n in header.names])
+    found, _ = _table(whole, header.names, {}, header.names)
+    return pa.schema([(f.name, _plain_type(f.type)) for f in found.schema])
+
+
+def _plain_type(kind: Any) -> Any:
+    if pa.types.is_null(kind):
+        return pa.float64()
+    return kind if kind in (pa.int64(), pa.float64(), pa.bool_()) else pa.string()
+
+
+def cut(dataset: Dataset, index: int) -> list[Part]:
+    """Ranges of about `PART_BYTES`. Without a quote in the file any line end will do, which takes a look at
+    each byte at the memory's speed; with quotes the rows are found one after another."""
+    file = dataset.files[index]
+    with Opened(file) as opened:
+        header = _header(opened)
+        if compression.codec(opened) is not None:
+            return [Part(index, 0, file.bytes)]
+        if file.bytes - header.end <= PART_BYTES:
+            return [Part(index, header.end, file.bytes)]
+        if has_quotes(opened, header.end):
+            found = list(_quoted_ranges(opened, header))
+        else:
+            found = ranges(opened, header.end, header.records.eol)
+        parts = [Part(index, a, b) for a, b in found]
+        opened.check()
+    return parts
+
+
+def _quoted_ranges(opened: Opened, header: Header) -> Iterator[tuple[int, int]]:
+    opened.stream.seek(header.end)
+    start = stop = header.end
+    for block in blocks(opened.stream, None, header.records, opened.file.name):
+        stop += len(block)
+        if stop - start >= PART_BYTES:
+            yield start, stop
+            start = stop
+    if stop > start:
+        yield start, stop
+
+
+def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
+    header, stream, size = _start(opened, part)
+    for data in blocks(stream, size, header.records, opened.file.name):
+        yield _block(data, header.names, columns, extra)
+
+
+def tables(opened: Opened, part: Part, types: Mapping[str, Any]) -> Iterator[Any]:
+    """Record batches of the columns that are keys of `types`. Raises `Invalid` where a cell is not of its
+    type or a row has a wrong number of cells."""
+    header, stream, size = _start(opened, part)
+    for data in blocks(stream, size, header.records, opened.file.name):
+        try:
+            batch, broken = _table(data, header.names, types, list(types), nulls=True)
+        except pa.ArrowInvalid as error:
+            raise refuse(f"{opened.file.name!r} is not like its first rows: {error}") from error
+        for message in broken.values():
+            raise refuse(f"{opened.file.name!r} cannot be read: {message}")
+        yield batch
+
+
+def _start(opened: Opened, part: Part) -> tuple[Header, Any, int | None]:
+    header = _header(opened)
+    if compression.codec(opened) is not None:
+        return header, _after_header(opened, header), None
+    start = max(part.start, header.end)
+    opened.stream.seek(start)
+    return header, opened.stream, part.stop - start
+
+
+def _block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: Sequence[str]) -> Block:
+    features = [c.name for c in columns]
+    include = list(dict.fromkeys([*features, *extra]))
+    types = {n: pa.binary() for n in include}
+    numbers = {c.name: pa.float64() for c in columns if c.dtype not in ("string", "bool")}
+    for name in extra:
+        numbers.pop(name, None)
+    found = None
+    if numbers and not (b"(" in data and _ODD_NAN.search(data)):
+        try:
+            batch, broken = _table(data, names, types | numbers, include)
+            found = parsed(columns, batch.select(features))
+        except pa.ArrowInvalid:
+            found = None
+    if found is None:
+        batch, broken = _table(data, names, types, include)
+        found = checked(columns, batch.select(features), csv_value)
+    length = batch.num_rows + len(broken)
+    at = np.delete(np.arange(length), sorted(broken)) if broken else None
+    return Block(length, found.rows, strings(batch.select(list(extra)), found.wrong), at, found.wrong, broken)
+
+
+def _table(
+    data: bytes, names: Sequence[str], types: Mapping[str, Any], include: Sequence[str], nulls: bool = False
+) -> tuple[Any, dict[int, str]]:
+    """One record batch, and the rows with a wrong number of cells by their place among all rows."""
+    broken: dict[int, str] = {}
+
+    def odd(row: Any) -> str:
+        broken[row.number - 1] = f"the row has {row.actual_columns} cells, the header has {len(names)}"
+        return "skip"
+
+    table = pc.read_csv(
+        pa.BufferReader(data),
+        pc.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(names)),
+        pc.ParseOptions(newlines_in_values=True, invalid_row_handler=odd),
+        pc.ConvertOptions(
+            column_types=dict(types),
+            include_columns=list(include),
+            null_values=[""],
+            strings_can_be_null=nulls,
+        ),
+    )
+    batches = table.combine_chunks().to_batches()
+    return (batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)), broken
+
+
+def _after_header(opened: Opened, header: Header) -> Any:
+    stream = compression.plain(opened)
+    stream.read(header.end)
+    return stream
+
+
+def _header(opened: Opened) -> Header:
+    stream = compression.plain(opened)
+    data = bytes(stream.read(_SAMPLE_BYTES))
+    name = opened.file.name
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise refuse(f"{name!r} is UTF-16; save it as UTF-8", expected="UTF-8")
+    records = Records() if b"\n" in data or b"\r" not in data else Records(b"\r")
+    start = len(_BOM) if data.startswith(_BOM) else 0
+    start += len(data[start:]) - len(data[start:].lstrip(b"\r\n"))
+    while (end := records.first(data[start:])) == 0 and len(data) < MAX_RECORD_BYTES:
+        more = bytes(stream.read(_SAMPLE_BYTES))
+        data += more
+        if not more:
+            end = 0 if records.is_open(data[start:]) else len(data) - start
+            break
+    return Header(_names(data[start : start + end], name), start + end, records)
+
+
+def _names(line: bytes, name: str) -> tuple[str, ...]:
+    if not line:
+        raise refuse(f"{name!r} is empty or has no header; the first row must name the columns")
+    try:
+        names = next(csv.reader(io.StringIO(line.decode(), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise refuse(f"the header of {name!r} cannot be read: {error}", expected="UTF-8") from error
+    twice = [n for n, count in Counter(names).items() if count > 1]
+    if twice:
+        message = f"{name!r} has the column {show(twice[0])} more than once"
+        raise Invalid(message, [FieldError(f"column {show(n)} is there twice", field=n) for n in twice])
+    return tuple(names)

@@ -1,0 +1,88 @@
+"""Where input files are: local paths, and objects in a store (extra `object-store`).
+
+Four verbs: list the files of a location, open one, read its size, tell whether it changed. Which
+locations are allowed is not decided here; a link inside a directory is never followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from registry.errors import Changed
+from service.batch.files.dataset import File, refuse
+
+
+def listed(location: str, suffixes: Sequence[str]) -> list[File]:
+    """The file at `location`, or the files with one of `suffixes` in the directory there, by name.
+
+    Raises `Invalid` when there are none, or when directories are nested: what is in them would be lost.
+    """
+    path = Path(location)
+    try:
+        if not path.is_dir():
+            return [_file(path)]
+        entries = sorted(e for e in path.iterdir() if not e.name.startswith((".", "_")))
+    except OSError as error:
+        raise refuse(f"the input {path.name!r} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            raise refuse(f"the input has a directory in it, {entry.name!r}; name one without")
+    found = [_file(e) for e in entries if e.name.lower().endswith(tuple(suffixes))]
+    if not found:
+        raise refuse(f"there are no files in {path.name!r} whose names end with {', '.join(suffixes)}")
+    return found
+
+
+def _file(path: Path) -> File:
+    state = path.stat(follow_symlinks=False)
+    if not stat.S_ISREG(state.st_mode):
+        raise refuse(f"the input {path.name!r} is no regular file")
+    return File(str(path), path.name, state.st_size, _fingerprint(state))
+
+
+def _fingerprint(state: os.stat_result) -> str:
+    return f"{state.st_size}-{state.st_mtime_ns}"
+
+
+class Opened:
+    """A file open for reading from several places; raises `Changed` when it is not the one that was
+    planned. `check` again after the last byte: a file may change under its reader."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        # O_NONBLOCK: a pipe that took the file's place would block for ever
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self._handle = os.open(file.location, flags)
+        except OSError as error:
+            raise Changed(file.name, error.strerror or "it cannot be opened") from error
+        self.stream: BinaryIO = os.fdopen(self._handle, "rb", buffering=0)
+        try:
+            self.check()
+        except Changed:
+            self.stream.close()
+            raise
+
+    def check(self) -> None:
+        if _fingerprint(os.fstat(self._handle)) != self.file.fingerprint:
+            raise Changed(self.file.name, "it was written to")
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def read_at(self, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start` on; safe to call from several threads."""
+        return os.pread(self._handle, size, start)
+
+    def arrow(self) -> Any:
+        """The file as pyarrow reads it."""
+        import pyarrow as pa
+
+        return pa.PythonFile(self.stream, mode="r")

@@ -1,0 +1,204 @@
+"""Output files of a partition: there whole or not at all.
+
+Written to a temporary file beside the final one, hashed on the way, fsynced, renamed, the directory
+fsynced. NaN and infinity are null; floats are written so that reading gives the same float.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from registry.artifacts import fsync_directory
+from service.batch.files.dataset import Fault, refuse
+
+GROUP_ROWS = 1 << 20
+GROUP_BYTES = 64 * 2**20  # of a Parquet row group, before compression
+ERRORS_HEADER = ("row", "id", "field", "message")
+
+_to_lines = msgspec.json.Encoder().encode_lines  # NaN and infinity become null
+
+
+class Written(msgspec.Struct, frozen=True):
+    file: str  # its name in the directory
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class _Durable:
+    """A binary file on its way to `path`; leaving without `commit` leaves nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.writing")
+        self.file = self._temporary.open("wb")
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self.file.write(data)
+        size = memoryview(data).nbytes
+        self.bytes += size
+        return size
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def commit(self, rows: int) -> Written:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self._temporary.rename(self.path)
+        fsync_directory(self.path.parent)
+        self.closed = True
+        return Written(self.path.name, rows, self.bytes, self._hash.hexdigest())
+
+    def abandon(self) -> None:
+        if not self.closed:
+            self.file.close()
+            self._temporary.unlink(missing_ok=True)
+            self.closed = True
+
+
+class PartWriter:
+    """The output of one partition: record batches of `schema`, in CSV, Parquet or JSON lines."""
+
+    def __init__(self, path: Path, media_type: str, schema: Any) -> None:
+        if media_type not in _ENCODERS:
+            message = f"the output's media type {media_type!r} is not known"
+            raise refuse(message, "output.media_type", "one of " + ", ".join(_ENCODERS))
+        self._out = _Durable(path)
+        self._rows = 0
+        self._encoder = _ENCODERS[media_type](self._out, schema)
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.abandon()
+
+    def write(self, batch: Any) -> None:
+        self._rows += batch.num_rows
+        self._encoder.write(batch)
+
+    def close(self) -> Written:
+        """Put the file at its place. After it nothing can be written."""
+        self._encoder.close()
+        return self._out.commit(self._rows)
+
+
+class ErrorWriter:
+    """The faults of one partition as CSV; no file when there are none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._out: _Durable | None = None
+        self._rows = 0
+
+    def __enter__(self) -> ErrorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._out is not None:
+            self._out.abandon()
+
+    def write(self, fault: Fault) -> None:
+        if self._out is None:
+            self._out = _Durable(self._path)
+            self._out.write(csv_line(ERRORS_HEADER))
+        self._out.write(csv_line((fault.row, fault.id, fault.field, fault.message)))
+        self._rows += 1
+
+    def close(self) -> str | None:
+        """The file's name, or None when there was no fault."""
+        return None if self._out is None else self._out.commit(self._rows).file
+
+
+def csv_line(cells: tuple[Any, ...]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _without_nan(batch: Any) -> Any:
+    arrays = []
+    for data in batch.columns:
+        if pa.types.is_floating(data.type):
+            data = pc.if_else(pc.is_finite(data), data, pa.scalar(None, data.type))
+        arrays.append(data)
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+
+
+class _Csv:
+    def __init__(self, out: _Durable, schema: Any) -> None:
+        self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(out, mode="w"), schema)
+
+    def write(self, batch: Any) -> None:
+        self._writer.write_batch(_without_nan(batch))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Lines:
+    def __init__(self, out: _Durable, schema: Any) -> None:
+        self._out = out
+
+    def write(self, batch: Any) -> None:
+        if batch.num_rows:
+            self._out.write(_to_lines(batch.to_pylist()))
+
+    def close(self) -> None:
+        pass
+
+
+class _Parquet:
+    """Row groups of `GROUP_ROWS`, or fewer when they would be large."""
+
+    def __init__(self, out: _Durable, schema: Any) -> None:
+        self._schema = schema
+        texts = [f.name for f in schema if not pa.types.is_floating(f.type)]
+        self._writer = pq.ParquetWriter(pa.PythonFile(out, mode="w"), schema, use_dictionary=texts)
+        self._waiting: list[Any] = []
+        self._rows = self._bytes = 0
+
+    def write(self, batch: Any) -> None:
+        self._waiting.append(_without_nan(batch))
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = pa.Table.from_batches(self._waiting, self._schema)
+            self._writer.write_table(table, row_group_size=self._rows)
+        self._waiting = []
+        self._rows = self._bytes = 0
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+_ENCODERS: dict[str, type[_Csv] | type[_Lines] | type[_Parquet]] = {
+    "text/csv": _Csv,
+    "application/vnd.apache.parquet": _Parquet,
+    "application/x-ndjson": _Lines,
+}
