@@ -59,7 +59,7 @@ def enqueue(
         subject=subject,
         state=QUEUED,
         priority=priority,
-        not_before=not_before or _clock(session),
+        not_before=not_before or clock(session),
         max_attempts=max_attempts,
         concurrency_key=concurrency_key,
     )
@@ -80,7 +80,7 @@ def claim(
     Of tasks with one concurrency key no more than `most_at_once` run: those above it are left where they are.
     (Two workers that look at the same instant may go one beyond it.)
     """
-    moment = _clock(session)
+    moment = clock(session)
     due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
     mine = and_(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment)), TaskRow.attempt < TaskRow.max_attempts)
     if most_at_once is not None:
@@ -105,7 +105,7 @@ def claim(
 
 def is_waiting(session: Session, kinds: Sequence[str]) -> bool:
     """Whether a claim is worth trying: something is due, or a lease has run out."""
-    moment = _clock(session)
+    moment = clock(session)
     due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
     found = select(TaskRow.id).where(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment))).limit(1)
     return session.scalar(found) is not None
@@ -114,7 +114,7 @@ def is_waiting(session: Session, kinds: Sequence[str]) -> bool:
 def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
     """Fail a task whose last attempt was lost with its worker, and return it: what it was for has to be
     told, in the same transaction. One at a time: a transaction that told two models could deadlock."""
-    lost = and_(TaskRow.kind.in_(kinds), _lapsed(_clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
+    lost = and_(TaskRow.kind.in_(kinds), _lapsed(clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
     rows = session.execute(
         update(TaskRow)
         .where(TaskRow.id == _first(lost))
@@ -129,7 +129,7 @@ def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
 
 def heartbeat(session: Session, task_id: int, fence: int, lease_s: float = LEASE_S) -> None:
     """Extend the lease. Raises `StaleTask` when the task is no longer this claim's."""
-    until = _clock(session) + timedelta(seconds=lease_s)
+    until = clock(session) + timedelta(seconds=lease_s)
     _compare_and_set(session, task_id, fence, {"lease_until": until})
 
 
@@ -148,7 +148,7 @@ def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: flo
     again = retry_in_s is not None and attempt < most
     values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
     if retry_in_s is not None and again:
-        values = {"state": QUEUED, "not_before": _clock(session) + timedelta(seconds=retry_in_s)}
+        values = {"state": QUEUED, "not_before": clock(session) + timedelta(seconds=retry_in_s)}
     _compare_and_set(session, task_id, fence, {**values, "error": error, "lease_until": None})
     return again
 
@@ -165,7 +165,7 @@ def release(session: Session, task_id: int, fence: int, in_s: float = 0.0) -> No
             "lease_until": None,
             "claimed_by": None,
             "attempt": TaskRow.attempt - 1,
-            "not_before": _clock(session) + timedelta(seconds=in_s),
+            "not_before": clock(session) + timedelta(seconds=in_s),
         },
     )
 
@@ -234,7 +234,7 @@ def _compare_and_set(session: Session, task_id: int, fence: int, values: dict[st
         raise StaleTask(task_id)
 
 
-def _clock(session: Session) -> datetime:
+def clock(session: Session) -> datetime:
     """The time all workers agree on: the database's on PostgreSQL, this host's on SQLite."""
     if session.get_bind().dialect.name == "postgresql":
         moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
