@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from registry import db, keys
 from service import telemetry
 from service.config import Settings
@@ -17,6 +20,7 @@ def prepare(settings: Settings) -> None:
     engine = db.connect(settings.url)
     try:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _keep_compiled_code(settings)
         if engine.dialect.name == "sqlite":
             db.migrate(engine, settings.home)
         db.require_current(engine)
@@ -25,3 +29,12 @@ def prepare(settings: Settings) -> None:
                 log.info("admin_key.created", file=str(settings.admin_key_file))
     finally:
         engine.dispose()
+
+
+def _keep_compiled_code(settings: Settings) -> None:
+    """What numba compiles lies beside the source, as Python's own does; where that is read-only, in `home`.
+
+    The environment says so, for this process and those that it starts.
+    """
+    if not os.access(Path(__file__).parent / "runtime", os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(settings.home.absolute() / "compiled"))

@@ -34,7 +34,7 @@ COMMAND_S = 10.0
 
 KEPT = (
     *("HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "PYTHONPATH", "TMPDIR", "TZ", "VIRTUAL_ENV"),
-    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "NUMBA_CACHE_DIR"),
 )
 """All that a child sees of the server's environment: no key, no database, nobody's cloud account."""
 

@@ -10,7 +10,10 @@ file's content, so all of it is in this file.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numba
@@ -20,6 +23,12 @@ from numba import types
 from registry.rows import Array
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+
+# A place of its own for every release of this file and of numba: numba may pair a new index with old code
+# when it is killed between writing the two.
+DIGEST = hashlib.sha256(numba.__version__.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__") / DIGEST)
 
 
 def inner(function: Function) -> Function:
@@ -35,7 +44,12 @@ def outer(function: Function) -> Function:
         types.void(rows, whole, x[::1], whole, flag, double, whole, whole, whole, whole, x[:, ::1], double)
         for x in (types.float32, types.float64)
     ]
-    made: Function = numba.njit(signatures, cache=True, nogil=True)(function)
+    made: Function
+    try:
+        made = numba.njit(signatures, cache=True, nogil=True)(function)
+    except Exception:  # what was kept is damaged, the disk is full, or nothing can be kept anywhere
+        shutil.rmtree(numba.config.CACHE_DIR, ignore_errors=True)
+        made = numba.njit(signatures, nogil=True)(function)
     return made
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from prometheus_client import Counter, Histogram
@@ -84,31 +83,58 @@ class Loader:
         self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
 
     def __call__(self, version_id: int) -> Loaded:
-        with db.reading(self._sessions) as session:
-            row = session.execute(
-                select(
-                    ModelRow.name,
-                    VersionRow.number,
-                    VersionRow.runtime,
-                    VersionRow.format,
-                    VersionRow.artifact,
-                    VersionRow.servable,
-                    VersionRow.signature,
-                )
-                .join(ModelRow, ModelRow.id == VersionRow.model_id)
-                .where(VersionRow.id == version_id)
-            ).one_or_none()
-        if row is None or row.runtime is None:
-            raise NotReady("the version was deleted or is not built")
-        signature = Signature.from_json(row.signature)
-        runtime = self._start(
-            row.runtime, row.format, self._store.path(row.servable or row.artifact), signature
-        )
-        return Loaded(row.name, row.number, row.runtime, signature, runtime)
+        found = look_up(self._sessions, version_id)
+        runtime = start(found, self._store, self._spawn, self._deadline_s)
+        return Loaded(found.name, found.number, found.runtime, found.signature, runtime)
 
-    def _start(self, kind: str, format: str, path: Path, signature: Signature) -> Runtime:
-        if kind == "onnx":
-            return OnnxRuntime(path, signature)
-        if kind == "tflite":
-            return TfliteRuntime(path, signature)
-        return IsolatedRuntime(self._spawn, path, format, signature, self._deadline_s)
+
+class Found(NamedTuple):
+    """What a version's row says about running it; `blob` and `forest` are sha256."""
+
+    name: str
+    number: int
+    runtime: str
+    format: str
+    blob: str
+    forest: str | None
+    signature: Signature
+
+
+def look_up(sessions: db.Sessions, version_id: int) -> Found:
+    """Raises `NotReady` when it was deleted or is not built."""
+    with db.reading(sessions) as session:
+        row = session.execute(
+            select(
+                ModelRow.name,
+                VersionRow.number,
+                VersionRow.runtime,
+                VersionRow.format,
+                VersionRow.artifact,
+                VersionRow.servable,
+                VersionRow.forest,
+                VersionRow.signature,
+            )
+            .join(ModelRow, ModelRow.id == VersionRow.model_id)
+            .where(VersionRow.id == version_id)
+        ).one_or_none()
+    if row is None or row.runtime is None:
+        raise NotReady("the version was deleted or is not built")
+    return Found(
+        row.name,
+        row.number,
+        row.runtime,
+        row.format,
+        row.servable or row.artifact,
+        row.forest,
+        Signature.from_json(row.signature),
+    )
+
+
+def start(found: Found, store: Store, spawn: Spawn, deadline_s: float) -> Runtime:
+    """The runtime that the version's build chose. Raises `Unavailable`."""
+    path = store.path(found.blob)
+    if found.runtime == "onnx":
+        return OnnxRuntime(path, found.signature)
+    if found.runtime == "tflite":
+        return TfliteRuntime(path, found.signature)
+    return IsolatedRuntime(spawn, path, found.format, found.signature, deadline_s)

@@ -1,0 +1,35 @@
+"""The runtime that scores a version's rows in bulk: the fastest that was measured to be the same function."""
+
+from __future__ import annotations
+
+from registry import db
+from registry.artifacts import Store
+from service.runtime.isolated import IsolatedRuntime, Spawn
+from service.runtime.loading import Runtime, look_up, start
+from service.runtime.tflite import TfliteRuntime
+
+
+class BatchLoader:
+    """A version's table of nodes if it has one, else what online predictions use: ONNX, LiteRT, a process.
+
+    `spawn` starts that process, `deadline_s` bounds one call of it. For workers: a web process is to stay
+    without numba.
+    """
+
+    def __init__(self, sessions: db.Sessions, store: Store, spawn: Spawn, deadline_s: float) -> None:
+        self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
+
+    def __call__(self, version_id: int) -> Runtime:
+        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` when what it needs
+        cannot be loaded."""
+        found = look_up(self._sessions, version_id)
+        if found.forest is None:
+            return start(found, self._store, self._spawn, self._deadline_s)
+        from service.runtime.forest import ForestRuntime  # numba, 0.3 s and 70 MB: for those who need it
+
+        return ForestRuntime(self._store.path(found.forest), found.signature)
+
+
+def is_shared(runtime: Runtime) -> bool:
+    """May several lanes ask it at once, and gain by that? Of any other each lane loads one of its own."""
+    return not isinstance(runtime, TfliteRuntime | IsolatedRuntime)
