@@ -35,7 +35,7 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
         return Found(str(store.path(given["artifact"]).absolute()), given["media_type"])
     uri = given["uri"]
     location = _inside(settings.roots, uri)
-    media_type = given.get("media_type") or _by_name(location)
+    media_type = given.get("media_type") or by_name(location)
     if media_type is None:
         known = ", ".join(SUFFIXES)
         raise _refuse(f"{uri} does not say what is in it by its name ({known})", "input.media_type", known)
@@ -73,12 +73,12 @@ def _outside(uri: str, roots: tuple[str, ...]) -> Invalid:
     return _refuse(f"{uri} is in no batch root ({known}); {how}", "input.uri", "a place in a batch root")
 
 
-def _by_name(location: str) -> str | None:
-    """By the suffix; a directory's is that of its first file in name order."""
+def by_name(location: str) -> str | None:
+    """A file's media type by its suffix; a directory's is that of its first file in name order."""
     path = Path(location)
     if "://" not in location and path.is_dir():
         names = sorted(p.name for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
-        kinds = [kind for name in names if (kind := _by_name(name)) is not None]
+        kinds = [kind for name in names if (kind := by_name(name)) is not None]
         return kinds[0] if kinds else None
     suffixes = [s.lower() for s in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:

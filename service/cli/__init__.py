@@ -10,7 +10,20 @@ import sys
 
 from typer import Exit, Option, Typer, echo
 
-from service.cli import aliases, doctor, exports, groups, keys, models, predict, publish, server, tuf
+from service.cli import (
+    aliases,
+    batch,
+    doctor,
+    exports,
+    groups,
+    jobs,
+    keys,
+    models,
+    predict,
+    publish,
+    server,
+    tuf,
+)
 from service.cli.failures import explain
 
 EPILOG = """\b
@@ -26,7 +39,7 @@ Environment:
 \b
 Exit codes:
   0    done
-  1    refused by the server, not found, rejected by the build, or unhealthy
+  1    refused by the server, not found, rejected by the build, a job that failed, or unhealthy
   2    wrong usage
   3    the server cannot be reached
   130  interrupted
@@ -54,6 +67,14 @@ exports_app = Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+batch_app = Typer(
+    help="Scoring of files, however large, in the background.", no_args_is_help=True, rich_markup_mode=None
+)
+jobs_app = Typer(
+    help="Jobs: list, show, watch, cancel, resume, fetch what they made.",
+    cls=groups.ListByDefault,
+    rich_markup_mode=None,
+)
 
 app.command("serve")(server.serve)
 app.command("worker")(server.worker)
@@ -70,6 +91,16 @@ app.command("export")(exports.export)
 app.add_typer(exports_app, name="exports")
 exports_app.command(groups.LIST)(exports.list_exports)
 exports_app.command("show")(exports.show)
+app.add_typer(batch_app, name="batch")
+batch_app.command("score")(batch.score)
+app.add_typer(jobs_app, name="jobs")
+jobs_app.command(groups.LIST)(jobs.list_jobs)
+jobs_app.command("show")(jobs.show)
+jobs_app.command("watch")(jobs.watch)
+jobs_app.command("cancel")(jobs.cancel)
+jobs_app.command("resume")(jobs.resume)
+jobs_app.command("output")(jobs.output)
+jobs_app.command("errors")(jobs.errors)
 app.command("promote")(aliases.promote)
 app.command("rollback")(aliases.rollback)
 app.command("history")(aliases.history)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, echo
 
-from service.cli.publish import MEDIA_TYPES, by_suffix, upload, waiting
+from service.cli.publish import MEDIA_TYPES, by_suffix, waiting
 from service.cli.report import export_lines, why_rejected
 from service.cli.shared import Json, Model, connect, emit, model_ref, say, table, when
+from service.cli.transfer import upload
 
 if TYPE_CHECKING:
     from service.client import Client, ModelRef, Record

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from click import Abort, Choice
-from typer import Exit, prompt
+from typer import Abort, Exit, prompt
 
 from service.cli.shared import say
 
@@ -26,6 +25,7 @@ Record = dict[str, Any]
 LINE_S = 5.0
 """Without a terminal, a job that is at work gets a line at most so often."""
 INTERRUPTED = 130
+LEAVE, CANCEL, WAIT = "leave", "cancel", "wait"
 
 
 def follow(client: Client, job_id: int, tell: Callable[[str], None] = say) -> Record:
@@ -66,18 +66,8 @@ def interrupted(client: Client, job_id: int) -> None:
     """Leave the job running, cancel it, or go on waiting: then it returns. Else raises `Exit`."""
     from service.client import ServerRefused, jobs
 
-    choice = "leave"
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        try:
-            choice = prompt(
-                "\nleave the job running, cancel it, or go on waiting?",
-                type=Choice(["leave", "cancel", "wait"]),
-                default="wait",
-                err=True,
-            )
-        except Abort:  # Ctrl-C once more
-            say("")
-    if choice == "cancel":
+    choice = _asked() if sys.stdin.isatty() and sys.stderr.isatty() else LEAVE
+    if choice == CANCEL:
         try:
             jobs.cancel(client, job_id)
         except ServerRefused as refused:
@@ -86,9 +76,19 @@ def interrupted(client: Client, job_id: int) -> None:
         else:
             say(f"job {job_id} is cancelled; `trivium jobs resume {job_id}` goes on from there")
             raise Exit(INTERRUPTED)
-    if choice == "leave":
+    if choice == LEAVE:
         say(f"job {job_id} goes on without you; follow it with `trivium jobs watch {job_id}`")
         raise Exit(INTERRUPTED)
+
+
+def _asked() -> str:
+    words = "\nleave the job running, cancel it, or go on waiting? (leave, cancel, wait)"
+    try:
+        while (answer := prompt(words, default=WAIT, err=True).strip().lower()) not in (LEAVE, CANCEL, WAIT):
+            say(f"{answer!r} is none of them")
+    except Abort:  # Ctrl-C once more
+        return LEAVE
+    return str(answer)
 
 
 def phase(record: Record) -> str:

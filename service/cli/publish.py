@@ -13,9 +13,10 @@ from typer import Argument, BadParameter, Exit, Option, echo
 
 from service.cli.report import build_lines
 from service.cli.shared import Json, Tags, connect, emit, pairs, say
+from service.cli.transfer import upload
 
 if TYPE_CHECKING:
-    from service.client import Client, Record
+    from service.client import Record
 
 FORMATS = {
     ".joblib": "sklearn-joblib",
@@ -30,7 +31,6 @@ MEDIA_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
     ".json": "application/json",
 }
-LARGE = 8 << 20  # bytes from which an upload shows a progress bar
 
 File = Annotated[Path, Argument(exists=True, dir_okay=False, readable=True, help="The model's file.")]
 Example = Annotated[
@@ -102,20 +102,6 @@ def _published(name: str, file: Path, example: Path | None, request: Record, wai
             with waiting(f"building {name}:{record['version']}") as on_state:
                 record = client.wait(name, record["version"], on_state, say)
     return record
-
-
-def upload(client: Client, file: Path) -> str:
-    """Upload `file`, with a progress bar when it is large and somebody watches."""
-    size = file.stat().st_size
-    if size < LARGE or not sys.stderr.isatty():
-        return client.upload(file)
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"uploading {file.name}", total=size)
-        return client.upload(file, lambda sent: bar.update(task, completed=sent))
 
 
 @contextmanager

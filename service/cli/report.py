@@ -134,3 +134,37 @@ def _fidelity(report: Record) -> Iterator[str]:
         )
     if bounds := report.get("bounds"):
         yield "bounds: " + _pairs({name: value for name, value in bounds.items() if value is not None})
+
+
+def scored_line(record: Record) -> str:
+    """What a scoring has come to."""
+    pace = f" ({record['rate']:,.0f} rows/s)" if record["rate"] else ""
+    return f"{record['rows_done']:,} rows scored with {record['model']}:{record['version']}{pace}"
+
+
+def failure_lines(record: Record) -> Iterator[str]:
+    """Why a job that has ended made nothing, and how to go on."""
+    name = f"job {record['id']}"
+    yield (
+        f"error: {name} failed: {record['error']}" if record["state"] == "failed" else f"{name} was cancelled"
+    )
+    number = record["id"]
+    yield f"`trivium jobs show {number}` says more, `trivium jobs resume {number}` goes on from here"
+
+
+def job_lines(record: Record) -> Iterator[str]:
+    """Everything that people ask about one job but its partitions."""
+    version = "" if record["version"] is None else f":{record['version']}"
+    model = f"{record['model']}{version}"
+    yield f"job {record['id']} ({record['kind']}, {model}, {record['engine']}) is {record['state']}"
+    if record["error"]:
+        yield f"error: {record['error']}"
+    total = "" if record["rows_total"] is None else f" of {record['rows_total']:,}"
+    pace = f", {record['rate']:,.0f} rows/s" if record["rate"] else ""
+    yield f"rows: {record['rows_done']:,} done, {record['rows_failed']:,} failed{total}{pace}"
+    if record["partitions_total"] is not None:
+        yield f"partitions: {record['partitions_done']:,} of {record['partitions_total']:,} done"
+    for what in ("schedule", "parent_id", "output", "errors", "started_at", "finished_at", "expires_at"):
+        if record[what] is not None:
+            yield f"{what.removesuffix('_at').removesuffix('_id')}: {record[what]}"
+    yield f"created: {record['created_at']} by {record['created_by']}"

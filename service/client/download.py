@@ -69,6 +69,16 @@ def blocks(client: Client, remote: Remote, start: int = 0) -> Iterator[bytes]:
             pause = min(pause * 2, 2.0)
 
 
+def checked(client: Client, remote: Remote) -> Iterator[bytes]:
+    """The file's bytes as they come. Raises as `blocks`, and `WrongBytes` behind the last one."""
+    digest = hashlib.sha256()
+    for block in blocks(client, remote):
+        digest.update(block)
+        yield block
+    if digest.hexdigest() != remote.sha256:
+        raise WrongBytes(remote.url, remote.sha256)
+
+
 def save(
     client: Client, url: str, file: Path, progress: Callable[[int, int], None] = lambda have, of: None
 ) -> Remote:

@@ -37,9 +37,11 @@ class Client:
         self._patience = 1.0
         self._patience_later = patience_s
         # A proxy from the environment has no business between this machine and itself.
-        local = address.host in ("127.0.0.1", "localhost", "::1")
+        self.is_local = address.host in ("127.0.0.1", "localhost", "::1")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=not local)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=timeout_s, trust_env=not self.is_local
+        )
 
     def __enter__(self) -> Self:
         return self

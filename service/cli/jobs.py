@@ -1,0 +1,158 @@
+"""`trivium jobs`: what the server has done, does and will do; stop a job, go on with it, fetch its files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, BadParameter, Exit, Option, echo
+
+from service.cli.progress import follow
+from service.cli.report import failure_lines, job_lines
+from service.cli.shared import Json, connect, emit, only_name, say, table, when
+from service.cli.transfer import fetch
+
+if TYPE_CHECKING:
+    from service.client import Record
+
+PARTITIONS = ("partition", "stage", "state", "rows", "failed", "attempts", "worker", "error")
+
+JobId = Annotated[int, Argument(metavar="ID", min=1, help="The job's id, from `trivium jobs`.")]
+Out = Annotated[Path | None, Option(dir_okay=False, help="Write it here, not to stdout.")]
+
+
+def list_jobs(
+    state: Annotated[str | None, Option(help="queued, running, done, failed or cancelled.")] = None,
+    model: Annotated[str | None, Option(metavar="NAME", help="Only jobs of this model.")] = None,
+    json: Json = False,
+) -> None:
+    """List the jobs, newest first."""
+    from service.client import path
+
+    asked = {"state": state, "model": only_name(model) if model else None}
+    with connect() as client:
+        page = client.pages(path("jobs"), asked)
+    columns = (
+        "id",
+        "kind",
+        "model",
+        "state",
+        "rows",
+        "failed",
+        "of",
+        "rate",
+        "schedule",
+        "created (UTC)",
+        "by",
+    )
+    rows = (
+        [
+            j["id"],
+            j["kind"],
+            _model(j),
+            j["state"],
+            f"{j['rows_done'] + j['rows_failed']:,}",
+            f"{j['rows_failed']:,}",
+            None if j["rows_total"] is None else f"{j['rows_total']:,}",
+            None if j["rate"] is None else f"{j['rate']:,.0f}/s",
+            j["schedule"],
+            when(j["created_at"]),
+            j["created_by"],
+        ]
+        for j in page["items"]
+    )
+    emit(json, page, lambda: table(columns, rows, "no jobs"))
+
+
+def show(job: JobId, json: Json = False) -> None:
+    """Show a job, partition by partition."""
+    from service.client import jobs
+
+    with connect() as client:
+        record = jobs.get(client, job)
+    emit(json, record, lambda: _show(record))
+
+
+def watch(job: JobId, json: Json = False) -> None:
+    """Follow a job to its end.
+
+    Exit code 1 when it fails or is cancelled.
+    """
+    with connect() as client:
+        record = follow(client, job)
+    if record["state"] != "done":
+        emit(json, record, lambda: None)
+        say("\n".join(failure_lines(record)))
+        raise Exit(1)
+    emit(json, record, lambda: echo("\n".join(job_lines(record))))
+
+
+def cancel(job: JobId, json: Json = False) -> None:
+    """Stop a job. What is done is kept, and `resume` goes on from there."""
+    from service.client import jobs
+
+    with connect() as client:
+        record = jobs.cancel(client, job)
+    emit(json, record, lambda: say(f"job {job} is {record['state']}"))
+
+
+def resume(job: JobId, json: Json = False) -> None:
+    """Go on with a failed or cancelled job. What is done is not done again."""
+    from service.client import jobs
+
+    with connect() as client:
+        record = jobs.resume(client, job)
+    emit(json, record, lambda: say(f"job {job} is {record['state']}; `trivium jobs watch {job}` follows it"))
+
+
+def output(job: JobId, out: Out = None, json: Json = False) -> None:
+    """Fetch what a job made, in the order of its input."""
+    _fetched(job, "output", out, json)
+
+
+def errors(job: JobId, out: Out = None, json: Json = False) -> None:
+    """Fetch the rows of a job that could not be scored, and why."""
+    _fetched(job, "errors", out, json)
+
+
+def _fetched(job: int, what: str, out: Path | None, json: bool) -> None:
+    from service.client import download, jobs, path
+
+    if json and out is None:
+        raise BadParameter("--json prints the job's record; say with --out where the file goes")
+    with connect() as client:
+        record = jobs.get(client, job)
+        url = path("jobs", job, what)
+        if out is not None:
+            size = fetch(client, url, out)
+            emit(json, record, lambda: say(f"{out}, {size:,} bytes"))
+            return
+        if what == "output" and sys.stdout.isatty() and "parquet" in record["spec"]["output"]["media_type"]:
+            raise BadParameter("Parquet is not for a terminal; say with --out where the file goes")
+        for block in download.checked(client, download.look(client, url)):
+            sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
+
+
+def _show(record: Record) -> None:
+    echo("\n".join(job_lines(record)))
+    rows = (
+        [
+            p["number"],
+            p["stage"],
+            p["state"],
+            f"{p['rows']:,}",
+            f"{p['failed']:,}",
+            p["attempts"],
+            p["worker"],
+            p["error"],
+        ]
+        for p in record["partitions"]
+    )
+    table(PARTITIONS, rows, "no partitions yet")
+
+
+def _model(record: Record) -> str | None:
+    version = "" if record["version"] is None else f":{record['version']}"
+    return record["model"] and f"{record['model']}{version}"
