@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from service.batch import routes as batch_routes
 from service.edge import export_routes, reports, tuf_routes
 from service.edge import routes as edge_routes
 from service.publish import alias_routes, artifacts, key_routes, routes
@@ -19,6 +20,7 @@ from service.web.services import Services
 
 PUBLISH = (artifacts, routes, alias_routes, key_routes)
 EDGE = (export_routes, edge_routes, reports, tuf_routes)
+BATCH = (batch_routes,)
 OPERATION = (openapi_routes, metrics)
 
 
@@ -34,7 +36,7 @@ def management(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for room in (*PUBLISH, *EDGE, *OPERATION):
+    for room in (*PUBLISH, *BATCH, *EDGE, *OPERATION):
         app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
     failures.install(app)
     check_guarded(app)

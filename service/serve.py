@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import multiprocess
@@ -31,8 +32,7 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Blocks.
 
     One web process serves in this process; of several, each is a child that this one keeps alive, and
-    they share the listening socket. `worker` is for the batch road's child, which does not exist yet:
-    accepted, so that scripts need not change.
+    they share the listening socket. With `worker` one batch worker is such a child, too.
     """
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
@@ -47,15 +47,19 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
         admin_key=str(settings.admin_key_file),
         workers=workers,
     )
+    beside = [_worker_process()] if worker else []
     if workers == 1:
-        run_web(settings, listening)
+        try:
+            run_web(settings, listening, when_up=lambda: _start(beside))
+        finally:
+            _stop(settings, beside)
         return 0
     gc.enable()  # the command line switched it off, and this process only watches
-    return _keep(settings, listening, workers)
+    return _keep(settings, listening, workers, beside)
 
 
-def run_web(settings: Settings, listening: socket.socket) -> None:
-    """Serve on `listening` in this process until SIGTERM or SIGINT.
+def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], None] = lambda: None) -> None:
+    """Serve on `listening` in this process until SIGTERM or SIGINT. `when_up` is called once it does.
 
     Raises what the making of the management routes raised: without them nothing goes on serving.
     """
@@ -83,6 +87,7 @@ def run_web(settings: Settings, listening: socket.socket) -> None:
                 raise
             gc.freeze()  # nor is it looked through while requests wait
             gc.enable()
+            when_up()
 
     config = uvicorn.Config(
         app.asgi,
@@ -110,21 +115,35 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _keep(settings: Settings, listening: socket.socket, count: int) -> int:
+def _worker_process() -> Keeper:
+    argv = [sys.executable, "-m", "service.batch.running", str(os.getpid())]
+    return Keeper("the worker", lambda: subprocess.Popen(argv))
+
+
+def _keep(settings: Settings, listening: socket.socket, count: int, beside: list[Keeper]) -> int:
     figures = settings.home / "metrics"
     shutil.rmtree(figures, ignore_errors=True)
     figures.mkdir(parents=True)
-    keepers = [_web_process(n + 1, listening, figures.absolute()) for n in range(count)]
+    keepers = [*(_web_process(n + 1, listening, figures.absolute()) for n in range(count)), *beside]
     stopped = stop_signal()
+    _start(keepers)
+    stopped()
+    _stop(settings, keepers)
+    listening.close()
+    return 0
+
+
+def _start(keepers: list[Keeper]) -> None:
     for keeper in keepers:
         keeper.start()
-    stopped()
+
+
+def _stop(settings: Settings, keepers: list[Keeper]) -> None:
+    """All at once, so that their graces run together."""
     for keeper in keepers:
         keeper.terminate()
     for keeper in keepers:
         keeper.stop(settings.shutdown_grace_s + 5)
-    listening.close()
-    return 0
 
 
 def _web_process(number: int, listening: socket.socket, figures: Path) -> Keeper:

@@ -1,7 +1,9 @@
 """Is this a job that can be done? Resolve the version, check the names, read the first rows.
 
 What is refused here is refused before anything is enqueued. Planning checks it all again: between the two
-the input may have changed, and a schedule's job is not looked at before it is due.
+the input may have changed, and a schedule's job is not looked at before it is due. A `spec` is the body of
+`POST /v1/jobs`, validated, with every default filled in. Nothing here knows HTTP: workers start the jobs of
+schedules.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from registry.errors import FieldError, Invalid, NotReady
 from registry.signature import Signature
 from registry.tables import VersionRow
 from service.batch import places
-from service.batch.schemas import Checkup, ScoreBody
 from service.config import Settings
 from service.runtime.codec.answers import Answers
 from service.runtime.codec.columns import Column
 
 HEAD_ROWS = 100
+
+Spec = dict[str, Any]
 
 
 class Layout(NamedTuple):
@@ -33,18 +36,28 @@ class Layout(NamedTuple):
     id_column: str | None
 
 
-def version_of(session: Session, body: ScoreBody) -> VersionRow:
+class Examined(NamedTuple):
+    """What the first rows were like."""
+
+    columns: list[str]
+    rows: int
+    failed: int
+    warnings: list[str]
+
+
+def version_of(session: Session, spec: Spec) -> VersionRow:
     """The version that the job will score with. Raises `NotFound`, `NotReady`."""
-    if body.version is not None:
-        version = versions.get(session, body.model, body.version)
+    model = spec["model"]
+    if spec.get("version") is not None:
+        version = versions.get(session, model, spec["version"])
     else:
-        version = aliases.get(session, body.model, body.alias or aliases.CHAMPION).version
+        version = aliases.get(session, model, spec.get("alias") or aliases.CHAMPION).version
     if version.state != versions.READY:
-        raise NotReady(f"{body.model}:{version.number} is {version.state}; only a ready version can score")
+        raise NotReady(f"{model}:{version.number} is {version.state}; only a ready version can score")
     return version
 
 
-def layout(spec: dict[str, Any], signature: Signature) -> Layout:
+def layout(spec: Spec, signature: Signature) -> Layout:
     """Raises `Invalid` when a column of the input would stand twice in the output."""
     id_column = spec.get("id_column")
     extra = tuple(dict.fromkeys([*([id_column] if id_column else []), *spec.get("passthrough", ())]))
@@ -57,33 +70,26 @@ def layout(spec: dict[str, Any], signature: Signature) -> Layout:
     return Layout(tuple(Column(i) for i in signature.inputs), extra, id_column)
 
 
-def examine(settings: Settings, store: Store, body: ScoreBody, version: VersionRow) -> Checkup:
+def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -> Examined:
     """Read the first rows as the job will. Raises `Invalid` when columns are missing or no row is good."""
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
-    signature = versions.signature_of(version)
-    wanted = layout(body.model_dump(), signature)
-    place = places.find(settings, store, body.input.model_dump())
+    wanted = layout(spec, versions.signature_of(version))
+    place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
     head = files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
     if head.length and not len(head.rows):
         errors = [FieldError(f.message, instance=f.row, field=f.field) for f in head.faults]
         raise Invalid(f"none of the first {head.length} rows can be scored: {errors[0].message}", errors)
-    return Checkup(
-        model=body.model,
-        version=version.number,
-        columns=list(dataset.columns),
-        rows_checked=head.length,
-        rows_failed=head.length - len(head.rows),
-        warnings=[f"row {f.row}: {f.message}" for f in head.faults],
-    )
+    said = [f"row {f.row}: {f.message}" for f in head.faults]
+    return Examined(list(dataset.columns), head.length, len(head.faults), said)
 
 
 def accept(
     session: Session,
     store: Store,
-    body: ScoreBody,
+    spec: Spec,
     version: VersionRow,
     *,
     by: str,
@@ -91,19 +97,19 @@ def accept(
     parent_id: int | None = None,
 ) -> JobRow:
     """Enqueue it, in the caller's transaction. Raises `Invalid` when the input was not uploaded."""
-    if body.input.artifact is not None:
+    if (artifact := spec["input"].get("artifact")) is not None:
         versions.hold_blobs(session, shared=True)
-        versions.require_blob(store, body.input.artifact, "input.artifact")
+        versions.require_blob(store, artifact, "input.artifact")
     return jobs.create(
         session,
         jobs.NewJob(
             kind=jobs.SCORE,
-            engine=body.engine,
-            spec=body.model_dump(mode="json", exclude={"dry_run"}),
-            model=body.model,
+            engine=spec["engine"],
+            spec=spec,
+            model=spec["model"],
             version=version,
-            max_attempts=body.max_attempts,
-            keep_s=body.expires_in or jobs.KEEP_S,
+            max_attempts=spec["max_attempts"],
+            keep_s=spec["expires_in"] or jobs.KEEP_S,
             schedule=schedule,
             parent_id=parent_id,
         ),

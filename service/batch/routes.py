@@ -77,18 +77,19 @@ def create_job(
     With `dry_run` that check is all, and nothing is enqueued.
     """
     _check_reach(caller, body.model)
+    spec = body.model_dump(mode="json", exclude={"dry_run"})
     with db.reading(services.sessions) as session:
         known = seen(session, idempotency_key, caller)
-        version = accept.version_of(session, body)
-    if not known or body.dry_run:  # outside of any transaction: reading may take its time
-        found = accept.examine(services.settings, services.store, body, version)
+        version = accept.version_of(session, spec)
+    if body.dry_run or not known:  # outside of any transaction: reading may take its time
+        found = accept.examine(services.settings, services.store, spec, version)
         if body.dry_run:
-            return Response(found.model_dump_json(), media_type="application/json")
+            return _checkup(body.model, version.number, found)
 
     with writing(services) as session:
 
         def start() -> Done:
-            job = accept.accept(session, services.store, body, version, by=caller.name)
+            job = accept.accept(session, services.store, spec, version, by=caller.name)
             return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
         return once(session, idempotency_key, caller, request, body, start)
@@ -217,6 +218,18 @@ def partition_output(
             "output of partition", f"{job_id}/{number}", "the whole output is at /output" * bool(job.output)
         )
     return FileResponse(path, media_type=job.spec["output"]["media_type"], filename=os.path.basename(path))
+
+
+def _checkup(model: str, version: int, found: accept.Examined) -> Response:
+    record = Checkup(
+        model=model,
+        version=version,
+        columns=found.columns,
+        rows_checked=found.rows,
+        rows_failed=found.failed,
+        warnings=found.warnings,
+    )
+    return Response(record.model_dump_json(), media_type="application/json")
 
 
 def _check_reach(caller: Key, model: str | None) -> None:

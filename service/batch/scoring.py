@@ -67,7 +67,7 @@ class Scoring:
         return scored
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
-        """One output and one errors file of all parts, as blobs. Raises `Hopeless` when too many rows failed."""
+        """One output and one errors file of all parts, as blobs. Raises `Hopeless` if too many rows failed."""
         rows, failed = sum(p.rows for p in pieces), sum(p.failed for p in pieces)
         _check_threshold(job.spec.get("error_threshold"), rows, failed)
         home, parts = folder(self._settings, job.id), [p.result or {} for p in pieces]
@@ -129,7 +129,7 @@ def score(
                     pa.record_batch([*batch.extra.columns, *map(_column, table.values())], schema=schema)
                 )
             for fault in batch.faults:
-                errors.write(files.Fault(rows + failed + fault.row, fault.id, fault.field, fault.message))
+                errors.write(fault)
             rows, failed = rows + len(batch.rows), failed + len(batch.faults)
         alive(rows, failed)
         written, faults = out.close(), errors.close()

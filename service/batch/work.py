@@ -18,7 +18,7 @@ from registry.jobs import NewPartition
 from service.config import Settings
 
 Alive = Callable[[int, int], None]
-"""Called between batches with the rows done and failed so far. Raises when the work is not wanted any more."""
+"""Called between batches with the rows done and failed so far. Raises when nobody wants the work any more."""
 
 
 class Hopeless(Conflict):

@@ -29,25 +29,13 @@ def serve(
 
 
 def worker() -> None:
-    """Take tasks from the queue in a process of its own, until Ctrl-C or SIGTERM."""
-    from registry import db
-    from registry.artifacts import Store
+    """Work on batch jobs in a process of its own, until Ctrl-C or SIGTERM. Any number of them share the work."""
+    from service.batch.running import run
     from service.builds.children import stop_signal
-    from service.builds.supervisor import Supervisor
-    from service.prepare import prepare
     from service.telemetry import configure_logging
 
     configure_logging()
-    settings = read_settings()
-    stopped = stop_signal()  # from here on: what is half prepared is prepared to its end
-    prepare(settings)
-    engine = db.connect(settings.url)
-    # Nothing in this process looks at the registry: the servers see a finished build by themselves.
-    supervisor = Supervisor(settings, db.sessions(engine), Store(settings.blobs), on_change=lambda: None)
-    supervisor.start()
-    stopped()
-    supervisor.stop(settings.shutdown_grace_s)
-    engine.dispose()
+    run(read_settings(), stop_signal())
 
 
 def migrate(json: Json = False) -> None:
