@@ -53,7 +53,7 @@ class Chores:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the folders of jobs that are done, or that there are no more: a worker died before it did."""
+        """Remove folders of jobs that are done or gone: a worker died before it did."""
         old = [
             int(f.name)
             for f in self._settings.jobs.glob("*")

@@ -1,4 +1,4 @@
-"""Where a job's input may be: an uploaded artifact, or a path or URI inside the roots the operator allowed."""
+"""Where a job's input may be: an uploaded artifact, or a place inside the roots that the operator allowed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
-    """Where `input` of a job is. Raises `Invalid` naming the field, `NotFound` for an artifact that is gone."""
+    """Where a job's `input` is. Raises `Invalid` naming the field, `NotFound` for a lost artifact."""
     if given.get("artifact"):
         return Found(str(store.path(given["artifact"]).absolute()), given["media_type"])
     uri = given["uri"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -217,7 +216,7 @@ def partition_output(
         raise NotFound(
             "output of partition", f"{job_id}/{number}", "the whole output is at /output" * bool(job.output)
         )
-    return FileResponse(path, media_type=job.spec["output"]["media_type"], filename=os.path.basename(path))
+    return FileResponse(path, media_type=job.spec["output"]["media_type"], filename=path.name)
 
 
 def _checkup(model: str, version: int, found: accept.Examined) -> Response:

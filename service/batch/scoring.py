@@ -54,7 +54,7 @@ class Scoring:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         assert job.version_id is not None, "`_signature` has seen to it"
         with self._models.using(job.version_id) as runtime:
-            scored = score(
+            return score(
                 dataset,
                 part,
                 layout(job.spec, signature),
@@ -64,10 +64,9 @@ class Scoring:
                 job.spec["output"]["media_type"],
                 alive,
             )
-        return scored
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
-        """One output and one errors file of all parts, as blobs. Raises `Hopeless` if too many rows failed."""
+        """One output and one errors file of all parts, as blobs. Raises `Hopeless`: too many rows failed."""
         rows, failed = sum(p.rows for p in pieces), sum(p.failed for p in pieces)
         _check_threshold(job.spec.get("error_threshold"), rows, failed)
         home, parts = folder(self._settings, job.id), [p.result or {} for p in pieces]
