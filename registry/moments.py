@@ -43,7 +43,7 @@ class First(NamedTuple):
 
 
 def first(when: When, moment: datetime) -> First:
-    """From when on, and the first run after `moment`. What lies before `moment` was never due.
+    """From when on, and the first run from `moment` on. What lies before `moment` was never due.
 
     Raises `Invalid` naming the field.
     """
@@ -56,7 +56,7 @@ def first(when: When, moment: datetime) -> First:
         raise _refuse("start_at", f"{start.isoformat()} is too far away", "a moment within 100 years")
     if when.start_in_s is not None:
         return First(start, start)
-    run_at = following(msgspec.structs.replace(when, start_at=start), max(moment, start - INSTANT))
+    run_at = following(msgspec.structs.replace(when, start_at=start), max(moment, start) - INSTANT)
     if run_at is None:
         raise _refuse("cron", f"{when.cron!r} never comes", "an expression with a run to come")
     return First(start, run_at)
