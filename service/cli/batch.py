@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Exit, Option, echo
 
@@ -172,5 +172,7 @@ def _finish(client: Client, record: Record, out: Path | None, json: bool) -> Non
     else:
         errors.unlink(missing_ok=True)  # of a run before this one
     size = fetch(client, record["output"], out)
-    failed: Any = f"; {record['rows_failed']:,} rows failed: {errors}" if record["errors"] else ""
-    emit(json, record, lambda: echo(f"{scored_line(record)}: {out}, {size:,} bytes{failed}"))
+    lines = [f"{scored_line(record)}: {out}, {size:,} bytes"]
+    if record["errors"]:
+        lines.append(f"not scored: {record['rows_failed']:,}, see {errors}")
+    emit(json, record, lambda: echo("\n".join(lines)))

@@ -35,7 +35,11 @@ class Remote(NamedTuple):
 
 def look(client: Client, url: str) -> Remote:
     """What there is at `url`. Raises as `Client.send`, and `OSError` when the answer names no digest."""
-    headers = client.send("HEAD", url, headers={"Accept-Encoding": "identity"}).headers
+    try:
+        headers = client.send("HEAD", url, headers={"Accept-Encoding": "identity"}).headers
+    except ServerRefused:
+        client.send("GET", url)  # refused alike, with the reason: the answer to HEAD has no body
+        raise
     found = _DIGEST.search(headers.get("Repr-Digest", ""))
     if found is None or "ETag" not in headers:
         raise OSError(f"the answer for {url} names no digest, so what comes cannot be checked")

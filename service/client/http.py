@@ -18,6 +18,7 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from service.client.environment import environment
 from service.client.errors import Record, ServerRefused, Unreachable, WrongBytes
 from service.client.refs import ModelRef, path
 from service.patience import BuilderWatch
@@ -132,8 +133,12 @@ class Client:
         return created
 
     def publish(self, name: str, request: Record) -> Record:
-        """A new version of uploaded artifacts: `artifact`, `format` and whatever else the API takes."""
-        return self.create(path("models", name, "versions"), request)
+        """A new version of uploaded artifacts: `artifact`, `format` and whatever else the API takes.
+
+        Says beside it which versions are installed here.
+        """
+        said = {"published_from": environment(), **request}
+        return self.create(path("models", name, "versions"), said)
 
     def wait(
         self,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ class Server(NamedTuple):
     def env(self) -> dict[str, str]:
         return {"TRIVIUM_URL": self.url, "TRIVIUM_HOME": str(self.home)}
 
+    @property
+    def root(self) -> Path:
+        """A directory that its jobs may read from."""
+        return self.home.parent / "data"
+
     def client(self) -> Client:
         return Client(self.url, self.key)
 
@@ -54,12 +60,14 @@ class Files(NamedTuple):
     broken: Path
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("served") / "home"
-    port = unused_port()
-    env = os.environ | {"TRIVIUM_HOME": str(home)}
-    child = subprocess.Popen([TRIVIUM, "serve", "--port", str(port)], env=env, stderr=subprocess.DEVNULL)
+@contextmanager
+def serving(folder: Path, *more: str, port: int = 0) -> Iterator[Server]:
+    """`trivium serve` in a process of its own; what is in `folder` stays for the next one."""
+    home, data, port = folder / "home", folder / "data", port or unused_port()
+    data.mkdir(exist_ok=True)
+    env = os.environ | {"TRIVIUM_HOME": str(home), "TRIVIUM_BATCH_ROOTS": str(data)}
+    order = [TRIVIUM, "serve", "--port", str(port), *more]
+    child = subprocess.Popen(order, env=env, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, child)
@@ -67,6 +75,12 @@ def server(tmp_path_factory) -> Iterator[Server]:
     finally:
         child.terminate()
         assert child.wait(60) in (0, 143, -15)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("served")) as server:
+        yield server
 
 
 def unused_port() -> int:

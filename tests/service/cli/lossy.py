@@ -10,17 +10,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
-PASSED_ON = ("Authorization", "Content-Type", "Idempotency-Key")
+PASSED_ON = ("Authorization", "Content-Type", "Idempotency-Key", "Range", "If-Match")
+PASSED_BACK = ("Content-Type", "Content-Range", "ETag", "Repr-Digest")
 
 
 class Lossy:
     """Hands each call of the method `faulty` to the next of `faults`: "lose" hangs up instead of passing the
-    server's answer on, "busy" answers 409 without asking the server. With none left it only passes on."""
+    server's answer on, "cut" does so half way through its body, "busy" answers 409 without asking the server.
+    With none left it only passes on. Where `deaf`, it knows no event streams. `ranges` were asked for."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.faulty = "POST"
         self.faults: deque[str] = deque()
+        self.deaf = False
+        self.ranges: list[str] = []
 
 
 @contextmanager
@@ -32,19 +36,33 @@ def lossy(server_url: str) -> Iterator[Lossy]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             fault = proxy.faults.popleft() if self.command == proxy.faulty and proxy.faults else None
             headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
-            status, content = 409, b'{"detail": "still running"}'
-            if fault != "busy":
-                answer = httpx.request(self.command, server_url + self.path, content=body, headers=headers)
-                status, content = answer.status_code, answer.content
+            if "Range" in headers:
+                proxy.ranges.append(headers["Range"])
+            if fault == "busy":
+                return self.answer(409, b'{"detail": "still running"}', {})
+            if proxy.deaf and self.path.endswith("/events"):
+                return self.answer(404, b"", {})
+            given = httpx.request(self.command, server_url + self.path, content=body, headers=headers)
             if fault == "lose":
                 self.close_connection = True
-                return
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+                return None
+            about = {name: given.headers[name] for name in PASSED_BACK if name in given.headers}
+            if self.command == "HEAD":
+                return self.answer(given.status_code, b"", about, given.headers["Content-Length"])
+            return self.answer(given.status_code, given.content, about, cut=fault == "cut")
 
-        do_GET = do_POST = do_PUT = pass_on
+        do_GET = do_HEAD = do_POST = do_PUT = pass_on
+
+        def answer(
+            self, status: int, content: bytes, about: dict[str, str], length: str = "", cut: bool = False
+        ) -> None:
+            self.send_response(status)
+            for name, value in about.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", length or str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+            self.close_connection = self.close_connection or cut
 
         def log_message(self, *_: object) -> None:
             pass

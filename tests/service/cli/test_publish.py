@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from platform import python_version
+
 import msgspec
 import pytest
 
@@ -37,6 +40,21 @@ def test_what_the_publisher_says_is_in_the_record(live, files, tmp_path):
     assert record["metrics"]["auc"] == 0.5
     assert record["aliases"] == ["champion"]
     assert [i["maximum"] for i in record["signature"]["inputs"] if i["name"] == "age"] == [120]
+
+
+def test_the_record_says_what_made_it_as_far_as_file_publisher_and_this_environment_tell(live, files):
+    ran = live("publish", files.model, "--name", "made", "--made-by", "python=3.12.1", "--json")
+    made = ran.record["lineage"]["made_by"]
+    assert {name: word["said_by"] for name, word in made.items()} == {
+        "scikit-learn": "file",
+        "numpy": "environment",
+        "python": "publisher",
+    }
+    assert made["numpy"]["version"] == version("numpy")
+    assert ran.record["lineage"]["published_from"]["python"] == python_version()
+    shown = live("show", "made:1").out
+    assert f"made by: scikit-learn {version('scikit-learn')} (says its file), numpy " in shown
+    assert "python 3.12.1 (says its publisher)" in shown
 
 
 def test_a_file_that_is_no_model_is_rejected_with_the_reason_and_exit_code_1(live, files):
