@@ -34,7 +34,9 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
     if given.get("artifact"):
         return Found(str(store.path(given["artifact"]).absolute()), given["media_type"])
     uri = given["uri"]
-    location = _inside(settings.roots, uri)
+    location = inside(settings.roots, uri)
+    if "://" not in location and not Path(location).exists():
+        raise _refuse(f"there is nothing at {uri}", "input.uri", "a file or a directory of files")
     media_type = given.get("media_type") or by_name(location)
     if media_type is None:
         known = ", ".join(SUFFIXES)
@@ -42,7 +44,8 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
     return Found(location, media_type)
 
 
-def _inside(roots: tuple[str, ...], uri: str) -> str:
+def inside(roots: tuple[str, ...], uri: str) -> str:
+    """The place that `uri` means, whether there is something or not. Raises `Invalid` when no root has it."""
     parsed = urllib.parse.urlsplit(uri)
     if parsed.scheme in REMOTE:
         allowed = [r for r in roots if r.partition("://")[0] in REMOTE]
@@ -62,8 +65,6 @@ def _inside(roots: tuple[str, ...], uri: str) -> str:
     real = path.resolve()  # a link may lead out of a root
     if not any(real.is_relative_to(Path(r).resolve()) for r in roots if "://" not in r):
         raise _outside(uri, roots)
-    if not real.exists():
-        raise _refuse(f"there is nothing at {uri}", "input.uri", "a file or a directory of files")
     return str(real)
 
 

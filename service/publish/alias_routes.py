@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from anyio import from_thread
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import AfterValidator, BeforeValidator
 
 from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
 from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
 from service.web.documents import problems
-from service.web.fields import ModelName
+from service.web.fields import ModelName, Moment
 from service.web.pages import Listed, PageQuery, listed
 from service.web.services import Services
 
@@ -22,23 +20,9 @@ router = APIRouter(tags=["aliases"])
 AliasName = Annotated[str, Path(description="champion, challenger, or any other name", pattern=NAME_PATTERN)]
 
 
-def _written(text: str) -> str:
-    """Pydantic alone takes a number for seconds since 1970."""
-    if "-" not in text[1:]:
-        raise ValueError("not a time such as 2026-03-03T12:00:00Z")
-    return text
-
-
-def _in_utc(moment: datetime) -> datetime:
-    try:
-        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("not between the years 1 and 9999") from error
-
-
 class HistoryQuery(PageQuery):
     at: Annotated[
-        Annotated[datetime, BeforeValidator(_written), AfterValidator(_in_utc)] | None,
+        Moment | None,
         Query(description="what the alias was then", examples=["2026-03-03T12:00:00Z"]),
     ] = None
 
