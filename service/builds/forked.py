@@ -1,4 +1,5 @@
-"""What a forked child does with its channel: build or export one version, or answer for an isolated one."""
+"""What a forked child does with its channel: build or export one version, do a step of a training,
+or answer for an isolated version."""
 
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ from typing import TypeVar
 import msgspec
 
 from registry.build.estimator import Estimator
+from registry.build.fit.job import Fitted, Step
 from registry.build.job import BuildJob, Built, Exported, ExportJob
 from registry.build.safeload import load
 from registry.build.sandbox import confine
-from service.builds import child, export
+from service.builds import child, export, fit
 from service.builds.messages import Broke, Done
 from service.runtime import arrays, wire
 
 MOST_CHARACTERS = 500
 
-Job = TypeVar("Job", BuildJob, ExportJob)
+Job = TypeVar("Job", BuildJob, ExportJob, Step)
 
 
 def build(channel: socket.socket) -> None:
@@ -33,7 +35,12 @@ def export_(channel: socket.socket) -> None:
     _once(channel, ExportJob, export.export)
 
 
-def _once(channel: socket.socket, kind: type[Job], work: Callable[[Job], Built | Exported]) -> None:
+def fit_(channel: socket.socket) -> None:
+    """One `Step` in, one `Done` or `Broke` out."""
+    _once(channel, Step, fit.fit)
+
+
+def _once(channel: socket.socket, kind: type[Job], work: Callable[[Job], Built | Exported | Fitted]) -> None:
     job: Job = wire.receive(channel, kind)
     try:
         confine(job.memory_mb)
@@ -78,5 +85,6 @@ def said(error: BaseException) -> str:
 ROLES: dict[str, Callable[[socket.socket], None]] = {
     "build": build,
     "export": export_,
+    "fit": fit_,
     "isolated": isolated,
 }

@@ -1,4 +1,4 @@
-"""What the server says to the template and to the children that build and export, and what they answer."""
+"""What the server says to the template and to children that build, export and fit, and what they answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Role = Literal["build", "export", "isolated"]
+Role = Literal["build", "export", "fit", "isolated"]
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):
@@ -34,13 +34,13 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """From a child that builds or exports: the verdict, as the JSON of a `Built` or an `Exported`."""
+    """From a child that builds, exports or fits: the verdict, as JSON of `Built`, `Exported` or `Fitted`."""
 
     verdict: bytes
 
 
 class Broke(msgspec.Struct, frozen=True, tag=True):
-    """From a child that builds or exports: it ended by an exception, which is no verdict of its own."""
+    """From a child that builds, exports or fits: it ended by an exception, which is no verdict of its own."""
 
     error: str
     memory: bool = False  # the exception was a MemoryError

@@ -1,4 +1,4 @@
-"""One build or export in one child: start it, wait with a limit, turn whatever happens into a verdict."""
+"""One build, export or fit in one child: start it, wait with a limit, turn what happens into a verdict."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from registry.build.fit.job import Fitted, Step
 from registry.build.job import BuildJob, Built, Exported, ExportJob
 from service.builds.forkserver import Forked, ForkServer
 from service.builds.messages import Broke, Done, Role
@@ -17,7 +18,7 @@ from service.runtime import wire
 BEAT_S = 3.0
 SEND_S = 10.0
 
-Verdict = TypeVar("Verdict", Built, Exported)
+Verdict = TypeVar("Verdict", Built, Exported, Fitted)
 
 
 class Lost(Exception):
@@ -38,6 +39,11 @@ def export(forks: ForkServer, job: ExportJob, timeout_s: float, beat: Callable[[
     return _run(forks, "export", job, Exported, timeout_s, beat)
 
 
+def fit(forks: ForkServer, step: Step, timeout_s: float, beat: Callable[[], None]) -> Fitted:
+    """Have a child do a step of a training; all else as `build`."""
+    return _run(forks, "fit", step, Fitted, timeout_s, beat)
+
+
 def rejected(kind: type[Verdict], reason: str) -> Verdict:
     return kind(state="rejected", report={"reason": reason})
 
@@ -50,7 +56,7 @@ def ended(kind: type[Verdict], reason: str) -> Verdict:
 def _run(
     forks: ForkServer,
     role: Role,
-    job: BuildJob | ExportJob,
+    job: BuildJob | ExportJob | Step,
     kind: type[Verdict],
     timeout_s: float,
     beat: Callable[[], None],

@@ -34,6 +34,7 @@ PRELOAD = (
     "skl2onnx",
     "sklearn.cluster",
     "sklearn.compose",
+    "sklearn.decomposition",
     "sklearn.ensemble",
     "sklearn.impute",
     "sklearn.kernel_approximation",

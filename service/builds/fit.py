@@ -1,0 +1,29 @@
+"""A build child's work for a training: one step of it, and a verdict whatever happens."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from registry.build.fit import steps
+from registry.build.fit.job import Fitted, Step
+from registry.errors import Refused
+
+
+def fit(step: Step) -> Fitted:
+    """Never raises for a bad estimator or bad rows: that is `state="rejected"` with the reason in the report.
+
+    Runs in a process that has called `sandbox.confine(step.memory_mb)`, with one thread per library.
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            return steps.run(step)
+        except Refused as error:
+            reason = str(error)
+        except MemoryError:
+            reason = f"it needs more memory than its limit of {step.memory_mb} MB (TRIVIUM_BUILD_MEMORY_MB)"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+    return Fitted(state="rejected", report={"reason": reason})
