@@ -69,6 +69,12 @@ def create(session: Session, new: NewSchedule, *, by: str, moment: datetime | No
     return row
 
 
+def model_of(job: dict[str, Any]) -> str | None:
+    """The model that a job is about: what it scores with, or what a training publishes."""
+    found: str | None = job.get("model") or job.get("publish", {}).get("name")
+    return found
+
+
 def get(session: Session, name: str) -> ScheduleRow:
     """Raises `NotFound`."""
     row = session.get(ScheduleRow, name)

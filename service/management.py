@@ -11,6 +11,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from service.batch import routes as batch_routes
+from service.batch import schedule_routes
 from service.edge import export_routes, reports, tuf_routes
 from service.edge import routes as edge_routes
 from service.publish import alias_routes, artifacts, key_routes, routes
@@ -20,7 +21,7 @@ from service.web.services import Services
 
 PUBLISH = (artifacts, routes, alias_routes, key_routes)
 EDGE = (export_routes, edge_routes, reports, tuf_routes)
-BATCH = (batch_routes,)
+BATCH = (batch_routes, schedule_routes)
 OPERATION = (openapi_routes, metrics)
 
 

@@ -11,6 +11,7 @@ from registry.artifacts import Store
 from service import telemetry
 from service.batch.chores import Chores
 from service.batch.models import Models
+from service.batch.scheduler import Scheduler
 from service.batch.scoring import Scoring
 from service.batch.worker import Worker
 from service.builds.children import end_with_parent, stop_signal
@@ -56,11 +57,13 @@ def run(settings: Settings, stopped: Callable[[], object]) -> None:
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
     models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
     worker = Worker(settings, sessions, {("score", "local"): Scoring(settings, sessions, store, models)})
-    chores = Chores(settings, engine, sessions, store)
+    chores, scheduler = Chores(settings, engine, sessions, store), Scheduler(sessions, store)
     worker.start()
     chores.start()
+    scheduler.start()
     log.info("worker.started", lanes=settings.batch_lanes)
     stopped()
+    scheduler.stop()
     chores.stop()
     worker.stop(settings.shutdown_grace_s)
     models.close()

@@ -1,0 +1,171 @@
+"""Schedules over HTTP: make one, change it, pause it, run it now, see what became of its runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
+
+from registry import schedules
+from registry.batch_tables import ScheduleRow
+from registry.errors import FieldError, Invalid
+from registry.keys import Key
+from registry.names import NAME_PATTERN
+from service.batch import scheduler
+from service.batch.accept import Spec
+from service.batch.records import record
+from service.batch.schedule_schemas import RunRecord, ScheduleBody, ScheduleEdit, ScheduleRecord
+from service.batch.schemas import JobRecord
+from service.web.auth import forbid
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
+from service.web.documents import problems
+from service.web.fields import Strict
+from service.web.idempotency import Done, IdempotencyKey, once
+from service.web.pages import Listed, PageQuery, listed
+from service.web.services import Services
+
+router = APIRouter(tags=["batch"])
+PATH = "/v1/schedules"
+ONE = PATH + "/{schedule}"
+ScheduleName = Annotated[str, Path(description="the schedule's name", pattern=NAME_PATTERN)]
+
+
+@router.post(
+    PATH,
+    dependencies=[guarded("batch")],
+    status_code=201,
+    response_model=ScheduleRecord,
+    responses=problems(404, 409, 413, 422),
+)
+def create_schedule(
+    body: ScheduleBody,
+    request: Request,
+    session: WriteDep,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Start a job again and again, by cron or at an interval.
+
+    The job is checked as far as it can be before its input is there; each run takes the version that the
+    alias points to then.
+    """
+
+    def create() -> Done:
+        new = body.asked()
+        _check(session, services, caller, new.job)
+        row = schedules.create(session, new, by=caller.name)
+        return Done(ScheduleRecord.of(row, None), 201, f"{PATH}/{row.name}")
+
+    return once(session, idempotency_key, caller, request, body, create)
+
+
+@router.get(PATH, dependencies=[guarded("batch")], responses=problems(422))
+def list_schedules(
+    request: Request,
+    response: Response,
+    session: ReadDep,
+    caller: CallerDep,
+    query: Annotated[PageQuery, Query()],
+) -> Listed[ScheduleRecord]:
+    """Schedules by name. A key for some models sees only theirs."""
+    page = schedules.search(
+        session, models=caller.models, page_size=query.page_size, page_token=query.page_token
+    )
+    last = schedules.last_runs(session, [s.name for s in page.items])
+    return listed(page, lambda s: ScheduleRecord.of(s, last.get(s.name)), request, response)
+
+
+@router.get(ONE, dependencies=[guarded("batch")], responses=problems(404, 422))
+def get_schedule(schedule: ScheduleName, session: ReadDep, caller: CallerDep) -> ScheduleRecord:
+    """When it runs next, and what came of its last run."""
+    return _record(session, _schedule(session, schedule, caller))
+
+
+@router.patch(ONE, dependencies=[guarded("batch")], responses=problems(404, 409, 413, 422))
+def edit_schedule(
+    schedule: ScheduleName, body: ScheduleEdit, session: WriteDep, services: ServicesDep, caller: CallerDep
+) -> ScheduleRecord:
+    """Change all but the name; pause it, or let it go on. What was due during a pause was not missed."""
+    _schedule(session, schedule, caller)
+    changes = body.asked()
+    if "job" in changes:
+        _check(session, services, caller, changes["job"])
+    return _record(session, schedules.edit(session, schedule, changes))
+
+
+@router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problems(404, 422))
+def delete_schedule(schedule: ScheduleName, session: WriteDep, caller: CallerDep) -> None:
+    """Delete it with its history. Jobs that it started go on."""
+    _schedule(session, schedule, caller)
+    schedules.remove(session, schedule)
+
+
+@router.post(
+    ONE + "/run",
+    dependencies=[guarded("batch")],
+    status_code=202,
+    response_model=JobRecord,
+    responses=problems(404, 409, 422),
+)
+def run_schedule(
+    schedule: ScheduleName,
+    request: Request,
+    session: WriteDep,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Start its job now, paused or not: ask `Location` how far it is. When it runs next stays as it is."""
+
+    def run() -> Done:
+        _schedule(session, schedule, caller)
+        job = schedules.run_now(session, schedule, scheduler.starter(services.store), by=caller.name)
+        return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
+
+    return once(session, idempotency_key, caller, request, Strict(), run)
+
+
+@router.get(ONE + "/runs", dependencies=[guarded("batch")], responses=problems(404, 422))
+def list_runs(
+    schedule: ScheduleName,
+    request: Request,
+    response: Response,
+    session: ReadDep,
+    caller: CallerDep,
+    query: Annotated[PageQuery, Query()],
+) -> Listed[RunRecord]:
+    """What came of each run that was due, newest first."""
+    _schedule(session, schedule, caller)
+    page = schedules.runs(session, schedule, page_size=query.page_size, page_token=query.page_token)
+    return listed(page, RunRecord.of, request, response)
+
+
+def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
+    row = schedules.get(session, name)
+    _check_reach(caller, row.job)
+    return row
+
+
+def _check_reach(caller: Key, job: Spec) -> None:
+    if (reason := forbid(caller, "batch", model=schedules.model_of(job))) is not None:
+        raise HTTPException(403, reason)
+
+
+def _check(session: Session, services: Services, caller: Key, job: Spec) -> None:
+    """Raises what a run of this job would meet, fields named as they stand in a schedule."""
+    _check_reach(caller, job)
+    try:
+        scheduler.check(session, services.settings, services.store, job)
+    except Invalid as error:
+        faults = [
+            FieldError(e.message, e.instance, f"job.{e.field}" if e.field else "job", e.expected)
+            for e in error.errors
+        ]
+        raise Invalid(str(error), faults) from error
+
+
+def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:
+    return ScheduleRecord.of(row, schedules.last_runs(session, [row.name]).get(row.name))

@@ -1,0 +1,106 @@
+"""Schedules at work: check a schedule's job when it is made, start it when it is due.
+
+A job that a schedule starts is not checked against its first rows: its planning does that, and is tried
+again when the input is not there yet. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from registry import db, due, versions
+from registry.artifacts import Store
+from registry.batch_tables import JobRow, ScheduleRow
+from registry.errors import TriviumError
+from registry.schedules import FAILED, Start
+from service import telemetry
+from service.batch import accept, places
+from service.batch.accept import Spec
+from service.config import Settings
+
+LOOK_S = 0.5
+
+log = telemetry.logger(__name__)
+
+
+def check(session: Session, settings: Settings, store: Store, spec: Spec) -> None:
+    """Could a schedule start this job now? Its input need not be there yet, if it has a place to be.
+
+    Raises `NotFound`, `NotReady`, `Invalid`.
+    """
+    version = accept.version_of(session, spec)
+    accept.layout(spec, versions.signature_of(version))
+    if (artifact := spec["input"].get("artifact")) is not None:
+        versions.require_blob(store, artifact, "input.artifact")
+    else:
+        places.inside(settings.roots, spec["input"]["uri"])
+
+
+def starter(store: Store) -> Start:
+    """Makes a job of a schedule, with the version that its alias points to now."""
+
+    def start(session: Session, schedule: ScheduleRow) -> JobRow:
+        spec = schedule.job
+        version = accept.version_of(session, spec)
+        return accept.accept(session, store, spec, version, by=schedule.created_by, schedule=schedule.name)
+
+    return start
+
+
+def step(sessions: db.Sessions, start: Start) -> int:
+    """Do what is due now; how many runs were started, skipped or failed."""
+    with db.reading(sessions) as session:  # a look costs the writers nothing
+        if not due.is_due(session):
+            return 0
+    done = 0
+    while True:
+        with sessions.begin() as session:
+            made = due.tick(session, _told(start))
+        if made is None:
+            return done
+        done += len(made)
+        for run in made:
+            tell = log.warning if run.outcome == FAILED else log.info
+            tell(f"schedule.{run.outcome}", schedule=run.schedule, job=run.job_id, reason=run.reason)
+
+
+def _told(start: Start) -> Start:
+    """An error that nobody has foreseen is one run's failure, and must not stop all schedules."""
+
+    def told(session: Session, schedule: ScheduleRow) -> JobRow:
+        try:
+            return start(session, schedule)
+        except (TriviumError, SQLAlchemyError):
+            raise
+        except Exception as error:
+            log.exception("schedule.broken", schedule=schedule.name)
+            raise TriviumError(f"{type(error).__name__}: {error}") from error
+
+    return told
+
+
+class Scheduler:
+    """A thread of its own in every worker; who comes first starts what is due."""
+
+    def __init__(self, sessions: db.Sessions, store: Store) -> None:
+        self._sessions = sessions
+        self._start = starter(store)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="schedules", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            try:
+                step(self._sessions, self._start)
+            except Exception:  # the database may come back
+                log.exception("schedules.failed")
