@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from registry.artifacts import CHUNK
-from service.batch.files.records import Records
+from service.batch.files.records import first
 from service.batch.files.writing import ERRORS_HEADER, csv_line
 
 
@@ -34,7 +34,7 @@ def assemble(parts: Sequence[Path], media_type: str, sink: Sink) -> None:
 
 def _skip_header(file: Any) -> None:
     data = b""
-    while (end := Records().first(data)) == 0:
+    while (end := first(data)) == 0:
         chunk = file.read(CHUNK)
         if not chunk:
             return
@@ -76,9 +76,9 @@ class _Tell:
 def assemble_errors(parts: Iterable[tuple[Path, int]], sink: Sink) -> None:
     """Join errors files; each comes with the number of its partition's first row in the whole input."""
     sink.write(csv_line(ERRORS_HEADER))
-    for path, first in parts:
+    for path, offset in parts:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
             next(rows)
             for row, *rest in rows:
-                sink.write(csv_line((int(row) + first, *rest)))
+                sink.write(csv_line((int(row) + offset, *rest)))

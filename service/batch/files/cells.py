@@ -39,8 +39,8 @@ def checked(columns: Sequence[Column], batch: Any, value: Value) -> Checked:
 
     `value` says what a cell stands for: `arrow_value`, or `csv_value` for text (as bytes or strings).
     """
-    if batch.num_columns and all(is_number(f.type) for f in batch.schema):
-        return _matrix(columns, batch, value)
+    if _is_numeric(batch):
+        return _matrix(columns, batch, _tensor(batch), value)
     wrong: Wrongs = {}
     arrays = [_column(c, batch.column(j), value, wrong) for j, c in enumerate(columns)]
     return Checked(rows_of(columns, arrays, batch.num_rows), wrong)
@@ -48,23 +48,34 @@ def checked(columns: Sequence[Column], batch: Any, value: Value) -> Checked:
 
 def parsed(columns: Sequence[Column], batch: Any) -> Checked | None:
     """The rows of CSV cells whose numbers Arrow has parsed; None where only their text tells."""
-    for column, data in zip(columns, batch.columns, strict=True):
-        if is_number(data.type) and not _trusted(column, data.to_numpy(zero_copy_only=False)):
-            return None
-    found = checked(columns, batch, csv_value)
-    return None if found.wrong else found
+    if _is_numeric(batch):
+        matrix = _tensor(batch)
+        found = None if np.isinf(matrix).any() else _matrix(columns, batch, matrix, csv_value)
+    else:
+        for column, data in zip(columns, batch.columns, strict=True):
+            if is_number(data.type) and not _trusted(column, data.to_numpy(zero_copy_only=False)):
+                return None
+        found = checked(columns, batch, csv_value)
+    return None if found is None or found.wrong else found
 
 
-def _matrix(columns: Sequence[Column], batch: Any, value: Value) -> Checked:
+def _is_numeric(batch: Any) -> bool:
+    return batch.num_columns > 0 and all(is_number(f.type) for f in batch.schema)
+
+
+def _tensor(batch: Any) -> Array:
     matrix: Array = batch.to_tensor(null_to_nan=True, row_major=True).to_numpy()
-    matrix = matrix.astype(np.float64, copy=False)
+    return matrix.astype(np.float64, copy=False)
+
+
+def _matrix(columns: Sequence[Column], batch: Any, matrix: Array, value: Value) -> Checked:
+    """The rows of a batch of numbers, which `matrix` holds as float64."""
     finite: Array = np.isfinite(matrix)
     whole = [True] * len(columns) if finite.all() else np.all(finite, axis=0).tolist()
     wrong: Wrongs = {}
     for j, column in enumerate(columns):
-        if whole[j] and _is_plain(column, batch.schema.field(j).type):
-            continue
-        matrix[:, j] = _column(column, batch.column(j), value, wrong)
+        if not (whole[j] and _is_plain(column, batch.schema.field(j).type)):
+            matrix[:, j] = _column(column, batch.column(j), value, wrong)
     return Checked(Rows(matrix=matrix), wrong)
 
 
@@ -79,6 +90,8 @@ def _is_plain(column: Column, kind: Any) -> bool:
 
 def _column(column: Column, data: Any, value: Value, wrong: Wrongs) -> Array:
     pieces: list[Array] = []
+    if is_number(data.type):  # parsed already
+        value = arrow_value
     _take(column, data, value, 0, pieces, wrong)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

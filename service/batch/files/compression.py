@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from service.batch.files.places import Opened
+from service.batch.files.dataset import refuse
+from service.batch.files.places import Opened, Stream
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 ENDINGS = ("", ".gz", ".zst", ".bz2")
 
 
+class Bytes(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 def codec(opened: Opened) -> str | None:
+    """The compression's name; None for plain text."""
     start = opened.read_at(0, 4)
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
-def plain(opened: Opened) -> Any:
-    """The file's bytes from the start, decompressed on the way if need be; `read` raises `OSError` when
-    the compressed data is damaged or ends early."""
-    opened.stream.seek(0)
+def plain(opened: Opened) -> Bytes:
+    """The file's bytes from the start, decompressed on the way if need be; then `read` raises `Invalid`
+    where the compressed data is damaged or ends early."""
     found = codec(opened)
-    opened.stream.seek(0)
-    return opened.stream if found is None else pa.CompressedInputStream(opened.arrow(), found)
+    return Stream(opened) if found is None else _Decompressed(opened, found)
+
+
+class _Decompressed:
+    def __init__(self, opened: Opened, codec: str) -> None:
+        self._opened = opened
+        self._stream: Any = pa.CompressedInputStream(pa.PythonFile(Stream(opened), mode="r"), codec)
+
+    def read(self, size: int) -> bytes:
+        try:
+            return bytes(self._stream.read(size))
+        except (OSError, pa.ArrowException) as error:
+            self._opened.check()
+            name = self._opened.file.name
+            raise refuse(f"{name!r} cannot be decompressed; it is damaged or not whole: {error}") from error

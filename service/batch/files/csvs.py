@@ -22,8 +22,8 @@ from registry.errors import FieldError, Invalid
 from service.batch.files import compression
 from service.batch.files.cells import checked, parsed, strings
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, refuse
-from service.batch.files.places import Opened
-from service.batch.files.records import MAX_RECORD_BYTES, Records, blocks, has_quotes, ranges
+from service.batch.files.places import Opened, Stream
+from service.batch.files.records import MAX_RECORD_BYTES, Records, blocks, first, has_quotes, ranges
 from service.runtime.codec.columns import Column, show
 from service.runtime.codec.tables import csv_value
 
@@ -79,9 +79,8 @@ def cut(dataset: Dataset, index: int) -> list[Part]:
 
 
 def _quoted_ranges(opened: Opened, header: Header) -> Iterator[tuple[int, int]]:
-    opened.stream.seek(header.end)
     start = stop = header.end
-    for block in blocks(opened.stream, None, header.records, opened.file.name):
+    for block in blocks(Stream(opened, header.end), None, header.records, opened.file.name):
         stop += len(block)
         if stop - start >= PART_BYTES:
             yield start, stop
@@ -110,13 +109,12 @@ def tables(opened: Opened, part: Part, types: Mapping[str, Any]) -> Iterator[Any
         yield batch
 
 
-def _start(opened: Opened, part: Part) -> tuple[Header, Any, int | None]:
+def _start(opened: Opened, part: Part) -> tuple[Header, compression.Bytes, int | None]:
     header = _header(opened)
     if compression.codec(opened) is not None:
         return header, _after_header(opened, header), None
     start = max(part.start, header.end)
-    opened.stream.seek(start)
-    return header, opened.stream, part.stop - start
+    return header, Stream(opened, start), part.stop - start
 
 
 def _block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: Sequence[str]) -> Block:
@@ -166,7 +164,7 @@ def _table(
     return (batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)), broken
 
 
-def _after_header(opened: Opened, header: Header) -> Any:
+def _after_header(opened: Opened, header: Header) -> compression.Bytes:
     stream = compression.plain(opened)
     stream.read(header.end)
     return stream
@@ -174,15 +172,15 @@ def _after_header(opened: Opened, header: Header) -> Any:
 
 def _header(opened: Opened) -> Header:
     stream = compression.plain(opened)
-    data = bytes(stream.read(_SAMPLE_BYTES))
+    data = stream.read(_SAMPLE_BYTES)
     name = opened.file.name
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise refuse(f"{name!r} is UTF-16; save it as UTF-8", expected="UTF-8")
-    records = Records() if b"\n" in data or b"\r" not in data else Records(b"\r")
     start = len(_BOM) if data.startswith(_BOM) else 0
     start += len(data[start:]) - len(data[start:].lstrip(b"\r\n"))
-    while (end := records.first(data[start:])) == 0 and len(data) < MAX_RECORD_BYTES:
-        more = bytes(stream.read(_SAMPLE_BYTES))
+    records = Records() if b"\n" in data[start:] or b"\r" not in data[start:] else Records(b"\r")
+    while (end := first(data[start:])) == 0 and len(data) < MAX_RECORD_BYTES:
+        more = stream.read(_SAMPLE_BYTES)
         data += more
         if not more:
             end = 0 if records.is_open(data[start:]) else len(data) - start

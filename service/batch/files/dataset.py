@@ -12,6 +12,7 @@ from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
 
 BATCH_ROWS = 65_536  # at most so many rows at a time
+BATCH_CELLS = 1 << 19  # a matrix of 4 MB stays near the processor
 PART_BYTES = 64 * 2**20  # a partition of text, and of small row groups together
 
 
@@ -54,6 +55,11 @@ class Fault(msgspec.Struct, frozen=True):
     id: str | None
     field: str | None  # the first bad one
     message: str
+
+
+def batch_rows(columns: int) -> int:
+    """How many rows of so many columns to read at a time."""
+    return max(4096, min(BATCH_ROWS, BATCH_CELLS // max(1, columns)))
 
 
 @dataclass(slots=True)

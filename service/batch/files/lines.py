@@ -18,7 +18,7 @@ from registry.rows import Rows
 from service.batch.files import compression
 from service.batch.files.cells import PLACEHOLDERS, Wrongs
 from service.batch.files.dataset import Block, Dataset, File, Part, refuse
-from service.batch.files.places import Opened
+from service.batch.files.places import Opened, Stream
 from service.batch.files.records import Records, blocks, ranges
 from service.runtime.codec.columns import Column, Faults, rows_of, struct_of
 from service.runtime.codec.json import JsonRows, read_json
@@ -34,7 +34,7 @@ _BOM = b"\xef\xbb\xbf"
 def schema(file: File) -> Any:
     """The keys of the first objects, with types as they suggest. Raises `Invalid` when there are none."""
     with Opened(file) as opened:
-        sample = bytes(compression.plain(opened).read(_SAMPLE_BYTES)).removeprefix(_BOM)
+        sample = compression.plain(opened).read(_SAMPLE_BYTES).removeprefix(_BOM)
     found: dict[str, set[type]] = {}
     for line in (sample[: _LINES.end(sample)] or sample).split(b"\n"):
         if not line.strip():
@@ -86,10 +86,11 @@ def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[
 
 
 def _blocks(opened: Opened, part: Part) -> Iterator[bytes]:
-    stream, size = compression.plain(opened), None
     if compression.codec(opened) is None:
-        stream.seek(part.start)
-        size = part.stop - part.start
+        stream: compression.Bytes = Stream(opened, part.start)
+        size: int | None = part.stop - part.start
+    else:
+        stream, size = compression.plain(opened), None
     for index, data in enumerate(blocks(stream, size, _LINES, opened.file.name)):
         yield data.removeprefix(_BOM) if index == 0 and part.start == 0 else data
 

@@ -2,10 +2,16 @@
 
 Column chunks are read through small buffers: a row group of a million rows is never in memory whole,
 not even compressed.
+
+A row group of a million rows, what pyarrow writes by default, is two parts: ten of them over four lanes
+would leave two lanes idle for a third of the time, and a killed worker would do twice as much again. The
+second piece has to decode the first, which costs a tenth of what scoring by a forest does. So a row group
+is never more than `MAX_PIECES`, however large.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.batch.files.cells import block_of
-from service.batch.files.dataset import BATCH_ROWS, PART_BYTES, Block, Dataset, File, Part, refuse
-from service.batch.files.places import Opened
+from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
+from service.batch.files.places import Opened, Stream
 from service.runtime.codec.columns import Column
 
 SUFFIXES = (".parquet", ".pq")
-PART_ROWS = 1 << 20
+PART_ROWS = 1 << 19
+MAX_PIECES = 8
 BUFFER_BYTES = 1 << 18  # of a column chunk
 
 
@@ -29,49 +36,69 @@ def schema(file: File) -> Any:
 
 
 def cut(dataset: Dataset, index: int) -> list[Part]:
-    """Row groups in a row, up to `PART_ROWS` or `PART_BYTES` of them together; a larger one is alone."""
-    parts: list[Part] = []
+    """Row groups in a row, up to `PART_ROWS` or `PART_BYTES` of them together; pieces of larger ones."""
     with Opened(dataset.files[index]) as opened:
         footer = _open(opened).metadata
-    start = rows = size = 0
+    parts: list[Part] = []
+    rows = size = 0
     for group in range(footer.num_row_groups):
         found = footer.row_group(group)
         if rows and (rows + found.num_rows > PART_ROWS or size + found.total_byte_size > PART_BYTES):
-            parts.append(Part(index, start, group, rows))
-            start, rows, size = group, 0, 0
+            rows = size = 0
+        if rows:
+            last = parts.pop()
+            parts.append(Part(index, last.start, group + 1, rows + found.num_rows))
+        else:
+            parts += _pieces(index, group, found.num_rows)
         rows += found.num_rows
         size += found.total_byte_size
-    parts.append(Part(index, start, footer.num_row_groups, rows))
-    return parts
+    return parts or [Part(index, 0, 0, 0)]
+
+
+def _pieces(index: int, group: int, rows: int) -> list[Part]:
+    count = min(MAX_PIECES, max(1, round(rows / PART_ROWS)))
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [Part(index, group, group + 1, b - a, a) for a, b in itertools.pairwise(bounds)]
+
+
+def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
+    names = list(dict.fromkeys([*(c.name for c in columns), *extra]))
+    for batch in batches(opened, part, names):
+        yield block_of(batch, columns, extra)
 
 
 def batches(opened: Opened, part: Part, names: Sequence[str]) -> Iterator[Any]:
-    """The part's record batches with the columns of `names`, in that order."""
+    """The part's record batches with the columns of `names`, in that order; at least one."""
     source = _open(opened)
-    fields = [source.schema_arrow.field(n) for n in names]
     last = min(part.stop, source.metadata.num_row_groups)
     groups = [g for g in range(part.start, last) if source.metadata.row_group(g).num_rows]
     if not groups:
+        fields = [source.schema_arrow.field(n) for n in names]
         yield pa.RecordBatch.from_pylist([], schema=pa.schema(fields))
-        return
+    skip, left = part.skip, part.rows
     try:
+        # one at a time: to iterate over many opens them all
         for group in groups:
-            for batch in source.iter_batches(BATCH_ROWS, [group], columns=list(names), use_threads=False):
-                yield batch.select(list(names))
+            size = batch_rows(len(names))
+            for batch in source.iter_batches(size, [group], columns=list(names), use_threads=False):
+                piece = batch.select(list(names)).slice(min(skip, batch.num_rows), left)
+                skip = max(0, skip - batch.num_rows)
+                if piece.num_rows:
+                    left = None if left is None else left - piece.num_rows
+                    yield piece
+                if left == 0:
+                    return
     except (pa.ArrowException, OSError) as error:
         opened.check()
         raise refuse(f"{opened.file.name!r} cannot be read: {str(error)[:300]}") from error
+    if left:
+        raise refuse(f"{opened.file.name!r} has {left} rows fewer than its footer says")
 
 
 def _open(opened: Opened) -> Any:
     try:
-        return pq.ParquetFile(opened.arrow(), buffer_size=BUFFER_BYTES, pre_buffer=False)
+        return pq.ParquetFile(
+            pa.PythonFile(Stream(opened), mode="r"), buffer_size=BUFFER_BYTES, pre_buffer=False
+        )
     except (pa.ArrowException, OSError) as error:
         raise refuse(f"{opened.file.name!r} is no Parquet file, or not whole: {str(error)[:300]}") from error
-
-
-def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
-    features = [c.name for c in columns]
-    names = list(dict.fromkeys([*features, *extra]))
-    for batch in batches(opened, part, names):
-        yield block_of(batch, columns, extra)

@@ -6,12 +6,12 @@ locations are allowed is not decided here; a link inside a directory is never fo
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from registry.errors import Changed
 from service.batch.files.dataset import File, refuse
@@ -65,11 +65,10 @@ class Opened:
             self._handle = os.open(file.location, flags)
         except OSError as error:
             raise Changed(file.name, error.strerror or "it cannot be opened") from error
-        self.stream: BinaryIO = os.fdopen(self._handle, "rb", buffering=0)
         try:
             self.check()
         except Changed:
-            self.stream.close()
+            os.close(self._handle)
             raise
 
     def check(self) -> None:
@@ -80,14 +79,36 @@ class Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
+        os.close(self._handle)
 
     def read_at(self, start: int, size: int) -> bytes:
-        """At most `size` bytes from `start` on; safe to call from several threads."""
+        """At most `size` bytes from `start` on, fewer at the end only; safe to call from several threads."""
         return os.pread(self._handle, size, start)
 
-    def arrow(self) -> Any:
-        """The file as pyarrow reads it."""
-        import pyarrow as pa
 
-        return pa.PythonFile(self.stream, mode="r")
+class Stream(io.RawIOBase):
+    """An opened file from a place on, as Python and pyarrow read files; closing it leaves the file open."""
+
+    def __init__(self, opened: Opened, position: int = 0) -> None:
+        self._opened = opened
+        self._position = position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._opened.file.bytes}
+        self._position = start[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        size = self._opened.file.bytes if size is None or size < 0 else size
+        data = self._opened.read_at(self._position, size)
+        self._position += len(data)
+        return data

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from registry.errors import FieldError, Invalid
@@ -131,8 +132,10 @@ def _batch(block: Block, base: int, extra: Sequence[str], id_column: str | None)
         messages = "; ".join(w.message for w in wrong[:MAX_MESSAGES])
         faults.append(Fault(base + row, name, wrong[0].field, messages))
     faults.sort(key=lambda f: f.row)
-    good = [i for i in range(len(block.rows)) if i not in block.wrong]
-    return Batch(block.rows.take(good), block.extra.take(pa.array(good, pa.int64())), faults, block.length)
+    good = np.ones(len(block.rows), dtype=bool)
+    good[list(block.wrong)] = False
+    kept = block.extra.filter(pa.array(good)) if extra else block.extra
+    return Batch(block.rows.take(good), kept, faults, block.length)
 
 
 def _format(media_type: str) -> _Format:

@@ -61,24 +61,28 @@ class Records(NamedTuple):
             last = data.rfind(self.eol, 0, int(quotes[before - 1]))
         return 0
 
-    def first(self, data: bytes) -> int:
-        """The end of the first record in `data`; 0 when it is not whole."""
-        return self._end_by_cells(data, most=1)
-
-    def _end_by_cells(self, data: bytes, most: int | None = None) -> int:
-        end = position = count = 0
+    def _end_by_cells(self, data: bytes) -> int:
+        end = position = 0
         while (cell := _CELL.match(data, position)) is not None:
             position = cell.end()
             if cell[1].endswith(self.eol):
-                end, count = position, count + 1
-                if count == most:
-                    break
+                end = position
         return end
 
     def is_open(self, data: bytes) -> bool:
         """Whether `data`, which starts with a record and has no end of one outside quotes, ends inside
         a quoted cell."""
         return self.quotes and self.end(data + self.eol) == 0
+
+
+def first(data: bytes) -> int:
+    """The end of the first record in `data`, whatever ends it; 0 when it is not whole."""
+    position = 0
+    while (cell := _CELL.match(data, position)) is not None:
+        position = cell.end()
+        if cell[1] != b",":
+            return position
+    return 0
 
 
 def blocks(stream: Any, size: int | None, records: Records, name: str) -> Iterator[bytes]:
