@@ -44,13 +44,13 @@ def save(nodes: Nodes, path: Path) -> int:
 def load(path: Path, features: int) -> Nodes:
     """What was saved, for rows of so many features; `cover` is zeros. Raises `Refused` for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            nodes = _read(dict(file))
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
+            nodes = _read(dict(parts))
+        _check(nodes, features)
     except Refused:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise anything for what they cannot read
         raise Refused(f"the table of nodes cannot be read: {type(error).__name__}") from error
-    _check(nodes, features)
     return nodes
 
 

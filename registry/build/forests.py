@@ -173,7 +173,7 @@ def _adaboost(model: Any) -> Nodes:
     for member, weight in zip(model.estimators_, weights, strict=True):
         known = np.searchsorted(model.classes_, member.classes_)
         voted = known[member.tree_.value[:, 0, : len(known)].argmax(axis=1)]
-        votes = np.where(voted[:, None] == np.arange(k), weight, -weight / (k - 1))
+        votes = np.where(voted[:, None] == np.arange(k), weight, -1 / (k - 1) * weight)  # rounded as there
         trees.append(_tree(member.tree_, 2.0 * votes[:, 1:] if k == 2 else votes, _takes_nan(member)))
     if k == 2:
         return _nodes(trees, outputs=1, link="sigmoid", base=np.zeros(1), weight=weights)

@@ -91,7 +91,7 @@ class ForestRuntime:
             answered = self.run(Rows(matrix=np.zeros((2, self._width))))
             if any(len(a) != 2 for a in answered.values()):
                 raise ValueError("not one answer a row")
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, TypeError) as error:
             raise Unavailable("the table of nodes does not answer as the signature says") from error
 
 

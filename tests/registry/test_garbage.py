@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+import msgspec
 import pytest
 
 from registry import db, garbage, versions
@@ -34,17 +35,18 @@ def _collect(sessions: Sessions, store: Store, **more: object) -> garbage.Collec
 
 
 def test_orphans_go_after_a_day_and_what_versions_name_stays(sessions: Sessions, store: Store) -> None:
-    example, servable = _put_old(store, b"example"), _put_old(store, b"graph")
+    example, servable, table = (_put_old(store, content) for content in (b"example", b"graph", b"table"))
     publish(sessions, store, content=b"model", example={"artifact": example, "media_type": "text/csv"})
-    build(sessions, Built(state="ready", report={}, signature=SIGNATURE, runtime="onnx", servable=servable))
+    ready = Built(state="ready", report={}, signature=SIGNATURE, runtime="onnx")
+    build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table))
     for found in store:
         _age(store, found.sha256)
     orphan, young = _put_old(store, b"orphan"), _put_old(store, b"young", 0.9)
     assert _collect(sessions, store, dry_run=True).blobs == [orphan]
     assert store.path(orphan).is_file()
     collected = _collect(sessions, store)
-    assert (collected.blobs, collected.bytes, collected.kept) == ([orphan], 6, 4)
-    assert {b.sha256 for b in store} == {example, servable, young, store.put([b"model"]).sha256}
+    assert (collected.blobs, collected.bytes, collected.kept) == ([orphan], 6, 5)
+    assert {b.sha256 for b in store} == {example, servable, table, young, store.put([b"model"]).sha256}
     assert _collect(sessions, store).blobs == []
 
 

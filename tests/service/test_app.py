@@ -19,7 +19,10 @@ from tests.service.estimators import NAP
 from tests.service.server import Server, serving
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
-NEVER = ("sklearn", "joblib", "skl2onnx", "pandas", "scipy", "alembic", "onnx", "pickle5", "cloudpickle")
+NEVER = (
+    *("sklearn", "joblib", "skl2onnx", "pandas", "scipy", "alembic", "onnx", "pickle5", "cloudpickle"),
+    "numba",
+)
 
 TELLING = """
 import sys, threading

@@ -78,7 +78,8 @@ def test_a_published_forest_becomes_ready_with_its_servable_in_the_store(
     row = version(sessions, version_id)
     assert (row.state, row.runtime) == ("ready", "onnx"), row.report
     assert row.servable is not None
-    assert store.path(row.servable).stat().st_size > 0
+    assert row.forest is not None
+    assert all(store.path(blob).stat().st_size > 0 for blob in (row.servable, row.forest))
     with sessions() as session:
         assert aliases.get(session, "m", "champion").version_id == version_id
     assert running.problem() is None
