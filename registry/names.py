@@ -1,4 +1,4 @@
-"""What models, aliases and keys may be called."""
+"""What models, aliases and keys may be called, and how a library's version is written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from registry.errors import FieldError, Invalid
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+VERSION_PATTERN = r"^[0-9]+(\.[0-9]+)+[0-9A-Za-z.+-]*$"
+"""A library's version."""
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")  # `$` would let a newline through
 
 

@@ -47,6 +47,8 @@ class NewVersion(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
     description: str = ""
     alias: str | None = None
+    made_by: dict[str, str] = {}  # versions by library: what made the artifact
+    published_from: dict[str, str] = {}  # the same of the environment that it is published from
 
 
 class BuildInputs(msgspec.Struct, frozen=True):
@@ -58,6 +60,7 @@ class BuildInputs(msgspec.Struct, frozen=True):
     example_media_type: str | None
     target: str | None
     signature: dict[str, Any] | None
+    lineage: dict[str, Any]  # so far: what its publisher said
 
 
 def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> VersionRow:
@@ -90,7 +93,7 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
         wanted_alias=new.alias,
         description=new.description,
         metrics=new.metrics,
-        lineage={},
+        lineage=_said(new),
         created_by=by,
         created_at=now(),
         tags=[TagRow(key=k, value=v) for k, v in new.tags.items()],
@@ -113,6 +116,7 @@ def build_inputs(session: Session, version_id: int) -> BuildInputs:
         example_media_type=example.get("media_type"),
         target=version.target,
         signature=version.given_signature,
+        lineage=version.lineage,
     )
 
 
@@ -134,7 +138,7 @@ def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
     version.runtime_reason = built.runtime_reason
     version.servable = built.servable
     version.forest = built.forest
-    version.lineage = built.lineage
+    version.lineage = {**version.lineage, **built.lineage}
     version.metrics = {**built.metrics, **version.metrics}  # the publisher's own figures win
     version.built_at = now()
     changes.note(session, "model", owner.name)
@@ -239,6 +243,13 @@ def signature_of(version: VersionRow) -> Signature:
     if version.signature is None:
         raise NotReady(f"{version.model.name}:{version.number} is {version.state} and has no signature")
     return Signature.from_json(version.signature)
+
+
+def _said(new: NewVersion) -> dict[str, Any]:
+    """The lineage as far as its publisher knows it; `build.lineage.settle` compares it with the file."""
+    made_by = {name: {"version": version, "said_by": "publisher"} for name, version in new.made_by.items()}
+    said = {"made_by": made_by, "published_from": new.published_from}
+    return {name: value for name, value in said.items() if value}
 
 
 def _by_id(session: Session, version_id: int) -> VersionRow:

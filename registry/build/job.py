@@ -21,6 +21,7 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
     example_media_type: str | None = None
     target: str | None = None  # the example's column that holds the true value
     signature: dict[str, Any] | None = None  # given by the user: whole, or only what he corrects
+    lineage: dict[str, Any] = {}  # what the publisher said of it
     convert: bool = True  # False: converting it did not come to an end; only see whether it can be served
     memory_mb: int = 8192
 

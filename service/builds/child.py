@@ -112,8 +112,10 @@ def _load(job: BuildJob, report: Report) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = safeload.load(job.artifact)
-    made = lineage.made_by(model, caught)
+    told = lineage.told_by(Path(job.artifact), model, caught)
+    made, contradictions = lineage.settle(told, job.lineage)
     report.lineage["made_by"] = made
+    report.warnings.extend(contradictions)
     if (warning := lineage.warning(made)) is not None:
         report.warnings.append(warning)
     return model

@@ -23,7 +23,8 @@ def keras(job: BuildJob, report: Report) -> Built:
     out = Path(job.out)
     with report.step("load"):
         model = KerasModel(Path(job.artifact), out, job.memory_mb)
-    report.lineage["made_by"] = {"keras": model.archive.keras_version}
+    made_by = {"keras": {"version": model.archive.keras_version, "said_by": "file"}}
+    report.lineage["made_by"] = job.lineage.get("made_by", {}) | made_by
     report.lineage["built_by"] |= model.versions
     with report.step("describe"):
         described = keras_describe.describe_model(model, read_example(job), corrections)

@@ -107,6 +107,7 @@ class Builds:
             example_media_type=inputs.example_media_type,
             target=inputs.target,
             signature=inputs.signature,
+            lineage=inputs.lineage,
             memory_mb=self._settings.build_memory_mb,
         )
 

@@ -47,6 +47,14 @@ Corrections = Annotated[
     Path | None,
     Option(exists=True, dir_okay=False, help="A JSON file: the signature, or corrections of it."),
 ]
+MadeBy = Annotated[
+    list[str] | None,
+    Option(
+        "--made-by",
+        metavar="LIBRARY=VERSION",
+        help="What made it, where that is not installed here: python, numpy, scikit-learn. May be repeated.",
+    ),
+]
 Metrics = Annotated[list[str] | None, Option("--metric", metavar="KEY=NUMBER", help="May be repeated.")]
 
 
@@ -59,6 +67,7 @@ def publish(
     signature: Corrections = None,
     tag: Tags = None,
     metric: Metrics = None,
+    made_by: MadeBy = None,
     description: Annotated[str | None, Option(help="What this version is.")] = None,
     alias: Annotated[str | None, Option(help="Move this alias to the version once it is ready.")] = None,
     no_wait: Annotated[bool, Option("--no-wait", help="Do not wait for the build.")] = False,
@@ -74,6 +83,7 @@ def publish(
         "signature": _read_json(signature) if signature else None,
         "tags": pairs(tag),
         "metrics": _numbers(pairs(metric)),
+        "made_by": pairs(made_by),
         "description": description,
         "alias": alias,
     }

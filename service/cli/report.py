@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 Record = dict[str, Any]
+SAID_BY = {
+    "file": "says its file",
+    "publisher": "says its publisher",
+    "environment": "where it was published from",
+}
 
 
 def build_lines(record: Record) -> list[str]:
@@ -46,7 +51,7 @@ def version_lines(record: Record) -> Iterator[str]:
             yield f"{what}: {_pairs(value) if isinstance(value, dict) else _listed(value)}"
     yield f"created: {record['created_at']} by {record['created_by']}"
     if made := (record.get("lineage") or {}).get("made_by"):
-        yield f"made by: {_told(made)}"
+        yield f"made by: {_makers(made)}"
     signature = record.get("signature") or {"inputs": [], "outputs": []}
     if signature["inputs"]:
         yield f"{signature['task']} of {len(signature['inputs'])} features:"
@@ -78,12 +83,11 @@ def _pairs(values: Record) -> str:
     return ", ".join(f"{name}={value}" for name, value in zip(values, shown, strict=True))
 
 
-def _told(made: Record) -> str:
-    """Versions by library; null for what the artifact does not tell."""
-    known = {name: version for name, version in made.items() if version is not None}
-    untold = [name for name, version in made.items() if version is None]
-    gap = f"its file does not tell {_listed(untold)}" if untold else ""
-    return "; ".join(part for part in (_pairs(known), gap) if part)
+def _makers(made: Record) -> str:
+    """Versions by library, with who says so; null is what nobody told."""
+    known = [f"{name} {m['version']} ({SAID_BY[m['said_by']]})" for name, m in made.items() if m is not None]
+    untold = [name for name, m in made.items() if m is None]
+    return ", ".join([*known, *([f"nobody told which {_listed(untold)}"] if untold else [])])
 
 
 def _listed(value: Any) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from registry.aliases import CHAMPION
 from registry.keys import Scope
 from registry.models import Summary
-from registry.names import NAME_PATTERN
+from registry.names import NAME_PATTERN, VERSION_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
 from service.web.fields import Sha256, Strict
 
@@ -21,6 +21,15 @@ Tags = Annotated[
 ]
 Description = Annotated[str, Field(max_length=10_000)]
 Reason = Annotated[str | None, Field(max_length=1000, examples=["better recall"])]
+
+
+LibraryVersions = Annotated[
+    dict[
+        Literal["python", "numpy", "scikit-learn"],
+        Annotated[str, Field(pattern=VERSION_PATTERN, max_length=64)],
+    ],
+    Field(examples=[{"python": "3.11.7", "numpy": "2.4.6", "scikit-learn": "1.9.0"}]),
+]
 
 
 class Example(Strict):
@@ -42,6 +51,16 @@ class PublishBody(Strict):
     tags: Tags = Field(default_factory=dict)
     description: Description = ""
     alias: Annotated[Name | None, Field(description="points here as soon as the version is ready")] = None
+    made_by: Annotated[LibraryVersions, Field(description="the versions that made the artifact")] = Field(
+        default_factory=dict
+    )
+    published_from: Annotated[
+        LibraryVersions,
+        Field(
+            description="the versions where it is published from; they count as the maker's only if the "
+            "scikit-learn there is the one that the artifact names"
+        ),
+    ] = Field(default_factory=dict)
 
 
 class EditBody(Strict):

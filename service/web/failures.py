@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from registry.errors import FieldError, TriviumError
-from registry.names import NAME_PATTERN
+from registry.names import NAME_PATTERN, VERSION_PATTERN
 from service import telemetry
 from service.web.auth import Call
 from service.web.errors import MEDIA_TYPE, RETRY_AFTER, encode, problem, status_of
@@ -48,6 +48,7 @@ _FAULTS = {  # and those that mean more: what is wrong, what was expected, the f
 _PATTERNS = {  # patterns in words
     NAME_PATTERN: "1 to 63 of a-z 0-9 _ . - that start with a letter or digit",
     "^[0-9a-f]{64}$": "a sha256, 64 digits of 0-9 a-f",
+    VERSION_PATTERN: "a version such as 3.11.7",
 }
 
 

@@ -30,6 +30,11 @@ from tests.registry.helpers import (
     threads,
 )
 
+SAID = {
+    "made_by": {"python": {"version": "3.12.1", "said_by": "publisher"}},
+    "published_from": {"python": "3.11.7"},
+}
+
 
 def _edit(sessions: Sessions, number: int, **more: object) -> None:
     with sessions.begin() as session:
@@ -59,6 +64,8 @@ def test_a_published_version_says_everything_it_was_given(sessions: Sessions, st
         metrics={"auc": 0.9},
         tags={"team": "risk", "größe": "klein"},
         description="Das erste",
+        made_by={"python": "3.12.1"},
+        published_from={"python": "3.11.7"},
     )
     with sessions.begin() as session:
         versions.publish(session, store, new, by="ann")
@@ -70,7 +77,7 @@ def test_a_published_version_says_everything_it_was_given(sessions: Sessions, st
         assert version.created_at.utcoffset() is not None
         inputs = versions.build_inputs(session, version.id)
         assert inputs == versions.BuildInputs(
-            blob.sha256, "onnx", example.sha256, "text/csv", "b", {"task": "regression"}
+            blob.sha256, "onnx", example.sha256, "text/csv", "b", {"task": "regression"}, SAID
         )
         with pytest.raises(NotReady, match="building"):
             versions.signature_of(version)
@@ -95,6 +102,21 @@ def test_a_build_makes_it_ready_with_what_the_builder_found(sessions: Sessions, 
         assert version.metrics == {"auc": 0.9, "f1": 0.8}  # the publisher's own figure wins
         assert versions.signature_of(version) == SIGNATURE
         assert version.built_at is not None
+
+
+def test_what_its_publisher_said_of_its_maker_stays_unless_the_build_knows_more(
+    sessions: Sessions, store: Store
+) -> None:
+    found = []
+    for built in (
+        Built(state="rejected", report={"reason": "no"}, lineage={"built_by": {}}),
+        Built(state="rejected", report={}, lineage={"made_by": {}}),
+    ):
+        number = publish(sessions, store, made_by={"python": "3.12.1"}, published_from={"python": "3.11.7"})
+        build(sessions, built)
+        with db.reading(sessions) as session:
+            found.append(versions.get(session, "fraud", number).lineage)
+    assert found == [SAID | {"built_by": {}}, SAID | {"made_by": {}}]
 
 
 def test_what_cannot_be_stored_is_refused_by_field(sessions: Sessions, store: Store) -> None:

@@ -42,7 +42,7 @@ def test_a_cnn_on_digits_answers_on_litert_as_keras_does(tmp_path: Path, cnn: An
     assert built.report["parity"]["label_mismatches"] == 0
     assert built.report["parity"]["largest_difference"] < 1e-4
     assert built.report["parity"]["rows"] == {"example": 597, "random": 500, "edge": 4}
-    assert built.lineage["made_by"] == {"keras": keras.__version__}
+    assert built.lineage["made_by"] == {"keras": {"version": keras.__version__, "said_by": "file"}}
 
     pixels, _ = made.digits()
     got = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sklearn
 
 from tests.service.api import Api, pickled, refused
 from tests.service.estimators import yes_or_no
@@ -60,6 +61,19 @@ async def test_what_cannot_be_loaded_is_rejected_with_the_reason_and_never_serve
     refused(await api.client.patch("/v1/models/broken/versions/1", json={"archived": True}), 409)
 
 
+async def test_the_record_says_what_made_a_version_and_who_says_so(api: Api):
+    here = {"scikit-learn": sklearn.__version__, "numpy": "2.4.0", "python": "3.11.7"}
+    record = await api.publish("lineage", yes_or_no(), made_by={"python": "3.12.1"}, published_from=here)
+    assert record["lineage"]["made_by"] == {
+        "scikit-learn": {"version": sklearn.__version__, "said_by": "file"},
+        "numpy": {"version": "2.4.0", "said_by": "environment"},
+        "python": {"version": "3.12.1", "said_by": "publisher"},
+    }
+    assert record["lineage"]["published_from"] == here
+    assert record["lineage"]["built_by"]["scikit-learn"] == sklearn.__version__
+    assert (record["created_by"], record["created_at"][:2]) == ("admin", "20")
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -78,6 +92,11 @@ async def test_what_cannot_be_loaded_is_rejected_with_the_reason_and_never_serve
         ({"description": 5}, "description"),
         ({"target": 5}, "target"),
         ({"version": 3}, "version"),
+        ({"made_by": {"python": 3.11}}, "made_by.python"),
+        ({"made_by": {"numpy": "the newest"}}, "made_by.numpy"),
+        ({"made_by": {"pandas": "3.0.0"}}, "made_by.pandas"),
+        ({"published_from": {"numpy": ""}}, "published_from.numpy"),
+        ({"published_from": "3.11.7"}, "published_from"),
     ],
     ids=str,
 )
