@@ -33,9 +33,7 @@ Cron = Annotated[
     str | None,
     Field(max_length=200, description="minute hour day month weekday", examples=["0 3 * * MON"]),
 ]
-EveryS = Annotated[
-    float | None, Field(ge=MIN_EVERY_S, le=MAX_EVERY_S, strict=False, description="in place of cron")
-]
+EveryS = Annotated[float | None, Field(ge=MIN_EVERY_S, le=MAX_EVERY_S, description="in place of cron")]
 Zone = Annotated[str, Field(max_length=100, examples=["Europe/Berlin"], description="that cron is read in")]
 StartAt = Annotated[
     Moment | None, Field(description="no run is before it; the runs of every_s are counted from it")
@@ -45,7 +43,6 @@ StartInS = Annotated[
     Field(
         ge=0,
         le=MAX_EVERY_S,
-        strict=False,
         description="in place of start_at: the first run is so many seconds from now, also with cron",
     ),
 ]

@@ -1,0 +1,372 @@
+"""Schedules over HTTP, and what a worker does with them. No test waits for a moment: those that are due are
+due at once, or are put into the past."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from registry import db, jobs, schedules
+from registry.batch_tables import JobRow, ScheduleRow
+from service.batch import scheduler
+from service.batch.scheduler import Scheduler
+from service.config import Settings
+from tests.service.api import Api, refused, running
+
+pytestmark = pytest.mark.anyio
+PATH = "/v1/schedules"
+WEEK = 7 * 86400
+RECORD = {
+    "name",
+    "job",
+    "cron",
+    "every_s",
+    "timezone",
+    "start_at",
+    "catch_up",
+    "overlap",
+    "paused",
+    "next_at",
+    "last_run",
+    "created_at",
+    "created_by",
+}
+
+
+class Batch(NamedTuple):
+    api: Api
+    root: Path
+
+    @property
+    def job(self) -> dict[str, Any]:
+        return {"kind": "score", "model": "flag", "input": {"uri": f"{self.root}/rows.csv"}}
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        return {"name": "weekly", "job": self.job, "every_s": WEEK, **more}
+
+    async def create(self, **more: Any) -> dict[str, Any]:
+        answer = await self.api.client.post(PATH, json=self.body(**more))
+        assert answer.status_code == 201, answer.text
+        record: dict[str, Any] = answer.json()
+        return record
+
+    async def get(self, name: str = "weekly") -> dict[str, Any]:
+        record: dict[str, Any] = (await self.api.client.get(f"{PATH}/{name}")).json()
+        return record
+
+    async def runs(self, name: str = "weekly") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.api.client.get(f"{PATH}/{name}/runs")).json()["items"]
+        return found
+
+    def step(self) -> int:
+        """What a worker does twice a second."""
+        return scheduler.step(self.api.services.sessions, scheduler.starter(self.api.services.store))
+
+    def put_back(self, by: timedelta) -> None:
+        """As if every schedule had been made, and had its runs, so long ago."""
+        with self.api.services.sessions.begin() as session:
+            for row in session.query(ScheduleRow):
+                row.start_at -= by
+                row.next_at = None if row.next_at is None else row.next_at - by
+
+
+@pytest.fixture(scope="module")
+async def served(
+    anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Batch]:
+    folder = tmp_path_factory.mktemp("schedules")
+    home, root = shutil.copytree(published_home, folder / "home"), folder / "data"
+    root.mkdir()
+    async with running(Settings(home=home, batch_roots=str(root))) as api:
+        yield Batch(api, root)
+
+
+@pytest.fixture
+def batch(served: Batch) -> Batch:
+    """Without any schedule or job."""
+    with served.api.services.sessions.begin() as session:
+        for table in (ScheduleRow, JobRow):
+            session.execute(delete(table))
+    return served
+
+
+async def test_a_schedule_is_made_and_found_where_location_says(batch: Batch) -> None:
+    answer = await batch.api.client.post(PATH, json=batch.body(cron="0 3 * * MON", every_s=None))
+    assert answer.status_code == 201, answer.text
+    record = answer.json()
+    assert set(record) == RECORD
+    assert answer.headers["location"] == f"{PATH}/weekly"
+    assert (await batch.api.client.get(f"{PATH}/weekly")).json() == record
+    assert (record["name"], record["cron"], record["every_s"]) == ("weekly", "0 3 * * MON", None)
+    assert (record["timezone"], record["last_run"], record["created_by"]) == ("UTC", None, "admin")
+    assert [record[k] for k in ("catch_up", "overlap", "paused")] == [False] * 3
+    assert {k: record["job"][k] for k in batch.job} == batch.job | {
+        "input": {"artifact": None, "media_type": None, **batch.job["input"]}
+    }
+    assert record["job"]["alias"] is None  # looked up by each run
+    assert datetime.fromisoformat(record["next_at"]).strftime("%a %H:%M") == "Mon 03:00"
+
+
+async def test_weekly_with_the_first_run_five_seconds_from_now(batch: Batch) -> None:
+    record = await batch.create(start_in_s=5)
+    made, first = (datetime.fromisoformat(record[k]) for k in ("created_at", "next_at"))
+    assert first - made == timedelta(seconds=5)
+    assert batch.step() == 0
+    batch.put_back(timedelta(seconds=5))
+    assert batch.step() == 1
+    assert batch.step() == 0
+    (run,) = await batch.runs()
+    job = (await batch.api.client.get(f"/v1/jobs/{run['job']}")).json()
+    assert (run["outcome"], job["schedule"], job["model"], job["version"]) == ("started", "weekly", "flag", 1)
+    record = await batch.get()
+    assert record["last_run"] == {"at": run["at"], "job": run["job"], "outcome": "started"}
+    assert datetime.fromisoformat(record["next_at"]) == made + timedelta(days=7)
+
+
+async def test_each_run_takes_the_version_that_the_alias_points_to_then(batch: Batch) -> None:
+    await batch.create(overlap=True, every_s=5, start_in_s=0)
+    await batch.api.promote("flag", 2)
+    try:
+        batch.step()
+        (run,) = await batch.runs()
+        assert (await batch.api.client.get(f"/v1/jobs/{run['job']}")).json()["version"] == 2
+    finally:
+        await batch.api.promote("flag", 1)
+
+
+async def test_a_run_whose_model_is_gone_is_in_the_history_with_its_reason(batch: Batch) -> None:
+    await batch.api.client.put("/v1/models/flag/aliases/nightly", json={"version": 2})
+    await batch.create(start_in_s=0, job=batch.job | {"alias": "nightly"})
+    await batch.api.client.delete("/v1/models/flag/aliases/nightly")
+    batch.step()
+    (run,) = await batch.runs()
+    assert (run["outcome"], run["job"]) == ("failed", None)
+    assert "nightly" in run["reason"]
+    assert (await batch.get())["last_run"]["outcome"] == "failed"
+
+
+async def test_an_error_that_nobody_has_foreseen_is_one_runs_failure(batch: Batch) -> None:
+    await batch.create(start_in_s=0)
+    await batch.create(name="other", start_in_s=0)
+
+    def start(session: Session, schedule: ScheduleRow) -> JobRow:
+        if schedule.name == "other":
+            raise ZeroDivisionError("by zero")
+        return scheduler.starter(batch.api.services.store)(session, schedule)
+
+    assert scheduler.step(batch.api.services.sessions, start) == 2
+    assert [r["outcome"] for r in await batch.runs()] == ["started"]
+    assert [r["reason"] for r in await batch.runs("other")] == ["ZeroDivisionError: by zero"]
+
+
+async def test_the_input_need_not_be_there_yet(batch: Batch) -> None:
+    assert not (batch.root / "rows.csv").exists()
+    await batch.create(start_in_s=0)
+    batch.step()
+    assert [r["outcome"] for r in await batch.runs()] == ["started"]  # its planning is tried again
+
+
+async def test_missed_runs_are_skipped_or_made_up_for(batch: Batch) -> None:
+    await batch.create(name="skips", every_s=3600)
+    await batch.create(name="makes-up", every_s=3600, catch_up=True, overlap=True)
+    batch.put_back(timedelta(hours=3.5))
+    batch.step()
+    (skipped,) = await batch.runs("skips")
+    assert (skipped["outcome"], skipped["job"]) == ("skipped", None)
+    assert "3 runs were missed" in skipped["reason"]
+    assert [r["outcome"] for r in await batch.runs("makes-up")] == ["started"] * 3
+    for name in ("skips", "makes-up"):
+        assert datetime.fromisoformat((await batch.get(name))["next_at"]) > datetime.now(UTC)
+
+
+async def test_a_run_does_not_overlap_unless_asked(batch: Batch) -> None:
+    record = await batch.create(paused=True)
+    assert (record["paused"], record["next_at"]) == (True, None)
+    first = await batch.api.client.post(f"{PATH}/weekly/run")
+    assert first.status_code == 202
+    assert first.headers["location"] == f"/v1/jobs/{first.json()['id']}"
+    assert (first.json()["state"], first.json()["schedule"]) == ("queued", "weekly")
+    problem = refused(await batch.api.client.post(f"{PATH}/weekly/run"), 409)
+    assert f"job {first.json()['id']}" in problem["detail"]
+    assert (await batch.api.client.patch(f"{PATH}/weekly", json={"overlap": True})).status_code == 200
+    assert (await batch.api.client.post(f"{PATH}/weekly/run")).status_code == 202
+    assert [r["reason"] for r in await batch.runs()] == ["asked for by admin"] * 2
+
+
+async def test_a_request_that_is_sent_again_takes_effect_once(batch: Batch) -> None:
+    headers = {"Idempotency-Key": "schedules-once"}
+    made = [await batch.api.client.post(PATH, json=batch.body(), headers=headers) for _ in range(2)]
+    assert {(a.status_code, a.text) for a in made} == {(201, made[0].text)}
+    refused(await batch.api.client.post(PATH, json=batch.body(every_s=60), headers=headers), 422)
+    refused(await batch.api.client.post(PATH, json=batch.body()), 409)
+    headers = {"Idempotency-Key": "run-once"}
+    ran = [await batch.api.client.post(f"{PATH}/weekly/run", headers=headers) for _ in range(2)]
+    assert {(a.status_code, a.json()["id"]) for a in ran} == {(202, ran[0].json()["id"])}
+    assert len(await batch.runs()) == 1
+
+
+async def test_a_schedule_is_changed_paused_and_let_go_on(batch: Batch) -> None:
+    made = await batch.create(start_in_s=60)
+    client = batch.api.client
+    paused = (await client.patch(f"{PATH}/weekly", json={"paused": True})).json()
+    assert (paused["paused"], paused["next_at"]) == (True, None)
+    batch.put_back(timedelta(days=8))
+    assert batch.step() == 0
+    resumed = (await client.patch(f"{PATH}/weekly", json={"paused": False})).json()
+    assert resumed["next_at"] > made["next_at"][:10]
+    assert batch.step() == 0  # what was due meanwhile was not missed
+    job = batch.job | {"version": 2}
+    changed = (
+        await client.patch(f"{PATH}/weekly", json={"cron": "0 3 * * *", "every_s": None, "job": job})
+    ).json()
+    assert (changed["cron"], changed["every_s"], changed["job"]["version"]) == ("0 3 * * *", None, 2)
+    assert (await client.patch(f"{PATH}/weekly", json={})).json() == changed
+    assert (await client.delete(f"{PATH}/weekly")).status_code == 204
+    for call in (
+        client.get(f"{PATH}/weekly"),
+        client.patch(f"{PATH}/weekly", json={"paused": True}),
+        client.delete(f"{PATH}/weekly"),
+        client.post(f"{PATH}/weekly/run"),
+        client.get(f"{PATH}/weekly/runs"),
+    ):
+        assert "weekly" in refused(await call, 404)["detail"]
+
+
+async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
+    for name in ("b", "a", "c"):
+        await batch.create(name=name, overlap=True)
+    client = batch.api.client
+    first = await client.get(f"{PATH}?page_size=2")
+    assert 'rel="next"' in first.headers["link"]
+    rest = await client.get(PATH, params={"page_token": first.json()["next_page_token"]})
+    assert [s["name"] for s in first.json()["items"] + rest.json()["items"]] == ["a", "b", "c"]
+    ids = [(await client.post(f"{PATH}/a/run")).json()["id"] for _ in range(3)]
+    newest = (await client.get(f"{PATH}/a/runs?page_size=2")).json()
+    older = await client.get(f"{PATH}/a/runs", params={"page_token": newest["next_page_token"]})
+    assert [r["job"] for r in newest["items"] + older.json()["items"]] == ids[::-1]
+    assert set(newest["items"][0]) == {"id", "schedule", "due_at", "at", "outcome", "reason", "job"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"name": "Not A Name"}, "name"),
+        ({"every_s": None}, "cron"),
+        ({"cron": "* * * * *"}, "cron"),
+        ({"every_s": None, "cron": "every monday"}, "cron"),
+        ({"every_s": None, "cron": "0 0 30 2 *"}, "cron"),
+        ({"every_s": 0.5}, "every_s"),
+        ({"every_s": "5"}, "every_s"),
+        ({"timezone": "Mars/Olympus"}, "timezone"),
+        ({"start_in_s": -1}, "start_in_s"),
+        ({"start_in_s": 5, "start_at": "2027-01-01T00:00:00Z"}, "start_at"),
+        ({"start_at": "soon"}, "start_at"),
+        ({"start_at": 1800000000}, "start_at"),
+        ({"start_at": "9999-12-31T00:00:00Z"}, "start_at"),
+        ({"catch_up": "yes"}, "catch_up"),
+        ({"retries": 3}, "retries"),
+        ({"job": None}, "job"),
+        ({"job": {"kind": "score"}}, "job.model"),
+        ({"job.dry_run": True}, "job"),
+        ({"job.version": 1, "job.alias": "champion"}, "job"),
+        ({"job.input": {"uri": "/etc/passwd"}}, "job.input.uri"),
+        ({"job.input": {"uri": "rows.csv"}}, "job.input.uri"),
+        ({"job.input": {"artifact": "0" * 64, "media_type": "text/csv"}}, "job.input.artifact"),
+        ({"job.id_column": "label"}, "job.id_column"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_schedule_is_refused_by_field(
+    batch: Batch, wrong: dict[str, Any], field: str
+) -> None:
+    body = batch.body()
+    for name, value in wrong.items():
+        if name.startswith("job."):
+            body["job"] = body["job"] | {name.removeprefix("job."): value}
+        else:
+            body[name] = value
+    problem = refused(await batch.api.client.post(PATH, json=body), 422)
+    assert field in {e["field"] for e in problem["errors"]}, problem
+    assert (await batch.api.client.get(PATH)).json()["items"] == []
+
+
+async def test_an_edit_is_checked_as_a_new_schedule_is(batch: Batch) -> None:
+    made = await batch.create()
+    for wrong, status in [
+        ({"name": "other"}, 422),
+        ({"cron": "x"}, 422),
+        ({"timezone": "Mars/Olympus"}, 422),
+        ({"job": batch.job | {"input": {"uri": "/etc/passwd"}}}, 422),
+        ({"job": batch.job | {"model": "nobody"}}, 404),
+        ({"job": batch.job | {"alias": "nobody"}}, 404),
+        ({"job": batch.job | {"version": 99}}, 404),
+    ]:
+        refused(await batch.api.client.patch(f"{PATH}/weekly", json=wrong), status)
+    assert await batch.get() == made
+
+
+async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) -> None:
+    await batch.create()
+    await batch.create(name="other", job=batch.job | {"model": "forest"})
+    async with batch.api.with_key(await batch.api.key("batch", models=["forest"])) as client:
+        assert [s["name"] for s in (await client.get(PATH)).json()["items"]] == ["other"]
+        assert (await client.get(f"{PATH}/other")).status_code == 200
+        for call in (
+            client.get(f"{PATH}/weekly"),
+            client.get(f"{PATH}/weekly/runs"),
+            client.post(f"{PATH}/weekly/run"),
+            client.patch(f"{PATH}/weekly", json={"paused": True}),
+            client.patch(f"{PATH}/other", json={"job": batch.job}),  # nor reach another by an edit
+            client.delete(f"{PATH}/weekly"),
+            client.post(PATH, json=batch.body(name="mine")),
+        ):
+            assert "not for the model flag" in refused(await call, 403)["detail"]
+        assert (await client.patch(f"{PATH}/other", json={"paused": True})).status_code == 200
+
+
+async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
+    services = batch.api.services
+    thread = Scheduler(services.sessions, services.store)
+    thread.start()
+    try:
+        await batch.create(start_in_s=0)
+        until = datetime.now(UTC) + timedelta(seconds=30)
+        while not (runs := await batch.runs()):
+            assert datetime.now(UTC) < until
+    finally:
+        thread.stop()
+    assert [r["outcome"] for r in runs] == ["started"]
+
+
+async def test_the_run_before_ends_and_the_next_one_starts(batch: Batch) -> None:
+    await batch.create(every_s=3600, start_in_s=0)
+    batch.step()
+    batch.put_back(timedelta(hours=1))
+    batch.step()
+    started, skipped = (await batch.runs())[::-1]
+    assert (started["outcome"], skipped["outcome"]) == ("started", "skipped")
+    with batch.api.services.sessions.begin() as session:
+        jobs.cancel(session, started["job"])
+    batch.put_back(timedelta(hours=1))
+    batch.step()
+    assert (await batch.runs())[0]["outcome"] == "started"
+    with db.reading(batch.api.services.sessions) as session:
+        assert len(schedules.runs(session, "weekly").items) == 3
+
+
+def test_the_scheduler_runs_without_the_web() -> None:
+    code = (
+        "import sys, service.batch.scheduler;"
+        "print([m for m in ('fastapi', 'starlette', 'uvicorn', 'httpx') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
