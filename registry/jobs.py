@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import and_, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry import queue
@@ -34,6 +34,11 @@ OPEN = (QUEUED, RUNNING)
 PLAN, PARTITION, ASSEMBLE = "plan", "partition", "assemble"
 KINDS = (PLAN, PARTITION, ASSEMBLE)
 SCORE, TRAIN = "score", "train"  # the kinds of jobs; SCORE is also the stage of its partitions
+READ = "00-read"  # a training's first stage
+ROWS_COUNT = (SCORE, READ)
+"""The stages whose rows are the job's: in all others a training sees the same rows again."""
+IN_TURN = "in_turn"
+"""A partition whose `part` has this key waits for the one before it in its stage."""
 
 SOON = 5
 """The priority of planning and assembling: they are short, and must not wait for another job's partitions."""
@@ -142,16 +147,17 @@ def search(
 
 def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     """By job. One that is not planned yet has none."""
-    known, done = func.count(PartitionRow.rows_total), func.count(PartitionRow.finished_at)
+    counts = PartitionRow.stage.in_(ROWS_COUNT)
+    unknown = func.count(case((and_(counts, PartitionRow.rows_total.is_(None)), 1)))
     rows = session.execute(
         select(
             PartitionRow.job_id,
             func.count(),
-            done,
-            known,
-            func.sum(PartitionRow.rows_total),
-            func.sum(PartitionRow.rows),
-            func.sum(PartitionRow.failed),
+            func.count(PartitionRow.finished_at),
+            unknown,
+            func.sum(case((counts, PartitionRow.rows_total), else_=0)),
+            func.sum(case((counts, PartitionRow.rows), else_=0)),
+            func.sum(case((counts, PartitionRow.failed), else_=0)),
             func.max(TaskRow.attempt),
         )
         .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
@@ -159,8 +165,8 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
         .group_by(PartitionRow.job_id)
     )
     return {
-        job_id: Progress(total, done, rows if known == total else None, int(good), int(bad), most or 0)
-        for job_id, total, done, known, rows, good, bad, most in rows
+        job_id: Progress(total, done, None if unknown else int(rows), int(good), int(bad), most or 0)
+        for job_id, total, done, unknown, rows, good, bad, most in rows
     }
 
 
@@ -183,50 +189,67 @@ def partition(session: Session, job_id: int, stage: str, number: int) -> Partiti
 def plan(session: Session, job: JobRow, stage: str, parts: Sequence[NewPartition]) -> None:
     """Add the partitions of a stage and a task for each, or enqueue the assembly when there are none."""
     for number, new in enumerate(parts):
-        row = PartitionRow(
-            job_id=job.id, stage=stage, number=number, part=new.part, rows_total=new.rows, rows=0, failed=0
-        )
-        row.failures = 0
+        row = PartitionRow(job_id=job.id, stage=stage, number=number, part=new.part, rows_total=new.rows)
+        row.rows = row.failed = row.failures = 0
         session.add(row)
     session.flush()
     enqueue_rest(session, job)
 
 
 def enqueue_rest(session: Session, job: JobRow) -> None:
-    """A task for each partition that is not done; when all are, the task that assembles."""
-    waiting = [p for p in partitions(session, job.id) if p.result is None]
+    """A task for each partition that is not done and waits for no other; when all are, the assembly's."""
+    found = partitions(session, job.id)
+    done = {(p.stage, p.number) for p in found if p.result is not None}
+    waiting = [p for p in found if p.result is None]
     for row in waiting:
         row.failures = 0
-        row.task_id = queue.enqueue(
-            session,
-            PARTITION,
-            f"{job.id}/{row.stage}/{row.number}",
-            max_attempts=job.max_attempts + LOST_WORKERS,
-            concurrency_key=job.model,
-        )
+        if not row.part.get(IN_TURN) or row.number == 0 or (row.stage, row.number - 1) in done:
+            _enqueue_partition(session, job, row)
     if not waiting:
         enqueue_step(session, job, ASSEMBLE)
     session.flush()
 
 
+def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow) -> None:
+    """A task that goes on from the fence of the one before: who slept through that one may still be writing
+    its files, and theirs must not have the same names."""
+    subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + LOST_WORKERS
+    fence = row.task.fence if row.task else 0
+    row.task_id = queue.enqueue(
+        session, PARTITION, subject, max_attempts=attempts, concurrency_key=job.model, fence=fence
+    )
+    session.expire(row, ["task"])
+
+
 def partition_done(
     session: Session, job: JobRow, row: PartitionRow, *, rows: int, failed: int, result: dict[str, Any]
 ) -> None:
-    """Count a partition; the job's last one enqueues the assembly. The job is locked by the caller."""
+    """Count a partition, and enqueue the one that waits for it; the job's last one enqueues the assembly. The
+    job is locked by the caller."""
     row.rows, row.failed, row.rows_total = rows, failed, rows + failed
     row.result, row.finished_at = result, now()
+    following = session.get(PartitionRow, (job.id, row.stage, row.number + 1))
+    if following is not None and following.result is None and following.part.get(IN_TURN):
+        _enqueue_partition(session, job, following)
     session.flush()
     left = select(func.count()).where(PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
     if session.scalar(left) == 0:
         enqueue_step(session, job, ASSEMBLE)
 
 
+def partition_lost(session: Session, job: JobRow, row: PartitionRow) -> None:
+    """What a partition made is not there any more: it has to be done again, and counts once it is. The job is
+    locked by the caller."""
+    row.rows, row.failed, row.result, row.finished_at = 0, 0, None, None
+    row.failures += 1
+    _enqueue_partition(session, job, row)
+    session.flush()
+
+
 def end(session: Session, job: JobRow, state: str, error: str | None = None) -> None:
     """The job is `done`, `failed` or `cancelled`; what it still had in the queue is not wanted any more."""
-    held = select(PartitionRow.task_id).where(
-        PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None)
-    )
-    queue.cancel_all(session, [t for t in session.scalars(held) if t is not None])
+    undone = (PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
+    queue.cancel_all(session, select(PartitionRow.task_id).where(*undone))
     for kind in (PLAN, ASSEMBLE):
         queue.cancel(session, kind, str(job.id))
     job.state, job.error, job.finished_at = state, error, now()
@@ -267,10 +290,10 @@ def any_over(session: Session) -> bool:
 
 def forget(session: Session) -> list[int]:
     """Delete the records of jobs whose time is over; their ids. Their files are the caller's to delete."""
-    over = list(session.scalars(select(JobRow.id).where(JobRow.expires_at <= now()).limit(100)))
-    for job_id in over:
-        tasks = list(session.scalars(select(PartitionRow.task_id).where(PartitionRow.job_id == job_id)))
+    over = select(JobRow.id).where(JobRow.expires_at <= now()).limit(100)
+    found = session.scalars(over.with_for_update(skip_locked=True)).all()  # none that is just being resumed
+    for job_id in found:
         session.execute(delete(JobRow).where(JobRow.id == job_id))
-        ended = or_(TaskRow.id.in_(tasks), and_(TaskRow.kind.in_(KINDS), TaskRow.subject == str(job_id)))
-        session.execute(delete(TaskRow).where(ended))
-    return over
+        its = or_(TaskRow.subject == str(job_id), TaskRow.subject.startswith(f"{job_id}/"))
+        session.execute(delete(TaskRow).where(TaskRow.kind.in_(KINDS), its))
+    return list(found)

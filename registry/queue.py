@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, ScalarSelect, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from registry.errors import StaleTask
@@ -30,6 +30,11 @@ CANCELLED = "cancelled"  # nobody wants it any more
 
 LEASE_S = 10.0
 """How long a claim holds without a heartbeat: a dead worker is noticed after this."""
+MOST_LEASE_S = 60.0
+"""Nobody claims for longer."""
+TOO_FAR_S = 2 * MOST_LEASE_S
+"""A lease that ends later than this was given before the clock was set back. (Not just later than a lease can
+be: who looked at the clock and then waited for the database finds leases that were given meanwhile.)"""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -43,6 +48,9 @@ class Task(msgspec.Struct, frozen=True):
     max_attempts: int
 
 
+_TASK = (TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts)
+
+
 def enqueue(
     session: Session,
     kind: str,
@@ -52,8 +60,10 @@ def enqueue(
     priority: int = 0,
     not_before: datetime | None = None,
     concurrency_key: str | None = None,
+    fence: int = 0,
 ) -> int:
-    """Add a task in the caller's transaction and return its id."""
+    """Add a task in the caller's transaction and return its id. One that replaces another goes on from that
+    one's `fence`, so that no two claims for the same thing have the same."""
     row = TaskRow(
         kind=kind,
         subject=subject,
@@ -62,6 +72,7 @@ def enqueue(
         not_before=not_before or clock(session),
         max_attempts=max_attempts,
         concurrency_key=concurrency_key,
+        fence=fence,
     )
     session.add(row)
     session.flush()
@@ -91,13 +102,11 @@ def claim(
         .values(
             state=RUNNING,
             claimed_by=worker,
-            lease_until=moment + timedelta(seconds=lease_s),
+            lease_until=_until(moment, lease_s),
             fence=TaskRow.fence + 1,
             attempt=TaskRow.attempt + 1,
         )
-        .returning(
-            TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts
-        )
+        .returning(*_TASK)
         .execution_options(synchronize_session=False)
     ).one_or_none()
     return None if row is None else Task(*row)
@@ -111,17 +120,25 @@ def is_waiting(session: Session, kinds: Sequence[str]) -> bool:
     return session.scalar(found) is not None
 
 
-def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
-    """Fail a task whose last attempt was lost with its worker, and return it: what it was for has to be
-    told, in the same transaction. One at a time: a transaction that told two models could deadlock."""
-    lost = and_(TaskRow.kind.in_(kinds), _lapsed(clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
+def lost(session: Session, kinds: Sequence[str]) -> Task | None:
+    """A task whose last attempt was lost with its worker: who has something to lock before it is told may
+    look here what."""
+    row = session.execute(select(*_TASK).where(_is_lost(session, kinds)).limit(1)).one_or_none()
+    return None if row is None else Task(*row)
+
+
+def expired(session: Session, kinds: Sequence[str], task_id: int | None = None) -> list[Task]:
+    """Fail a task whose last attempt was lost with its worker, `task_id` or any, and return it: what it was
+    for has to be told, in the same transaction. One at a time: a transaction that told two models could
+    deadlock."""
+    which = _is_lost(session, kinds)
+    if task_id is not None:
+        which = and_(which, TaskRow.id == task_id)
     rows = session.execute(
         update(TaskRow)
-        .where(TaskRow.id == _first(lost))
+        .where(TaskRow.id == _first(which))
         .values(state=FAILED, error="the worker died at every attempt", finished_at=now())
-        .returning(
-            TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts
-        )
+        .returning(*_TASK)
         .execution_options(synchronize_session=False)
     ).all()
     return [Task(*row) for row in rows]
@@ -129,8 +146,7 @@ def expired(session: Session, kinds: Sequence[str]) -> list[Task]:
 
 def heartbeat(session: Session, task_id: int, fence: int, lease_s: float = LEASE_S) -> None:
     """Extend the lease. Raises `StaleTask` when the task is no longer this claim's."""
-    until = clock(session) + timedelta(seconds=lease_s)
-    _compare_and_set(session, task_id, fence, {"lease_until": until})
+    _compare_and_set(session, task_id, fence, {"lease_until": _until(clock(session), lease_s)})
 
 
 def finish(session: Session, task_id: int, fence: int, result: dict[str, Any] | None = None) -> None:
@@ -180,11 +196,11 @@ def cancel(session: Session, kind: str, subject: str) -> None:
     )
 
 
-def cancel_all(session: Session, task_ids: Sequence[int]) -> None:
+def cancel_all(session: Session, task_ids: Select[Any]) -> None:
     """`cancel` for tasks that the caller knows by id."""
     session.execute(
         update(TaskRow)
-        .where(TaskRow.id.in_(task_ids), TaskRow.state.in_((QUEUED, RUNNING)))
+        .where(TaskRow.id.in_(task_ids.scalar_subquery()), TaskRow.state.in_((QUEUED, RUNNING)))
         .values(state=CANCELLED, fence=TaskRow.fence + 1, lease_until=None, finished_at=now())
         .execution_options(synchronize_session=False)
     )
@@ -197,14 +213,24 @@ def depth(session: Session, kinds: Sequence[str]) -> int:
     ).scalar_one()
 
 
+def _until(moment: datetime, lease_s: float) -> datetime:
+    assert lease_s <= MOST_LEASE_S, lease_s
+    return moment + timedelta(seconds=lease_s)
+
+
 def _lapsed(moment: datetime) -> ColumnElement[bool]:
-    return and_(TaskRow.state == RUNNING, TaskRow.lease_until < moment)
+    too_far = moment + timedelta(seconds=TOO_FAR_S)
+    return and_(TaskRow.state == RUNNING, or_(TaskRow.lease_until < moment, TaskRow.lease_until > too_far))
+
+
+def _is_lost(session: Session, kinds: Sequence[str]) -> ColumnElement[bool]:
+    return and_(TaskRow.kind.in_(kinds), _lapsed(clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
 
 
 def _has_room(moment: datetime, most: int) -> ColumnElement[bool]:
     running = (
         select(TaskRow.concurrency_key)
-        .where(TaskRow.state == RUNNING, TaskRow.lease_until >= moment, TaskRow.concurrency_key.is_not(None))
+        .where(TaskRow.state == RUNNING, not_(_lapsed(moment)), TaskRow.concurrency_key.is_not(None))
         .group_by(TaskRow.concurrency_key)
         .having(func.count() >= most)
     )

@@ -90,7 +90,7 @@ def test_the_task_of_a_killed_worker_is_claimed_again_when_its_lease_has_lapsed(
     url: str, sessions: Sessions
 ) -> None:
     task_id = _enqueue(sessions)
-    killed(crowd.claim_and_die, url, "build", 3600.0)
+    killed(crowd.claim_and_die, url, "build", 60.0)
     assert _claim(sessions) is None  # it may still be alive
     killed_claim = Task(task_id, "build", "1", 1, 1, 3)
     _lapse(sessions, killed_claim)
@@ -144,14 +144,14 @@ def test_a_task_that_there_never_was_is_stale(sessions: Sessions) -> None:
 
 def test_a_heartbeat_extends_the_lease(sessions: Sessions) -> None:
     _enqueue(sessions)
-    task = _take(sessions, lease_s=60)
+    task = _take(sessions, lease_s=5)
     first = _row(sessions, task.id).lease_until
     with sessions.begin() as session:
-        queue.heartbeat(session, task.id, task.fence, 600)
+        queue.heartbeat(session, task.id, task.fence, 60)
     then = _row(sessions, task.id).lease_until
     assert first is not None
     assert then is not None
-    assert then - first > timedelta(minutes=8)
+    assert then - first > timedelta(seconds=40)
 
 
 def test_a_failure_comes_back_after_its_backoff_until_no_attempt_is_left(sessions: Sessions) -> None:
@@ -211,6 +211,21 @@ def test_of_several_lost_tasks_one_is_told_at_a_time(sessions: Sessions) -> None
     assert told == [["a"], ["b"], []]
 
 
+def test_who_knows_which_task_was_lost_may_look_first_and_tell_that_one(sessions: Sessions) -> None:
+    for subject in "ab":
+        _enqueue(sessions, subject, max_attempts=1)
+        _lapse(sessions, _take(sessions))
+    with sessions.begin() as session:
+        found = queue.lost(session, ["build"])
+        assert found is not None
+        assert queue.lost(session, ["score"]) is None
+        assert queue.expired(session, ["build"], found.id) == [found]
+        assert queue.expired(session, ["build"], found.id) == []
+        other = queue.lost(session, ["build"])
+        assert other is not None
+        assert {found.subject, other.subject} == {"a", "b"}
+
+
 def test_a_live_lease_is_not_expired(sessions: Sessions) -> None:
     _enqueue(sessions, max_attempts=1)
     _take(sessions)
@@ -227,6 +242,100 @@ def test_a_released_task_has_lost_no_attempt(sessions: Sessions) -> None:
             queue.release(session, task.id, task.fence)
     with pytest.raises(StaleTask), sessions.begin() as session:
         queue.finish(session, task.id, task.fence)
+
+
+def test_what_is_released_for_later_is_not_due_before(sessions: Sessions) -> None:
+    task_id = _enqueue(sessions)
+    task = _take(sessions)
+    with sessions.begin() as session:
+        queue.release(session, task.id, task.fence, in_s=3600)
+    assert _claim(sessions) is None
+    row = _row(sessions, task_id)
+    assert (row.state, row.attempt, row.claimed_by) == (queue.QUEUED, 0, None)
+    assert row.not_before - datetime.now(UTC) > timedelta(minutes=59)
+
+
+def test_of_one_concurrency_key_no_more_run_than_are_allowed(sessions: Sessions) -> None:
+    ids = [_enqueue(sessions, concurrency_key=key) for key in ("a", "a", "a", "b", None)]
+
+    def claim(most: int | None) -> Task | None:
+        with sessions.begin() as session:
+            return queue.claim(session, ["build"], "me", 60, most_at_once=most)
+
+    first, second, third = claim(1), claim(1), claim(1)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert [first.id, second.id, third.id] == [ids[0], ids[3], ids[4]]  # those above it do not block the rest
+    assert claim(1) is None
+    _lapse(sessions, first)  # a dead worker's claim is no running one
+    again = claim(1)
+    assert again is not None
+    assert again.id == ids[1]  # who lost a worker lets others by
+    assert claim(1) is None
+    with sessions.begin() as session:
+        queue.finish(session, again.id, again.fence)
+    more = claim(1)
+    assert more is not None
+    assert more.id == ids[2]
+    last = claim(None)
+    assert last is not None
+    assert last.id == first.id
+
+
+def test_a_look_says_whether_a_claim_is_worth_trying(sessions: Sessions) -> None:
+    def waiting(kind: str = "build") -> bool:
+        with db.reading(sessions) as session:
+            return queue.is_waiting(session, [kind])
+
+    assert not waiting()
+    _enqueue(sessions, not_before=datetime.now(UTC) + timedelta(hours=1))
+    assert not waiting()
+    _enqueue(sessions)
+    assert waiting()
+    assert not waiting("score")
+    task = _take(sessions)
+    assert not waiting()
+    _lapse(sessions, task)
+    assert waiting()
+
+
+def test_tasks_are_cancelled_by_their_ids_and_others_are_not(sessions: Sessions) -> None:
+    ids = [_enqueue(sessions, str(n)) for n in range(4)]
+    running, done = _take(sessions), _take(sessions)
+    with sessions.begin() as session:
+        queue.finish(session, done.id, done.fence)
+        queue.cancel_all(session, select(TaskRow.id).where(TaskRow.id.in_(ids[:3])))
+    assert [_row(sessions, i).state for i in ids] == ["cancelled", "done", "cancelled", "queued"]
+    with pytest.raises(StaleTask), sessions.begin() as session:
+        queue.heartbeat(session, running.id, running.fence)
+
+
+def test_a_task_that_replaces_another_goes_on_from_its_fence(sessions: Sessions) -> None:
+    _enqueue(sessions, fence=7)
+    assert _take(sessions).fence == 8
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+def test_a_clock_that_jumps_loses_no_task(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Forwards every lease is over at once, and backwards those of the dead would never end."""
+    jump = timedelta(hours=hours)
+    _enqueue(sessions, "dead")
+    _enqueue(sessions, "alive")
+    dead, alive = _take(sessions), _take(sessions)
+    before = queue.clock
+    monkeypatch.setattr(queue, "clock", lambda session: before(session) + jump)
+    with sessions.begin() as session:
+        queue.heartbeat(session, alive.id, alive.fence, 60)
+    again = _take(sessions)
+    assert (again.id, again.attempt) == (dead.id, 2)
+    assert _claim(sessions) is None
+    with sessions.begin() as session:
+        queue.finish(session, alive.id, alive.fence)
+    with pytest.raises(StaleTask), sessions.begin() as session:
+        queue.finish(session, dead.id, dead.fence)
 
 
 def test_a_cancelled_task_is_not_claimed_and_its_worker_learns_of_it(sessions: Sessions) -> None:
