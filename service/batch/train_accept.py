@@ -1,0 +1,63 @@
+"""Is this a training that can be done? What can be said before the estimator is opened, which only a child may.
+
+Planning checks it all again, and the estimator with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from registry import jobs, versions
+from registry.artifacts import Store
+from registry.batch_tables import JobRow
+from registry.errors import FieldError, Invalid
+from service.batch import places
+from service.config import Settings
+
+Spec = dict[str, Any]
+
+
+def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
+    """The columns of the input. Raises `Invalid` when it cannot be read, or does not have the target."""
+    # pyarrow comes with the first job, not with the start
+    from service.batch import files
+
+    place = places.find(settings, store, spec["input"])
+    dataset = files.open_dataset(place.location, place.media_type)
+    target = spec["target"]
+    if target not in dataset.columns:
+        message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
+        raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
+    return list(dataset.columns)
+
+
+def accept(
+    session: Session,
+    store: Store,
+    spec: Spec,
+    *,
+    by: str,
+    schedule: str | None = None,
+    parent_id: int | None = None,
+) -> JobRow:
+    """Enqueue it, in the caller's transaction. Raises `Invalid` when something it names was not uploaded."""
+    versions.hold_blobs(session, shared=True)
+    versions.require_blob(store, spec["estimator"]["artifact"], "estimator.artifact")
+    for field, part in (("input.artifact", spec), ("then.input.artifact", spec["then"] or {})):
+        if (artifact := part.get("input", {}).get("artifact")) is not None:
+            versions.require_blob(store, artifact, field)
+    return jobs.create(
+        session,
+        jobs.NewJob(
+            kind=jobs.TRAIN,
+            engine=spec["engine"],
+            spec=spec,
+            model=spec["publish"]["name"],
+            max_attempts=spec["max_attempts"],
+            schedule=schedule,
+            parent_id=parent_id,
+        ),
+        by=by,
+    )

@@ -1,0 +1,80 @@
+"""The wire types of training jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from service.batch.schemas import Attempts, ColumnName, Input, Keep, Name, Output
+from service.web.fields import Sha256, Strict
+
+MAX_PARTITIONS = 1000
+
+
+class Estimator(Strict):
+    """An unfitted scikit-learn estimator or Pipeline: a joblib file that was uploaded."""
+
+    artifact: Sha256
+
+
+class Publish(Strict):
+    name: Name
+    alias: Annotated[Name | None, Field(description="moved to the new version once it is ready")] = None
+    tags: Annotated[dict[str, Annotated[str, Field(max_length=1000)]], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
+
+
+class Then(Strict):
+    """Score this input, with exactly the version that was trained."""
+
+    kind: Literal["score"]
+    input: Input
+    output: Output = Output()
+    id_column: ColumnName | None = None
+    passthrough: Annotated[list[ColumnName], Field(max_length=1000)] = Field(default_factory=list)
+    error_threshold: Annotated[float | None, Field(ge=0, le=1, strict=False)] = None
+    max_attempts: Attempts = 4
+    engine: Literal["local", "ray"] = "local"
+    expires_in: Keep = None
+
+
+class TrainBody(Strict):
+    """Fit an estimator to partitioned data, and publish what it becomes."""
+
+    kind: Literal["train"]
+    estimator: Estimator
+    input: Input
+    target: Annotated[ColumnName, Field(description="the column that holds the true values")]
+    strategy: Annotated[
+        Literal["partial_fit", "ensemble", "single"],
+        Field(
+            description="partial_fit: one model, partition after partition. ensemble: a model for each "
+            "partition, merged into one. single: one fit over all rows, which have to fit into memory"
+        ),
+    ]
+    sampling: Annotated[
+        Literal["none", "balanced", "stratified"],
+        Field(
+            description="balanced: as many rows of each class as the rarest has. stratified: rows are dealt "
+            "so that each partition has each class's share"
+        ),
+    ] = "none"
+    partitions: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_PARTITIONS, description="deal the rows into so many; unset: those of the input"),
+    ] = None
+    validation: Annotated[
+        float, Field(ge=0, le=0.9, strict=False, description="share of rows held out, to measure the model")
+    ] = 0.2
+    publish: Publish
+    then: Then | None = None
+    engine: Literal["local", "ray"] = "local"
+    max_attempts: Attempts = 4
+
+    @model_validator(mode="after")
+    def _by_ray(self) -> TrainBody:
+        if self.engine == "ray" and self.strategy != "ensemble":
+            raise ValueError("on Ray there is the strategy ensemble: the others have nothing to spread")
+        return self

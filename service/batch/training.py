@@ -1,0 +1,194 @@
+"""The kind of job that trains: stages of partitions, and at the end a version that is published as any other.
+
+Rows are read here, in the worker; everything that has to do with the estimator is done by a child, one step
+at a time (`registry/build/fit`), which leaves a file that the partition's result names. A step that is done
+twice leaves two files, and one of them counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from registry import db, jobs
+from registry.artifacts import Store, fsync_directory
+from registry.batch_tables import JobRow, PartitionRow
+from registry.build.fit.dealing import Layout, deal, layout_features
+from registry.build.fit.job import Fitted, Plan, Step
+from registry.errors import Invalid, NotFound, Refused, Unavailable
+from service.batch import files, places, train_publish, train_stages
+from service.batch.files.formats import schema_of
+from service.batch.train_stages import ESTIMATOR, Frozen
+from service.batch.work import Alive, Hopeless, Piece, Stage, Whole, folder
+from service.builds import oneshot
+from service.builds.forkserver import ForkServer
+from service.config import Settings
+
+
+class Training:
+    """The `Work` of kind `train` on this machine. `forks` starts the template if it has to."""
+
+    def __init__(
+        self, settings: Settings, sessions: db.Sessions, store: Store, forks: Callable[[], ForkServer]
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._store = store
+        self._forks = forks
+
+    def plan(self, job: JobRow, alive: Alive) -> Stage:
+        """The dataset, its parts, and what the estimator needs. Raises `Hopeless` when it cannot be so."""
+        home = folder(self._settings, job.id)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._fetch_estimator(job, home)
+        place = places.find(self._settings, self._store, job.spec["input"])
+        dataset = files.open_dataset(place.location, place.media_type)
+        parts = files.split(dataset)
+        check = self._check(job, home, alive)
+        frozen = Frozen(
+            dataset=msgspec.to_builtins(dataset),
+            layout=_layout(job.spec, dataset, check, len(parts)),
+            check=check,
+            strategy=job.spec["strategy"],
+            balanced=job.spec["sampling"] == "balanced",
+        )
+        cut = [jobs.NewPartition(msgspec.to_builtins(p), p.rows) for p in parts]
+        return Stage(jobs.READ, cut, msgspec.to_builtins(frozen))
+
+    def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
+        home, started = folder(self._settings, job.id), time.monotonic()
+        frozen = msgspec.convert(job.plan, Frozen)
+        name = f"{row.stage}-{row.number:06d}-{fence}"
+        if row.stage == jobs.READ:
+            return _read(frozen, row, home / name, alive)
+        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=home, ignore_cleanup_errors=True) as out:
+            before = self._left_before(job, row)
+            step = train_stages.step(frozen, row, home, Path(out), before, self._settings.build_memory_mb)
+            made = self._done(step, f"partition {row.number}", alive)
+            result = _kept(made, Path(out), home / name)
+        result |= {
+            "rows": made.rows,
+            "metrics": made.metrics,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        return Piece(made.rows, 0, result)
+
+    def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole | Stage:
+        """The next stage; after the last one, the version. Raises `Later` until that is built."""
+        frozen = msgspec.convert(job.plan, Frozen)
+        stage = max(p.stage for p in pieces)
+        stages = train_stages.stages(frozen)
+        frozen = train_stages.add(frozen, stage, [p for p in pieces if p.stage == stage])
+        following = stages[stages.index(stage) + 1 :]
+        if following:
+            read = [p for p in pieces if p.stage == jobs.READ]
+            parts = train_stages.partitions(frozen, following[0], read)
+            return Stage(following[0], parts, msgspec.to_builtins(frozen))
+        home = folder(self._settings, job.id)
+        return train_publish.publish(self._sessions, self._store, job, frozen, home)
+
+    def _fetch_estimator(self, job: JobRow, home: Path) -> None:
+        """A copy of its own: nobody else's file is collected while the job goes on."""
+        artifact = job.spec["estimator"]["artifact"]
+        try:
+            shutil.copyfile(self._store.path(artifact), home / ESTIMATOR)
+        except NotFound as missing:
+            raise Hopeless(f"the estimator: {missing}") from missing
+
+    def _check(self, job: JobRow, home: Path, alive: Alive) -> Plan:
+        with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as out:
+            step = Step(
+                do="check",
+                estimator=str(home / ESTIMATOR),
+                strategy=job.spec["strategy"],
+                target=job.spec["target"],
+                out=out,
+                memory_mb=self._settings.build_memory_mb,
+            )
+            return msgspec.convert(self._done(step, "the estimator", alive).report, Plan)
+
+    def _done(self, step: Step, what: str, alive: Alive) -> Fitted:
+        try:
+            made = oneshot.fit(self._forks(), step, self._settings.build_timeout_s, lambda: alive(0, 0))
+        except oneshot.Lost as lost:  # no fault of the estimator's: the next attempt may do
+            raise Unavailable(str(lost)) from lost
+        if made.state == "rejected":
+            raise Hopeless(f"{what}: {made.report['reason']}")
+        return made
+
+    def _left_before(self, job: JobRow, row: PartitionRow) -> str | None:
+        """The file of the partition that this one goes on from."""
+        if not row.part.get(jobs.IN_TURN) or row.number == 0:
+            return None
+        with db.reading(self._sessions) as session:
+            before = jobs.partition(session, job.id, row.stage, row.number - 1)
+            return str((before.result or {})["file"])
+
+
+def _layout(spec: dict[str, Any], dataset: files.Dataset, check: Plan, parts: int) -> Layout:
+    target = spec["target"]
+    if target not in dataset.columns:
+        raise Hopeless(
+            f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
+        )
+    try:
+        found = layout_features(dataset.columns, schema_of(dataset, dataset.columns).types)
+    except Refused as refused:
+        raise Hopeless(str(refused)) from refused
+    truth = next(f for f in found if f.name == target)
+    labelled = check.task == "classification"
+    if not labelled and truth.dtype == "string":
+        raise Hopeless(f"the target {target!r} holds strings, and {check.name} answers with numbers")
+    if not labelled and spec["sampling"] != "none":
+        raise Hopeless(f"sampling {spec['sampling']} needs classes, and {check.name} has none")
+    by_class = spec["sampling"] == "stratified"
+    dealt = spec["strategy"] != "single" and (by_class or spec["partitions"] is not None)
+    return Layout(
+        features=tuple(f for f in found if f.name != target),
+        target=truth,
+        labelled=labelled,
+        validation=spec["validation"],
+        hands=(spec["partitions"] or parts) if dealt else 1,
+        by_class=by_class,
+    )
+
+
+def _read(frozen: Frozen, row: PartitionRow, path: Path, alive: Alive) -> Piece:
+    """Deal a partition of the input. Raises `Hopeless`, naming it, when it is not like the others."""
+    dataset = msgspec.convert(frozen.dataset, files.Dataset)
+    part = msgspec.convert(row.part, files.Part)
+    path = path.with_suffix(".arrow")
+    try:
+        dealt = deal(files.tables(dataset, part, None), frozen.layout, row.number, path, alive)
+    except (Refused, Invalid) as refused:
+        name = dataset.files[part.file].name
+        raise Hopeless(f"partition {row.number} ({name}): {refused}") from refused
+    result = {"counts": msgspec.to_builtins(dealt.counts)} | _durable(path)
+    return Piece(dealt.rows, dealt.failed, result)
+
+
+def _kept(made: Fitted, out: Path, path: Path) -> dict[str, Any]:
+    """Put the file of a step into the job's folder. The child named it, so the name is not trusted."""
+    if made.file is None:
+        return {}
+    left = out / Path(made.file).name
+    if left.is_symlink() or not left.is_file():
+        raise Hopeless("the step names a file that it did not write")
+    left.replace(path)
+    return _durable(path)
+
+
+def _durable(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    fsync_directory(path.parent)
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
