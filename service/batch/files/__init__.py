@@ -1,7 +1,7 @@
 """The files of the batch road: streaming readers, durable writers, and joining what they wrote.
 
 dataset      the structs that planning freezes          places    where files are, and whether they changed
-reading      one way to read every format               csvs, lines, parquet   a format each
+reading      one way to read every format               formats: csvs, lines, parquet, ipc
 records      bytes cut into whole records               cells     Arrow columns to checked rows
 writing      a partition's output and errors            assembly  all partitions' as one
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from service.batch.files.assembly import assemble, assemble_errors
 from service.batch.files.dataset import BATCH_ROWS, Batch, Dataset, Fault, File, Part
-from service.batch.files.reading import check_head, extra_schema, open_dataset, read, split, suffix
+from service.batch.files.formats import extra_schema, suffix
+from service.batch.files.reading import check_head, open_dataset, read, split, tables
 from service.batch.files.writing import ErrorWriter, PartWriter, Written
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "read",
     "split",
     "suffix",
+    "tables",
 ]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from registry.errors import FieldError
 from registry.rows import Array, Rows
-from service.batch.files.dataset import Block
+from service.batch.files.dataset import Block, refuse
 from service.runtime.codec.arrow import arrow_value, check_type, is_number
 from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
 from service.runtime.codec.tables import csv_value
@@ -220,5 +220,10 @@ def block_of(batch: Any, columns: Sequence[Column], extra: Sequence[str]) -> Blo
     for column in columns:
         check_type(column, batch.schema.field(column.name).type, faults)
     faults.raise_any()
+    if not _is_numeric(batch):
+        try:
+            batch.validate(full=True)  # strings may hold anything
+        except pa.ArrowInvalid as error:
+            raise refuse(f"the input is damaged: {str(error)[:300]}") from error
     found = checked(columns, batch.select([c.name for c in columns]), arrow_value)
     return Block(batch.num_rows, found.rows, batch.select(list(extra)), None, found.wrong)

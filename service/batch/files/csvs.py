@@ -95,13 +95,14 @@ def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[
         yield _block(data, header.names, columns, extra)
 
 
-def tables(opened: Opened, part: Part, types: Mapping[str, Any]) -> Iterator[Any]:
-    """Record batches of the columns that are keys of `types`. Raises `Invalid` where a cell is not of its
+def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
+    """Record batches of the columns of `schema`. Raises `Invalid` where a cell is not of its
     type or a row has a wrong number of cells."""
     header, stream, size = _start(opened, part)
+    types = dict(zip(schema.names, schema.types, strict=True))
     for data in blocks(stream, size, header.records, opened.file.name):
         try:
-            batch, broken = _table(data, header.names, types, list(types), nulls=True)
+            batch, broken = _table(data, header.names, types, schema.names, nulls=True)
         except pa.ArrowInvalid as error:
             raise refuse(f"{opened.file.name!r} is not like its first rows: {error}") from error
         for message in broken.values():

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.json as pj
 
-from registry.errors import Invalid
+from registry.errors import FieldError, Invalid
 from registry.rows import Rows
 from service.batch.files import compression
 from service.batch.files.cells import PLACEHOLDERS, Wrongs
@@ -27,6 +28,7 @@ SUFFIXES = tuple(f".{name}{end}" for name in ("jsonl", "ndjson", "json") for end
 
 _LINES = Records(quotes=False)
 _SAMPLE_BYTES = 1 << 20
+_SAMPLE_ROWS = 1000
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _BOM = b"\xef\xbb\xbf"
 
@@ -35,26 +37,21 @@ def schema(file: File) -> Any:
     """The keys of the first objects, with types as they suggest. Raises `Invalid` when there are none."""
     with Opened(file) as opened:
         sample = compression.plain(opened).read(_SAMPLE_BYTES).removeprefix(_BOM)
+    lines = [line for line in (sample[: _LINES.end(sample)] or sample).split(b"\n") if line.strip()]
     found: dict[str, set[type]] = {}
-    for line in (sample[: _LINES.end(sample)] or sample).split(b"\n"):
-        if not line.strip():
+    wrong: Invalid | None = None
+    for line in lines[:_SAMPLE_ROWS]:
+        try:
+            value = read_json(line)
+        except Invalid as error:  # a fault of the row, if others are well
+            wrong = wrong or error
             continue
-        value = _object(line, file.name)
-        for name, given in value.items():
+        for name, given in value.items() if isinstance(value, dict) else ():
             found.setdefault(name, set()).add(type(given))
     if not found:
-        raise refuse(f"{file.name!r} has no rows, or rows without columns")
+        why = wrong or "there is no object with a key in its first lines"
+        raise refuse(f"{file.name!r} is not JSON lines: {why}", expected="one object per line")
     return pa.schema([(name, _type(kinds)) for name, kinds in found.items()])
-
-
-def _object(line: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = read_json(line)
-    except Invalid as error:
-        raise refuse(f"{name!r} is not JSON lines: {error}", expected="one object per line") from error
-    if not isinstance(value, dict):
-        raise refuse(f"{name!r} is not JSON lines: a line is no object", expected="one object per line")
-    return value
 
 
 def _type(kinds: set[type]) -> Any:
@@ -79,10 +76,25 @@ def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[
     rows = _Lines(columns)
     for data in _blocks(opened, part):
         lines = [line for line in data.split(b"\n") if line.strip()]
+        if not lines:
+            continue
         pieces: list[Rows] = []
         wrong: Wrongs = {}
         rows.take(lines, 0, pieces, wrong)
-        yield Block(len(lines), _joined(pieces), _extra(lines, extra), None, wrong)
+        yield Block(len(lines), _joined(pieces), _extra(lines, extra, wrong), None, wrong)
+
+
+def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
+    """Record batches of the columns of `schema`; a key that a row lacks is null. Raises `Invalid` where a
+    value is not of its type."""
+    options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    for data in _blocks(opened, part):
+        whole = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
+        try:
+            table = pj.read_json(pa.BufferReader(data), whole, options)
+        except pa.ArrowInvalid as error:
+            raise refuse(f"{opened.file.name!r} is not like its first rows: {error}") from error
+        yield from table.combine_chunks().to_batches()
 
 
 def _blocks(opened: Opened, part: Part) -> Iterator[bytes]:
@@ -148,18 +160,21 @@ def _joined(pieces: list[Rows]) -> Rows:
     return Rows(columns=tuple(np.concatenate(c) for c in columns))
 
 
-def _extra(lines: Sequence[bytes], names: Sequence[str]) -> Any:
+def _extra(lines: Sequence[bytes], names: Sequence[str], wrong: Wrongs) -> Any:
     fields = [pa.field(n, pa.string()) for n in names]
     if not names:
         return pa.RecordBatch.from_arrays([], schema=pa.schema([]))
     texts: list[list[str | None]] = [[] for _ in names]
-    for line in lines:
+    for index, line in enumerate(lines):
         try:
             value = _RAW.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # a fault of the row already
-            value = {}
-        for name, into in zip(names, texts, strict=True):
-            into.append(_text(value.get(name)))
+            found = [_text(value.get(name)) for name in names]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            found = [None] * len(names)
+            if index not in wrong:
+                wrong[index] = [FieldError(f"the line is no JSON: {error}", index)]
+        for into, text in zip(texts, found, strict=True):
+            into.append(text)
     return pa.RecordBatch.from_arrays([pa.array(t, pa.string()) for t in texts], schema=pa.schema(fields))
 
 

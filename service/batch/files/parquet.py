@@ -97,8 +97,7 @@ def batches(opened: Opened, part: Part, names: Sequence[str]) -> Iterator[Any]:
 
 def _open(opened: Opened) -> Any:
     try:
-        return pq.ParquetFile(
-            pa.PythonFile(Stream(opened), mode="r"), buffer_size=BUFFER_BYTES, pre_buffer=False
-        )
+        stream = pa.PythonFile(Stream(opened), mode="r")
+        return pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise refuse(f"{opened.file.name!r} is no Parquet file, or not whole: {str(error)[:300]}") from error

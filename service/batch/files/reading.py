@@ -6,44 +6,25 @@ file that is damaged, or no longer the one that was planned, is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from registry.errors import FieldError, Invalid
-from service.batch.files import csvs, lines, parquet
 from service.batch.files.dataset import Batch, Block, Dataset, Fault, File, Part, refuse
+from service.batch.files.formats import cast, extra_schema, format_of, schema_of
 from service.batch.files.places import Opened, listed
 from service.runtime.codec.columns import Column, Faults, rows_of, show
 
 MAX_MESSAGES = 5  # of one row in the errors file
 
-Reader = Callable[[Opened, Part, Sequence[Column], Sequence[str]], Iterator[Block]]
-
-
-class _Format(NamedTuple):
-    suffixes: tuple[str, ...]
-    schema: Callable[[File], Any]
-    cut: Callable[[Dataset, int], list[Part]]
-    read: Reader
-    typed: bool  # a file says its columns' types itself
-
-
-FORMATS = {
-    "text/csv": _Format(csvs.SUFFIXES, csvs.schema, csvs.cut, csvs.read, typed=False),
-    "application/x-ndjson": _Format(lines.SUFFIXES, lines.schema, lines.cut, lines.read, typed=False),
-    "application/vnd.apache.parquet": _Format(
-        parquet.SUFFIXES, parquet.schema, parquet.cut, parquet.read, typed=True
-    ),
-}
-
 
 def open_dataset(location: str, media_type: str) -> Dataset:
     """The file at `location`, or all files of that format in the directory there, in the order of their
     names. Raises `Invalid` when one is empty, damaged, of another format, or has other columns."""
-    form = _format(media_type)
+    form = format_of(media_type)
     files = listed(location, form.suffixes)
     schemas = [form.schema(_not_empty(f)) for f in files]
     first = schemas[0]
@@ -60,9 +41,25 @@ def open_dataset(location: str, media_type: str) -> Dataset:
 
 def split(dataset: Dataset) -> list[Part]:
     """The partitions in the order of the input; at least one, which may be empty."""
-    form = _format(dataset.media_type)
-    parts = [part for index in range(len(dataset.files)) for part in form.cut(dataset, index)]
+    cut = format_of(dataset.media_type).cut
+    parts = [part for index in range(len(dataset.files)) for part in cut(dataset, index)]
     return [p for p in parts if p.rows != 0] or parts[:1]
+
+
+def check_head(
+    dataset: Dataset, columns: Sequence[Column], extra: Sequence[str], id_column: str | None, rows: int
+) -> Batch:
+    """The first rows, at most `rows`, as `read` will see them. Raises what `read` raises; `Invalid` names
+    each column that the input does not have, or has in another type."""
+    form, file = format_of(dataset.media_type), dataset.files[0]
+    _check_names(dataset, columns, extra)
+    schema = extra_schema(dataset, extra)
+    with Opened(file) as opened:
+        for block in form.read(opened, Part(0, 0, 1 if form.typed else file.bytes), columns, extra):
+            block.extra = cast(block.extra, schema, file)
+            return _batch(block.piece(0, min(rows, block.length)), 0, extra, id_column)
+    empty = rows_of(columns, [c.array([]) for c in columns], 0)
+    return Batch(empty, pa.RecordBatch.from_pylist([], schema=schema), [], 0)
 
 
 def read(
@@ -72,44 +69,30 @@ def read(
     to hand on. Raises `Changed` when the file is not the one that was planned, `Invalid` when it cannot be
     read or lacks a column."""
     _check_names(dataset, columns, extra)
+    schema = extra_schema(dataset, extra)
     with Opened(dataset.files[part.file]) as opened:
         base = 0
-        for block in _format(dataset.media_type).read(opened, part, columns, extra):
+        for block in format_of(dataset.media_type).read(opened, part, columns, extra):
+            block.extra = cast(block.extra, schema, opened.file)
             for piece in block.pieces():
                 yield _batch(piece, base, extra, id_column)
                 base += piece.length
         opened.check()
 
 
-def check_head(
-    dataset: Dataset, columns: Sequence[Column], extra: Sequence[str], id_column: str | None, rows: int
-) -> Batch:
-    """The first rows, at most `rows`, as `read` will see them. Raises what `read` raises; `Invalid` names
-    each column that the input does not have, or has in another type."""
-    _check_names(dataset, columns, extra)
-    part = Part(0, 0, 1 if _format(dataset.media_type).typed else dataset.files[0].bytes)
-    with Opened(dataset.files[0]) as opened:
-        for block in _format(dataset.media_type).read(opened, part, columns, extra):
-            return _batch(block.piece(0, min(rows, block.length)), 0, extra, id_column)
-    empty = rows_of(columns, [c.array([]) for c in columns], 0)
-    return Batch(empty, extra_schema(dataset, extra).empty_table().to_batches(), [], 0)
-
-
-def extra_schema(dataset: Dataset, extra: Sequence[str]) -> Any:
-    """The Arrow schema of `Batch.extra`: text where the format has no types."""
-    form = _format(dataset.media_type)
-    if not form.typed:
-        return pa.schema([(name, pa.string()) for name in extra])
-    schema = form.schema(dataset.files[0])
-    return pa.schema([schema.field(name) for name in extra])
-
-
-def suffix(media_type: str) -> str:
-    """What the names of such files end with. Raises `Invalid` for a type that is not known."""
-    return _format(media_type).suffixes[0]
+def tables(dataset: Dataset, part: Part, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """The part as record batches of `columns` (None: all), of the same types in every part. For training:
+    a cell that is not of its column's type raises `Invalid`."""
+    names = dataset.columns if columns is None else tuple(columns)
+    _check_names(dataset, (), names)
+    schema = schema_of(dataset, names)
+    with Opened(dataset.files[part.file]) as opened:
+        yield from format_of(dataset.media_type).tables(opened, part, schema)
+        opened.check()
 
 
 def _check_names(dataset: Dataset, columns: Sequence[Column], extra: Sequence[str]) -> None:
+    """Raises `Invalid` naming each feature, id or passthrough column that the input does not have."""
     faults = Faults()
     for column in columns:
         if column.name not in dataset.columns:
@@ -136,13 +119,6 @@ def _batch(block: Block, base: int, extra: Sequence[str], id_column: str | None)
     good[list(block.wrong)] = False
     kept = block.extra.filter(pa.array(good)) if extra else block.extra
     return Batch(block.rows.take(good), kept, faults, block.length)
-
-
-def _format(media_type: str) -> _Format:
-    if media_type not in FORMATS:
-        message = f"the input's media type {media_type!r} is not known"
-        raise refuse(message, "input.media_type", "one of " + ", ".join(FORMATS))
-    return FORMATS[media_type]
 
 
 def _not_empty(file: File) -> File:
