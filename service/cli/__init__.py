@@ -21,6 +21,7 @@ from service.cli import (
     models,
     predict,
     publish,
+    schedules,
     server,
     tuf,
 )
@@ -75,6 +76,11 @@ jobs_app = Typer(
     cls=groups.ListByDefault,
     rich_markup_mode=None,
 )
+schedules_app = Typer(
+    help="Schedules: list, create, show, pause, resume, run now, history, delete.",
+    cls=groups.ListByDefault,
+    rich_markup_mode=None,
+)
 
 app.command("serve")(server.serve)
 app.command("worker")(server.worker)
@@ -101,6 +107,15 @@ jobs_app.command("cancel")(jobs.cancel)
 jobs_app.command("resume")(jobs.resume)
 jobs_app.command("output")(jobs.output)
 jobs_app.command("errors")(jobs.errors)
+app.add_typer(schedules_app, name="schedules")
+schedules_app.command(groups.LIST)(schedules.list_schedules)
+schedules_app.command("create")(schedules.create)
+schedules_app.command("show")(schedules.show)
+schedules_app.command("pause")(schedules.pause)
+schedules_app.command("resume")(schedules.resume)
+schedules_app.command("run")(schedules.run)
+schedules_app.command("history")(schedules.history)
+schedules_app.command("delete")(schedules.delete)
 app.command("promote")(aliases.promote)
 app.command("rollback")(aliases.rollback)
 app.command("history")(aliases.history)
