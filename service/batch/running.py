@@ -6,13 +6,15 @@ import sys
 import threading
 from collections.abc import Callable
 
-from registry import db
+from registry import db, jobs
 from registry.artifacts import Store
 from service import telemetry
 from service.batch.chores import Chores
 from service.batch.models import Models
 from service.batch.scheduler import Scheduler
 from service.batch.scoring import Scoring
+from service.batch.training import Training
+from service.batch.work import Work
 from service.batch.worker import Worker
 from service.builds.children import end_with_parent, stop_signal
 from service.builds.forkserver import Forked, ForkServer
@@ -56,7 +58,11 @@ def run(settings: Settings, stopped: Callable[[], object]) -> None:
     engine = db.connect(settings.url)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
     models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
-    worker = Worker(settings, sessions, {("score", "local"): Scoring(settings, sessions, store, models)})
+    works: dict[tuple[str, str], Work] = {
+        (jobs.SCORE, "local"): Scoring(settings, sessions, store, models),
+        (jobs.TRAIN, "local"): Training(settings, sessions, store, forks.server),
+    }
+    worker = Worker(settings, sessions, works)
     chores, scheduler = Chores(settings, engine, sessions, store), Scheduler(sessions, store)
     worker.start()
     chores.start()
