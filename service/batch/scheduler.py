@@ -34,6 +34,7 @@ def check(session: Session, settings: Settings, store: Store, spec: Spec) -> Non
     version = accept.version_of(session, spec)
     accept.layout(spec, versions.signature_of(version))
     if (artifact := spec["input"].get("artifact")) is not None:
+        versions.hold_blobs(session, shared=True)
         versions.require_blob(store, artifact, "input.artifact")
     else:
         places.inside(settings.roots, spec["input"]["uri"])

@@ -8,12 +8,13 @@ import time
 import msgspec
 import pytest
 
-from registry import db, garbage, versions
+from registry import db, garbage, jobs, schedules, versions
 from registry.artifacts import Store
 from registry.build.job import Built
 from registry.db import Sessions
 from registry.errors import Invalid
 from tests.registry.helpers import SIGNATURE, build, publish, threads
+from tests.registry.scheduled import add
 
 DAY = 24 * 3600.0
 
@@ -59,6 +60,37 @@ def test_a_deleted_version_leaves_its_blobs_to_the_collection(sessions: Sessions
             versions.remove(session, "fraud", number)
         _age(store, sha256)
         assert _collect(sessions, store).blobs == gone
+
+
+def test_what_jobs_and_schedules_read_and_made_stays_as_long_as_they_do(
+    sessions: Sessions, store: Store
+) -> None:
+    names = ("input", "output", "errors", "estimator", "training", "next", "then")
+    blobs = {name: _put_old(store, name.encode()) for name in names}
+    score = {"kind": "score", "model": "fraud", "input": {"artifact": blobs["input"]}}
+    train = {
+        "kind": "train",
+        "estimator": {"artifact": blobs["estimator"]},
+        "input": {"artifact": blobs["training"]},
+        "then": {"kind": "score", "input": {"artifact": blobs["then"]}},
+    }
+    with sessions.begin() as session:
+        job = jobs.create(session, jobs.NewJob(kind="score", spec=score, model="fraud"), by="ann")
+        job.output, job.errors = blobs["output"], blobs["errors"]
+        jobs.end(session, job, jobs.DONE)
+        jobs.create(session, jobs.NewJob(kind="train", spec={**train, "then": None}, model="fraud"), by="ann")
+    add(sessions, "train", job=train)
+    add(sessions, "score", job={**score, "input": {"artifact": blobs["next"]}})
+    assert _collect(sessions, store).blobs == []
+    with sessions.begin() as session:
+        schedules.remove(session, "train")
+    assert _collect(sessions, store).blobs == [blobs["then"]]
+    with sessions.begin() as session:
+        job = jobs.get(session, job.id)
+        job.expires_at = job.created_at
+    with sessions.begin() as session:
+        assert jobs.forget(session) == [job.id]
+    assert set(_collect(sessions, store).blobs) == {blobs[n] for n in ("input", "output", "errors")}
 
 
 def test_interrupted_uploads_go_after_their_grace_but_not_in_a_dry_run(
