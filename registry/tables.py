@@ -94,9 +94,7 @@ class VersionRow(Base):
     runtime: Mapped[str | None]
     runtime_reason: Mapped[str | None]
     servable: Mapped[str | None] = mapped_column(index=True)
-    forest: Mapped[str | None] = mapped_column(
-        index=True
-    )  # a blob: the trees as one flat table
+    forest: Mapped[str | None] = mapped_column(index=True)  # a blob: the trees as one flat table
     signature: Mapped[dict[str, Any] | None]
     lineage: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]

@@ -14,9 +14,12 @@ from sqlalchemy import Engine, inspect, select, text
 
 from migrations import HEAD
 from migrations.run import config
-from registry import changes, db
+from registry import (
+    batch_tables,  # noqa: F401 - its tables are part of the metadata
+    changes,
+    db,
+)
 from registry.errors import TriviumError
-from registry import batch_tables  # noqa: F401 - its tables are part of the metadata
 from registry.tables import Base, RevisionRow
 from tests.registry import crowd
 from tests.registry.conftest import Empty

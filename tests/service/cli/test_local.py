@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from migrations import HEAD
+from registry import db, jobs
 from registry.artifacts import Store
 from registry.garbage import GRACE_S
+from service.batch import accept
 from tests.service.cli.conftest import TRIVIUM
+from tests.service.estimators import yes_or_no
 
 
 @pytest.fixture
@@ -137,32 +141,37 @@ def test_serve_says_which_address_is_taken(server, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
-def test_a_worker_process_builds_what_a_server_has_not_and_ends_when_told(
-    local, trivium, server, files, home
-):
-    from registry import db, queue, versions
-
-    local("migrate")
+def test_a_worker_process_does_a_job_without_any_server_and_ends_when_told(published_home, tmp_path):
+    home = Path(shutil.copytree(published_home, tmp_path / "published"))
+    (home / "rows.csv").write_bytes(yes_or_no().frame.to_csv(index=False).encode())
     engine = db.connect(f"sqlite:///{home / 'registry.db'}")
-    store = Store(home / "blobs")
-    artifact = store.put([files.model.read_bytes()]).sha256
+    spec = {
+        "kind": "score",
+        "model": "flag",
+        "input": {"uri": str(home / "rows.csv")},
+        "output": {"media_type": "text/csv"},
+        "engine": "local",
+        "max_attempts": 1,
+        "expires_in": None,
+    }
     with db.sessions(engine).begin() as session:
-        new = versions.NewVersion(model="queued", artifact=artifact, format="sklearn-joblib")
-        versions.publish(session, store, new, by="a test")
-    env = os.environ | {"TRIVIUM_HOME": str(home)}
+        version = accept.version_of(session, spec)
+        job_id = accept.accept(session, Store(home / "blobs"), spec, version, by="a test").id
+    env = os.environ | {"TRIVIUM_HOME": str(home), "TRIVIUM_BATCH_ROOTS": str(home)}
     worker = subprocess.Popen([TRIVIUM, "worker"], env=env, stderr=subprocess.DEVNULL)
     try:
         given_up = time.monotonic() + 60
-        while time.monotonic() < given_up and worker.poll() is None:
+        state = jobs.QUEUED
+        while state in jobs.OPEN and time.monotonic() < given_up and worker.poll() is None:
             with db.reading(db.sessions(engine)) as session:
-                if not queue.depth(session, (versions.BUILD,)):
-                    break
+                state = jobs.get(session, job_id).state
     finally:
         worker.send_signal(signal.SIGINT)
         worker.send_signal(signal.SIGTERM)  # two at once are no reason to hang
         assert worker.wait(60) == 0
     with db.reading(db.sessions(engine)) as session:
-        assert versions.get(session, "queued", 1).state == "ready"
+        job = jobs.get(session, job_id)
+        assert (job.state, job.error) == (jobs.DONE, None)
     engine.dispose()
 
 
