@@ -1,6 +1,6 @@
 """A large file from the server: as it comes, resumed where it broke off, and checked against its sha256.
 
-Nothing of it is in memory but the block at hand.
+Nothing of it is in memory but the block at hand, and no byte that arrived is asked for again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import NamedTuple
 from service.client.errors import ServerRefused, Unreachable, WrongBytes, is_away
 from service.client.http import Client
 
-BLOCK = 1 << 20
 LOST_S = 60.0
 """How long a transfer is tried again without a single byte arriving."""
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
@@ -62,7 +61,7 @@ def blocks(client: Client, remote: Remote, start: int = 0) -> Iterator[bytes]:
             with client.stream(remote.url, headers=headers) as response:
                 if start and response.status_code != 206:
                     raise WrongBytes(remote.url, remote.sha256)
-                for block in response.iter_bytes(BLOCK):
+                for block in response.iter_bytes():
                     start += len(block)
                     yield block
                     given_up, pause = time.monotonic() + LOST_S, 0.1
