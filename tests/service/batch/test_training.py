@@ -4,13 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sklearn.decomposition import IncrementalPCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import SGDClassifier, SGDRegressor
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import RobustScaler, StandardScaler
+from sqlalchemy import func, select
 
+from registry import db, jobs, queue, versions
+from registry.batch_tables import JobRow
+from registry.errors import Invalid
+from registry.tables import VersionRow
 from service.builds.forkserver import ForkServer
 from tests.registry.build.fit.data import cancer, cut, diabetes, digits, rows
 from tests.service.batch.trainings import Trainings
@@ -87,3 +94,176 @@ def test_what_cannot_be_trained_fails_at_once_and_by_name(trainings: Trainings) 
     assert job.state == "failed"
     assert "RobustScaler (step 'robustscaler') has no partial_fit" in str(job.error)
     assert trainings.partitions(job.id) == []
+
+
+def test_rows_held_out_are_never_trained_on_and_are_what_it_is_measured_by(trainings: Trainings) -> None:
+    table = cancer().assign(row=np.arange(569.0))
+    job = trainings.run(trainings.start(KNeighborsClassifier(1), cut(table, 4), strategy="single"))
+    assert job.state == "done", job.error
+    trained = set(trainings.model()._fit_X[:, -1].astype(int).tolist())
+    version = trainings.version()
+    example = pq.read_table(trainings.store.path(version.example["artifact"])).to_pandas()
+    held = set(example.row.astype(int))
+    assert trained | held == set(range(569))
+    assert not trained & held
+    malignant = example.y.eq("malignant").mean()
+    assert abs(malignant - 212 / 569) < 0.02
+    right = trainings.model().predict(rows(example)) == example.y
+    assert version.metrics["accuracy"] == pytest.approx(right.mean())
+
+
+def test_without_validation_nothing_is_held_out_and_nothing_measured(trainings: Trainings) -> None:
+    job = trainings.run(
+        trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", validation=0)
+    )
+    assert job.state == "done", job.error
+    assert trainings.version().metrics == {}
+    assert (job.manifest or {})["rows"] == 569
+    assert {p.stage for p in trainings.partitions(job.id)} == {"00-read", "01-fit", "02-merge"}
+
+
+def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Trainings) -> None:
+    table = cancer().assign(row=np.arange(569.0))
+    job = trainings.run(
+        trainings.start(
+            KNeighborsClassifier(1), cut(table, 3), strategy="single", sampling="balanced", validation=0
+        )
+    )
+    assert job.state == "done", job.error
+    taken = table.y.to_numpy()[trainings.model()._fit_X[:, -1].astype(int)]
+    assert dict(zip(*np.unique(taken, return_counts=True), strict=True)) == {"benign": 212, "malignant": 212}
+
+
+def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings: Trainings) -> None:
+    job = trainings.run(
+        trainings.start(RandomForestClassifier(3), cut(digits(), 2), strategy="ensemble", partitions=5)
+    )
+    assert job.state == "done", job.error
+    assert len(trainings.model().estimators_) == 15
+    fits = [p.rows for p in trainings.partitions(job.id) if p.stage == "01-fit"]
+    assert max(fits) - min(fits) <= 2
+
+
+def test_a_partition_with_other_columns_is_refused_by_its_name_and_the_column(trainings: Trainings) -> None:
+    parts = cut(cancer(), 4)
+    parts[3] = parts[3].rename(columns={"mean_radius": "radius"})
+    with pytest.raises(Invalid, match=r"part-3.parquet.*mean_radius"):
+        trainings.start(SGDClassifier(), parts)
+
+
+def test_an_input_without_the_target_is_refused(trainings: Trainings) -> None:
+    with pytest.raises(Invalid, match="the target 'label' is no column of the input"):
+        trainings.start(SGDClassifier(), cut(cancer(), 2), target="label")
+
+
+def test_an_input_that_changed_since_it_was_planned_fails_the_job(trainings: Trainings) -> None:
+    parts = cut(cancer(), 4)
+    job_id = trainings.start(SGDClassifier(), parts, max_attempts=1)
+    trainings.worker.step()  # planned
+    parts[3].iloc[::-1].to_parquet(trainings.data / "part-3.parquet")
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    assert "part-3.parquet" in str(job.error)
+
+
+def test_columns_of_another_type_fail_the_job_by_the_partition(trainings: Trainings) -> None:
+    parts = cut(cancer(), 4)
+    parts[3]["mean_radius"] = parts[3].mean_radius.astype(str) + " cm"
+    job = trainings.run(trainings.start(SGDClassifier(), parts, ".csv"))
+    assert job.state == "failed"
+    assert "partition 3 (part-3.csv)" in str(job.error)
+
+
+def test_missing_values_that_an_estimator_refuses_fail_the_job_with_its_words(trainings: Trainings) -> None:
+    parts = cut(cancer(), 3)
+    parts[1].loc[5, "mean_radius"] = np.nan
+    job = trainings.run(trainings.start(SGDClassifier(), parts, validation=0))
+    assert job.state == "failed"
+    assert "partition 01-fit/1" in str(job.error)
+    assert "Input X contains NaN" in str(job.error)
+
+
+def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainings) -> None:
+    parts = cut(diabetes(), 3)
+    parts[0].loc[:9, "y"] = np.nan
+    job = trainings.run(trainings.start(SGDRegressor(), parts, validation=0))
+    assert job.state == "done", job.error
+    found = trainings.progress(job.id)
+    assert (found.rows_done, found.rows_failed) == (432, 10)
+
+
+def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> None:
+    job_id = trainings.start(
+        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), cut(cancer(), 4)
+    )
+    for _ in range(8):  # planned, read 4 times, assembled, two partitions of the scaler's pass
+        trainings.worker.step()
+    done = {(p.stage, p.number): p.result for p in trainings.partitions(job_id) if p.result}
+    assert len(done) == 6, done
+    claimed(trainings)  # by a worker that dies at once
+    trainings.worker = trainings.new_worker()
+    job = trainings.run(job_id)
+    assert job.state == "done", job.error
+    now = {(p.stage, p.number): p.result for p in trainings.partitions(job_id)}
+    assert {place: now[place] for place in done} == done, "what was done was not done again"
+    whole = StandardScaler().fit(rows(cancer()))
+    assert trainings.model()[0].n_samples_seen_ == trainings.version().lineage["training"]["rows"]
+    assert trainings.model()[0].mean_.shape == whole.mean_.shape
+
+
+def claimed(trainings: Trainings) -> None:
+    with trainings.sessions.begin() as session:
+        assert queue.claim(session, jobs.KINDS, "dead", lease_s=-1.0) is not None
+
+
+def test_a_failed_training_goes_on_when_it_is_resumed(trainings: Trainings) -> None:
+    parts = cut(cancer(), 3)
+    job_id = trainings.start(SGDClassifier(loss="log_loss"), parts, ".csv", max_attempts=1)
+    trainings.worker.step()
+    place = trainings.data / "part-1.csv"
+    aside = place.rename(trainings.data / "aside")
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    aside.rename(place)
+    with trainings.sessions.begin() as session:
+        jobs.resume(session, job_id)
+    job = trainings.run(job_id)
+    assert (job.state, job.version) == ("done", 1), job.error
+
+
+def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Trainings) -> None:
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble")
+    while trainings.job(job_id).version is None:
+        trainings.worker.step()
+    with trainings.sessions.begin() as session:
+        versions.reject(session, trainings.job(job_id).version_id or 0, "nobody wants it")
+    while trainings.job(job_id).state in jobs.OPEN:
+        trainings.worker.step()
+    job = trainings.job(job_id)
+    assert (job.state, job.version) == ("failed", 1)
+    assert "m:1 was rejected: nobody wants it" in str(job.error)
+
+
+def test_what_follows_is_scored_with_exactly_the_version_that_was_trained(trainings: Trainings) -> None:
+    then = {"kind": "score", "input": {"uri": str(trainings.data)}, "passthrough": ["y"]}
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", then=then)
+    job = trainings.run(job_id)
+    assert job.state == "done", job.error
+    with db.reading(trainings.sessions) as session:
+        (child,) = session.scalars(select(JobRow).where(JobRow.parent_id == job_id))
+    assert (child.kind, child.model, child.version, child.version_id) == ("score", "m", 1, job.version_id)
+    scored = trainings.run(child.id)
+    assert scored.state == "done", scored.error
+    assert (scored.manifest or {})["rows"] == 569
+
+
+def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble")
+    for _ in range(5):
+        trainings.worker.step()
+    with trainings.sessions.begin() as session:
+        jobs.cancel(session, job_id)
+    trainings.worker.step()
+    assert trainings.job(job_id).state == "cancelled"
+    with db.reading(trainings.sessions) as session:
+        assert session.scalar(select(func.count()).select_from(VersionRow)) == 0

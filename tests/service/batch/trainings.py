@@ -1,4 +1,4 @@
-"""Trainings with everything real but the processes: the worker's steps and the builds are taken one by one."""
+"""Trainings with a real worker, whose steps are taken one by one, real children, and builds in between."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from registry.artifacts import Store
 from registry.batch_tables import JobRow, PartitionRow
 from registry.tables import VersionRow
 from service.batch import train_accept
+from service.batch.models import Models
+from service.batch.scoring import Scoring
 from service.batch.train_schemas import TrainBody
 from service.batch.training import Training
 from service.batch.worker import Worker
-from service.builds.forkserver import ForkServer
+from service.builds.forkserver import Forked, ForkServer
 from service.builds.work import Builds
 from service.config import Settings
+from service.runtime.batch import BatchLoader, is_shared
+from service.runtime.isolated import IsolatedSpec
 
 
 class Trainings:
@@ -37,7 +41,13 @@ class Trainings:
         self.worker = self.new_worker()
 
     def new_worker(self) -> Worker:
-        return Worker(self.settings, self.sessions, {("train", "local"): self.training})
+        load = BatchLoader(self.sessions, self.store, self.isolated, self.settings.predict_deadline_s)
+        scoring = Scoring(self.settings, self.sessions, self.store, Models(load, is_shared))
+        works = {("train", "local"): self.training, ("score", "local"): scoring}
+        return Worker(self.settings, self.sessions, works)
+
+    def isolated(self, spec: IsolatedSpec) -> Forked:
+        return self.forks.isolated(spec, self.settings.build_memory_mb)
 
     def write(self, parts: list[pd.DataFrame], suffix: str = ".parquet") -> str:
         for number, part in enumerate(parts):
