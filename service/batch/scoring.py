@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from registry import db, jobs, versions
-from registry.artifacts import Store
+from registry.artifacts import Store, Writing
 from registry.batch_tables import JobRow, PartitionRow
 from registry.rows import Array, Outputs
 from registry.signature import Signature
@@ -20,7 +20,7 @@ from registry.tables import VersionRow
 from service.batch import files, places
 from service.batch.accept import Layout, layout
 from service.batch.models import Models
-from service.batch.work import Alive, Hopeless, Piece, Stage, Whole, folder
+from service.batch.work import Alive, Gone, Hopeless, Piece, Stage, Whole, folder
 from service.config import Settings
 from service.runtime.codec.answers import Answers
 from service.runtime.onnx import NUMPY
@@ -48,6 +48,7 @@ class Scoring:
 
     def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
         signature = self._signature(job)
+        self._check_so_far(job)
         dataset = msgspec.convert((job.plan or {})["dataset"], files.Dataset)
         part = msgspec.convert(row.part, files.Part)
         home = folder(self._settings, job.id)
@@ -70,13 +71,16 @@ class Scoring:
         rows, failed = sum(p.rows for p in pieces), sum(p.failed for p in pieces)
         _check_threshold(job.spec.get("error_threshold"), rows, failed)
         home, parts = folder(self._settings, job.id), [p.result or {} for p in pieces]
+        if gone := [(p.stage, p.number) for p in pieces if not _is_there(home, p.result or {})]:
+            raise Gone(gone)
         with self._store.writing() as sink:
-            files.assemble([home / p["file"] for p in parts], job.spec["output"]["media_type"], sink)
+            out = _Watched(sink, lambda: alive(rows, failed))
+            files.assemble([home / p["file"] for p in parts], job.spec["output"]["media_type"], out)
             output = sink.commit()
         errors = None
         if failed:
             with self._store.writing() as sink:
-                files.assemble_errors(_errors(home, pieces), sink)
+                files.assemble_errors(_errors(home, pieces), _Watched(sink, lambda: alive(rows, failed)))
                 errors = sink.commit().sha256
         manifest = {
             "rows": rows,
@@ -86,6 +90,16 @@ class Scoring:
             "parts": parts,
         }
         return Whole(manifest, output.sha256, errors)
+
+    def _check_so_far(self, job: JobRow) -> None:
+        """Raises `Hopeless` when too many rows have failed already, whatever becomes of the others."""
+        threshold = job.spec.get("error_threshold")
+        if threshold is None:
+            return
+        with db.reading(self._sessions) as session:
+            found = jobs.progress(session, [job.id])[job.id]
+        if found.rows_total is not None:
+            _check_threshold(threshold, found.rows_total - found.rows_failed, found.rows_failed)
 
     def _signature(self, job: JobRow) -> Signature:
         """Of the job's version. Raises `Hopeless` when it was deleted or archived meanwhile."""
@@ -99,6 +113,17 @@ class Scoring:
                     f"{name} is {version.state}; bring it back (archived: false), then resume the job"
                 )
             return versions.signature_of(version)
+
+
+class _Watched:
+    """A sink that goes on only while somebody wants it filled."""
+
+    def __init__(self, sink: Writing, alive: Callable[[], None]) -> None:
+        self._sink, self._alive = sink, alive
+
+    def write(self, chunk: bytes) -> None:
+        self._alive()
+        self._sink.write(chunk)
 
 
 def score(
@@ -176,6 +201,15 @@ def _check_threshold(threshold: float | None, rows: int, failed: int) -> None:
         raise Hopeless(
             f"{failed} of {rows + failed} rows failed ({share:.2%}), the threshold is {threshold:.2%}"
         )
+
+
+def _is_there(home: Path, result: dict[str, Any]) -> bool:
+    """Whether the files that a partition made are, with all their bytes."""
+    file, errors = home / result["file"], result["errors"]
+    try:
+        return file.stat().st_size == result["bytes"] and (errors is None or (home / errors).is_file())
+    except FileNotFoundError:
+        return False
 
 
 def _errors(home: Path, pieces: Sequence[PartitionRow]) -> Iterator[tuple[Path, int]]:

@@ -60,6 +60,16 @@ class Later(Exception):
         self.in_s = in_s
 
 
+class Gone(Exception):
+    """What partitions made is not there any more when it is to be assembled: they have to be done again."""
+
+    def __init__(self, places: Sequence[tuple[str, int]]) -> None:
+        """`places`: stages and numbers."""
+        numbers = ", ".join(str(number) for _, number in places[:5]) + ", ..." * (len(places) > 5)
+        super().__init__(f"the files of {len(places)} partitions are gone or cut short ({numbers})")
+        self.places = places
+
+
 class Work(Protocol):
     def plan(self, job: JobRow, alive: Alive) -> Stage:
         """Freeze the input and cut it. What is raised fails the attempt."""
@@ -70,7 +80,7 @@ class Work(Protocol):
         ...
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole | Stage:
-        """All partitions are done: make the whole of them, or say what is to be done next."""
+        """All partitions are done: make the whole of them, or say what is to be done next. Raises `Gone`."""
         ...
 
 

@@ -10,8 +10,10 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from registry import db, jobs, queue
@@ -20,7 +22,7 @@ from registry.errors import NotFound, StaleTask, TriviumError
 from registry.queue import Task
 from registry.tables import now
 from service import telemetry
-from service.batch.work import Hopeless, Later, Piece, Stage, Whole, Work, discard
+from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard
 from service.config import Settings
 
 LEASE_S = 6.0
@@ -76,28 +78,30 @@ class Worker:
         self._sessions = sessions
         self._works = works
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._stopping = threading.Event()
+        self._stopping, self._stopped = threading.Event(), threading.Event()
         self._claiming = threading.Lock()  # one lane looks for a task at a time
         self._flights: set[Flight] = set()
-        self._threads = [
+        self._lanes = [
             threading.Thread(target=self._loop, args=(self.step,), name=f"lane {n}", daemon=True)
             for n in range(settings.batch_lanes)
         ]
-        self._threads.append(
-            threading.Thread(target=self._loop, args=(self._beat,), name="leases", daemon=True)
-        )
+        self._leases = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
+        for thread in (*self._lanes, self._leases):
             thread.start()
 
     def stop(self, grace_s: float) -> None:
         """Give unfinished work back to the queue. A lane that does not come to an end is left alone: its
         lease runs out."""
         self._stopping.set()
-        for thread in self._threads:
+        until = time.monotonic() + grace_s
+        for thread in self._lanes:
             if thread.ident is not None:
-                thread.join(grace_s)
+                thread.join(max(0.0, until - time.monotonic()))
+        self._stopped.set()
+        if self._leases.ident is not None:
+            self._leases.join()
 
     def step(self) -> None:
         """Do one task, or wait a little when there is none."""
@@ -120,26 +124,42 @@ class Worker:
             if not queue.is_waiting(session, jobs.KINDS):
                 return None
         with self._sessions.begin() as session:
-            for lost in queue.expired(session, jobs.KINDS):
-                with contextlib.suppress(NotFound):
-                    job = jobs.lock(session, int(lost.subject.partition("/")[0]))
-                    reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
-                    jobs.end(session, job, jobs.FAILED, reason)
+            self._tell_lost(session)
             return queue.claim(
                 session, jobs.KINDS, self._name, LEASE_S, most_at_once=self._settings.batch_lanes_per_model
             )
+
+    def _tell_lost(self, session: Session) -> None:
+        lost = queue.lost(session, jobs.KINDS)
+        if lost is None:
+            return
+        with contextlib.suppress(NotFound):
+            job = jobs.lock(
+                session, int(lost.subject.partition("/")[0])
+            )  # before its tasks, as everybody does
+            if queue.expired(session, jobs.KINDS, lost.id):
+                reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
+                jobs.end(session, job, jobs.FAILED, reason)
 
     def _fly(self, flight: Flight) -> None:
         task = flight.task
         try:
             self._do(flight)
-        except (StaleTask, NotFound) as gone:  # done elsewhere, cancelled, or forgotten meanwhile
-            log.info("task.dropped", task=task.id, of=task.subject, why=str(gone))
+        except StaleTask as stale:  # done elsewhere, cancelled, or forgotten meanwhile
+            log.info("task.dropped", task=task.id, of=task.subject, why=str(stale))
         except Later as later:
             self._put_back(task, later.in_s)
+        except Gone as gone:
+            self._do_again(flight, gone)
         except Stopping:
             self._put_back(task, 0.0)
+        except OperationalError as error:  # the database's trouble is no failure of the task
+            log.warning("task.put_back", task=task.id, of=task.subject, why=str(error.orig))
+            self._put_back(task, ERROR_S)
         except Exception as error:
+            if self._stopping.is_set():  # what it was using may be closed by now
+                self._put_back(task, 0.0)
+                return
             if not isinstance(error, TriviumError | OSError):
                 log.exception("task.failed", task=task.id, kind=task.kind, of=task.subject)
             self._fail(flight, error)
@@ -157,7 +177,7 @@ class Worker:
                 pieces = jobs.partitions(session, job.id)
             made = work.assemble(job, pieces, flight.alive)
         with self._sessions.begin() as session:
-            job = jobs.lock(session, job.id)
+            job = _held(session, flight)
             queue.finish(session, flight.task.id, flight.task.fence)
             _record(session, job, flight, made)
         if job.state == jobs.DONE:
@@ -167,8 +187,7 @@ class Worker:
     def _begin(self, flight: Flight) -> tuple[JobRow, PartitionRow | None]:
         """The job, and the partition if the task is one; both as of now, and detached."""
         with self._sessions.begin() as session:
-            job = jobs.lock(session, flight.job_id)
-            queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
+            job = _held(session, flight)
             if job.state == jobs.QUEUED:
                 job.state, job.started_at = jobs.RUNNING, job.started_at or now()
             row = None
@@ -185,8 +204,9 @@ class Worker:
         """Let the task be tried again after a while; when it has failed too often, the job has."""
         task = flight.task
         why = str(error) if isinstance(error, TriviumError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(StaleTask, NotFound), self._sessions.begin() as session:
-            job = jobs.lock(session, flight.job_id)
+        log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
+        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+            job = _held(session, flight)
             failures = task.attempt
             if task.kind == jobs.PARTITION:
                 row = jobs.partition(session, job.id, *flight.place)
@@ -196,13 +216,31 @@ class Worker:
             backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
             again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
             if not again:
-                what = "" if task.kind == jobs.PLAN else f"{task.kind} {task.subject.partition('/')[2]}: "
+                what = (
+                    ""
+                    if task.kind == jobs.PLAN
+                    else f"{task.kind} {task.subject.partition('/')[2]}".strip() + ": "
+                )
                 jobs.end(session, job, jobs.FAILED, what + why)
-        log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
 
-    def _beat(self) -> None:
+    def _do_again(self, flight: Flight, gone: Gone) -> None:
+        """Instead of assembling: what is gone has to be made again. Too often, and the job has failed."""
+        log.warning("parts.gone", job=flight.job_id, why=str(gone))
+        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+            job = _held(session, flight)
+            queue.finish(session, flight.task.id, flight.task.fence)
+            rows = [jobs.partition(session, job.id, *place) for place in gone.places]
+            for row in rows:
+                jobs.partition_lost(session, job, row)
+            if any(row.failures >= job.max_attempts for row in rows):
+                jobs.end(session, job, jobs.FAILED, str(gone))
+
+    def _keep_leases(self) -> None:
+        while not self._stopped.wait(BEAT_S):  # also while the lanes come to an end
+            self.beat()
+
+    def beat(self) -> None:
         """Extend the leases of all that is in flight, and note how far it is."""
-        self._stopping.wait(BEAT_S)
         for flight in list(self._flights):
             try:
                 with self._sessions.begin() as session:
@@ -213,6 +251,8 @@ class Worker:
                             row.rows, row.failed = flight.rows, flight.failed
             except (StaleTask, NotFound):
                 flight.lost = True
+            except Exception:  # of the database, most likely: the next beat may be in time
+                log.exception("worker.beat_failed")
 
     def _loop(self, step: Callable[[], None]) -> None:
         while not self._stopping.is_set():
@@ -221,6 +261,19 @@ class Worker:
             except Exception:  # of the database, most likely: what is in flight comes back by its lease
                 log.exception("worker.thread_failed")
                 self._stopping.wait(ERROR_S)
+
+
+def _held(session: Session, flight: Flight) -> JobRow:
+    """The job, locked, while the task is this flight's: else `StaleTask`, also when the job was forgotten.
+
+    The job first, then its task, then the partition: whoever locks several does it in this order.
+    """
+    try:
+        job = jobs.lock(session, flight.job_id)
+    except NotFound as gone:
+        raise StaleTask(flight.task.id) from gone
+    queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
+    return job
 
 
 def _record(session: Session, job: JobRow, flight: Flight, made: Stage | Piece | Whole) -> None:
