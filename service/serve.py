@@ -79,6 +79,10 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
             await super().startup(sockets)
             self.completion = asyncio.create_task(self._complete())
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.services.leaving.set()
+            await super().shutdown(sockets)
+
         async def _complete(self) -> None:
             try:
                 await app.management.made()

@@ -264,6 +264,8 @@ async def _events(services: Services, found: JobRecord, job_id: int, caller: Key
         if found.state not in jobs.OPEN:
             return
         await asyncio.sleep(WATCH_S)
+        if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server
+            return
         found = await run_sync(_look, services, job_id, caller)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
@@ -27,3 +28,4 @@ class Services:
     pool: Pool
     supervisor: Supervisor
     executor: Executor  # predictions and loads that leave the event loop
+    leaving: threading.Event = field(default_factory=threading.Event)  # set: answers without end end now
