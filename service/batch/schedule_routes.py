@@ -157,14 +157,15 @@ def _check_reach(caller: Key, job: Spec) -> None:
 def _check(session: Session, services: Services, caller: Key, job: Spec) -> None:
     """Raises what a run of this job would meet, fields named as they stand in a schedule."""
     _check_reach(caller, job)
-    try:
-        scheduler.check(session, services.settings, services.store, job)
-    except Invalid as error:
-        faults = [
-            FieldError(e.message, e.instance, f"job.{e.field}" if e.field else "job", e.expected)
-            for e in error.errors
-        ]
-        raise Invalid(str(error), faults) from error
+    for place, part in (("job", job), ("job.then", job.get("then"))):
+        try:
+            if part is not None:
+                scheduler.check(session, services.settings, services.store, part)
+        except Invalid as error:
+            faults = [
+                FieldError(e.message, e.instance, f"{place}.{e.field}", e.expected) for e in error.errors
+            ]
+            raise Invalid(str(error), faults) from error
 
 
 def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:

@@ -11,13 +11,13 @@ import threading
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from registry import db, due, versions
+from registry import db, due, jobs, versions
 from registry.artifacts import Store
 from registry.batch_tables import JobRow, ScheduleRow
 from registry.errors import TriviumError
 from registry.schedules import FAILED, Start
 from service import telemetry
-from service.batch import accept, places
+from service.batch import accept, places, train_accept
 from service.batch.accept import Spec
 from service.config import Settings
 
@@ -27,26 +27,32 @@ log = telemetry.logger(__name__)
 
 
 def check(session: Session, settings: Settings, store: Store, spec: Spec) -> None:
-    """Could a schedule start this job now? Its input need not be there yet, if it has a place to be.
+    """Could a schedule start this job now, or the `then` of a training? Its input need not be there yet, if
+    it has a place to be.
 
     Raises `NotFound`, `NotReady`, `Invalid`.
     """
-    version = accept.version_of(session, spec)
-    accept.layout(spec, versions.signature_of(version))
-    if (artifact := spec["input"].get("artifact")) is not None:
-        versions.hold_blobs(session, shared=True)
-        versions.require_blob(store, artifact, "input.artifact")
-    else:
-        places.inside(settings.roots, spec["input"]["uri"])
+    if "model" in spec:
+        version = accept.version_of(session, spec)
+        accept.layout(spec, versions.signature_of(version))
+    versions.hold_blobs(session, shared=True)
+    for name in ("estimator", "input"):
+        given = spec.get(name, {})
+        if given.get("artifact") is not None:
+            versions.require_blob(store, given["artifact"], f"{name}.artifact")
+        elif given.get("uri") is not None:
+            places.inside(settings.roots, given["uri"])
 
 
 def starter(store: Store) -> Start:
-    """Makes a job of a schedule, with the version that its alias points to now."""
+    """Makes a job of a schedule. A scoring takes the version that its alias points to now."""
 
     def start(session: Session, schedule: ScheduleRow) -> JobRow:
-        spec = schedule.job
+        spec, by = schedule.job, schedule.created_by
+        if spec["kind"] == jobs.TRAIN:
+            return train_accept.accept(session, store, spec, by=by, schedule=schedule.name)
         version = accept.version_of(session, spec)
-        return accept.accept(session, store, spec, version, by=schedule.created_by, schedule=schedule.name)
+        return accept.accept(session, store, spec, version, by=by, schedule=schedule.name)
 
     return start
 
