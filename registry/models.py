@@ -6,11 +6,12 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import Select, delete, exists, func, select
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from registry import changes, queue
+from registry.batch_tables import JobRow
 from registry.errors import InUse, NotFound
 from registry.names import check_name
 from registry.pages import Page, after, cut
@@ -102,7 +103,7 @@ def tagged(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
 def remove(session: Session, name: str) -> None:
     """Delete the model, its versions and its history.
 
-    Raises `InUse` while an alias exists, or when a version was published at the same moment.
+    Raises `InUse` while an alias exists or a job needs a version, or when one was published at the same moment.
     """
     waiting = _building(session, get(session, name))
     for version_id in sorted(waiting):  # tasks before the model, like `versions.remove`
@@ -113,11 +114,20 @@ def remove(session: Session, name: str) -> None:
     aliases = session.scalars(select(AliasRow.name).where(AliasRow.model_id == model.id)).all()
     if aliases:
         raise InUse(f"{name} is still served as {', '.join(sorted(aliases))}; delete the alias first")
+    refuse_while_at_work(session, f"{name} cannot be deleted", VersionRow.model_id == model.id)
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
     session.execute(delete(DeviceReportRow).where(DeviceReportRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
     changes.note(session, "model", name)
+
+
+def refuse_while_at_work(session: Session, what: str, which: ColumnElement[bool]) -> None:
+    """Raises `InUse` naming a job that is not over and needs one of those versions."""
+    open_jobs = select(JobRow.id).join(VersionRow, VersionRow.id == JobRow.version_id)
+    job = session.scalar(open_jobs.where(JobRow.finished_at.is_(None), which).order_by(JobRow.id).limit(1))
+    if job is not None:
+        raise InUse(f"{what} while job {job} needs it; cancel the job first, or wait for it")
 
 
 def _building(session: Session, model: ModelRow) -> set[int]:

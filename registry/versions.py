@@ -219,7 +219,7 @@ def edit(
 def remove(session: Session, model: str, number: int) -> None:
     """Delete the version. Its blobs stay until garbage collection.
 
-    Raises `NotFound`, `InUse` naming the alias or the rollback it would break.
+    Raises `NotFound`, `InUse` naming the alias, the rollback or the job it would break.
     """
     # The task before the model, as whoever ends a build does: the other way round the two would deadlock.
     found = select(VersionRow.id).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
@@ -227,6 +227,7 @@ def remove(session: Session, model: str, number: int) -> None:
     owner = models.lock(session, model)
     version = get(session, model, number)
     _refuse_if_in_use(session, owner, version, "deleted")
+    models.refuse_while_at_work(session, f"{model}:{number} cannot be deleted", VersionRow.id == version.id)
     session.delete(version)
     changes.note(session, "model", model)
 

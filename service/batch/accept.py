@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from registry import aliases, jobs, versions
+from registry import aliases, jobs, models, versions
 from registry.artifacts import Store
 from registry.batch_tables import JobRow
 from registry.errors import FieldError, Invalid, NotReady
@@ -52,9 +52,14 @@ def version_of(session: Session, spec: Spec) -> VersionRow:
         version = versions.get(session, model, spec["version"])
     else:
         version = aliases.get(session, model, spec.get("alias") or aliases.CHAMPION).version
-    if version.state != versions.READY:
-        raise NotReady(f"{model}:{version.number} is {version.state}; only a ready version can score")
+    _check_ready(version)
     return version
+
+
+def _check_ready(version: VersionRow) -> None:
+    if version.state != versions.READY:
+        name = f"{version.model.name}:{version.number}"
+        raise NotReady(f"{name} is {version.state}; only a ready version can score")
 
 
 def layout(spec: Spec, signature: Signature) -> Layout:
@@ -96,7 +101,10 @@ def accept(
     schedule: str | None = None,
     parent_id: int | None = None,
 ) -> JobRow:
-    """Enqueue it, in the caller's transaction. Raises `Invalid` when the input was not uploaded."""
+    """Enqueue it, in the caller's transaction. Raises `Invalid` when the input was not uploaded, `NotFound` or
+    `NotReady` when the version went out of use meanwhile."""
+    models.lock(session, spec["model"])  # who deletes or archives a version has it, too
+    _check_ready(versions.get(session, spec["model"], version.number))
     if (artifact := spec["input"].get("artifact")) is not None:
         versions.hold_blobs(session, shared=True)
         versions.require_blob(store, artifact, "input.artifact")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, func, select
 
-from registry import aliases, db, models, queue, versions
+from registry import aliases, db, jobs, models, queue, versions
 from registry.artifacts import Store
 from registry.build.job import Built
 from registry.db import Sessions
@@ -400,3 +400,34 @@ def test_deleting_a_version_takes_its_tags_and_its_build_with_it(sessions: Sessi
         assert session.scalars(select(TaskRow.state)).all() == [queue.CANCELLED]
     with pytest.raises(NotFound):
         _remove(sessions, 1)
+
+
+def _start_job(sessions: Sessions, number: int) -> int:
+    with sessions.begin() as session:
+        version = versions.get(session, "fraud", number)
+        new = jobs.NewJob(kind=jobs.SCORE, spec={}, model="fraud", version=version)
+        return jobs.create(session, new, by="ann").id
+
+
+@pytest.mark.parametrize("what", ["version", "model"])
+def test_what_a_job_scores_with_stays_until_the_job_is_over(
+    sessions: Sessions, store: Store, what: str
+) -> None:
+    publish_ready(sessions, store, count=2)
+    job_id = _start_job(sessions, 1)
+
+    def delete_it() -> None:
+        with sessions.begin() as session:
+            versions.remove(session, "fraud", 1) if what == "version" else models.remove(session, "fraud")
+
+    with pytest.raises(InUse, match=f"cannot be deleted while job {job_id} needs it; cancel the job first"):
+        delete_it()
+    if what == "version":
+        _remove(sessions, 2)  # which no job needs
+    _edit(sessions, 1, archived=True)  # the job will say so, and can be resumed
+    with sessions.begin() as session:
+        jobs.cancel(session, job_id)
+    delete_it()
+    with db.reading(sessions) as session:
+        job = jobs.get(session, job_id)
+        assert (job.model, job.version, job.version_id) == ("fraud", 1, None)
