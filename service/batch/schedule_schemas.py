@@ -11,21 +11,22 @@ from registry.batch_tables import ScheduleRow, ScheduleRunRow
 from registry.moments import MAX_EVERY_S, MIN_EVERY_S, When
 from registry.names import NAME_PATTERN
 from registry.schedules import NewSchedule
-from service.batch.accept import Spec
+from service.batch.bodies import JobBody, spec_of
 from service.batch.schemas import ScoreBody
+from service.batch.train_schemas import TrainBody
 from service.web.fields import Moment, Strict
 
 Outcome = Literal["started", "skipped", "failed"]
 
 
-def _is_meant(job: ScoreBody) -> ScoreBody:
-    if job.dry_run:
+def _is_meant(job: ScoreBody | TrainBody) -> ScoreBody | TrainBody:
+    if getattr(job, "dry_run", False):
         raise ValueError("not a job that is only checked; leave dry_run out")
     return job
 
 
 Job = Annotated[
-    ScoreBody,
+    JobBody,
     AfterValidator(_is_meant),
     Field(description="the body of POST /v1/jobs; an alias is looked up anew by each run"),
 ]
@@ -161,8 +162,3 @@ class RunRecord(BaseModel):
             reason=row.reason,
             job=row.job_id,
         )
-
-
-def spec_of(job: ScoreBody) -> Spec:
-    """The job as it is kept: every default filled in, the alias not looked up."""
-    return job.model_dump(mode="json", exclude={"dry_run"})

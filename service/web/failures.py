@@ -31,6 +31,7 @@ _KINDS = {  # pydantic's types of error that mean: this is another kind of value
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "an object"),
     **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing"), _TIME),
 }
+_UNIONS = {"union_tag_not_found", "union_tag_invalid"}
 _FAULTS = {  # and those that mean more: what is wrong, what was expected, the fix
     "missing": ("it is missing", "a value", "send it"),
     "extra_forbidden": ("no such field", "no such field", "leave it out"),
@@ -44,6 +45,8 @@ _FAULTS = {  # and those that mean more: what is wrong, what was expected, the f
     "too_long": ("too many", "at most {max_length} entries", "send {}"),
     "string_pattern_mismatch": ("not in the form that is taken", "{pattern}", "send {}"),
     "literal_error": ("none of the choices", "{expected}", "send {}"),
+    "union_tag_invalid": ("none of the choices", "{expected_tags}", "send one of {}"),
+    "union_tag_not_found": ("it is missing", "a value", "send it"),
 }
 _PATTERNS = {  # patterns in words
     NAME_PATTERN: "1 to 63 of a-z 0-9 _ . - that start with a letter or digit",
@@ -97,16 +100,20 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 async def _unreadable(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = tuple(_fault(e) for e in error.errors())
+    faults = tuple(_fault(e, error.body) for e in error.errors())
     return _answer(request, 422, "; ".join(f"{f.field}: {f.message}" for f in faults[:3]), faults)
 
 
-def _fault(found: dict[str, Any]) -> FieldError:
+def _fault(found: dict[str, Any], body: Any) -> FieldError:
     """In our own words; in pydantic's, where its type is none that our schemas lead to."""
     where, *path = found["loc"]
+    if where == "body":
+        path = _in_body(path, body)
     kind, context = found["type"], {k: _plain(v) for k, v in found.get("ctx", {}).items()}
     if kind == "json_invalid":  # the rest of its place is a count of characters
         return FieldError(f"the body is no JSON: {context['error']}", field=str(where), expected="JSON")
+    if kind in _UNIONS:
+        path.append(context["discriminator"].strip("'"))
     field = ".".join(str(p) for p in path) or str(where)
     if kind == "value_error":  # raised by our own code, as "not <what is expected>"
         message = str(context["error"])
@@ -121,6 +128,17 @@ def _fault(found: dict[str, Any]) -> FieldError:
     expected = template.format(**context)
     shown = _PATTERNS.get(expected, expected)
     return FieldError(f"{what}; {fix.format(shown)}", field=field, expected=expected)
+
+
+def _in_body(path: list[Any], body: Any) -> list[Any]:
+    """`path` without what stands for no field: pydantic names the member of a union, too, by its `kind`."""
+    found, here = [], body
+    for part in path:
+        if isinstance(here, dict) and part not in here and part == here.get("kind"):
+            continue
+        found.append(part)
+        here = here.get(part) if isinstance(here, dict) else None
+    return found
 
 
 def _plain(value: Any) -> Any:

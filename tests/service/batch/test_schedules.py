@@ -143,6 +143,28 @@ async def test_each_run_takes_the_version_that_the_alias_points_to_then(batch: B
         await batch.api.promote("flag", 1)
 
 
+async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
+    api = batch.api
+    estimator = {"artifact": await api.upload(b"an estimator")}
+    rows = {"artifact": await api.upload(b"x,y\n1,2\n"), "media_type": "text/csv"}
+    train = {"kind": "train", "estimator": estimator, "input": rows, "target": "y", "strategy": "single"}
+    train |= {"publish": {"name": "learned"}, "then": {"kind": "score", "input": batch.job["input"]}}
+    record = await batch.create(job=train, start_in_s=0)
+    assert (record["job"]["kind"], record["job"]["publish"]["name"]) == ("train", "learned")
+    batch.step()
+    (run,) = await batch.runs()
+    with db.reading(api.services.sessions) as session:
+        job = jobs.get(session, run["job"])
+    assert (job.kind, job.model, job.schedule) == ("train", "learned", "weekly")
+    outside = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
+    lost = {"estimator": {"artifact": "0" * 64}}
+    for wrong, field in [(outside, "job.then.input.uri"), (lost, "job.estimator.artifact")]:
+        problem = refused(await api.client.patch(f"{PATH}/weekly", json={"job": train | wrong}), 422)
+        assert [e["field"] for e in problem["errors"]] == [field]
+    async with api.with_key(await api.key("batch", models=["flag"])) as client:
+        assert "learned" in refused(await client.get(f"{PATH}/weekly"), 403)["detail"]
+
+
 async def test_a_run_whose_model_is_gone_is_in_the_history_with_its_reason(batch: Batch) -> None:
     await batch.api.client.put("/v1/models/flag/aliases/nightly", json={"version": 2})
     await batch.create(start_in_s=0, job=batch.job | {"alias": "nightly"})
@@ -275,7 +297,12 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
         ({"catch_up": "yes"}, "catch_up"),
         ({"retries": 3}, "retries"),
         ({"job": None}, "job"),
+        ({"job": {}}, "job.kind"),
+        ({"job": {"kind": "guess"}}, "job.kind"),
         ({"job": {"kind": "score"}}, "job.model"),
+        ({"job": {"kind": "train"}}, "job.target"),
+        ({"job.kind": "train"}, "job.model"),
+        ({"job.passthrough": [1]}, "job.passthrough.0"),
         ({"job.dry_run": True}, "job"),
         ({"job.version": 1, "job.alias": "champion"}, "job"),
         ({"job.input": {"uri": "/etc/passwd"}}, "job.input.uri"),
