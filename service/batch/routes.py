@@ -10,23 +10,23 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BeforeValidator
 from sqlalchemy.orm import Session
-from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, StreamingResponse
 
 from registry import db, jobs
 from registry.batch_tables import JobRow
 from registry.errors import Conflict, NotFound
 from registry.keys import Key
-from service.batch import accept
+from service.batch import starting
+from service.batch.bodies import JobBody
 from service.batch.records import record, summary
-from service.batch.schemas import Checkup, JobQuery, JobRecord, JobSummary, ScoreBody
+from service.batch.schemas import Checkup, JobQuery, JobRecord, JobSummary
+from service.batch.train_schemas import TrainBody
 from service.batch.work import folder
-from service.web.auth import forbid
 from service.web.delivery import Delivery
-from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
 from service.web.documents import problems
 from service.web.fields import MAX_NUMBER, digits
-from service.web.idempotency import Done, IdempotencyKey, once, seen
+from service.web.idempotency import IdempotencyKey
 from service.web.pages import Listed, PageQuery, listed
 from service.web.services import Services
 
@@ -65,7 +65,7 @@ class ListQuery(PageQuery, JobQuery):
     },
 )
 def create_job(
-    body: Annotated[ScoreBody, Body()],
+    body: Annotated[JobBody, Body()],
     request: Request,
     services: ServicesDep,
     caller: CallerDep,
@@ -73,25 +73,10 @@ def create_job(
 ) -> Response:
     """Start a job. It is checked against the first rows before it is accepted; ask `Location` how far it is.
 
-    With `dry_run` that check is all, and nothing is enqueued.
+    With `dry_run` that check is all, and nothing is enqueued. A training publishes a new version at its end.
     """
-    _check_reach(caller, body.model)
-    spec = body.model_dump(mode="json", exclude={"dry_run"})
-    with db.reading(services.sessions) as session:
-        known = seen(session, idempotency_key, caller)
-        version = accept.version_of(session, spec)
-    if body.dry_run or not known:  # outside of any transaction: reading may take its time
-        found = accept.examine(services.settings, services.store, spec, version)
-        if body.dry_run:
-            return _checkup(body.model, version.number, found)
-
-    with writing(services) as session:
-
-        def start() -> Done:
-            job = accept.accept(session, services.store, spec, version, by=caller.name)
-            return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
-
-        return once(session, idempotency_key, caller, request, body, start)
+    start = starting.train if isinstance(body, TrainBody) else starting.score
+    return start(body, request, services, caller, idempotency_key)  # type: ignore[arg-type]
 
 
 @router.get("/v1/jobs", dependencies=[guarded("batch")], responses=problems(422))
@@ -219,26 +204,9 @@ def partition_output(
     return FileResponse(path, media_type=job.spec["output"]["media_type"], filename=path.name)
 
 
-def _checkup(model: str, version: int, found: accept.Examined) -> Response:
-    record = Checkup(
-        model=model,
-        version=version,
-        columns=found.columns,
-        rows_checked=found.rows,
-        rows_failed=found.failed,
-        warnings=found.warnings,
-    )
-    return Response(record.model_dump_json(), media_type="application/json")
-
-
-def _check_reach(caller: Key, model: str | None) -> None:
-    if model is not None and (reason := forbid(caller, "batch", model=model)) is not None:
-        raise HTTPException(403, reason)
-
-
 def _job(session: Session, job_id: int, caller: Key) -> JobRow:
     job = jobs.get(session, job_id)
-    _check_reach(caller, job.model)
+    starting.check_reach(caller, job.model)
     return job
 
 

@@ -1,6 +1,6 @@
-"""Is this a training that can be done? What can be said before the estimator is opened, which only a child may.
+"""Is this a training that can be done? As far as it can be said without opening the estimator.
 
-Planning checks it all again, and the estimator with it.
+Planning checks it all again, and has a child open the estimator.
 """
 
 from __future__ import annotations

@@ -1,0 +1,73 @@
+"""What `POST /v1/jobs` does, by kind: look at the input outside of any transaction, then enqueue once."""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+from starlette.exceptions import HTTPException
+
+from registry import db
+from registry.keys import Key
+from service.batch import accept, train_accept
+from service.batch.bodies import spec_of
+from service.batch.records import record
+from service.batch.schemas import Checkup, ScoreBody
+from service.batch.train_schemas import TrainBody
+from service.web.auth import forbid
+from service.web.deps import writing
+from service.web.idempotency import Done, once, seen
+from service.web.services import Services
+
+
+def score(body: ScoreBody, request: Request, services: Services, caller: Key, key: str | None) -> Response:
+    """`key`: the request's Idempotency-Key."""
+    check_reach(caller, body.model)
+    spec = spec_of(body)
+    with db.reading(services.sessions) as session:
+        known = seen(session, key, caller)
+        version = accept.version_of(session, spec)
+    if body.dry_run or not known:
+        found = accept.examine(services.settings, services.store, spec, version)
+        if body.dry_run:
+            return _checkup(body.model, version.number, found)
+    with writing(services) as session:
+
+        def start() -> Done:
+            job = accept.accept(session, services.store, spec, version, by=caller.name)
+            return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
+
+        return once(session, key, caller, request, body, start)
+
+
+def train(body: TrainBody, request: Request, services: Services, caller: Key, key: str | None) -> Response:
+    """`key`: the request's Idempotency-Key."""
+    check_reach(caller, body.publish.name)
+    spec = spec_of(body)
+    with db.reading(services.sessions) as session:
+        known = seen(session, key, caller)
+    if not known:
+        train_accept.examine(services.settings, services.store, spec)
+    with writing(services) as session:
+
+        def start() -> Done:
+            job = train_accept.accept(session, services.store, spec, by=caller.name)
+            return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
+
+        return once(session, key, caller, request, body, start)
+
+
+def check_reach(caller: Key, model: str | None) -> None:
+    """403 when the key is not for this model."""
+    if model is not None and (reason := forbid(caller, "batch", model=model)) is not None:
+        raise HTTPException(403, reason)
+
+
+def _checkup(model: str, version: int, found: accept.Examined) -> Response:
+    record = Checkup(
+        model=model,
+        version=version,
+        columns=found.columns,
+        rows_checked=found.rows,
+        rows_failed=found.failed,
+        warnings=found.warnings,
+    )
+    return Response(record.model_dump_json(), media_type="application/json")
