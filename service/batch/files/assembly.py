@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from registry.artifacts import CHUNK
+from service.batch.files import compact
+from service.batch.files.dataset import refuse
 from service.batch.files.records import first
 from service.batch.files.writing import ERRORS_HEADER, csv_line
+
+_MAGIC = b"PAR1"
+_NUM_ROWS, _ROW_GROUPS = 3, 4  # of the footer, a FileMetaData
 
 
 class Sink(Protocol):
@@ -43,34 +47,64 @@ def _skip_header(file: Any) -> None:
 
 
 def _join_parquet(parts: Sequence[Path], sink: Sink) -> None:
-    schema = pq.read_schema(parts[0])
-    with pq.ParquetWriter(pa.PythonFile(_Tell(sink), mode="w"), schema) as writer:
-        for part in parts:
-            with pq.ParquetFile(part) as file:
-                for group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(group, use_threads=False))
+    """Row groups as they are, one footer for all: to decode and encode 10 million rows of four columns
+    would take 1.5 s, on one core, while nothing else is left to do. Source: parquet.thrift."""
+    sink.write(_MAGIC)
+    position = len(_MAGIC)
+    whole: compact.Struct = {}
+    for part in parts:
+        with part.open("rb") as file:
+            footer, end = _footer(file, part)
+            _shift(footer, position - len(_MAGIC))
+            if whole:
+                whole[_NUM_ROWS] = (compact.I64, whole[_NUM_ROWS][1] + footer[_NUM_ROWS][1])
+                whole[_ROW_GROUPS][1][1].extend(footer[_ROW_GROUPS][1][1])
+            else:
+                whole = footer
+            file.seek(len(_MAGIC))
+            position += _copy(file, sink, end - len(_MAGIC))
+    out = bytearray()
+    compact.write(whole, out)
+    sink.write(bytes(out) + struct.pack("<I", len(out)) + _MAGIC)
 
 
-class _Tell:
-    """A sink as pyarrow writes to it."""
+def _footer(file: Any, part: Path) -> tuple[compact.Struct, int]:
+    """The footer, and where the row groups end."""
+    size = file.seek(-8, os.SEEK_END) + 8
+    (length,) = struct.unpack("<I", file.read(4))
+    if file.read(4) != _MAGIC:
+        raise refuse(f"the output {part.name!r} is not whole")
+    end = size - 8 - length
+    file.seek(end)
+    return compact.Reader(file.read(length)).struct(), end
 
-    closed = False
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._bytes = 0
+def _shift(footer: compact.Struct, by: int) -> None:
+    """Move every offset into the file. What is optional and counts groups or holds offsets of its own
+    (page indexes, ordinals) is left out."""
+    for group in footer[_ROW_GROUPS][1][1]:
+        group.pop(7, None)
+        _move(group, (5,), by)
+        for chunk in group[1][1][1]:
+            for index in (4, 5, 6, 7):
+                chunk.pop(index, None)
+            _move(chunk, (2,), by)
+            _move(chunk[3][1], (9, 10, 11, 14), by)
 
-    def write(self, data: Any) -> int:
-        chunk = bytes(data)
-        self._sink.write(chunk)
-        self._bytes += len(chunk)
-        return len(chunk)
 
-    def tell(self) -> int:
-        return self._bytes
+def _move(fields_of: compact.Struct, fields: Sequence[int], by: int) -> None:
+    for field in fields:
+        kind, offset = fields_of.get(field, (0, 0))
+        if offset:
+            fields_of[field] = (kind, offset + by)
 
-    def flush(self) -> None:
-        pass
+
+def _copy(file: Any, sink: Sink, size: int) -> int:
+    left = size
+    while left and (chunk := file.read(min(CHUNK, left))):
+        sink.write(chunk)
+        left -= len(chunk)
+    return size - left
 
 
 def assemble_errors(parts: Iterable[tuple[Path, int]], sink: Sink) -> None:

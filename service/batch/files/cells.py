@@ -60,7 +60,9 @@ def parsed(columns: Sequence[Column], batch: Any) -> Checked | None:
 
 
 def _is_numeric(batch: Any) -> bool:
-    return batch.num_columns > 0 and all(is_number(f.type) for f in batch.schema)
+    """Whether Arrow can make a tensor of it."""
+    kinds = [f.type for f in batch.schema]
+    return bool(kinds) and all(is_number(k) and k != pa.float16() for k in kinds)
 
 
 def _tensor(batch: Any) -> Array:

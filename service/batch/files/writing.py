@@ -48,9 +48,11 @@ class _Durable:
         self.closed = False
 
     def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.closed:  # pyarrow's writers end a file that is given up when they are collected
+            return size
         self._hash.update(data)
         self.file.write(data)
-        size = memoryview(data).nbytes
         self.bytes += size
         return size
 
@@ -58,7 +60,8 @@ class _Durable:
         return self.bytes
 
     def flush(self) -> None:
-        self.file.flush()
+        if not self.closed:
+            self.file.flush()
 
     def commit(self, rows: int) -> Written:
         self.file.flush()
@@ -71,9 +74,9 @@ class _Durable:
 
     def abandon(self) -> None:
         if not self.closed:
+            self.closed = True
             self.file.close()
             self._temporary.unlink(missing_ok=True)
-            self.closed = True
 
 
 class PartWriter:
@@ -85,7 +88,11 @@ class PartWriter:
             raise refuse(message, "output.media_type", "one of " + ", ".join(_ENCODERS))
         self._out = _Durable(path)
         self._rows = 0
-        self._encoder = _ENCODERS[media_type](self._out, schema)
+        try:
+            self._encoder = _ENCODERS[media_type](self._out, schema)
+        except BaseException:
+            self._out.abandon()
+            raise
 
     def __enter__(self) -> PartWriter:
         return self
