@@ -101,7 +101,8 @@ def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> Non
         return
     spec = {**then, "model": job.model, "version": version.number, "alias": None}
     try:
-        accept.accept(session, store, spec, version, by=job.created_by, parent_id=job.id)
+        by, schedule = job.created_by, job.schedule  # whose next run waits for this one, too
+        accept.accept(session, store, spec, version, by=by, schedule=schedule, parent_id=job.id)
     except NotFound as missing:
         raise Hopeless(f"{job.model}:{version.number} is published, but then: {missing}") from missing
 
