@@ -31,19 +31,20 @@ FAILED = "failed"  # `error` says why; what was done is kept, and `resume` goes 
 CANCELLED = "cancelled"  # somebody stopped it; `resume` goes on from there
 OPEN = (QUEUED, RUNNING)
 
-PLAN, PARTITION, ASSEMBLE = "plan", "partition", "assemble"
-KINDS = (PLAN, PARTITION, ASSEMBLE)
+PLAN, PARTITION, ASSEMBLE, RAY = "plan", "partition", "assemble", "ray"
+KINDS = (PLAN, PARTITION, ASSEMBLE, RAY)
+SPREAD = ("score", "fit")  # the stages whose partitions share a task of kind RAY, if that is the job's engine
 SCORE, TRAIN = "score", "train"  # the kinds of jobs; SCORE is also the stage of its partitions
 READ = "00-read"  # a training's first stage
-ROWS_COUNT = (SCORE, READ)
-"""The stages whose rows are the job's: in all others a training sees the same rows again."""
-IN_TURN = "in_turn"
-"""A partition whose `part` has this key waits for the one before it in its stage."""
+ROWS_COUNT = (
+    SCORE,
+    READ,
+)  # the stages whose rows are the job's: a training's others see the same rows again
+IN_TURN = "in_turn"  # a partition whose `part` has this key waits for the one before it in its stage
 
 SOON = 5
 """The priority of planning and assembling: they are short, and must not wait for another job's partitions."""
-LOST_WORKERS = 10
-"""So often may a worker die over one task before the task is held to be the cause."""
+LOST_WORKERS = 10  # so often may a worker die over one task before the task is held to be the cause
 KEEP_S = 7 * 24 * 3600.0
 
 
@@ -212,12 +213,15 @@ def enqueue_rest(session: Session, job: JobRow) -> None:
 
 def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow) -> None:
     """A task that goes on from the fence of the one before: who slept through that one may still be writing
-    its files, and theirs must not have the same names."""
+    its files, and theirs must not have the same names. (What holds a task of kind RAY computes nothing.)"""
     subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + LOST_WORKERS
     fence = row.task.fence if row.task else 0
-    row.task_id = queue.enqueue(
-        session, PARTITION, subject, max_attempts=attempts, concurrency_key=job.model, fence=fence
-    )
+    if job.engine == RAY and row.stage.endswith(SPREAD):
+        row.task_id = queue.enqueue_once(session, RAY, str(job.id), max_attempts=100 * LOST_WORKERS)
+    else:
+        row.task_id = queue.enqueue(
+            session, PARTITION, subject, max_attempts=attempts, concurrency_key=job.model, fence=fence
+        )
     session.expire(row, ["task"])
 
 

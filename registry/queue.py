@@ -79,6 +79,13 @@ def enqueue(
     return row.id
 
 
+def enqueue_once(session: Session, kind: str, subject: str, *, max_attempts: int) -> int:
+    """The subject's task that waits or runs, or a new one."""
+    open_ = and_(TaskRow.kind == kind, TaskRow.state.in_((QUEUED, RUNNING)))
+    found = session.scalar(select(TaskRow.id).where(open_, TaskRow.subject == subject).limit(1))
+    return found or enqueue(session, kind, subject, max_attempts=max_attempts)
+
+
 def claim(
     session: Session,
     kinds: Sequence[str],
