@@ -24,8 +24,11 @@ READY_S = 60.0
 class Server:
     """`trivium serve` on `home`, started, killed and started again; always by its own process id."""
 
-    def __init__(self, home: Path, log: Path, *, workers: int = 1, **settings: object) -> None:
-        self.home, self.log, self.workers = home, log, workers
+    def __init__(
+        self, home: Path, log: Path, *, workers: int = 1, worker: bool = False, **settings: object
+    ) -> None:
+        """`worker`: with the batch worker that a server keeps as its child."""
+        self.home, self.log, self.workers, self.worker = home, log, workers, worker
         self._environment = os.environ | {f"TRIVIUM_{k.upper()}": str(v) for k, v in settings.items()}
         self._environment |= {"TRIVIUM_HOME": str(home), "TRIVIUM_WORKERS": str(workers)}
         self.port = free_port()
@@ -49,7 +52,8 @@ class Server:
 
     def start(self) -> float:
         """Start it, wait until `/readyz` is 200; seconds that took."""
-        argv = [TRIVIUM, "serve", "--port", str(self.port), "--workers", str(self.workers), "--no-worker"]
+        argv = [TRIVIUM, "serve", "--port", str(self.port), "--workers", str(self.workers)]
+        argv += [] if self.worker else ["--no-worker"]
         self.started = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, env=self._environment, stdout=log, stderr=log)

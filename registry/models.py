@@ -103,7 +103,7 @@ def tagged(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
 def remove(session: Session, name: str) -> None:
     """Delete the model, its versions and its history.
 
-    Raises `InUse` while an alias exists or a job needs a version, or when one was published at the same moment.
+    Raises `InUse` while an alias exists or a job needs a version, or when one was just being published.
     """
     waiting = _building(session, get(session, name))
     for version_id in sorted(waiting):  # tasks before the model, like `versions.remove`

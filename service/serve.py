@@ -120,8 +120,26 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _worker_process() -> Keeper:
-    argv = [sys.executable, "-m", "service.batch.running", str(os.getpid())]
-    return Keeper("the worker", lambda: subprocess.Popen(argv))
+    reading = -1
+
+    def start() -> subprocess.Popen[bytes]:
+        nonlocal reading
+        reading, writing = os.pipe()
+        argv = [sys.executable, "-m", "service.batch.running", str(os.getpid()), str(writing)]
+        try:
+            return subprocess.Popen(argv, pass_fds=[writing])
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+
+    def is_up() -> bool:
+        """Whether it came so far as to work: one that is killed then is started again at once, each time."""
+        with os.fdopen(reading, "rb") as said:
+            return said.read(1) != b""
+
+    return Keeper("the worker", start, is_up)
 
 
 def _keep(settings: Settings, listening: socket.socket, count: int, beside: list[Keeper]) -> int:

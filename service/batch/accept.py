@@ -101,7 +101,7 @@ def accept(
     schedule: str | None = None,
     parent_id: int | None = None,
 ) -> JobRow:
-    """Enqueue it, in the caller's transaction. Raises `Invalid` when the input was not uploaded, `NotFound` or
+    """Enqueue it, in the caller's transaction. Raises `Invalid` when the input was not uploaded; `NotFound`,
     `NotReady` when the version went out of use meanwhile."""
     models.lock(session, spec["model"])  # who deletes or archives a version has it, too
     _check_ready(versions.get(session, spec["model"], version.number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from service.config import Settings
 from service.prepare import prepare
 from service.runtime.batch import BatchLoader, is_shared
 from service.runtime.isolated import IsolatedSpec
+
+NICE = 10
+"""A server's predictions go first: where both want a processor, its worker gets a tenth of it."""
 
 log = telemetry.logger(__name__)
 
@@ -52,8 +56,8 @@ class Forks:
                 self._server.stop()
 
 
-def run(settings: Settings, stopped: Callable[[], object]) -> None:
-    """Work until `stopped` returns; then give back what is unfinished."""
+def run(settings: Settings, stopped: Callable[[], object], up: Callable[[], object] = lambda: None) -> None:
+    """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
     prepare(settings)
     engine = db.connect(settings.url)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
@@ -68,6 +72,7 @@ def run(settings: Settings, stopped: Callable[[], object]) -> None:
     chores.start()
     scheduler.start()
     log.info("worker.started", lanes=settings.batch_lanes)
+    up()
     stopped()
     scheduler.stop()
     chores.stop()
@@ -77,13 +82,16 @@ def run(settings: Settings, stopped: Callable[[], object]) -> None:
     engine.dispose()
 
 
-def child(parent: int) -> None:
-    """The worker that a server keeps alive; it ends with its server."""
+def child(parent: int, told: int) -> None:
+    """The worker that a server keeps alive; it ends with its server, and lets it go first. A byte into the
+    pipe `told` says that it works."""
     stopped = stop_signal()
     end_with_parent(parent)
+    os.nice(NICE)
     telemetry.configure_logging()
-    run(Settings(), stopped)
+    with os.fdopen(told, "wb", buffering=0) as pipe:
+        run(Settings(), stopped, lambda: pipe.write(b"1"))
 
 
 if __name__ == "__main__":
-    child(int(sys.argv[1]))
+    child(int(sys.argv[1]), int(sys.argv[2]))

@@ -60,6 +60,10 @@ def eventually(ask: Callable[[], Any], is_it: Callable[[Any], bool], within_s: f
     return found
 
 
+def worker_processes(server: Server) -> list[psutil.Process]:
+    return [p for p in server.descendants() if "service.batch.running" in p.cmdline()]
+
+
 def test_a_promotion_through_one_process_is_seen_by_all(several: Server) -> None:
     def label() -> tuple[int, int]:
         answer = several.ask("POST", "/v1/models/switch/predict", json.loads(BODY))
@@ -128,6 +132,28 @@ def test_a_killed_web_process_is_replaced_and_its_models_no_longer_count(several
     eventually(lambda: web_processes(several), lambda now: len(now.keys() - before.keys()) == 1)
     assert answers(lambda: several.call("POST", "/v1/models/switch/predict", BODY)[0]) == {200}
     assert loaded() <= held
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_batch_worker_is_replaced_at_once_each_time_and_ends_with_its_server(
+    tmp_path: Path, workers: int
+) -> None:
+    with Server(tmp_path / "home", tmp_path / "log", workers=workers, worker=True) as server:
+        server.start()
+        for number in range(4):
+            eventually(lambda: server.log.read_text().count("worker.started"), lambda n, k=number: n > k)
+            (victim,) = worker_processes(server)
+            assert victim.nice() > 0  # predictions go first
+            victim.kill()
+            psutil.wait_procs([victim], timeout=10)
+        (last,) = eventually(lambda: worker_processes(server), lambda found: len(found) == 1)
+        assert server.terminate() == 0
+    assert psutil.wait_procs([last], timeout=10)[1] == []
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_server_has_no_batch_worker_if_it_is_to_have_none(several: Server) -> None:
+    assert worker_processes(several) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
