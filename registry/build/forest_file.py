@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from registry.build.column_steps import ARITHMETIC, FILL, Step
 from registry.build.forest import Link, Nodes
 from registry.errors import Refused
 from registry.rows import Array
@@ -32,26 +33,39 @@ LEFT_OUT = ("cover", "given_up")
 OPTIONAL = ("weight", "target")
 
 
-def save(nodes: Nodes, path: Path) -> int:
-    """Returns the bytes written."""
+def save(nodes: Nodes, path: Path, steps: tuple[Step, ...] = ()) -> int:
+    """With what is done to the columns before. Returns the bytes written."""
     parts = {f.name: getattr(nodes, f.name) for f in fields(Nodes) if f.name not in LEFT_OUT}
     parts["values"] = nodes.values[nodes.leaf]
+    if steps:
+        parts |= {"operations": [s.operation for s in steps], "numbers": [s.numbers for s in steps]}
     with path.open("wb") as file:
         np.savez(file, **{name: part for name, part in parts.items() if part is not None})
     return path.stat().st_size
 
 
-def load(path: Path, features: int) -> Nodes:
+def load(path: Path, features: int) -> tuple[Nodes, tuple[Step, ...]]:
     """What was saved, for rows of so many features; `cover` is zeros. Raises `Refused` for anything else."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
-            nodes = _read(dict(parts))
+            nodes, steps = _read(dict(parts)), _steps(dict(parts), features)
         _check(nodes, features)
     except Refused:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise anything for what they cannot read
         raise Refused(f"the table of nodes cannot be read: {type(error).__name__}") from error
-    return nodes
+    return nodes, steps
+
+
+def _steps(parts: dict[str, Array], features: int) -> tuple[Step, ...]:
+    if "operations" not in parts:
+        return ()
+    operations, numbers = parts["operations"].tolist(), parts["numbers"]
+    _require(set(operations) <= {*ARITHMETIC, FILL}, "it has unknown steps")
+    _require(
+        numbers.shape == (len(operations), features) and numbers.dtype == np.float64, "its steps are cut"
+    )
+    return tuple(map(Step, operations, numbers))
 
 
 def _read(parts: dict[str, Array]) -> Nodes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.build import forest_file, forests, parity
+from registry.build import forest_file, forest_pipeline, forests, parity
 from registry.errors import Refused, Unavailable
 from registry.signature import Signature
 from service.builds.report import Report
@@ -50,7 +50,10 @@ def table(
 def _measured(
     model: Any, signature: Signature, reference: Callable[[], list[parity.Block]], path: Path
 ) -> tuple[parity.Figures, int]:
-    if not forests.is_forest(model):
-        raise Refused(f"{type(model).__name__} is no tree ensemble")
-    size = forest_file.save(forests.flatten(model), path)
+    steps, last = forest_pipeline.split(model)
+    if not forests.is_forest(last):
+        raise Refused(f"{type(last).__name__} is no tree ensemble")
+    if steps and all(i.dtype == "float32" for i in signature.inputs):
+        raise Refused("it scales float32 columns in float32, and a table of nodes in doubles")
+    size = forest_file.save(forests.flatten(last), path, steps)
     return parity.compare(reference(), ForestRuntime(path, signature).run, signature), size

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from registry.build import forest_file
+from registry.build import column_steps, forest_file
 from registry.build.forest import Nodes
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Array, Outputs, Rows
@@ -49,7 +49,7 @@ class ForestRuntime:
             raise Unavailable("a table of nodes takes no text")
         self._width = len(signature.inputs)
         try:
-            self._nodes = forest_file.load(path, self._width)
+            self._nodes, self._steps = forest_file.load(path, self._width)
         except Refused as error:
             raise Unavailable(str(error)) from error
         self._table = _table(self._nodes)
@@ -63,7 +63,7 @@ class ForestRuntime:
 
     def run(self, rows: Rows) -> Outputs:
         """Raises `Invalid` for rows of another width."""
-        raw = self._raw(_matrix(rows, self._width))
+        raw = self._raw(column_steps.apply(self._steps, _matrix(rows, self._width)))
         answered = _LINKS[self._nodes.link](self._nodes, raw)
         return {o.name: self._typed(o, answered[o.name]) for o in self._outputs}
 

@@ -14,6 +14,8 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from registry.build import forests
 from registry.build.forest import Nodes
@@ -58,6 +60,19 @@ def test_what_is_no_tree_ensemble_has_no_table_and_the_report_says_so(tmp_path: 
     built = publish(tmp_path, LinearRegression().fit(frame, frame["a"]), frame)
     assert (built.state, built.forest) == ("ready", None)
     assert built.report["forest"] == {"reason": "LinearRegression is no tree ensemble"}
+
+
+def test_a_scaler_before_the_trees_is_in_the_table_unless_it_works_in_float32(tmp_path: Path) -> None:
+    data = load_breast_cancer(as_frame=True)
+    model = make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0))
+    model.fit(data.data, data.target)
+    built = publish(tmp_path, model, data.data)
+    assert (built.forest, built.report["forest"]["label_mismatches"]) == ("forest.npz", 0)
+    (tmp_path / "again").mkdir()
+    single = {"inputs": [{"name": name, "dtype": "float32"} for name in data.data.columns]}
+    built = publish(tmp_path / "again", model, data.data, signature=single)
+    assert (built.state, built.forest) == ("ready", None)
+    assert "in float32" in built.report["forest"]["reason"]
 
 
 def test_a_table_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_read_is_what_was_saved(tmp_path: Path, nodes: Nodes) -> None:
     size = forest_file.save(nodes, tmp_path / "forest.npz")
     assert size == (tmp_path / "forest.npz").stat().st_size
-    read = forest_file.load(tmp_path / "forest.npz", FEATURES)
+    read, steps = forest_file.load(tmp_path / "forest.npz", FEATURES)
+    assert steps == ()
     for field in fields(Nodes):
         if field.name != "cover":
             np.testing.assert_array_equal(getattr(read, field.name), getattr(nodes, field.name))
@@ -93,6 +94,8 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     },
     "another link": lambda p: {"link": "exec"},
     "a part missing": lambda p: {"left": None},
+    "unknown steps before it": lambda p: {"operations": ["exec"], "numbers": np.ones((1, FEATURES))},
+    "steps of another width": lambda p: {"operations": ["add"], "numbers": np.ones((1, 1))},
     "pickled objects": lambda p: {"link": np.array([print], dtype=object)},
 }
 
@@ -120,7 +123,7 @@ def test_bytes_that_changed_on_the_disk_are_refused_or_change_nothing(
     damaged = saved.with_name("damaged.npz")
     damaged.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     try:
-        read = forest_file.load(damaged, FEATURES)
+        read, _ = forest_file.load(damaged, FEATURES)
     except Refused:
         return
     np.testing.assert_array_equal(read.left, FOREST.left)
@@ -147,7 +150,7 @@ def test_every_table_that_is_read_ends_all_paths_inside_it(
         "weight": np.ones(len(root)),
     }
     try:
-        nodes = forest_file.load(changed(saved, saved.with_name("made.npz"), **parts), 1)
+        nodes, _ = forest_file.load(changed(saved, saved.with_name("made.npz"), **parts), 1)
     except Refused:
         return
     at = np.broadcast_to(nodes.root, (2, nodes.trees))
