@@ -1,7 +1,7 @@
-"""Trains a random forest, publishes it, asks it over HTTP, sends it to a device, leaves the server running.
+"""Trains a random forest, publishes it, asks it over HTTP, sends it to a device, has it score a million rows.
 
-Run by `scripts/demo`. With `--once` the server is stopped at the end; with `--keras` a CNN goes the same
-ways. A second run finds the same models and makes nothing new.
+Run by `scripts/demo`. The server stays until Ctrl-C, with `--once` it is stopped at the end; with `--keras` a
+CNN goes the first ways, too. A second run finds the same models and makes no new ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import signal
 import sys
 
-from demo_steps import HOME, Failed, digits, edge, online, say
+from demo_steps import HOME, Failed, batch, digits, edge, online, say
 from demo_steps.server import free_port, serving
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -32,6 +32,7 @@ def main() -> int:
         cnn = digits.train() if args.keras else None
         with serving(free_port(args.port)) as (client, server):
             edge.road(client, forest, online.road(client, forest))
+            batch.road(client)
             if cnn is not None:
                 digits.road(client, cnn)
             if not args.once:
@@ -64,6 +65,11 @@ Try it:
 As a device, with a key that may do nothing else:
   curl -s {url}/v1/edge/{name} {device}
   curl -s {url}/v1/edge/{name}/latest.tflite {device} -o {name}.tflite
+
+In the background, however many rows there are:
+  {where}.venv/bin/trivium batch score {batch.PATIENTS} --model {name} --out scores.parquet
+  {where}.venv/bin/trivium jobs
+  {where}.venv/bin/trivium schedules
 
 Docs, with the model's own fields (they ask for the key, which is in {HOME / "admin.key"}):
   {url}/docs

@@ -44,7 +44,7 @@ def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     started = time.perf_counter()
     with log.open("wb") as out:
         order = [str(trivium), "serve", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(order, stdout=out, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(order, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
     try:
         url = f"http://127.0.0.1:{port}"
         await_ready(url, server, log)
@@ -58,6 +58,12 @@ def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     finally:
         server.terminate()
         server.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and that jobs may read the demo's files where they are."""
+    roots = [os.environ.get("TRIVIUM_BATCH_ROOTS"), str(FILES.resolve())]
+    return os.environ | {"TRIVIUM_BATCH_ROOTS": ":".join(root for root in roots if root)}
 
 
 def await_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
