@@ -36,10 +36,7 @@ KINDS = (PLAN, PARTITION, ASSEMBLE, RAY)
 SPREAD = ("score", "fit")  # the stages whose partitions share a task of kind RAY, if that is the job's engine
 SCORE, TRAIN = "score", "train"  # the kinds of jobs; SCORE is also the stage of its partitions
 READ = "00-read"  # a training's first stage
-ROWS_COUNT = (
-    SCORE,
-    READ,
-)  # the stages whose rows are the job's: a training's others see the same rows again
+ROWS_COUNT = (SCORE, READ)  # whose rows are the job's: the other stages see the same rows again
 IN_TURN = "in_turn"  # a partition whose `part` has this key waits for the one before it in its stage
 
 SOON = 5
