@@ -23,6 +23,7 @@ from service.cli import (
     publish,
     schedules,
     server,
+    train,
     tuf,
 )
 from service.cli.failures import explain
@@ -99,6 +100,7 @@ exports_app.command(groups.LIST)(exports.list_exports)
 exports_app.command("show")(exports.show)
 app.add_typer(batch_app, name="batch")
 batch_app.command("score")(batch.score)
+app.command("train")(train.train)
 app.add_typer(jobs_app, name="jobs")
 jobs_app.command(groups.LIST)(jobs.list_jobs)
 jobs_app.command("show")(jobs.show)

@@ -146,6 +146,17 @@ def scored_line(record: Record) -> str:
     return f"{record['rows_done']:,} rows scored with {record['model']}:{record['version']}{pace}"
 
 
+def trained_line(record: Record) -> str:
+    """What a training has come to."""
+    found = record["manifest"]
+    measured = ""
+    if found["metrics"]:
+        measured = f"; on {found['held_out']:,} rows held out: {_pairs(found['metrics'])}"
+    parts = "1 partition" if found["partitions"] == 1 else f"{found['partitions']:,} partitions"
+    name = f"{record['model']}:{record['version']}"
+    return f"{name} was trained on {found['rows']:,} rows in {parts}{measured}"
+
+
 def failure_lines(record: Record) -> Iterator[str]:
     """Why a job that has ended made nothing, and how to go on."""
     name = f"job {record['id']}"

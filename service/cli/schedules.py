@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option, echo
 
-from service.cli.batch import OUTPUTS, IdColumn, MediaType, Passthrough
+from service.cli.batch import OUTPUTS, IdColumn, Passthrough
+from service.cli.inputs import MediaType
 from service.cli.shared import Json, connect, emit, model_ref, say, table, when
 
 if TYPE_CHECKING:
