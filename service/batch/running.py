@@ -10,8 +10,10 @@ from collections.abc import Callable
 from registry import db, jobs
 from registry.artifacts import Store
 from service import telemetry
+from service.batch import ray
 from service.batch.chores import Chores
 from service.batch.models import Models
+from service.batch.ray.engine import Engine
 from service.batch.scheduler import Scheduler
 from service.batch.scoring import Scoring
 from service.batch.training import Training
@@ -62,11 +64,14 @@ def run(settings: Settings, stopped: Callable[[], object], up: Callable[[], obje
     engine = db.connect(settings.url)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
     models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
+    scoring = Scoring(settings, sessions, store, models)
     works: dict[tuple[str, str], Work] = {
-        (jobs.SCORE, "local"): Scoring(settings, sessions, store, models),
+        (jobs.SCORE, "local"): scoring,
+        (jobs.SCORE, jobs.RAY): scoring,  # planned and assembled as any other
         (jobs.TRAIN, "local"): Training(settings, sessions, store, forks.server),
     }
-    worker = Worker(settings, sessions, works)
+    spread = Engine(settings, sessions, scoring.shared).run if ray.is_installed() else None
+    worker = Worker(settings, sessions, works, spread)
     chores, scheduler = Chores(settings, engine, sessions, store), Scheduler(sessions, store)
     worker.start()
     chores.start()

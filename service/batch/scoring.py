@@ -20,9 +20,11 @@ from registry.tables import VersionRow
 from service.batch import files, places
 from service.batch.accept import Layout, layout
 from service.batch.models import Models
+from service.batch.ray.messages import Scores
 from service.batch.work import Alive, Gone, Hopeless, Piece, Stage, Whole, folder
 from service.config import Settings
 from service.runtime.codec.answers import Answers
+from service.runtime.loading import look_up
 from service.runtime.onnx import NUMPY
 
 ERRORS = "text/csv"
@@ -65,6 +67,21 @@ class Scoring:
                 job.spec["output"]["media_type"],
                 alive,
             )
+
+    def shared(self, job: JobRow) -> Scores:
+        """What actors on Ray need for the job's partitions. Raises what `partition` raises."""
+        self._signature(job)
+        self._check_so_far(job)
+        assert job.version_id is not None, "`_signature` has seen to it"
+        return Scores(
+            spec=job.spec,
+            dataset=(job.plan or {})["dataset"],
+            version=look_up(self._sessions, job.version_id),
+            blobs=str(self._settings.blobs.absolute()),
+            home=str(folder(self._settings, job.id)),
+            deadline_s=self._settings.predict_deadline_s,
+            memory_mb=self._settings.build_memory_mb,
+        )
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
         """One output and one errors file of all parts, as blobs. Raises `Hopeless`: too many rows failed."""

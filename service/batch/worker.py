@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -22,61 +22,34 @@ from registry.errors import NotFound, StaleTask, TriviumError
 from registry.queue import Task
 from registry.tables import now
 from service import telemetry
+from service.batch.flight import LEASE_S, Flight, Stopping, held
 from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard
 from service.config import Settings
 
-LEASE_S = 6.0
-"""A dead worker's partitions go on elsewhere after this."""
 BEAT_S = 2.0
 POLL_S = 0.25
 ERROR_S = 2.0
 FIRST_BACKOFF_S = 1.0
 MOST_BACKOFF_S = 60.0
+OURS = (jobs.PLAN, jobs.PARTITION, jobs.ASSEMBLE)  # what lanes do themselves
 
 log = telemetry.logger(__name__)
 
 
-class Stopping(Exception):
-    """The worker is shutting down: what it holds goes back to the queue."""
-
-
-class Flight:
-    """A claimed task in a lane's hands."""
-
-    def __init__(self, task: Task, stopping: threading.Event) -> None:
-        self.task = task
-        self.rows, self.failed = 0, 0
-        self.lost = False
-        self._stopping = stopping
-
-    def alive(self, rows: int, failed: int) -> None:
-        """Raises `StaleTask` when the task is another's by now, `Stopping` when the worker shuts down."""
-        self.rows, self.failed = rows, failed
-        if self.lost:
-            raise StaleTask(self.task.id)
-        if self._stopping.is_set():
-            raise Stopping
-
-    @property
-    def job_id(self) -> int:
-        return int(self.task.subject.partition("/")[0])
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Stage and number of a partition's task."""
-        _, stage, number = self.task.subject.split("/")
-        return stage, int(number)
-
-
 class Worker:
-    """`works` by kind of job and engine."""
+    """`works` by kind of job and engine. `spread` does a task of kind `RAY` and finishes it, on a lane of its
+    own, for it only waits."""
 
     def __init__(
-        self, settings: Settings, sessions: db.Sessions, works: Mapping[tuple[str, str], Work]
+        self,
+        settings: Settings,
+        sessions: db.Sessions,
+        works: Mapping[tuple[str, str], Work],
+        spread: Callable[[JobRow, Flight], None] | None = None,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._works = works
+        self._works, self._spread = works, spread
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._claiming = threading.Lock()  # one lane looks for a task at a time
@@ -85,6 +58,9 @@ class Worker:
             threading.Thread(target=self._loop, args=(self.step,), name=f"lane {n}", daemon=True)
             for n in range(settings.batch_lanes)
         ]
+        if spread is not None:
+            lane = threading.Thread(target=self._loop, args=(self.spread,), name="lane of Ray", daemon=True)
+            self._lanes.append(lane)
         self._leases = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
 
     def start(self) -> None:
@@ -103,12 +79,16 @@ class Worker:
         if self._leases.ident is not None:
             self._leases.join()
 
-    def step(self) -> None:
+    def spread(self) -> None:
+        """Do one task on Ray, or wait a little when there is none."""
+        self.step((jobs.RAY,))
+
+    def step(self, kinds: Sequence[str] = OURS) -> None:
         """Do one task, or wait a little when there is none."""
         with self._claiming:
             if self._stopping.is_set():
                 return
-            task = self._claim()
+            task = self._claim(kinds)
             if task is None:
                 self._stopping.wait(POLL_S)
                 return
@@ -119,14 +99,14 @@ class Worker:
         finally:
             self._flights.discard(flight)
 
-    def _claim(self) -> Task | None:
+    def _claim(self, kinds: Sequence[str]) -> Task | None:
         with db.reading(self._sessions) as session:  # a look costs the writers nothing
-            if not queue.is_waiting(session, jobs.KINDS):
+            if not queue.is_waiting(session, kinds):
                 return None
         with self._sessions.begin() as session:
             self._tell_lost(session)
             return queue.claim(
-                session, jobs.KINDS, self._name, LEASE_S, most_at_once=self._settings.batch_lanes_per_model
+                session, kinds, self._name, LEASE_S, most_at_once=self._settings.batch_lanes_per_model
             )
 
     def _tell_lost(self, session: Session) -> None:
@@ -166,6 +146,10 @@ class Worker:
 
     def _do(self, flight: Flight) -> None:
         job, row = self._begin(flight)
+        if flight.task.kind == jobs.RAY:
+            assert self._spread is not None, "no other claims it"
+            self._spread(job, flight)
+            return
         work = self._works[job.kind, job.engine]
         made: Stage | Piece | Whole
         if flight.task.kind == jobs.PLAN:
@@ -177,7 +161,7 @@ class Worker:
                 pieces = jobs.partitions(session, job.id)
             made = work.assemble(job, pieces, flight.alive)
         with self._sessions.begin() as session:
-            job = _held(session, flight)
+            job = held(session, flight)
             queue.finish(session, flight.task.id, flight.task.fence)
             _record(session, job, flight, made)
         if job.state == jobs.DONE:
@@ -187,7 +171,7 @@ class Worker:
     def _begin(self, flight: Flight) -> tuple[JobRow, PartitionRow | None]:
         """The job, and the partition if the task is one; both as of now, and detached."""
         with self._sessions.begin() as session:
-            job = _held(session, flight)
+            job = held(session, flight)
             if job.state == jobs.QUEUED:
                 job.state, job.started_at = jobs.RUNNING, job.started_at or now()
             row = None
@@ -206,12 +190,8 @@ class Worker:
         why = str(error) if isinstance(error, TriviumError) else f"{type(error).__name__}: {error}"
         log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
-            job = _held(session, flight)
-            failures = task.attempt
-            if task.kind == jobs.PARTITION:
-                row = jobs.partition(session, job.id, *flight.place)
-                row.failures += 1
-                failures = row.failures
+            job = held(session, flight)
+            failures = _count_failure(session, flight)
             hopeless = isinstance(error, Hopeless) or failures >= job.max_attempts
             backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
             again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
@@ -227,7 +207,7 @@ class Worker:
         """Instead of assembling: what is gone has to be made again. Too often, and the job has failed."""
         log.warning("parts.gone", job=flight.job_id, why=str(gone))
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
-            job = _held(session, flight)
+            job = held(session, flight)
             queue.finish(session, flight.task.id, flight.task.fence)
             rows = [jobs.partition(session, job.id, *place) for place in gone.places]
             for row in rows:
@@ -263,17 +243,17 @@ class Worker:
                 self._stopping.wait(ERROR_S)
 
 
-def _held(session: Session, flight: Flight) -> JobRow:
-    """The job, locked, while the task is this flight's: else `StaleTask`, also when the job was forgotten.
-
-    The job first, then its task, then the partition: whoever locks several does it in this order.
-    """
-    try:
-        job = jobs.lock(session, flight.job_id)
-    except NotFound as gone:
-        raise StaleTask(flight.task.id) from gone
-    queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
-    return job
+def _count_failure(session: Session, flight: Flight) -> int:
+    """How often this has failed. What is on Ray has failed with each partition that was not done."""
+    if flight.task.kind == jobs.PARTITION:
+        rows = [jobs.partition(session, flight.job_id, *flight.place)]
+    elif flight.task.kind == jobs.RAY:
+        rows = [p for p in jobs.partitions(session, flight.job_id) if p.result is None]
+    else:
+        return flight.task.attempt
+    for row in rows:
+        row.failures += 1
+    return max(row.failures for row in rows)
 
 
 def _record(session: Session, job: JobRow, flight: Flight, made: Stage | Piece | Whole) -> None:

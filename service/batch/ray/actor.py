@@ -1,0 +1,107 @@
+"""What runs on the nodes of a cluster: one partition after another, with the model loaded once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+
+from registry.artifacts import Store
+from registry.errors import TriviumError, Unavailable
+from registry.jobs import LOST_WORKERS
+from service.batch import files
+from service.batch.accept import layout
+from service.batch.ray.messages import Part, Report, Scores
+from service.batch.scoring import score
+from service.batch.work import Hopeless, Piece
+from service.builds.forkserver import Forked, ForkServer
+from service.runtime.batch import load
+from service.runtime.isolated import IsolatedSpec
+from service.runtime.loading import Runtime
+
+
+class Actor:
+    """As Ray Data wants it: called with a batch of one descriptor, answers with one report, both as JSON.
+
+    Nothing is raised: an error would end the whole job on Ray, and others may do better. Ray starts an actor
+    that died again and gives its partition to the next.
+    """
+
+    def __init__(self, shared: bytes) -> None:
+        self._shared = msgspec.msgpack.decode(shared, type=Scores)
+        self._runtime: Runtime | None = None
+        self._forks = ForkServer()
+        self._me = f"{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        part = msgspec.json.decode(batch["part"][0], type=Part)
+        return {"report": [msgspec.json.encode(self._report(part)).decode()]}
+
+    def _report(self, part: Part) -> Report:
+        started = time.monotonic()
+        made, error, hopeless = None, None, False
+        try:
+            made = self._do(part)
+        except Exception as raised:
+            error = str(raised) if isinstance(raised, TriviumError) else f"{type(raised).__name__}: {raised}"
+            hopeless = isinstance(raised, Hopeless)
+        return Report(
+            stage=part.stage,
+            number=part.number,
+            worker=self._me,
+            seconds=time.monotonic() - started,
+            rows=made.rows if made else 0,
+            failed=made.failed if made else 0,
+            result=made.result if made else None,
+            error=error,
+            hopeless=hopeless,
+        )
+
+    def _do(self, part: Part) -> Piece:
+        shared, home = self._shared, Path(self._shared.home)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _try(home, f"part-{part.number:06d}-{part.fence}") as name:
+            if self._runtime is None:
+                self._runtime = load(
+                    shared.version, Store(Path(shared.blobs)), self._spawn, shared.deadline_s
+                )
+            return score(
+                msgspec.convert(shared.dataset, files.Dataset),
+                msgspec.convert(part.part, files.Part),
+                layout(shared.spec, shared.version.signature),
+                shared.version.signature,
+                self._runtime,
+                home / name,
+                shared.spec["output"]["media_type"],
+                lambda rows, failed: None,  # whom nobody wants any more is ended by Ray
+            )
+
+    def _spawn(self, spec: IsolatedSpec) -> Forked:
+        """The `Spawn` of `IsolatedRuntime`: an actor has a template of its own."""
+        if self._forks.pid is None:
+            self._forks.start()
+        return self._forks.isolated(spec, self._shared.memory_mb)
+
+
+@contextmanager
+def _try(home: Path, base: str) -> Iterator[str]:
+    """A name for the files of one attempt. Ray may run a partition twice at once, when it has lost sight of a
+    node, so each attempt has its own. Raises `Unavailable` when too many have died: Ray would go on for ever.
+    """
+    died = len(list(home.glob(f".{base}-*.begun")))
+    if died >= LOST_WORKERS:
+        raise Unavailable(f"the process that works on it has died {died} times")
+    name = f"{base}-{secrets.token_hex(4)}"
+    begun = home / f".{name}.begun"
+    begun.touch()
+    try:
+        yield name
+    finally:
+        begun.unlink(missing_ok=True)
