@@ -24,7 +24,7 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=1000)]
 Attempts = Annotated[int, Field(ge=1, le=20, description="per partition: one run and the retries")]
 Keep = Annotated[
     float | None,
-    Field(gt=0, le=3650 * 86400, strict=False, description="seconds that files and record outlive the job"),
+    Field(gt=0, le=3650 * 86400, description="seconds that files and record outlive the job"),
 ]
 
 
@@ -70,7 +70,6 @@ class ScoreBody(Strict):
         Field(
             ge=0,
             le=1,
-            strict=False,
             description="the share of rows that may fail; unset: the job fails when every row did",
         ),
     ] = None

@@ -34,7 +34,7 @@ class Then(Strict):
     output: Output = Output()
     id_column: ColumnName | None = None
     passthrough: Annotated[list[ColumnName], Field(max_length=1000)] = Field(default_factory=list)
-    error_threshold: Annotated[float | None, Field(ge=0, le=1, strict=False)] = None
+    error_threshold: Annotated[float | None, Field(ge=0, le=1)] = None
     max_attempts: Attempts = 4
     engine: Literal["local", "ray"] = "local"
     expires_in: Keep = None
@@ -66,7 +66,7 @@ class TrainBody(Strict):
         Field(ge=1, le=MAX_PARTITIONS, description="deal the rows into so many; unset: those of the input"),
     ] = None
     validation: Annotated[
-        float, Field(ge=0, le=0.9, strict=False, description="share of rows held out, to measure the model")
+        float, Field(ge=0, le=0.9, description="share of rows held out, to measure the model")
     ] = 0.2
     publish: Publish
     then: Then | None = None

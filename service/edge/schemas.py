@@ -49,9 +49,9 @@ class ExportBody(Strict):
     calibration: Calibration | None = None
     max_disagreement: Annotated[
         float | None,
-        Field(ge=0, allow_inf_nan=False, strict=False, description="share of rows with another label"),
+        Field(ge=0, allow_inf_nan=False, description="share of rows with another label"),
     ] = None
-    max_accuracy_drop: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False, strict=False)] = None
+    max_accuracy_drop: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
     max_bytes: Annotated[int | None, Field(ge=1, le=2**53)] = None
 
     def asked(self) -> NewExport:
@@ -141,7 +141,7 @@ class ReportBody(Strict):
     device: Annotated[str, Field(min_length=1, max_length=MAX_DEVICE, examples=["pi-0042"])]
     version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
     status: Status
-    latency_ms: Annotated[float | None, Field(ge=0, allow_inf_nan=False, strict=False)] = None
+    latency_ms: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     message: Annotated[str | None, Field(max_length=2000)] = None
 
     def asked(self) -> NewReport:

@@ -45,9 +45,7 @@ class PublishBody(Strict):
     signature: Annotated[
         dict[str, Any] | None, Field(description="a whole signature, or what to correct in the inferred one")
     ] = None
-    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False, strict=False)]] = Field(
-        default_factory=dict
-    )
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     tags: Tags = Field(default_factory=dict)
     description: Description = ""
     alias: Annotated[Name | None, Field(description="points here as soon as the version is ready")] = None
@@ -84,7 +82,7 @@ class KeyBody(Strict):
     scopes: Annotated[list[Scope], Field(min_length=1, examples=[["predict"]])]
     models: Annotated[list[Name] | None, Field(description="unset: every model", max_length=1000)] = None
     expires_in: Annotated[
-        float | None, Field(gt=0, le=3650 * 86400, strict=False, description="seconds", examples=[86400])
+        float | None, Field(gt=0, le=3650 * 86400, description="seconds", examples=[86400])
     ] = None
 
 

@@ -37,6 +37,7 @@ async def test_a_key_is_shown_once_and_listed_without_its_secret(api: Api):
         {"models": ["UPPER"]},
         {"expires_in": 0},
         {"expires_in": -1},
+        {"expires_in": "5"},
         {"expires_in": 1e300},
         {"secret": "mine"},
         {"key": "trv_a_b"},
