@@ -45,7 +45,7 @@ class Training:
         self._forks = forks
 
     def plan(self, job: JobRow, alive: Alive) -> Stage:
-        """The dataset, its parts, and what the estimator needs. Raises `Hopeless` when it cannot be so."""
+        """The dataset, its parts, and what the estimator needs. Raises `Hopeless` for what it refuses."""
         home = folder(self._settings, job.id)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fetch_estimator(job, home)
@@ -116,6 +116,7 @@ class Training:
             return msgspec.convert(self._done(step, "the estimator", alive).report, Plan)
 
     def _done(self, step: Step, what: str, alive: Alive) -> Fitted:
+        _require(step)
         try:
             made = oneshot.fit(self._forks(), step, self._settings.build_timeout_s, lambda: alive(0, 0))
         except oneshot.Lost as lost:  # no fault of the estimator's: the next attempt may do
@@ -131,6 +132,14 @@ class Training:
         with db.reading(self._sessions) as session:
             before = jobs.partition(session, job.id, row.stage, row.number - 1)
             return str((before.result or {})["file"])
+
+
+def _require(step: Step) -> None:
+    """Raises `Hopeless` when a file of an earlier step is gone."""
+    needed = [step.estimator, step.transformers, step.state, *step.files, *(s.file for s in step.slots)]
+    for file in needed:
+        if file is not None and not Path(file).is_file():
+            raise Hopeless(f"{Path(file).name}, which an earlier step left, is gone; start the job anew")
 
 
 def _layout(spec: dict[str, Any], dataset: files.Dataset, check: Plan, parts: int) -> Layout:

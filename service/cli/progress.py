@@ -24,6 +24,14 @@ Record = dict[str, Any]
 
 LINE_S = 5.0
 """Without a terminal, a job that is at work gets a line at most so often."""
+STEPS = {
+    "read": "reading",
+    "transform": "fitting the transformers",
+    "fit": "fitting the model",
+    "merge": "merging",
+    "predict": "answering the rows held out",
+    "measure": "measuring",
+}
 INTERRUPTED = 130
 LEAVE, CANCEL, WAIT = "leave", "cancel", "wait"
 
@@ -54,8 +62,8 @@ def showing(tell: Callable[[str], None] = say) -> Iterator[Callable[[Record], No
         yield lambda record: bar.update(
             task,
             description=f"job {record['id']}: {phase(record)}",
-            total=record["rows_total"],
-            completed=record["rows_done"] + record["rows_failed"],
+            total=_measure(record)[1],
+            completed=_measure(record)[0],
             done=_done(record),
             rate=_rate(record),
             left=_left(record),
@@ -99,9 +107,28 @@ def phase(record: Record) -> str:
         return str(record["state"])
     if not record["partitions_total"]:
         return "planning"
+    if record["kind"] == "train":
+        return _step(record)
     if record["partitions_done"] == record["partitions_total"]:
         return "assembling"
-    return {"score": "scoring", "train": "training"}[record["kind"]]
+    return "scoring"
+
+
+def _step(record: Record) -> str:
+    """What a training is at: its stages are named `00-read`, `01-transform`, ..."""
+    if record["version"] is not None:
+        return f"building version {record['version']}"
+    return STEPS[max(p["stage"] for p in record["partitions"]).partition("-")[2]]
+
+
+def _measure(record: Record) -> tuple[int, int | None, str]:
+    """How much is done, of how much, and of what: rows, of which a training reads all at first; then it is
+    the partitions of one stage after the other that count."""
+    stage = max((p["stage"] for p in record["partitions"]), default="")
+    if record["kind"] == "train" and stage.partition("-")[2] != "read":
+        parts = [p for p in record["partitions"] if p["stage"] == stage]
+        return sum(p["state"] == "done" for p in parts), len(parts), "partitions"
+    return record["rows_done"] + record["rows_failed"], record["rows_total"], "rows"
 
 
 def progress_line(record: Record) -> str:
@@ -132,21 +159,19 @@ def _bar() -> Progress:
 
 
 def _done(record: Record) -> str:
-    seen, total, failed = (
-        record["rows_done"] + record["rows_failed"],
-        record["rows_total"],
-        record["rows_failed"],
-    )
     if not record["partitions_total"]:
         return ""
-    words = f"{seen:,} rows" if total is None else f"{seen:,} of {total:,} rows"
-    if total:
-        words += f" ({seen / total:.0%})"
-    return words + (f", {failed:,} failed" if failed else "")
+    done, total, what = _measure(record)
+    if what == "partitions" and total == 1:
+        return ""
+    words = f"{done:,} {what}" if total is None else f"{done:,} of {total:,} {what}"
+    if total and what == "rows":
+        words += f" ({done / total:.0%})"
+    return words + (f", {record['rows_failed']:,} failed" if record["rows_failed"] else "")
 
 
 def _rate(record: Record) -> str:
-    return f"{record['rate']:,.0f} rows/s" if record["rate"] else ""
+    return f"{record['rate']:,.0f} rows/s" if record["rate"] and _measure(record)[2] == "rows" else ""
 
 
 def _left(record: Record) -> str:
