@@ -97,14 +97,14 @@ class ForestRuntime:
 
 def _table(nodes: Nodes) -> Table:
     holes = np.empty(0, np.bool_) if nodes.missing_left.all() else ~nodes.missing_left
-    target = np.empty(0) if nodes.target is None else nodes.target
+    target = np.empty(0, np.int32) if nodes.target is None else nodes.target
     depth, mean = _depths(nodes)
     shallow = np.where(depth > LOPSIDED * mean, mean, depth)
-    feature, left, root, target, shallow, depth = (
-        a.astype(np.uint32) for a in (nodes.feature, nodes.left, nodes.root, target, shallow, depth)
-    )
+    # None of them is negative; the large ones are not copied.
+    feature, left, root, target = (a.view(np.uint32) for a in (nodes.feature, nodes.left, nodes.root, target))
     threshold = _down(nodes.threshold) if nodes.rounded else nodes.threshold
-    return Table(feature, threshold, left, holes, nodes.values, root, target, shallow, depth)
+    levels = shallow.astype(np.uint32), depth.astype(np.uint32)
+    return Table(feature, threshold, left, holes, nodes.values, root, target, *levels)
 
 
 def _down(threshold: Array) -> Array:
