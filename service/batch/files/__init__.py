@@ -3,6 +3,7 @@
 dataset      the structs that planning freezes          places    where files are, and whether they changed
 reading      one way to read every format               formats: csvs, lines, parquet, ipc
 records      bytes cut into whole records               cells     Arrow columns to checked rows
+plain, digits   the fast way through CSV                 compact   Thrift, for Parquet's footers
 writing      a partition's output and errors            assembly  all partitions' as one
 
 Nothing here holds more than a batch of rows, whatever the size of the files.

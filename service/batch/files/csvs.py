@@ -1,7 +1,8 @@
 """CSV: RFC 4180 in UTF-8 as online, any size; a part is a byte range between two rows.
 
-pyarrow tells the cells apart and parses numbers; what a cell means is the online codec's rule
-(`service.runtime.codec.tables`). A block with anything unusual in it is read again as text. Id and
+What a cell means is the online codec's rule (`service.runtime.codec.tables`). Plain numbers are read by
+`plain`; otherwise pyarrow tells the cells apart and parses numbers, and a block with anything unusual in it
+is read once more as text. Id and
 passthrough columns stay text as written. A row with too many or too few cells is a fault of its own.
 """
 
@@ -91,8 +92,18 @@ def _quoted_ranges(opened: Opened, header: Header) -> Iterator[tuple[int, int]]:
 
 def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
     header, stream, size = _start(opened, part)
-    for data in blocks(stream, size, header.records, opened.file.name):
-        yield _block(data, header.names, columns, extra)
+    for index, data in enumerate(blocks(stream, size, header.records, opened.file.name)):
+        found = _plain_block(data, header.names, columns, extra) if index else None
+        yield found or _block(data, header.names, columns, extra)
+
+
+def _plain_block(
+    data: bytes, names: Sequence[str], columns: Sequence[Column], extra: Sequence[str]
+) -> Block | None:
+    # numba costs half a second and 60 MB, which a small file or a look at the first rows never pays
+    from service.batch.files import plain
+
+    return plain.block(data, names, columns, extra)
 
 
 def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:

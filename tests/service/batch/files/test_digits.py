@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry.signature import Input
+from service.batch.files import digits, plain
+from service.runtime.codec.columns import Column
+from tests.service.batch.files.inputs import FLAG, A, B, N
+
+BITS = st.integers(0, 2**64 - 1).map(lambda b: struct.unpack("<d", struct.pack("<Q", b))[0])
+DECIMALS = st.tuples(st.integers(0, 10**19 - 1), st.integers(-345, 310)).map(lambda t: f"{t[0]}e{t[1]}")
+HALVES = st.integers(2**53, 2**63).map(str)  # every second one is half way between two floats
+FIXED = st.decimals(-(10**9), 10**9, allow_nan=False, places=12).map(str)
+
+
+def number(text: str) -> float | None:
+    """What `parse` makes of a cell; None when it leaves it to others."""
+    out, nothing = np.zeros((8, 1)), np.empty((0, 8, 2), dtype=np.int32)
+    data = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
+    rows = digits.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), out, nothing)
+    return float(out[0, 0]) if rows == 1 else None
+
+
+@settings(max_examples=2000, deadline=None)
+@given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALVES | FIXED)
+def test_a_number_is_the_nearest_float_or_left_to_others(text: str) -> None:
+    found = number(text)
+    assert found is None or found == float(text)
+
+
+PLAIN = ["0.1", "-12.5", "1e22", "12345678901234567", "5.", ".5", "0.30000000000000004", "+1", "1E-7",
+         "1.7976931348623157e308", "2.2250738585072014e-308", "000000000000000000007",
+         "0.000000000000000000123"]  # fmt: skip
+OTHERS = ["-", "+", ".", "-.", "1e", "1e+", "e5", "1e5x", "--1", "+-1", "1-", "1.2.3", "1_0", " 1", "1 ",
+          "nan", "inf", "0x1", "1e999", "5e-324", "12345678901234567890", "1,", "\u0661", "1\r2", "1\r,",
+          "1e0001"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain_numbers_are_read(text: str) -> None:
+    assert number(text) == float(text)
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_what_is_not_plain_is_left_to_others(text: str) -> None:
+    assert number(text) is None
+
+
+def test_cells_are_found_by_name_and_text_is_kept_as_written() -> None:
+    data = "x,007,1,é,2.5\r\n\r\ny,8,-3,,0\n".encode()
+    block = plain.block(data, ["w", "id", "a", "t", "n"], [Column(Input("n", "float32")), A], ["id", "t"])
+    assert block is not None
+    assert block.rows.matrix is not None
+    assert block.rows.matrix.tolist() == [[2.5, 1], [0, -3]]
+    assert block.extra.to_pydict() == {"id": ["007", "8"], "t": ["é", ""]}
+
+
+UNUSUAL = [
+    b"1\n",
+    b"1,2,3\n",
+    b'"1",2\n',
+    b"x,2\n",
+    b"1,\xff\n",
+    b",2\n",
+    b"1.5,2\n",
+    b"1,2\n3\n",
+    b"1,2\r3,4\n",
+]
+
+
+@pytest.mark.parametrize("data", UNUSUAL)
+def test_a_block_with_anything_unusual_is_left_to_others(data: bytes) -> None:
+    assert plain.block(data, ["n", "id"], [N], ["id"]) is None
+
+
+def test_empty_cells_are_missing_and_other_types_are_left_to_others() -> None:
+    block = plain.block(b"1\n,\n", ["b", "x"], [B], [])
+    assert block is None
+    block = plain.block(b"1,\n,\n", ["b", "x"], [B], [])
+    assert block is not None
+    assert block.rows.matrix is not None
+    assert np.isnan(block.rows.matrix[:, 0]).tolist() == [False, True]
+    assert plain.block(b"1\n", ["flag"], [FLAG], []) is None
