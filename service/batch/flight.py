@@ -11,7 +11,7 @@ from registry.batch_tables import JobRow
 from registry.errors import NotFound, StaleTask
 from registry.queue import Task
 
-LEASE_S = 6.0
+LEASE_S = 5.0
 """A dead worker's partitions go on elsewhere after this."""
 
 

@@ -26,7 +26,7 @@ from service.batch.flight import LEASE_S, Flight, Stopping, held
 from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard
 from service.config import Settings
 
-BEAT_S = 2.0
+BEAT_S = 1.0
 POLL_S = 0.25
 ERROR_S = 2.0
 FIRST_BACKOFF_S = 1.0
