@@ -5,17 +5,23 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 NO_CHROMIUM = "needs Chromium, which is not on PATH"
 NO_TENSORFLOW = "needs TensorFlow, which is not installed"
+NO_PREFECT = "needs Prefect, which is not in .venv/prefect"
 LACKING = {
     NO_CHROMIUM: ("Chromium", "apt-get install chromium, or your system's package of it"),
     NO_TENSORFLOW: (
         "TensorFlow",
         "scripts/setup --keras with Python 3.11 to 3.13, on Linux or on macOS with Apple's processors",
+    ),
+    NO_PREFECT: (
+        "Prefect",
+        "scripts/test-prefect, which installs it beside our libraries and runs these tests",
     ),
 }
 
@@ -38,6 +44,14 @@ def need_tensorflow(allow_module_level: bool = False) -> None:
 @pytest.fixture(scope="session")
 def tensorflow_is_there() -> None:
     need_tensorflow()
+
+
+def need_prefect() -> Path:
+    """The interpreter of the virtual environment that scripts/test-prefect makes."""
+    python = Path(__file__).parent.parent / ".venv/prefect/bin/python"
+    if not python.exists():
+        pytest.skip(NO_PREFECT)
+    return python
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
