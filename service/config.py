@@ -30,11 +30,12 @@ class Settings(BaseSettings):
     predict_deadline_s: float = Field(default=30.0, gt=0, description="longest one call of an isolated model")
 
     build_timeout_s: float = Field(default=600.0, gt=0, description="longest a build may take")
-    build_memory_mb: int = Field(default=8192, ge=256, description="most memory a build may use")
+    build_memory_mb: int = Field(default=8192, ge=512, description="most memory a build may use")
     build_concurrency: int = Field(default=1, ge=1, description="builds at once, per server process")
 
     batch_roots: str = Field(
-        default="", description="places that jobs may read from: directories and object-store URIs, with : between"
+        default="",
+        description="places that jobs may read from: directories and object-store URIs, with : between",
     )
     batch_lanes: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="partitions at once, per worker"
