@@ -27,6 +27,7 @@ SUFFIXES = (".parquet", ".pq")
 PART_ROWS = 1 << 19
 MAX_PIECES = 8
 BUFFER_BYTES = 1 << 18  # of a column chunk
+REMOTE_BUFFER_BYTES = 1 << 21  # each fill is a request, which takes as long as many bytes
 
 
 def schema(file: File) -> Any:
@@ -97,7 +98,8 @@ def batches(opened: Opened, part: Part, names: Sequence[str]) -> Iterator[Any]:
 
 def _open(opened: Opened) -> Any:
     try:
+        size = REMOTE_BUFFER_BYTES if opened.remote else BUFFER_BYTES
         stream = pa.PythonFile(Stream(opened), mode="r")
-        return pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+        return pq.ParquetFile(stream, buffer_size=size, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise refuse(f"{opened.file.name!r} is no Parquet file, or not whole: {str(error)[:300]}") from error

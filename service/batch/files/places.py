@@ -6,17 +6,21 @@ locations are allowed is not decided here; a link inside a directory is never fo
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from registry.errors import Changed
 from service.batch.files.dataset import File, refuse
 
 _BLOB = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact: its name is its bytes' digest
+
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 
 def listed(location: str, suffixes: Sequence[str]) -> list[File]:
@@ -24,6 +28,9 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
 
     Raises `Invalid` when there are none, or when directories are nested: what is in them would be lost.
     """
+    if _is_remote(location):
+        found: list[File] = _objects().listed(location, suffixes)
+        return found
     path = Path(location)
     try:
         if not path.is_dir():
@@ -40,6 +47,17 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     return found
 
 
+def _is_remote(location: str) -> bool:
+    return "://" in location
+
+
+def _objects() -> Any:
+    # the extra `object-store`
+    from service.batch.files import objects
+
+    return objects
+
+
 def _file(path: Path) -> File:
     state = path.stat(follow_symlinks=False)
     if not stat.S_ISREG(state.st_mode):
@@ -53,37 +71,58 @@ def _fingerprint(path: Path, state: os.stat_result) -> str:
     return f"{state.st_size}-{state.st_mtime_ns}"
 
 
+class _Path:
+    """A local file that is read in ranges."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        # O_NONBLOCK: a pipe that took the file's place would block for ever
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self._handle = os.open(file.location, flags)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            raise Changed(file.name, "it is gone") from error
+
+    def check(self) -> None:
+        if _fingerprint(Path(self._file.location), os.fstat(self._handle)) != self._file.fingerprint:
+            raise Changed(self._file.name, "it was written to")
+
+    def read_at(self, start: int, size: int) -> bytes:
+        return os.pread(self._handle, size, start)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
 class Opened:
     """A file open for reading from several places; raises `Changed` when it is not the one that was
     planned. `check` again after the last byte: a file may change under its reader."""
 
     def __init__(self, file: File) -> None:
         self.file = file
-        # O_NONBLOCK: a pipe that took the file's place would block for ever
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        try:
-            self._handle = os.open(file.location, flags)
-        except OSError as error:
-            raise Changed(file.name, error.strerror or "it cannot be opened") from error
+        self.remote = _is_remote(file.location)
+        self._source = _objects().Source(file) if self.remote else _Path(file)
         try:
             self.check()
-        except Changed:
-            os.close(self._handle)
+        except Exception:
+            self._source.close()
             raise
-
-    def check(self) -> None:
-        if _fingerprint(Path(self.file.location), os.fstat(self._handle)) != self.file.fingerprint:
-            raise Changed(self.file.name, "it was written to")
 
     def __enter__(self) -> Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+        self._source.close()
+
+    def check(self) -> None:
+        self._source.check()
 
     def read_at(self, start: int, size: int) -> bytes:
         """At most `size` bytes from `start` on, fewer at the end only; safe to call from several threads."""
-        return os.pread(self._handle, size, start)
+        data: bytes = self._source.read_at(start, size)
+        return data
 
 
 class Stream(io.RawIOBase):

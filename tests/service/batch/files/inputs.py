@@ -35,7 +35,7 @@ class Everything(NamedTuple):
 
 
 def everything(
-    location: Path,
+    location: Path | str,
     media_type: str,
     columns: list[Column],
     extra: list[str] | None = None,
