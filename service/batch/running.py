@@ -27,7 +27,7 @@ from service.runtime.batch import BatchLoader, is_shared
 from service.runtime.isolated import IsolatedSpec
 
 NICE = 10
-"""A server's predictions go first: where both want a processor, its worker gets a tenth of it."""
+"""A server's predictions go first: where both want a processor, its worker's lanes get a tenth of it."""
 
 log = telemetry.logger(__name__)
 
@@ -58,7 +58,12 @@ class Forks:
                 self._server.stop()
 
 
-def run(settings: Settings, stopped: Callable[[], object], up: Callable[[], object] = lambda: None) -> None:
+def run(
+    settings: Settings,
+    stopped: Callable[[], object],
+    up: Callable[[], object] = lambda: None,
+    nice: int = 0,
+) -> None:
     """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
     prepare(settings)
     engine = db.connect(settings.url)
@@ -71,7 +76,7 @@ def run(settings: Settings, stopped: Callable[[], object], up: Callable[[], obje
         (jobs.TRAIN, "local"): Training(settings, sessions, store, forks.server),
     }
     spread = Engine(settings, sessions, scoring.shared).run if ray.is_installed() else None
-    worker = Worker(settings, sessions, works, spread)
+    worker = Worker(settings, sessions, works, spread, nice)
     chores, scheduler = Chores(settings, engine, sessions, store), Scheduler(sessions, store)
     worker.start()
     chores.start()
@@ -88,14 +93,13 @@ def run(settings: Settings, stopped: Callable[[], object], up: Callable[[], obje
 
 
 def child(parent: int, told: int) -> None:
-    """The worker that a server keeps alive; it ends with its server, and lets it go first. A byte into the
-    pipe `told` says that it works."""
+    """The worker that a server keeps alive; it ends with its server, and its lanes let that go first. A
+    byte into the pipe `told` says that it works."""
     stopped = stop_signal()
     end_with_parent(parent)
-    os.nice(NICE)
     telemetry.configure_logging()
     with os.fdopen(told, "wb", buffering=0) as pipe:
-        run(Settings(), stopped, lambda: pipe.write(b"1"))
+        run(Settings(), stopped, lambda: pipe.write(b"1"), NICE)
 
 
 if __name__ == "__main__":

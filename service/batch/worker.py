@@ -38,7 +38,7 @@ log = telemetry.logger(__name__)
 
 class Worker:
     """`works` by kind of job and engine. `spread` does a task of kind `RAY` and finishes it, on a lane of its
-    own, for it only waits."""
+    own, for it only waits. `nice`: lanes let others go first; what keeps the leases does not."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Worker:
         sessions: db.Sessions,
         works: Mapping[tuple[str, str], Work],
         spread: Callable[[JobRow, Flight], None] | None = None,
+        nice: int = 0,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -53,9 +54,10 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._claiming = threading.Lock()  # one lane looks for a task at a time
+        self._more = threading.Event()  # something was done: what follows from it may be there
         self._flights: set[Flight] = set()
         self._lanes = [
-            threading.Thread(target=self._loop, args=(self.step,), name=f"lane {n}", daemon=True)
+            threading.Thread(target=self._loop, args=(self.step, nice), name=f"lane {n}", daemon=True)
             for n in range(settings.batch_lanes)
         ]
         if spread is not None:
@@ -71,6 +73,7 @@ class Worker:
         """Give unfinished work back to the queue. A lane that does not come to an end is left alone: its
         lease runs out."""
         self._stopping.set()
+        self._more.set()
         until = time.monotonic() + grace_s
         for thread in self._lanes:
             if thread.ident is not None:
@@ -81,23 +84,30 @@ class Worker:
 
     def spread(self) -> None:
         """Do one task on Ray, or wait a little when there is none."""
-        self.step((jobs.RAY,))
+        flight = self._take_off((jobs.RAY,))
+        if flight is None:
+            self._stopping.wait(POLL_S)
+        else:
+            self._fly(flight)
 
-    def step(self, kinds: Sequence[str] = OURS) -> None:
+    def step(self) -> None:
         """Do one task, or wait a little when there is none."""
         with self._claiming:
-            if self._stopping.is_set():
+            self._more.clear()
+            flight = self._take_off(OURS)
+            if flight is None:
+                self._more.wait(POLL_S)
                 return
-            task = self._claim(kinds)
-            if task is None:
-                self._stopping.wait(POLL_S)
-                return
-            flight = Flight(task, self._stopping)
-            self._flights.add(flight)
-        try:
-            self._fly(flight)
-        finally:
-            self._flights.discard(flight)
+        self._fly(flight)
+        self._more.set()
+
+    def _take_off(self, kinds: Sequence[str]) -> Flight | None:
+        task = None if self._stopping.is_set() else self._claim(kinds)
+        if task is None:
+            return None
+        flight = Flight(task, self._stopping)
+        self._flights.add(flight)
+        return flight
 
     def _claim(self, kinds: Sequence[str]) -> Task | None:
         with db.reading(self._sessions) as session:  # a look costs the writers nothing
@@ -143,6 +153,8 @@ class Worker:
             if not isinstance(error, TriviumError | OSError):
                 log.exception("task.failed", task=task.id, kind=task.kind, of=task.subject)
             self._fail(flight, error)
+        finally:
+            self._flights.discard(flight)
 
     def _do(self, flight: Flight) -> None:
         job, row = self._begin(flight)
@@ -234,7 +246,8 @@ class Worker:
             except Exception:  # of the database, most likely: the next beat may be in time
                 log.exception("worker.beat_failed")
 
-    def _loop(self, step: Callable[[], None]) -> None:
+    def _loop(self, step: Callable[[], None], nice: int = 0) -> None:
+        os.nice(nice)  # on Linux that of this thread alone
         while not self._stopping.is_set():
             try:
                 step()
