@@ -4,14 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import IncrementalPCA
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import RobustScaler, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, RobustScaler, StandardScaler
 from sqlalchemy import func, select
 
 from registry import db, jobs, queue, versions
@@ -267,3 +271,100 @@ def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
     assert trainings.job(job_id).state == "cancelled"
     with db.reading(trainings.sessions) as session:
         assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
+
+
+def mixed() -> list[pd.DataFrame]:
+    """Numbers and strings, each with missing values; no partition has every city."""
+    random, n = np.random.default_rng(0), 900
+    age, city = random.normal(40, 12, n), random.choice(["Bern", "Oslo", "Rome"], n)
+    table = pd.DataFrame({"age": age, "city": city, "visits": random.poisson(3, n)})
+    table["y"] = (age > 40) ^ (city == "Oslo")
+    table.loc[::17, "age"] = np.nan
+    return cut(table.sort_values("city", ignore_index=True), 3)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_strings_and_missing_numbers_are_trained_on_as_they_are_served(
+    trainings: Trainings, suffix: str
+) -> None:
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    columns = ColumnTransformer([("n", numbers, ["age", "visits"]), ("c", OneHotEncoder(), ["city"])])
+    job = trainings.run(
+        trainings.start(
+            make_pipeline(columns, RandomForestClassifier(10)), mixed(), suffix,
+            strategy="ensemble", sampling="stratified",
+        )
+    )  # fmt: skip
+    assert job.state == "done", job.error
+    version = trainings.version()
+    assert version.metrics["accuracy"] > 0.8
+    inputs = {i["name"]: i for i in (version.signature or {})["inputs"]}
+    assert {name: i["dtype"] for name, i in inputs.items()} == {
+        "age": "float64", "city": "string", "visits": "int64",
+    }  # fmt: skip
+    assert inputs["age"]["nullable"]
+    assert inputs["city"]["categories"] == ["Bern", "Oslo", "Rome"]
+    assert (version.signature or {})["outputs"][0]["classes"] == [False, True]
+
+
+def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
+    random = np.random.default_rng(0)
+    words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}
+    labels = random.choice(list(words), 300)
+    texts = [" ".join(random.choice([*words[label], "the", "a"], 8)) for label in labels]
+    parts = cut(pd.DataFrame({"text": texts, "y": labels}), 3)
+    pipeline = make_pipeline(HashingVectorizer(n_features=2**10), SGDClassifier(loss="log_loss"))
+    job = trainings.run(trainings.start(pipeline, parts, ".csv"))
+    assert job.state == "done", job.error
+    assert trainings.version().metrics["accuracy"] > 0.9
+
+
+def test_a_fit_stays_within_its_memory(trainings: Trainings) -> None:
+    hungry = make_pipeline(PolynomialFeatures(5), SGDClassifier())
+    trainings.settings.build_memory_mb = 1024
+    job = trainings.run(trainings.start(hungry, cut(cancer(), 2), strategy="single"))
+    assert job.state == "failed"
+    assert "more memory than" in str(job.error)
+    assert "1024 MB" in str(job.error)
+
+
+def test_a_step_whose_file_is_gone_fails_the_job_and_names_it(trainings: Trainings) -> None:
+    job_id = trainings.start(SGDClassifier(loss="log_loss"), cut(cancer(), 2))
+    while not any(p.stage == "01-fit" for p in trainings.partitions(job_id)):
+        trainings.worker.step()
+    gone = trainings.settings.jobs / str(job_id) / "00-read-000001-1.arrow"
+    gone.unlink()
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    assert "00-read-000001-1.arrow, which an earlier step left, is gone" in str(job.error)
+
+
+def test_one_class_alone_is_nothing_to_learn(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(SGDClassifier(), cut(cancer().assign(y="benign"), 2)))
+    assert job.state == "failed"
+    assert "the target 'y' is 'benign' in every row" in str(job.error)
+
+
+def test_sampling_by_class_is_refused_for_a_regressor(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(SGDRegressor(), cut(diabetes(), 2), sampling="balanced"))
+    assert "sampling balanced needs classes, and SGDRegressor has none" in str(job.error)
+
+
+def test_a_regressor_needs_numbers(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(SGDRegressor(), cut(cancer(), 2)))
+    assert "the target 'y' holds strings, and SGDRegressor answers with numbers" in str(job.error)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_a_training_runs_on_postgresql_too(tmp_path: Path, forks: ForkServer, url: str) -> None:
+    trainings = Trainings(tmp_path, forks, url)
+    job = trainings.run(
+        trainings.start(
+            make_pipeline(StandardScaler(), RandomForestClassifier(3)), cut(digits(), 3),
+            strategy="ensemble", sampling="balanced", partitions=2,
+        )
+    )  # fmt: skip
+    assert (job.state, job.version) == ("done", 1), job.error
+    assert trainings.version().metrics["accuracy"] > 0.7
+    assert list(trainings.model().classes_) == list(range(10))
+    trainings.engine.dispose()

@@ -28,10 +28,12 @@ from service.runtime.isolated import IsolatedSpec
 
 
 class Trainings:
-    def __init__(self, home: Path, forks: ForkServer) -> None:
+    def __init__(self, home: Path, forks: ForkServer, url: str | None = None) -> None:
         self.data = home / "data"
         self.data.mkdir()
-        self.settings = Settings(home=home / "home", batch_roots=str(self.data), batch_lanes=1)
+        self.settings = Settings(
+            home=home / "home", batch_roots=str(self.data), batch_lanes=1, database_url=url
+        )
         engine = db.connect(self.settings.url)
         db.migrate(engine, self.settings.home)
         self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
