@@ -16,7 +16,7 @@ from service.batch.models import Models
 from service.batch.ray.engine import Engine
 from service.batch.scheduler import Scheduler
 from service.batch.scoring import Scoring
-from service.batch.training import Training
+from service.batch.training import Training, in_children
 from service.batch.work import Work
 from service.batch.worker import Worker
 from service.builds.children import end_with_parent, stop_signal
@@ -73,7 +73,7 @@ def run(
     works: dict[tuple[str, str], Work] = {
         (jobs.SCORE, "local"): scoring,
         (jobs.SCORE, jobs.RAY): scoring,  # planned and assembled as any other
-        (jobs.TRAIN, "local"): Training(settings, sessions, store, forks.server),
+        (jobs.TRAIN, "local"): Training(settings, sessions, store, in_children(settings, forks.server)),
     }
     spread = Engine(settings, sessions, scoring.shared).run if ray.is_installed() else None
     worker = Worker(settings, sessions, works, spread, nice)

@@ -32,17 +32,31 @@ from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.config import Settings
 
+Fit = Callable[[Step, Callable[[], None]], Fitted]
+"""Does a step, and calls the other function every few seconds: what that raises ends the step. Raises
+`Unavailable` when it was no fault of the step's that it could not be done."""
+
+
+def in_children(settings: Settings, forks: Callable[[], ForkServer]) -> Fit:
+    """On this machine, each step in a child of its own. `forks` starts the template if it has to."""
+
+    def fit(step: Step, beat: Callable[[], None]) -> Fitted:
+        try:
+            return oneshot.fit(forks(), step, settings.build_timeout_s, beat)
+        except oneshot.Lost as lost:
+            raise Unavailable(str(lost)) from lost
+
+    return fit
+
 
 class Training:
-    """The `Work` of kind `train` on this machine. `forks` starts the template if it has to."""
+    """The `Work` of kind `train`. `fit` is where its steps are done."""
 
-    def __init__(
-        self, settings: Settings, sessions: db.Sessions, store: Store, forks: Callable[[], ForkServer]
-    ) -> None:
+    def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, fit: Fit) -> None:
         self._settings = settings
         self._sessions = sessions
         self._store = store
-        self._forks = forks
+        self._fit = fit
 
     def plan(self, job: JobRow, alive: Alive) -> Stage:
         """The dataset, its parts, and what the estimator needs. Raises `Hopeless` for what it refuses."""
@@ -117,10 +131,7 @@ class Training:
 
     def _done(self, step: Step, what: str, alive: Alive) -> Fitted:
         _require(step)
-        try:
-            made = oneshot.fit(self._forks(), step, self._settings.build_timeout_s, lambda: alive(0, 0))
-        except oneshot.Lost as lost:  # no fault of the estimator's: the next attempt may do
-            raise Unavailable(str(lost)) from lost
+        made = self._fit(step, lambda: alive(0, 0))
         if made.state == "rejected":
             raise Hopeless(f"{what}: {made.report['reason']}")
         return made

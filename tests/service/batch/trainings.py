@@ -18,7 +18,7 @@ from service.batch import train_accept
 from service.batch.models import Models
 from service.batch.scoring import Scoring
 from service.batch.train_schemas import TrainBody
-from service.batch.training import Training
+from service.batch.training import Training, in_children
 from service.batch.worker import Worker
 from service.builds.forkserver import Forked, ForkServer
 from service.builds.work import Builds
@@ -39,7 +39,9 @@ class Trainings:
         self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
         self.forks = forks
         self.engine = engine
-        self.training = Training(self.settings, self.sessions, self.store, lambda: forks)
+        self.training = Training(
+            self.settings, self.sessions, self.store, in_children(self.settings, lambda: forks)
+        )
         self.worker = self.new_worker()
 
     def new_worker(self) -> Worker:
