@@ -29,6 +29,7 @@ SUFFIXES = tuple(f".{name}{end}" for name in ("jsonl", "ndjson", "json") for end
 _LINES = Records(quotes=False)
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_ROWS = 1000
+_REFUSALS = (msgspec.DecodeError, ValueError, RecursionError)  # UnicodeDecodeError is a ValueError
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _BOM = b"\xef\xbb\xbf"
 
@@ -73,7 +74,7 @@ def cut(dataset: Dataset, index: int) -> list[Part]:
 
 
 def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
-    rows = _Lines(columns)
+    rows, others = _Lines(columns), _Extra(extra)
     for data in _blocks(opened, part):
         lines = [line for line in data.split(b"\n") if line.strip()]
         if not lines:
@@ -81,7 +82,7 @@ def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[
         pieces: list[Rows] = []
         wrong: Wrongs = {}
         rows.take(lines, 0, pieces, wrong)
-        yield Block(len(lines), _joined(pieces), _extra(lines, extra, wrong), None, wrong)
+        yield Block(len(lines), _joined(pieces), others.batch(lines, wrong), None, wrong)
 
 
 def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
@@ -132,7 +133,7 @@ class _Lines:
             return None
         try:
             instances = self.decoder.decode_lines(b"\n".join(lines))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _REFUSALS:
             return None
         return self.rows.rows(instances) if len(instances) == len(lines) else None
 
@@ -160,22 +161,46 @@ def _joined(pieces: list[Rows]) -> Rows:
     return Rows(columns=tuple(np.concatenate(c) for c in columns))
 
 
-def _extra(lines: Sequence[bytes], names: Sequence[str], wrong: Wrongs) -> Any:
-    fields = [pa.field(n, pa.string()) for n in names]
-    if not names:
-        return pa.RecordBatch.from_arrays([], schema=pa.schema([]))
-    texts: list[list[str | None]] = [[] for _ in names]
-    for index, line in enumerate(lines):
+class _Extra:
+    """The columns that are handed on, as text: a string as it is, any other value as its JSON."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.schema = pa.schema([(name, pa.string()) for name in names])
+        self.fields = [f"f{i}" for i in range(len(names))]
+        self.decoder: msgspec.json.Decoder[Any] | None
+        types = [(field, msgspec.Raw, msgspec.Raw(b"null")) for field in self.fields]
+        try:
+            rename = dict(zip(self.fields, names, strict=True))
+            self.decoder = msgspec.json.Decoder(msgspec.defstruct("Extra", types, rename=rename, gc=False))
+        except ValueError:  # a quote or a control character in a name
+            self.decoder = None
+
+    def batch(self, lines: Sequence[bytes], wrong: Wrongs) -> Any:
+        if not self.fields:
+            return pa.RecordBatch.from_arrays([], schema=self.schema)
+        try:
+            rows = self._whole(lines)
+        except _REFUSALS:
+            rows = [self._one(line, index, wrong) for index, line in enumerate(lines)]
+        arrays = [pa.array(texts, pa.string()) for texts in zip(*rows, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _whole(self, lines: Sequence[bytes]) -> list[list[str | None]]:
+        if self.decoder is None:
+            raise ValueError("one by one")
+        found = self.decoder.decode_lines(b"\n".join(lines))
+        if len(found) != len(lines):
+            raise ValueError("some lines hold several values")
+        return [[_text(getattr(row, field)) for field in self.fields] for row in found]
+
+    def _one(self, line: bytes, index: int, wrong: Wrongs) -> list[str | None]:
         try:
             value = _RAW.decode(line)
-            found = [_text(value.get(name)) for name in names]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            found = [None] * len(names)
+            return [_text(value.get(name)) for name in self.schema.names]
+        except _REFUSALS as error:
             if index not in wrong:
                 wrong[index] = [FieldError(f"the line is no JSON: {error}", index)]
-        for into, text in zip(texts, found, strict=True):
-            into.append(text)
-    return pa.RecordBatch.from_arrays([pa.array(t, pa.string()) for t in texts], schema=pa.schema(fields))
+            return [None] * len(self.fields)
 
 
 def _text(raw: msgspec.Raw | None) -> str | None:

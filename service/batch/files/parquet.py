@@ -100,6 +100,6 @@ def _open(opened: Opened) -> Any:
     try:
         size = REMOTE_BUFFER_BYTES if opened.remote else BUFFER_BYTES
         stream = pa.PythonFile(Stream(opened), mode="r")
-        return pq.ParquetFile(stream, buffer_size=size, page_checksum_verification=True)
+        return pq.ParquetFile(stream, buffer_size=size, pre_buffer=False, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise refuse(f"{opened.file.name!r} is no Parquet file, or not whole: {str(error)[:300]}") from error

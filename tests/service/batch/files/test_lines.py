@@ -74,6 +74,8 @@ def test_the_last_of_a_repeated_key_counts_and_names_may_be_anything(write: Writ
     found = everything(write(b'{"sa\\"id": 1, "a": 1, "a": 2}\n'), LINES, [column, A], ["a"])
     assert found.columns == [[1], [2]]
     assert found.extra["a"] == ["2"]
+    found = everything(write(b'{"sa\\"id": 1.50, "a": 1}\n'), LINES, [A], ['sa"id'])
+    assert found.extra == {'sa"id': ["1.50"]}
 
 
 def test_closed_categories_refuse(write: Write) -> None:

@@ -200,3 +200,19 @@ def test_training_reads_the_same_types_in_every_part(form: tuple[Write, str], tm
     assert pa.Table.from_batches(batches).to_pydict() == TABLE.select(["word", "n"]).to_pydict()
     assert {str(b.schema.field("word").type) for b in batches} == {"string"}
     assert next(files.tables(dataset, files.split(dataset)[0])).schema.names == TABLE.schema.names
+
+
+@pytest.mark.parametrize("rows", [200_000, 800_000])
+def test_a_row_group_is_never_in_memory_whole(tmp_path: Path, rows: int) -> None:
+    numbers = np.random.default_rng(0).random((8, rows))
+    pq.write_table(
+        pa.table(dict(zip("abcdefgh", numbers, strict=True))), tmp_path / "input", row_group_size=rows
+    )
+    dataset = files.open_dataset(str(tmp_path / "input"), PARQUET)
+    columns = [Column(Input(name, "float64")) for name in "abcdefgh"]
+    before = pa.total_allocated_bytes()
+    most = 0
+    for part in files.split(dataset):
+        for _ in files.read(dataset, part, columns, [], None):
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 40 * 2**20  # dictionaries, pages and a batch; the larger row group has 51 MB
