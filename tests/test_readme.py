@@ -27,6 +27,7 @@ def tour(tmp_path: Path):
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")}
+    environment["TRIVIUM_BATCH_ROOTS"] = str(tmp_path)
     log = tmp_path / "server.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -67,7 +68,7 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
-    publish, predict, csv, versions, keys, export, manifest, device = printed
+    publish, predict, csv, versions, keys, export, manifest, device, batch, job, weekly = printed
     assert "iris:1 is ready on onnx" in publish
     assert predict.startswith('{"predictions":[{"label":"setosa"')
     assert csv.splitlines()[0].startswith("label,probability.setosa")
@@ -82,7 +83,13 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
     assert (offered["version"], offered["report"]["label_agreement"]) == (1, 1.0)
     assert (directory / ".trivium/device/iris.tflite").stat().st_size == offered["bytes"]
     assert json.loads(device)["predictions"][0]["label"] == "setosa"
+    assert batch.startswith("150 rows scored with iris:1 (")
+    scores = (directory / "iris.scores.csv").read_text().splitlines()
+    assert (len(scores), scores[1]) == (151, '"setosa","setosa",1,0,0')
+    assert len(job.splitlines()) == 151
+    assert '"state":"done"' in (directory / "iris.events.txt").read_text().splitlines()[-2]
+    assert weekly.startswith("iris-weekly: runs every 1w, next at ")
 
 
 def test_the_tour_has_its_blocks() -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 11

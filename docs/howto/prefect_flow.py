@@ -64,7 +64,7 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("uri", help="file:///data/transactions/, s3://bucket/transactions.parquet, ...")
-    parser.add_argument("--first-in", type=float, default=5, help="seconds until the first run")
+    parser.add_argument("--first-in", type=float, default=15, help="seconds until the first run")
     args = parser.parse_args()
     first = datetime.now(UTC) + timedelta(seconds=args.first_in)
     weekly = Interval(timedelta(weeks=1), anchor_date=first)

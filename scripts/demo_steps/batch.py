@@ -26,6 +26,7 @@ SCORES = FILES / "scores.parquet"
 WEEKLY = f"{NAME}-weekly"
 WEEK_S = 7 * 24 * 3600
 FIRST_IN_S = 5
+DONE_S = 600.0  # longest that a job may take here
 DUE_S = 60.0  # by then the first run has been started, or nobody starts any
 
 
@@ -74,8 +75,15 @@ def _request(rows: Path, media_type: str = "application/vnd.apache.parquet", **m
 
 
 def _followed(client: Client, job: Record) -> Record:
+    given_up = time.monotonic() + DONE_S
     with showing(tell=lambda line: say("", line)) as show:
-        record = jobs.wait(client, job["id"], show, lambda words: say("", words))
+
+        def seen(record: Record) -> None:
+            show(record)
+            if time.monotonic() > given_up:
+                raise Failed(f"job {job['id']} is still {record['state']}; trivium jobs show {job['id']}")
+
+        record = jobs.wait(client, job["id"], seen, lambda words: say("", words))
     if record["state"] != "done" or record["rows_failed"]:
         raise Failed(f"job {job['id']} should be done, and no row fail: {record}")
     return record

@@ -47,7 +47,7 @@ def once(folder: Path, *more: str) -> str:
     return done.stdout
 
 
-def test_the_demo_goes_both_roads_until_ctrl_c_a_second_run_makes_nothing_new_and_other_answers_fail(
+def test_the_demo_goes_all_roads_until_ctrl_c_a_second_run_makes_no_new_model_and_other_answers_fail(
     demo, tmp_path
 ):
     told = "".join(iter(demo.stdout.readline, "Running    Ctrl-C stops the server\n"))
@@ -58,6 +58,12 @@ def test_the_demo_goes_both_roads_until_ctrl_c_a_second_run_makes_nothing_new_an
     assert "100.000% of the labels agree" in told
     assert "to int8: quantization brings nothing here" in told
     assert re.search(r"^Pulled .*: installed version 1 as ", told, re.MULTILINE)
+    assert re.search(r"^Scored     1,000,000 rows in \d+ partitions, [\d,]+ rows/s", told, re.MULTILINE)
+    assert "each row once and in order; 500 of 500 labels are the online road's" in told
+    assert "Scheduled  breast-cancer-weekly: every week, for the first time in 5 s" in told
+    assert re.search(
+        r"^Ran        job \d+, started by breast-cancer-weekly: accuracy 0\.9", told, re.MULTILINE
+    )
     docs = re.search(r"^  (http://127.0.0.1:\d+/docs)$", told, re.MULTILINE)
     assert docs is not None
     assert httpx.get(docs[1]).status_code == 200
@@ -89,6 +95,8 @@ def test_the_demo_goes_both_roads_until_ctrl_c_a_second_run_makes_nothing_new_an
     assert "Published  already, as version 1" in told
     assert told.count("Exported   already, breast-cancer version 1") == 2
     assert re.search(r"^Pulled .*: version 1 is current$", told, re.MULTILINE)
+    assert "Made       already" in told
+    assert "Ran        job 4, started by breast-cancer-weekly" in told
 
     another = RandomForestClassifier(1, max_depth=1, random_state=0)
     another.fit(*load_breast_cancer(return_X_y=True, as_frame=True))
