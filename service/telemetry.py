@@ -29,6 +29,7 @@ _hide = "rich" not in sys.modules
 if _hide:
     sys.modules["rich"] = None  # type: ignore[assignment]
 import structlog  # noqa: E402
+from structlog.tracebacks import ExceptionDictTransformer  # noqa: E402
 
 if _hide:
     del sys.modules["rich"]
@@ -124,7 +125,11 @@ def configure_logging(level: int = logging.INFO) -> None:
     renderer: list[Any] = (
         [structlog.dev.ConsoleRenderer()]
         if pretty
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [
+            # without the frames' variables: among them are callers' keys
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(),
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

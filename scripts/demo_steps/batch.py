@@ -1,4 +1,4 @@
-"""The batch road: a million rows in a file, scored by the worker; then a weekly schedule, due in 5 seconds."""
+"""The batch road: a million rows in a file, scored by the worker; then a weekly schedule due in 5 seconds."""
 
 from __future__ import annotations
 
