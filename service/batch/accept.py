@@ -18,7 +18,7 @@ from registry.batch_tables import JobRow
 from registry.errors import FieldError, Invalid, NotReady
 from registry.signature import Signature
 from registry.tables import VersionRow
-from service.batch import places
+from service.batch import places, ray
 from service.config import Settings
 from service.runtime.codec.answers import Answers
 from service.runtime.codec.columns import Column
@@ -80,7 +80,9 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
+    ray.require(spec["engine"])
     wanted = layout(spec, versions.signature_of(version))
+    _require_input(store, spec)
     place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
     head = files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
@@ -89,6 +91,11 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
         raise Invalid(f"none of the first {head.length} rows can be scored: {errors[0].message}", errors)
     said = [f"row {f.row}: {f.message}" for f in head.faults]
     return Examined(list(dataset.columns), head.length, len(head.faults), said)
+
+
+def _require_input(store: Store, spec: Spec) -> None:
+    if (artifact := spec["input"].get("artifact")) is not None:
+        versions.require_blob(store, artifact, "input.artifact")
 
 
 def accept(
@@ -105,9 +112,9 @@ def accept(
     `NotReady` when the version went out of use meanwhile."""
     models.lock(session, spec["model"])  # who deletes or archives a version has it, too
     _check_ready(versions.get(session, spec["model"], version.number))
-    if (artifact := spec["input"].get("artifact")) is not None:
-        versions.hold_blobs(session, shared=True)
-        versions.require_blob(store, artifact, "input.artifact")
+    ray.require(spec["engine"])
+    versions.hold_blobs(session, shared=True)
+    _require_input(store, spec)
     return jobs.create(
         session,
         jobs.NewJob(

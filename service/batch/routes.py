@@ -174,12 +174,19 @@ def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
 def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
     """The rows that were not scored, and why: `row,id,field,message`; rows count from 0."""
     job = _job(session, job_id, caller)
+    if job.errors is None and job.state == jobs.DONE:
+        raise NotFound("errors file of job", job_id, "no row failed")
     if job.errors is None:
-        why = "no row failed" if job.state == jobs.DONE else f"it is {job.state}"
-        raise NotFound("errors file of job", job_id, why)
+        raise Conflict(f"job {job_id} is {job.state}; its errors file comes with its output")
     return _deliver(services, job.errors, "text/csv", f"{job.model}-job-{job.id}-errors")
 
 
+@router.head(
+    "/v1/jobs/{job_id}/partitions/{number}/output",
+    dependencies=[guarded("batch")],
+    response_class=Response,
+    responses=_FILE | problems(404, 422),
+)
 @router.get(
     "/v1/jobs/{job_id}/partitions/{number}/output",
     dependencies=[guarded("batch")],

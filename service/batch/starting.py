@@ -22,17 +22,19 @@ def score(body: ScoreBody, request: Request, services: Services, caller: Key, ke
     """`key`: the request's Idempotency-Key."""
     check_reach(caller, body.model)
     spec = spec_of(body)
+    version = None
     with db.reading(services.sessions) as session:
-        known = seen(session, key, caller)
-        version = accept.version_of(session, spec)
-    if body.dry_run or not known:
+        if body.dry_run or not seen(session, key, caller):
+            version = accept.version_of(session, spec)
+    if version is not None:
         found = accept.examine(services.settings, services.store, spec, version)
         if body.dry_run:
             return _checkup(body.model, version.number, found)
     with writing(services) as session:
 
         def start() -> Done:
-            job = accept.accept(session, services.store, spec, version, by=caller.name)
+            pinned = version or accept.version_of(session, spec)  # the key's day was over just now
+            job = accept.accept(session, services.store, spec, pinned, by=caller.name)
             return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
         return once(session, key, caller, request, body, start)
