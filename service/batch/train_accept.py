@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from sqlalchemy.orm import Session
 
 from registry import jobs, versions
@@ -20,7 +21,8 @@ Spec = dict[str, Any]
 
 
 def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
-    """The columns of the input. Raises `Invalid` when it cannot be read, or does not have the target."""
+    """The columns of the input. Raises `Invalid` when it cannot be read or does not have the target, or what
+    is to be scored then is not where it may be."""
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
@@ -30,7 +32,17 @@ def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
     if target not in dataset.columns:
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
+    if (uri := ((spec["then"] or {}).get("input") or {}).get("uri")) is not None:
+        _check_then(settings, uri)
     return list(dataset.columns)
+
+
+def _check_then(settings: Settings, uri: str) -> None:
+    try:
+        places.inside(settings.roots, uri)
+    except Invalid as error:
+        faults = [msgspec.structs.replace(e, field=f"then.{e.field}") for e in error.errors]
+        raise Invalid(str(error), faults) from error
 
 
 def accept(

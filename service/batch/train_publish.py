@@ -6,6 +6,7 @@ transaction that published it, and a job that follows names its parent.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from service.batch.work import Hopeless, Later, Whole
 
 PARQUET = "application/vnd.apache.parquet"
 WAIT_S = 0.5
+MOST_NAMES = 20
 
 
 def publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, home: Path) -> Whole:
@@ -78,7 +80,6 @@ def _publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, h
 
 def summary(job: JobRow, frozen: Frozen) -> dict[str, Any]:
     """What the version's lineage keeps of the training when the job is forgotten."""
-    inputs = frozen.dataset["files"]
     return {
         "estimator": job.spec["estimator"]["artifact"],
         "strategy": frozen.strategy,
@@ -90,7 +91,18 @@ def summary(job: JobRow, frozen: Frozen) -> dict[str, Any]:
         "held_out": frozen.held_out,
         "metrics": frozen.metrics,
         "seed": SEED,
-        "input": [{"name": f["name"], "bytes": f["bytes"], "fingerprint": f["fingerprint"]} for f in inputs],
+        "input": _input(frozen.dataset["files"]),
+    }
+
+
+def _input(files: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was read: one digest of all files, and the first of them by name."""
+    told = [f"{f['name']} {f['bytes']} {f['fingerprint']}" for f in files]
+    return {
+        "files": len(files),
+        "bytes": sum(f["bytes"] for f in files),
+        "digest": hashlib.sha256("\n".join(told).encode()).hexdigest(),
+        "names": [f["name"] for f in files[:MOST_NAMES]],
     }
 
 

@@ -111,11 +111,14 @@ class Training:
 
     def _fetch_estimator(self, job: JobRow, home: Path) -> None:
         """A copy of its own: nobody else's file is collected while the job goes on."""
-        artifact = job.spec["estimator"]["artifact"]
         try:
-            shutil.copyfile(self._store.path(artifact), home / ESTIMATOR)
+            uploaded = self._store.path(job.spec["estimator"]["artifact"])
         except NotFound as missing:
             raise Hopeless(f"the estimator: {missing}") from missing
+        with tempfile.NamedTemporaryFile(dir=home, delete=False) as copy:
+            shutil.copyfile(uploaded, copy.name)
+            Path(copy.name).replace(home / ESTIMATOR)
+        _durable(home / ESTIMATOR)
 
     def _check(self, job: JobRow, home: Path, alive: Alive) -> Plan:
         with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as out:

@@ -23,8 +23,8 @@ from registry.errors import Refused
 from registry.rows import Array
 from registry.signature import DType, Scalar
 
-BLOCK_ROWS = 1 << 17
-"""Rows are dealt by so many; each slot gets a batch of every block."""
+BLOCK_ROWS, BLOCK_CELLS = 1 << 17, 1 << 22
+"""Rows are dealt by so many, fewer of a wide table; each slot gets a batch of every block."""
 MAX_CLASSES = 10_000
 HELD_OUT = 0
 
@@ -164,16 +164,17 @@ class _Table:
 
 def _blocks(batches: Iterable[Any], layout: Layout, schema: Any) -> Iterator[Any]:
     """Blocks of one size, whatever the sizes of the batches."""
+    most = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(schema.names)))
     waiting: list[Any] = []
     rows = 0
     for batch in batches:
         waiting.append(_typed(batch, layout, schema))
         rows += batch.num_rows
-        if rows >= BLOCK_ROWS:
+        if rows >= most:
             whole = pa.concat_batches(waiting)
-            while whole.num_rows >= BLOCK_ROWS:
-                yield whole.slice(0, BLOCK_ROWS)
-                whole = whole.slice(BLOCK_ROWS)
+            while whole.num_rows >= most:
+                yield whole.slice(0, most)
+                whole = whole.slice(most)
             waiting, rows = [whole], whole.num_rows
     if rows:
         yield pa.concat_batches(waiting)

@@ -59,7 +59,7 @@ def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) ->
     training = version.lineage["training"]
     assert (training["job"], training["partitions"], training["strategy"]) == (job.id, 4, "partial_fit")
     assert training["rows"] + training["held_out"] == 1797
-    assert [f["name"] for f in training["input"]] == [f"part-{n}.csv" for n in range(4)]
+    assert training["input"]["names"] == [f"part-{n}.csv" for n in range(4)]
     found = trainings.progress(job.id)
     assert (found.rows_done, found.rows_total, found.rows_failed) == (1797, 1797, 0)
     assert [p.stage for p in trainings.partitions(job.id)][::4][:4] == [

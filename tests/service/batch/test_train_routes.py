@@ -1,0 +1,105 @@
+"""POST /v1/jobs for trainings: what is taken, what is refused and in which words. No worker runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from service.config import Settings
+from tests.service.api import Api, refused, running
+
+pytestmark = pytest.mark.anyio
+PATH = "/v1/jobs"
+
+
+class Shop(NamedTuple):
+    api: Api
+    root: Path
+    body: dict[str, Any]
+
+    async def refused(self, **changed: Any) -> list[str]:
+        """The fields that are at fault."""
+        answer = await self.api.client.post(PATH, json=self.body | changed)
+        return [e["field"] for e in refused(answer, 422)["errors"]]
+
+
+@pytest.fixture(scope="module")
+async def shop(
+    anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Shop]:
+    folder = tmp_path_factory.mktemp("trainings")
+    home, root = shutil.copytree(published_home, folder / "home"), folder / "data"
+    root.mkdir()
+    (root / "rows.csv").write_text("x,y\n1,2\n3,4\n")
+    async with running(Settings(home=home, batch_roots=str(root))) as api:
+        body = {
+            "kind": "train",
+            "estimator": {"artifact": await api.upload(b"an estimator")},
+            "input": {"uri": f"{root}/rows.csv"},
+            "target": "y",
+            "strategy": "partial_fit",
+            "publish": {"name": "learned"},
+        }
+        yield Shop(api, root, body)
+
+
+async def test_a_training_is_accepted_and_found_where_location_says(shop: Shop) -> None:
+    answer = await shop.api.client.post(PATH, json=shop.body)
+    assert answer.status_code == 202, answer.text
+    record = answer.json()
+    assert (record["kind"], record["state"], record["model"], record["version"]) == (
+        "train", "queued", "learned", None,
+    )  # fmt: skip
+    assert (record["spec"]["validation"], record["spec"]["sampling"]) == (0.2, "none")
+    assert (await shop.api.client.get(answer.headers["location"])).json()["id"] == record["id"]
+    listed = (await shop.api.client.get(f"{PATH}?model=learned")).json()["items"]
+    assert record["id"] in [j["id"] for j in listed]
+
+
+async def test_the_same_training_sent_again_is_one_job(shop: Shop) -> None:
+    headers = {"Idempotency-Key": "weekly-1"}
+    ids = {(await shop.api.client.post(PATH, json=shop.body, headers=headers)).json()["id"] for _ in "ab"}
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"strategy": "guess"}, "strategy"),
+        ({"sampling": "some"}, "sampling"),
+        ({"partitions": 0}, "partitions"),
+        ({"validation": 1}, "validation"),
+        ({"publish": {"name": "No Name"}}, "publish.name"),
+        ({"publish": {"name": "m", "version": 3}}, "publish.version"),
+        ({"estimator": {"artifact": "0" * 64}}, "estimator.artifact"),
+        ({"target": "z"}, "target"),
+        ({"input": {"uri": "/etc/passwd"}}, "input.uri"),
+        ({"kind": "guess"}, "kind"),
+        ({"model": "m"}, "model"),
+        ({"then": {"kind": "train"}}, "then.kind"),
+    ],
+    ids=str,
+)
+async def test_what_is_wrong_is_named_by_its_field(shop: Shop, changed: dict[str, Any], field: str) -> None:
+    assert field in await shop.refused(**changed)
+
+
+async def test_what_follows_has_to_be_where_it_may_be(shop: Shop) -> None:
+    then = {"kind": "score", "input": {"uri": "/etc/passwd"}}
+    assert await shop.refused(then=then) == ["then.input.uri"]
+    lost = {"kind": "score", "input": {"artifact": "0" * 64, "media_type": "text/csv"}}
+    assert await shop.refused(then=lost) == ["then.input.artifact"]
+
+
+async def test_on_ray_there_are_only_ensembles(shop: Shop) -> None:
+    answer = await shop.api.client.post(PATH, json=shop.body | {"engine": "ray"})
+    assert "ensemble" in refused(answer, 422)["detail"]
+
+
+async def test_a_key_for_other_models_may_not_train_this_one(shop: Shop) -> None:
+    async with shop.api.with_key(await shop.api.key("batch", models=["flag"])) as client:
+        assert "learned" in refused(await client.post(PATH, json=shop.body), 403)["detail"]
