@@ -1,0 +1,66 @@
+"""A Ray cluster of two nodes, both on 127.0.0.1, in a process that a test starts and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def two_nodes() -> Iterator[dict[str, str]]:
+    """The environment of who is to use the cluster. At the end every process of it is gone."""
+    home = tempfile.mkdtemp(prefix="trivium-ray-", dir="/tmp")  # paths of sockets must be short
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes an outward address where 127.0.0.1 is said
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from {__name__} import main; main()"],
+        env=os.environ | environment | {"RAY_TMPDIR": home},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # what Ray starts stays in it
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().decode().strip()
+        assert address.startswith("127.0.0.1:"), address
+        yield environment | {"RAY_ADDRESS": address}
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def main() -> None:
+    """Two nodes of one CPU each, until stdin ends."""
+    from ray.cluster_utils import Cluster
+
+    home = os.environ["RAY_TMPDIR"]
+    os.makedirs(f"{home}/ray")
+    cluster = Cluster()
+    for _ in range(2):
+        cluster.add_node(
+            node_ip_address="127.0.0.1",
+            num_cpus=1,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            temp_dir=home,
+        )
+    print(cluster.address, flush=True)
+    sys.stdin.read()
+    cluster.shutdown()

@@ -1,0 +1,324 @@
+"""Jobs on a real Ray cluster of two nodes: the same output as on this machine, whoever is killed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import psutil
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+
+from registry import db, jobs, queue, versions
+from registry.artifacts import Store
+from registry.batch_tables import JobRow, PartitionRow
+from registry.build.job import BuildJob
+from registry.errors import Invalid
+from registry.versions import NewVersion
+from service.batch import accept
+from service.batch.models import Models
+from service.batch.ray.engine import Engine
+from service.batch.schemas import ScoreBody
+from service.batch.scoring import Scoring
+from service.batch.work import folder
+from service.batch.worker import Worker
+from service.builds.forkserver import ForkServer
+from service.builds.work import Builds
+from service.config import Settings
+from service.runtime.batch import BatchLoader, is_shared
+from tests.service.batch.ray_cluster import two_nodes
+from tests.service.estimators import NAP, Naps, numbers
+
+pytestmark = pytest.mark.slow
+ROWS = 10  # of a file, which is a partition
+WAIT_S = 90.0
+
+
+class Bench:
+    """A registry with a forest and with a model that sleeps as long as it is told; workers on demand."""
+
+    def __init__(self, home: Path) -> None:
+        self.data = home / "data"
+        self.data.mkdir()
+        self.settings = Settings(home=home / "home", batch_roots=str(self.data), batch_lanes=1)
+        engine = db.connect(self.settings.url)
+        db.migrate(engine, self.settings.home)
+        self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
+        self.forks = ForkServer()
+        self.forks.start()
+        frame = numbers()
+        self.publish("forest", RandomForestClassifier(10, random_state=0).fit(frame, frame["x0"] > 0))
+        self.publish("naps", Naps().fit(frame, frame["x0"]))
+
+    def publish(self, name: str, model: Any) -> None:
+        file = io.BytesIO()
+        joblib.dump(model, file)
+        blob = self.store.put([file.getvalue()]).sha256
+        example = self.store.put([numbers(5).to_csv(index=False).encode()]).sha256
+        new = NewVersion(model=name, artifact=blob, format="sklearn-joblib", example={"artifact": example, "media_type": "text/csv"})
+        with self.sessions.begin() as session:
+            versions.publish(session, self.store, new, by="tests")
+        builds = Builds(self.settings, self.sessions, self.store, self.forks)
+        with self.sessions.begin() as session:
+            task = queue.claim(session, [builds.kind], "tests", 60.0)
+        assert task is not None
+        with tempfile.TemporaryDirectory() as out:
+            made = builds.do(int(task.subject), Path(out), lambda: None)
+        assert made.state == "ready", made.report
+        with self.sessions.begin() as session:
+            queue.finish(session, task.id, task.fence)
+            builds.record(session, int(task.subject), made)
+
+    def write(self, name: str, parts: int, nap_s: float = 0.0) -> Path:
+        """A directory of CSV files; a row in each third has no number."""
+        place = self.data / name
+        place.mkdir()
+        for part in range(parts):
+            frame = numbers(ROWS).astype(object)
+            frame.insert(0, "id", [f"{part}-{row}" for row in range(ROWS)])
+            if nap_s:
+                frame["x0"] = NAP + nap_s
+            if part % 3 == 1:
+                frame.loc[4, "x1"] = "none"
+            frame.to_csv(place / f"{part}.csv", index=False)
+        return place
+
+    def start(self, place: Path, model: str = "forest", engine: str = "ray", **more: Any) -> int:
+        given = {"input": {"uri": str(place)}, "id_column": "id", "version": 1, "engine": engine}
+        body = ScoreBody.model_validate({"kind": "score", "model": model, **given, **more})
+        spec = body.model_dump(mode="json", exclude={"dry_run"})
+        with db.reading(self.sessions) as session:
+            version = accept.version_of(session, spec)
+        accept.examine(self.settings, self.store, spec, version)
+        with self.sessions.begin() as session:
+            return accept.accept(session, self.store, spec, version, by="tests").id
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A worker in this process."""
+        models = Models(BatchLoader(self.sessions, self.store, self._isolated, 30.0), is_shared)
+        scoring = Scoring(self.settings, self.sessions, self.store, models)
+        works = {(jobs.SCORE, "local"): scoring, (jobs.SCORE, "ray"): scoring}
+        spread = Engine(self.settings, self.sessions, scoring.shared).run
+        worker = Worker(self.settings, self.sessions, works, spread)
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop(30.0)
+            models.close()
+
+    def worker_process(self) -> subprocess.Popen[bytes]:
+        given = {"TRIVIUM_HOME": str(self.settings.home), "TRIVIUM_BATCH_ROOTS": str(self.data)}
+        trivium = Path(sys.executable).with_name("trivium")
+        return subprocess.Popen([trivium, "worker"], env=os.environ | given, stderr=subprocess.DEVNULL)
+
+    def _isolated(self, spec: Any) -> Any:
+        return self.forks.isolated(spec, self.settings.build_memory_mb)
+
+    def job(self, job_id: int) -> JobRow:
+        with db.reading(self.sessions) as session:
+            return jobs.get(session, job_id)
+
+    def parts(self, job_id: int) -> list[PartitionRow]:
+        with db.reading(self.sessions) as session:
+            return jobs.partitions(session, job_id)
+
+    def done(self, job_id: int) -> dict[int, PartitionRow]:
+        return {p.number: p for p in self.parts(job_id) if p.result is not None}
+
+    def ended(self, job_id: int) -> JobRow:
+        wait_for(lambda: self.job(job_id).state not in jobs.OPEN)
+        return self.job(job_id)
+
+    def some_done(self, job_id: int, count: int = 1) -> dict[int, PartitionRow]:
+        wait_for(lambda: len(self.done(job_id)) >= count)
+        return self.done(job_id)
+
+    def output(self, job_id: int) -> pd.DataFrame:
+        return pd.read_parquet(self.store.path(self.job(job_id).output or ""))
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    pause = threading.Event()
+    for _ in range(int(WAIT_S / 0.05)):
+        if true():
+            return
+        pause.wait(0.05)
+    raise AssertionError("it did not come true")
+
+
+def pid_of(row: PartitionRow) -> int:
+    assert row.worker is not None
+    return int(row.worker.partition(":")[2])
+
+
+def drivers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if "ray.driver" in " ".join(p.cmdline())]
+
+
+def check_once_each(bench: Bench, job_id: int, parts: int) -> None:
+    job, rows = bench.job(job_id), bench.parts(job_id)
+    assert (job.state, job.error) == (jobs.DONE, None)
+    bad = {f"{part}-4" for part in range(parts) if part % 3 == 1}
+    wanted = [f"{part}-{row}" for part in range(parts) for row in range(ROWS)]
+    assert bench.output(job_id)["id"].tolist() == [i for i in wanted if i not in bad]
+    assert [p.rows + p.failed for p in rows] == [ROWS] * parts
+    assert (job.manifest or {})["rows"] == ROWS * parts - len(bad)
+    assert not folder(bench.settings, job_id).exists()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("ray"))
+    yield bench
+    bench.forks.stop()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[dict[str, str]]:
+    with two_nodes() as environment:
+        yield environment
+
+
+@pytest.fixture
+def cluster(two: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for name, value in two.items():
+        monkeypatch.setenv(name, value)
+    return two
+
+
+def test_output_and_errors_are_the_bytes_that_this_machine_writes_and_both_nodes_wrote_some(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    place = bench.write("same", 6)
+    here, there = bench.start(place, engine="local"), bench.start(place)
+    with bench.working():
+        local, spread = bench.ended(here), bench.ended(there)
+    check_once_each(bench, there, 6)
+    assert (spread.output, spread.errors) == (local.output, local.errors)
+    assert spread.errors is not None
+    assert len({(p.worker or "").partition(":")[0] for p in bench.parts(there)}) == 2
+    assert drivers() == []
+
+
+def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    job_id = bench.start(bench.write("actor", 6, nap_s=1.0), "naps")
+    with bench.working():
+        victim = pid_of(bench.some_done(job_id).popitem()[1])
+        os.kill(victim, signal.SIGKILL)
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 6)
+    assert len({pid_of(p) for p in bench.parts(job_id)}) > 2
+
+
+def test_a_worker_that_is_killed_takes_its_driver_along_and_another_goes_on(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    job_id = bench.start(bench.write("worker", 6, nap_s=1.5), "naps")
+    worker = bench.worker_process()
+    try:
+        bench.some_done(job_id)
+        [driver] = [p for p in drivers() if p.ppid() == worker.pid]
+    finally:
+        worker.kill()
+        worker.wait()
+    done = bench.done(job_id)
+    with bench.working():
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 6)
+    assert all(p.result == bench.done(job_id)[n].result for n, p in done.items())
+    assert not driver.is_running()
+
+
+def test_a_job_that_is_cancelled_ends_its_actors_and_goes_on_when_it_is_resumed(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    job_id = bench.start(bench.write("cancel", 4, nap_s=1.5), "naps")
+    with bench.working():
+        bench.some_done(job_id)
+        with bench.sessions.begin() as session:
+            jobs.cancel(session, job_id)
+        done = bench.done(job_id)
+        wait_for(lambda: not drivers())
+        wait_for(lambda: not any(psutil.pid_exists(pid_of(p)) for p in done.values()))
+        assert bench.job(job_id).state == jobs.CANCELLED
+        with bench.sessions.begin() as session:
+            jobs.resume(session, job_id)
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 4)
+    assert all(p.result == bench.done(job_id)[n].result for n, p in done.items())
+
+
+def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_are_kept(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    place = bench.write("gone", 3)
+    job_id = bench.start(place, max_attempts=1)
+    with bench.working():
+        wait_for(lambda: bench.parts(job_id))
+        (place / "1.csv").unlink()
+        job = bench.ended(job_id)
+    assert job.state == jobs.FAILED
+    assert "partition 1" in (job.error or "")
+    assert "1.csv" in (job.error or "")
+
+
+def test_without_a_cluster_ray_runs_on_this_machine_on_loopback_and_ends_with_the_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    job_id = bench.start(bench.write("alone", 2, nap_s=1.0), "naps")
+    with bench.working():
+        wait_for(drivers)
+        [driver] = drivers()
+        bench.some_done(job_id)
+        session = [p for p in psutil.process_iter() if session_of(p) == driver.pid]
+        assert len(session) > 4
+        assert listening(session) == {"127.0.0.1", "::ffff:127.0.0.1"}
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 2)
+    assert [p for p in psutil.process_iter() if session_of(p) == driver.pid and is_alive(p)] == []
+
+
+def session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def listening(processes: list[psutil.Process]) -> set[str]:
+    found = [c for p in processes if is_alive(p) for c in p.net_connections("inet")]
+    return {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
+
+
+def test_without_the_extra_a_job_on_ray_is_refused_with_the_way_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = bench.write("refused", 1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(Invalid, match=r"trivium\[ray\]") as refused:
+        bench.start(place)
+    assert refused.value.errors[0].field == "engine"
+    assert bench.start(place, engine="local")
