@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from service.batch.files.cells import block_of
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
-from service.batch.files.places import Opened, Stream
+from service.batch.files.places import Opened
 from service.runtime.codec.columns import Column
 
 SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
@@ -72,7 +72,7 @@ def _is_file(opened: Opened) -> bool:
 
 def _open(opened: Opened, fields: list[int] | None = None) -> Any:
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-    stream = pa.PythonFile(Stream(opened), mode="r")
+    stream = opened.for_arrow()
     try:
         if _is_file(opened):
             return pa.ipc.open_file(stream, options=options)

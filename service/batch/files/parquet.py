@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from service.batch.files.cells import block_of
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
-from service.batch.files.places import Opened, Stream
+from service.batch.files.places import Opened
 from service.runtime.codec.columns import Column
 
 SUFFIXES = (".parquet", ".pq")
@@ -99,7 +99,8 @@ def batches(opened: Opened, part: Part, names: Sequence[str]) -> Iterator[Any]:
 def _open(opened: Opened) -> Any:
     try:
         size = REMOTE_BUFFER_BYTES if opened.remote else BUFFER_BYTES
-        stream = pa.PythonFile(Stream(opened), mode="r")
-        return pq.ParquetFile(stream, buffer_size=size, pre_buffer=False, page_checksum_verification=True)
+        return pq.ParquetFile(
+            opened.for_arrow(), buffer_size=size, pre_buffer=False, page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError) as error:
         raise refuse(f"{opened.file.name!r} is no Parquet file, or not whole: {str(error)[:300]}") from error

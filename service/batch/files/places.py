@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from registry.errors import Changed
 from service.batch.files.dataset import File, refuse
 
@@ -92,6 +94,10 @@ class _Path:
     def read_at(self, start: int, size: int) -> bytes:
         return os.pread(self._handle, size, start)
 
+    def native(self) -> Any:
+        """The same file, opened once more: whatever its path has become."""
+        return pa.OSFile(f"/dev/fd/{self._handle}")
+
     def close(self) -> None:
         os.close(self._handle)
 
@@ -123,6 +129,11 @@ class Opened:
         """At most `size` bytes from `start` on, fewer at the end only; safe to call from several threads."""
         data: bytes = self._source.read_at(start, size)
         return data
+
+    def for_arrow(self) -> Any:
+        """The whole file as pyarrow reads it. A local one without Python, for which its lanes would
+        wait in turn."""
+        return pa.PythonFile(Stream(self), mode="r") if self.remote else self._source.native()
 
 
 class Stream(io.RawIOBase):
