@@ -100,14 +100,34 @@ def _column(column: Column, data: Any, value: Value, wrong: Wrongs) -> Array:
 
 def _take(column: Column, data: Any, value: Value, start: int, pieces: list[Array], wrong: Wrongs) -> None:
     array = _whole(column, data, value)
+    if array is None and len(data) <= WALKED:
+        array = _walk(column, data, value, range(start, start + len(data)), wrong)
+    elif array is None:
+        array = around_missing(column, data, value, start, wrong)
     if array is not None:
         pieces.append(array)
-    elif len(data) <= WALKED:
-        pieces.append(_walk(column, data, value, start, wrong))
     else:
         half = len(data) // 2
         _take(column, data.slice(0, half), value, start, pieces, wrong)
         _take(column, data.slice(half), value, start + half, pieces, wrong)
+
+
+def around_missing(column: Column, data: Any, value: Value, start: int, wrong: Wrongs) -> Array | None:
+    """The column with its missing cells looked at one by one; None when others are wrong too. Where null is
+    not taken there tend to be many, too many to find each by halving."""
+    if column.nullable or column.dtype in ("string", "bool"):
+        return None
+    number = is_number(data.type)
+    empty = pc.is_null(data, nan_is_null=True) if number else pc.equal(data.cast(pa.binary()), b"")
+    missing: Array = empty.to_numpy(zero_copy_only=False)
+    rest = _whole(column, data.filter(pa.array(~missing)), value) if missing.any() else None
+    if rest is None:
+        return None
+    array = np.empty(len(data), dtype=column.storage)
+    array[~missing] = rest
+    places = (start + np.flatnonzero(missing)).tolist()
+    array[missing] = _walk(column, data.filter(pa.array(missing)), value, places, wrong)
+    return array
 
 
 def _whole(column: Column, data: Any, value: Value) -> Array | None:
@@ -172,9 +192,9 @@ def _distinct(column: Column, data: Any, value: Value) -> Array | None:
     return np.asarray(taken[index])
 
 
-def _walk(column: Column, data: Any, value: Value, start: int, wrong: Wrongs) -> Array:
+def _walk(column: Column, data: Any, value: Value, places: Sequence[int], wrong: Wrongs) -> Array:
     taken = []
-    for index, given in enumerate(data.to_pylist(), start):
+    for index, given in zip(places, data.to_pylist(), strict=True):
         try:
             if isinstance(given, bytes):
                 given = _decoded(given)

@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from registry.rows import Array, Rows
+from service.batch.files.cells import Wrongs, around_missing
 from service.batch.files.dataset import Block
 from service.batch.files.digits import gather, parse
+from service.runtime.codec.arrow import arrow_value
 from service.runtime.codec.columns import Column
 
 
 def block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: Sequence[str]) -> Block | None:
-    """The block; None when it is not plain, or when there is anything wrong with a row of it."""
+    """The block; None when it is not plain, or when more is wrong with a row of it than a missing cell."""
     if b'"' in data or any(c.dtype in ("string", "bool") for c in columns):
         return None
     octets = np.frombuffer(data if data.endswith(b"\n") else data + b"\n", dtype=np.uint8)
@@ -28,21 +30,24 @@ def block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: S
     length = parse(octets, number_of, text_of, matrix, places)
     if length < 0:
         return None
-    rows = _checked(columns, matrix[:length])
+    wrong: Wrongs = {}
+    rows = _checked(columns, matrix[:length], wrong)
     arrays = [_strings(octets, places[k, :length]) for k in range(len(extra))]
     if rows is None or any(a is None for a in arrays):
         return None
     fields = [pa.field(n, pa.string()) for n in extra]
-    return Block(length, rows, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+    return Block(length, rows, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), None, wrong)
 
 
-def _checked(columns: Sequence[Column], matrix: Array) -> Rows | None:
+def _checked(columns: Sequence[Column], matrix: Array, wrong: Wrongs) -> Rows | None:
     finite: Array = np.isfinite(matrix)
     whole = [True] * len(columns) if finite.all() else np.all(finite, axis=0).tolist()
     for j, column in enumerate(columns):
         if whole[j] and column.dtype == "float64" and column.known is None:
             continue
         array = column.numbers(matrix[:, j])
+        if array is None:
+            array = around_missing(column, pa.array(matrix[:, j]), arrow_value, 0, wrong)
         if array is None:
             return None
         matrix[:, j] = array

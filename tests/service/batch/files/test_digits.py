@@ -66,7 +66,6 @@ UNUSUAL = [
     b'"1",2\n',
     b"x,2\n",
     b"1,\xff\n",
-    b",2\n",
     b"1.5,2\n",
     b"1,2\n3\n",
     b"1,2\r3,4\n",
@@ -76,6 +75,13 @@ UNUSUAL = [
 @pytest.mark.parametrize("data", UNUSUAL)
 def test_a_block_with_anything_unusual_is_left_to_others(data: bytes) -> None:
     assert plain.block(data, ["n", "id"], [N], ["id"]) is None
+
+
+def test_a_missing_cell_where_none_is_taken_is_a_fault_of_its_row() -> None:
+    block = plain.block(b"1,x\n,y\n3,z\n", ["n", "id"], [N], ["id"])
+    assert block is not None
+    assert list(block.wrong) == [1]
+    assert block.wrong[1][0].message.startswith('"n" is null')
 
 
 def test_empty_cells_are_missing_and_other_types_are_left_to_others() -> None:

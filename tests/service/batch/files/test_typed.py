@@ -99,6 +99,17 @@ def test_a_bad_value_is_the_fault_of_its_row_alone(form: tuple[Write, str], tmp_
     assert found.extra["id"] == [f"{i:03}" for i in range(50) if i not in (8, 9, 20)]
 
 
+def test_each_missing_value_is_a_fault_where_none_is_taken(form: tuple[Write, str], tmp_path: Path) -> None:
+    write, media_type = form
+    values = [None if i % 3 == 0 else float("nan") if i % 7 == 0 else i / 2 for i in range(500)]
+    whole = [None if i % 5 else i for i in range(500)]
+    table = pa.table({"a": pa.array(values, pa.float64()), "n": pa.array(whole, pa.int64())})
+    found = everything(write(table, tmp_path), media_type, [A, N])
+    assert found.bad == [i for i in range(500) if i % 3 == 0 or i % 7 == 0 or i % 5]
+    assert found.columns[1] == [i for i in range(500) if i not in found.bad]
+    assert [f.message.count("is null") for f in found.faults[:2]] == [1, 1]
+
+
 def test_whole_numbers_are_checked_when_the_file_has_floats(form: tuple[Write, str], tmp_path: Path) -> None:
     write, media_type = form
     table = pa.table({"n": [1.0, 2.5, 3.0, 2.0**63], "big": pa.array([1, 2, 3, 2**64 - 1], pa.uint64())})
