@@ -33,32 +33,17 @@ def list_jobs(
     asked = {"state": state, "model": only_name(model) if model else None}
     with connect() as client:
         page = client.pages(path("jobs"), asked)
-    columns = (
-        "id",
-        "kind",
-        "model",
-        "state",
-        "rows",
-        "failed",
-        "of",
-        "rate",
-        "schedule",
-        "created (UTC)",
-        "by",
-    )
+    columns = ("id", "kind", "model", "state", "rows", "failed", "created (UTC)", "by")
     rows = (
         [
             j["id"],
             j["kind"],
             _model(j),
-            j["state"],
+            _state(j),
             f"{j['rows_done'] + j['rows_failed']:,}",
             f"{j['rows_failed']:,}",
-            None if j["rows_total"] is None else f"{j['rows_total']:,}",
-            None if j["rate"] is None else f"{j['rate']:,.0f}/s",
-            j["schedule"],
             when(j["created_at"]),
-            j["created_by"],
+            j["schedule"] or j["created_by"],
         ]
         for j in page["items"]
     )
@@ -151,6 +136,13 @@ def _show(record: Record) -> None:
         for p in record["partitions"]
     )
     table(PARTITIONS, rows, "no partitions yet")
+
+
+def _state(record: Record) -> str:
+    """`running 42%`, where it can be known."""
+    total = record["rows_total"] if record["state"] == "running" else None
+    done = record["rows_done"] + record["rows_failed"]
+    return f"{record['state']} {done / total:.0%}" if total else str(record["state"])
 
 
 def _model(record: Record) -> str | None:
