@@ -23,7 +23,7 @@ from registry.errors import Refused
 from registry.rows import Array
 from registry.signature import DType, Scalar
 
-BLOCK_ROWS, BLOCK_CELLS = 1 << 17, 1 << 22
+BLOCK_ROWS, BLOCK_CELLS = 1 << 16, 1 << 21
 """Rows are dealt by so many, fewer of a wide table; each slot gets a batch of every block."""
 MAX_CLASSES = 10_000
 HELD_OUT = 0

@@ -110,7 +110,7 @@ def test_partitions_larger_than_a_block_are_dealt_block_by_block(tmp_path: Path)
     layout = layout_of(table, "y", True, validation=0.1, hands=2)
     ((path, found),) = dealt(tmp_path, [table], layout)
     with pa.ipc.open_file(path) as file:
-        assert file.num_record_batches == 3 * 3
+        assert file.num_record_batches == 5 * 3
     held = slot(path, HELD_OUT, 3)
     for counts in shares([table, held])[0].items():
         assert abs((held.y == counts[0]).sum() - 0.1 * counts[1]) <= 1
