@@ -1,6 +1,6 @@
 """Do online predictions and new jobs wait for a job that is running?
 
-    python -m benchmarks.batch_beside [--rows 40000000] [--seconds 10] [--json]
+    python -m benchmarks.batch_beside [--rows 10000000] [--jobs 10] [--seconds 10] [--json]
 
 Single-row predictions are sent one after the other, 100 a second, first with nothing beside them, then while
 the server's worker is at a job, at several priorities of that worker (0 is the server's own). Then jobs are
@@ -46,16 +46,16 @@ def predictions(site: Site, seconds: float) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(took, p)), 2) for p in (50, 95, 99)}
 
 
-def beside(site: Site, job_id: int, lanes: list[int], nice: int, seconds: float) -> dict[str, float]:
-    """The same while the job runs, with the worker's lanes at that priority."""
+def beside(site: Site, ids: list[int], lanes: list[int], nice: int, seconds: float) -> dict[str, float]:
+    """The same while jobs run, with the worker's lanes at that priority."""
     for thread in lanes:
         os.setpriority(os.PRIO_PROCESS, thread, nice)
-    before, start = seen(site.job(job_id)), time.monotonic()
+    before, start = sum(seen(site.job(i)) for i in ids), time.monotonic()
     found = predictions(site, seconds)
-    job = site.job(job_id)
-    if job["state"] not in OPEN:
-        raise RuntimeError("the job was over too soon: ask for more --rows")
-    return found | {"rows/s": round((seen(job) - before) / (time.monotonic() - start))}
+    done = sum(seen(site.job(i)) for i in ids) - before
+    if site.job(ids[-1])["state"] not in OPEN:
+        raise RuntimeError("the jobs were over too soon: ask for more --jobs")
+    return found | {"rows/s": round(done / (time.monotonic() - start))}
 
 
 def enqueue(site: Site) -> dict[str, float]:
@@ -71,7 +71,8 @@ def enqueue(site: Site) -> dict[str, float]:
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--rows", type=int, default=40_000_000)
+    asked.add_argument("--rows", type=int, default=10_000_000)
+    asked.add_argument("--jobs", type=int, default=10, help="one after the other")
     asked.add_argument("--seconds", type=float, default=10.0)
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()
@@ -80,14 +81,16 @@ def main() -> int:
         site.until_worker()
         predictions(site, 2.0)
         figures["predict alone"] = predictions(site, given.seconds)
-        job_id = site.start()
-        site.under_way(job_id, 0.02)
+        ids = [site.start() for _ in range(given.jobs)]
+        site.under_way(ids[0], 0.02)
         threads = [t.id for t in site.until_worker().threads()]
         lanes = [t for t in threads if os.getpriority(os.PRIO_PROCESS, t) > 0]
         for nice in (0, 5, 10, 15):
-            figures[f"predict beside a job, nice {nice}"] = beside(site, job_id, lanes, nice, given.seconds)
+            figures[f"predict beside a job, nice {nice}"] = beside(site, ids, lanes, nice, given.seconds)
         figures["enqueue beside a job"] = enqueue(site)
-        site.server.ask("POST", f"/v1/jobs/{job_id}/cancel")
+        for job_id in ids:
+            if site.job(job_id)["state"] in OPEN:
+                site.server.ask("POST", f"/v1/jobs/{job_id}/cancel")
         figures["enqueue alone"] = enqueue(site)
     print(
         json.dumps(figures)

@@ -41,7 +41,7 @@ IN_TURN = "in_turn"  # a partition whose `part` has this key waits for the one b
 
 SOON = 5
 """The priority of planning and assembling: they are short, and must not wait for another job's partitions."""
-LOST_WORKERS = 10  # so often may a worker die over one task before the task is held to be the cause
+LOST_WORKERS = 30  # so often may a worker die over one task before the task is held to be the cause
 KEEP_S = 7 * 24 * 3600.0
 
 

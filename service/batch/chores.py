@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 from sqlalchemy import Engine, select
 
@@ -54,11 +55,7 @@ class Chores:
 
     def _sweep(self) -> None:
         """Remove folders of jobs that are done or gone: a worker died before it did."""
-        old = [
-            int(f.name)
-            for f in self._settings.jobs.glob("*")
-            if f.name.isdigit() and time.time() - f.stat().st_mtime > ORPHAN_S
-        ]
+        old = [int(f.name) for f in self._settings.jobs.glob("*") if f.name.isdecimal() and _is_old(f)]
         if not old:
             return
         with db.reading(self._sessions) as session:
@@ -74,3 +71,10 @@ class Chores:
                 self.step()
             except Exception:  # the database or the disk may come back
                 log.exception("chores.failed")
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > ORPHAN_S
+    except FileNotFoundError:  # its job was done just now
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.parse
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
         return Found(str(store.path(given["artifact"]).absolute()), given["media_type"])
     uri = given["uri"]
     location = inside(settings.roots, uri)
-    if "://" not in location and not Path(location).exists():
+    if "://" not in location and not os.path.exists(location):  # noqa: PTH110, a Path's raises for odd names
         raise _refuse(f"there is nothing at {uri}", "input.uri", "a file or a directory of files")
     media_type = given.get("media_type") or by_name(location)
     if media_type is None:
@@ -46,10 +47,13 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
 
 def inside(roots: tuple[str, ...], uri: str) -> str:
     """The place that `uri` means, whether there is something or not. Raises `Invalid` when no root has it."""
-    parsed = urllib.parse.urlsplit(uri)
+    try:
+        parsed = urllib.parse.urlsplit(uri)
+    except ValueError as error:
+        raise _refuse(f"{uri} is no URI: {error}", "input.uri", "a path or a URI") from error
     if parsed.scheme in REMOTE:
         allowed = [r for r in roots if r.partition("://")[0] in REMOTE]
-        if ".." not in parsed.path.split("/") and any(
+        if ".." not in urllib.parse.unquote(parsed.path).split("/") and any(
             uri == r or uri.startswith(r.rstrip("/") + "/") for r in allowed
         ):
             return uri
@@ -62,10 +66,18 @@ def inside(roots: tuple[str, ...], uri: str) -> str:
     path = Path(urllib.parse.unquote(parsed.path) if parsed.scheme else uri)
     if not path.is_absolute():
         raise _refuse(f"{uri} is no absolute path", "input.uri", "an absolute path inside a batch root")
-    real = path.resolve()  # a link may lead out of a root
+    real = _real(path, uri)
     if not any(real.is_relative_to(Path(r).resolve()) for r in roots if "://" not in r):
         raise _outside(uri, roots)
     return str(real)
+
+
+def _real(path: Path, uri: str) -> Path:
+    """Where it leads: a link may go out of a root."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in it
+        raise _refuse(f"{uri!r} leads nowhere: {error}", "input.uri", "a path") from error
 
 
 def _outside(uri: str, roots: tuple[str, ...]) -> Invalid:

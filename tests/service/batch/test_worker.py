@@ -414,7 +414,7 @@ def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench)
         bench.lapse()
     bench.worker().step()
     job = bench.job(job_id)
-    said = f"partition {job_id}/score/2: the worker died at each of 11 attempts"
+    said = f"partition {job_id}/score/2: the worker died at each of {1 + jobs.LOST_WORKERS} attempts"
     assert (job.state, job.error) == (jobs.FAILED, said)
 
 
