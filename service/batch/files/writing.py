@@ -154,10 +154,21 @@ def _without_nan(batch: Any) -> Any:
 
 class _Csv:
     def __init__(self, out: _Durable, schema: Any) -> None:
+        self._out = out
         self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(out, mode="w"), schema)
 
     def write(self, batch: Any) -> None:
-        self._writer.write_batch(_without_nan(batch))
+        batch = _without_nan(batch)
+        if batch.num_columns == 1 and batch.column(0).null_count:
+            self._write_alone(batch.column(0))
+        else:
+            self._writer.write_batch(batch)
+
+    def _write_alone(self, data: Any) -> None:
+        """A column of its own: null is `""`, since readers skip the empty line that pyarrow writes."""
+        texts = data.cast(pa.string()).to_pylist()
+        lines = ('""' if t is None else '"' + t.replace('"', '""') + '"' for t in texts)
+        self._out.write("".join(f"{line}\n" for line in lines).encode())
 
     def close(self) -> None:
         self._writer.close()

@@ -134,6 +134,17 @@ def test_a_joined_file_can_be_joined_again(tmp_path: Path) -> None:
     assert pq.read_table(io.BytesIO(data))["n"].to_pylist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("values", [[1.5, None, 1e-7], ["a", None, 'x"y']])
+def test_null_in_a_csv_of_one_column_is_a_row_for_every_reader(tmp_path: Path, values: list[Any]) -> None:
+    column = pa.array(values)
+    schema = pa.schema([("v", column.type)])
+    with files.PartWriter(tmp_path / "part", CSV, schema) as writer:
+        writer.write(pa.record_batch([column.slice(0, 1)], schema=schema))
+        writer.write(pa.record_batch([column], schema=schema))
+        assert writer.close().rows == 4
+    assert [None if v != v else v for v in pd.read_csv(tmp_path / "part")["v"]] == [values[0], *values]
+
+
 def test_half_a_part_is_not_joined(tmp_path: Path) -> None:
     write(tmp_path / "a", PARQUET, [[("1", "yes", 1.5, None, 1, True)]])
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-3])
