@@ -29,7 +29,7 @@ def serve(
 
 
 def worker() -> None:
-    """Work on batch jobs in a process of its own, until Ctrl-C or SIGTERM. Any number of them share the work."""
+    """Work on batch jobs in a process of its own, until Ctrl-C or SIGTERM; several share the work."""
     from service.batch.running import run
     from service.builds.children import stop_signal
     from service.telemetry import configure_logging

@@ -6,6 +6,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import moto.server as moto
+import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +15,6 @@ import pytest
 from registry.errors import Changed, Invalid, Unavailable
 from service.batch import files
 from tests.service.batch.files.inputs import ARROW, CSV, LINES, PARQUET, A, N, everything
-
-obstore = pytest.importorskip("obstore")
-moto = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
