@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -148,9 +148,18 @@ def _pieces(frozen: Frozen) -> list[list[tuple[int, int]]]:
     return [[(file, 1)] for file in frozen.trained]
 
 
-def step(
-    frozen: Frozen, row: PartitionRow, home: Path, out: Path, before: str | None, memory_mb: int
-) -> Step:
+class Place(Protocol):
+    """What a step needs to know of a partition."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def part(self) -> dict[str, Any]: ...
+
+
+def step(frozen: Frozen, row: Place, home: Path, before: str | None, memory_mb: int) -> Step:
     """What a child is to do for a partition; `before` is the file that the partition before it has left."""
     what: Any = do(row.stage)
     shares = row.part.get("shares")
@@ -159,7 +168,6 @@ def step(
         estimator=str(home / ESTIMATOR),
         strategy=frozen.strategy,
         target=frozen.layout.target.name,
-        out=str(out),
         features=frozen.layout.features,
         classes=frozen.classes,
         slots=_slots(frozen, what, row.number, home),

@@ -78,22 +78,14 @@ class Training:
         return Stage(jobs.READ, cut, msgspec.to_builtins(frozen))
 
     def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
-        home, started = folder(self._settings, job.id), time.monotonic()
+        home = folder(self._settings, job.id)
         frozen = msgspec.convert(job.plan, Frozen)
         name = f"{row.stage}-{row.number:06d}-{fence}"
         if row.stage == jobs.READ:
             return _read(frozen, row, home / name, alive)
-        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=home, ignore_cleanup_errors=True) as out:
-            before = self._left_before(job, row)
-            step = train_stages.step(frozen, row, home, Path(out), before, self._settings.build_memory_mb)
-            made = self._done(step, f"partition {row.number}", alive)
-            result = _kept(made, Path(out), home / name)
-        result |= {
-            "rows": made.rows,
-            "metrics": made.metrics,
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        return Piece(made.rows, 0, result)
+        before = self._left_before(job, row)
+        step = train_stages.step(frozen, row, home, before, self._settings.build_memory_mb)
+        return do_step(step, self._fit, home / name, lambda: alive(0, 0))
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole | Stage:
         """The next stage; after the last one, the version. Raises `Later` until that is built."""
@@ -121,23 +113,15 @@ class Training:
         _durable(home / ESTIMATOR)
 
     def _check(self, job: JobRow, home: Path, alive: Alive) -> Plan:
-        with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as out:
-            step = Step(
-                do="check",
-                estimator=str(home / ESTIMATOR),
-                strategy=job.spec["strategy"],
-                target=job.spec["target"],
-                out=out,
-                memory_mb=self._settings.build_memory_mb,
-            )
-            return msgspec.convert(self._done(step, "the estimator", alive).report, Plan)
-
-    def _done(self, step: Step, what: str, alive: Alive) -> Fitted:
-        _require(step)
-        made = self._fit(step, lambda: alive(0, 0))
-        if made.state == "rejected":
-            raise Hopeless(f"{what}: {made.report['reason']}")
-        return made
+        step = Step(
+            do="check",
+            estimator=str(home / ESTIMATOR),
+            strategy=job.spec["strategy"],
+            target=job.spec["target"],
+            memory_mb=self._settings.build_memory_mb,
+        )
+        made = _made(step, self._fit, home / "check", "the estimator", lambda: alive(0, 0))
+        return msgspec.convert(made.report, Plan)
 
     def _left_before(self, job: JobRow, row: PartitionRow) -> str | None:
         """The file of the partition that this one goes on from."""
@@ -146,6 +130,29 @@ class Training:
         with db.reading(self._sessions) as session:
             before = jobs.partition(session, job.id, row.stage, row.number - 1)
             return str((before.result or {})["file"])
+
+
+def do_step(step: Step, fit: Fit, path: Path, beat: Callable[[], None]) -> Piece:
+    """Do a step; what it leaves is at `path`. Raises `Hopeless` when no other attempt would do better."""
+    started = time.monotonic()
+    made = _made(step, fit, path, f"partition {step.number}", beat)
+    result = {"rows": made.rows, "metrics": made.metrics, "seconds": round(time.monotonic() - started, 3)}
+    return Piece(made.rows, 0, result | (_durable(path) if made.file else {}))
+
+
+def _made(step: Step, fit: Fit, path: Path, what: str, beat: Callable[[], None]) -> Fitted:
+    """The child names the file that it leaves, so the name is not trusted."""
+    _require(step)
+    with tempfile.TemporaryDirectory(prefix="step-", dir=path.parent, ignore_cleanup_errors=True) as out:
+        made = fit(msgspec.structs.replace(step, out=out), beat)
+        if made.state == "rejected":
+            raise Hopeless(f"{what}: {made.report['reason']}")
+        if made.file is not None:
+            left = Path(out) / Path(made.file).name
+            if left.is_symlink() or not left.is_file():
+                raise Hopeless(f"{what}: the step names a file that it did not write")
+            left.replace(path)
+    return made
 
 
 def _require(step: Step) -> None:
@@ -196,17 +203,6 @@ def _read(frozen: Frozen, row: PartitionRow, path: Path, alive: Alive) -> Piece:
         raise Hopeless(f"partition {row.number} ({name}): {refused}") from refused
     result = {"counts": msgspec.to_builtins(dealt.counts)} | _durable(path)
     return Piece(dealt.rows, dealt.failed, result)
-
-
-def _kept(made: Fitted, out: Path, path: Path) -> dict[str, Any]:
-    """Put the file of a step into the job's folder. The child named it, so the name is not trusted."""
-    if made.file is None:
-        return {}
-    left = out / Path(made.file).name
-    if left.is_symlink() or not left.is_file():
-        raise Hopeless("the step names a file that it did not write")
-    left.replace(path)
-    return _durable(path)
 
 
 def _durable(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     estimator: str
     strategy: Strategy
     target: str
-    out: str  # an existing, empty directory: the file that `Fitted` names is in it
+    out: str = ""  # an existing, empty directory: the file that `Fitted` names is in it
     features: tuple[Feature, ...] = ()
     classes: tuple[Scalar, ...] | None = None  # sorted; None: regression
     slots: tuple[Slot, ...] = ()
