@@ -16,8 +16,9 @@ PASSED_BACK = ("Content-Type", "Content-Range", "ETag", "Repr-Digest")
 
 class Lossy:
     """Hands each call of the method `faulty` to the next of `faults`: "lose" hangs up instead of passing the
-    server's answer on, "cut" does so half way through its body, "busy" answers 409 without asking the server.
-    With none left it only passes on. Where `deaf`, it knows no event streams. `ranges` were asked for."""
+    server's answer on, "cut" does so half way through its body, "busy" answers 409 and "away" 503 without
+    asking the server. With none left it only passes on. Where `deaf`, it knows no event streams. `ranges`
+    were asked for."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -40,6 +41,8 @@ def lossy(server_url: str) -> Iterator[Lossy]:
                 proxy.ranges.append(headers["Range"])
             if fault == "busy":
                 return self.answer(409, b'{"detail": "still running"}', {})
+            if fault == "away":
+                return self.answer(503, b"", {})
             if proxy.deaf and self.path.endswith("/events"):
                 return self.answer(404, b"", {})
             given = httpx.request(self.command, server_url + self.path, content=body, headers=headers)

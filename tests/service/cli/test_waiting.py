@@ -89,9 +89,12 @@ def test_a_job_is_followed_where_no_event_stream_comes_through(bad_network, done
     proxy, client = bad_network
     proxy.deaf, proxy.faulty = deaf, "GET"
     started = jobs.start(client, request_for(client, data))
-    proxy.faults.extend(["lose", "lose"])
+    proxy.faults.extend(["lose", "away", "away"])
     seen: list[str] = []
-    record = jobs.wait(client, started["id"], lambda r: seen.append(r["state"]))
+    troubles: list[str] = []
+    record = jobs.wait(client, started["id"], lambda r: seen.append(r["state"]), troubles.append)
+    assert len(troubles) == 1
+    assert "waiting for the server" in troubles[0]
     assert record["state"] == seen[-1] == "done"
     assert record["rows_done"] == ROWS
 
@@ -120,12 +123,12 @@ def test_following_a_job_outlasts_a_restart_of_the_server(tmp_path, files, data)
 def test_a_download_that_breaks_off_goes_on_from_there(bad_network, done, tmp_path):
     proxy, client = bad_network
     proxy.faulty = "GET"
-    proxy.faults.extend(["cut", "cut"])
+    proxy.faults.extend(["cut", "away", "cut"])
     file = tmp_path / "scores.csv"
     remote = download.save(client, done["output"], file)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == remote.sha256
     half = remote.bytes // 2
-    assert proxy.ranges[:3] == [f"bytes={n}-" for n in (0, half, half + (remote.bytes - half) // 2)]
+    assert proxy.ranges[:4] == [f"bytes={n}-" for n in (0, half, half, half + (remote.bytes - half) // 2)]
     assert [f.name for f in tmp_path.iterdir()] == ["scores.csv"]
     assert b"".join(download.checked(client, remote)) == file.read_bytes()
 

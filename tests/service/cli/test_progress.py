@@ -1,0 +1,58 @@
+"""What is said of a job on its way, where there is no terminal for a bar."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.cli.progress import phase, progress_line, showing
+
+QUEUED = {
+    "id": 7,
+    "kind": "score",
+    "state": "queued",
+    "version": 1,
+    "rows_done": 0,
+    "rows_failed": 0,
+    "rows_total": None,
+    "partitions_total": None,
+    "partitions_done": 0,
+    "partitions": [],
+    "rate": None,
+    "eta_s": None,
+}
+PLANNING = QUEUED | {"state": "running"}
+SCORING = PLANNING | {"partitions_total": 4, "rows_total": 1_000_000}
+HALF = SCORING | {"rows_done": 499_000, "rows_failed": 1_000, "rate": 350_000.4, "eta_s": 1.4}
+LONG = HALF | {"rows_total": None, "eta_s": 200.0}
+ASSEMBLING = HALF | {"rows_done": 999_000, "partitions_done": 4, "eta_s": 0.0}
+DONE = ASSEMBLING | {"state": "done", "eta_s": None}
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        (QUEUED, "waiting for a worker"),
+        (PLANNING, "planning"),
+        (SCORING, "scoring, 0 of 1,000,000 rows (0%)"),
+        (HALF, "scoring, 500,000 of 1,000,000 rows (50%), 1,000 failed, 350,000 rows/s, 1 s left"),
+        (LONG, "scoring, 500,000 rows, 1,000 failed, 350,000 rows/s, 3 min 20 s left"),
+        (
+            ASSEMBLING,
+            "assembling, 1,000,000 of 1,000,000 rows (100%), 1,000 failed, 350,000 rows/s, 0 s left",
+        ),
+        (DONE, "done, 1,000,000 of 1,000,000 rows (100%), 1,000 failed, 350,000 rows/s"),
+    ],
+    ids=["queued", "planning", "nothing yet", "half", "rows unknown", "assembling", "done"],
+)
+def test_a_line_says_what_is_done_how_fast_and_what_is_left(record, line):
+    assert progress_line(record) == line
+
+
+def test_lines_come_when_something_else_begins_not_with_every_row():
+    told: list[str] = []
+    with showing(told.append) as show:
+        for record in (QUEUED, PLANNING, SCORING, SCORING | {"rows_done": 10}, HALF, ASSEMBLING, DONE):
+            show(record)
+    assert [line.split(",")[0] for line in told] == [
+        f"job 7: {phase(record)}" for record in (QUEUED, PLANNING, SCORING, ASSEMBLING, DONE)
+    ]
