@@ -171,6 +171,7 @@ def _environment(local: bool) -> dict[str, str]:
     """Ours without our keys and the database's address; Ray tells nobody about itself."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRIVIUM_", "PG"))}
     kept["RAY_USAGE_STATS_ENABLED"] = "0"
+    kept.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of 41 s each: a cluster that is not there is named
     if local:
         kept["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # a Ray for one machine: everything on 127.0.0.1
         kept["RAY_AUTH_MODE"], kept["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)

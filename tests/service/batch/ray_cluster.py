@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -50,8 +51,8 @@ def main() -> None:
     """Two nodes of one CPU each, until stdin ends."""
     from ray.cluster_utils import Cluster
 
-    home = os.environ["RAY_TMPDIR"]
-    os.makedirs(f"{home}/ray")
+    home = Path(os.environ["RAY_TMPDIR"])
+    (home / "ray").mkdir()
     cluster = Cluster()
     for _ in range(2):
         cluster.add_node(
@@ -59,8 +60,9 @@ def main() -> None:
             num_cpus=1,
             include_dashboard=False,
             object_store_memory=100 * 2**20,
-            temp_dir=home,
+            temp_dir=str(home),
         )
-    print(cluster.address, flush=True)
+    sys.stdout.write(f"{cluster.address}\n")
+    sys.stdout.flush()
     sys.stdin.read()
     cluster.shutdown()
