@@ -79,7 +79,7 @@ def test_a_target_that_is_no_column_is_refused_before_anything_is_enqueued(live,
     ran = live(*order, "--target", "label")
     assert ran.code == 1
     assert "the target 'label' is no column of the input" in ran.err
-    assert "nothing" not in live("jobs").out
+    assert live("jobs", "--model", "nothing", "--json").record["items"] == []
 
 
 def test_a_training_goes_on_without_whoever_started_it(live, saved, data):
