@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from registry import db, jobs, queue
 from registry.batch_tables import JobRow, PartitionRow
-from registry.errors import NotFound, StaleTask, TriviumError
+from registry.errors import Changed, NotFound, StaleTask, TriviumError
 from registry.queue import Task
 from registry.tables import now
 from service import telemetry
@@ -204,7 +204,7 @@ class Worker:
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             job = held(session, flight)
             failures = _count_failure(session, flight)
-            hopeless = isinstance(error, Hopeless) or failures >= job.max_attempts
+            hopeless = isinstance(error, Hopeless | Changed) or failures >= job.max_attempts
             backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
             again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
             if not again:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from registry import db, jobs, queue
 from registry.batch_tables import JobRow, PartitionRow
 from registry.db import Sessions
-from registry.errors import Invalid, NotFound
+from registry.errors import Changed, Invalid, NotFound
 from registry.jobs import NewJob, NewPartition
 from registry.tables import TaskRow, now
 from service.batch.work import Alive, Gone, Hopeless, Later, Piece, Stage, Whole, folder
@@ -193,11 +193,14 @@ def test_a_partition_that_fails_at_every_attempt_fails_the_job_and_says_why(benc
     assert [n for n, _ in bench.work.done] == [0, 2, 3, 1]
 
 
-def test_what_cannot_be_helped_is_not_tried_again(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "error", [Hopeless("fraud:1 is archived"), Changed("a.csv", "it has 5 bytes now, not 7")], ids=str
+)
+def test_what_cannot_be_helped_is_not_tried_again(bench: Bench, error: Exception) -> None:
     job_id = bench.planned()
-    bench.work.do = failing(Hopeless("fraud:1 is archived"))
+    bench.work.do = failing(error)
     job = bench.run(job_id)
-    assert (job.state, job.error) == (jobs.FAILED, "partition score/1: fraud:1 is archived")
+    assert (job.state, job.error) == (jobs.FAILED, f"partition score/1: {error}")
     assert bench.parts(job_id)[1].failures == 1
     bench.resume(job_id)
     assert bench.run(job_id).state == jobs.DONE
