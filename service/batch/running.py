@@ -13,7 +13,7 @@ from service import telemetry
 from service.batch import ray
 from service.batch.chores import Chores
 from service.batch.models import Models
-from service.batch.ray.engine import Engine
+from service.batch.ray.engine import Engine, Spread
 from service.batch.scheduler import Scheduler
 from service.batch.scoring import Scoring
 from service.batch.training import Training, in_children
@@ -25,6 +25,7 @@ from service.config import Settings
 from service.prepare import prepare
 from service.runtime.batch import BatchLoader, is_shared
 from service.runtime.isolated import IsolatedSpec
+from service.runtime.without import arrow_without_pandas
 
 NICE = 10
 """A server's predictions go first: where both want a processor, its worker's lanes get a tenth of it."""
@@ -66,16 +67,21 @@ def run(
 ) -> None:
     """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
     prepare(settings)
+    arrow_without_pandas()
     engine = db.connect(settings.url)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
     models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
     scoring = Scoring(settings, sessions, store, models)
+    fit = in_children(settings.build_timeout_s, forks.server)
+    training = Training(settings, sessions, store, fit)
     works: dict[tuple[str, str], Work] = {
         (jobs.SCORE, "local"): scoring,
         (jobs.SCORE, jobs.RAY): scoring,  # planned and assembled as any other
-        (jobs.TRAIN, "local"): Training(settings, sessions, store, in_children(settings, forks.server)),
+        (jobs.TRAIN, "local"): training,
+        (jobs.TRAIN, jobs.RAY): training,
     }
-    spread = Engine(settings, sessions, scoring.shared).run if ray.is_installed() else None
+    kinds: dict[str, Spread] = {jobs.SCORE: scoring.spread, jobs.TRAIN: training.spread}
+    spread = Engine(settings, sessions, kinds).run if ray.is_installed() else None
     worker = Worker(settings, sessions, works, spread, nice)
     chores, scheduler = Chores(settings, engine, sessions, store), Scheduler(sessions, store)
     worker.start()

@@ -7,6 +7,7 @@ from registry.artifacts import Store
 from service.runtime.isolated import IsolatedRuntime, Spawn
 from service.runtime.loading import Found, Runtime, look_up, start
 from service.runtime.tflite import TfliteRuntime
+from service.runtime.without import numba_without_scipy
 
 
 class BatchLoader:
@@ -29,6 +30,7 @@ def load(found: Found, store: Store, spawn: Spawn, deadline_s: float) -> Runtime
     """Raises `Unavailable` when what the version needs cannot be loaded."""
     if found.forest is None:
         return start(found, store, spawn, deadline_s)
+    numba_without_scipy()
     from service.runtime.forest import ForestRuntime  # numba, 0.3 s and 70 MB: for those who need it
 
     return ForestRuntime(store.path(found.forest), found.signature)

@@ -27,6 +27,7 @@ from service.batch.files.places import Opened, Stream
 from service.batch.files.records import MAX_RECORD_BYTES, Records, blocks, first, has_quotes, ranges
 from service.runtime.codec.columns import Column, show
 from service.runtime.codec.tables import csv_value
+from service.runtime.without import numba_without_scipy
 
 SUFFIXES = tuple(f".csv{ending}" for ending in compression.ENDINGS)
 
@@ -101,6 +102,7 @@ def _plain_block(
     data: bytes, names: Sequence[str], columns: Sequence[Column], extra: Sequence[str]
 ) -> Block | None:
     # numba costs half a second and 60 MB, which a small file or a look at the first rows never pays
+    numba_without_scipy()
     from service.batch.files import plain
 
     return plain.block(data, names, columns, extra)
