@@ -20,7 +20,7 @@ from registry.tables import VersionRow
 from service.batch import files, places
 from service.batch.accept import Layout, layout
 from service.batch.models import Models
-from service.batch.ray.messages import Scores
+from service.batch.ray.messages import Descriptor, Scores
 from service.batch.work import Alive, Gone, Hopeless, Piece, Stage, Whole, folder
 from service.config import Settings
 from service.runtime.codec.answers import Answers
@@ -68,12 +68,12 @@ class Scoring:
                 alive,
             )
 
-    def shared(self, job: JobRow) -> Scores:
-        """What actors on Ray need for the job's partitions. Raises what `partition` raises."""
+    def spread(self, job: JobRow, rows: Sequence[PartitionRow]) -> tuple[Scores, list[Descriptor]]:
+        """What actors on Ray need for partitions. Raises what `partition` raises."""
         self._signature(job)
         self._check_so_far(job)
         assert job.version_id is not None, "`_signature` has seen to it"
-        return Scores(
+        shared = Scores(
             spec=job.spec,
             dataset=(job.plan or {})["dataset"],
             version=look_up(self._sessions, job.version_id),
@@ -82,6 +82,7 @@ class Scoring:
             deadline_s=self._settings.predict_deadline_s,
             memory_mb=self._settings.build_memory_mb,
         )
+        return shared, [row.part for row in rows]
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
         """One output and one errors file of all parts, as blobs. Raises `Hopeless`: too many rows failed."""

@@ -14,7 +14,7 @@ from registry import jobs, versions
 from registry.artifacts import Store
 from registry.batch_tables import JobRow
 from registry.errors import FieldError, Invalid
-from service.batch import places
+from service.batch import places, ray
 from service.config import Settings
 
 Spec = dict[str, Any]
@@ -26,6 +26,7 @@ def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
+    ray.require(spec["engine"])
     place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
     target = spec["target"]
@@ -55,6 +56,7 @@ def accept(
     parent_id: int | None = None,
 ) -> JobRow:
     """Enqueue it, in the caller's transaction. Raises `Invalid` when something it names was not uploaded."""
+    ray.require(spec["engine"])
     versions.hold_blobs(session, shared=True)
     versions.require_blob(store, spec["estimator"]["artifact"], "estimator.artifact")
     for field, part in (("input.artifact", spec), ("then.input.artifact", spec["then"] or {})):

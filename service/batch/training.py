@@ -26,6 +26,7 @@ from registry.build.fit.job import Fitted, Plan, Step
 from registry.errors import Invalid, NotFound, Refused, Unavailable
 from service.batch import files, places, train_publish, train_stages
 from service.batch.files.formats import schema_of
+from service.batch.ray.messages import Descriptor, Steps
 from service.batch.train_stages import ESTIMATOR, Frozen
 from service.batch.work import Alive, Hopeless, Piece, Stage, Whole, folder
 from service.builds import oneshot
@@ -37,12 +38,12 @@ Fit = Callable[[Step, Callable[[], None]], Fitted]
 `Unavailable` when it was no fault of the step's that it could not be done."""
 
 
-def in_children(settings: Settings, forks: Callable[[], ForkServer]) -> Fit:
+def in_children(timeout_s: float, forks: Callable[[], ForkServer]) -> Fit:
     """On this machine, each step in a child of its own. `forks` starts the template if it has to."""
 
     def fit(step: Step, beat: Callable[[], None]) -> Fitted:
         try:
-            return oneshot.fit(forks(), step, settings.build_timeout_s, beat)
+            return oneshot.fit(forks(), step, timeout_s, beat)
         except oneshot.Lost as lost:
             raise Unavailable(str(lost)) from lost
 
@@ -86,6 +87,14 @@ class Training:
         before = self._left_before(job, row)
         step = train_stages.step(frozen, row, home, before, self._settings.build_memory_mb)
         return do_step(step, self._fit, home / name, lambda: alive(0, 0))
+
+    def spread(self, job: JobRow, rows: Sequence[PartitionRow]) -> tuple[Steps, list[Descriptor]]:
+        """What actors on Ray need for the partitions of an ensemble."""
+        home, frozen = folder(self._settings, job.id), msgspec.convert(job.plan, Frozen)
+        memory_mb = self._settings.build_memory_mb
+        steps = [train_stages.step(frozen, row, home, None, memory_mb) for row in rows]
+        shared = Steps(home=str(home), timeout_s=self._settings.build_timeout_s)
+        return shared, [msgspec.to_builtins(step) for step in steps]
 
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole | Stage:
         """The next stage; after the last one, the version. Raises `Later` until that is built."""

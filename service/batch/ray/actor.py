@@ -14,12 +14,14 @@ import msgspec
 import ray
 
 from registry.artifacts import Store
+from registry.build.fit.job import Step
 from registry.errors import TriviumError, Unavailable
 from registry.jobs import LOST_WORKERS
 from service.batch import files
 from service.batch.accept import layout
-from service.batch.ray.messages import Part, Report, Scores
+from service.batch.ray.messages import Descriptor, Part, Report, Scores, Steps
 from service.batch.scoring import score
+from service.batch.training import do_step, in_children
 from service.batch.work import Hopeless, Piece
 from service.builds.forkserver import Forked, ForkServer
 from service.runtime.batch import load
@@ -28,16 +30,16 @@ from service.runtime.loading import Runtime
 
 
 class Actor:
-    """As Ray Data wants it: called with a batch of one descriptor, answers with one report, both as JSON.
+    """As Ray Data wants it: called with a batch of one `Part`, answers with one `Report`, both as JSON.
 
     Nothing is raised: an error would end the whole job on Ray, and others may do better. Ray starts an actor
     that died again and gives its partition to the next.
     """
 
     def __init__(self, shared: bytes) -> None:
-        self._shared = msgspec.msgpack.decode(shared, type=Scores)
+        self._shared = msgspec.msgpack.decode(shared, type=Scores | Steps)
         self._runtime: Runtime | None = None
-        self._forks = ForkServer()
+        self._forks: ForkServer | None = None
         self._me = f"{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -65,34 +67,45 @@ class Actor:
         )
 
     def _do(self, part: Part) -> Piece:
-        shared, home = self._shared, Path(self._shared.home)
+        home = Path(self._shared.home)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _try(home, f"part-{part.number:06d}-{part.fence}") as name:
-            if self._runtime is None:
-                self._runtime = load(
-                    shared.version, Store(Path(shared.blobs)), self._spawn, shared.deadline_s
-                )
-            return score(
-                msgspec.convert(shared.dataset, files.Dataset),
-                msgspec.convert(part.part, files.Part),
-                layout(shared.spec, shared.version.signature),
-                shared.version.signature,
-                self._runtime,
-                home / name,
-                shared.spec["output"]["media_type"],
-                lambda rows, failed: None,  # whom nobody wants any more is ended by Ray
-            )
+        with _try(home, f"{part.stage}-{part.number:06d}-{part.fence}") as path:
+            if isinstance(self._shared, Scores):
+                return self._score(self._shared, part.part, path)
+            fit = in_children(self._shared.timeout_s, self._template)
+            return do_step(msgspec.convert(part.part, Step), fit, path, lambda: None)
+
+    def _score(self, shared: Scores, part: Descriptor, path: Path) -> Piece:
+        if self._runtime is None:
+            store = Store(Path(shared.blobs))
+            self._runtime = load(shared.version, store, self._spawn, shared.deadline_s)
+        return score(
+            msgspec.convert(shared.dataset, files.Dataset),
+            msgspec.convert(part, files.Part),
+            layout(shared.spec, shared.version.signature),
+            shared.version.signature,
+            self._runtime,
+            path,
+            shared.spec["output"]["media_type"],
+            lambda rows, failed: None,  # who works for nobody any more is ended by Ray
+        )
 
     def _spawn(self, spec: IsolatedSpec) -> Forked:
-        """The `Spawn` of `IsolatedRuntime`: an actor has a template of its own."""
-        if self._forks.pid is None:
+        """The `Spawn` of `IsolatedRuntime`."""
+        assert isinstance(self._shared, Scores)
+        return self._template().isolated(spec, self._shared.memory_mb)
+
+    def _template(self) -> ForkServer:
+        """An actor's own, started when it is needed: an isolated model and a step are confined here, too."""
+        if self._forks is None:
+            self._forks = ForkServer()
             self._forks.start()
-        return self._forks.isolated(spec, self._shared.memory_mb)
+        return self._forks
 
 
 @contextmanager
-def _try(home: Path, base: str) -> Iterator[str]:
-    """A name for the files of one attempt. Ray may run a partition twice at once, when it has lost sight of a
+def _try(home: Path, base: str) -> Iterator[Path]:
+    """Where one attempt may write. Ray may run a partition twice at once, when it has lost sight of a
     node, so each attempt has its own. Raises `Unavailable` when too many have died: Ray would go on for ever.
     """
     died = len(list(home.glob(f".{base}-*.begun")))
@@ -102,6 +115,6 @@ def _try(home: Path, base: str) -> Iterator[str]:
     begun = home / f".{name}.begun"
     begun.touch()
     try:
-        yield name
+        yield home / name
     finally:
         begun.unlink(missing_ok=True)

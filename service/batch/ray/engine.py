@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,12 @@ from types import TracebackType
 import msgspec
 
 from registry import db, jobs, queue
-from registry.batch_tables import JobRow
+from registry.batch_tables import JobRow, PartitionRow
 from registry.errors import Unavailable
 from registry.tables import now
 from service import telemetry
 from service.batch.flight import Flight, held
-from service.batch.ray.messages import Order, Part, Report, Scores
+from service.batch.ray.messages import Descriptor, Order, Part, Report, Scores, Steps
 from service.batch.work import Hopeless
 from service.config import Settings
 
@@ -43,25 +43,28 @@ MAIN = "from service.batch.ray.driver import main; main()"
 log = telemetry.logger(__name__)
 
 
-class Engine:
-    """`scores` says what the actors need to know of a scoring job; it raises what `Work.partition` raises."""
+Spread = Callable[[JobRow, Sequence[PartitionRow]], tuple[Scores | Steps, list[Descriptor]]]
+"""What actors need to know of a job, and what is to be done for each partition. Raises what `Work.partition`
+raises."""
 
-    def __init__(self, settings: Settings, sessions: db.Sessions, scores: Callable[[JobRow], Scores]) -> None:
+
+class Engine:
+    """`kinds`: by kind of job."""
+
+    def __init__(self, settings: Settings, sessions: db.Sessions, kinds: Mapping[str, Spread]) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._scores = scores
+        self._kinds = kinds
 
     def run(self, job: JobRow, flight: Flight) -> None:
         """Do all partitions that have no result, and finish the task. Raises `Hopeless`, or `Unavailable`
         when some are left that another attempt may do."""
         with db.reading(self._sessions) as session:
-            parts = [
-                Part(p.stage, p.number, flight.task.fence, p.part)
-                for p in jobs.partitions(session, job.id)
-                if p.result is None
-            ]
-        address = os.environ.get("RAY_ADDRESS")
-        order = Order(address, self._settings.batch_lanes, self._scores(job), parts)
+            rows = [p for p in jobs.partitions(session, job.id) if p.result is None]
+        shared, descriptors = self._kinds[job.kind](job, rows)
+        fence = flight.task.fence
+        parts = [Part(r.stage, r.number, fence, d) for r, d in zip(rows, descriptors, strict=True)]
+        order = Order(os.environ.get("RAY_ADDRESS"), self._settings.batch_lanes, shared, parts)
         left = {(p.stage, p.number): "Ray ended before it was done" for p in parts}
         with _Driver(order) as driver:
             for line in driver.lines(lambda: flight.alive(0, 0)):

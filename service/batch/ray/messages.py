@@ -12,23 +12,38 @@ import msgspec
 from service.runtime.loading import Found
 
 
-class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """What every partition of a scoring has in common. Paths are absolute, and the same on every node."""
+class Shared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What all partitions of a job have in common. Paths are absolute, and the same on every node."""
+
+    home: str  # the job's folder, where parts are written
+
+
+class Scores(Shared, frozen=True, kw_only=True, tag=True):
+    """Of a scoring. A part is a `files.Part`."""
 
     spec: dict[str, Any]  # of the job
     dataset: dict[str, Any]
     version: Found
     blobs: str
-    home: str  # the job's folder, where parts are written
     deadline_s: float  # of a call of an isolated model
     memory_mb: int  # that an isolated model may use
+
+
+class Steps(Shared, frozen=True, kw_only=True, tag=True):
+    """Of a training. A part is a `Step`, which says how much memory it may use."""
+
+    timeout_s: float
+
+
+Descriptor = dict[str, Any]
+"""What to do for a partition, in plain data."""
 
 
 class Part(msgspec.Struct, frozen=True):
     stage: str
     number: int
     fence: int  # of the task
-    part: dict[str, Any]
+    part: Descriptor
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -36,7 +51,7 @@ class Order(msgspec.Struct, frozen=True):
 
     address: str | None  # of a cluster; None: Ray is started on this machine, and ended
     actors: int  # on this machine; a cluster has as many as it has CPUs
-    shared: Scores
+    shared: Scores | Steps
     parts: list[Part]
 
 

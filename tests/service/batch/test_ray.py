@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -30,13 +31,15 @@ from service.batch.models import Models
 from service.batch.ray.engine import Engine
 from service.batch.schemas import ScoreBody
 from service.batch.scoring import Scoring
-from service.batch.work import folder
+from service.batch.work import Work, folder
 from service.batch.worker import Worker
 from service.builds.forkserver import ForkServer
 from service.builds.work import Builds
 from service.config import Settings
 from service.runtime.batch import BatchLoader, is_shared
+from tests.registry.build.fit.data import cancer, cut, rows
 from tests.service.batch.ray_cluster import two_nodes
+from tests.service.batch.trainings import Trainings
 from tests.service.estimators import NAP, Naps, numbers
 
 pytestmark = pytest.mark.slow
@@ -114,7 +117,7 @@ class Bench:
         models = Models(BatchLoader(self.sessions, self.store, self._isolated, 30.0), is_shared)
         scoring = Scoring(self.settings, self.sessions, self.store, models)
         works = {(jobs.SCORE, "local"): scoring, (jobs.SCORE, "ray"): scoring}
-        spread = Engine(self.settings, self.sessions, scoring.shared).run
+        spread = Engine(self.settings, self.sessions, {jobs.SCORE: scoring.spread}).run
         worker = Worker(self.settings, self.sessions, works, spread)
         worker.start()
         try:
@@ -181,12 +184,12 @@ def command(process: psutil.Process) -> str:
 
 
 def check_once_each(bench: Bench, job_id: int, parts: int) -> None:
-    job, rows = bench.job(job_id), bench.parts(job_id)
+    job, found = bench.job(job_id), bench.parts(job_id)
     assert (job.state, job.error) == (jobs.DONE, None)
     bad = {f"{part}-4" for part in range(parts) if part % 3 == 1}
     wanted = [f"{part}-{row}" for part in range(parts) for row in range(ROWS)]
     assert bench.output(job_id)["id"].tolist() == [i for i in wanted if i not in bad]
-    assert [p.rows + p.failed for p in rows] == [ROWS] * parts
+    assert [p.rows + p.failed for p in found] == [ROWS] * parts
     assert (job.manifest or {})["rows"] == ROWS * parts - len(bad)
     assert not folder(bench.settings, job_id).exists()
 
@@ -211,7 +214,7 @@ def cluster(two: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, s
     return two
 
 
-def test_output_and_errors_are_the_bytes_that_this_machine_writes_and_both_nodes_wrote_some(
+def test_output_and_errors_are_the_bytes_that_this_machine_writes(
     bench: Bench, cluster: dict[str, str]
 ) -> None:
     place = bench.write("same", 6)
@@ -221,7 +224,6 @@ def test_output_and_errors_are_the_bytes_that_this_machine_writes_and_both_nodes
     check_once_each(bench, there, 6)
     assert (spread.output, spread.errors) == (local.output, local.errors)
     assert spread.errors is not None
-    assert len({(p.worker or "").partition(":")[0] for p in bench.parts(there)}) == 2
     assert drivers() == []
 
 
@@ -237,7 +239,7 @@ def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
     assert len({pid_of(p) for p in bench.parts(job_id)}) > 2
 
 
-def test_a_worker_that_is_killed_takes_its_driver_along_and_another_goes_on(
+def test_both_nodes_work_and_when_a_worker_is_killed_with_its_driver_another_goes_on(
     bench: Bench, cluster: dict[str, str]
 ) -> None:
     job_id = bench.start(bench.write("worker", 6, nap_s=1.5), "naps")
@@ -254,6 +256,7 @@ def test_a_worker_that_is_killed_takes_its_driver_along_and_another_goes_on(
     check_once_each(bench, job_id, 6)
     assert all(p.result == bench.done(job_id)[n].result for n, p in done.items())
     assert not driver.is_running()
+    assert len({(p.worker or "").partition(":")[0] for p in bench.parts(job_id)}) == 2
 
 
 def test_a_job_that_is_cancelled_ends_its_actors_and_goes_on_when_it_is_resumed(
@@ -287,6 +290,30 @@ def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_ar
     assert job.state == jobs.FAILED
     assert "partition 1" in (job.error or "")
     assert "1.csv" in (job.error or "")
+
+
+def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
+    bench: Bench, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    trainings = Trainings(tmp_path, bench.forks)
+    works: dict[tuple[str, str], Work] = {(jobs.TRAIN, e): trainings.training for e in ("local", "ray")}
+    engine = Engine(trainings.settings, trainings.sessions, {jobs.TRAIN: trainings.training.spread})
+    worker = Worker(trainings.settings, trainings.sessions, works, engine.run)
+    answers = []
+    for number, name in ((1, "local"), (2, "ray")):
+        forest = RandomForestClassifier(5)
+        job_id = trainings.start(forest, cut(cancer(), 3), strategy="ensemble", engine=name)
+        while trainings.job(job_id).state in jobs.OPEN:
+            worker.step()
+            worker.spread()
+            trainings.build()
+        job = trainings.job(job_id)
+        assert (job.state, job.version, job.error) == (jobs.DONE, number, None)
+        answers.append(trainings.model(number).predict_proba(rows(cancer())))
+    np.testing.assert_array_equal(*answers)
+    here = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ}
+    assert here.isdisjoint(p.worker for p in trainings.partitions(job_id) if p.stage.endswith("fit"))
+    trainings.engine.dispose()
 
 
 def test_without_a_cluster_ray_runs_on_this_machine_on_loopback_and_ends_with_the_job(

@@ -40,7 +40,10 @@ class Trainings:
         self.forks = forks
         self.engine = engine
         self.training = Training(
-            self.settings, self.sessions, self.store, in_children(self.settings, lambda: forks)
+            self.settings,
+            self.sessions,
+            self.store,
+            in_children(self.settings.build_timeout_s, lambda: forks),
         )
         self.worker = self.new_worker()
 
