@@ -146,8 +146,8 @@ def csv_line(cells: tuple[Any, ...]) -> bytes:
 def _without_nan(batch: Any) -> Any:
     arrays = []
     for data in batch.columns:
-        if pa.types.is_floating(data.type):
-            data = pc.if_else(pc.is_finite(data), data, pa.scalar(None, data.type))
+        if pa.types.is_floating(data.type) and not pc.all(finite := pc.is_finite(data)).as_py():
+            data = pc.if_else(finite, data, pa.scalar(None, data.type))
         arrays.append(data)
     return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
