@@ -204,10 +204,6 @@ def _field(name: str, array: Array) -> Any:
 
 
 def _column(array: Array) -> Any:
-    """NaN and infinity become null."""
-    if array.dtype.kind == "f":
-        finite = np.isfinite(array)
-        return pa.array(array, mask=None if finite.all() else ~finite)
     return pa.array(array, type=pa.string() if array.dtype.kind in "OU" else None)
 
 
