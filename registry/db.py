@@ -26,12 +26,19 @@ instant the log is reset. Hence no connection of ours checkpoints by itself; `ch
 process at a time."""
 
 
-def connect(url: str) -> Engine:
-    """An engine for `url`. SQLite gets WAL, full durability and immediate write transactions."""
+def connect(url: str, most_idle_s: float | None = None) -> Engine:
+    """An engine for `url`. SQLite gets WAL, full durability and immediate write transactions.
+
+    PostgreSQL ends a session that does nothing for `most_idle_s` inside of a transaction: a process that was
+    stopped there would keep its locks. (SQLite cannot: nobody writes until that process goes on.)
+    """
     # msgspec writes NaN and infinity, which PostgreSQL's JSON has not, as null
     shared: dict[str, Any] = {"json_serializer": _json, "json_deserializer": msgspec.json.decode}
     shared |= {"pool_size": 8, "max_overflow": 8}
     if not url.startswith("sqlite"):
+        if most_idle_s is not None:
+            idle = f"-c idle_in_transaction_session_timeout={most_idle_s:g}s"
+            shared["connect_args"] = {"options": idle}
         return create_engine(url, pool_pre_ping=True, **shared)
     home = Path(url.partition(":///")[2]).parent
     home.mkdir(parents=True, exist_ok=True, mode=0o700)

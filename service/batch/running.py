@@ -12,6 +12,7 @@ from registry.artifacts import Store
 from service import telemetry
 from service.batch import ray
 from service.batch.chores import Chores
+from service.batch.flight import LEASE_S
 from service.batch.models import Models
 from service.batch.ray.engine import Engine, Spread
 from service.batch.scheduler import Scheduler
@@ -68,7 +69,7 @@ def run(
     """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
     prepare(settings)
     arrow_without_pandas()
-    engine = db.connect(settings.url)
+    engine = db.connect(settings.url, most_idle_s=LEASE_S)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
     models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
     scoring = Scoring(settings, sessions, store, models)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from registry import db, jobs, queue
@@ -124,9 +124,7 @@ class Worker:
         if lost is None:
             return
         with contextlib.suppress(NotFound):
-            job = jobs.lock(
-                session, int(lost.subject.partition("/")[0])
-            )  # before its tasks, as everybody does
+            job = jobs.lock(session, int(lost.subject.partition("/")[0]))  # before its task, like everybody
             if queue.expired(session, jobs.KINDS, lost.id):
                 reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
                 jobs.end(session, job, jobs.FAILED, reason)
@@ -134,16 +132,27 @@ class Worker:
     def _fly(self, flight: Flight) -> None:
         task = flight.task
         try:
-            self._do(flight)
+            self._try(flight)
         except StaleTask as stale:  # done elsewhere, cancelled, or forgotten meanwhile
             log.info("task.dropped", task=task.id, of=task.subject, why=str(stale))
+            self._tidy(flight.job_id)
+        finally:
+            self._flights.discard(flight)
+
+    def _try(self, flight: Flight) -> None:
+        """Do the task, or say that it failed. Raises `StaleTask` when it is another's by now."""
+        task = flight.task
+        try:
+            self._do(flight)
+        except StaleTask:
+            raise
         except Later as later:
             self._put_back(task, later.in_s)
         except Gone as gone:
             self._do_again(flight, gone)
         except Stopping:
             self._put_back(task, 0.0)
-        except OperationalError as error:  # the database's trouble is no failure of the task
+        except (OperationalError, InternalError) as error:  # the database's trouble is no failure of the task
             log.warning("task.put_back", task=task.id, of=task.subject, why=str(error.orig))
             self._put_back(task, ERROR_S)
         except Exception as error:
@@ -153,8 +162,13 @@ class Worker:
             if not isinstance(error, TriviumError | OSError):
                 log.exception("task.failed", task=task.id, kind=task.kind, of=task.subject)
             self._fail(flight, error)
-        finally:
-            self._flights.discard(flight)
+
+    def _tidy(self, job_id: int) -> None:
+        """Of a job that is done or forgotten, leave nothing that was written too late."""
+        with db.reading(self._sessions) as session:
+            job = session.get(JobRow, job_id)
+        if job is None or job.state == jobs.DONE:
+            discard(self._settings, job_id)
 
     def _do(self, flight: Flight) -> None:
         job, row = self._begin(flight)
@@ -193,7 +207,7 @@ class Worker:
         return job, row
 
     def _put_back(self, task: Task, in_s: float) -> None:
-        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+        with self._sessions.begin() as session:
             queue.release(session, task.id, task.fence, in_s)
 
     def _fail(self, flight: Flight, error: Exception) -> None:
@@ -201,24 +215,20 @@ class Worker:
         task = flight.task
         why = str(error) if isinstance(error, TriviumError) else f"{type(error).__name__}: {error}"
         log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
-        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+        with self._sessions.begin() as session:
             job = held(session, flight)
             failures = _count_failure(session, flight)
             hopeless = isinstance(error, Hopeless | Changed) or failures >= job.max_attempts
             backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
             again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
             if not again:
-                what = (
-                    ""
-                    if task.kind == jobs.PLAN
-                    else f"{task.kind} {task.subject.partition('/')[2]}".strip() + ": "
-                )
-                jobs.end(session, job, jobs.FAILED, what + why)
+                what = f"{task.kind} {task.subject.partition('/')[2]}".strip()
+                jobs.end(session, job, jobs.FAILED, why if task.kind == jobs.PLAN else f"{what}: {why}")
 
     def _do_again(self, flight: Flight, gone: Gone) -> None:
         """Instead of assembling: what is gone has to be made again. Too often, and the job has failed."""
         log.warning("parts.gone", job=flight.job_id, why=str(gone))
-        with contextlib.suppress(StaleTask), self._sessions.begin() as session:
+        with self._sessions.begin() as session:
             job = held(session, flight)
             queue.finish(session, flight.task.id, flight.task.fence)
             rows = [jobs.partition(session, job.id, *place) for place in gone.places]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event, select, text, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from registry import changes, db, versions
 from registry.artifacts import Store
@@ -179,3 +179,20 @@ def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite
             second.exec_driver_sql("PRAGMA busy_timeout = 50")
             with pytest.raises(OperationalError, match="locked"):
                 second.execute(update(RevisionRow).values(value=9))
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_who_stops_inside_of_a_transaction_does_not_keep_its_locks(url: str, sessions: db.Sessions) -> None:
+    with sessions.begin() as session:
+        session.add(ModelRow(name="fraud", created_by="ann"))
+    stopped = db.connect(url, most_idle_s=0.2)
+    locking = select(ModelRow).with_for_update()
+    with db.sessions(stopped)() as late:
+        late.execute(locking)
+        with sessions.begin() as session:
+            session.execute(locking)  # once the other's session was ended
+        with pytest.raises(InternalError, match="idle-in-transaction timeout"):
+            late.execute(locking)
+    with db.sessions(stopped).begin() as session:  # the next one is a new one
+        session.execute(locking)
+    stopped.dispose()

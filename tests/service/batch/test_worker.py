@@ -333,6 +333,7 @@ def test_a_beat_keeps_a_slow_partition_and_says_how_far_it_is(bench: Bench) -> N
 def test_who_slept_through_a_lease_changes_nothing(bench: Bench) -> None:
     job_id = bench.planned(max_attempts=1)
     worker, other = bench.worker(), bench.worker()
+    late = folder(bench.settings, job_id)
 
     def sleepy(row: PartitionRow, alive: Alive) -> None:
         if row.number == 0 and not bench.work.done:
@@ -340,6 +341,7 @@ def test_who_slept_through_a_lease_changes_nothing(bench: Bench) -> None:
             for _ in range(5):  # the other three, then this one, and the assembly
                 other.step()
             assert bench.job(job_id).state == jobs.DONE
+            late.mkdir(parents=True)
             worker.beat()
             with pytest.raises(Exception, match="held by another worker now"):
                 alive(1, 0)
@@ -354,6 +356,7 @@ def test_who_slept_through_a_lease_changes_nothing(bench: Bench) -> None:
         {"parts": [{"file": f"{n}-{1 + (n == 0)}"} for n in range(4)]},
     )
     assert bench.parts(job_id)[0].result == {"file": "0-2"}
+    assert not late.exists()
     assert {t.state for t in bench.tasks("done")} == {"done"}
 
 
