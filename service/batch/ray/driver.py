@@ -5,8 +5,10 @@ It ends with the engine's process. Ended by SIGTERM it takes along the Ray that 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,11 +32,18 @@ def main() -> None:
     os.set_inheritable(pipe, False)  # else what outlives us would hold it open
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # until Ray has its own way of that
     end_with_parent(parent, signal.SIGTERM)
+    atexit.register(_clean, parent)  # first registered, last called: after Ray has ended
     order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
     with os.fdopen(pipe, "wb", buffering=0) as out:
         for report in run(order):
             out.write(report.encode() + b"\n")
     ray.shutdown()
+
+
+def _clean(parent: int) -> None:
+    """Do what the engine cannot do any more."""
+    if os.getppid() != parent:
+        shutil.rmtree(Path.cwd(), ignore_errors=True)
 
 
 def run(order: Order) -> Iterator[str]:

@@ -259,7 +259,7 @@ def test_both_nodes_work_and_when_a_worker_is_killed_with_its_driver_another_goe
     assert len({(p.worker or "").partition(":")[0] for p in bench.parts(job_id)}) == 2
 
 
-def test_a_job_that_is_cancelled_ends_its_actors_and_goes_on_when_it_is_resumed(
+def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
     bench: Bench, cluster: dict[str, str]
 ) -> None:
     job_id = bench.start(bench.write("cancel", 4, nap_s=1.5), "naps")
@@ -270,12 +270,8 @@ def test_a_job_that_is_cancelled_ends_its_actors_and_goes_on_when_it_is_resumed(
         done = bench.done(job_id)
         wait_for(lambda: not drivers())
         wait_for(lambda: not any(psutil.pid_exists(pid_of(p)) for p in done.values()))
-        assert bench.job(job_id).state == jobs.CANCELLED
-        with bench.sessions.begin() as session:
-            jobs.resume(session, job_id)
-        bench.ended(job_id)
-    check_once_each(bench, job_id, 4)
-    assert all(p.result == bench.done(job_id)[n].result for n, p in done.items())
+    assert bench.job(job_id).state == jobs.CANCELLED
+    assert bench.done(job_id).keys() == done.keys()
 
 
 def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_are_kept(
