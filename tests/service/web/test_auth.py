@@ -64,6 +64,7 @@ SCOPES_BY_CALL = {
     "GET /v1/jobs/{job_id}/errors": "batch",
     "HEAD /v1/jobs/{job_id}/errors": "batch",
     "GET /v1/jobs/{job_id}/partitions/{number}/output": "batch",
+    "HEAD /v1/jobs/{job_id}/partitions/{number}/output": "batch",
     "GET /openapi.json": "any",
     "GET /v1/models/{name}/openapi.json": "any",
     "POST /v1/schedules": "batch",
