@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -106,13 +107,16 @@ class Site:
         subprocess.run([TRIVIUM, *arguments], env=self.environment(), check=True, capture_output=True)
 
     @contextlib.contextmanager
-    def workers(self, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """So many `trivium worker`, beside the one the server may have."""
+    def workers(
+        self, count: int, limit: tuple[int, int] | None = None
+    ) -> Iterator[list[subprocess.Popen[bytes]]]:
+        """So many `trivium worker`, beside the server's own; `limit` names a resource and how much of it."""
         with self.log.open("ab") as log:
-            started = [
-                subprocess.Popen([TRIVIUM, "worker"], env=self.environment(), stdout=log, stderr=log)
-                for _ in range(count)
-            ]
+            given: dict[str, Any] = {"env": self.environment(), "stdout": log, "stderr": log}
+            started = [subprocess.Popen([TRIVIUM, "worker"], **given) for _ in range(count)]
+        if limit is not None:
+            for process in started:
+                resource.prlimit(process.pid, limit[0], (limit[1], limit[1]))
         try:
             yield started
         finally:

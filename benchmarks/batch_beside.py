@@ -1,6 +1,6 @@
 """Do online predictions and new jobs wait for a job that is running?
 
-    python -m benchmarks.batch_beside [--rows 10000000] [--jobs 10] [--seconds 10] [--json]
+    python -m benchmarks.batch_beside [--rows 10000000] [--jobs 30] [--seconds 10] [--json]
 
 Single-row predictions are sent one after the other, 100 a second, first with nothing beside them, then while
 the server's worker is at a job, at several priorities of that worker (0 is the server's own). Then jobs are
@@ -72,7 +72,7 @@ def enqueue(site: Site) -> dict[str, float]:
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--rows", type=int, default=10_000_000)
-    asked.add_argument("--jobs", type=int, default=10, help="one after the other")
+    asked.add_argument("--jobs", type=int, default=30, help="one after the other")
     asked.add_argument("--seconds", type=float, default=10.0)
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()

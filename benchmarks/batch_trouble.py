@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._jobs import MODEL, Site, database, summary, twice, write
+from benchmarks._jobs import MODEL, OPEN, Site, database, summary, twice, write
 from benchmarks._support import machine
 
 Faults = list[str]
@@ -43,7 +44,7 @@ def sleeper_after_the_end(site: Site) -> Faults:
     """A worker is stopped (SIGSTOP) in mid-job and wakes when another has done it all."""
     with site.workers(1) as (sleeper,):
         site.under_way(job_id := site.start())
-        sleeper.send_signal(signal.SIGSTOP)
+        _stop(site, job_id, sleeper)
         with site.workers(1):
             before = site.ended(job_id)
             sleeper.send_signal(signal.SIGCONT)
@@ -58,13 +59,34 @@ def sleeper_in_mid_job(site: Site) -> Faults:
     """The same, and it wakes when another is at its partitions."""
     with site.workers(1) as (sleeper,):
         site.under_way(job_id := site.start())
-        sleeper.send_signal(signal.SIGSTOP)
+        _stop(site, job_id, sleeper)
         with site.workers(1):
-            site.until(job_id, lambda job: twice(job) > 0)
+            site.until(job_id, lambda job: twice(job) > 0 or job["state"] not in OPEN)
             sleeper.send_signal(signal.SIGCONT)
             site.ended(job_id)
             _await_awake(site)
     return site.audit(job_id)
+
+
+def _stop(site: Site, job_id: int, worker: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP in the middle of a partition; on SQLite outside of a transaction: nobody else could write."""
+    while True:
+        worker.send_signal(signal.SIGSTOP)
+        if _can_write(site) and any(p["state"] == "running" for p in site.job(job_id)["partitions"]):
+            return
+        worker.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+
+
+def _can_write(site: Site) -> bool:
+    if "database_url" in site.settings:
+        return True
+    with contextlib.closing(sqlite3.connect(site.server.home / "registry.db", timeout=0.2)) as database:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        return True
 
 
 def _await_awake(site: Site) -> None:
@@ -105,9 +127,9 @@ def disk_full(site: Site) -> Faults:
         site.under_way(job_id := site.start())
         ballast()
         job = site.ended(job_id)
-        faults = _failed(job, "No space left on device")
+        faults = failed(job, "No space left on device")
         ballast(False)
-        faults += _resumed(site, job)
+        faults += resumed(site, job)
     return faults
 
 
@@ -121,9 +143,9 @@ def archived(site: Site) -> Faults:
         faults = [] if status == 409 else [f"deleting the version was answered with {status}"]
         site.server.ask("PATCH", place, {"archived": True})
         job = site.ended(job_id)
-        faults += _failed(job, f"{MODEL}:{version} is archived")
+        faults += failed(job, f"{MODEL}:{version} is archived")
         site.server.ask("PATCH", place, {"archived": False})
-        return faults + _resumed(site, job)
+        return faults + resumed(site, job)
 
 
 def alias_moved(site: Site) -> Faults:
@@ -144,7 +166,7 @@ def input_changed(site: Site) -> Faults:
     with site.workers(1):
         site.under_way(job_id := site.start())
         write(site.data, site.rows - 1, len(list(site.data.iterdir())))
-        return _failed(site.ended(job_id), "changed since the job was planned")
+        return failed(site.ended(job_id), "changed since the job was planned")
 
 
 def parts_gone(site: Site) -> Faults:
@@ -157,21 +179,20 @@ def parts_gone(site: Site) -> Faults:
     return site.audit(job_id)
 
 
-def _failed(job: dict[str, Any], why: str) -> Faults:
+def failed(job: dict[str, Any], why: str) -> Faults:
     return (
         [] if job["state"] == "failed" and why in job["error"] else [f"not failed by {why!r}: {summary(job)}"]
     )
 
 
-def _resumed(site: Site, failed: dict[str, Any]) -> Faults:
+def resumed(site: Site, before: dict[str, Any]) -> Faults:
     """`resume`, to the end: what was done before is not done again."""
-    site.server.ask("POST", f"/v1/jobs/{failed['id']}/resume")
-    site.ended(failed["id"])
-    after = {p["number"]: p for p in site.job(failed["id"])["partitions"]}
-    done = [p for p in failed["partitions"] if p["state"] == "done"]
+    site.server.ask("POST", f"/v1/jobs/{before['id']}/resume")
+    after = {p["number"]: p for p in site.ended(before["id"])["partitions"]}
+    done = [p for p in before["partitions"] if p["state"] == "done"]
     again = [p["number"] for p in done if after[p["number"]]["finished_at"] != p["finished_at"]]
     faults = [f"partitions {again} were done again"] if again else []
-    return faults + site.audit(failed["id"])
+    return faults + site.audit(before["id"])
 
 
 @contextlib.contextmanager
