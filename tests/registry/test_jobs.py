@@ -406,3 +406,34 @@ def test_ending_a_job_while_its_lanes_record_does_not_deadlock(sessions: Session
         )
         assert [s for s in said if s is not None and not isinstance(s, StaleTask)] == [jobs.CANCELLED]
         assert _waiting(sessions) == []
+
+
+def test_the_partitions_of_a_job_on_ray_share_one_task_and_what_is_resumed_gets_another(
+    sessions: Sessions,
+) -> None:
+    job_id = _create(sessions, engine=jobs.RAY)
+    _plan(sessions, job_id)
+    assert _waiting(sessions) == [(jobs.RAY, str(job_id))]
+    task = _take(sessions)
+    with sessions.begin() as session:
+        job = jobs.lock(session, job_id)
+        row = jobs.partition(session, job_id, jobs.SCORE, 0)
+        jobs.partition_done(session, job, row, rows=9, failed=1, result={"file": "part-0"})
+    _cancel(sessions, job_id)
+    with pytest.raises(StaleTask), sessions.begin() as session:
+        queue.finish(session, task.id, task.fence)
+    with sessions.begin() as session:
+        jobs.resume(session, job_id)
+    assert _waiting(sessions) == [(jobs.RAY, str(job_id))]
+    with db.reading(sessions) as session:
+        assert [p.task_id == task.id for p in jobs.partitions(session, job_id)] == [True, False, False]
+
+
+def test_a_training_on_ray_shares_the_task_of_its_fits_alone(sessions: Sessions) -> None:
+    job_id = _create(sessions, engine=jobs.RAY)
+    _plan(sessions, job_id)
+    with sessions.begin() as session:
+        job = jobs.lock(session, job_id)
+        jobs.plan(session, job, "03-fit", PARTS)
+        jobs.plan(session, job, "04-merge", PARTS[:1])
+    assert _waiting(sessions) == [(jobs.PARTITION, f"{job_id}/04-merge/0"), (jobs.RAY, str(job_id))]

@@ -15,7 +15,7 @@ import ray
 
 from registry.artifacts import Store
 from registry.build.fit.job import Step
-from registry.errors import TriviumError, Unavailable
+from registry.errors import Changed, TriviumError, Unavailable
 from registry.jobs import LOST_WORKERS
 from service.batch import files
 from service.batch.accept import layout
@@ -53,7 +53,7 @@ class Actor:
             made = self._do(part)
         except Exception as raised:
             error = str(raised) if isinstance(raised, TriviumError) else f"{type(raised).__name__}: {raised}"
-            hopeless = isinstance(raised, Hopeless)
+            hopeless = isinstance(raised, Hopeless | Changed)
         return Report(
             stage=part.stage,
             number=part.number,
@@ -69,7 +69,7 @@ class Actor:
     def _do(self, part: Part) -> Piece:
         home = Path(self._shared.home)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _try(home, f"{part.stage}-{part.number:06d}-{part.fence}") as path:
+        with attempt(home, f"{part.stage}-{part.number:06d}-{part.fence}") as path:
             if isinstance(self._shared, Scores):
                 return self._score(self._shared, part.part, path)
             fit = in_children(self._shared.timeout_s, self._template)
@@ -104,7 +104,7 @@ class Actor:
 
 
 @contextmanager
-def _try(home: Path, base: str) -> Iterator[Path]:
+def attempt(home: Path, base: str) -> Iterator[Path]:
     """Where one attempt may write. Ray may run a partition twice at once, when it has lost sight of a
     node, so each attempt has its own. Raises `Unavailable` when too many have died: Ray would go on for ever.
     """

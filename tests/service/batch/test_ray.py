@@ -24,7 +24,7 @@ from sklearn.ensemble import RandomForestClassifier
 from registry import db, jobs, queue, versions
 from registry.artifacts import Store
 from registry.batch_tables import JobRow, PartitionRow
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.versions import NewVersion
 from service.batch import accept
 from service.batch.models import Models
@@ -357,3 +357,17 @@ def test_without_the_extra_a_job_on_ray_is_refused_with_the_way_out(
         bench.start(place)
     assert refused.value.errors[0].field == "engine"
     assert bench.start(place, engine="local")
+
+
+def test_what_has_killed_so_many_processes_is_given_up_on(tmp_path: Path) -> None:
+    from service.batch.ray.actor import attempt  # Ray, for those who need it
+
+    with attempt(tmp_path, "score-000001-1") as first, attempt(tmp_path, "score-000001-1") as second:
+        assert first != second
+    assert list(tmp_path.iterdir()) == []
+    for number in range(jobs.LOST_WORKERS):
+        (tmp_path / f".score-000001-1-{number}.begun").touch()
+    with attempt(tmp_path, "score-000002-1"):
+        pass
+    with pytest.raises(Unavailable, match=f"died {jobs.LOST_WORKERS} times"), attempt(tmp_path, "score-000001-1"):
+        pass
