@@ -21,7 +21,7 @@ SUFFIXES = {
     ".arrows": "application/vnd.apache.arrow.stream",
     ".feather": "application/vnd.apache.arrow.stream",
 }
-COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED = (".gz", ".zst", ".bz2")
 REMOTE = ("s3", "gs", "az")
 
 
