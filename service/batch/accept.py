@@ -8,8 +8,11 @@ schedules.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy.orm import Session
 
 from registry import aliases, jobs, models, versions
@@ -91,6 +94,16 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
         raise Invalid(f"none of the first {head.length} rows can be scored: {errors[0].message}", errors)
     said = [f"row {f.row}: {f.message}" for f in head.faults]
     return Examined(list(dataset.columns), head.length, len(head.faults), said)
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """What is refused in this block is named as it stands in `place` of a larger body: `then.input.uri`."""
+    try:
+        yield
+    except Invalid as error:
+        faults = [msgspec.structs.replace(e, field=f"{place}.{e.field}") for e in error.errors]
+        raise Invalid(str(error), faults) from error
 
 
 def _require_input(store: Store, spec: Spec) -> None:

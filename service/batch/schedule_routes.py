@@ -6,19 +6,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
-from starlette.exceptions import HTTPException
 
 from registry import schedules
 from registry.batch_tables import ScheduleRow
-from registry.errors import FieldError, Invalid
 from registry.keys import Key
 from registry.names import NAME_PATTERN
 from service.batch import scheduler
-from service.batch.accept import Spec
+from service.batch.accept import Spec, within
 from service.batch.records import record
 from service.batch.schedule_schemas import RunRecord, ScheduleBody, ScheduleEdit, ScheduleRecord
 from service.batch.schemas import JobRecord
-from service.web.auth import forbid
+from service.batch.starting import check_reach
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
 from service.web.documents import problems
 from service.web.fields import Strict
@@ -145,27 +143,17 @@ def list_runs(
 
 def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
     row = schedules.get(session, name)
-    _check_reach(caller, row.job)
+    check_reach(caller, schedules.model_of(row.job))
     return row
-
-
-def _check_reach(caller: Key, job: Spec) -> None:
-    if (reason := forbid(caller, "batch", model=schedules.model_of(job))) is not None:
-        raise HTTPException(403, reason)
 
 
 def _check(session: Session, services: Services, caller: Key, job: Spec) -> None:
     """Raises what a run of this job would meet, fields named as they stand in a schedule."""
-    _check_reach(caller, job)
+    check_reach(caller, schedules.model_of(job))
     for place, part in (("job", job), ("job.then", job.get("then"))):
-        try:
-            if part is not None:
+        if part is not None:
+            with within(place):
                 scheduler.check(session, services.settings, services.store, part)
-        except Invalid as error:
-            faults = [
-                FieldError(e.message, e.instance, f"{place}.{e.field}", e.expected) for e in error.errors
-            ]
-            raise Invalid(str(error), faults) from error
 
 
 def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:

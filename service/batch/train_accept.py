@@ -5,9 +5,6 @@ Planning checks it all again, and has a child open the estimator.
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 from sqlalchemy.orm import Session
 
 from registry import jobs, versions
@@ -15,14 +12,13 @@ from registry.artifacts import Store
 from registry.batch_tables import JobRow
 from registry.errors import FieldError, Invalid
 from service.batch import places, ray
+from service.batch.accept import Spec, within
 from service.config import Settings
 
-Spec = dict[str, Any]
 
-
-def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
-    """The columns of the input. Raises `Invalid` when it cannot be read or does not have the target, or what
-    is to be scored then is not where it may be."""
+def examine(settings: Settings, store: Store, spec: Spec) -> None:
+    """Raises `Invalid` when the input cannot be read or does not have the target, or when what is to be scored
+    then is not where it may be."""
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
@@ -34,16 +30,8 @@ def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
     if (uri := ((spec["then"] or {}).get("input") or {}).get("uri")) is not None:
-        _check_then(settings, uri)
-    return list(dataset.columns)
-
-
-def _check_then(settings: Settings, uri: str) -> None:
-    try:
-        places.inside(settings.roots, uri)
-    except Invalid as error:
-        faults = [msgspec.structs.replace(e, field=f"then.{e.field}") for e in error.errors]
-        raise Invalid(str(error), faults) from error
+        with within("then"):
+            places.inside(settings.roots, uri)
 
 
 def accept(
