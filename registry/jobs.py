@@ -11,7 +11,7 @@ Whoever changes a job and its tasks locks the job first (`lock`), then the tasks
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -198,28 +198,27 @@ def enqueue_rest(session: Session, job: JobRow) -> None:
     """A task for each partition that is not done and waits for no other; when all are, the assembly's."""
     found = partitions(session, job.id)
     done = {(p.stage, p.number) for p in found if p.result is not None}
-    waiting = [p for p in found if p.result is None]
+    waiting, moment = [p for p in found if p.result is None], queue.clock(session)
     for row in waiting:
         row.failures = 0
         if not row.part.get(IN_TURN) or row.number == 0 or (row.stage, row.number - 1) in done:
-            _enqueue_partition(session, job, row)
+            _enqueue_partition(session, job, row, moment)
     if not waiting:
         enqueue_step(session, job, ASSEMBLE)
     session.flush()
 
 
-def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow) -> None:
+def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow, moment: datetime) -> None:
     """A task that goes on from the fence of the one before: who slept through that one may still be writing
     its files, and theirs must not have the same names. (What holds a task of kind RAY computes nothing.)"""
     subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + LOST_WORKERS
     fence = row.task.fence if row.task else 0
     if job.engine == RAY and row.stage.endswith(SPREAD):
-        row.task_id = queue.enqueue_once(session, RAY, str(job.id), max_attempts=100 * LOST_WORKERS)
+        task_id = queue.enqueue_once(session, RAY, str(job.id), max_attempts=100 * LOST_WORKERS)
+        row.task = session.get_one(TaskRow, task_id)
     else:
-        row.task_id = queue.enqueue(
-            session, PARTITION, subject, max_attempts=attempts, concurrency_key=job.model, fence=fence
-        )
-    session.expire(row, ["task"])
+        more: Any = {"max_attempts": attempts, "concurrency_key": job.model, "fence": fence}
+        row.task = queue.task(PARTITION, subject, moment, **more)
 
 
 def partition_done(
@@ -231,7 +230,7 @@ def partition_done(
     row.result, row.finished_at = result, now()
     following = session.get(PartitionRow, (job.id, row.stage, row.number + 1))
     if following is not None and following.result is None and following.part.get(IN_TURN):
-        _enqueue_partition(session, job, following)
+        _enqueue_partition(session, job, following, queue.clock(session))
     session.flush()
     left = select(func.count()).where(PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
     if session.scalar(left) == 0:
@@ -243,7 +242,7 @@ def partition_lost(session: Session, job: JobRow, row: PartitionRow) -> None:
     locked by the caller."""
     row.rows, row.failed, row.result, row.finished_at = 0, 0, None, None
     row.failures += 1
-    _enqueue_partition(session, job, row)
+    _enqueue_partition(session, job, row, queue.clock(session))
     session.flush()
 
 

@@ -51,29 +51,35 @@ class Task(msgspec.Struct, frozen=True):
 _TASK = (TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts)
 
 
-def enqueue(
-    session: Session,
+def task(
     kind: str,
     subject: str,
+    not_before: datetime,
     *,
     max_attempts: int = 3,
     priority: int = 0,
-    not_before: datetime | None = None,
     concurrency_key: str | None = None,
     fence: int = 0,
-) -> int:
-    """Add a task in the caller's transaction and return its id. One that replaces another goes on from that
-    one's `fence`, so that no two claims for the same thing have the same."""
-    row = TaskRow(
+) -> TaskRow:
+    """A task to be added in the caller's transaction, for who adds thousands. One that replaces another goes
+    on from that one's `fence`, so that no two claims for the same thing have the same."""
+    return TaskRow(
         kind=kind,
         subject=subject,
         state=QUEUED,
         priority=priority,
-        not_before=not_before or clock(session),
+        not_before=not_before,
         max_attempts=max_attempts,
         concurrency_key=concurrency_key,
         fence=fence,
     )
+
+
+def enqueue(
+    session: Session, kind: str, subject: str, *, not_before: datetime | None = None, **more: Any
+) -> int:
+    """Add a task in the caller's transaction and return its id; `more` as for `task`."""
+    row = task(kind, subject, not_before or clock(session), **more)
     session.add(row)
     session.flush()
     return row.id
