@@ -5,6 +5,7 @@ reading      one way to read every format               formats: csvs, lines, pa
 records      bytes cut into whole records               cells     Arrow columns to checked rows
 plain, digits   the fast way through CSV                 compact   Thrift, for Parquet's footers
 writing      a partition's output and errors            assembly  all partitions' as one
+balance      parts that lanes end together with
 
 Nothing here holds more than a batch of rows, whatever the size of the files.
 """
@@ -12,6 +13,7 @@ Nothing here holds more than a batch of rows, whatever the size of the files.
 from __future__ import annotations
 
 from service.batch.files.assembly import assemble, assemble_errors
+from service.batch.files.balance import balanced
 from service.batch.files.dataset import BATCH_ROWS, Batch, Dataset, Fault, File, Part
 from service.batch.files.formats import extra_schema, suffix
 from service.batch.files.reading import check_head, open_dataset, read, split, tables
@@ -29,6 +31,7 @@ __all__ = [
     "Written",
     "assemble",
     "assemble_errors",
+    "balanced",
     "check_head",
     "extra_schema",
     "open_dataset",

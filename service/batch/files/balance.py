@@ -1,0 +1,39 @@
+"""Parts for lanes that work side by side: large ones first, small ones at the end.
+
+A piece of a Parquet row group has to decode what is before it in its group, so the fewer pieces the better;
+but were the last parts large, most lanes would wait for one of them. Hence all row groups are whole but the
+last ones, which are cut small.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from service.batch.files.dataset import Part
+from service.batch.files.parquet import MAX_PIECES
+
+MOST_ROWS = 1 << 20  # of a row group that is one part
+END_ROWS = 1 << 21  # so many rows at the end are cut
+END_PART_ROWS = 1 << 18
+
+
+def balanced(parts: Sequence[Part]) -> list[Part]:
+    """The same rows as `parts`, in the same order. Only Parquet knows them beforehand: others stay as they
+    are."""
+    found: list[Part] = []
+    left = sum(p.rows or 0 for p in parts)
+    for _, pieces in itertools.groupby(parts, key=lambda p: (p.file, p.start)):
+        group = list(pieces)
+        rows = sum(p.rows or 0 for p in group)
+        if len(group) > 1 or rows > END_PART_ROWS:
+            group = _pieces(group[0], rows, END_PART_ROWS if left <= END_ROWS else MOST_ROWS)
+        found += group
+        left -= rows
+    return found
+
+
+def _pieces(first: Part, rows: int, size: int) -> list[Part]:
+    count = min(MAX_PIECES, max(1, round(rows / size)))
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [Part(first.file, first.start, first.stop, b - a, a) for a, b in itertools.pairwise(bounds)]
