@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from registry.artifacts import fsync_directory
 from service.batch.files.dataset import Fault, refuse
 
-GROUP_ROWS = 1 << 20
+GROUP_ROWS = 1 << 18
 GROUP_BYTES = 64 * 2**20  # of a Parquet row group, before compression
 ERRORS_HEADER = ("row", "id", "field", "message")
 
