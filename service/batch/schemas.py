@@ -52,13 +52,10 @@ class Output(Strict):
     media_type: OutputType = "application/vnd.apache.parquet"
 
 
-class ScoreBody(Strict):
-    """Score every row of the input with one version."""
+class Scoring(Strict):
+    """What is scored, and what becomes of it, whichever version does it."""
 
     kind: Literal["score"]
-    model: Name
-    version: Annotated[int | None, Field(ge=1, le=MAX_NUMBER)] = None
-    alias: Annotated[Name | None, Field(description="looked up once, when the job is accepted")] = None
     input: Input
     output: Output = Output()
     id_column: Annotated[ColumnName | None, Field(description="goes into output and errors file")] = None
@@ -76,6 +73,14 @@ class ScoreBody(Strict):
     max_attempts: Attempts = 4
     engine: Literal["local", "ray"] = "local"
     expires_in: Keep = None
+
+
+class ScoreBody(Scoring):
+    """Score every row of the input with one version."""
+
+    model: Name
+    version: Annotated[int | None, Field(ge=1, le=MAX_NUMBER)] = None
+    alias: Annotated[Name | None, Field(description="looked up once, when the job is accepted")] = None
     dry_run: Annotated[bool, Field(description="only check the first rows; nothing is enqueued")] = False
 
     @model_validator(mode="after")

@@ -17,8 +17,8 @@ from service.config import Settings
 
 
 def examine(settings: Settings, store: Store, spec: Spec) -> None:
-    """Raises `Invalid` when the input cannot be read or does not have the target, or when what is to be scored
-    then is not where it may be."""
+    """Raises `Invalid` when the input cannot be read or lacks the target, or when what is to be scored then
+    is not where it may be."""
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from service.batch.schemas import Attempts, ColumnName, Input, Keep, Name, Output
+from service.batch.schemas import Attempts, ColumnName, Input, Name, Scoring
 from service.web.fields import Sha256, Strict
 
 MAX_PARTITIONS = 1000
@@ -26,18 +26,8 @@ class Publish(Strict):
     )
 
 
-class Then(Strict):
+class Then(Scoring):
     """Score this input, with exactly the version that was trained."""
-
-    kind: Literal["score"]
-    input: Input
-    output: Output = Output()
-    id_column: ColumnName | None = None
-    passthrough: Annotated[list[ColumnName], Field(max_length=1000)] = Field(default_factory=list)
-    error_threshold: Annotated[float | None, Field(ge=0, le=1)] = None
-    max_attempts: Attempts = 4
-    engine: Literal["local", "ray"] = "local"
-    expires_in: Keep = None
 
 
 class TrainBody(Strict):
