@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,7 +20,7 @@ class Models:
         self._load = load
         self._shared = shared
         self._lock = threading.Lock()
-        self._loading: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._loading: dict[int, threading.Lock] = {}  # by version, while it has users or runtimes
         self._runtimes: OrderedDict[int, list[Runtime]] = OrderedDict()  # by version: those to be had
         self._users: Counter[int] = Counter()
 
@@ -48,7 +48,9 @@ class Models:
                 runtime.close()
 
     def _take(self, version_id: int) -> Runtime:
-        with self._loading[version_id]:  # whoever comes second finds what the first has loaded
+        with self._lock:
+            loading = self._loading.setdefault(version_id, threading.Lock())
+        with loading:  # whoever comes second finds what the first has loaded
             with self._lock:
                 found = self._runtimes.setdefault(version_id, [])
                 self._runtimes.move_to_end(version_id)
@@ -71,5 +73,6 @@ class Models:
             unused = [v for v in self._runtimes if not self._users[v]]
             for version_id in unused[: max(0, len(unused) - KEPT)]:
                 gone += self._runtimes.pop(version_id)
+                del self._loading[version_id], self._users[version_id]
         for runtime in gone:
             runtime.close()
