@@ -92,9 +92,8 @@ def test_there_may_be_no_folder_at_all(home: Home) -> None:
     home.chores.step()
 
 
-def test_the_log_of_sqlite_stays_short(home: Home, dialect: str) -> None:
-    if dialect != "sqlite":
-        return
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_the_log_of_sqlite_stays_short(home: Home) -> None:
     for _ in range(20):
         home.job(jobs.QUEUED)
     home.chores.step()
