@@ -17,6 +17,7 @@ with noise, 30 columns.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -37,6 +38,7 @@ from benchmarks._support import TRIVIUM, Server, machine
 CHUNK = 1_000_000
 MEDIA = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv"}
 BARE_ROWS = 2_000_000
+BARE_ROUNDS = 5
 
 
 def frame(rows: int, seed: int) -> Any:
@@ -100,7 +102,8 @@ def article(model: Path, data: Path, form: str, out: Path) -> dict[str, float]:
 
 
 def bare(home: Path, model: str) -> dict[str, float]:
-    """The runtime that a job uses, on `BARE_ROWS` rows in memory: a block at a time on each core."""
+    """The runtime that a job uses, on `BARE_ROWS` rows in memory, `BARE_ROUNDS` times: a block at a time on
+    each core."""
     from registry import db
     from registry.artifacts import Store
     from registry.rows import Rows
@@ -118,9 +121,9 @@ def bare(home: Path, model: str) -> dict[str, float]:
     runtime.run(blocks[0])
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         start = time.monotonic()
-        for _ in pool.map(runtime.run, blocks):
+        for _ in pool.map(runtime.run, blocks * BARE_ROUNDS):
             pass
-    return {"seconds": time.monotonic() - start, "rows": len(matrix)}
+    return {"seconds": time.monotonic() - start, "rows": len(matrix) * BARE_ROUNDS}
 
 
 def _no_child(_: object) -> Any:
@@ -201,7 +204,8 @@ def compare(place: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
                     "bare": in_a_child("bare", server.home, name),
                     "trivium": job(server, name, data, form, options.rows),
                 }
-                results.append({"model": name, "format": form, **_ratios(ways)})
+                load = round(os.getloadavg()[1], 1)
+                results.append({"model": name, "format": form, "load": load, **_ratios(ways)})
                 say(results[-1])
             data.unlink()
     return results
@@ -217,24 +221,25 @@ def _ratios(ways: dict[str, dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def memory(place: Path, sizes: Sequence[int]) -> dict[int, float]:
-    """The peak of a worker's memory by the number of rows, Parquet."""
-    found: dict[int, float] = {}
+def memory(place: Path, forms: Sequence[str], sizes: Sequence[int]) -> dict[str, dict[int, float]]:
+    """The peak of a worker's memory in MB by format and number of rows."""
+    found: dict[str, dict[int, float]] = {form: {} for form in forms}
     with Server(place / "home", place / "server.log", batch_roots=place) as server:
         server.start()
         example = frame(200, 3).to_csv(index=False).encode()
         server.publish("forest-10", train("forest-10"), example, alias="champion")
-        for rows in sizes:
-            data = place / "data.parquet"
-            write(data, rows, "parquet")
-            found[rows] = round(job(server, "forest-10", data, "parquet", rows)["memory_mb"])
-            print(f"{rows:>11,} rows: {found[rows]:,.0f} MB")
+        for form, rows in itertools.product(forms, sizes):
+            data = place / f"data.{form}"
+            write(data, rows, form)
+            found[form][rows] = round(job(server, "forest-10", data, form, rows)["memory_mb"])
+            print(f"{form:<8} {rows:>11,} rows: {found[form][rows]:,.0f} MB")
+            data.unlink()
     return found
 
 
 def say(result: dict[str, Any]) -> None:
     speed, held = result["rows_per_s"], result["memory_mb"]
-    print(f"{result['model']}, {result['format']}:")
+    print(f"{result['model']}, {result['format']}, load {result['load']}:")
     for way in ("article", "bare", "trivium"):
         print(f"  {way:<8} {speed[way]:>10,} rows/s {held[way]:>7,} MB")
     print(f"  {result['times_the_article']} x the article, {result['of_the_bare_limit']} of the bare limit")
@@ -254,7 +259,7 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory(prefix="bench-batch-") as place:
         if options.memory:
-            found: Any = memory(Path(place), (1_000_000, 5_000_000, 20_000_000))
+            found: Any = memory(Path(place), options.formats, (1_000_000, 5_000_000, 20_000_000))
         else:
             found = compare(Path(place), options)
     if options.json:
