@@ -3,7 +3,7 @@
     python -m benchmarks.batch_ray [--rows 5000000] [--models forest-full logistic] [--rounds 2] [--json]
 
 One worker with a lane, and a Ray with an actor, for each core. Ray is started for the job: `start` is how
-long it took from the POST until the first partition was begun; on a cluster that runs already that is shorter.
+long it took from the POST until the first partition was begun; on a cluster that runs already it is shorter.
 `of_local` leaves it out: what Ray costs where there is much to do.
 """
 

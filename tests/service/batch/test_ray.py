@@ -369,5 +369,8 @@ def test_what_has_killed_so_many_processes_is_given_up_on(tmp_path: Path) -> Non
         (tmp_path / f".score-000001-1-{number}.begun").touch()
     with attempt(tmp_path, "score-000002-1"):
         pass
-    with pytest.raises(Unavailable, match=f"died {jobs.LOST_WORKERS} times"), attempt(tmp_path, "score-000001-1"):
+    with (
+        pytest.raises(Unavailable, match=f"died {jobs.LOST_WORKERS} times"),
+        attempt(tmp_path, "score-000001-1"),
+    ):
         pass
