@@ -1,4 +1,5 @@
-"""What a worker does beside its tasks: forget jobs whose time is over, and keep SQLite's log short."""
+"""What a worker does beside its tasks: forget jobs whose time is over, clear up after killed workers, keep
+SQLite's log short."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from service.config import Settings
 
 CHORES_S = 5.0
 ORPHAN_S = 3600.0
-"""A job's folder that no job needs is removed when it was not written to for so long."""
+"""A folder that no job needs, and a blob that is not whole, go when they were not written to for so long."""
 
 log = telemetry.logger(__name__)
 
@@ -52,6 +53,7 @@ class Chores:
                 discard(self._settings, job_id)
                 log.info("job.forgotten", job=job_id)
         self._sweep()
+        self._store.sweep(ORPHAN_S)  # what killed workers had assembled so far
 
     def _sweep(self) -> None:
         """Remove folders of jobs that are done or gone: a worker died before it did."""

@@ -222,6 +222,7 @@ class Worker:
             backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
             again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
             if not again:
+                job.errors = error.errors if isinstance(error, Hopeless) else None
                 what = f"{task.kind} {task.subject.partition('/')[2]}".strip()
                 jobs.end(session, job, jobs.FAILED, why if task.kind == jobs.PLAN else f"{what}: {why}")
 
@@ -276,7 +277,7 @@ def _count_failure(session: Session, flight: Flight) -> int:
         return flight.task.attempt
     for row in rows:
         row.failures += 1
-    return max(row.failures for row in rows)
+    return max((row.failures for row in rows), default=flight.task.attempt)
 
 
 def _record(session: Session, job: JobRow, flight: Flight, made: Stage | Piece | Whole) -> None:

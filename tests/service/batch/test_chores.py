@@ -88,6 +88,16 @@ def test_the_parts_of_a_job_that_may_go_on_stay_however_old_they_are(home: Home,
     assert home.left == {str(job_id)}
 
 
+def test_half_an_output_of_a_killed_worker_goes_after_an_hour(home: Home) -> None:
+    incoming = Store(home.settings.blobs).incoming
+    for name, silent_s in (("old", ORPHAN_S + 60), ("new", 60.0)):
+        (incoming / name).write_text("rows")
+        then = time.time() - silent_s
+        os.utime(incoming / name, (then, then))
+    home.chores.step()
+    assert [p.name for p in incoming.iterdir()] == ["new"]
+
+
 def test_there_may_be_no_folder_at_all(home: Home) -> None:
     home.chores.step()
 
