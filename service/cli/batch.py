@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import BadParameter, Exit, Option, echo
+from typer import BadParameter, Option, echo
 
 from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, started
-from service.cli.progress import follow
-from service.cli.report import failure_lines, scored_line
-from service.cli.shared import Json, connect, emit, model_ref, say
+from service.cli.progress import follow, require_done
+from service.cli.report import accepted_line, scored_line
+from service.cli.shared import Json, connect, emit, given, model_ref
 from service.cli.transfer import fetch
 
 if TYPE_CHECKING:
@@ -69,14 +69,12 @@ def score(
         "engine": engine,
         "dry_run": dry_run or None,
     }
-    request = {key: value for key, value in asked.items() if value is not None}
     with connect() as client:
-        record = started(client, data, media_type, request)
+        record = started(client, data, media_type, given(asked))
         if dry_run:
             emit(json, record, lambda: echo("\n".join(_checked(record))))
         elif no_wait:
-            hint = f"follow it with `trivium jobs watch {record['id']}`"
-            emit(json, record, lambda: echo(f"job {record['id']} is {record['state']}; {hint}"))
+            emit(json, record, lambda: echo(accepted_line(record)))
         else:
             _finish(client, follow(client, record["id"]), out, json)
 
@@ -103,10 +101,8 @@ def _checked(found: Record) -> list[str]:
 
 def _finish(client: Client, record: Record, out: Path | None, json: bool) -> None:
     """Fetch what an ended job made, the errors before the output: when that is there, all is."""
-    if record["state"] != "done" or out is None:
-        emit(json, record, lambda: None)
-        say("\n".join(failure_lines(record)))
-        raise Exit(1)
+    require_done(record, json)
+    assert out is not None, "`_output` has seen to it"
     errors = out.with_name(f"{out.name}.errors.csv")
     if record["errors"]:
         fetch(client, record["errors"], errors)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Exit, Option, echo
+from typer import Argument, BadParameter, Option, echo
 
-from service.cli.progress import follow
-from service.cli.report import failure_lines, job_lines
+from service.cli.progress import follow, require_done
+from service.cli.report import accepted_line, job_lines
 from service.cli.shared import Json, connect, emit, only_name, say, table, when
 from service.cli.transfer import fetch
 
@@ -66,10 +66,7 @@ def watch(job: JobId, json: Json = False) -> None:
     """
     with connect() as client:
         record = follow(client, job)
-    if record["state"] != "done":
-        emit(json, record, lambda: None)
-        say("\n".join(failure_lines(record)))
-        raise Exit(1)
+    require_done(record, json)
     emit(json, record, lambda: echo("\n".join(job_lines(record))))
 
 
@@ -88,7 +85,7 @@ def resume(job: JobId, json: Json = False) -> None:
 
     with connect() as client:
         record = jobs.resume(client, job)
-    emit(json, record, lambda: say(f"job {job} is {record['state']}; `trivium jobs watch {job}` follows it"))
+    emit(json, record, lambda: say(accepted_line(record)))
 
 
 def output(job: JobId, out: Out = None, json: Json = False) -> None:

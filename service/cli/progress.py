@@ -9,18 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typer import Abort, Exit, prompt
 
-from service.cli.shared import say
+from service.cli.report import failure_lines
+from service.cli.shared import emit, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from service.client import Client
-
-Record = dict[str, Any]
+    from service.client import Client, Record
 
 LINE_S = 5.0
 """Without a terminal, a job that is at work gets a line at most so often."""
@@ -49,6 +48,14 @@ def follow(client: Client, job_id: int, tell: Callable[[str], None] = say) -> Re
                 return jobs.wait(client, job_id, show, say)
         except KeyboardInterrupt:
             interrupted(client, job_id)
+
+
+def require_done(record: Record, json: bool) -> None:
+    """Raises `Exit` with code 1, and says why, when a job that has ended made nothing."""
+    if record["state"] != "done":
+        emit(json, record, lambda: None)
+        say("\n".join(failure_lines(record)))
+        raise Exit(1)
 
 
 @contextmanager

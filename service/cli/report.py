@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from service.client import Record
+
 SAID_BY = {
     "file": "says its file",
     "publisher": "says its publisher",
@@ -138,6 +140,12 @@ def _fidelity(report: Record) -> Iterator[str]:
         )
     if bounds := report.get("bounds"):
         yield "bounds: " + _pairs({name: value for name, value in bounds.items() if value is not None})
+
+
+def accepted_line(record: Record) -> str:
+    """A job that nobody waits for."""
+    number = record["id"]
+    return f"job {number} is {record['state']}; follow it with `trivium jobs watch {number}`"
 
 
 def scored_line(record: Record) -> str:

@@ -10,7 +10,8 @@ from typer import Argument, BadParameter, Option, echo
 
 from service.cli.batch import OUTPUTS, IdColumn, Passthrough
 from service.cli.inputs import MediaType
-from service.cli.shared import Json, connect, emit, model_ref, say, table, when
+from service.cli.report import accepted_line
+from service.cli.shared import Json, connect, emit, given, model_ref, say, table, when
 
 if TYPE_CHECKING:
     from service.client import Client, Record
@@ -75,8 +76,8 @@ def create(
     rules = {"catch_up": catch_up, "overlap": overlap, "paused": paused}
     columns = {"id_column": id_column, "passthrough": passthrough}
     with connect() as client:
-        asked = _read(job) if job else _scoring(client, model, data, media_type, out) | _set(columns)
-        request = {"name": name, "job": asked, **_set(times), **rules}
+        asked = _read(job) if job else _scoring(client, model, data, media_type, out) | given(columns)
+        request = {"name": name, "job": asked, **given(times), **rules}
         record = client.create(path("schedules"), request)
     emit(json, record, lambda: say(f"schedule {name}: {_next(record)}"))
 
@@ -127,11 +128,7 @@ def run(name: Schedule, json: Json = False) -> None:
 
     with connect() as client:
         job = client.create(path("schedules", name, "run"), None)
-    emit(
-        json,
-        job,
-        lambda: say(f"job {job['id']} is {job['state']}; `trivium jobs watch {job['id']}` follows it"),
-    )
+    emit(json, job, lambda: say(accepted_line(job)))
 
 
 def history(name: Schedule, json: Json = False) -> None:
@@ -179,12 +176,7 @@ def _scoring(
         "input": place | ({"media_type": media_type} if media_type else {}),
         "output": {"media_type": _output(out)} if out else None,
     }
-    return _set(asked)
-
-
-def _set(asked: Record) -> Record:
-    """Without what was not said."""
-    return {key: value for key, value in asked.items() if value is not None}
+    return given(asked)
 
 
 def _uri(client: Client, data: str) -> str:

@@ -90,6 +90,11 @@ def pairs(given: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def given(values: Record) -> Record:
+    """Without what was not said: the server has the defaults."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def emit(as_json: bool, record: Any, human: Callable[[], None]) -> None:
     """The record itself, or what `human` writes about it."""
     if as_json:

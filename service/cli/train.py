@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Exit, Option, echo
+from typer import Argument, Option, echo
 
 from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, started
-from service.cli.progress import follow
-from service.cli.report import failure_lines, trained_line
-from service.cli.shared import Json, Tags, connect, emit, pairs, say
+from service.cli.progress import follow, require_done
+from service.cli.report import accepted_line, trained_line
+from service.cli.shared import Json, Tags, connect, emit, given, pairs
 from service.cli.transfer import upload
 
 if TYPE_CHECKING:
@@ -75,24 +75,16 @@ def train(
         "sampling": sampling,
         "partitions": partitions,
         "validation": validation,
-        "publish": _given(publish),
+        "publish": given(publish),
         "max_attempts": max_attempts,
         "engine": engine,
     }
     with connect() as client:
-        request = _given(asked) | {"estimator": {"artifact": upload(client, estimator)}}
+        request = given(asked) | {"estimator": {"artifact": upload(client, estimator)}}
         record = started(client, data, media_type, request)
         if no_wait:
-            hint = f"follow it with `trivium jobs watch {record['id']}`"
-            emit(json, record, lambda: echo(f"job {record['id']} is {record['state']}; {hint}"))
+            emit(json, record, lambda: echo(accepted_line(record)))
             return
         record = follow(client, record["id"])
-    if record["state"] != "done":
-        emit(json, record, lambda: None)
-        say("\n".join(failure_lines(record)))
-        raise Exit(1)
+    require_done(record, json)
     emit(json, record, lambda: echo(trained_line(record)))
-
-
-def _given(values: Record) -> Record:
-    return {key: value for key, value in values.items() if value is not None}
