@@ -275,7 +275,7 @@ def resume(session: Session, job_id: int) -> JobRow:
     job = lock(session, job_id)
     if job.state not in (FAILED, CANCELLED):
         raise Conflict(f"job {job_id} is {job.state}; only a failed or cancelled job can be resumed")
-    job.state, job.error, job.finished_at, job.expires_at = QUEUED, None, None, None
+    job.state, job.error, job.errors, job.finished_at, job.expires_at = QUEUED, None, None, None, None
     if job.plan is None:
         enqueue_step(session, job, PLAN)
     else:

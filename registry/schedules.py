@@ -130,7 +130,9 @@ def edit(
         if not {"start_at", "start_in_s"} & times.keys():
             kept |= {"start_at": row.start_at}
         when = When(**{**kept, **times})
-        row.start_at, row.next_at = moments.first(when, moment)
+        promised = row.next_at == row.start_at and row.start_at > moment and "start_at" in kept
+        row.start_at, next_at = moments.first(when, moment)
+        row.next_at = row.start_at if promised else next_at  # `start_in_s` said when the first run is
         row.cron, row.every_s, row.timezone = when.cron, when.every_s, when.timezone
     elif changes.get("paused") is False and row.next_at is not None and row.next_at <= moment:
         row.next_at = moments.following(when_of(row), moment)

@@ -8,7 +8,7 @@ schedules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -88,12 +88,31 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     _require_input(store, spec)
     place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
+    _check_extra(wanted, dataset.columns)
     head = files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
-    if head.length and not len(head.rows):
+    tolerant = spec.get("error_threshold") is not None  # who names a share waits for it
+    if head.length and not len(head.rows) and not tolerant:
         errors = [FieldError(f.message, instance=f.row, field=f.field) for f in head.faults]
         raise Invalid(f"none of the first {head.length} rows can be scored: {errors[0].message}", errors)
     said = [f"row {f.row}: {f.message}" for f in head.faults]
     return Examined(list(dataset.columns), head.length, len(head.faults), said)
+
+
+def _check_extra(wanted: Layout, columns: Sequence[str]) -> None:
+    """Raises `Invalid` naming the field of the body whose column the input does not have."""
+    faults = []
+    for name in wanted.extra:
+        if name not in columns:
+            field = "id_column" if name == wanted.id_column else "passthrough"
+            faults.append(
+                FieldError(f"the input has no column {name!r}", field=field, expected=_some(columns))
+            )
+    if faults:
+        raise Invalid(faults[0].message, faults)
+
+
+def _some(columns: Sequence[str]) -> str:
+    return "one of " + ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
 
 
 @contextmanager

@@ -88,19 +88,16 @@ class Scoring:
     def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
         """One output and one errors file of all parts, as blobs. Raises `Hopeless`: too many rows failed."""
         rows, failed = sum(p.rows for p in pieces), sum(p.failed for p in pieces)
-        _check_threshold(job.spec.get("error_threshold"), rows, failed)
         home, parts = folder(self._settings, job.id), [p.result or {} for p in pieces]
         if gone := [(p.stage, p.number) for p in pieces if not _is_there(home, p.result or {})]:
             raise Gone(gone)
+        errors = self._errors_of(job, pieces, lambda: alive(rows, failed)) if failed else None
+        if (why := _too_many(job.spec.get("error_threshold"), rows, failed)) is not None:
+            raise Hopeless(why, errors)
         with self._store.writing() as sink:
             out = _Watched(sink, lambda: alive(rows, failed))
             files.assemble([home / p["file"] for p in parts], job.spec["output"]["media_type"], out)
             output = sink.commit()
-        errors = None
-        if failed:
-            with self._store.writing() as sink:
-                files.assemble_errors(_errors(home, pieces), _Watched(sink, lambda: alive(rows, failed)))
-                errors = sink.commit().sha256
         manifest = {
             "rows": rows,
             "failed": failed,
@@ -117,8 +114,20 @@ class Scoring:
             return
         with db.reading(self._sessions) as session:
             found = jobs.progress(session, [job.id])[job.id]
-        if found.rows_total is not None:
-            _check_threshold(threshold, found.rows_total - found.rows_failed, found.rows_failed)
+            if found.rows_total is None:
+                return
+            why = _too_many(threshold, found.rows_total - found.rows_failed, found.rows_failed)
+            if why is None:
+                return
+            pieces = jobs.partitions(session, job.id)
+        raise Hopeless(why, self._errors_of(job, pieces, lambda: None))
+
+    def _errors_of(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Callable[[], None]) -> str:
+        """The blob of the errors of all `pieces` that are done; the others say how many rows they have."""
+        home = folder(self._settings, job.id)
+        with self._store.writing() as sink:
+            files.assemble_errors(_errors(home, pieces), _Watched(sink, alive))
+            return sink.commit().sha256
 
     def _signature(self, job: JobRow) -> Signature:
         """Of the job's version. Raises `Hopeless` when it was deleted or archived meanwhile."""
@@ -208,14 +217,14 @@ def _column(array: Array) -> Any:
     return pa.array(array, type=pa.string() if array.dtype.kind in "OU" else None)
 
 
-def _check_threshold(threshold: float | None, rows: int, failed: int) -> None:
+def _too_many(threshold: float | None, rows: int, failed: int) -> str | None:
+    """Why a job with so many failed rows has failed; None when it has not."""
     if threshold is None and failed and not rows:
-        raise Hopeless(f"each of the {failed} rows failed; the partitions' errors say why")
+        return f"each of the {failed} rows failed; the errors file says why"
     if threshold is not None and failed > threshold * (rows + failed):
         share = failed / (rows + failed)
-        raise Hopeless(
-            f"{failed} of {rows + failed} rows failed ({share:.2%}), the threshold is {threshold:.2%}"
-        )
+        return f"{failed} of {rows + failed} rows failed ({share:.2%}), the threshold is {threshold:.2%}"
+    return None
 
 
 def _is_there(home: Path, result: dict[str, Any]) -> bool:
@@ -234,4 +243,4 @@ def _errors(home: Path, pieces: Sequence[PartitionRow]) -> Iterator[tuple[Path, 
         name = (piece.result or {}).get("errors")
         if name:
             yield home / name, first
-        first += piece.rows + piece.failed
+        first += piece.rows_total or 0

@@ -22,7 +22,12 @@ Alive = Callable[[int, int], None]
 
 
 class Hopeless(Conflict):
-    """No further attempt can help: somebody has to do something first, and resume the job then."""
+    """No further attempt can help: somebody has to do something first, and resume the job then. `errors` is
+    the blob that lists the rows which failed, where that is why."""
+
+    def __init__(self, message: str, errors: str | None = None) -> None:
+        super().__init__(message)
+        self.errors = errors
 
 
 @dataclass(frozen=True, slots=True)

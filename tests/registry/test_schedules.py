@@ -129,6 +129,13 @@ def test_an_edit_that_is_wrong_changes_nothing(sessions: Sessions) -> None:
     assert (row.paused, row.cron, row.next_at) == (False, made.cron, made.next_at)
 
 
+def test_a_first_run_that_was_promised_stays_when_only_the_zone_changes(sessions: Sessions) -> None:
+    made = add(sessions, when=When(cron="0 2 * * *", start_in_s=3600))
+    assert made.next_at == NOW + timedelta(hours=1)
+    assert edit(sessions, {"timezone": "Europe/Berlin"}).next_at == made.next_at
+    assert edit(sessions, {"start_in_s": 60.0}).next_at == NOW + timedelta(minutes=1)
+
+
 def test_the_job_is_replaced_and_the_times_stay(sessions: Sessions) -> None:
     made = add(sessions)
     row = edit(sessions, {"job": {"kind": "score", "model": "price"}, "catch_up": True, "overlap": True})

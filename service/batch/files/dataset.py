@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,3 +112,10 @@ class Block:
 def refuse(message: str, field: str = "input", expected: str | None = None) -> Invalid:
     """An `Invalid` about the input, ready to be raised."""
     return Invalid(message, [FieldError(message, field=field, expected=expected)])
+
+
+def check_kind(name: str, place: str, suffixes: Sequence[str]) -> None:
+    """Raises `Invalid` when a file in a directory is not one of those that are read there."""
+    if not name.lower().endswith(tuple(suffixes)):
+        endings = ", ".join(suffixes)
+        raise refuse(f"{name!r} in {place!r} does not end with {endings}; move it out, or rename it")

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from registry.errors import Changed, Unavailable
-from service.batch.files.dataset import File, refuse
+from service.batch.files.dataset import File, check_kind, refuse
 
 try:
     import obstore
@@ -42,11 +42,11 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     if nested := [name for name in below if not name.startswith((".", "_"))]:
         raise refuse(f"the input has a directory in it, {nested[0]!r}; name one without")
     files = [_file(f"{base}/{o['path'].rpartition('/')[2]}", o) for o in found["objects"]]
-    files = [
-        f for f in files if f.name.lower().endswith(tuple(suffixes)) and not f.name.startswith((".", "_"))
-    ]
+    files = [f for f in files if not f.name.startswith((".", "_"))]
     if not files:
-        raise refuse(f"there is nothing at {location}, or no file whose name ends with {', '.join(suffixes)}")
+        raise refuse(f"there is nothing at {location}")
+    for file in files:
+        check_kind(file.name, location, suffixes)
     return sorted(files, key=lambda f: f.name)
 
 

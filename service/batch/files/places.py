@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from registry.errors import Changed
-from service.batch.files.dataset import File, refuse
+from service.batch.files.dataset import File, check_kind, refuse
 
 _BLOB = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact: its name is its bytes' digest
 
@@ -28,7 +28,8 @@ _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     """The file at `location`, or the files with one of `suffixes` in the directory there, by name.
 
-    Raises `Invalid` when there are none, or when directories are nested: what is in them would be lost.
+    Hidden files and those that begin with `_` are no part of the data. Raises `Invalid` when there is none,
+    or when something else is there, a directory or a file of another kind: what is in it would be lost.
     """
     if _is_remote(location):
         found: list[File] = _objects().listed(location, suffixes)
@@ -43,10 +44,11 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     for entry in entries:
         if entry.is_dir():
             raise refuse(f"the input has a directory in it, {entry.name!r}; name one without")
-    found = [_file(e) for e in entries if e.name.lower().endswith(tuple(suffixes))]
-    if not found:
+    if not entries:
         raise refuse(f"there are no files in {path.name!r} whose names end with {', '.join(suffixes)}")
-    return found
+    for entry in entries:
+        check_kind(entry.name, path.name, suffixes)
+    return [_file(e) for e in entries]
 
 
 def _is_remote(location: str) -> bool:

@@ -95,6 +95,8 @@ async def test_a_threshold_says_how_many_rows_may_fail(
     if state == "failed":
         said = f"2 of 4 rows failed (50.00%), the threshold is {threshold:.2%}"
         assert record["error"] == f"assemble: {said}"
+    lines = (await scorings.text(record["errors"])).splitlines()[1:]  # also when that is why it failed
+    assert [line.split(",")[:3] for line in lines] == [["2", "8", "x0"], ["3", "9", "x0"]]
 
 
 async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings, name: str) -> None:
@@ -104,9 +106,17 @@ async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings
     path.write_text(path.read_text().replace("1,1,0,0", "1,odd,0,0"))
     record = await scorings.finish(location)
     assert (record["state"], record["error"]) == (
-        "failed", "assemble: each of the 103 rows failed; the partitions' errors say why",
+        "failed", "assemble: each of the 103 rows failed; the errors file says why",
     )  # fmt: skip
-    refused(await scorings.api.client.get(f"{location}/errors"), 409)
+    assert len((await scorings.text(record["errors"])).splitlines()) == 104
+
+
+async def test_who_names_a_share_may_begin_with_bad_rows(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *["2,odd,0,0"] * 120, *["1,1,0,0"] * 80)
+    problem = refused(await scorings.post(path), 422)
+    assert "none of the first 100 rows can be scored" in problem["detail"]
+    record = await scorings.finish(await scorings.start(path, error_threshold=0.7))
+    assert (record["state"], record["rows_done"], record["rows_failed"]) == ("done", 80, 120)
 
 
 async def test_no_more_is_scored_once_too_many_rows_have_failed(scorings: Scorings, name: str) -> None:
@@ -121,6 +131,8 @@ async def test_no_more_is_scored_once_too_many_rows_have_failed(scorings: Scorin
     record = await scorings.finish(location)
     assert record["error"] == "partition score/2: 1 of 8 rows failed (12.50%), the threshold is 10.00%"
     assert [p["state"] for p in record["partitions"]] == ["done", "done", "failed", "cancelled"]
+    lines = (await scorings.text(record["errors"])).splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["3"]
 
 
 async def test_a_dry_run_looks_at_the_first_rows_and_enqueues_nothing(scorings: Scorings, name: str) -> None:
@@ -149,7 +161,7 @@ async def test_a_dry_run_looks_at_the_first_rows_and_enqueues_nothing(scorings: 
         ({"input": {"artifact": "0" * 64}}, 422, "input", "say its media_type"),
         ({"input": {"artifact": "0" * 64, "media_type": CSV}}, 422, "input.artifact", "was not uploaded"),
         ({"model": "mixed"}, 422, "age", "is missing"),
-        ({"id_column": "who"}, 422, "who", "is no column of the input"),
+        ({"id_column": "who"}, 422, "id_column", "has no column 'who'"),
         ({"passthrough": ["x0", "label"]}, 422, "passthrough", "a column 'label' of its own"),
         ({"error_threshold": 1.5}, 422, "error_threshold", "error_threshold"),
         ({"max_attempts": 0}, 422, "max_attempts", "max_attempts"),

@@ -183,7 +183,7 @@ def test_a_directory_is_all_its_tables_by_name_each_in_its_own_order(tmp_path: P
     (tmp_path / "b.csv").write_text("n,a\n3,3.5\n")
     (tmp_path / "a.csv").write_text("a,n\n1.5,1\n2.5,2\n")
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"n,a\n4,4.5\n"))
-    (tmp_path / "notes.txt").write_text("no data")
+    (tmp_path / ".notes.txt").write_text("no data")
     (tmp_path / "_SUCCESS").write_text("")
     found = everything(tmp_path, CSV, [A, N], ["n"])
     assert found.columns == [[1.5, 2.5, 3.5, 4.5], [1, 2, 3, 4]]
@@ -197,6 +197,11 @@ def test_nothing_in_a_directory_is_silently_left_out(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="no files"):
         files.open_dataset(str(tmp_path), CSV)
     (tmp_path / "a.csv").write_text("a\n1\n")
+    for name in ("b.parquet", "b.csv.xz", "part-0002"):
+        (tmp_path / name).write_text("a\n2\n")
+        with pytest.raises(Invalid, match=f"{name!r} .* does not end with .csv, .*; move it out"):
+            files.open_dataset(str(tmp_path), CSV)
+        (tmp_path / name).unlink()
     (tmp_path / "year=2024").mkdir()
     with pytest.raises(Invalid, match="directory in it"):
         files.open_dataset(str(tmp_path), CSV)
