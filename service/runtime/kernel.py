@@ -4,53 +4,23 @@ Blocks of rows, one tree at a time, one level at a time: the tree and the block 
 the steps of a level do not wait for each other. Nothing here checks an index; `registry/build/forest_file.py`
 has checked the table.
 
-Importing this compiles it, or reads what an earlier import compiled (docs/adr/0014): that is kept under this
-file's content, so all of it is in this file.
+Importing this compiles it, or reads what an earlier import compiled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
-
-import numba
 import numpy as np
 from numba import types
 
 from registry.rows import Array
+from service.runtime.compiled import inner, outer
 
-Function = TypeVar("Function", bound=Callable[..., object])
-
-
-# A place of its own for every release of this file and of numba: numba may pair a new index with old code
-# when it is killed between writing the two.
-DIGEST = hashlib.sha256(numba.__version__.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
-numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__") / DIGEST)
-
-
-def inner(function: Function) -> Function:
-    made: Function = numba.njit(function, nogil=True)
-    return made
-
-
-def outer(function: Function) -> Function:
-    """Compiled at once, for float32 and for float64, and kept."""
-    rows = types.Array(types.float64, 2, "C", readonly=True)  # those of arrow are; others count as such too
-    whole, flag, double = types.uint32[::1], types.boolean[::1], types.float64[:, ::1]
-    signatures = [
-        types.void(rows, whole, x[::1], whole, flag, double, whole, whole, whole, whole, x[:, ::1], double)
-        for x in (types.float32, types.float64)
-    ]
-    made: Function
-    try:
-        made = numba.njit(signatures, cache=True, nogil=True)(function)
-    except Exception:  # what was kept is damaged, the disk is full, or nothing can be kept anywhere
-        shutil.rmtree(numba.config.CACHE_DIR, ignore_errors=True)
-        made = numba.njit(signatures, nogil=True)(function)
-    return made
+ROWS = types.Array(types.float64, 2, "C", readonly=True)  # those of arrow are; others count as such too
+WHOLE, FLAG, DOUBLE = types.uint32[::1], types.boolean[::1], types.float64[:, ::1]
+SIGNATURES = [
+    types.void(ROWS, WHOLE, x[::1], WHOLE, FLAG, DOUBLE, WHOLE, WHOLE, WHOLE, WHOLE, x[:, ::1], DOUBLE)
+    for x in (types.float32, types.float64)
+]
 
 
 @inner
@@ -117,7 +87,7 @@ def finish(
         count = kept
 
 
-@outer
+@outer(*SIGNATURES)
 def add_leaves(
     rows: Array,
     feature: Array,

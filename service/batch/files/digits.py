@@ -11,20 +11,13 @@ what they cannot round for certain.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
 from registry.rows import Array
-
-Function = TypeVar("Function", bound=Callable[..., object])
+from service.runtime.compiled import inner, outer
 
 LEAST, MOST = -342, 308  # powers of ten that a float64 with at most 19 digits may need
 OCTETS, WHOLE = types.Array(types.uint8, 1, "C", readonly=True), types.int32[::1]
@@ -51,33 +44,6 @@ def _powers() -> tuple[Array, Array]:
 HIGH, LOW = _powers()
 TWO = np.ldexp(1.0, np.arange(0x7FF) - 1075)
 EXACT = 10.0 ** np.arange(23)  # without error in float64
-
-# What is compiled is kept in a place of its own for every release of this file and of numba.
-DIGEST = hashlib.sha256(numba.__version__.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
-KEPT = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__") / DIGEST
-
-
-def inner(function: Function) -> Function:
-    made: Function = numba.njit(function, nogil=True)
-    return made
-
-
-def outer(*arguments: object) -> Callable[[Function], Function]:
-    """Compiled at once and kept."""
-
-    def compiled(function: Function) -> Function:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(KEPT)
-        made: Function
-        try:
-            made = numba.njit([arguments], cache=True, nogil=True)(function)
-        except Exception:  # what was kept is damaged, the disk is full, or nothing can be kept anywhere
-            shutil.rmtree(KEPT, ignore_errors=True)
-            made = numba.njit([arguments], nogil=True)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-        return made
-
-    return compiled
 
 
 @inner
@@ -202,7 +168,7 @@ def cell_end(data: Array, at: int) -> int:
     return at
 
 
-@outer(OCTETS, WHOLE, WHOLE, types.float64[:, ::1], types.int32[:, :, ::1])
+@outer((OCTETS, WHOLE, WHOLE, types.float64[:, ::1], types.int32[:, :, ::1]))
 def parse(data: Array, number_of: Array, text_of: Array, numbers: Array, texts: Array) -> int:
     """Fill `numbers[row, number_of[j]]` and `texts[text_of[j], row]` (start and end) from the cells of
     column `j`, -1 for neither; an empty cell is NaN. The number of rows, or -1 when they are not plain.
@@ -240,7 +206,7 @@ def parse(data: Array, number_of: Array, text_of: Array, numbers: Array, texts: 
     return row
 
 
-@outer(OCTETS, types.int32[:, ::1], WHOLE, types.uint8[::1])
+@outer((OCTETS, types.int32[:, ::1], WHOLE, types.uint8[::1]))
 def gather(data: Array, places: Array, offsets: Array, out: Array) -> None:
     """Put the cells at `places` one after another into `out`; cell `i` then starts at `offsets[i]`."""
     end = 0

@@ -15,6 +15,7 @@ from service.config import Settings
 
 ROOT = Path(__file__).parents[3]
 COMPILE = """
+import os
 count = 0
 def compiled(*_): global count; count += 1
 from numba.core import event
@@ -23,6 +24,8 @@ class Told(event.Listener):
     def on_end(self, event): pass
 with event.install_listener("numba:compile", Told()):
     from service.runtime import kernel
+from numba import config
+assert config.CACHE_DIR == os.environ["NUMBA_CACHE_DIR"], "numba's own setting is as before"
 print(count, len(kernel.add_leaves.signatures))
 """
 
