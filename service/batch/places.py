@@ -9,19 +9,9 @@ from typing import Any, NamedTuple
 
 from registry.artifacts import Store
 from registry.errors import FieldError, Invalid
+from service.batch.media import BY_SUFFIX, COMPRESSED
 from service.config import Settings
 
-SUFFIXES = {
-    ".csv": "text/csv",
-    ".parquet": "application/vnd.apache.parquet",
-    ".pq": "application/vnd.apache.parquet",
-    ".jsonl": "application/x-ndjson",
-    ".ndjson": "application/x-ndjson",
-    ".arrow": "application/vnd.apache.arrow.stream",
-    ".arrows": "application/vnd.apache.arrow.stream",
-    ".feather": "application/vnd.apache.arrow.stream",
-}
-COMPRESSED = (".gz", ".zst", ".bz2")
 REMOTE = ("s3", "gs", "az")
 
 
@@ -40,7 +30,7 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
         raise _refuse(f"there is nothing at {uri}", "input.uri", "a file or a directory of files")
     media_type = given.get("media_type") or by_name(location)
     if media_type is None:
-        known = ", ".join(SUFFIXES)
+        known = ", ".join(BY_SUFFIX)
         raise _refuse(f"{uri} does not say what is in it by its name ({known})", "input.media_type", known)
     return Found(location, media_type)
 
@@ -96,7 +86,7 @@ def by_name(location: str) -> str | None:
     suffixes = [s.lower() for s in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return BY_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
 def _refuse(message: str, field: str, expected: str) -> Invalid:

@@ -16,7 +16,7 @@ from registry import db, jobs
 from registry.batch_tables import JobRow
 from registry.errors import Conflict, NotFound
 from registry.keys import Key
-from service.batch import starting
+from service.batch import media, starting
 from service.batch.bodies import JobBody
 from service.batch.records import record, summary
 from service.batch.schemas import Checkup, JobQuery, JobRecord, JobSummary
@@ -34,15 +34,10 @@ router = APIRouter(tags=["batch"])
 JobId = Annotated[int, BeforeValidator(digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
 WATCH_S = 0.5
 KEEP_ALIVE = 30  # looks without a change until a comment line shows that the connection is alive
-EXTENSIONS = {
-    "text/csv": "csv",
-    "application/vnd.apache.parquet": "parquet",
-    "application/x-ndjson": "jsonl",
-}
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file",
-        "content": {t: {"schema": {"type": "string", "format": "binary"}} for t in EXTENSIONS},
+        "content": {t: {"schema": {"type": "string", "format": "binary"}} for t in media.OUTPUTS},
     },
     206: {"description": "The part of the file that Range names"},
     304: {"description": "It is what the caller has already"},
@@ -178,7 +173,7 @@ def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
         raise NotFound("errors file of job", job_id, "no row failed")
     if job.errors is None:
         raise Conflict(f"job {job_id} is {job.state}; its errors file comes with its output")
-    return _deliver(services, job.errors, "text/csv", f"{job.model}-job-{job.id}-errors")
+    return _deliver(services, job.errors, media.CSV, f"{job.model}-job-{job.id}-errors")
 
 
 @router.head(
@@ -252,6 +247,6 @@ def _deliver(services: Services, blob: str, media_type: str, name: str) -> Deliv
         validators={"Cache-Control": "private, no-cache"},
         headers={
             "Content-Type": media_type,
-            "Content-Disposition": f'attachment; filename="{name}.{EXTENSIONS[media_type]}"',
+            "Content-Disposition": f'attachment; filename="{name}{media.SUFFIXES[media_type][0]}"',
         },
     )

@@ -27,8 +27,6 @@ from service.runtime.codec.answers import Answers
 from service.runtime.loading import look_up
 from service.runtime.onnx import NUMPY
 
-ERRORS = "text/csv"
-
 
 class Scoring:
     """The `Work` of kind `score` on this machine."""

@@ -27,10 +27,10 @@ from registry.errors import NotFound
 from registry.tables import VersionRow
 from registry.versions import NewVersion
 from service.batch import accept
+from service.batch.media import PARQUET
 from service.batch.train_stages import Frozen
 from service.batch.work import Hopeless, Later, Whole
 
-PARQUET = "application/vnd.apache.parquet"
 WAIT_S = 0.5
 MOST_NAMES = 20
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option, echo
 
+from service.batch import media
 from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, started
 from service.cli.progress import follow, require_done
 from service.cli.report import accepted_line, scored_line
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
     from service.client import Client, Record
 
 OUTPUTS = {
-    ".parquet": "application/vnd.apache.parquet",
-    ".csv": "text/csv",
-    ".jsonl": "application/x-ndjson",
-    ".ndjson": "application/x-ndjson",
+    suffix: media_type for suffix, media_type in media.BY_SUFFIX.items() if media_type in media.OUTPUTS
 }
 
 Version = Annotated[str, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from service.batch.media import BY_SUFFIX
 from service.cli.transfer import upload
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ def _sent(client: Client, request: Record) -> Record:
 
 
 def _media_type(file: Path) -> str:
-    from service.batch.places import SUFFIXES, by_name
+    from service.batch.places import by_name
 
     found = by_name(str(file))
     if found is None:
         raise BadParameter(
-            f"{file}: its name does not say what is in it ({' '.join(SUFFIXES)}); --media-type does"
+            f"{file}: its name does not say what is in it ({' '.join(BY_SUFFIX)}); --media-type does"
         )
     return found

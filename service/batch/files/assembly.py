@@ -14,6 +14,7 @@ from service.batch.files import compact
 from service.batch.files.dataset import refuse
 from service.batch.files.records import first
 from service.batch.files.writing import ERRORS_HEADER, csv_line
+from service.batch.media import CSV, PARQUET
 
 _MAGIC = b"PAR1"
 _NUM_ROWS, _ROW_GROUPS = 3, 4  # of the footer, a FileMetaData
@@ -25,12 +26,12 @@ class Sink(Protocol):
 
 def assemble(parts: Sequence[Path], media_type: str, sink: Sink) -> None:
     """Join at least one part as `PartWriter` wrote them, in the order given."""
-    if media_type == "application/vnd.apache.parquet":
+    if media_type == PARQUET:
         _join_parquet(parts, sink)
         return
     for index, part in enumerate(parts):
         with part.open("rb") as file:
-            if index and media_type == "text/csv":
+            if index and media_type == CSV:
                 _skip_header(file)
             while chunk := file.read(CHUNK):
                 sink.write(chunk)

@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from service.batch.files.dataset import refuse
 from service.batch.files.places import Opened, Stream
+from service.batch.media import COMPRESSED
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
-ENDINGS = ("", ".gz", ".zst", ".bz2")
+ENDINGS = ("", *COMPRESSED)
 
 
 class Bytes(Protocol):

@@ -2,8 +2,8 @@
 
 What a cell means is the online codec's rule (`service.runtime.codec.tables`). Plain numbers are read by
 `plain`; otherwise pyarrow tells the cells apart and parses numbers, and a block with anything unusual in it
-is read once more as text. Id and
-passthrough columns stay text as written. A row with too many or too few cells is a fault of its own.
+is read once more as text. Id and passthrough columns stay text as written. A row with too many or too few
+cells is a fault of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from registry.errors import FieldError, Invalid
+from service.batch import media
 from service.batch.files import compression
 from service.batch.files.cells import checked, parsed, strings
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, refuse
@@ -29,7 +30,7 @@ from service.runtime.codec.columns import Column, show
 from service.runtime.codec.tables import csv_value
 from service.runtime.without import numba_without_scipy
 
-SUFFIXES = tuple(f".csv{ending}" for ending in compression.ENDINGS)
+SUFFIXES = tuple(name + ending for name in media.SUFFIXES[media.CSV] for ending in compression.ENDINGS)
 
 _SAMPLE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"

@@ -10,6 +10,7 @@ import pyarrow as pa
 from service.batch.files import csvs, ipc, lines, parquet
 from service.batch.files.dataset import Block, Dataset, File, Part, refuse
 from service.batch.files.places import Opened
+from service.batch.media import ARROW, CSV, LINES, PARQUET
 from service.runtime.codec.columns import Column, Faults, show
 
 
@@ -34,10 +35,10 @@ def _text(form: Any) -> Format:
 
 
 FORMATS = {
-    "text/csv": _text(csvs),
-    "application/vnd.apache.parquet": _typed(parquet),
-    "application/x-ndjson": _text(lines),
-    "application/vnd.apache.arrow.stream": _typed(ipc),
+    CSV: _text(csvs),
+    PARQUET: _typed(parquet),
+    LINES: _text(lines),
+    ARROW: _typed(ipc),
 }
 
 

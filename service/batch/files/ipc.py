@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from service.batch import media
 from service.batch.files.cells import block_of
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
 from service.batch.files.places import Opened
 from service.runtime.codec.columns import Column
 
-SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
+SUFFIXES = media.SUFFIXES[media.ARROW]
 
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"

@@ -16,6 +16,7 @@ import pyarrow.json as pj
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Rows
+from service.batch import media
 from service.batch.files import compression
 from service.batch.files.cells import PLACEHOLDERS, Wrongs
 from service.batch.files.dataset import Block, Dataset, File, Part, refuse
@@ -24,7 +25,8 @@ from service.batch.files.records import Records, blocks, ranges
 from service.runtime.codec.columns import Column, Faults, rows_of, struct_of
 from service.runtime.codec.json import JsonRows, read_json
 
-SUFFIXES = tuple(f".{name}{end}" for name in ("jsonl", "ndjson", "json") for end in compression.ENDINGS)
+NAMES = (*media.SUFFIXES[media.LINES], ".json")  # the last alone does not tell: it may be one array
+SUFFIXES = tuple(name + ending for name in NAMES for ending in compression.ENDINGS)
 
 _LINES = Records(quotes=False)
 _SAMPLE_BYTES = 1 << 20

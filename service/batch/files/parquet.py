@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from service.batch import media
 from service.batch.files.cells import block_of
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
 from service.batch.files.places import Opened
 from service.runtime.codec.columns import Column
 
-SUFFIXES = (".parquet", ".pq")
+SUFFIXES = media.SUFFIXES[media.PARQUET]
 PART_ROWS = 1 << 19
 MAX_PIECES = 8
 BUFFER_BYTES = 1 << 18  # of a column chunk

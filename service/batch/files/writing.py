@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from registry.artifacts import fsync_directory
 from service.batch.files.dataset import Fault, refuse
+from service.batch.media import CSV, LINES, PARQUET
 
 GROUP_ROWS = 1 << 18
 GROUP_BYTES = 64 * 2**20  # of a Parquet row group, before compression
@@ -216,7 +217,7 @@ class _Parquet:
 
 
 _ENCODERS: dict[str, type[_Csv] | type[_Lines] | type[_Parquet]] = {
-    "text/csv": _Csv,
-    "application/vnd.apache.parquet": _Parquet,
-    "application/x-ndjson": _Lines,
+    CSV: _Csv,
+    PARQUET: _Parquet,
+    LINES: _Lines,
 }
