@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from service.batch.files.dataset import Part
-from service.batch.files.parquet import MAX_PIECES
+from service.batch.files.parquet import pieces
 
 MOST_ROWS = 1 << 20  # of a row group that is one part
 END_ROWS = 1 << 21  # so many rows at the end are cut
@@ -23,17 +23,11 @@ def balanced(parts: Sequence[Part]) -> list[Part]:
     are."""
     found: list[Part] = []
     left = sum(p.rows or 0 for p in parts)
-    for _, pieces in itertools.groupby(parts, key=lambda p: (p.file, p.start)):
-        group = list(pieces)
+    for _, same in itertools.groupby(parts, key=lambda p: (p.file, p.start)):
+        group = list(same)
         rows = sum(p.rows or 0 for p in group)
         if len(group) > 1 or rows > END_PART_ROWS:
-            group = _pieces(group[0], rows, END_PART_ROWS if left <= END_ROWS else MOST_ROWS)
+            group = pieces(group[0], rows, END_PART_ROWS if left <= END_ROWS else MOST_ROWS)
         found += group
         left -= rows
     return found
-
-
-def _pieces(first: Part, rows: int, size: int) -> list[Part]:
-    count = min(MAX_PIECES, max(1, round(rows / size)))
-    bounds = [rows * i // count for i in range(count + 1)]
-    return [Part(first.file, first.start, first.stop, b - a, a) for a, b in itertools.pairwise(bounds)]

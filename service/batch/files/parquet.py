@@ -51,16 +51,17 @@ def cut(dataset: Dataset, index: int) -> list[Part]:
             last = parts.pop()
             parts.append(Part(index, last.start, group + 1, rows + found.num_rows))
         else:
-            parts += _pieces(index, group, found.num_rows)
+            parts += pieces(Part(index, group, group + 1), found.num_rows, PART_ROWS)
         rows += found.num_rows
         size += found.total_byte_size
     return parts or [Part(index, 0, 0, 0)]
 
 
-def _pieces(index: int, group: int, rows: int) -> list[Part]:
-    count = min(MAX_PIECES, max(1, round(rows / PART_ROWS)))
+def pieces(groups: Part, rows: int, size: int) -> list[Part]:
+    """The `rows` rows of these row groups in parts of about `size`, at most `MAX_PIECES` of them."""
+    count = min(MAX_PIECES, max(1, round(rows / size)))
     bounds = [rows * i // count for i in range(count + 1)]
-    return [Part(index, group, group + 1, b - a, a) for a, b in itertools.pairwise(bounds)]
+    return [Part(groups.file, groups.start, groups.stop, b - a, a) for a, b in itertools.pairwise(bounds)]
 
 
 def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:

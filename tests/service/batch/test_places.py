@@ -151,6 +151,7 @@ def test_places_in_object_stores_are_roots_too(root: Path, uri: str, allowed: bo
         ("a.2026.parquet", PARQUET),
         ("a.jsonl.zst", "application/x-ndjson"),
         ("a.arrow", "application/vnd.apache.arrow.stream"),
+        ("a.ipc", "application/vnd.apache.arrow.stream"),
         ("a.csv.xz", None),
         ("a.gz", None),
         ("csv", None),
