@@ -13,7 +13,7 @@ from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
 
 BATCH_ROWS = 65_536  # at most so many rows at a time
-BATCH_CELLS = 1 << 19  # a matrix of 4 MB stays near the processor
+BATCH_CELLS = 1 << 20  # 8 MB; Arrow decodes half as many at a time a fifth slower
 PART_BYTES = 64 * 2**20  # a partition of text, and of small row groups together
 
 
