@@ -16,7 +16,7 @@ from service.batch.accept import Spec, within
 from service.batch.records import record
 from service.batch.schedule_schemas import RunRecord, ScheduleBody, ScheduleEdit, ScheduleRecord
 from service.batch.schemas import JobRecord
-from service.batch.starting import check_reach
+from service.batch.starting import check_may_start, check_reach
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
 from service.web.documents import problems
 from service.web.fields import Strict
@@ -87,7 +87,7 @@ def edit_schedule(
     schedule: ScheduleName, body: ScheduleEdit, session: WriteDep, services: ServicesDep, caller: CallerDep
 ) -> ScheduleRecord:
     """Change all but the name; pause it, or let it go on. What was due during a pause was not missed."""
-    _schedule(session, schedule, caller)
+    check_may_start(caller, _schedule(session, schedule, caller).job)
     changes = body.asked()
     if "job" in changes:
         _check(session, services, caller, changes["job"])
@@ -119,7 +119,7 @@ def run_schedule(
     """Start its job now, paused or not: ask `Location` how far it is. When it runs next stays as it is."""
 
     def run() -> Done:
-        _schedule(session, schedule, caller)
+        check_may_start(caller, _schedule(session, schedule, caller).job)
         job = schedules.run_now(session, schedule, scheduler.starter(services.store), by=caller.name)
         return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
@@ -149,7 +149,7 @@ def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
 
 def _check(session: Session, services: Services, caller: Key, job: Spec) -> None:
     """Raises what a run of this job would meet, fields named as they stand in a schedule."""
-    check_reach(caller, schedules.model_of(job))
+    check_may_start(caller, job)
     for place, part in (("job", job), ("job.then", job.get("then"))):
         if part is not None:
             with within(place):

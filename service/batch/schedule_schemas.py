@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from registry.batch_tables import ScheduleRow, ScheduleRunRow
 from registry.moments import MAX_EVERY_S, MIN_EVERY_S, When
 from registry.names import NAME_PATTERN
 from registry.schedules import NewSchedule
+from service.batch import schemas
 from service.batch.bodies import JobBody, spec_of
 from service.batch.schemas import ScoreBody
 from service.batch.train_schemas import TrainBody
@@ -53,9 +54,19 @@ CatchUp = Annotated[
 Overlap = Annotated[bool, Field(description="start a run though the one before is not finished")]
 
 
+EXAMPLE: dict[str, Any] = {
+    "name": "weekly-scores",
+    "job": schemas.EXAMPLE,
+    "every_s": 604800,
+    "start_in_s": 5,
+}
+
+
 class ScheduleBody(Strict):
     """When a job is started again and again. Either `cron` or `every_s`; without a start the first run of
     `every_s` is one interval from now."""
+
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, examples=["weekly-scores"])]
     job: Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from registry.names import NAME_PATTERN
 from service.web.fields import MAX_NUMBER, Sha256, Strict
@@ -75,8 +75,19 @@ class Scoring(Strict):
     expires_in: Keep = None
 
 
+EXAMPLE: dict[str, Any] = {
+    "kind": "score",
+    "model": "fraud",
+    "input": {"uri": "file:///data/2026-11/", "media_type": "text/csv"},
+    "output": {"media_type": "application/vnd.apache.parquet"},
+    "id_column": "id",
+}
+
+
 class ScoreBody(Scoring):
     """Score every row of the input with one version."""
+
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
     model: Name
     version: Annotated[int | None, Field(ge=1, le=MAX_NUMBER)] = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
-from registry import db
+from registry import db, jobs
 from registry.keys import Key
+from registry.schedules import model_of
 from service.batch import accept, train_accept
 from service.batch.bodies import spec_of
 from service.batch.records import record
@@ -42,8 +43,8 @@ def score(body: ScoreBody, request: Request, services: Services, caller: Key, ke
 
 def train(body: TrainBody, request: Request, services: Services, caller: Key, key: str | None) -> Response:
     """`key`: the request's Idempotency-Key."""
-    check_reach(caller, body.publish.name)
     spec = spec_of(body)
+    check_may_start(caller, spec)
     with db.reading(services.sessions) as session:
         known = seen(session, key, caller)
     if not known:
@@ -55,6 +56,13 @@ def train(body: TrainBody, request: Request, services: Services, caller: Key, ke
             return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
         return once(session, key, caller, request, body, start)
+
+
+def check_may_start(caller: Key, spec: accept.Spec) -> None:
+    """403 when the key is not for the job's model, or lacks what the job does: a training publishes."""
+    check_reach(caller, model_of(spec))
+    if spec["kind"] == jobs.TRAIN and forbid(caller, "publish") is not None:
+        raise HTTPException(403, "a training publishes a version: this key lacks the scope publish")
 
 
 def check_reach(caller: Key, model: str | None) -> None:

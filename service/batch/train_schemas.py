@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from service.batch.schemas import Attempts, ColumnName, Input, Name, Scoring
 from service.web.fields import Sha256, Strict
@@ -30,8 +30,20 @@ class Then(Scoring):
     """Score this input, with exactly the version that was trained."""
 
 
+EXAMPLE: dict[str, Any] = {
+    "kind": "train",
+    "estimator": {"artifact": "9f86d081884c7d65" + "0" * 48},
+    "input": {"uri": "file:///data/2026/", "media_type": "text/csv"},
+    "target": "is_fraud",
+    "strategy": "ensemble",
+    "publish": {"name": "fraud", "alias": "challenger"},
+}
+
+
 class TrainBody(Strict):
-    """Fit an estimator to partitioned data, and publish what it becomes."""
+    """Fit an estimator to partitioned data, and publish what it becomes. Needs the scope `publish` too."""
+
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
     kind: Literal["train"]
     estimator: Estimator

@@ -103,3 +103,16 @@ async def test_on_ray_there_are_only_ensembles(shop: Shop) -> None:
 async def test_a_key_for_other_models_may_not_train_this_one(shop: Shop) -> None:
     async with shop.api.with_key(await shop.api.key("batch", models=["flag"])) as client:
         assert "learned" in refused(await client.post(PATH, json=shop.body), 403)["detail"]
+
+
+async def test_a_key_that_may_only_start_jobs_publishes_nothing(shop: Shop) -> None:
+    weekly = {"name": "weekly", "job": shop.body, "every_s": 604800, "start_in_s": 3600}
+    async with shop.api.with_key(await shop.api.key("batch")) as client:
+        for path, body in ((PATH, shop.body), ("/v1/schedules", weekly)):
+            assert "lacks the scope publish" in refused(await client.post(path, json=body), 403)["detail"]
+        made = await shop.api.client.post("/v1/schedules", json=weekly)
+        assert made.status_code == 201, made.text
+        refused(await client.post("/v1/schedules/weekly/run"), 403)
+        refused(await client.patch("/v1/schedules/weekly", json={"start_in_s": 0}), 403)
+    async with shop.api.with_key(await shop.api.key("batch", "publish")) as client:
+        assert (await client.post(PATH, json=shop.body)).status_code == 202
