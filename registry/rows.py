@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+NUMPY: dict[str, Any] = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "int64": np.int64,
+    "bool": np.bool_,
+    "string": np.object_,
+}
+"""By a signature's dtype, where nothing is missing."""
+
 Outputs = dict[str, Array]
 """One array for each `Output` of the signature, keyed by its name, `n` rows long. String labels are
 object arrays of `str`; numbers are int64, float64, float32 or bool, as the signature says."""

@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 
 from registry.build import answers, intake
-from registry.rows import Array, Outputs, Rows
+from registry.rows import NUMPY, Array, Outputs, Rows
 from registry.signature import Input, Signature
-
-NUMPY: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
 
 class Estimator:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from registry import db, jobs, versions
 from registry.artifacts import Store, Writing
 from registry.batch_tables import JobRow, PartitionRow
-from registry.rows import Array, Outputs
+from registry.rows import NUMPY, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
 from service.batch import files, places
@@ -25,7 +25,6 @@ from service.batch.work import Alive, Gone, Hopeless, Piece, Stage, Whole, folde
 from service.config import Settings
 from service.runtime.codec.answers import Answers
 from service.runtime.loading import look_up
-from service.runtime.onnx import NUMPY
 
 
 class Scoring:
@@ -200,10 +199,7 @@ def score(
 
 def _no_rows(signature: Signature) -> Outputs:
     return {
-        o.name: np.empty(
-            (0, *(max(d, 0) for d in o.shape[1:])), object if o.dtype == "string" else NUMPY[o.dtype]
-        )
-        for o in signature.outputs
+        o.name: np.empty((0, *(max(d, 0) for d in o.shape[1:])), NUMPY[o.dtype]) for o in signature.outputs
     }
 
 

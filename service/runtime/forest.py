@@ -6,18 +6,17 @@ Imports numpy and numba only, and numba takes 0.3 s: a web process never imports
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from registry.build import column_steps, forest_file
 from registry.build.forest import Nodes
 from registry.errors import Invalid, Refused, Unavailable
-from registry.rows import Array, Outputs, Rows
+from registry.rows import NUMPY, Array, Outputs, Rows
 from registry.signature import Output, Signature
 from service.runtime import kernel
 
-NUMPY: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "int64": np.int64, "bool": np.bool_}
 BLOCK = 256
 """Rows at a time; with 30 features they stay in a core's second cache with any one tree."""
 BLOCK_NUMBERS = 1 << 17
@@ -151,7 +150,7 @@ def _is_class(output: Output) -> bool:
 
 
 def _classes(output: Output) -> Array:
-    return np.array(output.classes, dtype=object if output.dtype == "string" else NUMPY[output.dtype])
+    return np.array(output.classes, dtype=NUMPY[output.dtype])
 
 
 def _values(nodes: Nodes, raw: Array) -> Outputs:

@@ -11,10 +11,9 @@ import onnxruntime as ort
 
 from registry.build.conventions import INPUT_SUFFIX, MISSING_STRING
 from registry.errors import Invalid, Unavailable
-from registry.rows import Array, Outputs, Rows
+from registry.rows import NUMPY, Array, Outputs, Rows
 from registry.signature import Output, Signature
 
-NUMPY: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "int64": np.int64, "bool": np.bool_}
 TENSORS: dict[str, Any] = {
     "tensor(double)": np.float64,
     "tensor(float)": np.float32,
@@ -120,7 +119,7 @@ def _as(array: Array, kind: Any) -> Array:
 
 def _shaper(output: Output) -> Callable[[Array], Array]:
     """From the graph's array to the signature's dtype and shape."""
-    kind: Any = np.object_ if output.dtype == "string" else NUMPY[output.dtype]
+    kind = NUMPY[output.dtype]
     shape = output.shape
 
     open_ended = shape.count(-1) > 1  # a build does not know the width yet

@@ -12,10 +12,9 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from registry.errors import Invalid, Unavailable
-from registry.rows import Array, Outputs, Rows
+from registry.rows import NUMPY, Array, Outputs, Rows
 from registry.signature import Output, Signature
 
-NUMPY: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "int64": np.int64, "bool": np.bool_}
 BLOCK = 256
 """Longer batches go through in blocks of this: a bound on the interpreter's memory, and no slower."""
 MEMORY_PER_BYTE = 3
@@ -159,7 +158,7 @@ def _shaper(output: Output, given: dict[str, Detail]) -> Shaper:
     from_chances = output.name not in given and not last and f"{before}probabilities" in given
     if source not in given and not from_chances:
         raise Unavailable(f"the .tflite file has no output {output.name!r}")
-    kind: Any = np.object_ if output.dtype == "string" else NUMPY[output.dtype]
+    kind = NUMPY[output.dtype]
     is_label = not last and output.name.endswith("label") and output.classes is not None
     classes = np.array(output.classes, dtype=kind) if is_label else None
 
