@@ -8,13 +8,15 @@ from typing import Any
 from registry.errors import TriviumError
 
 REFUSED, USAGE, UNREACHABLE = 1, 2, 3
+MAX_LINES = 5  # of a file, each row may have the same fault
 
 
 def explain(error: Exception) -> tuple[int, list[str]]:
     """The exit code and the message of an error that people can act on; every other one is raised again."""
     if isinstance(error, _loaded("service.client", "ServerRefused")):
         key = "set TRIVIUM_API_KEY to a valid key, or TRIVIUM_HOME to the server's data directory"
-        return REFUSED, [f"error: {error}", *error.lines(), *([key] if error.status == 401 else [])]
+        more = _unsaid(str(error), error.problem.get("errors") or [], error.lines())
+        return REFUSED, [f"error: {error}", *more, *([key] if error.status == 401 else [])]
     if isinstance(error, _loaded("service.client", "Unreachable")):
         start = "start one with `trivium serve`, or set TRIVIUM_URL to where it runs"
         return UNREACHABLE, [f"error: {error}", start]
@@ -32,6 +34,18 @@ def explain(error: Exception) -> tuple[int, list[str]]:
     if isinstance(error, TriviumError | OSError):
         return REFUSED, [f"error: {error}"]
     raise error
+
+
+def _unsaid(detail: str, faults: list[dict[str, Any]], lines: list[str]) -> list[str]:
+    """The lines, one for each fault, of those that the detail does not say already; how many more there are."""
+    single = len(faults) == 1
+    left = [
+        line
+        for fault, line in zip(faults, lines, strict=True)
+        if str(fault.get("message")) not in detail or not (single or fault.get("instance") is None)
+    ]
+    more = len(left) - MAX_LINES
+    return [*left[:MAX_LINES], f"... and {more} more"] if more > 0 else left
 
 
 def one_line(error: object) -> str:

@@ -59,7 +59,16 @@ def test_a_fault_names_row_and_field(live, model, tmp_path):
     file.write_bytes(msgspec.json.encode([ROWS[0], {"age": "old", "income": 1}]))
     ran = live("predict", model, file)
     assert (ran.code, ran.out) == (1, "")
-    assert "row 1, age: " in ran.err
+    assert "instance 1: " in ran.err
+    assert ran.err.count('"old"') == 1
+
+
+def test_of_faults_in_every_row_the_first_few_are_shown_and_the_others_counted(live, model, tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_bytes(msgspec.json.encode([{"age": "old", "income": 1}] * 12))
+    lines = live("predict", model, file).err.splitlines()
+    assert [line.partition(",")[0] for line in lines[1:-1]] == [f"row {n}" for n in range(5)]
+    assert lines[-1] == "... and 7 more"
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "3"])
