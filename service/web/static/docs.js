@@ -116,7 +116,6 @@ async function refresh(force) {
       show("changed", false);
       if (fresh.text !== drawn) draw(JSON.parse(fresh.text));
       drawn = fresh.text;
-      performance.mark("drawn");
     }
   } catch (error) {
     if (mine !== turn) return;

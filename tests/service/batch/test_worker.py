@@ -19,7 +19,7 @@ from registry.errors import Changed, Invalid, NotFound
 from registry.jobs import NewJob, NewPartition
 from registry.tables import TaskRow, now
 from service.batch.work import Alive, Gone, Hopeless, Later, Piece, Stage, Whole, folder
-from service.batch.worker import LEASE_S, Worker
+from service.batch.worker import FIRST_BACKOFF_S, LEASE_S, Worker
 from service.config import Settings
 from tests.registry.helpers import threads
 
@@ -148,13 +148,13 @@ def test_a_job_is_planned_worked_on_and_assembled(bench: Bench) -> None:
 def test_only_the_partition_that_failed_is_tried_again_after_a_pause(bench: Bench, error: Exception) -> None:
     job_id = bench.planned()
     bench.work.do = failing(error)
-    worker = bench.worker()
+    worker, before = bench.worker(), now()
     for _ in range(4):
         worker.step()
     assert [n for n, _ in bench.work.done] == [0, 2, 3]
     (waiting,) = bench.tasks("queued")
     assert waiting.subject == f"{job_id}/score/1"
-    assert waiting.not_before > now()
+    assert waiting.not_before >= before + timedelta(seconds=FIRST_BACKOFF_S)
     assert str(error) in str(waiting.error)
     assert bench.parts(job_id)[1].failures == 1
     assert bench.run(job_id).state == jobs.DONE
