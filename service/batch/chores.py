@@ -3,7 +3,6 @@ SQLite's log short."""
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
@@ -24,22 +23,11 @@ log = telemetry.logger(__name__)
 
 
 class Chores:
-    """A thread of its own."""
-
     def __init__(self, settings: Settings, engine: Engine, sessions: db.Sessions, store: Store) -> None:
         self._settings = settings
         self._engine = engine
         self._sessions = sessions
         self._store = store
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="chores", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def step(self) -> None:
         """Do what is due now."""
@@ -66,13 +54,6 @@ class Chores:
             )
         for job_id in set(old) - needed:
             discard(self._settings, job_id)
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(CHORES_S):
-            try:
-                self.step()
-            except Exception:  # the database or the disk may come back
-                log.exception("chores.failed")
 
 
 def _is_old(folder: Path) -> bool:

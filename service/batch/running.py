@@ -10,12 +10,12 @@ from collections.abc import Callable
 from registry import db, jobs
 from registry.artifacts import Store
 from service import telemetry
-from service.batch import ray
-from service.batch.chores import Chores
+from service.batch import ray, scheduler
+from service.batch.chores import CHORES_S, Chores
 from service.batch.flight import LEASE_S
 from service.batch.models import Models
 from service.batch.ray.engine import Engine, Spread
-from service.batch.scheduler import Scheduler
+from service.batch.repeating import Repeating
 from service.batch.scoring import Scoring
 from service.batch.training import Training, in_children
 from service.batch.work import Work
@@ -84,15 +84,19 @@ def run(
     kinds: dict[str, Spread] = {jobs.SCORE: scoring.spread, jobs.TRAIN: training.spread}
     spread = Engine(settings, sessions, kinds).run if ray.is_installed() else None
     worker = Worker(settings, sessions, works, spread, nice)
-    chores, scheduler = Chores(settings, engine, sessions, store), Scheduler(sessions, store)
+    start = scheduler.starter(store)
+    beside = [
+        Repeating("schedules", lambda: scheduler.step(sessions, start), scheduler.LOOK_S),
+        Repeating("chores", Chores(settings, engine, sessions, store).step, CHORES_S),
+    ]
     worker.start()
-    chores.start()
-    scheduler.start()
+    for thread in beside:
+        thread.start()
     log.info("worker.started", lanes=settings.batch_lanes)
     up()
     stopped()
-    scheduler.stop()
-    chores.stop()
+    for thread in beside:
+        thread.stop()
     worker.stop(settings.shutdown_grace_s)
     models.close()
     forks.stop()

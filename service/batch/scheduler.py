@@ -6,8 +6,6 @@ again when the input is not there yet. Nothing here knows HTTP.
 
 from __future__ import annotations
 
-import threading
-
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -87,27 +85,3 @@ def _told(start: Start) -> Start:
             raise TriviumError(f"{type(error).__name__}: {error}") from error
 
     return told
-
-
-class Scheduler:
-    """A thread of its own in every worker; who comes first starts what is due."""
-
-    def __init__(self, sessions: db.Sessions, store: Store) -> None:
-        self._sessions = sessions
-        self._start = starter(store)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="schedules", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(LOOK_S):
-            try:
-                step(self._sessions, self._start)
-            except Exception:  # the database may come back
-                log.exception("schedules.failed")

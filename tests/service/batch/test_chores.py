@@ -111,8 +111,3 @@ def test_the_log_of_sqlite_stays_short(home: Home) -> None:
     shutil.copy(home.settings.home / "registry.db", alone)
     with contextlib.closing(sqlite3.connect(alone)) as database:
         assert database.execute("SELECT count(*) FROM jobs").fetchone() == (20,)
-
-
-def test_the_thread_ends_when_it_is_told(home: Home) -> None:
-    home.chores.start()
-    home.chores.stop()

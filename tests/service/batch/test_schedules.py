@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from registry import db, jobs, schedules
 from registry.batch_tables import JobRow, ScheduleRow
 from service.batch import scheduler
-from service.batch.scheduler import Scheduler
+from service.batch.repeating import Repeating
 from service.config import Settings
 from tests.service.api import Api, refused, running
 
@@ -362,7 +362,8 @@ async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) 
 
 async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
     services = batch.api.services
-    thread = Scheduler(services.sessions, services.store)
+    start = scheduler.starter(services.store)
+    thread = Repeating("schedules", lambda: scheduler.step(services.sessions, start), scheduler.LOOK_S)
     thread.start()
     try:
         await batch.create(start_in_s=0)
