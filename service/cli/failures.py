@@ -37,7 +37,7 @@ def explain(error: Exception) -> tuple[int, list[str]]:
 
 
 def _unsaid(detail: str, faults: list[dict[str, Any]], lines: list[str]) -> list[str]:
-    """The lines, one for each fault, of those that the detail does not say already; how many more there are."""
+    """The lines, one for each fault, that the detail does not say; of many, how many more there are."""
     single = len(faults) == 1
     left = [
         line

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option, echo
 
+from service.batch import media
 from service.cli.progress import follow, require_done
 from service.cli.report import accepted_line, job_lines
 from service.cli.shared import Json, connect, emit, only_name, say, table, when
@@ -106,15 +107,24 @@ def _fetched(job: int, what: str, out: Path | None, json: bool) -> None:
     with connect() as client:
         record = jobs.get(client, job)
         url = path("jobs", job, what)
+        made = media.CSV if what == "errors" else record["spec"].get("output", {}).get("media_type")
         if out is not None:
+            _check_suffix(out, made, f"the {what} of job {job}")
             size = fetch(client, url, out)
             emit(json, record, lambda: say(f"{out}, {size:,} bytes"))
             return
-        if what == "output" and sys.stdout.isatty() and "parquet" in record["spec"]["output"]["media_type"]:
+        if made == media.PARQUET and sys.stdout.isatty():
             raise BadParameter("Parquet is not for a terminal; say with --out where the file goes")
         for block in download.checked(client, download.look(client, url)):
             sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()
+
+
+def _check_suffix(out: Path, made: str | None, what: str) -> None:
+    """Raises `BadParameter` when the name of `out` says another format than the bytes will be of. `made` is
+    None for a training, which has no output: the server says so."""
+    if made is not None and media.BY_SUFFIX.get(out.suffix.lower(), made) != made:
+        raise BadParameter(f"--out {out}: {what} is {made}; name it {' or '.join(media.SUFFIXES[made])}")
 
 
 def _show(record: Record) -> None:

@@ -200,6 +200,19 @@ def test_output_without_a_file_goes_to_stdout(live, published, data, tmp_path):
     assert live("jobs", "output", number).out == (tmp_path / "s.csv").read_text()
 
 
+def test_a_file_whose_name_says_another_format_than_the_jobs_is_not_written(live, published, data, tmp_path):
+    out = tmp_path / "s.csv"
+    ran = live("batch", "score", data, "--model", f"{published}:1", "--out", out, "--json")
+    number = ran.record["id"]
+    for what, name in (("output", "o.parquet"), ("output", "o.PQ"), ("errors", "e.jsonl")):
+        refused = live("jobs", what, number, "--out", tmp_path / name)
+        assert refused.code == 2
+        assert "text/csv; name it .csv" in " ".join(refused.err.split())
+        assert not (tmp_path / name).exists()
+    assert live("jobs", "output", number, "--out", tmp_path / "o.txt").code == 0
+    assert (tmp_path / "o.txt").read_bytes() == out.read_bytes()
+
+
 def test_jobs_are_listed_newest_first_by_state_and_model(live, published, data):
     numbers = [
         live("batch", "score", data, "--model", f"{published}:1", "--no-wait", "--json").record["id"]
