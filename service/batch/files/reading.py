@@ -6,7 +6,8 @@ file that is damaged, or no longer the one that was planned, is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from registry.errors import FieldError, Invalid
 from service.batch.files.dataset import Batch, Block, Dataset, Fault, File, Part, refuse
 from service.batch.files.formats import cast, extra_schema, format_of, schema_of
 from service.batch.files.places import Opened, listed
-from service.runtime.codec.columns import Column, Faults, rows_of, show
+from service.batch.media import CSV
+from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, show
 
 MAX_MESSAGES = 5  # of one row in the errors file
 
@@ -94,14 +96,35 @@ def tables(dataset: Dataset, part: Part, columns: Sequence[str] | None = None) -
 def _check_names(dataset: Dataset, columns: Sequence[Column], extra: Sequence[str]) -> None:
     """Raises `Invalid` naming each feature, id or passthrough column that the input does not have."""
     faults = Faults()
+    spare = set(dataset.columns) - {c.name for c in columns}
     for column in columns:
         if column.name not in dataset.columns:
-            message = f"column {show(column.name)} is missing; {column.advice}"
-            faults.add(message, None, column.name, column.expected)
+            close = _close(column.name, spare) if len(faults) < MAX_HINTS else None
+            hint = f"did you mean {show(close)}?" if close else column.advice
+            faults.add(f"column {show(column.name)} is missing; {hint}", None, column.name, column.expected)
     for name in extra:
         if name not in dataset.columns:
             faults.add_unknown("is no column of the input", name, dataset.columns)
+    if faults:
+        _check_commas(dataset)
     faults.raise_any()
+
+
+def _close(name: str, among: Collection[str]) -> str | None:
+    """Which of them differs from `name` in case or spaces, or else in little."""
+    found = sorted(among)[:1000]
+    alike = [n for n in found if n.strip().casefold() == name.strip().casefold()]
+    return next(iter(alike or difflib.get_close_matches(name[:200], found, n=1)), None)
+
+
+def _check_commas(dataset: Dataset) -> None:
+    """Raises `Invalid` when all of a CSV's header looks like several columns between other separators."""
+    if dataset.media_type != CSV or len(dataset.columns) != 1:
+        return
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in dataset.columns[0]:
+            header = show(dataset.columns[0])
+            raise refuse(f"the header {header} seems to be separated by {name}; write commas between columns")
 
 
 def _batch(block: Block, base: int, extra: Sequence[str], id_column: str | None) -> Batch:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Changed, Invalid
+from registry.signature import Input
 from service.batch import files
 from service.batch.files import dataset as bounds
 from service.batch.files import records
+from service.runtime.codec.columns import Column
 from tests.service.batch.files.inputs import COLOUR, CSV, FLAG, WORD, A, B, N, everything
 
 Write = Callable[[bytes], Path]
@@ -177,6 +179,27 @@ def test_a_missing_column_is_named_and_a_new_order_is_fine(write: Write) -> None
     with pytest.raises(Invalid) as refused:
         everything(path, CSV, [A, N, B], ["y"])
     assert [e.field for e in refused.value.errors] == ["a", "b", "y"]
+
+
+def test_a_missing_column_with_a_close_name_in_the_input_is_asked_about(write: Write) -> None:
+    path = write(b" A ,n,colours,x\n1,2,red,3\n")
+    with pytest.raises(Invalid) as refused:
+        everything(path, CSV, [A, B, N, COLOUR])
+    hints = [e.message.partition("; ")[2] for e in refused.value.errors]
+    assert hints == ['did you mean " A "?', B.advice, 'did you mean "colours"?']
+
+
+@pytest.mark.parametrize(("mark", "name"), [(b";", "semicolons"), (b"\t", "tabs")])
+def test_another_separator_is_named_where_columns_are_missing(write: Write, mark: bytes, name: str) -> None:
+    path = write(mark.join([b"a", b"n"]) + b"\n" + mark.join([b"1", b"2"]) + b"\n")
+    with pytest.raises(Invalid, match=f"separated by {name}; write commas") as refused:
+        everything(path, CSV, [A, N])
+    assert len(refused.value.errors) == 1
+
+
+def test_a_semicolon_in_the_name_of_the_only_column_is_fine(write: Write) -> None:
+    odd = Column(Input("a;n", "float64"))
+    assert everything(write(b"a;n\n1\n"), CSV, [odd]).columns == [[1]]
 
 
 def test_a_directory_is_all_its_tables_by_name_each_in_its_own_order(tmp_path: Path) -> None:
