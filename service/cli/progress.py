@@ -47,7 +47,11 @@ def follow(client: Client, job_id: int, tell: Callable[[str], None] = say) -> Re
             with showing(tell) as show:
                 return jobs.wait(client, job_id, show, say)
         except KeyboardInterrupt:
-            interrupted(client, job_id)
+            try:
+                interrupted(client, job_id)
+            except KeyboardInterrupt:  # once more, before or after the question
+                say(f"`trivium jobs watch {job_id}` says what becomes of job {job_id}")
+                raise Exit(INTERRUPTED) from None
 
 
 def require_done(record: Record, json: bool) -> None:
@@ -97,13 +101,16 @@ def interrupted(client: Client, job_id: int) -> None:
 
 
 def _asked() -> str:
-    words = "\nleave the job running, cancel it, or go on waiting? (leave, cancel, wait)"
+    words = "\nleave the job running, cancel it, or go on waiting? (leave, cancel, wait, or a first letter)"
     try:
-        while (answer := prompt(words, default=WAIT, err=True).strip().lower()) not in (LEAVE, CANCEL, WAIT):
+        while True:
+            answer = prompt(words, default=WAIT, err=True).strip().lower()
+            for choice in (LEAVE, CANCEL, WAIT):
+                if answer and choice.startswith(answer):
+                    return choice
             say(f"{answer!r} is none of them")
     except Abort:  # Ctrl-C once more
         return LEAVE
-    return str(answer)
 
 
 def phase(record: Record) -> str:

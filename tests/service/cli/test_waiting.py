@@ -238,7 +238,7 @@ def terminal() -> Iterator[tuple[Terminal, int]]:
 
 @pytest.mark.parametrize(
     ("answer", "state", "said"),
-    [("cancel\n", "cancelled", "trivium jobs resume"), ("leave\n", "queued", "trivium jobs watch")],
+    [("cancel\n", "cancelled", "trivium jobs resume"), ("L\n", "queued", "trivium jobs watch")],
 )
 def test_an_interrupt_at_a_terminal_asks_and_does_what_is_answered(
     idle, data, tmp_path, terminal, answer, state, said
@@ -250,7 +250,7 @@ def test_an_interrupt_at_a_terminal_asks_and_does_what_is_answered(
         screen.until("[wait]")
         screen.write("what?\n")
         screen.until("is none of them")
-        screen.write("\n")  # goes on waiting
+        screen.write("w\n")
         screen.until("waiting for a worker")
         command.send_signal(signal.SIGINT)
         screen.until("[wait]")
@@ -258,3 +258,15 @@ def test_an_interrupt_at_a_terminal_asks_and_does_what_is_answered(
         screen.until(said)
         assert command.wait(30) == 130
     assert newest(idle)["state"] == state
+
+
+def test_interrupts_faster_than_the_question_do_not_leave_without_a_word(idle, data, tmp_path, terminal):
+    screen, side = terminal
+    with waiting_command(idle, data, tmp_path / "s.csv", stdin=side, stdout=side, stderr=side) as command:
+        screen.until("waiting for a worker")
+        command.send_signal(signal.SIGINT)
+        command.send_signal(signal.SIGINT)
+        screen.write("l\n")  # if the question comes all the same, as it does when both arrive as one
+        screen.until("trivium jobs watch")
+        assert command.wait(30) == 130
+    assert newest(idle)["state"] == "queued"
