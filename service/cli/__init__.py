@@ -29,7 +29,7 @@ from service.cli import (
 from service.cli.failures import explain
 
 EPILOG = """\b
-Every command takes --json: the API's own record(s) on stdout.
+Every command but serve and worker takes --json: the API's own record(s) on stdout.
 Models are written name, name@alias or name:version.
 
 \b
@@ -64,7 +64,7 @@ tuf_app = Typer(
     rich_markup_mode=None,
 )
 exports_app = Typer(
-    help="Exports: list a model's, show one with its report.",
+    help="Exports: list a model's (`trivium exports NAME`), show one with its report.",
     cls=groups.ListByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -73,12 +73,12 @@ batch_app = Typer(
     help="Scoring of files, however large, in the background.", no_args_is_help=True, rich_markup_mode=None
 )
 jobs_app = Typer(
-    help="Jobs: list, show, watch, cancel, resume, fetch what they made.",
+    help="Jobs: list (`trivium jobs` alone), show, watch, cancel, resume, fetch what they made.",
     cls=groups.ListByDefault,
     rich_markup_mode=None,
 )
 schedules_app = Typer(
-    help="Schedules: list, create, show, pause, resume, run now, history, delete.",
+    help="Schedules: list (`trivium schedules` alone), create, show, pause, resume, run, history, delete.",
     cls=groups.ListByDefault,
     rich_markup_mode=None,
 )

@@ -11,7 +11,7 @@ from service.batch import media
 from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, started
 from service.cli.progress import follow, require_done
 from service.cli.report import accepted_line, scored_line
-from service.cli.shared import Json, connect, emit, given, model_ref
+from service.cli.shared import Json, connect, emit, given, model_ref, say
 from service.cli.transfer import fetch
 
 if TYPE_CHECKING:
@@ -23,14 +23,24 @@ OUTPUTS = {
 
 Version = Annotated[str, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")]
 Out = Annotated[
-    Path | None, Option(dir_okay=False, help="Where the scores go: .parquet, .csv, .jsonl or .ndjson.")
+    Path | None,
+    Option(
+        dir_okay=False,
+        help="The scores' file: .parquet, .csv, .jsonl or .ndjson. Needed but with --dry-run or --no-wait.",
+    ),
 ]
 IdColumn = Annotated[str | None, Option(help="A column that goes into the output and the errors file.")]
 Passthrough = Annotated[
     list[str] | None, Option(metavar="COLUMN", help="One more column for the output; may be repeated.")
 ]
 ErrorThreshold = Annotated[
-    float | None, Option(min=0, max=1, help="The job fails when a larger share of the rows does.")
+    float | None,
+    Option(
+        min=0,
+        max=1,
+        help="The job fails when a larger share of the rows cannot be scored. Unless it is said, only when "
+        "all of them cannot.",
+    ),
 ]
 
 
@@ -50,7 +60,8 @@ def score(
 ) -> None:
     """Score all rows of a file or a directory, and fetch the output.
 
-    Rows that cannot be scored are listed in OUT.errors.csv, with the reason. Exit code 1 when the job fails.
+    Rows that cannot be scored are listed in OUT.errors.csv, with the reason. They do not make the exit code
+    1; a job that fails does, because all of its rows cannot be scored or more than --error-threshold allows.
     Ctrl-C asks whether the job shall go on without you.
     """
     ref = model_ref(model)
@@ -98,16 +109,22 @@ def _checked(found: Record) -> list[str]:
 
 
 def _finish(client: Client, record: Record, out: Path | None, json: bool) -> None:
-    """Fetch what an ended job made, the errors before the output: when that is there, all is."""
-    require_done(record, json)
+    """Fetch what an ended job made, the errors before the output: when that is there, all is. A job that
+    failed by its bad rows has made the errors."""
     assert out is not None, "`_output` has seen to it"
     errors = out.with_name(f"{out.name}.errors.csv")
     if record["errors"]:
         fetch(client, record["errors"], errors)
-    else:
+        if record["state"] != "done":
+            say(f"what is wrong with the rows is in {errors}")
+    elif record["state"] == "done":
         errors.unlink(missing_ok=True)  # of a run before this one
+    require_done(record, json)
     size = fetch(client, record["output"], out)
     lines = [f"{scored_line(record)}: {out}, {size:,} bytes"]
     if record["errors"]:
-        lines.append(f"not scored: {record['rows_failed']:,}, see {errors}")
+        failed, total = record["rows_failed"], record["rows_done"] + record["rows_failed"]
+        lines.append(
+            f"warning: not scored: {failed:,} of {total:,} rows ({failed / total:.2%}), see {errors}"
+        )
     emit(json, record, lambda: echo("\n".join(lines)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
-from service.batch.media import BY_SUFFIX
+from service.batch.media import BY_SUFFIX, SUFFIXES
 from service.cli.transfer import upload
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ Data = Annotated[
         "files, or a URI that the server can read.",
     ),
 ]
-MediaType = Annotated[str | None, Option(help="What is in DATA, when its name does not say it.")]
+MediaType = Annotated[
+    str | None,
+    Option(help=f"What is in DATA, when its name does not say it: {' or '.join(SUFFIXES)}."),
+]
 Attempts = Annotated[int | None, Option(min=1, help="Per partition: one run and the retries (4).")]
 Engine = Annotated[str | None, Option(help="local or ray.")]
 NoWait = Annotated[bool, Option("--no-wait", help="Do not wait for the job.")]
@@ -71,6 +74,7 @@ def _media_type(file: Path) -> str:
     found = by_name(str(file))
     if found is None:
         raise BadParameter(
-            f"{file}: its name does not say what is in it ({' '.join(BY_SUFFIX)}); --media-type does"
+            f"{file}: its name does not say what is in it ({' '.join(BY_SUFFIX)}); say it with --media-type "
+            f"{' or '.join(SUFFIXES)}"
         )
     return found

@@ -172,7 +172,10 @@ def failure_lines(record: Record) -> Iterator[str]:
         f"error: {name} failed: {record['error']}" if record["state"] == "failed" else f"{name} was cancelled"
     )
     number = record["id"]
-    yield f"`trivium jobs show {number}` says more, `trivium jobs resume {number}` goes on from here"
+    if record["errors"]:  # the rows failed it, and would again
+        yield f"`trivium jobs errors {number}` lists the rows and what is wrong with them"
+    else:
+        yield f"`trivium jobs show {number}` says more, `trivium jobs resume {number}` goes on from here"
 
 
 def job_lines(record: Record) -> Iterator[str]:

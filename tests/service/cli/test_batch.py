@@ -86,7 +86,7 @@ def test_rows_that_cannot_be_scored_are_beside_the_output_and_a_later_run_takes_
     ran = live(*order)
     assert ran.code == 0, ran.err
     errors = tmp_path / "scores.csv.errors.csv"
-    assert f"not scored: 1, see {errors}" in ran.out
+    assert f"\nwarning: not scored: 1 of 2,000 rows (0.05%), see {errors}\n" in ran.out
     failed = pd.read_csv(errors, dtype=str)
     assert failed[["row", "id", "field"]].to_numpy().tolist() == [["7", "00007", "age"]]
     assert len(pd.read_csv(out)) == ROWS - 1
@@ -159,7 +159,9 @@ def test_rows_without_a_column_of_the_model_are_refused_at_once_and_named(live, 
     assert live("jobs", "--model", published, "--json").record["items"] == []
 
 
-def test_a_job_that_fails_is_exit_code_1_with_its_error_and_writes_nothing(live, published, rows, tmp_path):
+def test_a_job_that_fails_by_its_rows_is_exit_code_1_and_leaves_them_but_no_output(
+    live, published, rows, tmp_path
+):
     file, out = tmp_path / "rows.csv", tmp_path / "scores.csv"
     spoilt = rows.astype({"age": object})
     spoilt.loc[1000:, "age"] = "old"
@@ -169,8 +171,13 @@ def test_a_job_that_fails_is_exit_code_1_with_its_error_and_writes_nothing(live,
     assert (ran.code, ran.out) == (1, "")
     job = live("jobs", "--model", published, "--state", "failed", "--json").record["items"][0]
     assert f"error: job {job['id']} failed: {job['error']}" in ran.err
-    assert f"trivium jobs resume {job['id']}" in ran.err
+    assert f"trivium jobs errors {job['id']}" in ran.err
+    assert "resume" not in ran.err
     assert not out.exists()
+    errors = tmp_path / "scores.csv.errors.csv"
+    assert str(errors) in ran.err
+    assert pd.read_csv(errors)["row"].tolist() == list(range(1000, ROWS))
+    assert live("jobs", "errors", job["id"]).out == errors.read_bytes().decode()
     assert live("jobs", "watch", job["id"]).code == 1
 
 
