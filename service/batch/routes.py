@@ -111,7 +111,7 @@ def cancel_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord
 @router.post("/v1/jobs/{job_id}/resume", dependencies=[guarded("batch")], responses=problems(404, 409, 422))
 def resume_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
     """Go on with a failed or cancelled job; partitions that are done are not done again."""
-    _job(session, job_id, caller)
+    starting.check_may_start(caller, _job(session, job_id, caller).spec)
     return _record(session, jobs.resume(session, job_id))
 
 

@@ -23,7 +23,7 @@ from registry.build.example import MAX_ROWS
 from registry.build.fit.dealing import HELD_OUT
 from registry.build.fit.job import SEED
 from registry.build.fit.sampling import Quota
-from registry.errors import NotFound
+from registry.errors import Invalid, NotFound
 from registry.tables import VersionRow
 from registry.versions import NewVersion
 from service.batch import accept
@@ -115,7 +115,7 @@ def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> Non
     try:
         by, schedule = job.created_by, job.schedule  # whose next run waits for this one, too
         accept.accept(session, store, spec, version, by=by, schedule=schedule, parent_id=job.id)
-    except NotFound as missing:
+    except (NotFound, Invalid) as missing:
         raise Hopeless(f"{job.model}:{version.number} is published, but then: {missing}") from missing
 
 

@@ -114,5 +114,8 @@ async def test_a_key_that_may_only_start_jobs_publishes_nothing(shop: Shop) -> N
         assert made.status_code == 201, made.text
         refused(await client.post("/v1/schedules/weekly/run"), 403)
         refused(await client.patch("/v1/schedules/weekly", json={"start_in_s": 0}), 403)
+        location = (await shop.api.client.post(PATH, json=shop.body)).headers["location"]
+        assert (await client.post(f"{location}/cancel")).status_code == 200
+        refused(await client.post(f"{location}/resume"), 403)
     async with shop.api.with_key(await shop.api.key("batch", "publish")) as client:
         assert (await client.post(PATH, json=shop.body)).status_code == 202

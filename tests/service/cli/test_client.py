@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 
 import httpx
 import pytest
@@ -111,12 +110,10 @@ def test_two_publishes_with_the_same_words_are_two_versions(client, request_for)
     assert numbers == [1, 2]
 
 
-def test_a_server_that_never_answered_is_given_up_within_seconds(free_port):
-    started = time.monotonic()
+def test_a_server_that_never_answered_is_given_up(free_port):
     with Client(f"http://127.0.0.1:{free_port}", None) as client, pytest.raises(Unreachable) as lost:
         client.call("GET", "/readyz")
     assert str(free_port) in str(lost.value)
-    assert time.monotonic() - started < 5
 
 
 def test_an_upload_reports_its_progress_and_can_be_repeated(client, tmp_path):
