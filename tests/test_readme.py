@@ -68,7 +68,7 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
-    publish, predict, csv, versions, keys, export, manifest, device, batch, job, weekly = printed
+    publish, predict, csv, versions, keys, export, manifest, device, batch, job, weekly, trained = printed
     assert "iris:1 is ready on onnx" in publish
     assert predict.startswith('{"predictions":[{"label":"setosa"')
     assert csv.splitlines()[0].startswith("label,probability.setosa")
@@ -89,7 +89,8 @@ def test_every_block_of_the_tour_does_what_it_says(tour) -> None:
     assert len(job.splitlines()) == 151
     assert '"state":"done"' in (directory / "iris.events.txt").read_text().splitlines()[-2]
     assert weekly.startswith("iris-weekly: runs every 1w, next at ")
+    assert trained.startswith("iris-trained:1 was trained on 120 rows in 1 partition; on 30 rows held out: ")
 
 
 def test_the_tour_has_its_blocks() -> None:
-    assert len(BLOCKS) == 11
+    assert len(BLOCKS) == 12
