@@ -40,8 +40,8 @@ def test_a_setting_that_is_none_is_wrong_usage_and_named(trivium, tmp_path):
 
 
 def interrupted(command: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it said. A signal that comes just before Python waits for an answer is seen only after the wait, so
-    it is sent again, as a person would press the keys again."""
+    """What it said. Of a signal that comes just before it waits for an answer, Python knows only after the
+    wait: it is sent again, as a person would press the keys again."""
     for _ in range(30):
         command.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
