@@ -14,7 +14,7 @@ from benchmarks.batch_kill import kill_workers
 from benchmarks.batch_trouble import Faults
 from tests.registry.conftest import Postgres
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.fault
 
 ROWS, FILES = 1_200_000, 12
 Make = Callable[..., Site]

@@ -227,6 +227,7 @@ def test_output_and_errors_are_the_bytes_that_this_machine_writes(
     assert drivers() == []
 
 
+@pytest.mark.fault
 def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
     bench: Bench, cluster: dict[str, str]
 ) -> None:
@@ -239,6 +240,7 @@ def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
     assert len({pid_of(p) for p in bench.parts(job_id)}) > 2
 
 
+@pytest.mark.fault
 def test_both_nodes_work_and_when_a_worker_is_killed_with_its_driver_another_goes_on(
     bench: Bench, cluster: dict[str, str]
 ) -> None:
@@ -288,6 +290,7 @@ def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_ar
     assert "1.csv" in (job.error or "")
 
 
+@pytest.mark.fault
 def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
     bench: Bench, cluster: dict[str, str], tmp_path: Path
 ) -> None:

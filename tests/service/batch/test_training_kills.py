@@ -65,7 +65,7 @@ def work(trainings: Trainings, job_id: int, until: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("estimator", "given"),
     [
