@@ -39,7 +39,8 @@ class Server(NamedTuple):
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole = self.log.read_text().rpartition("\n")[0]  # the last line may be on its way
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
 
 @contextmanager
