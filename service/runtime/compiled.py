@@ -25,7 +25,7 @@ _SETTING = threading.Lock()  # numba's, which is one for all threads
 
 def inner(function: Function) -> Function:
     """To be called by compiled functions of its module."""
-    made: Function = numba.njit(function, nogil=True)
+    made: Function = numba.njit(function, nogil=True, forceinline=True)
     return made
 
 

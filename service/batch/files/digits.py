@@ -4,9 +4,13 @@ Plain is: no quotes, each row with as many cells as the header, numbers of at mo
 around them. For anything else `parse` says so, and the block is read by pyarrow. A number is the nearest
 float64 to its decimal digits, as everywhere.
 
+Nearly all numbers are short: `short` looks at sixteen bytes at once for where one ends, and takes up to
+eight digits with three multiplications. Where it says nothing, `long` does.
+Places are uint64, for which nothing asks whether they count from the end.
+
 Sources: W. D. Clinger, "How to read floating point numbers accurately" (1990), the fast path; D. Lemire,
-"Number parsing at a gigabyte per second" (2021), the multiplication by 128-bit powers of ten; both refuse
-what they cannot round for certain.
+"Number parsing at a gigabyte per second" (2021), eight digits at once and the multiplication by 128-bit
+powers of ten; both refuse what they cannot round for certain.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from registry.rows import Array
 from service.runtime.compiled import inner, outer
@@ -44,6 +50,12 @@ def _powers() -> tuple[Array, Array]:
 HIGH, LOW = _powers()
 TWO = np.ldexp(1.0, np.arange(0x7FF) - 1075)
 EXACT = 10.0 ** np.arange(23)  # without error in float64
+TENS = np.array([10**n for n in range(9)], dtype=np.uint64)
+
+_0, _1, _2, _3, _4, _5, _6, _7, _8 = map(np.uint64, range(9))
+_16, _24, _32, _40, _48, _56, _64 = map(np.uint64, range(16, 72, 8))
+_ZEROS, _SEVENS, _HIGHEST = (np.uint64(int(octet * 8, 16)) for octet in ("30", "76", "80"))
+_WINDOW = np.uint64(18)  # bytes that `short` may look at, a sign before them included
 
 
 @inner
@@ -93,13 +105,80 @@ def scaled(mantissa: Any, exponent: int) -> Any:
     return float(np.int64(bits)) * TWO[power]
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def trailing_zeros(_: Any, bits: Any) -> Any:
+    """How many bits are zero below the lowest one of a uint64 that is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(bits), generate
+
+
 @inner
-def exponent_of(data: Array, at: int, stop: int) -> int:
+def word(data: Array, at: Any) -> Any:
+    """Eight bytes, the first one lowest, each with what is 0 to 9 where there is a digit."""
+    found = (  # written out, this is one load
+        np.uint64(data[at])
+        | np.uint64(data[at + _1]) << _8
+        | np.uint64(data[at + _2]) << _16
+        | np.uint64(data[at + _3]) << _24
+        | np.uint64(data[at + _4]) << _32
+        | np.uint64(data[at + _5]) << _40
+        | np.uint64(data[at + _6]) << _48
+        | np.uint64(data[at + _7]) << _56
+    )
+    return found ^ _ZEROS
+
+
+@inner
+def no_digits(eight: Any) -> Any:
+    """A bit for each byte of a `word` that is no digit. A byte that is no ASCII may give the one behind it a
+    bit too, which nobody asks for: it is no digit itself."""
+    odd = ((eight + _SEVENS) | eight) & _HIGHEST
+    return ((odd >> _7) * np.uint64(0x0102040810204080)) >> _56
+
+
+@inner
+def value_of(eight: Any, count: Any) -> Any:
+    """The number that the first 1 to 8 digits of a `word` are."""
+    eight <<= _64 - (count << _3)
+    eight = eight * np.uint64(10) + (eight >> _8)
+    pairs = np.uint64(0x000000FF000000FF)
+    hundreds = (eight & pairs) * np.uint64(0x000F424000000064)
+    return (hundreds + ((eight >> _16) & pairs) * np.uint64(0x0000271000000001)) >> _32
+
+
+@inner
+def ends(octet: Any) -> Any:
+    return (octet == _COMMA) | (octet == _LF) | (octet == _CR)
+
+
+@inner
+def short(data: Array, at: Any) -> tuple[Any, float]:
+    """Where the cell at `at` ends, and its value, when it is at most 7 digits and, maybe, as many behind a
+    point; `at` otherwise. Behind `at`, 17 bytes are there."""
+    eight = word(data, at)
+    odd = no_digits(eight) | (no_digits(word(data, at + _8)) << _8) | np.uint64(0x30000)
+    before = trailing_zeros(odd)
+    end = trailing_zeros(odd & (odd - _1))
+    behind = end - before - _1
+    # & and not `and`: one jump that is nearly always taken
+    if (before - _1 < _7) & (behind - _1 < _7) & (data[at + before] == _POINT) & ends(data[at + end]):
+        mantissa = value_of(eight, before) * TENS[behind] + value_of(word(data, at + before + _1), behind)
+        return at + end, float(np.int64(mantissa)) / EXACT[behind]
+    if (before - _1 < _7) & ends(data[at + before]):
+        return at + before, float(np.int64(value_of(eight, before)))
+    return at, 0.0
+
+
+@inner
+def exponent_of(data: Array, at: Any, stop: Any) -> int:
     """What stands between `e` and `stop`, of at most three digits; `BAD` when it is something else."""
     negative = data[at] == _MINUS
     if negative or data[at] == _PLUS:
-        at += 1
-    if not 1 <= stop - at <= 3:
+        at += _1
+    if not _1 <= stop - at <= _3:
         return BAD
     power = 0
     for i in range(at, stop):
@@ -111,7 +190,7 @@ def exponent_of(data: Array, at: int, stop: int) -> int:
 
 
 @inner
-def leading_zeros(data: Array, start: int, stop: int) -> int:
+def leading_zeros(data: Array, start: Any, stop: Any) -> int:
     zeros = 0
     for at in range(start, stop):
         if data[at] == _ZERO:
@@ -122,88 +201,116 @@ def leading_zeros(data: Array, start: int, stop: int) -> int:
 
 
 @inner
-def digits_of(data: Array, at: int, mantissa: Any) -> tuple[int, Any]:
+def digits_of(data: Array, at: Any, mantissa: Any) -> tuple[Any, Any]:
     """Where the digits from `at` on end, and `mantissa` with them behind it."""
+    while at + _8 <= len(data):
+        eight = word(data, at)
+        odd = no_digits(eight)
+        count = trailing_zeros(odd | np.uint64(0x100))
+        if count:
+            mantissa = mantissa * TENS[count] + value_of(eight, count)
+        at += count
+        if odd:
+            return at, mantissa
     digit = data[at] - _ZERO
     while 0 <= digit <= 9:
         mantissa = mantissa * np.uint64(10) + np.uint64(digit)
-        at += 1
+        at += _1
         digit = data[at] - _ZERO
     return at, mantissa
 
 
 @inner
-def number(data: Array, start: int) -> tuple[int, float]:
-    """Where the number at `start` ends, and its value; -1 when it is not plain."""
+def number(data: Array, start: Any) -> tuple[Any, float]:
+    """Where the number at `start` ends, and its value; `start` when it is not plain."""
     negative = data[start] == _MINUS
-    first = start + 1 if negative or data[start] == _PLUS else start
-    at, mantissa = digits_of(data, first, np.uint64(0))
-    digits, exponent = at - first, 0
+    first = start + _1 if negative or data[start] == _PLUS else start
+    at, mantissa = digits_of(data, first, _0)
+    digits: Any = np.int64(at - first)
+    exponent: Any = 0
     if data[at] == _POINT:
-        first = at + 1
+        first = at + _1
         at, mantissa = digits_of(data, first, mantissa)
-        exponent = first - at
+        exponent = -np.int64(at - first)
         digits -= exponent
     if digits == 0 or (digits > 19 and digits - leading_zeros(data, start, at) > 19):
-        return -1, 0.0
+        return start, 0.0
     if data[at] == 0x65 or data[at] == 0x45:
-        first = at + 1
+        first = at + _1
         at = cell_end(data, first)
         power = exponent_of(data, first, at)
         if power == BAD:
-            return -1, 0.0
+            return start, 0.0
         exponent += power
     if mantissa < np.uint64(1 << 53) and -22 <= exponent <= 22:
         value = float(np.int64(mantissa))
         value = value * EXACT[exponent] if exponent >= 0 else value / EXACT[-exponent]
     else:
         value = scaled(mantissa, exponent)
-    return at if value == value else -1, -value if negative else value
+    return at if value == value else start, -value if negative else value
 
 
 @inner
-def cell_end(data: Array, at: int) -> int:
-    while data[at] != _COMMA and data[at] != _LF and data[at] != _CR:
-        at += 1
+def cell_end(data: Array, at: Any) -> Any:
+    while not ends(data[at]):
+        at += _1
     return at
 
 
+@inner
+def long(data: Array, start: Any) -> tuple[Any, float]:
+    """As `number`, with a short way for what is negative."""
+    if data[start] == _MINUS and start + _WINDOW < len(data):
+        at, value = short(data, start + _1)
+        if at != start + _1:
+            return at, -value
+    return number(data, start)
+
+
 @outer((OCTETS, WHOLE, WHOLE, types.float64[:, ::1], types.int32[:, :, ::1]))
-def parse(data: Array, number_of: Array, text_of: Array, numbers: Array, texts: Array) -> int:
+def parse(data: Array, number_of: Array, text_of: Array, numbers: Array, texts: Array) -> Any:
     """Fill `numbers[row, number_of[j]]` and `texts[text_of[j], row]` (start and end) from the cells of
     column `j`, -1 for neither; an empty cell is NaN. The number of rows, or -1 when they are not plain.
 
     `data` ends with a line feed, and there is room for all rows.
     """
-    width, size, row, column, at = len(number_of), len(data), 0, 0, 0
+    width, size, at = np.uint64(len(number_of)), np.uint64(len(data)), _0
+    row = column = _0
     while at < size:
         start = at
         octet = data[at]
-        if column == 0 and (octet == _LF or (octet == _CR and data[at + 1] == _LF)):  # a blank line
-            at += 1 if octet == _LF else 2
+        if column == _0 and (octet == _LF or (octet == _CR and data[at + _1] == _LF)):  # a blank line
+            at += _1 if octet == _LF else _2
             continue
         into = number_of[column]
         if into < 0:
             at = cell_end(data, at)
-        elif octet in (_COMMA, _LF, _CR):
-            numbers[row, into] = np.nan
+        elif ends(octet):
+            numbers[row, np.uint64(into)] = np.nan
         else:
-            at, value = number(data, at)
-            if at < 0:
-                return -1
-            numbers[row, into] = value
+            value = 0.0
+            if start + _WINDOW < size:
+                at, value = short(data, start)
+            if at == start:
+                at, value = long(data, start)
+                if at == start:
+                    return -1
+            numbers[row, np.uint64(into)] = value
         if text_of[column] >= 0:
             texts[text_of[column], row, 0], texts[text_of[column], row, 1] = start, at
-        column += 1
-        if data[at] == _CR:
-            at += 1
-        if data[at] == _LF and column == width:
-            column = 0
-            row += 1
-        elif data[at] != _COMMA or column == width or data[at - 1] == _CR:
-            return -1
-        at += 1
-    return row
+        column += _1
+        if data[at] == _COMMA:
+            if column == width:
+                return -1
+        else:
+            if data[at] == _CR:
+                at += _1
+            if data[at] != _LF or column != width:
+                return -1
+            column = _0
+            row += _1
+        at += _1
+    return np.int64(row)
 
 
 @outer((OCTETS, types.int32[:, ::1], WHOLE, types.uint8[::1]))

@@ -16,21 +16,45 @@ BITS = st.integers(0, 2**64 - 1).map(lambda b: struct.unpack("<d", struct.pack("
 DECIMALS = st.tuples(st.integers(0, 10**19 - 1), st.integers(-345, 310)).map(lambda t: f"{t[0]}e{t[1]}")
 HALVES = st.integers(2**53, 2**63).map(str)  # every second one is half way between two floats
 FIXED = st.decimals(-(10**9), 10**9, allow_nan=False, places=12).map(str)
+SHORT = st.from_regex(r"-?[0-9]{1,9}(\.[0-9]{0,9})?", fullmatch=True)
+ANY = st.text("0123456789.-+e,\r\n\xe9 ", max_size=12)
 
 
 def number(text: str) -> float | None:
-    """What `parse` makes of a cell; None when it leaves it to others."""
-    out, nothing = np.zeros((8, 1)), np.empty((0, 8, 2), dtype=np.int32)
+    """What `parse` makes of a cell; None when it leaves it to others. The same wherever it stands: with
+    many bytes behind it, in which it may look at several at once, as at the end of the data."""
+    (last,), found = parsed(text), parsed(text + "\n0" * 20)
+    assert found[0] == last or (last is None and len(found) == 1)
+    return last
+
+
+def parsed(text: str) -> list[float | None]:
+    """The cells of a table of one column; a single None when it is left to others."""
+    room = len(text) + 1
+    out, nothing = np.zeros((room, 1)), np.empty((0, room, 2), dtype=np.int32)
     data = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
     rows = digits.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), out, nothing)
-    return float(out[0, 0]) if rows == 1 else None
+    return [None] if rows < 0 else [float(n) for n in out[:rows, 0]]
 
 
 @settings(max_examples=2000, deadline=None)
-@given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALVES | FIXED)
+@given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALVES | FIXED | SHORT)
 def test_a_number_is_the_nearest_float_or_left_to_others(text: str) -> None:
     found = number(text)
     assert found is None or found == float(text)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SHORT)
+def test_short_numbers_are_never_left_to_others(text: str) -> None:
+    assert number(text) == float(text)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(ANY)
+def test_what_follows_does_not_change_what_a_cell_is(text: str) -> None:
+    alone, more = parsed(text), parsed(text + "\n0" * 20)
+    assert more[:-20] == alone or more == alone == [None] or (not alone and set(more) == {0.0})
 
 
 PLAIN = ["0.1", "-12.5", "1e22", "12345678901234567", "5.", ".5", "0.30000000000000004", "+1", "1E-7",
