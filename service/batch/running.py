@@ -26,7 +26,7 @@ from service.config import Settings
 from service.prepare import prepare
 from service.runtime.batch import BatchLoader, is_shared
 from service.runtime.isolated import IsolatedSpec
-from service.runtime.without import arrow_without_pandas
+from service.runtime.without import arrow_without_pandas, numba_without_scipy
 
 NICE = 10
 """A server's predictions go first: where both want a processor, its worker's lanes get a tenth of it."""
@@ -93,6 +93,7 @@ def run(
     for thread in beside:
         thread.start()
     log.info("worker.started", lanes=settings.batch_lanes)
+    threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     up()
     stopped()
     for thread in beside:
@@ -101,6 +102,13 @@ def run(
     models.close()
     forks.stop()
     engine.dispose()
+
+
+def _warm_up() -> None:
+    """What a first job would wait for, half a second, is loaded while there is none."""
+    numba_without_scipy()
+    import service.batch.files.plain
+    import service.runtime.forest  # noqa: F401
 
 
 def child(parent: int, told: int) -> None:

@@ -27,7 +27,7 @@ from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work,
 from service.config import Settings
 
 BEAT_S = 1.0
-POLL_S = 0.25
+POLL_S = 0.1
 ERROR_S = 2.0
 FIRST_BACKOFF_S = 1.0
 MOST_BACKOFF_S = 60.0

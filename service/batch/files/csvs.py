@@ -94,9 +94,11 @@ def _quoted_ranges(opened: Opened, header: Header) -> Iterator[tuple[int, int]]:
 
 def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
     header, stream, size = _start(opened, part)
-    for index, data in enumerate(blocks(stream, size, header.records, opened.file.name)):
-        found = _plain_block(data, header.names, columns, extra) if index else None
+    large = part.start > header.end
+    for data in blocks(stream, size, header.records, opened.file.name):
+        found = _plain_block(data, header.names, columns, extra) if large else None
         yield found or _block(data, header.names, columns, extra)
+        large = True
 
 
 def _plain_block(
