@@ -72,13 +72,22 @@ def _tensor(batch: Any) -> Array:
 
 def _matrix(columns: Sequence[Column], batch: Any, matrix: Array, value: Value) -> Checked:
     """The rows of a batch of numbers, which `matrix` holds as float64."""
-    finite: Array = np.isfinite(matrix)
-    whole = [True] * len(columns) if finite.all() else np.all(finite, axis=0).tolist()
+    whole = all_finite(matrix)
     wrong: Wrongs = {}
     for j, column in enumerate(columns):
         if not (whole[j] and _is_plain(column, batch.schema.field(j).type)):
             matrix[:, j] = _column(column, batch.column(j), value, wrong)
     return Checked(Rows(matrix=matrix), wrong)
+
+
+def all_finite(matrix: Array) -> list[bool]:
+    """Of each column, whether all of it is. A sum tells at once, and takes no memory: where it is not finite,
+    which numbers near the largest can do too, each cell is looked at."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(matrix.sum()):
+            return [True] * matrix.shape[1]
+    found: list[bool] = np.isfinite(matrix).all(axis=0).tolist()
+    return found
 
 
 def _is_plain(column: Column, kind: Any) -> bool:

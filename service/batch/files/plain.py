@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from registry.rows import Array, Rows
-from service.batch.files.cells import Wrongs, around_missing
+from service.batch.files.cells import Wrongs, all_finite, around_missing
 from service.batch.files.dataset import Block
 from service.batch.files.digits import gather, parse
 from service.runtime.codec.arrow import arrow_value
@@ -40,8 +40,7 @@ def block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: S
 
 
 def _checked(columns: Sequence[Column], matrix: Array, wrong: Wrongs) -> Rows | None:
-    finite: Array = np.isfinite(matrix)
-    whole = [True] * len(columns) if finite.all() else np.all(finite, axis=0).tolist()
+    whole = all_finite(matrix)
     for j, column in enumerate(columns):
         if whole[j] and column.dtype == "float64" and column.known is None:
             continue
