@@ -26,7 +26,7 @@ from service.config import Settings
 from service.prepare import prepare
 from service.runtime.batch import BatchLoader, is_shared
 from service.runtime.isolated import IsolatedSpec
-from service.runtime.without import arrow_without_pandas, numba_without_scipy
+from service.runtime.without import numba_without_scipy
 
 NICE = 10
 """A server's predictions go first: where both want a processor, its worker's lanes get a tenth of it."""
@@ -68,7 +68,6 @@ def run(
 ) -> None:
     """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
     prepare(settings)
-    arrow_without_pandas()
     engine = db.connect(settings.url, most_idle_s=LEASE_S)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
     models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)

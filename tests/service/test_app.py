@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import socket
 import stat
@@ -12,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 
 from service.config import Settings
 from service.prepare import prepare
 from tests.service.estimators import NAP
 from tests.service.server import Server, serving
 
+ARROW = "application/vnd.apache.arrow.stream"
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
 NEVER = (
     *("sklearn", "joblib", "skl2onnx", "pandas", "scipy", "alembic", "onnx", "pickle5", "cloudpickle"),
@@ -47,8 +51,29 @@ def test_the_server_never_imports_what_unpickles(published_home: Path, tmp_path:
             answer = client.post(f"/v1/models/{model}/predict", json={"instances": [ROW]})
             assert answer.status_code == 200, answer.text
         after = set(client.get("/livez").json())
+        rows = pa.table({name: [value] for name, value in ROW.items()})
+        with io.BytesIO() as body:
+            with pa.ipc.new_stream(body, rows.schema) as stream:
+                stream.write_table(rows)
+            headers = {"Content-Type": ARROW, "Accept": ARROW}
+            answer = client.post("/v1/models/forest/predict", content=body.getvalue(), headers=headers)
+        assert answer.status_code == 200, answer.text
+        data = (",".join(ROW) + "\n" + ",".join(map(str, ROW.values())) + "\n").encode()
+        digest = hashlib.sha256(data).hexdigest()
+        assert client.put(f"/v1/artifacts/{digest}", content=data).status_code == 201
+        job = {
+            "kind": "score",
+            "model": "forest",
+            "input": {"artifact": digest, "media_type": "text/csv"},
+            "output": {"media_type": "text/csv"},
+            "dry_run": True,
+        }
+        answer = client.post("/v1/jobs", json=job)
+        assert answer.status_code == 200, answer.text
+        with_arrow = set(client.get("/livez").json()) - {"cloudpickle"}  # which pyarrow itself imports
     assert "onnxruntime" in after
-    assert [name for name in NEVER if name in at_start | after] == []
+    assert "pyarrow" in with_arrow
+    assert [name for name in NEVER if name in at_start | after | with_arrow] == []
 
 
 BEFORE_READINESS = """
