@@ -86,8 +86,7 @@ def all_finite(matrix: Array) -> list[bool]:
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(matrix.sum()):
             return [True] * matrix.shape[1]
-    found: list[bool] = np.isfinite(matrix).all(axis=0).tolist()
-    return found
+    return [bool(whole) for whole in np.all(np.isfinite(matrix), axis=0)]
 
 
 def _is_plain(column: Column, kind: Any) -> bool:
