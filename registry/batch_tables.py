@@ -35,7 +35,7 @@ class JobRow(Base):
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
-    started_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]  # and once more when it was resumed
     finished_at: Mapped[datetime | None]
     keep_s: Mapped[float]  # how long files and record are kept after the end
     expires_at: Mapped[datetime | None] = mapped_column(index=True)  # set when it ends

@@ -73,6 +73,8 @@ class Progress(msgspec.Struct, frozen=True):
     rows_done: int = 0
     rows_failed: int = 0
     attempts: int = 0  # of the partition that took most
+    rows_lately: int = 0  # since the job was started or resumed, with those that failed
+    partitions_lately: int = 0
 
 
 def create(session: Session, new: NewJob, *, by: str) -> JobRow:
@@ -146,6 +148,8 @@ def search(
 def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     """By job. One that is not planned yet has none."""
     counts = PartitionRow.stage.in_(ROWS_COUNT)
+    lately = PartitionRow.finished_at >= JobRow.started_at
+    seen = case((or_(PartitionRow.finished_at.is_(None), lately), PartitionRow.rows + PartitionRow.failed))
     unknown = func.count(case((and_(counts, PartitionRow.rows_total.is_(None)), 1)))
     rows = session.execute(
         select(
@@ -157,14 +161,19 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
             func.sum(case((counts, PartitionRow.rows), else_=0)),
             func.sum(case((counts, PartitionRow.failed), else_=0)),
             func.max(TaskRow.attempt),
+            func.sum(case((counts, seen), else_=0)),
+            func.count(case((lately, 1))),
         )
+        .join(JobRow, JobRow.id == PartitionRow.job_id)
         .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
         .where(PartitionRow.job_id.in_(job_ids))
         .group_by(PartitionRow.job_id)
     )
     return {
-        job_id: Progress(total, done, None if unknown else int(rows), int(good), int(bad), most or 0)
-        for job_id, total, done, unknown, rows, good, bad, most in rows
+        job_id: Progress(
+            total, done, None if unknown else int(rows), int(good), int(bad), most or 0, int(seen or 0), ended
+        )
+        for job_id, total, done, unknown, rows, good, bad, most, seen, ended in rows
     }
 
 
@@ -188,7 +197,6 @@ def plan(session: Session, job: JobRow, stage: str, parts: Sequence[NewPartition
     """Add the partitions of a stage and a task for each, or enqueue the assembly when there are none."""
     for number, new in enumerate(parts):
         row = PartitionRow(job_id=job.id, stage=stage, number=number, part=new.part, rows_total=new.rows)
-        row.rows = row.failed = row.failures = 0
         session.add(row)
     session.flush()
     enqueue_rest(session, job)
@@ -200,7 +208,7 @@ def enqueue_rest(session: Session, job: JobRow) -> None:
     done = {(p.stage, p.number) for p in found if p.result is not None}
     waiting, moment = [p for p in found if p.result is None], queue.clock(session)
     for row in waiting:
-        row.failures = 0
+        row.rows = row.failed = row.failures = 0
         if not row.part.get(IN_TURN) or row.number == 0 or (row.stage, row.number - 1) in done:
             _enqueue_partition(session, job, row, moment)
     if not waiting:
@@ -275,7 +283,8 @@ def resume(session: Session, job_id: int) -> JobRow:
     job = lock(session, job_id)
     if job.state not in (FAILED, CANCELLED):
         raise Conflict(f"job {job_id} is {job.state}; only a failed or cancelled job can be resumed")
-    job.state, job.error, job.errors, job.finished_at, job.expires_at = QUEUED, None, None, None, None
+    job.state, job.error, job.errors = QUEUED, None, None
+    job.started_at = job.finished_at = job.expires_at = None
     if job.plan is None:
         enqueue_step(session, job, PLAN)
     else:

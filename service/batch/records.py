@@ -57,19 +57,20 @@ def _fields(job: JobRow, progress: Progress | None) -> dict[str, Any]:
 
 
 def _pace(job: JobRow, progress: Progress) -> tuple[float | None, float | None]:
-    """Rows a second since the start, and seconds until all rows are done; by partitions where the number of
-    rows is not known. A training has read all rows long before its end, which nobody can foresee."""
-    if job.started_at is None:
+    """Rows a second since the job was started or resumed, and seconds until all rows are done; by partitions
+    where the number of rows is not known. A training has read all rows long before its end, which nobody can
+    foresee."""
+    if job.started_at is None or not progress.rows_lately:
         return None, None
     seconds = max(((job.finished_at or now()) - job.started_at).total_seconds(), 1e-6)
-    rows = progress.rows_done + progress.rows_failed
-    rate = round(rows / seconds, 1) if rows else None
-    if job.state != jobs.RUNNING or not rows or job.kind == jobs.TRAIN:
+    rate = round(progress.rows_lately / seconds, 1)
+    if job.state != jobs.RUNNING or job.kind == jobs.TRAIN:
         return rate, None
     if progress.rows_total is not None:
-        return rate, round((progress.rows_total - rows) * seconds / rows, 1)
-    done = progress.partitions_done
-    return rate, round((progress.partitions_total - done) * seconds / done, 1) if done else None
+        left = progress.rows_total - progress.rows_done - progress.rows_failed
+        return rate, round(left * seconds / progress.rows_lately, 1)
+    left, done = progress.partitions_total - progress.partitions_done, progress.partitions_lately
+    return rate, round(left * seconds / done, 1) if done else None
 
 
 def _partition(job: JobRow, row: PartitionRow) -> PartitionRecord:

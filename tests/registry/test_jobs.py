@@ -46,7 +46,7 @@ def _plan(sessions: Sessions, job_id: int, parts: Sequence[NewPartition] = PARTS
     with sessions.begin() as session:
         job = jobs.lock(session, job_id)
         queue.finish(session, task.id, task.fence)
-        job.state, job.plan = jobs.RUNNING, {"frozen": True}
+        job.state, job.plan, job.started_at = jobs.RUNNING, {"frozen": True}, now()
         jobs.plan(session, job, jobs.SCORE, parts)
 
 
@@ -197,13 +197,40 @@ def test_progress_counts_rows_as_they_come(sessions: Sessions) -> None:
         found = jobs.progress(session, [job_id, other])
     assert found == {
         job_id: jobs.Progress(
-            partitions_total=3, partitions_done=1, rows_total=None, rows_done=13, rows_failed=3, attempts=1
+            partitions_total=3,
+            partitions_done=1,
+            rows_total=None,
+            rows_done=13,
+            rows_failed=3,
+            attempts=1,
+            rows_lately=16,
+            partitions_lately=1,
         )
     }
     with sessions.begin() as session:
         jobs.partition(session, job_id, jobs.SCORE, 1).rows_total = 7
     with db.reading(sessions) as session:
         assert jobs.progress(session, [job_id])[job_id].rows_total == 27
+
+
+def test_what_was_done_before_a_job_was_resumed_says_nothing_of_its_pace(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id)
+    _do(sessions, _take(sessions))
+    with sessions.begin() as session:  # killed in the middle
+        jobs.partition(session, job_id, jobs.SCORE, 1).rows = 7
+    _cancel(sessions, job_id)
+    assert _resume(sessions, job_id).started_at is None
+    with sessions.begin() as session:
+        jobs.get(session, job_id).started_at = now()
+    with db.reading(sessions) as session:
+        found = jobs.progress(session, [job_id])[job_id]
+    assert (found.rows_done, found.partitions_done) == (9, 1)
+    assert (found.rows_lately, found.partitions_lately) == (0, 0)
+    _do(sessions, _take(sessions))
+    with db.reading(sessions) as session:
+        found = jobs.progress(session, [job_id])[job_id]
+    assert (found.rows_done, found.rows_lately, found.partitions_lately) == (18, 10, 1)
 
 
 def test_a_job_that_ended_has_nothing_in_the_queue(sessions: Sessions) -> None:
