@@ -95,3 +95,5 @@ class ScheduleRunRow(Base):
     outcome: Mapped[str]  # started, skipped, failed
     reason: Mapped[str | None]
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
+
+    job: Mapped[JobRow | None] = relationship(lazy="joined")

@@ -111,10 +111,18 @@ class ScheduleEdit(Strict):
         return {field: value for field, value in found.items() if value is not None}
 
 
+JobState = Annotated[str | None, Field(description="of its job now; null when there is none any more")]
+
+
 class LastRun(BaseModel):
     at: datetime
     job: int | None
+    job_state: JobState
     outcome: Outcome
+
+    @classmethod
+    def of(cls, row: ScheduleRunRow) -> LastRun:
+        return cls(at=row.at, job=row.job_id, job_state=_state(row), outcome=row.outcome)  # type: ignore[arg-type]
 
 
 class ScheduleRecord(BaseModel):
@@ -145,7 +153,7 @@ class ScheduleRecord(BaseModel):
             overlap=row.overlap,
             paused=row.paused,
             next_at=None if row.paused else row.next_at,
-            last_run=None if last is None else LastRun(at=last.at, job=last.job_id, outcome=last.outcome),  # type: ignore[arg-type]
+            last_run=None if last is None else LastRun.of(last),
             created_at=row.created_at,
             created_by=row.created_by,
         )
@@ -161,6 +169,7 @@ class RunRecord(BaseModel):
     outcome: Outcome
     reason: str | None
     job: int | None
+    job_state: JobState
 
     @classmethod
     def of(cls, row: ScheduleRunRow) -> RunRecord:
@@ -172,4 +181,9 @@ class RunRecord(BaseModel):
             outcome=row.outcome,  # type: ignore[arg-type]
             reason=row.reason,
             job=row.job_id,
+            job_state=_state(row),
         )
+
+
+def _state(row: ScheduleRunRow) -> str | None:
+    return None if row.job is None else row.job.state

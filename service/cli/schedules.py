@@ -88,7 +88,7 @@ def list_schedules(json: Json = False) -> None:
 
     with connect() as client:
         page = client.pages(path("schedules"))
-    columns = ("name", "runs", "kind", "model", "next (UTC)", "last (UTC)", "outcome", "job")
+    columns = ("name", "runs", "kind", "model", "next (UTC)", "last (UTC)", "outcome", "job", "is")
     rows = (
         [
             s["name"],
@@ -137,8 +137,11 @@ def history(name: Schedule, json: Json = False) -> None:
 
     with connect() as client:
         page = client.pages(path("schedules", name, "runs"))
-    columns = ("due (UTC)", "outcome", "job", "at (UTC)", "reason")
-    rows = ([when(r["due_at"]), r["outcome"], r["job"], when(r["at"]), r["reason"]] for r in page["items"])
+    columns = ("due (UTC)", "outcome", "job", "is", "at (UTC)", "reason")
+    rows = (
+        [when(r["due_at"]), r["outcome"], r["job"], r["job_state"], when(r["at"]), r["reason"]]
+        for r in page["items"]
+    )
     emit(json, page, lambda: table(columns, rows, "no runs yet"))
 
 
@@ -232,11 +235,11 @@ def _model(job: Record) -> str | None:
 
 def _last(record: Record) -> list[object]:
     last = record["last_run"] or {}
-    return [when(last.get("at")), last.get("outcome"), last.get("job")]
+    return [when(last.get("at")), last.get("outcome"), last.get("job"), last.get("job_state")]
 
 
 def _lines(record: Record) -> list[str]:
-    at, outcome, job = _last(record)
+    at, outcome, job, state = _last(record)
     place = record["job"].get("input", {})
     where = place.get("uri") or place.get("artifact")
     missed = "made up for" if record["catch_up"] else "skipped"
@@ -244,6 +247,8 @@ def _lines(record: Record) -> list[str]:
         f"{record['name']}: {_next(record)}",
         f"starts: {record['job']['kind']} {_model(record['job'])} on {where}",
         f"a missed run is {missed}; runs may {'overlap' if record['overlap'] else 'not overlap'}",
-        f"last run: {outcome} at {at} UTC{f', job {job}' if job else ''}" if outcome else "no runs yet",
+        f"last run: {outcome} at {at} UTC{f', job {job}, which is {state}' if job else ''}"
+        if outcome
+        else "no runs yet",
         f"made by {record['created_by']} at {when(record['created_at'])} UTC",
     ]

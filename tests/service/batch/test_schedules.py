@@ -128,7 +128,8 @@ async def test_weekly_with_the_first_run_five_seconds_from_now(batch: Batch) -> 
     job = (await batch.api.client.get(f"/v1/jobs/{run['job']}")).json()
     assert (run["outcome"], job["schedule"], job["model"], job["version"]) == ("started", "weekly", "flag", 1)
     record = await batch.get()
-    assert record["last_run"] == {"at": run["at"], "job": run["job"], "outcome": "started"}
+    last = {"at": run["at"], "job": run["job"], "job_state": job["state"], "outcome": "started"}
+    assert (record["last_run"], run["job_state"]) == (last, job["state"])
     assert datetime.fromisoformat(record["next_at"]) == made + timedelta(days=7)
 
 
@@ -275,7 +276,8 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
     newest = (await client.get(f"{PATH}/a/runs?page_size=2")).json()
     older = await client.get(f"{PATH}/a/runs", params={"page_token": newest["next_page_token"]})
     assert [r["job"] for r in newest["items"] + older.json()["items"]] == ids[::-1]
-    assert set(newest["items"][0]) == {"id", "schedule", "due_at", "at", "outcome", "reason", "job"}
+    fields = {"id", "schedule", "due_at", "at", "outcome", "reason", "job", "job_state"}
+    assert set(newest["items"][0]) == fields
 
 
 @pytest.mark.parametrize(
