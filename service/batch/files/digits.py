@@ -5,7 +5,7 @@ around them. For anything else `parse` says so, and the block is read by pyarrow
 float64 to its decimal digits, as everywhere.
 
 Nearly all numbers are short: `short` looks at sixteen bytes at once for where one ends, and takes up to
-eight digits with three multiplications. Where it says nothing, `long` does.
+seven digits with three multiplications. Where it says nothing, `long` does.
 Places are uint64, for which nothing asks whether they count from the end.
 
 Sources: W. D. Clinger, "How to read floating point numbers accurately" (1990), the fast path; D. Lemire,
@@ -272,7 +272,8 @@ def parse(data: Array, number_of: Array, text_of: Array, numbers: Array, texts: 
     """Fill `numbers[row, number_of[j]]` and `texts[text_of[j], row]` (start and end) from the cells of
     column `j`, -1 for neither; an empty cell is NaN. The number of rows, or -1 when they are not plain.
 
-    `data` ends with a line feed, and there is room for all rows.
+    `data` ends with a line feed, and there is room for all rows and one more: that a row is cut is seen when
+    some of it is written.
     """
     width, size, at = np.uint64(len(number_of)), np.uint64(len(data)), _0
     row = column = _0

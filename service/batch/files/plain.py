@@ -24,7 +24,8 @@ def block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: S
     features = {c.name: j for j, c in enumerate(columns)}
     number_of = np.array([features.get(n, -1) for n in names], dtype=np.int32)
     text_of = np.array([extra.index(n) if n in extra else -1 for n in names], dtype=np.int32)
-    room = len(octets) // len(names)  # no row has fewer bytes than cells; what is not written costs nothing
+    # A whole row has as many bytes as cells at least, and one may be cut. What is not written costs nothing.
+    room = len(octets) // len(names) + 1
     matrix = np.empty((room, len(columns)))
     places = np.empty((len(extra), room, 2), dtype=np.int32)
     length = parse(octets, number_of, text_of, matrix, places)

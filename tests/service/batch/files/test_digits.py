@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +103,42 @@ UNUSUAL = [
 @pytest.mark.parametrize("data", UNUSUAL)
 def test_a_block_with_anything_unusual_is_left_to_others(data: bytes) -> None:
     assert plain.block(data, ["n", "id"], [N], ["id"]) is None
+
+
+CHECKED = """
+import random
+from registry.signature import Input
+from service.batch.files import plain
+from service.runtime.codec.columns import Column
+
+names = [f"x{i}" for i in range(300)]
+columns, extra = [Column(Input(n, "float64")) for n in names[:150]], names[150:]
+
+def block(data):
+    return plain.block(data.encode(), names, columns, extra)
+
+row, empty = ",".join(["1"] * 300) + "\\n", "," * 299 + "\\n"
+for cells in (1, 5, 149, 299, 400):
+    cut = ",".join(["1"] * cells)
+    for data in (cut, cut + "\\n", row + cut, empty + cut, empty * 3 + row + cut):
+        assert block(data) is None
+assert block(row * 3 + empty).length == 4
+
+draw = random.Random(0)
+alphabet = "0123456789" * 3 + "....--+e,,,,\\r\\n\\n\\xe9 "
+for _ in range(20_000):
+    text = "".join(draw.choices(alphabet, k=draw.randrange(1, 60)))
+    plain.block(text.encode(), ["a", "b"], columns[:1], ["b"])
+    plain.block((text + "\\n1,2" * 10).encode(), ["a", "b"], columns[:1], ["b"])
+"""
+
+
+def test_nothing_is_read_or_written_beside_an_array(tmp_path: Path) -> None:
+    """Not even where a row never ends: more of its cells may be there than a whole row has bytes."""
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    argv = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", CHECKED]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_missing_cell_where_none_is_taken_is_a_fault_of_its_row() -> None:
