@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry import jobs
+from registry import jobs, queue
 from registry.batch_tables import JobRow, PartitionRow
 from registry.jobs import Progress
 from registry.tables import now
@@ -83,11 +83,22 @@ def _partition(job: JobRow, row: PartitionRow) -> PartitionRecord:
         failed=row.failed,
         attempts=row.task.attempt if row.task else 0,
         worker=row.worker,
-        error=row.task.error if row.task and row.result is None else None,
+        error=None if row.result is not None else _trouble(row),
         started_at=row.started_at,
         finished_at=row.finished_at,
         output=f"/v1/jobs/{job.id}/partitions/{row.number}/output" if there else None,
     )
+
+
+def _trouble(row: PartitionRow) -> str | None:
+    """Why it was not done at once: its last failure, or, as no failure counts, workers that died over it."""
+    task = row.task
+    if task is None:
+        return None
+    if task.error or task.kind != jobs.PARTITION:
+        return task.error
+    died = task.attempt - row.failures - (task.state == queue.RUNNING)
+    return f"its worker died {died} times, of {jobs.LOST_WORKERS} it may" if died > 0 else None
 
 
 def _state(row: PartitionRow) -> str:

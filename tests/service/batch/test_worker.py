@@ -18,6 +18,7 @@ from registry.db import Sessions
 from registry.errors import Changed, Invalid, NotFound
 from registry.jobs import NewJob, NewPartition
 from registry.tables import TaskRow, now
+from service.batch import records
 from service.batch.work import Alive, Gone, Hopeless, Later, Piece, Stage, Whole, folder
 from service.batch.worker import FIRST_BACKOFF_S, LEASE_S, Worker
 from service.config import Settings
@@ -418,6 +419,12 @@ def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench)
             )
             assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
         bench.lapse()
+    troubles = [p.error for p in records.record(bench.job(job_id), None, bench.parts(job_id)).partitions]
+    assert troubles == [
+        None,
+        None,
+        f"its worker died {jobs.LOST_WORKERS} times, of {jobs.LOST_WORKERS} it may",
+    ]
     bench.worker().step()
     job = bench.job(job_id)
     said = f"partition {job_id}/score/2: the worker died at each of {1 + jobs.LOST_WORKERS} attempts"
