@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, case, delete, func, or_, select
+from sqlalchemy import and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry import queue
@@ -290,19 +290,3 @@ def resume(session: Session, job_id: int) -> JobRow:
     else:
         enqueue_rest(session, job)
     return job
-
-
-def any_over(session: Session) -> bool:
-    """Whether `forget` has something to do."""
-    return session.scalar(select(JobRow.id).where(JobRow.expires_at <= now()).limit(1)) is not None
-
-
-def forget(session: Session) -> list[int]:
-    """Delete the records of jobs whose time is over; their ids. Their files are the caller's to delete."""
-    over = select(JobRow.id).where(JobRow.expires_at <= now()).limit(100)
-    found = session.scalars(over.with_for_update(skip_locked=True)).all()  # none that is just being resumed
-    for job_id in found:
-        session.execute(delete(JobRow).where(JobRow.id == job_id))
-        its = or_(TaskRow.subject == str(job_id), TaskRow.subject.startswith(f"{job_id}/"))
-        session.execute(delete(TaskRow).where(TaskRow.kind.in_(KINDS), its))
-    return list(found)

@@ -14,6 +14,16 @@ from demo_steps import HOME, Failed, batch, digits, edge, online, say
 from demo_steps.server import free_port, serving
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def leave(number: int, _: object) -> None:
+    """Stop the server on the way out. One signal is enough: another would interrupt the stopping."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(143)
 
 
 def main() -> int:
@@ -24,7 +34,8 @@ def main() -> int:
     parser.add_argument("--keras", action="store_true", help="with TensorFlow: a CNN, and its int8")
     parser.add_argument("--port", type=int, default=8080, help="a free one is taken when it is in use")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped on the way out
+    for number in STOPS:
+        signal.signal(number, leave)
     if args.keras:
         digits.check()
     try:

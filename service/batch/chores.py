@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, select
 
-from registry import db, jobs
+from registry import db, jobs, retention
 from registry.artifacts import Store
 from registry.batch_tables import JobRow
 from service import telemetry
@@ -33,10 +33,10 @@ class Chores:
         """Do what is due now."""
         db.checkpoint(self._engine, self._settings.home)
         with db.reading(self._sessions) as session:
-            over = jobs.any_over(session)
+            over = retention.any_over(session)
         if over:
             with self._sessions.begin() as session:
-                forgotten = jobs.forget(session)
+                forgotten = retention.forget(session)
             for job_id in forgotten:
                 discard(self._settings, job_id)
                 log.info("job.forgotten", job=job_id)

@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from registry import db, garbage, jobs, schedules, versions
+from registry import db, garbage, jobs, retention, schedules, versions
 from registry.artifacts import Store
 from registry.build.job import Built
 from registry.db import Sessions
@@ -89,7 +89,7 @@ def test_what_jobs_and_schedules_read_and_made_stays_as_long_as_they_do(
         job = jobs.get(session, job.id)
         job.expires_at = job.created_at
     with sessions.begin() as session:
-        assert jobs.forget(session) == [job.id]
+        assert retention.forget(session) == [job.id]
     assert set(_collect(sessions, store).blobs) == {blobs[n] for n in ("input", "output", "errors")}
 
 

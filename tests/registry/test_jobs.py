@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from registry import db, jobs, queue
+from registry import db, jobs, queue, retention
 from registry.artifacts import Store
 from registry.batch_tables import JobRow, PartitionRow
 from registry.db import Sessions
@@ -380,12 +380,12 @@ def test_a_job_is_forgotten_when_its_time_is_over_with_all_its_tasks(sessions: S
     for job_id in (kept, gone):
         _cancel(sessions, job_id)
     with sessions.begin() as session:
-        assert not jobs.any_over(session)
-        assert jobs.forget(session) == []
+        assert not retention.any_over(session)
+        assert retention.forget(session) == []
         session.execute(update(JobRow).where(JobRow.id == gone).values(expires_at=now() - timedelta(1)))
     with sessions.begin() as session:
-        assert jobs.any_over(session)
-        assert jobs.forget(session) == [gone]
+        assert retention.any_over(session)
+        assert retention.forget(session) == [gone]
     with pytest.raises(NotFound), db.reading(sessions) as session:
         jobs.get(session, gone)
     with db.reading(sessions) as session:
@@ -404,7 +404,7 @@ def test_of_forgetting_and_resuming_at_once_one_wins(sessions: Sessions) -> None
 
         def forget() -> list[int]:
             with sessions.begin() as session:
-                return jobs.forget(session)
+                return retention.forget(session)
 
         forgotten, resumed = threads(forget, lambda j=job_id: _resume(sessions, j).state)  # type: ignore[misc]
         if forgotten:

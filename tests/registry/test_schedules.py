@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from registry import db, jobs, schedules
+from registry import db, jobs, retention, schedules
 from registry.batch_tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.db import Sessions
 from registry.errors import Conflict, Invalid, NotFound
@@ -202,7 +202,7 @@ def test_the_history_outlives_its_jobs(sessions: Sessions) -> None:
     with sessions.begin() as session:
         session.get_one(JobRow, job.id).expires_at = datetime.now(UTC) - HOUR
     with sessions.begin() as session:
-        assert jobs.forget(session) == [job.id]
+        assert retention.forget(session) == [job.id]
     with db.reading(sessions) as session:
         (entry,) = schedules.runs(session, "weekly").items
     assert (entry.outcome, entry.job_id) == ("started", None)

@@ -3,7 +3,8 @@
 dataset      the structs that planning freezes          places    where files are, and whether they changed
 reading      one way to read every format               formats: csvs, lines, parquet, ipc
 records      bytes cut into whole records               cells     Arrow columns to checked rows
-plain, digits   the fast way through CSV                 compact   Thrift, for Parquet's footers
+plain: digits, gathering, powers   the fast way through CSV
+compact      Thrift, for Parquet's footers
 writing      a partition's output and errors            assembly  all partitions' as one
 balance      parts that lanes end together with
 

@@ -23,33 +23,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from registry.rows import Array
+from service.batch.files.powers import EXACT, HIGH, LEAST, LOW, MOST, TWO
 from service.runtime.compiled import inner, outer
 
-LEAST, MOST = -342, 308  # powers of ten that a float64 with at most 19 digits may need
 OCTETS, WHOLE = types.Array(types.uint8, 1, "C", readonly=True), types.int32[::1]
 BAD = 1 << 30
 _COMMA, _LF, _CR, _POINT, _MINUS, _PLUS, _ZERO = map(ord, ",\n\r.-+0")
 
 
-def _powers() -> tuple[Array, Array]:
-    """10**e for `LEAST <= e <= MOST` as 128 bits, the highest one set, rounded down: high and low halves."""
-    high, low = [], []
-    for exponent in range(LEAST, MOST + 1):
-        if exponent >= 0:
-            value = 10**exponent
-            bits = value << 128 >> value.bit_length()
-        else:
-            value = 10**-exponent
-            bits = (1 << (value.bit_length() + 127)) // value
-        assert bits.bit_length() == 128
-        high.append(bits >> 64)
-        low.append(bits & (2**64 - 1))
-    return np.array(high, dtype=np.uint64), np.array(low, dtype=np.uint64)
-
-
-HIGH, LOW = _powers()
-TWO = np.ldexp(1.0, np.arange(0x7FF) - 1075)
-EXACT = 10.0 ** np.arange(23)  # without error in float64
 TENS = np.array([10**n for n in range(9)], dtype=np.uint64)
 
 _0, _1, _2, _3, _4, _5, _6, _7, _8 = map(np.uint64, range(9))
@@ -312,15 +293,3 @@ def parse(data: Array, number_of: Array, text_of: Array, numbers: Array, texts: 
             row += _1
         at += _1
     return np.int64(row)
-
-
-@outer((OCTETS, types.int32[:, ::1], WHOLE, types.uint8[::1]))
-def gather(data: Array, places: Array, offsets: Array, out: Array) -> None:
-    """Put the cells at `places` one after another into `out`; cell `i` then starts at `offsets[i]`."""
-    end = 0
-    for row in range(len(places)):
-        offsets[row] = end
-        for at in range(places[row, 0], places[row, 1]):
-            out[end] = data[at]
-            end += 1
-    offsets[len(places)] = end

@@ -11,7 +11,8 @@ import pyarrow as pa
 from registry.rows import Array, Rows
 from service.batch.files.cells import Wrongs, all_finite, around_missing
 from service.batch.files.dataset import Block
-from service.batch.files.digits import gather, parse
+from service.batch.files.digits import parse
+from service.batch.files.gathering import gather
 from service.runtime.codec.arrow import arrow_value
 from service.runtime.codec.columns import Column
 

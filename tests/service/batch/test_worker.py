@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event, select, update
 from sqlalchemy.exc import OperationalError
 
-from registry import db, jobs, queue
+from registry import db, jobs, queue, retention
 from registry.batch_tables import JobRow, PartitionRow
 from registry.db import Sessions
 from registry.errors import Changed, Invalid, NotFound
@@ -390,7 +390,7 @@ def test_a_job_that_is_forgotten_under_its_worker_is_gone(bench: Bench) -> None:
         with bench.sessions.begin() as session:
             session.execute(update(JobRow).values(expires_at=now() - timedelta(hours=1)))
         with bench.sessions.begin() as session:
-            assert jobs.forget(session) == [job_id]
+            assert retention.forget(session) == [job_id]
 
     bench.work.do = forgotten
     bench.worker().step()
