@@ -65,9 +65,9 @@ class Keeper:
     def terminate(self) -> None:
         """SIGTERM, and no restart. Returns at once: several keepers can so be ended together."""
         with self._lock:
+            if self._process is not None and not self._stopping.is_set():
+                self._process.terminate()  # once: who is on its way out may have no handler any more
             self._stopping.set()
-            if self._process is not None:
-                self._process.terminate()
 
     def stop(self, grace_s: float) -> None:
         """`terminate`, and SIGKILL after the grace. Returns when the process has ended."""

@@ -109,3 +109,29 @@ def test_a_command_that_does_not_exist_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_keeper_that_was_never_started_can_be_stopped() -> None:
     Keeper("unborn", Python(SLEEPS)).stop(1)
+
+
+def test_a_process_is_told_to_end_once(tmp_path: Path) -> None:
+    """Several are ended together by `terminate`, then each by `stop`; a second signal would break off what
+    the first one began."""
+    told = tmp_path / "told"
+    start = Python(
+        f"""
+import pathlib, signal, sys, time
+count = []
+signal.signal(signal.SIGTERM, lambda *_: count.append(1))
+print("up", flush=True)
+while not count:
+    time.sleep(0.01)
+until = time.monotonic() + 0.5
+while time.monotonic() < until:
+    time.sleep(0.01)
+pathlib.Path({str(told)!r}).write_text(str(len(count)))
+"""
+    )
+    keeper = Keeper("slow to leave", start)
+    keeper.start()
+    start.next()
+    keeper.terminate()
+    keeper.stop(10)
+    assert told.read_text() == "1"
