@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from service.builds.children import CRASH_LOOP, Keeper
@@ -115,23 +116,24 @@ def test_a_process_is_told_to_end_once(tmp_path: Path) -> None:
     """Several are ended together by `terminate`, then each by `stop`; a second signal would break off what
     the first one began."""
     told = tmp_path / "told"
+    told.write_text("")
     start = Python(
         f"""
-import pathlib, signal, sys, time
-count = []
-signal.signal(signal.SIGTERM, lambda *_: count.append(1))
+import pathlib, signal, time
+told = pathlib.Path({str(told)!r})
+signal.signal(signal.SIGTERM, lambda *_: told.write_text(told.read_text() + "."))
 print("up", flush=True)
-while not count:
+while not told.read_text():
     time.sleep(0.01)
-until = time.monotonic() + 0.5
-while time.monotonic() < until:
-    time.sleep(0.01)
-pathlib.Path({str(told)!r}).write_text(str(len(count)))
+time.sleep(0.5)
 """
     )
     keeper = Keeper("slow to leave", start)
     keeper.start()
     start.next()
     keeper.terminate()
+    until = time.monotonic() + 10
+    while not told.read_text() and time.monotonic() < until:
+        time.sleep(0.01)
     keeper.stop(10)
-    assert told.read_text() == "1"
+    assert told.read_text() == "."
