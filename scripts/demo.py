@@ -20,7 +20,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 def leave(number: int, _: object) -> None:
     """Stop the server on the way out. One signal is enough: another would interrupt the stopping."""
     for each in STOPS:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, lambda *_: None)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(143)

@@ -87,6 +87,7 @@ def test_the_demo_goes_all_roads_until_ctrl_c_a_second_run_makes_no_new_model_an
     assert {path: answer.status_code for path, answer in asked.items()} == allowed
 
     demo.send_signal(signal.SIGINT)
+    demo.send_signal(signal.SIGTERM)  # as `kill` and a closed terminal do; the first one counts
     assert demo.wait(timeout=60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(docs[1])
