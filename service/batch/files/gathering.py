@@ -5,9 +5,8 @@ from __future__ import annotations
 from numba import types
 
 from registry.rows import Array
+from service.batch.files.digits import OCTETS, WHOLE
 from service.runtime.compiled import outer
-
-OCTETS, WHOLE = types.Array(types.uint8, 1, "C", readonly=True), types.int32[::1]
 
 
 @outer((OCTETS, types.int32[:, ::1], WHOLE, types.uint8[::1]))
