@@ -8,22 +8,37 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 
-from demo_steps import HOME, Failed, batch, digits, edge, online, say
+from demo_steps import FILES, HOME, Failed, batch, digits, edge, online, say
 from demo_steps.server import free_port, serving
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 STOPS = (signal.SIGINT, signal.SIGTERM)
+LOOK_S = 0.1
 
 
 def leave(number: int, _: object) -> None:
     """Stop the server on the way out. One signal is enough: another would interrupt the stopping."""
     for each in STOPS:
         signal.signal(each, lambda *_: None)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(143)
+    sys.exit(128 + number)  # as a shell says it
+
+
+def stay(server: subprocess.Popen[bytes]) -> None:
+    """Return at a signal, which is the way to end a demo that runs. Raises `Failed` if the server ends first.
+
+    It looks every now and then: of a signal that comes just before `server.wait()` blocks, Python learns when
+    that returns.
+    """
+    with suppress(SystemExit):
+        say("Running", "Ctrl-C stops the server")
+        while (code := server.poll()) is None:
+            time.sleep(LOOK_S)
+        raise Failed(f"the server ended, with exit code {code}; its log is {FILES / 'server.log'}")
 
 
 def main() -> int:
@@ -48,13 +63,10 @@ def main() -> int:
                 digits.road(client, cnn)
             if not args.once:
                 invite(client.url)
-                say("Running", "Ctrl-C stops the server")
-                server.wait()
+                stay(server)
     except Failed as failed:
         say("Failed", str(failed))
         return 1
-    except KeyboardInterrupt:  # the way to end a demo that runs
-        return 130 if args.once else 0
     if args.once:
         say("Stopped", "without --once the server stays")
     return 0

@@ -21,16 +21,15 @@ import json
 import logging
 import os
 import random
+import select
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, BinaryIO
 
 import httpx
@@ -359,18 +358,26 @@ def headers(args: argparse.Namespace) -> dict[str, str]:
     return sent
 
 
+def stop_signal() -> Callable[[float], bool]:
+    """Take SIGTERM and SIGINT from now on; what is returned waits for one, so many seconds at most.
+
+    Not a `threading.Event`: its lock may be ours when the handler wants to set it. And a signal that comes
+    just before we block is in the socket.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.detach())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return lambda seconds: bool(select.select([reading], [], [], seconds)[0])
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     args.url = args.url.rstrip("/")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    stopping = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    stopped = stop_signal()
     wait = args.interval
     with httpx.Client(base_url=args.url, headers=headers(args), timeout=TIMEOUT_S) as client:
         device = Device(args, client)
@@ -386,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
                 return EXIT_FAILED if failed else 0
             # Jitter keeps a fleet that was switched on together from asking together for ever.
             wait = min(wait * 2, max(MOST_BACKOFF_S, args.interval)) if failed else args.interval
-            if stopping.wait(wait * random.uniform(0.8, 1.2)):  # noqa: S311 - no secret
+            if stopped(wait * random.uniform(0.8, 1.2)):  # noqa: S311 - no secret
                 return 0
 
 

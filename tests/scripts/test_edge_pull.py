@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -43,25 +44,23 @@ class Device:
         self.server, self.folder = server, folder
         self.file, self.previous = folder / "m.tflite", folder / "m.previous.tflite"
 
-    def pull(self, *more: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
-        argv = [
-            sys.executable,
-            str(SCRIPT),
-            "--url",
-            self.server.url,
-            "--model",
-            "m",
-            "--dir",
-            str(self.folder),
-        ]
-        environment = {"PATH": os.environ["PATH"], "TRIVIUM_API_KEY": key or self.server.key}
-        return subprocess.run(
-            [*argv, "--dir", str(self.folder), "--once", "--device", self.folder.name, *more],
-            env=environment,
-            capture_output=True,
+    def start(self, *more: str, key: str | None = None) -> subprocess.Popen[str]:
+        argv = [sys.executable, str(SCRIPT), "--url", self.server.url, "--model", "m"]
+        return subprocess.Popen(
+            [*argv, "--dir", str(self.folder), "--device", self.folder.name, *more],
+            env={"PATH": os.environ["PATH"], "TRIVIUM_API_KEY": key or self.server.key},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
         )
+
+    def pull(self, *more: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
+        with self.start("--once", *more, key=key) as running:
+            try:
+                out, err = running.communicate(timeout=120)
+            finally:
+                running.kill()
+        return subprocess.CompletedProcess(running.args, running.returncode, out, err)
 
     def reports(self) -> list[dict[str, Any]]:
         """What the server was told by this device, newest first."""
@@ -84,6 +83,22 @@ def test_the_file_arrives_whole_is_reported_and_not_fetched_again(device: Device
     assert "is current" in again.stderr
     assert "downloading" not in again.stderr
     assert len(device.reports()) == 1
+
+
+def test_a_device_that_waits_for_its_next_poll_ends_when_told_and_once_when_told_twice(
+    device: Device,
+) -> None:
+    assert device.pull().returncode == 0
+    with device.start("--interval", "300") as running:
+        try:
+            assert running.stderr is not None
+            assert "is current" in running.stderr.readline()
+            running.send_signal(signal.SIGTERM)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=20) == 0
+            assert running.stderr.read() == ""
+        finally:
+            running.kill()
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(device: Device) -> None:
