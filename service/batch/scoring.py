@@ -42,7 +42,7 @@ class Scoring:
         place = places.find(self._settings, self._store, job.spec["input"])
         dataset = files.open_dataset(place.location, place.media_type)
         files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, 1)
-        found = files.balanced(files.split(dataset))
+        found = files.balanced(files.split(dataset), self._settings.batch_lanes)
         parts = [jobs.NewPartition(msgspec.to_builtins(p), p.rows) for p in found]
         return Stage(jobs.SCORE, parts, {"dataset": msgspec.to_builtins(dataset)})
 

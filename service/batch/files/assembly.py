@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ def assemble(parts: Sequence[Path], media_type: str, sink: Sink) -> None:
                 _skip_header(file)
             while chunk := file.read(CHUNK):
                 sink.write(chunk)
+            _let_go(file)
 
 
 def _skip_header(file: Any) -> None:
@@ -64,6 +66,7 @@ def _join_parquet(parts: Sequence[Path], sink: Sink) -> None:
                 whole = footer
             file.seek(len(_MAGIC))
             position += _copy(file, sink, end - len(_MAGIC))
+            _let_go(file)
     out = bytearray()
     compact.write(whole, out)
     sink.write(bytes(out) + struct.pack("<I", len(out)) + _MAGIC)
@@ -106,6 +109,13 @@ def _copy(file: Any, sink: Sink, size: int) -> int:
         sink.write(chunk)
         left -= len(chunk)
     return size - left
+
+
+def _let_go(file: Any) -> None:
+    """The page cache may forget a part that is in the whole now, and what is written next takes its pages:
+    on a virtual machine it costs twelve times as much to write to pages that were never used."""
+    if sys.platform == "linux":
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def assemble_errors(parts: Iterable[tuple[Path, int]], sink: Sink) -> None:
