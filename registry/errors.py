@@ -73,6 +73,10 @@ class Invalid(TriviumError):
         self.errors = tuple(errors)
 
 
+class Missing(Invalid):
+    """There is no input, or not yet."""
+
+
 class DigestMismatch(Invalid):
     def __init__(self, announced: str, actual: str) -> None:
         super().__init__(

@@ -116,13 +116,21 @@ def _some(columns: Sequence[str]) -> str:
 
 
 @contextmanager
-def within(place: str) -> Iterator[None]:
-    """What is refused in this block is named as it stands in `place` of a larger body: `then.input.uri`."""
+def within(place: str, spec: Spec) -> Iterator[None]:
+    """The fields of `spec` that are refused in this block are named as they stand in `place` of a larger
+    body: `then.input.uri`. Columns of the input keep their names."""
     try:
         yield
     except Invalid as error:
-        faults = [msgspec.structs.replace(e, field=f"{place}.{e.field}") for e in error.errors]
+        faults = [
+            msgspec.structs.replace(e, field=f"{place}.{e.field}") if _root(e) in spec else e
+            for e in error.errors
+        ]
         raise Invalid(str(error), faults) from error
+
+
+def _root(fault: FieldError) -> str:
+    return (fault.field or "").partition(".")[0]
 
 
 def _require_input(store: Store, spec: Spec) -> None:

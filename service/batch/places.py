@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from registry.artifacts import Store
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, Missing
 from service.batch.media import BY_SUFFIX, COMPRESSED
 from service.config import Settings
 
@@ -27,9 +27,11 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
     uri = given["uri"]
     location = inside(settings.roots, uri)
     if "://" not in location and not os.path.exists(location):  # noqa: PTH110, a Path's raises for odd names
-        raise _refuse(f"there is nothing at {uri}", "input.uri", "a file or a directory of files")
+        raise _missing(f"there is nothing at {uri}")
     media_type = given.get("media_type") or by_name(location)
     if media_type is None:
+        if Path(location).is_dir() and not any(Path(location).iterdir()):
+            raise _missing(f"the directory {uri} is empty")
         known = ", ".join(BY_SUFFIX)
         raise _refuse(f"{uri} does not say what is in it by its name ({known})", "input.media_type", known)
     return Found(location, media_type)
@@ -87,6 +89,11 @@ def by_name(location: str) -> str | None:
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return BY_SUFFIX.get(suffixes[-1]) if suffixes else None
+
+
+def _missing(message: str) -> Missing:
+    expected = "a file or a directory of files"
+    return Missing(message, [FieldError(message, field="input.uri", expected=expected)])
 
 
 def _refuse(message: str, field: str, expected: str) -> Invalid:

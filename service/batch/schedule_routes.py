@@ -7,20 +7,26 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from registry import schedules
-from registry.batch_tables import ScheduleRow
+from registry import db, schedules
+from registry.batch_tables import ScheduleRow, ScheduleRunRow
 from registry.keys import Key
 from registry.names import NAME_PATTERN
 from service.batch import scheduler
 from service.batch.accept import Spec, within
 from service.batch.records import record
-from service.batch.schedule_schemas import RunRecord, ScheduleBody, ScheduleEdit, ScheduleRecord
+from service.batch.schedule_schemas import (
+    RunRecord,
+    ScheduleBody,
+    ScheduleEdit,
+    ScheduleMade,
+    ScheduleRecord,
+)
 from service.batch.schemas import JobRecord
 from service.batch.starting import check_may_start, check_reach
-from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
 from service.web.documents import problems
 from service.web.fields import Strict
-from service.web.idempotency import Done, IdempotencyKey, once
+from service.web.idempotency import Done, IdempotencyKey, once, seen
 from service.web.pages import Listed, PageQuery, listed
 from service.web.services import Services
 
@@ -34,30 +40,34 @@ ScheduleName = Annotated[str, Path(description="the schedule's name", pattern=NA
     PATH,
     dependencies=[guarded("batch")],
     status_code=201,
-    response_model=ScheduleRecord,
+    response_model=ScheduleMade,
     responses=problems(404, 409, 413, 422),
 )
 def create_schedule(
     body: ScheduleBody,
     request: Request,
-    session: WriteDep,
     services: ServicesDep,
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Start a job again and again, by cron or at an interval.
 
-    The job is checked as far as it can be before its input is there; each run takes the version that the
-    alias points to then.
+    The job is checked as any other; if its input is not there yet, `warnings` says so, and each run looks
+    again. Each run takes the version that the alias points to then.
     """
+    new = body.asked()
+    check_may_start(caller, new.job)
+    with db.reading(services.sessions) as session:
+        known = seen(session, idempotency_key, caller)
+    warnings = [] if known else _look(services, new.job)
+    with writing(services) as session:
 
-    def create() -> Done:
-        new = body.asked()
-        _check(session, services, caller, new.job)
-        row = schedules.create(session, new, by=caller.name)
-        return Done(ScheduleRecord.of(row, None), 201, f"{PATH}/{row.name}")
+        def create() -> Done:
+            _check(session, services, caller, new.job)
+            row = schedules.create(session, new, by=caller.name)
+            return Done(_made(row, None, warnings), 201, f"{PATH}/{row.name}")
 
-    return once(session, idempotency_key, caller, request, body, create)
+        return once(session, idempotency_key, caller, request, body, create)
 
 
 @router.get(PATH, dependencies=[guarded("batch")], responses=problems(422))
@@ -84,14 +94,22 @@ def get_schedule(schedule: ScheduleName, session: ReadDep, caller: CallerDep) ->
 
 @router.patch(ONE, dependencies=[guarded("batch")], responses=problems(404, 409, 413, 422))
 def edit_schedule(
-    schedule: ScheduleName, body: ScheduleEdit, session: WriteDep, services: ServicesDep, caller: CallerDep
-) -> ScheduleRecord:
+    schedule: ScheduleName, body: ScheduleEdit, services: ServicesDep, caller: CallerDep
+) -> ScheduleMade:
     """Change all but the name; pause it, or let it go on. What was due during a pause was not missed."""
-    check_may_start(caller, _schedule(session, schedule, caller).job)
     changes = body.asked()
-    if "job" in changes:
-        _check(session, services, caller, changes["job"])
-    return _record(session, schedules.edit(session, schedule, changes))
+    job = changes.get("job")
+    with db.reading(services.sessions) as session:
+        check_may_start(caller, _schedule(session, schedule, caller).job)
+    if job is not None:
+        check_may_start(caller, job)
+    warnings = [] if job is None else _look(services, job)
+    with writing(services) as session:
+        check_may_start(caller, _schedule(session, schedule, caller).job)
+        if job is not None:
+            _check(session, services, caller, job)
+        row = schedules.edit(session, schedule, changes)
+        return _made(row, schedules.last_runs(session, [schedule]).get(schedule), warnings)
 
 
 @router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problems(404, 422))
@@ -147,13 +165,22 @@ def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
     return row
 
 
+def _look(services: Services, job: Spec) -> list[str]:
+    with within("job", job):
+        return scheduler.look(services.settings, services.sessions, services.store, job)
+
+
 def _check(session: Session, services: Services, caller: Key, job: Spec) -> None:
     """Raises what a run of this job would meet, fields named as they stand in a schedule."""
     check_may_start(caller, job)
     for place, part in (("job", job), ("job.then", job.get("then"))):
         if part is not None:
-            with within(place):
+            with within(place, part):
                 scheduler.check(session, services.settings, services.store, part)
+
+
+def _made(row: ScheduleRow, last: ScheduleRunRow | None, warnings: list[str]) -> ScheduleMade:
+    return ScheduleMade(**dict(ScheduleRecord.of(row, last)), warnings=warnings)
 
 
 def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:

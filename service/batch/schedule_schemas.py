@@ -159,6 +159,12 @@ class ScheduleRecord(BaseModel):
         )
 
 
+class ScheduleMade(ScheduleRecord):
+    """A schedule whose job was just looked at."""
+
+    warnings: Annotated[list[str], Field(description="why a run would fail, were it now")]
+
+
 class RunRecord(BaseModel):
     """A moment at which a run was due, and what came of it."""
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from registry import db, due, jobs, versions
 from registry.artifacts import Store
 from registry.batch_tables import JobRow, ScheduleRow
-from registry.errors import TriviumError
+from registry.errors import Missing, TriviumError, Unavailable
 from registry.schedules import FAILED, Start
 from service import telemetry
 from service.batch import accept, places, train_accept
@@ -40,6 +40,24 @@ def check(session: Session, settings: Settings, store: Store, spec: Spec) -> Non
             versions.require_blob(store, given["artifact"], f"{name}.artifact")
         elif given.get("uri") is not None:
             places.inside(settings.roots, given["uri"])
+
+
+def look(settings: Settings, sessions: db.Sessions, store: Store, spec: Spec) -> list[str]:
+    """Look at the input as `POST /v1/jobs` does, and say what keeps it from being looked at: it may not be
+    there yet. Reads files, which is nothing for a transaction.
+
+    Raises `NotFound`, `NotReady`, `Invalid`.
+    """
+    try:
+        if spec["kind"] == jobs.TRAIN:
+            train_accept.examine(settings, store, spec)
+        else:
+            with db.reading(sessions) as session:
+                version = accept.version_of(session, spec)
+            accept.examine(settings, store, spec, version)
+    except (Missing, Unavailable) as error:
+        return [f"{error}; each run looks again"]
+    return []
 
 
 def starter(store: Store) -> Start:

@@ -29,8 +29,9 @@ def examine(settings: Settings, store: Store, spec: Spec) -> None:
     if target not in dataset.columns:
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
-    if (uri := ((spec["then"] or {}).get("input") or {}).get("uri")) is not None:
-        with within("then"):
+    then: Spec = spec["then"] or {}
+    if (uri := (then.get("input") or {}).get("uri")) is not None:
+        with within("then", then):
             places.inside(settings.roots, uri)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.errors import Changed, Unavailable
+from registry.errors import Changed, FieldError, Missing, Unavailable
 from service.batch.files.dataset import File, check_kind, refuse
 
 try:
@@ -25,8 +25,8 @@ except ImportError as error:
 
 
 def listed(location: str, suffixes: Sequence[str]) -> list[File]:
-    """The object at `location`, or those with one of `suffixes` right below it, by name. Raises `Invalid`
-    as `places.listed` does, `Unavailable` when the store does not answer."""
+    """The object at `location`, or those with one of `suffixes` right below it, by name. Raises what
+    `places.listed` does, `Unavailable` when the store does not answer."""
     store, path = _store(location), _path(location)
     try:
         if path and not path.endswith("/"):
@@ -44,7 +44,8 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     files = [_file(f"{base}/{o['path'].rpartition('/')[2]}", o) for o in found["objects"]]
     files = [f for f in files if not f.name.startswith((".", "_"))]
     if not files:
-        raise refuse(f"there is nothing at {location}")
+        message = f"there is nothing at {location}"
+        raise Missing(message, [FieldError(message, field="input")])
     for file in files:
         check_kind(file.name, location, suffixes)
     return sorted(files, key=lambda f: f.name)

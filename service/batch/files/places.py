@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from registry.errors import Changed
+from registry.errors import Changed, FieldError, Missing
 from service.batch.files.dataset import File, check_kind, refuse
 
 _BLOB = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact: its name is its bytes' digest
@@ -28,8 +28,9 @@ _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     """The file at `location`, or the files with one of `suffixes` in the directory there, by name.
 
-    Hidden files and those that begin with `_` are no part of the data. Raises `Invalid` when there is none,
-    or when something else is there, a directory or a file of another kind: what is in it would be lost.
+    Hidden files and those that begin with `_` are no part of the data. Raises `Missing` when there is none,
+    `Invalid` when something else is there, a directory or a file of another kind: what is in it would be
+    lost.
     """
     if _is_remote(location):
         found: list[File] = _objects().listed(location, suffixes)
@@ -45,7 +46,8 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
         if entry.is_dir():
             raise refuse(f"the input has a directory in it, {entry.name!r}; name one without")
     if not entries:
-        raise refuse(f"there are no files in {path.name!r} whose names end with {', '.join(suffixes)}")
+        message = f"there are no files in {path.name!r} whose names end with {', '.join(suffixes)}"
+        raise Missing(message, [FieldError(message, field="input")])
     for entry in entries:
         check_kind(entry.name, path.name, suffixes)
     return [_file(e) for e in entries]

@@ -171,7 +171,7 @@ def test_a_directory_is_what_its_first_file_is(root: Path) -> None:
     assert "does not say what is in it" in refusal(root, str(root.joinpath("many", "readme.txt")))
     assert find(root, f"{folder}/readme.txt", CSV) == Found(f"{folder}/readme.txt", CSV)
     (root / "empty").mkdir()
-    assert "does not say what is in it" in refusal(root, f"{root}/empty")
+    assert "is empty" in refusal(root, f"{root}/empty")
 
 
 def test_an_artifact_is_where_the_store_has_it(root: Path) -> None:

@@ -102,7 +102,9 @@ def batch(served: Batch) -> Batch:
 async def test_a_schedule_is_made_and_found_where_location_says(batch: Batch) -> None:
     answer = await batch.api.client.post(PATH, json=batch.body(cron="0 3 * * MON", every_s=None))
     assert answer.status_code == 201, answer.text
-    record = answer.json()
+    warnings = answer.json()["warnings"]
+    assert warnings == [f"there is nothing at {batch.root}/rows.csv; each run looks again"]
+    record = {k: v for k, v in answer.json().items() if k != "warnings"}
     assert set(record) == RECORD
     assert answer.headers["location"] == f"{PATH}/weekly"
     assert (await batch.api.client.get(f"{PATH}/weekly")).json() == record
@@ -198,6 +200,36 @@ async def test_the_input_need_not_be_there_yet(batch: Batch) -> None:
     assert [r["outcome"] for r in await batch.runs()] == ["started"]  # its planning is tried again
 
 
+@pytest.mark.parametrize("form", [{}, {"media_type": "text/csv"}], ids=["by its name", "told"])
+async def test_nor_the_files_of_its_directory(batch: Batch, form: dict[str, str]) -> None:
+    (batch.root / "weekly").mkdir(exist_ok=True)
+    place = {"uri": f"{batch.root}/weekly", **form}
+    made = await batch.create(job=batch.job | {"input": place})
+    assert [w.partition(" ")[0] for w in made["warnings"]] == ["there" if form else "the"]
+
+
+async def test_an_input_that_is_there_is_looked_at_as_a_jobs_is(batch: Batch) -> None:
+    names = [
+        i["name"]
+        for i in (await batch.api.client.get("/v1/models/flag/versions/1")).json()["signature"]["inputs"]
+    ]
+    good, bad = batch.root / "good.csv", batch.root / "bad.csv"
+    good.write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    bad.write_text("other\n1\n")
+    job = batch.job | {"input": {"uri": str(bad)}}
+    problem = refused(await batch.api.client.post(PATH, json=batch.body(job=job)), 422)
+    assert {e["field"] for e in problem["errors"]} == set(names)  # columns, and no fields of the body
+    lacking = batch.job | {"input": {"uri": str(good)}, "id_column": "nobody"}
+    problem = refused(await batch.api.client.post(PATH, json=batch.body(job=lacking)), 422)
+    assert [e["field"] for e in problem["errors"]] == ["job.id_column"]
+    assert (await batch.api.client.get(PATH)).json()["items"] == []
+
+    made = await batch.create(job=batch.job | {"input": {"uri": str(good)}})
+    assert made["warnings"] == []
+    refused(await batch.api.client.patch(f"{PATH}/weekly", json={"job": job}), 422)
+    assert (await batch.get())["job"] == made["job"]
+
+
 async def test_missed_runs_are_skipped_or_made_up_for(batch: Batch) -> None:
     await batch.create(name="skips", every_s=3600)
     await batch.create(name="makes-up", every_s=3600, catch_up=True, overlap=True)
@@ -252,7 +284,9 @@ async def test_a_schedule_is_changed_paused_and_let_go_on(batch: Batch) -> None:
         await client.patch(f"{PATH}/weekly", json={"cron": "0 3 * * *", "every_s": None, "job": job})
     ).json()
     assert (changed["cron"], changed["every_s"], changed["job"]["version"]) == ("0 3 * * *", None, 2)
-    assert (await client.patch(f"{PATH}/weekly", json={})).json() == changed
+    assert len(changed["warnings"]) == 1
+    unchanged = changed | {"warnings": []}  # its job was not looked at
+    assert (await client.patch(f"{PATH}/weekly", json={})).json() == unchanged
     assert (await client.delete(f"{PATH}/weekly")).status_code == 204
     for call in (
         client.get(f"{PATH}/weekly"),
@@ -340,7 +374,7 @@ async def test_an_edit_is_checked_as_a_new_schedule_is(batch: Batch) -> None:
         ({"job": batch.job | {"version": 99}}, 404),
     ]:
         refused(await batch.api.client.patch(f"{PATH}/weekly", json=wrong), status)
-    assert await batch.get() == made
+    assert await batch.get() | {"warnings": made["warnings"]} == made
 
 
 async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) -> None:
