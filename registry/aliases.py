@@ -147,7 +147,10 @@ def _events(owner: ModelRow, alias: str) -> Select[AliasEventRow]:
 def _get(session: Session, owner: ModelRow, alias: str) -> AliasRow:
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)
     if row is None:
-        raise NotFound("alias", f"{owner.name}@{alias}")
+        there = session.scalars(select(AliasRow.name).where(AliasRow.model_id == owner.id)).all()
+        promote = f"promote a version: PUT /v1/models/{owner.name}/aliases/{alias}"
+        hint = f"there is {', '.join(sorted(there))}" if there else promote
+        raise NotFound("alias", f"{owner.name}@{alias}", hint)
     return row
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from registry import changes, queue
 from registry.batch_tables import JobRow
 from registry.errors import InUse, NotFound
-from registry.names import check_name
+from registry.names import check_name, meant
 from registry.pages import Page, after, cut
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
 
@@ -33,7 +33,7 @@ def get(session: Session, name: str) -> ModelRow:
     """Raises `NotFound`."""
     model = session.scalar(select(ModelRow).where(ModelRow.name == name))
     if model is None:
-        raise NotFound("model", name)
+        raise _unknown(session, name)
     return model
 
 
@@ -46,8 +46,12 @@ def lock(session: Session, name: str) -> ModelRow:
         .execution_options(populate_existing=True)
     )
     if model is None:
-        raise NotFound("model", name)
+        raise _unknown(session, name)
     return model
+
+
+def _unknown(session: Session, name: str) -> NotFound:
+    return NotFound("model", name, meant(name, session.scalars(select(ModelRow.name).limit(1000))))
 
 
 def lock_or_create(session: Session, name: str, by: str) -> ModelRow:

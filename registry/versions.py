@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from registry import aliases, changes, models, queue
@@ -159,8 +159,9 @@ def get(session: Session, model: str, number: int) -> VersionRow:
         select(VersionRow).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
     )
     if version is None:
-        models.get(session, model)  # says so when it is the model that is missing
-        raise NotFound("version", f"{model}:{number}")
+        owner = models.get(session, model)  # says so when it is the model that is missing
+        newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model_id == owner.id))
+        raise NotFound("version", f"{model}:{number}", f"the newest is {newest}" if newest else "")
     return version
 
 

@@ -105,13 +105,14 @@ def _check_extra(wanted: Layout, columns: Sequence[str]) -> None:
         if name not in columns:
             field = "id_column" if name == wanted.id_column else "passthrough"
             faults.append(
-                FieldError(f"the input has no column {name!r}", field=field, expected=_some(columns))
+                FieldError(f"the input has no column {name!r}", field=field, expected=some(columns))
             )
     if faults:
         raise Invalid(faults[0].message, faults)
 
 
-def _some(columns: Sequence[str]) -> str:
+def some(columns: Sequence[str]) -> str:
+    """What was expected where a column's name was."""
     return "one of " + ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
 
 

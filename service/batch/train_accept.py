@@ -5,6 +5,8 @@ Planning checks it all again, and has a child open the estimator.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from registry import jobs, versions
@@ -12,7 +14,7 @@ from registry.artifacts import Store
 from registry.batch_tables import JobRow
 from registry.errors import FieldError, Invalid
 from service.batch import places, ray
-from service.batch.accept import Spec, within
+from service.batch.accept import Spec, some, within
 from service.config import Settings
 
 
@@ -29,10 +31,26 @@ def examine(settings: Settings, store: Store, spec: Spec) -> None:
     if target not in dataset.columns:
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
+    _check_excluded(spec["exclude"], target, dataset.columns)
     then: Spec = spec["then"] or {}
     if (uri := (then.get("input") or {}).get("uri")) is not None:
         with within("then", then):
             places.inside(settings.roots, uri)
+
+
+def _check_excluded(names: Sequence[str], target: str, columns: Sequence[str]) -> None:
+    """Raises `Invalid` naming each that is no column, or when nothing is left to learn from."""
+    faults = [
+        FieldError(f"the input has no column {name!r} to leave out", field="exclude", expected=some(columns))
+        for name in names
+        if name not in columns
+    ]
+    if target in names:
+        faults.append(FieldError(f"the target {target!r} cannot be left out", field="exclude"))
+    elif not set(columns) - {target, *names}:
+        faults.append(FieldError("no column is left to learn from", field="exclude"))
+    if faults:
+        raise Invalid(faults[0].message, faults)
 
 
 def accept(

@@ -86,6 +86,7 @@ def summary(job: JobRow, frozen: Frozen) -> dict[str, Any]:
         "merged": frozen.check.merged,
         "sampling": job.spec["sampling"],
         "target": frozen.layout.target.name,
+        "excluded": job.spec["exclude"],
         "partitions": frozen.parts,
         "rows": frozen.rows,
         "held_out": frozen.held_out,

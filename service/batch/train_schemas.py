@@ -49,6 +49,9 @@ class TrainBody(Strict):
     estimator: Estimator
     input: Input
     target: Annotated[ColumnName, Field(description="the column that holds the true values")]
+    exclude: Annotated[
+        list[ColumnName], Field(max_length=10_000, description="columns that are no features: ids, dates")
+    ] = Field(default_factory=list)
     strategy: Annotated[
         Literal["partial_fit", "ensemble", "single"],
         Field(

@@ -179,7 +179,8 @@ def _layout(spec: dict[str, Any], dataset: files.Dataset, check: Plan, parts: in
             f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         )
     try:
-        found = layout_features(dataset.columns, schema_of(dataset, dataset.columns).types)
+        names = [c for c in dataset.columns if c not in spec["exclude"]]
+        found = layout_features(names, schema_of(dataset, names).types)
     except Refused as refused:
         raise Hopeless(str(refused)) from refused
     truth = next(f for f in found if f.name == target)
@@ -206,7 +207,8 @@ def _read(frozen: Frozen, row: PartitionRow, path: Path, alive: Alive) -> Piece:
     part = msgspec.convert(row.part, files.Part)
     path = path.with_suffix(".arrow")
     try:
-        dealt = deal(files.tables(dataset, part, None), frozen.layout, row.number, path, alive)
+        names = [f.name for f in (*frozen.layout.features, frozen.layout.target)]
+        dealt = deal(files.tables(dataset, part, names), frozen.layout, row.number, path, alive)
     except (Refused, Invalid) as refused:
         name = dataset.files[part.file].name
         raise Hopeless(f"partition {row.number} ({name}): {refused}") from refused

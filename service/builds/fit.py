@@ -25,5 +25,13 @@ def fit(step: Step) -> Fitted:
         except MemoryError:
             reason = f"it needs more memory than its limit of {step.memory_mb} MB (TRIVIUM_BUILD_MEMORY_MB)"
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}{_hint(step, error)}"
     return Fitted(state="rejected", report={"reason": reason})
+
+
+def _hint(step: Step, error: Exception) -> str:
+    """Estimators name the value that is no number, and not its column."""
+    texts = [repr(f.name) for f in step.features if f.dtype == "string"]
+    if not texts or "convert string" not in str(error):
+        return ""
+    return f"; {', '.join(texts[:10])} hold text: exclude what is no feature, encode what is one"

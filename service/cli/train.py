@@ -33,6 +33,9 @@ Strategy = Annotated[
         "merged; single: one fit over all rows."
     ),
 ]
+Exclude = Annotated[
+    list[str] | None, Option(metavar="COLUMN", help="A column that is no feature; may be repeated.")
+]
 Sampling = Annotated[
     str | None,
     Option(
@@ -52,6 +55,7 @@ def train(
     name: Annotated[str, Option("--name", help="The model's name.")],
     target: Annotated[str, Option(help="The column that holds the true values.")],
     strategy: Strategy,
+    exclude: Exclude = None,
     sampling: Sampling = None,
     partitions: Partitions = None,
     validation: Validation = None,
@@ -71,6 +75,7 @@ def train(
     asked: Record = {
         "kind": "train",
         "target": target,
+        "exclude": exclude,
         "strategy": strategy,
         "sampling": sampling,
         "partitions": partitions,

@@ -23,6 +23,7 @@ from registry import changes, db, keys
 from registry.aliases import CHAMPION
 from registry.errors import NotFound, NotReady
 from registry.keys import Key
+from registry.names import meant
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
 from service import telemetry
 
@@ -99,7 +100,7 @@ class Snapshot:
         """
         model = self.state.models.get(name)
         if model is None:
-            raise NotFound("model", name)
+            raise NotFound("model", name, meant(name, self.state.models))
         if number is None:
             alias = alias or CHAMPION
             number = model.aliases.get(alias)
@@ -108,7 +109,8 @@ class Snapshot:
                 raise NotFound("alias", f"{name}@{alias}", hint)
         version = model.versions.get(number)
         if version is None:
-            raise NotFound("version", f"{name}:{number}")
+            newest = max(model.versions, default=None)
+            raise NotFound("version", f"{name}:{number}", f"the newest is {newest}" if newest else "")
         if version.state != "ready":
             raise NotReady(
                 f"{name}:{number} is {version.state}; GET /v1/models/{name}/versions/{number} says more"

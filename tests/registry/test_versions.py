@@ -148,7 +148,9 @@ def test_what_is_missing_is_named(sessions: Sessions, store: Store) -> None:
     with db.reading(sessions) as session:
         with pytest.raises(NotFound, match="model 'churn'"):
             versions.get(session, "churn", 1)
-        with pytest.raises(NotFound, match="version 'fraud:2'"):
+        with pytest.raises(NotFound, match="model 'farud'; did you mean 'fraud'"):
+            versions.get(session, "farud", 1)
+        with pytest.raises(NotFound, match="version 'fraud:2'; the newest is 1"):
             versions.get(session, "fraud", 2)
 
 

@@ -67,7 +67,8 @@ def layout_features(names: Iterable[str], types: Iterable[Any]) -> tuple[Feature
         try:
             found.append(Feature(name, example.dtype_of(kind)))
         except KeyError as error:
-            raise Refused(f"the column {name!r} holds {kind}, which no feature can be") from error
+            message = f"the column {name!r} holds {kind}, which no feature can be; exclude it"
+            raise Refused(message) from error
     return tuple(found)
 
 

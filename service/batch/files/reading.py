@@ -82,12 +82,11 @@ def read(
         opened.check()
 
 
-def tables(dataset: Dataset, part: Part, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """The part as record batches of `columns` (None: all), of the same types in every part. For training:
-    a cell that is not of its column's type raises `Invalid`."""
-    names = dataset.columns if columns is None else tuple(columns)
-    _check_names(dataset, (), names)
-    schema = schema_of(dataset, names)
+def tables(dataset: Dataset, part: Part, columns: Sequence[str]) -> Iterator[Any]:
+    """The part as record batches of `columns`, of the same types in every part. For training: a cell that is
+    not of its column's type raises `Invalid`."""
+    _check_names(dataset, (), columns)
+    schema = schema_of(dataset, columns)
     with Opened(dataset.files[part.file]) as opened:
         yield from format_of(dataset.media_type).tables(opened, part, schema)
         opened.check()

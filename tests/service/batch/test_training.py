@@ -307,6 +307,26 @@ def test_strings_and_missing_numbers_are_trained_on_as_they_are_served(
     assert (version.signature or {})["outputs"][0]["classes"] == [False, True]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_are_no_features_are_left_out(trainings: Trainings, suffix: str) -> None:
+    parts = cut(cancer(), 2)
+    for part in parts:
+        part.insert(0, "patient", [f"P{n}" for n in range(len(part))])
+        part["seen"] = pd.Timestamp("2026-01-02").date()
+    model = RandomForestClassifier(5)
+    job = trainings.run(trainings.start(model, parts, suffix, strategy="ensemble", max_attempts=1))
+    assert job.state == "failed"
+    assert "'patient', 'seen' hold text: exclude what is no feature" in str(job.error)
+
+    left = {"strategy": "ensemble", "exclude": ["patient", "seen"]}
+    job = trainings.run(trainings.start(model, parts, suffix, **left))
+    assert job.state == "done", job.error
+    version = trainings.version()
+    features = [i["name"] for i in (version.signature or {})["inputs"]]
+    assert features == [c for c in cancer().columns if c != "y"]
+    assert version.lineage["training"]["excluded"] == ["patient", "seen"]
+
+
 def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
     random = np.random.default_rng(0)
     words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}

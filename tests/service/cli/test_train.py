@@ -65,6 +65,17 @@ def test_an_ensemble_of_one_uploaded_file_is_dealt_into_partitions(live, server,
     assert record["manifest"]["metrics"]["roc_auc"] > 0.9
 
 
+def test_columns_that_are_no_features_are_left_out(live, saved, data):
+    ran = live(
+        *("train", saved(RandomForestClassifier(5)), data, "--name", "narrow", "--target", "y"),
+        *("--strategy", "ensemble", "--exclude", "mean_radius", "--exclude", "mean_area"),
+    )
+    assert ran.code == 0, ran.err
+    shown = live("show", "narrow:1", "--json")
+    inputs = {i["name"] for i in msgspec.json.decode(shown.out)["signature"]["inputs"]}
+    assert inputs == {*cancer().columns} - {"y", "mean_radius", "mean_area"}
+
+
 def test_what_cannot_be_trained_so_ends_with_exit_code_1_and_its_name(live, saved, data):
     ran = live(
         *("train", saved(make_pipeline(RobustScaler(), SGDClassifier())), data),
