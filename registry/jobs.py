@@ -114,6 +114,13 @@ def get(session: Session, job_id: int) -> JobRow:
     return job
 
 
+def child(session: Session, job: JobRow) -> int | None:
+    """The job that a training started at its end."""
+    if job.kind != TRAIN:
+        return None
+    return session.scalar(select(JobRow.id).where(JobRow.parent_id == job.id))
+
+
 def lock(session: Session, job_id: int) -> JobRow:
     """The job, nobody else's until the transaction ends. Raises `NotFound`."""
     job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)

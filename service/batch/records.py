@@ -15,13 +15,16 @@ def summary(job: JobRow, progress: Progress | None) -> JobSummary:
     return JobSummary(**_fields(job, progress))
 
 
-def record(job: JobRow, progress: Progress | None, partitions: list[PartitionRow]) -> JobRecord:
+def record(
+    job: JobRow, progress: Progress | None, partitions: list[PartitionRow], then_id: int | None = None
+) -> JobRecord:
     return JobRecord(
         **_fields(job, progress),
         spec=job.spec,
         output=f"/v1/jobs/{job.id}/output" if job.output else None,
         errors=f"/v1/jobs/{job.id}/errors" if job.errors else None,
         manifest=job.manifest,
+        then_id=then_id,
         partitions=[_partition(job, p) for p in partitions],
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BeforeValidator
 from sqlalchemy.orm import Session
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 
 from registry import db, jobs
 from registry.batch_tables import JobRow
@@ -34,15 +35,15 @@ router = APIRouter(tags=["batch"])
 JobId = Annotated[int, BeforeValidator(digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
 WATCH_S = 0.5
 KEEP_ALIVE = 30  # looks without a change until a comment line shows that the connection is alive
-_FILE: dict[int | str, dict[str, Any]] = {
+FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file",
         "content": {t: {"schema": {"type": "string", "format": "binary"}} for t in media.OUTPUTS},
     },
     206: {"description": "The part of the file that Range names"},
     304: {"description": "It is what the caller has already"},
+    **problems(404, 406, 409, 412, 416, 422),
 }
-FILE_RESPONSES = _FILE | problems(404, 406, 409, 412, 416, 422)
 
 
 class ListQuery(PageQuery, JobQuery):
@@ -151,7 +152,9 @@ def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
     job = _job(session, job_id, caller)
     if job.output is None:
         raise Conflict(f"job {job_id} is {job.state} and has no output; its done partitions have theirs")
-    return _deliver(services, job.output, job.spec["output"]["media_type"], f"{job.model}-job-{job.id}")
+    return _deliver(
+        services.store.path, job.output, job.spec["output"]["media_type"], f"{job.model}-job-{job.id}"
+    )
 
 
 @router.head(
@@ -173,20 +176,20 @@ def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
         raise NotFound("errors file of job", job_id, "no row failed")
     if job.errors is None:
         raise Conflict(f"job {job_id} is {job.state}; its errors file comes with its output")
-    return _deliver(services, job.errors, media.CSV, f"{job.model}-job-{job.id}-errors")
+    return _deliver(services.store.path, job.errors, media.CSV, f"{job.model}-job-{job.id}-errors")
 
 
 @router.head(
     "/v1/jobs/{job_id}/partitions/{number}/output",
     dependencies=[guarded("batch")],
     response_class=Response,
-    responses=_FILE | problems(404, 422),
+    responses=FILE_RESPONSES,
 )
 @router.get(
     "/v1/jobs/{job_id}/partitions/{number}/output",
     dependencies=[guarded("batch")],
     response_class=Response,
-    responses=_FILE | problems(404, 422),
+    responses=FILE_RESPONSES,
 )
 def partition_output(
     job_id: JobId,
@@ -195,15 +198,22 @@ def partition_output(
     session: ReadDep,
     caller: CallerDep,
 ) -> Response:
-    """A part that is done, while the job is not."""
+    """A part that is done, while the job is not: resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
-    row = jobs.partition(session, job.id, jobs.SCORE, number)
-    path = folder(services.settings, job.id) / (row.result or {}).get("file", "")
-    if row.result is None or not path.is_file():
-        raise NotFound(
-            "output of partition", f"{job_id}/{number}", "the whole output is at /output" * bool(job.output)
-        )
-    return FileResponse(path, media_type=job.spec["output"]["media_type"], filename=path.name)
+    made = jobs.partition(session, job.id, jobs.SCORE, number).result
+    hint = f"the whole output is at /v1/jobs/{job_id}/output" if job.output else ""
+    missing = NotFound("output of partition", f"{job_id}/{number}", hint)
+    if made is None:
+        raise missing
+    file: FilePath = folder(services.settings, job.id) / made["file"]
+
+    def find(_: str) -> FilePath:
+        if not file.is_file():
+            raise missing
+        return file
+
+    media_type = job.spec["output"]["media_type"]
+    return _deliver(find, made["sha256"], media_type, f"{job.model}-job-{job.id}-partition-{number}")
 
 
 def _job(session: Session, job_id: int, caller: Key) -> JobRow:
@@ -214,7 +224,8 @@ def _job(session: Session, job_id: int, caller: Key) -> JobRow:
 
 def _record(session: Session, job: JobRow) -> JobRecord:
     session.flush()
-    return record(job, jobs.progress(session, [job.id]).get(job.id), jobs.partitions(session, job.id))
+    progress = jobs.progress(session, [job.id]).get(job.id)
+    return record(job, progress, jobs.partitions(session, job.id), jobs.child(session, job))
 
 
 def _look(services: Services, job_id: int, caller: Key) -> JobRecord:
@@ -239,10 +250,10 @@ async def _events(services: Services, found: JobRecord, job_id: int, caller: Key
         found = await run_sync(_look, services, job_id, caller)
 
 
-def _deliver(services: Services, blob: str, media_type: str, name: str) -> Delivery:
+def _deliver(find: Callable[[str], FilePath], sha256: str, media_type: str, name: str) -> Delivery:
     return Delivery(
-        services.store,
-        blob,
+        find,
+        sha256,
         None,
         validators={"Cache-Control": "private, no-cache"},
         headers={

@@ -148,6 +148,7 @@ class JobRecord(JobSummary):
     output: Annotated[str | None, Field(description="where the output is, once it is there")]
     errors: Annotated[str | None, Field(description="where the failed rows are listed, if there are any")]
     manifest: dict[str, Any] | None
+    then_id: Annotated[int | None, Field(description="the job that scores with what this one trained")]
     partitions: list[PartitionRecord]
 
 

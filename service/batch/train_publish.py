@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlalchemy import select
 
 from registry import db, jobs, versions
 from registry.artifacts import Store
@@ -110,7 +109,7 @@ def _input(files: list[dict[str, Any]]) -> dict[str, Any]:
 def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> None:
     """Enqueue the scoring that is to follow, with exactly this version, unless that was done."""
     then = job.spec.get("then")
-    if then is None or session.scalar(select(JobRow.id).where(JobRow.parent_id == job.id)) is not None:
+    if then is None or jobs.child(session, job) is not None:
         return
     spec = {**then, "model": job.model, "version": version.number, "alias": None}
     try:

@@ -21,6 +21,9 @@ PARTITIONS = ("partition", "stage", "state", "rows", "failed", "attempts", "work
 
 JobId = Annotated[int, Argument(metavar="ID", min=1, help="The job's id, from `trivium jobs`.")]
 Out = Annotated[Path | None, Option(dir_okay=False, help="Write it here, not to stdout.")]
+Partition = Annotated[
+    int | None, Option(min=0, help="Of a job that is not done: this partition alone, which is.")
+]
 
 
 def list_jobs(
@@ -89,9 +92,9 @@ def resume(job: JobId, json: Json = False) -> None:
     emit(json, record, lambda: say(accepted_line(record)))
 
 
-def output(job: JobId, out: Out = None, json: Json = False) -> None:
+def output(job: JobId, out: Out = None, partition: Partition = None, json: Json = False) -> None:
     """Fetch what a job made, in the order of its input."""
-    _fetched(job, "output", out, json)
+    _fetched(job, "output", out, json, partition)
 
 
 def errors(job: JobId, out: Out = None, json: Json = False) -> None:
@@ -99,14 +102,17 @@ def errors(job: JobId, out: Out = None, json: Json = False) -> None:
     _fetched(job, "errors", out, json)
 
 
-def _fetched(job: int, what: str, out: Path | None, json: bool) -> None:
+def _fetched(job: int, what: str, out: Path | None, json: bool, partition: int | None = None) -> None:
     from service.client import download, jobs, path
 
+    if out is not None and not out.absolute().parent.is_dir():
+        raise BadParameter(f"--out {out}: there is no directory {out.parent}")
     if json and out is None:
         raise BadParameter("--json prints the job's record; say with --out where the file goes")
     with connect() as client:
         record = jobs.get(client, job)
-        url = path("jobs", job, what)
+        part = () if partition is None else ("partitions", partition)
+        url = path("jobs", job, *part, what)
         made = media.CSV if what == "errors" else record["spec"].get("output", {}).get("media_type")
         if out is not None:
             _check_suffix(out, made, f"the {what} of job {job}")

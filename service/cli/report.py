@@ -190,7 +190,16 @@ def job_lines(record: Record) -> Iterator[str]:
     yield f"rows: {record['rows_done']:,} done, {record['rows_failed']:,} failed{total}{pace}"
     if record["partitions_total"] is not None:
         yield f"partitions: {record['partitions_done']:,} of {record['partitions_total']:,} done"
-    for what in ("schedule", "parent_id", "output", "errors", "started_at", "finished_at", "expires_at"):
+    for what in (
+        "schedule",
+        "parent_id",
+        "then_id",
+        "output",
+        "errors",
+        "started_at",
+        "finished_at",
+        "expires_at",
+    ):
         if record[what] is not None:
             yield f"{what.removesuffix('_at').removesuffix('_id')}: {record[what]}"
     yield f"created: {record['created_at']} by {record['created_by']}"

@@ -79,7 +79,7 @@ def create(
         asked = _read(job) if job else _scoring(client, model, data, media_type, out) | given(columns)
         request = {"name": name, "job": asked, **given(times), **rules}
         record = client.create(path("schedules"), request)
-    emit(json, record, lambda: say(f"schedule {name}: {_next(record)}"))
+    emit(json, record, lambda: _say_made(record))
 
 
 def list_schedules(json: Json = False) -> None:
@@ -212,9 +212,15 @@ def _edit(name: str, changes: Record, json: bool) -> None:
     emit(json, record, lambda: say(f"schedule {name}: {_next(record)}"))
 
 
+def _say_made(record: Record) -> None:
+    say(f"schedule {record['name']}: {_next(record)}")
+    for warning in record["warnings"]:
+        say(f"warning: {warning}")
+
+
 def _next(record: Record) -> str:
     if record["paused"]:
-        return "paused"
+        return f"paused, else runs {_rhythm(record)}"
     return f"runs {_rhythm(record)}, next at {when(record['next_at'])} UTC"
 
 

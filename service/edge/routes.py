@@ -127,7 +127,7 @@ def _deliver(services: Services, name: str, export: Export, caching: dict[str, s
     quantized = "" if export.quantize == "none" else f"-{export.quantize}"
     filename = f"{name}-{export.version}{quantized}.tflite"
     return Delivery(
-        services.store,
+        services.store.path,
         export.sha256,
         export.zstd,
         validators=caching | _validators(export) | {"Vary": vary},

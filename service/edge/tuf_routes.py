@@ -78,7 +78,7 @@ async def target(
     headers = {"Content-Type": "application/octet-stream"}
     # Uncompressed: a TUF client counts the bytes against the signed length.
     return Delivery(
-        services.store, export.sha256, None, validators={"Cache-Control": FOR_EVER}, headers=headers
+        services.store.path, export.sha256, None, validators={"Cache-Control": FOR_EVER}, headers=headers
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from anyio.to_thread import run_sync
 from starlette.exceptions import HTTPException
@@ -17,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from registry.artifacts import Store
 from service.web.auth import Call
 from service.web.conditions import Asked, Form, choose, forms, part, verdict
 
@@ -26,15 +26,16 @@ BLOCK = 256 * 1024
 
 
 class Delivery(Response):
-    """Answers a GET or HEAD with the blob `sha256`, or with `zstd`, the same file compressed.
+    """Answers a GET or HEAD with the file of the digest `sha256`, or with `zstd`, the same file compressed.
 
-    `validators` go with every answer, 304 too; `headers` only with the file itself. What is asked for is
-    read when it is sent: raises `NotFound` then when the blob is gone, and HTTPException 406, 412 and 416.
+    `find` says where the file of a digest is. `validators` go with every answer, 304 too; `headers` only with
+    the file itself. What is asked for is read when it is sent: raises then what `find` raises, and
+    HTTPException 406, 412 and 416.
     """
 
     def __init__(
         self,
-        store: Store,
+        find: Callable[[str], Path],
         sha256: str,
         zstd: str | None,
         *,
@@ -42,7 +43,7 @@ class Delivery(Response):
         headers: Mapping[str, str],
     ) -> None:
         super().__init__()
-        self._store = store
+        self._find = find
         self._forms = forms(sha256, zstd)
         self._validators = validators
         self._about = headers
@@ -57,7 +58,7 @@ class Delivery(Response):
         if (status := verdict(asked, form.etag)) is not None:
             await condition_answer(scope, status, validators)(scope, receive, send)
             return
-        path = self._store.path(form.blob)
+        path = self._find(form.blob)
         descriptor = await run_sync(os.open, path, os.O_RDONLY)
         try:
             await self._send_file(descriptor, form, asked, validators, scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -389,9 +390,11 @@ async def test_what_a_cancelled_job_has_done_can_be_fetched_and_is_kept(
     refused(await client.get(f"{location}/output"), 409)
     part = await client.get(f"{location}/partitions/0/output")
     assert (part.status_code, labels(part.text)) == (200, LABELS[:1])
-    assert (await client.head(f"{location}/partitions/0/output")).headers["content-length"] == str(
-        len(part.content)
-    )
+    head = (await client.head(f"{location}/partitions/0/output")).headers
+    sha256 = hashlib.sha256(part.content).hexdigest()
+    assert (head["content-length"], head["etag"]) == (str(len(part.content)), f'"{sha256}"')
+    rest = await client.get(f"{location}/partitions/0/output", headers={"Range": "bytes=3-"})
+    assert (rest.status_code, rest.content) == (206, part.content[3:])
     for number in (1, 3):
         refused(await client.get(f"{location}/partitions/{number}/output"), 404)
     await scorings.work(2)  # nothing is left to do
@@ -403,7 +406,7 @@ async def test_what_a_cancelled_job_has_done_can_be_fetched_and_is_kept(
     assert labels(await scorings.text(record["output"])) == LABELS
     assert record["partitions"][0]["finished_at"] == cancelled["partitions"][0]["finished_at"]
     problem = refused(await client.get(f"{location}/partitions/0/output"), 404)
-    assert "the whole output is at /output" in problem["detail"]
+    assert f"the whole output is at {location}/output" in problem["detail"]
     for verb in ("cancel", "resume"):
         assert "is done" in refused(await client.post(f"{location}/{verb}"), 409)["detail"]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from registry import jobs
 from service.config import Settings
 from tests.service.api import Api, refused, running
 
@@ -58,6 +59,16 @@ async def test_a_training_is_accepted_and_found_where_location_says(shop: Shop) 
     assert (await shop.api.client.get(answer.headers["location"])).json()["id"] == record["id"]
     listed = (await shop.api.client.get(f"{PATH}?model=learned")).json()["items"]
     assert record["id"] in [j["id"] for j in listed]
+
+
+async def test_a_training_names_the_job_that_scores_with_what_it_trained(shop: Shop) -> None:
+    training = (await shop.api.client.post(PATH, json=shop.body)).json()
+    assert training["then_id"] is None
+    with shop.api.services.sessions.begin() as session:
+        new = jobs.NewJob(kind=jobs.SCORE, spec=training["spec"], model="learned", parent_id=training["id"])
+        scoring = jobs.create(session, new, by="tests").id
+    found = [(await shop.api.client.get(f"{PATH}/{n}")).json() for n in (training["id"], scoring)]
+    assert [(j["then_id"], j["parent_id"]) for j in found] == [(scoring, None), (None, training["id"])]
 
 
 async def test_the_same_training_sent_again_is_one_job(shop: Shop) -> None:

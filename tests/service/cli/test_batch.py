@@ -207,6 +207,27 @@ def test_output_without_a_file_goes_to_stdout(live, published, data, tmp_path):
     assert live("jobs", "output", number).out == (tmp_path / "s.csv").read_text()
 
 
+def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, server, published, rows):
+    folder = server.root / "half"
+    folder.mkdir()
+    for number in range(2):
+        rows[["age", "income"]].to_parquet(folder / f"{number}.parquet")
+    with (folder / "1.parquet").open("r+b") as damaged:
+        damaged.seek(4)
+        damaged.write(bytes(64))
+    ran = live(
+        "batch", "score", folder, "--model", f"{published}:1", "--no-wait", "--max-attempts", 1, "--json"
+    )
+    number = ran.record["id"]
+    assert live("jobs", "watch", number).code == 1
+    assert live("jobs", "output", number).code == 1
+    part = folder.with_name("part.parquet")
+    assert live("jobs", "output", number, "--partition", 0, "--out", part).code == 0
+    assert len(pd.read_parquet(part)) == ROWS
+    refused = live("jobs", "output", number, "--partition", 1)
+    assert (refused.code, f"'{number}/1'" in refused.err) == (1, True)
+
+
 def test_a_file_whose_name_says_another_format_than_the_jobs_is_not_written(live, published, data, tmp_path):
     out = tmp_path / "s.csv"
     ran = live("batch", "score", data, "--model", f"{published}:1", "--out", out, "--json")
@@ -244,6 +265,7 @@ def test_jobs_are_listed_newest_first_by_state_and_model(live, published, data):
         (["batch", "score", "{data}", "--model", "m:latest", "--no-wait"], "name:version"),
         (["batch", "score", "{data}", "--no-wait"], "--model"),
         (["jobs", "output", "1", "--json"], "--out"),
+        (["jobs", "output", "1", "--out", "nowhere/scores.csv"], "no directory"),
         (["jobs", "show", "first"], "ID"),
     ],
 )

@@ -56,7 +56,7 @@ def test_weekly_and_the_first_run_seconds_from_now(live, weekly, champion, data)
 
 def test_a_schedule_is_paused_run_by_hand_resumed_and_deleted(live, weekly, champion):
     made = live(*weekly, "--paused")
-    assert (made.code, made.out, made.err) == (0, "", f"schedule {champion}: paused\n")
+    assert (made.code, made.out, made.err) == (0, "", f"schedule {champion}: paused, else runs every 1w\n")
     ran = live("schedules", "run", champion, "--json")
     assert ran.record["schedule"] == champion
     assert live("jobs", "watch", ran.record["id"]).code == 0
@@ -98,13 +98,23 @@ def test_a_job_of_any_kind_is_given_as_a_file(live, champion, data, tmp_path):
     assert f"{champion}:1" in live("schedules").out
 
 
-def test_what_the_server_refuses_is_exit_code_1_with_its_fields(live, weekly, champion, tmp_path):
+def test_an_input_that_is_not_there_yet_is_a_warning(live, weekly, champion, data):
+    made = live(*weekly[:5], "--data", data.with_name("later.csv"), "--every", "1w")
+    assert made.code == 0
+    assert f"warning: there is nothing at {data.with_name('later.csv').as_uri()}" in made.err
+
+
+def test_what_the_server_refuses_is_exit_code_1_with_its_fields(live, weekly, champion, data, tmp_path):
     refused = live(*weekly[:-2], "--cron", "every monday")
     assert (refused.code, refused.out) == (1, "")
     assert "cron" in refused.err
     outside = live(*weekly[:5], "--data", tmp_path / "rows.csv", "--every", "1w")
     assert outside.code == 1
     assert "TRIVIUM_BATCH_ROOTS" in outside.err
+    other = data.with_name("other.csv")
+    other.write_text("height\n1\n")
+    columns = live(*weekly[:5], "--data", other, "--every", "1w")
+    assert (columns.code, "age" in columns.err) == (1, True)
     assert live("schedules", "show", champion).code == 1
 
 
