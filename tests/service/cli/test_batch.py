@@ -216,7 +216,7 @@ def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, 
         damaged.seek(4)
         damaged.write(bytes(64))
     ran = live(
-        "batch", "score", folder, "--model", f"{published}:1", "--no-wait", "--max-attempts", 1, "--json"
+        "batch", "score", folder, "--model", f"{published}:1", "--no-wait", "--max-attempts", 2, "--json"
     )
     number = ran.record["id"]
     assert live("jobs", "watch", number).code == 1
