@@ -45,7 +45,11 @@ def _unsaid(detail: str, faults: list[dict[str, Any]], lines: list[str]) -> list
         if str(fault.get("message")) not in detail or not (single or fault.get("instance") is None)
     ]
     more = len(left) - MAX_LINES
-    return [*left[:MAX_LINES], f"... and {more} more"] if more > 0 else left
+    if more > 0:
+        return [*left[:MAX_LINES], f"... and {more} more"]
+    if not single or "; " in detail or not faults[0].get("expected"):  # "what is wrong; what to do"
+        return left
+    return [*left, f"expected: {faults[0]['expected']}"]
 
 
 def one_line(error: object) -> str:

@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from service.builds.children import CRASH_LOOP, Keeper
 from tests.service.builds.processes import alive, ends
 
@@ -37,7 +39,7 @@ class Python:
         return self.pids[-1]
 
 
-def test_a_killed_process_is_started_again() -> None:
+def test_a_killed_process_is_started_again_and_the_log_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     start = Python(SLEEPS)
     keeper = Keeper("sleeper", start)
     keeper.start()
@@ -46,11 +48,13 @@ def test_a_killed_process_is_started_again() -> None:
         os.kill(first, signal.SIGKILL)
         assert start.next() != first
         assert keeper.problem() is None
+        assert "sleeper" in (said := capsys.readouterr().out)
+        assert "was ended by signal 9" in said
     finally:
         keeper.stop(5)
 
 
-def test_stopping_ends_the_process_and_starts_no_other() -> None:
+def test_stopping_ends_the_process_and_starts_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     start = Python(SLEEPS)
     keeper = Keeper("sleeper", start)
     keeper.start()
@@ -58,6 +62,7 @@ def test_stopping_ends_the_process_and_starts_no_other() -> None:
     keeper.stop(5)
     assert not alive(pid)
     assert start.pids == [pid]
+    assert "process.ended" not in capsys.readouterr().out
     assert keeper.pid is None
 
 

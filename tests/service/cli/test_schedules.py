@@ -107,7 +107,7 @@ def test_an_input_that_is_not_there_yet_is_a_warning(live, weekly, champion, dat
 def test_what_the_server_refuses_is_exit_code_1_with_its_fields(live, weekly, champion, data, tmp_path):
     refused = live(*weekly[:-2], "--cron", "every monday")
     assert (refused.code, refused.out) == (1, "")
-    assert "cron" in refused.err
+    assert "expected: minute hour day month weekday, as in 0 3 * * MON" in refused.err
     outside = live(*weekly[:5], "--data", tmp_path / "rows.csv", "--every", "1w")
     assert outside.code == 1
     assert "TRIVIUM_BATCH_ROOTS" in outside.err
