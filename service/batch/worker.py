@@ -224,7 +224,8 @@ class Worker:
             if not again:
                 job.errors = error.errors if isinstance(error, Hopeless) else None
                 what = f"{task.kind} {task.subject.partition('/')[2]}".strip()
-                jobs.end(session, job, jobs.FAILED, why if task.kind == jobs.PLAN else f"{what}: {why}")
+                of_all = task.kind == jobs.PLAN or (task.kind == jobs.ASSEMBLE and isinstance(error, Hopeless))
+                jobs.end(session, job, jobs.FAILED, why if of_all else f"{what}: {why}")
 
     def _do_again(self, flight: Flight, gone: Gone) -> None:
         """Instead of assembling: what is gone has to be made again. Too often, and the job has failed."""

@@ -95,7 +95,7 @@ async def test_a_threshold_says_how_many_rows_may_fail(
     assert record["state"] == state
     if state == "failed":
         said = f"2 of 4 rows failed (50.00%), the threshold is {threshold:.2%}"
-        assert record["error"] == f"assemble: {said}"
+        assert record["error"] == said
     lines = (await scorings.text(record["errors"])).splitlines()[1:]  # also when that is why it failed
     assert [line.split(",")[:3] for line in lines] == [["2", "8", "x0"], ["3", "9", "x0"]]
 
@@ -107,7 +107,7 @@ async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings
     path.write_text(path.read_text().replace("1,1,0,0", "1,odd,0,0"))
     record = await scorings.finish(location)
     assert (record["state"], record["error"]) == (
-        "failed", "assemble: each of the 103 rows failed; the errors file says why",
+        "failed", "each of the 103 rows failed; the errors file says why",
     )  # fmt: skip
     assert len((await scorings.text(record["errors"])).splitlines()) == 104
 
