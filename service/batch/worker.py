@@ -222,9 +222,10 @@ class Worker:
             backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
             again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
             if not again:
-                job.errors = error.errors if isinstance(error, Hopeless) else None
+                known = error if isinstance(error, Hopeless) else None
+                job.errors = known.errors if known else None
                 what = f"{task.kind} {task.subject.partition('/')[2]}".strip()
-                of_all = task.kind == jobs.PLAN or (task.kind == jobs.ASSEMBLE and isinstance(error, Hopeless))
+                of_all = task.kind == jobs.PLAN or (known and task.kind == jobs.ASSEMBLE)
                 jobs.end(session, job, jobs.FAILED, why if of_all else f"{what}: {why}")
 
     def _do_again(self, flight: Flight, gone: Gone) -> None:
