@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from registry import queue
@@ -62,19 +62,6 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 class NewPartition(msgspec.Struct, frozen=True):
     part: dict[str, Any]
     rows: int | None = None  # None: not known before it is read
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """What a job's partitions have come to. Rows of one that is being worked on count as they come."""
-
-    partitions_total: int = 0
-    partitions_done: int = 0
-    rows_total: int | None = None  # None while a partition does not know
-    rows_done: int = 0
-    rows_failed: int = 0
-    attempts: int = 0  # of the partition that took most
-    rows_lately: int = 0  # since the job was started or resumed, with those that failed
-    partitions_lately: int = 0
 
 
 def create(session: Session, new: NewJob, *, by: str) -> JobRow:
@@ -150,38 +137,6 @@ def search(
         query = query.where(JobRow.model.in_(models))
     rows = session.scalars(query.order_by(JobRow.id.desc()).limit(page_size + 1)).all()
     return cut(rows, page_size, lambda j: j.id)
-
-
-def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
-    """By job. One that is not planned yet has none."""
-    counts = PartitionRow.stage.in_(ROWS_COUNT)
-    lately = PartitionRow.finished_at >= JobRow.started_at
-    seen = case((or_(PartitionRow.finished_at.is_(None), lately), PartitionRow.rows + PartitionRow.failed))
-    unknown = func.count(case((and_(counts, PartitionRow.rows_total.is_(None)), 1)))
-    rows = session.execute(
-        select(
-            PartitionRow.job_id,
-            func.count(),
-            func.count(PartitionRow.finished_at),
-            unknown,
-            func.sum(case((counts, PartitionRow.rows_total), else_=0)),
-            func.sum(case((counts, PartitionRow.rows), else_=0)),
-            func.sum(case((counts, PartitionRow.failed), else_=0)),
-            func.max(TaskRow.attempt),
-            func.sum(case((counts, seen), else_=0)),
-            func.count(case((lately, 1))),
-        )
-        .join(JobRow, JobRow.id == PartitionRow.job_id)
-        .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
-        .where(PartitionRow.job_id.in_(job_ids))
-        .group_by(PartitionRow.job_id)
-    )
-    return {
-        job_id: Progress(
-            total, done, None if unknown else int(rows), int(good), int(bad), most or 0, int(seen or 0), ended
-        )
-        for job_id, total, done, unknown, rows, good, bad, most, seen, ended in rows
-    }
 
 
 def partitions(session: Session, job_id: int, stage: str | None = None) -> list[PartitionRow]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from registry import jobs, queue
 from registry.batch_tables import JobRow, PartitionRow
-from registry.jobs import Progress
+from registry.progress import Progress
 from registry.tables import now
 from service.batch.schemas import JobRecord, JobSummary, PartitionRecord
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
-from registry import db, jobs
+from registry import db, jobs, progress
 from registry.batch_tables import JobRow
 from registry.errors import Conflict, NotFound
 from registry.keys import Key
@@ -92,7 +92,7 @@ def list_jobs(
         page_size=query.page_size,
         page_token=query.page_token,
     )
-    found = jobs.progress(session, [j.id for j in page.items])
+    found = progress.of(session, [j.id for j in page.items])
     return listed(page, lambda j: summary(j, found.get(j.id)), request, response)
 
 
@@ -224,8 +224,8 @@ def _job(session: Session, job_id: int, caller: Key) -> JobRow:
 
 def _record(session: Session, job: JobRow) -> JobRecord:
     session.flush()
-    progress = jobs.progress(session, [job.id]).get(job.id)
-    return record(job, progress, jobs.partitions(session, job.id), jobs.child(session, job))
+    found = progress.of(session, [job.id]).get(job.id)
+    return record(job, found, jobs.partitions(session, job.id), jobs.child(session, job))
 
 
 def _look(services: Services, job_id: int, caller: Key) -> JobRecord:

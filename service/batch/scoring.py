@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry import db, jobs, versions
+from registry import db, jobs, progress, versions
 from registry.artifacts import Store, Writing
 from registry.batch_tables import JobRow, PartitionRow
 from registry.rows import NUMPY, Array, Outputs
@@ -110,7 +110,7 @@ class Scoring:
         if threshold is None:
             return
         with db.reading(self._sessions) as session:
-            found = jobs.progress(session, [job.id])[job.id]
+            found = progress.of(session, [job.id])[job.id]
             if found.rows_total is None:
                 return
             why = _too_many(threshold, found.rows_total - found.rows_failed, found.rows_failed)

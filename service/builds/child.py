@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.build import adopt, describe, lineage, parity, rowset, safeload, thresholds, trials
+from registry.build import adopt, describe, lineage, parity, rowset, safeload, sandbox, thresholds, trials
 from registry.build.estimator import Estimator
 from registry.build.given import Corrections
 from registry.build.job import BuildJob, Built
@@ -35,10 +35,8 @@ def build(job: BuildJob) -> Built:
             built = _FORMATS[job.format](job, report)
         except Refused as error:
             built = rejected(str(error))
-        except MemoryError:
-            built = rejected(f"the build needs more memory than its limit of {job.memory_mb} MB")
         except Exception as error:
-            built = rejected(f"the build failed: {type(error).__name__}: {error}")
+            built = rejected(sandbox.why("build", error, job.memory_mb))
     built.report = {**built.report, **report.to_json()}
     built.lineage = report.lineage
     return built

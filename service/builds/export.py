@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry.build import calibration, export_gate, metrics, parity, quantize, rowset
+from registry.build import calibration, export_gate, metrics, parity, quantize, rowset, sandbox
 from registry.build.job import Exported, ExportJob, Quantize
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Rows
@@ -41,10 +41,8 @@ def export(job: ExportJob) -> Exported:
             exported = _export(job, report)
         except (Refused, Invalid, Unavailable) as error:
             exported = _rejected(str(error))
-        except MemoryError:
-            exported = _rejected(f"the export needs more memory than its limit of {job.memory_mb} MB")
         except Exception as error:
-            exported = _rejected(f"the export failed: {type(error).__name__}: {error}")
+            exported = _rejected(sandbox.why("export", error, job.memory_mb))
     exported.report = {**exported.report, **report.to_json()}
     return exported
 

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 
+from registry.build import sandbox
 from registry.build.fit import steps
 from registry.build.fit.job import Fitted, Step
 from registry.errors import Refused
@@ -22,8 +23,8 @@ def fit(step: Step) -> Fitted:
             return steps.run(step)
         except Refused as error:
             reason = str(error)
-        except MemoryError:
-            reason = f"it needs more memory than its limit of {step.memory_mb} MB (TRIVIUM_BUILD_MEMORY_MB)"
+        except (MemoryError, SystemError) as error:
+            reason = sandbox.why("fit", error, step.memory_mb)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}{_hint(step, error)}"
     return Fitted(state="rejected", report={"reason": reason})

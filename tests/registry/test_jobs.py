@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from registry import db, jobs, queue, retention
+from registry import db, jobs, progress, queue, retention
 from registry.artifacts import Store
 from registry.batch_tables import JobRow, PartitionRow
 from registry.db import Sessions
@@ -108,7 +108,7 @@ def test_a_job_is_queued_with_its_planning(sessions: Sessions) -> None:
     task = _take(sessions)
     assert (task.kind, task.subject, task.max_attempts) == (jobs.PLAN, "1", 2 + jobs.LOST_WORKERS)
     with db.reading(sessions) as session:
-        assert jobs.progress(session, [job_id]) == {}
+        assert progress.of(session, [job_id]) == {}
 
 
 def test_a_job_is_there_with_the_transaction_that_made_it(sessions: Sessions) -> None:
@@ -194,9 +194,9 @@ def test_progress_counts_rows_as_they_come(sessions: Sessions) -> None:
         row = jobs.partition(session, job_id, jobs.SCORE, 1)
         row.rows, row.failed = 4, 2
     with db.reading(sessions) as session:
-        found = jobs.progress(session, [job_id, other])
+        found = progress.of(session, [job_id, other])
     assert found == {
-        job_id: jobs.Progress(
+        job_id: progress.Progress(
             partitions_total=3,
             partitions_done=1,
             rows_total=None,
@@ -210,7 +210,7 @@ def test_progress_counts_rows_as_they_come(sessions: Sessions) -> None:
     with sessions.begin() as session:
         jobs.partition(session, job_id, jobs.SCORE, 1).rows_total = 7
     with db.reading(sessions) as session:
-        assert jobs.progress(session, [job_id])[job_id].rows_total == 27
+        assert progress.of(session, [job_id])[job_id].rows_total == 27
 
 
 def test_what_was_done_before_a_job_was_resumed_says_nothing_of_its_pace(sessions: Sessions) -> None:
@@ -224,12 +224,12 @@ def test_what_was_done_before_a_job_was_resumed_says_nothing_of_its_pace(session
     with sessions.begin() as session:
         jobs.get(session, job_id).started_at = now()
     with db.reading(sessions) as session:
-        found = jobs.progress(session, [job_id])[job_id]
+        found = progress.of(session, [job_id])[job_id]
     assert (found.rows_done, found.partitions_done) == (9, 1)
     assert (found.rows_lately, found.partitions_lately) == (0, 0)
     _do(sessions, _take(sessions))
     with db.reading(sessions) as session:
-        found = jobs.progress(session, [job_id])[job_id]
+        found = progress.of(session, [job_id])[job_id]
     assert (found.rows_done, found.rows_lately, found.partitions_lately) == (18, 10, 1)
 
 
@@ -347,7 +347,7 @@ def test_a_partition_whose_files_are_gone_is_done_again_and_counted_once(session
     _do(sessions, _take(sessions))
     assert _waiting(sessions) == [(jobs.ASSEMBLE, str(job_id))]
     with db.reading(sessions) as session:
-        assert jobs.progress(session, [job_id])[job_id].rows_done == 27
+        assert progress.of(session, [job_id])[job_id].rows_done == 27
 
 
 def test_jobs_come_newest_first_page_by_page(sessions: Sessions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry import db, jobs, queue
+from registry import db, jobs, progress, queue
 from registry.db import Sessions
 from registry.jobs import NewJob, NewPartition
 from registry.queue import Task
@@ -71,6 +71,6 @@ def test_the_rows_of_a_training_are_those_that_it_has_read(sessions: Sessions) -
         while (task := _claim(sessions)) is not None and task.kind == jobs.PARTITION:
             _done(sessions, task)
             with db.reading(sessions) as session:
-                found = jobs.progress(session, [job_id])[job_id]
+                found = progress.of(session, [job_id])[job_id]
             seen.append((found.rows_done, found.rows_total, found.partitions_done, found.partitions_total))
     assert seen == [(5, None, 1, 2), (10, 10, 2, 2), (10, 10, 3, 3)]

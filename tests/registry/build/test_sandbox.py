@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from registry.build import sandbox
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -36,3 +40,24 @@ confine(300)
 print(resource.getrlimit(resource.RLIMIT_CORE))
 """
     assert run(code) == "(0, 0)"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "the build needs more memory than its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)"),
+        (
+            SystemError("error return without exception set"),
+            "the build failed: SystemError: error return without exception set; it may need more memory than "
+            "its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)",
+        ),
+        (
+            ImportError("_x.so: failed to map segment from shared object"),
+            "the build failed: ImportError: _x.so: failed to map segment from shared object; it may need more "
+            "memory than its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)",
+        ),
+        (ValueError("odd"), "the build failed: ValueError: odd"),
+    ],
+)
+def test_why_a_build_failed_names_its_limit_where_that_may_be_it(error: Exception, said: str) -> None:
+    assert sandbox.why("build", error, 400) == said

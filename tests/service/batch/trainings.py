@@ -10,7 +10,7 @@ from typing import Any
 import joblib
 import pandas as pd
 
-from registry import db, jobs, queue, versions
+from registry import db, jobs, progress, queue, versions
 from registry.artifacts import Store
 from registry.batch_tables import JobRow, PartitionRow
 from registry.tables import VersionRow
@@ -108,9 +108,9 @@ class Trainings:
         with db.reading(self.sessions) as session:
             return jobs.get(session, job_id)
 
-    def progress(self, job_id: int) -> jobs.Progress:
+    def progress(self, job_id: int) -> progress.Progress:
         with db.reading(self.sessions) as session:
-            return jobs.progress(session, [job_id])[job_id]
+            return progress.of(session, [job_id])[job_id]
 
     def partitions(self, job_id: int) -> list[PartitionRow]:
         with db.reading(self.sessions) as session:

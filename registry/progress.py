@@ -1,0 +1,58 @@
+"""How far jobs are: what their partitions have come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy.orm import Session
+
+from registry import jobs
+from registry.batch_tables import JobRow, PartitionRow
+from registry.tables import TaskRow
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a job's partitions have come to. Rows of one that is being worked on count as they come."""
+
+    partitions_total: int = 0
+    partitions_done: int = 0
+    rows_total: int | None = None  # None while a partition does not know
+    rows_done: int = 0
+    rows_failed: int = 0
+    attempts: int = 0  # of the partition that took most
+    rows_lately: int = 0  # since the job was started or resumed, with those that failed
+    partitions_lately: int = 0
+
+
+def of(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
+    """By job. One that is not planned yet has none."""
+    counts = PartitionRow.stage.in_(jobs.ROWS_COUNT)
+    lately = PartitionRow.finished_at >= JobRow.started_at
+    seen = case((or_(PartitionRow.finished_at.is_(None), lately), PartitionRow.rows + PartitionRow.failed))
+    unknown = func.count(case((and_(counts, PartitionRow.rows_total.is_(None)), 1)))
+    rows = session.execute(
+        select(
+            PartitionRow.job_id,
+            func.count(),
+            func.count(PartitionRow.finished_at),
+            unknown,
+            func.sum(case((counts, PartitionRow.rows_total), else_=0)),
+            func.sum(case((counts, PartitionRow.rows), else_=0)),
+            func.sum(case((counts, PartitionRow.failed), else_=0)),
+            func.max(TaskRow.attempt),
+            func.sum(case((counts, seen), else_=0)),
+            func.count(case((lately, 1))),
+        )
+        .join(JobRow, JobRow.id == PartitionRow.job_id)
+        .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
+        .where(PartitionRow.job_id.in_(job_ids))
+        .group_by(PartitionRow.job_id)
+    )
+    return {
+        job_id: Progress(
+            total, done, None if unknown else int(rows), int(good), int(bad), most or 0, int(seen or 0), ended
+        )
+        for job_id, total, done, unknown, rows, good, bad, most, seen, ended in rows
+    }
