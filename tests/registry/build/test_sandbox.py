@@ -53,8 +53,8 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
         ),
         (
             ImportError("_x.so: failed to map segment from shared object"),
-            "the build failed: ImportError: _x.so: failed to map segment from shared object; it may need more "
-            "memory than its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)",
+            "the build failed: ImportError: _x.so: failed to map segment from shared object; it may need "
+            "more memory than its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)",
         ),
         (ValueError("odd"), "the build failed: ValueError: odd"),
     ],
