@@ -170,7 +170,8 @@ def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
     responses=FILE_RESPONSES,
 )
 def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
-    """The rows that were not scored, and why: `row,id,field,message`; rows count from 0."""
+    """The rows that were not scored, and why: `row,id,field,message,file,file_row`. `row` counts in the
+    whole input, `file_row` in its file, both from 0."""
     job = _job(session, job_id, caller)
     if job.errors is None and job.state == jobs.DONE:
         raise NotFound("errors file of job", job_id, "no row failed")

@@ -123,7 +123,7 @@ class Scoring:
         """The blob of the errors of all `pieces` that are done; the others say how many rows they have."""
         home = folder(self._settings, job.id)
         with self._store.writing() as sink:
-            files.assemble_errors(_errors(home, pieces), _Watched(sink, alive))
+            files.assemble_errors(_errors(home, job, pieces), _Watched(sink, alive))
             return sink.commit().sha256
 
     def _signature(self, job: JobRow) -> Signature:
@@ -230,11 +230,15 @@ def _is_there(home: Path, result: dict[str, Any]) -> bool:
         return False
 
 
-def _errors(home: Path, pieces: Sequence[PartitionRow]) -> Iterator[tuple[Path, int]]:
-    """The errors files, each with the number of the input's first row in its partition."""
-    first = 0
+def _errors(home: Path, job: JobRow, pieces: Sequence[PartitionRow]) -> Iterator[files.PartErrors]:
+    """The errors files. An uploaded input has no name but its digest: it is left out."""
+    named = [f["name"] for f in (job.plan or {})["dataset"]["files"]]
+    uploaded = job.spec["input"].get("artifact") is not None
+    first = in_file = at = 0
     for piece in pieces:
-        name = (piece.result or {}).get("errors")
-        if name:
-            yield home / name, first
+        if piece.part["file"] != at:
+            at, in_file = piece.part["file"], 0
+        if left := (piece.result or {}).get("errors"):
+            yield files.PartErrors(home / left, first, "" if uploaded else named[at], in_file)
         first += piece.rows_total or 0
+        in_file += piece.rows_total or 0

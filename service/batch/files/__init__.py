@@ -13,7 +13,7 @@ Nothing here holds more than a batch of rows, whatever the size of the files.
 
 from __future__ import annotations
 
-from service.batch.files.assembly import assemble, assemble_errors
+from service.batch.files.assembly import PartErrors, assemble, assemble_errors
 from service.batch.files.balance import balanced
 from service.batch.files.dataset import BATCH_ROWS, Batch, Dataset, Fault, File, Part
 from service.batch.files.formats import extra_schema, suffix
@@ -28,6 +28,7 @@ __all__ = [
     "Fault",
     "File",
     "Part",
+    "PartErrors",
     "PartWriter",
     "Written",
     "assemble",

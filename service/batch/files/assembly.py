@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from registry.artifacts import CHUNK
 from service.batch.files import compact
@@ -118,12 +118,22 @@ def _let_go(file: Any) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def assemble_errors(parts: Iterable[tuple[Path, int]], sink: Sink) -> None:
-    """Join errors files; each comes with the number of its partition's first row in the whole input."""
-    sink.write(csv_line(ERRORS_HEADER))
-    for path, offset in parts:
-        with path.open(encoding="utf-8", newline="") as file:
+class PartErrors(NamedTuple):
+    """The errors of a partition, and where its rows are."""
+
+    path: Path
+    first: int  # the number of its first row in the whole input
+    file: str  # the input file that it is a part of
+    first_in_file: int
+
+
+def assemble_errors(parts: Iterable[PartErrors], sink: Sink) -> None:
+    """Join errors files; rows are counted in the whole input, and in the file that they are in."""
+    sink.write(csv_line((*ERRORS_HEADER, "file", "file_row")))
+    for part in parts:
+        with part.path.open(encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
             next(rows)
             for row, *rest in rows:
-                sink.write(csv_line((int(row) + offset, *rest)))
+                at = int(row)
+                sink.write(csv_line((at + part.first, *rest, part.file, at + part.first_in_file)))

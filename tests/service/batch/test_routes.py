@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import hashlib
 import json
 import shutil
@@ -80,8 +81,29 @@ async def test_a_bad_row_is_in_the_errors_file_and_not_in_the_output(scorings: S
     assert (record["state"], record["rows_done"], record["rows_failed"]) == ("done", 2, 2)
     assert labels(await scorings.text(record["output"])) == [LABELS[0], LABELS[2]]
     lines = (await scorings.text(record["errors"])).splitlines()
-    assert lines[0] == "row,id,field,message"
+    assert lines[0] == "row,id,field,message,file,file_row"
     assert [line.split(",")[:3] for line in lines[1:]] == [["1", "8", "x0"], ["2", "9", "x0"]]
+
+
+async def test_a_bad_row_of_a_directory_is_found_in_its_file(scorings: Scorings, name: str) -> None:
+    for number, rows in enumerate([(ROWS[0], "8,odd,0,0"), (ROWS[1],), ("9,odd,0,0", ROWS[2], "7,odd,0,0")]):
+        scorings.write(f"{name}/{number}.csv", *rows)
+    record = await scorings.finish(await scorings.start(scorings.data / name))
+    lines = csv.reader((await scorings.text(record["errors"])).splitlines()[1:])
+    assert [(line[0], line[1], *line[4:]) for line in lines] == [
+        ("1", "8", "0.csv", "1"),
+        ("3", "9", "2.csv", "0"),
+        ("5", "7", "2.csv", "2"),
+    ]
+
+
+async def test_errors_of_an_upload_name_no_file(scorings: Scorings) -> None:
+    uploaded = await scorings.api.upload(b"id,x0,x1,x2\n1,0,0,0\n8,odd,0,0\n")
+    record = await scorings.finish(
+        await scorings.start(Path(), input={"artifact": uploaded, "media_type": CSV})
+    )
+    (line,) = csv.reader((await scorings.text(record["errors"])).splitlines()[1:])
+    assert (line[0], *line[4:]) == ("1", "", "1")
 
 
 @pytest.mark.parametrize(

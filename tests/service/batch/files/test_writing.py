@@ -178,8 +178,10 @@ def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> N
             assert writer.close() == (name if count else None)
     assert not (tmp_path / "b").exists()
     sink = io.BytesIO()
-    files.assemble_errors([(tmp_path / "a", 0), (tmp_path / "c", 1000)], sink)
+    parts = [(tmp_path / "a", 0, "1.csv", 0), (tmp_path / "c", 1000, "2.csv", 500)]
+    files.assemble_errors([files.PartErrors(*p) for p in parts], sink)
     rows = list(csv.reader(io.StringIO(sink.getvalue().decode(), newline="")))
-    assert rows[0] == ["row", "id", "field", "message"]
+    assert rows[0] == ["row", "id", "field", "message", "file", "file_row"]
     assert [r[0] for r in rows[1:]] == ["0", "10", "1000", "1010", "1020"]
-    assert rows[1][1:] == ["id,0", "", 'says "no"\nand why']
+    assert [r[4:] for r in rows[2:4]] == [["1.csv", "10"], ["2.csv", "500"]]
+    assert rows[1][1:4] == ["id,0", "", 'says "no"\nand why']
