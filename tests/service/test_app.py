@@ -124,13 +124,13 @@ def test_a_call_in_flight_is_answered_before_the_server_ends(home: Path):
         ThreadPoolExecutor() as threads,
     ):
         client.post("/v1/models/naps/predict", json={"instances": [ROW]})  # loads it
-        nap = ROW | {"x0": NAP + 1.5}
+        nap = ROW | {"x0": NAP + 4}
         slow = threads.submit(client.post, "/v1/models/naps/predict", json={"instances": [nap]})
         _until_in_flight(server)
         server.process.terminate()
         _until_refused(server)
         assert not slow.done()
-        assert slow.result(30).json()["predictions"] == [{"value": NAP + 1.5}]
+        assert slow.result(30).json()["predictions"] == [{"value": NAP + 4}]
         assert server.process.wait(30) == 0
 
 
