@@ -13,11 +13,14 @@ from sqlalchemy.orm import Session
 from registry import changes, queue
 from registry.batch_tables import JobRow
 from registry.errors import InUse, NotFound
-from registry.names import check_name, meant
+from registry.names import check_name
 from registry.pages import Page, after, cut
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
 
 T = TypeVar("T")
+
+LISTED = "GET /v1/models lists those there are"
+"""For who asked for one that there is not. Its key may not see all, so none is suggested."""
 
 
 class Summary(NamedTuple):
@@ -33,7 +36,7 @@ def get(session: Session, name: str) -> ModelRow:
     """Raises `NotFound`."""
     model = session.scalar(select(ModelRow).where(ModelRow.name == name))
     if model is None:
-        raise _unknown(session, name)
+        raise NotFound("model", name, LISTED)
     return model
 
 
@@ -46,12 +49,8 @@ def lock(session: Session, name: str) -> ModelRow:
         .execution_options(populate_existing=True)
     )
     if model is None:
-        raise _unknown(session, name)
+        raise NotFound("model", name, LISTED)
     return model
-
-
-def _unknown(session: Session, name: str) -> NotFound:
-    return NotFound("model", name, meant(name, session.scalars(select(ModelRow.name).limit(1000))))
 
 
 def lock_or_create(session: Session, name: str, by: str) -> ModelRow:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 
 from registry.errors import FieldError, Invalid
 
@@ -22,9 +20,3 @@ def check_name(value: str, field: str = "name") -> str:
             [FieldError("not a name", field=field, expected=NAME_PATTERN)],
         )
     return value
-
-
-def meant(name: str, among: Iterable[str]) -> str:
-    """A hint for who asked for a `name` that there is not: the one that is like it, or ""."""
-    close = difflib.get_close_matches(name, list(among)[:1000], n=1)
-    return f"did you mean {close[0]!r}?" if close else ""

@@ -7,25 +7,16 @@ CNN goes the first ways, too. A second run finds the same models and makes no ne
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 
-from demo_steps import FILES, HOME, Failed, batch, digits, edge, online, say
+from demo_steps import FILES, HOME, Failed, batch, digits, edge, online, say, signals
 from demo_steps.server import free_port, serving
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-STOPS = (signal.SIGINT, signal.SIGTERM)
 LOOK_S = 0.1
-
-
-def leave(number: int, _: object) -> None:
-    """Stop the server on the way out. One signal is enough: another would interrupt the stopping."""
-    for each in STOPS:
-        signal.signal(each, lambda *_: None)
-    sys.exit(128 + number)  # as a shell says it
 
 
 def stay(server: subprocess.Popen[bytes]) -> None:
@@ -49,8 +40,7 @@ def main() -> int:
     parser.add_argument("--keras", action="store_true", help="with TensorFlow: a CNN, and its int8")
     parser.add_argument("--port", type=int, default=8080, help="a free one is taken when it is in use")
     args = parser.parse_args()
-    for number in STOPS:
-        signal.signal(number, leave)
+    signals.take()
     if args.keras:
         digits.check()
     try:

@@ -85,8 +85,14 @@ def _followed(client: Client, job: Record) -> Record:
 
         record = jobs.wait(client, job["id"], seen, lambda words: say("", words))
     if record["state"] != "done" or record["rows_failed"]:
-        raise Failed(f"job {job['id']} should be done, and no row fail: {record}")
+        why = record["error"] or f"{record['rows_failed']} rows could not be scored"
+        raise Failed(f"job {job['id']} is {record['state']}: {why}{_other(why)}")
     return record
+
+
+def _other(why: str) -> str:
+    """Workers of one data directory share its jobs, and each reads in its own roots alone."""
+    return "; does another server run on this data directory? Stop it" if "no batch root" in why else ""
 
 
 def _agreement(client: Client, scores: pd.DataFrame) -> tuple[str, bool]:

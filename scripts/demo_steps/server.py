@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo_steps import FILES, HOME, Failed, say
+from demo_steps.signals import held
 from service.client import Client, ServerRefused, Unreachable
 from service.patience import BuilderBroken
 
@@ -42,10 +43,11 @@ def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     log = FILES / "server.log"
     trivium = Path(sys.executable).with_name("trivium")
     started = time.perf_counter()
-    with log.open("wb") as out:
-        order = [str(trivium), "serve", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(order, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
+    order = [str(trivium), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    server: subprocess.Popen[bytes] | None = None
     try:
+        with held(), log.open("wb") as out:
+            server = subprocess.Popen(order, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
         url = f"http://127.0.0.1:{port}"
         await_ready(url, server, log)
         say("Serving", f"{url}, ready after {time.perf_counter() - started:.1f} s; its log is {log}")
@@ -56,8 +58,10 @@ def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
     except BuilderBroken as broken:
         raise Failed(f"{broken}; its log is {log}") from broken
     finally:
-        server.terminate()
-        server.wait()
+        with held():
+            if server is not None:
+                server.terminate()
+                server.wait()
 
 
 def _environment() -> dict[str, str]:

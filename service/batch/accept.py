@@ -119,15 +119,15 @@ def some(columns: Sequence[str]) -> str:
 @contextmanager
 def within(place: str, spec: Spec) -> Iterator[None]:
     """The fields of `spec` that are refused in this block are named as they stand in `place` of a larger
-    body: `then.input.uri`. Columns of the input keep their names."""
+    body: `then.input.uri`. Columns of the input keep their names, but those that a field has, too."""
     try:
         yield
     except Invalid as error:
-        faults = [
+        error.errors = tuple(
             msgspec.structs.replace(e, field=f"{place}.{e.field}") if _root(e) in spec else e
             for e in error.errors
-        ]
-        raise Invalid(str(error), faults) from error
+        )
+        raise
 
 
 def _root(fault: FieldError) -> str:

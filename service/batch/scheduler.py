@@ -6,6 +6,9 @@ again when the input is not there yet. Nothing here knows HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -48,16 +51,27 @@ def look(settings: Settings, sessions: db.Sessions, store: Store, spec: Spec) ->
 
     Raises `NotFound`, `NotReady`, `Invalid`.
     """
-    try:
+    said: list[str] = []
+    with _noted(said):
         if spec["kind"] == jobs.TRAIN:
             train_accept.examine(settings, store, spec)
         else:
             with db.reading(sessions) as session:
                 version = accept.version_of(session, spec)
             accept.examine(settings, store, spec, version)
+    if (then := spec.get("then")) is not None:
+        with _noted(said), accept.within("then", then):
+            places.find(settings, store, then["input"])
+    return said
+
+
+@contextmanager
+def _noted(said: list[str]) -> Iterator[None]:
+    """Input that is not there, or cannot be had now, is a warning."""
+    try:
+        yield
     except (Missing, Unavailable) as error:
-        return [f"{error}; each run looks again"]
-    return []
+        said.append(f"{error}; each run looks again")
 
 
 def starter(store: Store) -> Start:

@@ -23,7 +23,7 @@ from registry import changes, db, keys
 from registry.aliases import CHAMPION
 from registry.errors import NotFound, NotReady
 from registry.keys import Key
-from registry.names import meant
+from registry.models import LISTED
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
 from service import telemetry
 
@@ -100,7 +100,7 @@ class Snapshot:
         """
         model = self.state.models.get(name)
         if model is None:
-            raise NotFound("model", name, meant(name, self.state.models))
+            raise NotFound("model", name, LISTED)
         if number is None:
             alias = alias or CHAMPION
             number = model.aliases.get(alias)

@@ -58,12 +58,18 @@ class Delivery(Response):
         if (status := verdict(asked, form.etag)) is not None:
             await condition_answer(scope, status, validators)(scope, receive, send)
             return
-        path = self._find(form.blob)
-        descriptor = await run_sync(os.open, path, os.O_RDONLY)
+        descriptor = await run_sync(self._open, form.blob)
         try:
             await self._send_file(descriptor, form, asked, validators, scope, receive, send)
         finally:
             os.close(descriptor)
+
+    def _open(self, digest: str) -> int:
+        try:
+            return os.open(self._find(digest), os.O_RDONLY)
+        except FileNotFoundError:
+            self._find(digest)  # says so: it went between the two
+            raise
 
     async def _send_file(
         self,

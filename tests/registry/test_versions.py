@@ -148,7 +148,7 @@ def test_what_is_missing_is_named(sessions: Sessions, store: Store) -> None:
     with db.reading(sessions) as session:
         with pytest.raises(NotFound, match="model 'churn'"):
             versions.get(session, "churn", 1)
-        with pytest.raises(NotFound, match="model 'farud'; did you mean 'fraud'"):
+        with pytest.raises(NotFound, match="model 'farud'; GET /v1/models lists"):
             versions.get(session, "farud", 1)
         with pytest.raises(NotFound, match="version 'fraud:2'; the newest is 1"):
             versions.get(session, "fraud", 2)

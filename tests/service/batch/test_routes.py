@@ -429,6 +429,8 @@ async def test_what_a_cancelled_job_has_done_can_be_fetched_and_is_kept(
     assert record["partitions"][0]["finished_at"] == cancelled["partitions"][0]["finished_at"]
     problem = refused(await client.get(f"{location}/partitions/0/output"), 404)
     assert f"the whole output is at {location}/output" in problem["detail"]
+    conditional = await client.get(f"{location}/partitions/0/output", headers={"If-None-Match": "*"})
+    refused(conditional, 404)
     for verb in ("cancel", "resume"):
         assert "is done" in refused(await client.post(f"{location}/{verb}"), 409)["detail"]
 

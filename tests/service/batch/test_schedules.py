@@ -159,6 +159,7 @@ async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
     with db.reading(api.services.sessions) as session:
         job = jobs.get(session, run["job"])
     assert (job.kind, job.model, job.schedule) == ("train", "learned", "weekly")
+    assert record["warnings"] == [f"there is nothing at {batch.root}/rows.csv; each run looks again"]
     outside = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
     lost = {"estimator": {"artifact": "0" * 64}}
     for wrong, field in [(outside, "job.then.input.uri"), (lost, "job.estimator.artifact")]:

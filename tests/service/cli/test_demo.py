@@ -20,6 +20,7 @@ from sklearn.ensemble import RandomForestClassifier
 from registry.build import tflite
 from registry.build.describe import describe
 from registry.build.given import Corrections
+from tests.service.builds.processes import ends
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"
 ORDER = [sys.executable, DEMO, "--port", "0"]
@@ -34,6 +35,19 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     with running:
         yield running
         running.terminate()
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_a_demo_that_is_ended_as_its_server_starts_leaves_none(demo):
+    while not (found := children(demo.pid)):
+        assert demo.poll() is None
+    demo.terminate()
+    assert demo.wait(timeout=60) == 143
+    assert ends(found[0])
 
 
 def once(folder: Path, *more: str) -> str:
