@@ -6,6 +6,7 @@ towards the past: after promoting 1, 2, 3, two rollbacks lead to 2 and then to 1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import Select, select
@@ -147,11 +148,16 @@ def _events(owner: ModelRow, alias: str) -> Select[AliasEventRow]:
 def _get(session: Session, owner: ModelRow, alias: str) -> AliasRow:
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)
     if row is None:
-        there = session.scalars(select(AliasRow.name).where(AliasRow.model_id == owner.id)).all()
-        promote = f"promote a version: PUT /v1/models/{owner.name}/aliases/{alias}"
-        hint = f"there is {', '.join(sorted(there))}" if there else promote
-        raise NotFound("alias", f"{owner.name}@{alias}", hint)
+        there = session.scalars(select(AliasRow.name).where(AliasRow.model_id == owner.id))
+        raise no_alias(owner.name, alias, there)
     return row
+
+
+def no_alias(model: str, alias: str, there: Iterable[str]) -> NotFound:
+    """Names those that are `there`; of a model that has none, how to make one."""
+    known = ", ".join(sorted(there))
+    hint = f"there is {known}" if known else f"promote a version: PUT /v1/models/{model}/aliases/{alias}"
+    return NotFound("alias", f"{model}@{alias}", hint)
 
 
 def _event(

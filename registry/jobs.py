@@ -101,11 +101,10 @@ def get(session: Session, job_id: int) -> JobRow:
     return job
 
 
-def child(session: Session, job: JobRow) -> int | None:
-    """The job that a training started at its end."""
-    if job.kind != TRAIN:
-        return None
-    return session.scalar(select(JobRow.id).where(JobRow.parent_id == job.id))
+def then(session: Session, trainings: Collection[int]) -> dict[int, JobRow]:
+    """By training: the job that it started at its end."""
+    found = session.scalars(select(JobRow).where(JobRow.parent_id.in_(trainings))) if trainings else ()
+    return {job.parent_id: job for job in found if job.parent_id is not None}
 
 
 def lock(session: Session, job_id: int) -> JobRow:

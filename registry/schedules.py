@@ -54,6 +54,7 @@ def create(session: Session, new: NewSchedule, *, by: str, moment: datetime | No
         every_s=new.when.every_s,
         timezone=new.when.timezone,
         start_at=begin.start_at,
+        start_given=_is_given(new.when),
         catch_up=new.catch_up,
         overlap=new.overlap,
         paused=new.paused,
@@ -67,6 +68,10 @@ def create(session: Session, new: NewSchedule, *, by: str, moment: datetime | No
     except IntegrityError as error:
         raise Conflict(f"there is a schedule {new.name!r} already; change or delete it") from error
     return row
+
+
+def _is_given(when: When) -> bool:
+    return when.start_at is not None or when.start_in_s is not None
 
 
 def model_of(job: dict[str, Any]) -> str | None:
@@ -112,8 +117,8 @@ def edit(
     session: Session, name: str, changes: dict[str, Any], *, moment: datetime | None = None
 ) -> ScheduleRow:
     """Change what `changes` names: fields of a schedule and of its `When`. Giving one of `cron` and `every_s`
-    takes the other away. A change of the times counts anew from now on; what was due while the schedule was
-    paused was not missed.
+    takes the other away. A change of the times counts anew from now on, but not before a start that somebody
+    said; what was due while the schedule was paused was not missed.
 
     Raises `NotFound`, `Invalid`.
     """
@@ -127,7 +132,9 @@ def edit(
         kept: dict[str, Any] = {"timezone": row.timezone}
         if not {"cron", "every_s"} & times.keys():
             kept |= {"cron": row.cron, "every_s": row.every_s}
-        if not {"start_at", "start_in_s"} & times.keys():
+        if {"start_at", "start_in_s"} & times.keys():
+            row.start_given = True
+        elif row.start_given or not {"cron", "every_s"} & times.keys():
             kept |= {"start_at": row.start_at}
         when = When(**{**kept, **times})
         promised = row.next_at == row.start_at and row.start_at > moment and "start_at" in kept

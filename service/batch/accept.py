@@ -88,7 +88,7 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     _require_input(store, spec)
     place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
-    _check_extra(wanted, dataset.columns)
+    check_extra(spec, dataset.columns)
     head = files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
     tolerant = spec.get("error_threshold") is not None  # who names a share waits for it
     if head.length and not len(head.rows) and not tolerant:
@@ -98,15 +98,16 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     return Examined(list(dataset.columns), head.length, len(head.faults), said)
 
 
-def _check_extra(wanted: Layout, columns: Sequence[str]) -> None:
+def check_extra(spec: Spec, columns: Sequence[str]) -> None:
     """Raises `Invalid` naming the field of the body whose column the input does not have."""
-    faults = []
-    for name in wanted.extra:
-        if name not in columns:
-            field = "id_column" if name == wanted.id_column else "passthrough"
-            faults.append(
-                FieldError(f"the input has no column {name!r}", field=field, expected=some(columns))
-            )
+    id_column = spec.get("id_column")
+    named = [("id_column", id_column)] if id_column else []
+    named += [("passthrough", name) for name in spec.get("passthrough", ()) if name != id_column]
+    faults = [
+        FieldError(f"the input has no column {name!r}", field=field, expected=some(columns))
+        for field, name in named
+        if name not in columns
+    ]
     if faults:
         raise Invalid(faults[0].message, faults)
 

@@ -16,7 +16,7 @@ def summary(job: JobRow, progress: Progress | None) -> JobSummary:
 
 
 def record(
-    job: JobRow, progress: Progress | None, partitions: list[PartitionRow], then_id: int | None = None
+    job: JobRow, progress: Progress | None, partitions: list[PartitionRow], then: JobRow | None = None
 ) -> JobRecord:
     return JobRecord(
         **_fields(job, progress),
@@ -24,7 +24,8 @@ def record(
         output=f"/v1/jobs/{job.id}/output" if job.output else None,
         errors=f"/v1/jobs/{job.id}/errors" if job.errors else None,
         manifest=job.manifest,
-        then_id=then_id,
+        then_id=None if then is None else then.id,
+        then_state=None if then is None else then.state,  # type: ignore[arg-type]
         partitions=[_partition(job, p) for p in partitions],
     )
 
@@ -100,8 +101,13 @@ def _trouble(row: PartitionRow) -> str | None:
         return None
     if task.error or task.kind != jobs.PARTITION:
         return task.error
+    if task.state not in (
+        queue.QUEUED,
+        queue.RUNNING,
+    ):  # it was cancelled, perhaps in the middle of an attempt
+        return None
     died = task.attempt - row.failures - (task.state == queue.RUNNING)
-    return f"its worker died {died} times, of {jobs.LOST_WORKERS} it may" if died > 0 else None
+    return f"{died} of its workers died; {jobs.LOST_WORKERS} may" if died > 0 else None
 
 
 def _state(row: PartitionRow) -> str:

@@ -150,6 +150,9 @@ async def watch_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> 
 def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
     """All that was scored, in the order of the input: resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
+    if job.kind == jobs.TRAIN:
+        made = "" if job.version is None else f", {job.model}:{job.version}"
+        raise NotFound("output of job", job_id, f"a training makes a version{made}")
     if job.output is None:
         raise Conflict(f"job {job_id} is {job.state} and has no output; its done partitions have theirs")
     return _deliver(
@@ -173,6 +176,9 @@ def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
     """The rows that were not scored, and why: `row,id,field,message,file,file_row`. `row` counts in the
     whole input, `file_row` in its file, both from 0."""
     job = _job(session, job_id, caller)
+    if job.kind == jobs.TRAIN:
+        hint = "a training counts the rows that have no target, and lists none"
+        raise NotFound("errors file of job", job_id, hint)
     if job.errors is None and job.state == jobs.DONE:
         raise NotFound("errors file of job", job_id, "no row failed")
     if job.errors is None:
@@ -202,7 +208,7 @@ def partition_output(
     """A part that is done, while the job is not: resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
     made = jobs.partition(session, job.id, jobs.SCORE, number).result
-    hint = f"the whole output is at /v1/jobs/{job_id}/output" if job.output else ""
+    hint = f"the whole output is at /v1/jobs/{job_id}/output" if job.output else "the partition is not done"
     missing = NotFound("output of partition", f"{job_id}/{number}", hint)
     if made is None:
         raise missing
@@ -227,7 +233,8 @@ def _job(session: Session, job_id: int, caller: Key) -> JobRow:
 def _record(session: Session, job: JobRow) -> JobRecord:
     session.flush()
     found = progress.of(session, [job.id]).get(job.id)
-    return record(job, found, jobs.partitions(session, job.id), jobs.child(session, job))
+    then = jobs.then(session, [job.id] if job.kind == jobs.TRAIN else [])
+    return record(job, found, jobs.partitions(session, job.id), then.get(job.id))
 
 
 def _look(services: Services, job_id: int, caller: Key) -> JobRecord:

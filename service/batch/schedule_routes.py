@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from registry import db, schedules
-from registry.batch_tables import ScheduleRow, ScheduleRunRow
+from registry import db, jobs, schedules
+from registry.batch_tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.keys import Key
 from registry.names import NAME_PATTERN
 from service.batch import scheduler
@@ -65,7 +66,7 @@ def create_schedule(
         def create() -> Done:
             _check(session, services, caller, new.job)
             row = schedules.create(session, new, by=caller.name)
-            return Done(_made(row, None, warnings), 201, f"{PATH}/{row.name}")
+            return Done(_made(session, row, None, warnings), 201, f"{PATH}/{row.name}")
 
         return once(session, idempotency_key, caller, request, body, create)
 
@@ -83,7 +84,8 @@ def list_schedules(
         session, models=caller.models, page_size=query.page_size, page_token=query.page_token
     )
     last = schedules.last_runs(session, [s.name for s in page.items])
-    return listed(page, lambda s: ScheduleRecord.of(s, last.get(s.name)), request, response)
+    then = _then(session, last.values())
+    return listed(page, lambda s: ScheduleRecord.of(s, last.get(s.name), then), request, response)
 
 
 @router.get(ONE, dependencies=[guarded("batch")], responses=problems(404, 422))
@@ -109,7 +111,7 @@ def edit_schedule(
         if job is not None:
             _check(session, services, caller, job)
         row = schedules.edit(session, schedule, changes)
-        return _made(row, schedules.last_runs(session, [schedule]).get(schedule), warnings)
+        return _made(session, row, schedules.last_runs(session, [schedule]).get(schedule), warnings)
 
 
 @router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problems(404, 422))
@@ -156,7 +158,8 @@ def list_runs(
     """What came of each run that was due, newest first."""
     _schedule(session, schedule, caller)
     page = schedules.runs(session, schedule, page_size=query.page_size, page_token=query.page_token)
-    return listed(page, RunRecord.of, request, response)
+    then = _then(session, page.items)
+    return listed(page, lambda run: RunRecord.of(run, then), request, response)
 
 
 def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
@@ -179,9 +182,17 @@ def _check(session: Session, services: Services, caller: Key, job: Spec) -> None
                 scheduler.check(session, services.settings, services.store, part)
 
 
-def _made(row: ScheduleRow, last: ScheduleRunRow | None, warnings: list[str]) -> ScheduleMade:
-    return ScheduleMade(**dict(ScheduleRecord.of(row, last)), warnings=warnings)
+def _made(
+    session: Session, row: ScheduleRow, last: ScheduleRunRow | None, warnings: list[str]
+) -> ScheduleMade:
+    then = _then(session, [last] if last else [])
+    return ScheduleMade(**dict(ScheduleRecord.of(row, last, then)), warnings=warnings)
 
 
 def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:
-    return ScheduleRecord.of(row, schedules.last_runs(session, [row.name]).get(row.name))
+    last = schedules.last_runs(session, [row.name])
+    return ScheduleRecord.of(row, last.get(row.name), _then(session, last.values()))
+
+
+def _then(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, JobRow]:
+    return jobs.then(session, [run.job_id for run in runs if run.job_id is not None])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from registry.batch_tables import ScheduleRow, ScheduleRunRow
+from registry.batch_tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.moments import MAX_EVERY_S, MIN_EVERY_S, When
 from registry.names import NAME_PATTERN
 from registry.schedules import NewSchedule
@@ -112,17 +113,29 @@ class ScheduleEdit(Strict):
 
 
 JobState = Annotated[str | None, Field(description="of its job now; null when there is none any more")]
+ThenState = Annotated[
+    str | None, Field(description="of the job that scores with what a training made; null when there is none")
+]
+Then = Mapping[int, JobRow]
+"""By training: the job that it started at its end."""
 
 
 class LastRun(BaseModel):
     at: datetime
     job: int | None
     job_state: JobState
+    then_state: ThenState
     outcome: Outcome
 
     @classmethod
-    def of(cls, row: ScheduleRunRow) -> LastRun:
-        return cls(at=row.at, job=row.job_id, job_state=_state(row), outcome=row.outcome)  # type: ignore[arg-type]
+    def of(cls, row: ScheduleRunRow, then: Then) -> LastRun:
+        return cls(
+            at=row.at,
+            job=row.job_id,
+            job_state=_state(row.job),
+            then_state=_then_state(row, then),
+            outcome=row.outcome,  # type: ignore[arg-type]
+        )
 
 
 class ScheduleRecord(BaseModel):
@@ -141,7 +154,7 @@ class ScheduleRecord(BaseModel):
     created_by: str
 
     @classmethod
-    def of(cls, row: ScheduleRow, last: ScheduleRunRow | None) -> ScheduleRecord:
+    def of(cls, row: ScheduleRow, last: ScheduleRunRow | None, then: Then) -> ScheduleRecord:
         return cls(
             name=row.name,
             job=row.job,
@@ -153,7 +166,7 @@ class ScheduleRecord(BaseModel):
             overlap=row.overlap,
             paused=row.paused,
             next_at=None if row.paused else row.next_at,
-            last_run=None if last is None else LastRun.of(last),
+            last_run=None if last is None else LastRun.of(last, then),
             created_at=row.created_at,
             created_by=row.created_by,
         )
@@ -176,9 +189,10 @@ class RunRecord(BaseModel):
     reason: str | None
     job: int | None
     job_state: JobState
+    then_state: ThenState
 
     @classmethod
-    def of(cls, row: ScheduleRunRow) -> RunRecord:
+    def of(cls, row: ScheduleRunRow, then: Then) -> RunRecord:
         return cls(
             id=row.id,
             schedule=row.schedule,
@@ -187,9 +201,14 @@ class RunRecord(BaseModel):
             outcome=row.outcome,  # type: ignore[arg-type]
             reason=row.reason,
             job=row.job_id,
-            job_state=_state(row),
+            job_state=_state(row.job),
+            then_state=_then_state(row, then),
         )
 
 
-def _state(row: ScheduleRunRow) -> str | None:
-    return None if row.job is None else row.job.state
+def _state(job: JobRow | None) -> str | None:
+    return None if job is None else job.state
+
+
+def _then_state(row: ScheduleRunRow, then: Then) -> str | None:
+    return None if row.job_id is None else _state(then.get(row.job_id))

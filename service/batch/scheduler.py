@@ -52,16 +52,17 @@ def look(settings: Settings, sessions: db.Sessions, store: Store, spec: Spec) ->
     Raises `NotFound`, `NotReady`, `Invalid`.
     """
     said: list[str] = []
+    if spec["kind"] == jobs.TRAIN:
+        features: list[str] = []
+        with _noted(said):
+            features = train_accept.examine(settings, store, spec)
+        with _noted(said):
+            train_accept.examine_then(settings, store, spec, features)
+        return said
     with _noted(said):
-        if spec["kind"] == jobs.TRAIN:
-            train_accept.examine(settings, store, spec)
-        else:
-            with db.reading(sessions) as session:
-                version = accept.version_of(session, spec)
-            accept.examine(settings, store, spec, version)
-    if (then := spec.get("then")) is not None:
-        with _noted(said), accept.within("then", then):
-            places.find(settings, store, then["input"])
+        with db.reading(sessions) as session:
+            version = accept.version_of(session, spec)
+        accept.examine(settings, store, spec, version)
     return said
 
 

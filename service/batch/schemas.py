@@ -149,6 +149,7 @@ class JobRecord(JobSummary):
     errors: Annotated[str | None, Field(description="where the failed rows are listed, if there are any")]
     manifest: dict[str, Any] | None
     then_id: Annotated[int | None, Field(description="the job that scores with what this one trained")]
+    then_state: State | None
     partitions: list[PartitionRecord]
 
 

@@ -48,7 +48,8 @@ def train(body: TrainBody, request: Request, services: Services, caller: Key, ke
     with db.reading(services.sessions) as session:
         known = seen(session, key, caller)
     if not known:
-        train_accept.examine(services.settings, services.store, spec)
+        features = train_accept.examine(services.settings, services.store, spec)
+        train_accept.examine_then(services.settings, services.store, spec, features)
     with writing(services) as session:
 
         def start() -> Done:

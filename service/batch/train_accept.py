@@ -14,13 +14,13 @@ from registry.artifacts import Store
 from registry.batch_tables import JobRow
 from registry.errors import FieldError, Invalid
 from service.batch import places, ray
-from service.batch.accept import Spec, some, within
+from service.batch.accept import Spec, check_extra, some, within
 from service.config import Settings
 
 
-def examine(settings: Settings, store: Store, spec: Spec) -> None:
-    """Raises `Invalid` when the input cannot be read or lacks the target, or when what is to be scored then
-    is not where it may be."""
+def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
+    """The features. Raises `Invalid` when the input cannot be read or lacks the target, or when what is to be
+    scored then is not where it may be."""
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
@@ -36,6 +36,29 @@ def examine(settings: Settings, store: Store, spec: Spec) -> None:
     if (uri := (then.get("input") or {}).get("uri")) is not None:
         with within("then", then):
             places.inside(settings.roots, uri)
+    return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
+
+
+def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequence[str]) -> None:
+    """Raises `Invalid` when what is to be scored then cannot be read, or lacks a column: a version would have
+    been trained, and an alias moved, before anybody noticed."""
+    from service.batch import files
+
+    if (then := spec["then"]) is None:
+        return
+    with within("then", then):
+        if (artifact := then["input"].get("artifact")) is not None:
+            versions.require_blob(store, artifact, "input.artifact")
+        place = places.find(settings, store, then["input"])
+        dataset = files.open_dataset(place.location, place.media_type)
+        check_extra(then, dataset.columns)
+    lacking = [name for name in features if name not in dataset.columns]
+    if lacking:
+        faults = [
+            FieldError(f"what is to be scored then has no column {n!r}, which is trained on", field=n)
+            for n in lacking
+        ]
+        raise Invalid(faults[0].message, faults)
 
 
 def _check_excluded(names: Sequence[str], target: str, columns: Sequence[str]) -> None:

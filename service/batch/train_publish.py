@@ -87,7 +87,8 @@ def summary(job: JobRow, frozen: Frozen) -> dict[str, Any]:
         "target": frozen.layout.target.name,
         "excluded": job.spec["exclude"],
         "partitions": frozen.parts,
-        "rows": frozen.rows,
+        "rows": frozen.fitted,
+        "rows_without_target": frozen.without_target,
         "held_out": frozen.held_out,
         "metrics": frozen.metrics,
         "seed": SEED,
@@ -109,7 +110,7 @@ def _input(files: list[dict[str, Any]]) -> dict[str, Any]:
 def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> None:
     """Enqueue the scoring that is to follow, with exactly this version, unless that was done."""
     then = job.spec.get("then")
-    if then is None or jobs.child(session, job) is not None:
+    if then is None or jobs.then(session, [job.id]):
         return
     spec = {**then, "model": job.model, "version": version.number, "alias": None}
     try:

@@ -41,6 +41,8 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     dealt: tuple[str, ...] = ()
     trained: tuple[int, ...] = ()  # the numbers of dealt files that hold rows to train on
     rows: int = 0  # to train on, before sampling
+    fitted: int = 0  # after it
+    without_target: int = 0
     held_out: int = 0
     transformers: str | None = None
     members: tuple[str, ...] = ()  # fitted models, to be merged
@@ -73,11 +75,13 @@ def add(frozen: Frozen, stage: str, done: Sequence[PartitionRow]) -> Frozen:
     files = tuple(r["file"] for r in results if "file" in r)
     replace = msgspec.structs.replace
     if do(stage) == "read":
+        frozen = replace(frozen, without_target=sum(p.failed for p in done))
         return _read(frozen, files, results)
     if do(stage) == "transform":
         return replace(frozen, transformers=files[-1])
     if do(stage) == "fit":
-        return replace(frozen, members=files if frozen.strategy == "ensemble" else files[-1:])
+        members = files if frozen.strategy == "ensemble" else files[-1:]
+        return replace(frozen, members=members, fitted=sum(r["rows"] for r in results))
     if do(stage) == "merge":
         return replace(frozen, model=files[0])
     if do(stage) == "predict":

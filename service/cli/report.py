@@ -162,7 +162,9 @@ def trained_line(record: Record) -> str:
         measured = f"; on {found['held_out']:,} rows held out: {_pairs(found['metrics'])}"
     parts = "1 partition" if found["partitions"] == 1 else f"{found['partitions']:,} partitions"
     name = f"{record['model']}:{record['version']}"
-    return f"{name} was trained on {found['rows']:,} rows in {parts}{measured}"
+    left = found["rows_without_target"]
+    out = f"; {left:,} rows without a value in {found['target']!r} were left out" if left else ""
+    return f"{name} was trained on {found['rows']:,} rows in {parts}{measured}{out}"
 
 
 def failure_lines(record: Record) -> Iterator[str]:
@@ -190,10 +192,11 @@ def job_lines(record: Record) -> Iterator[str]:
     yield f"rows: {record['rows_done']:,} done, {record['rows_failed']:,} failed{total}{pace}"
     if record["partitions_total"] is not None:
         yield f"partitions: {record['partitions_done']:,} of {record['partitions_total']:,} done"
+    if record["then_id"] is not None:
+        yield f"then: job {record['then_id']}, which is {record['then_state']}"
     for what in (
         "schedule",
         "parent_id",
-        "then_id",
         "output",
         "errors",
         "started_at",

@@ -75,6 +75,10 @@ def create(
     }
     rules = {"catch_up": catch_up, "overlap": overlap, "paused": paused}
     columns = {"id_column": id_column, "passthrough": passthrough}
+    if job and any((model, data, out, media_type, id_column, passthrough)):
+        raise BadParameter(
+            "--job says all of what is done; leave out --model, --data and what goes with them"
+        )
     with connect() as client:
         asked = _read(job) if job else _scoring(client, model, data, media_type, out) | given(columns)
         request = {"name": name, "job": asked, **given(times), **rules}
@@ -139,7 +143,7 @@ def history(name: Schedule, json: Json = False) -> None:
         page = client.pages(path("schedules", name, "runs"))
     columns = ("due (UTC)", "outcome", "job", "is", "at (UTC)", "reason")
     rows = (
-        [when(r["due_at"]), r["outcome"], r["job"], r["job_state"], when(r["at"]), r["reason"]]
+        [when(r["due_at"]), r["outcome"], r["job"], _state(r), when(r["at"]), r["reason"]]
         for r in page["items"]
     )
     emit(json, page, lambda: table(columns, rows, "no runs yet"))
@@ -191,7 +195,11 @@ def _uri(client: Client, data: str) -> str:
 
 def _output(out: str) -> str:
     if f".{out}" not in OUTPUTS:
-        raise BadParameter(f"--out {out}: scores are written as {', '.join(s[1:] for s in OUTPUTS)}")
+        formats = ", ".join(s[1:] for s in OUTPUTS)
+        raise BadParameter(
+            f"--out {out}: of a schedule this is a format, one of {formats}; `trivium jobs output` fetches "
+            "the file of each run"
+        )
     return OUTPUTS[f".{out}"]
 
 
@@ -241,7 +249,13 @@ def _model(job: Record) -> str | None:
 
 def _last(record: Record) -> list[object]:
     last = record["last_run"] or {}
-    return [when(last.get("at")), last.get("outcome"), last.get("job"), last.get("job_state")]
+    return [when(last.get("at")), last.get("outcome"), last.get("job"), _state(last) if last else None]
+
+
+def _state(run: Record) -> str | None:
+    """How its job is, and the scoring that follows a training."""
+    state: str | None = run["job_state"]
+    return f"{state}, then {run['then_state']}" if run["then_state"] else state
 
 
 def _lines(record: Record) -> list[str]:

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from registry import changes, db, keys
-from registry.aliases import CHAMPION
+from registry.aliases import CHAMPION, no_alias
 from registry.errors import NotFound, NotReady
 from registry.keys import Key
 from registry.models import LISTED
@@ -105,8 +105,7 @@ class Snapshot:
             alias = alias or CHAMPION
             number = model.aliases.get(alias)
             if number is None:
-                hint = f"promote a version: PUT /v1/models/{name}/aliases/{alias}"
-                raise NotFound("alias", f"{name}@{alias}", hint)
+                raise no_alias(name, alias, model.aliases)
         version = model.versions.get(number)
         if version is None:
             newest = max(model.versions, default=None)

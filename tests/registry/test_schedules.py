@@ -114,6 +114,19 @@ def test_one_of_cron_and_interval_takes_the_place_of_the_other(sessions: Session
     assert row.next_at == row.start_at == NOW + timedelta(seconds=5)
 
 
+@pytest.mark.parametrize("given", [{}, {"start_in_s": 7 * 86400.0}], ids=["nobody said it", "said"])
+def test_a_new_rhythm_waits_only_for_a_start_that_somebody_said(
+    sessions: Sessions, given: dict[str, float]
+) -> None:
+    add(sessions, when=When(every_s=7 * 86400.0, **given))
+    week = NOW + timedelta(days=7)
+    hourly = edit(sessions, {"every_s": 3600.0})
+    assert hourly.next_at == (week if given else NOW + HOUR)
+    daily = edit(sessions, {"cron": "30 3 * * *"})
+    assert daily.next_at is not None
+    assert (daily.next_at < NOW + timedelta(days=1)) is (not given)
+
+
 def test_an_edit_that_is_wrong_changes_nothing(sessions: Sessions) -> None:
     made = add(sessions)
     for wrong in (

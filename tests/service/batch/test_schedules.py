@@ -131,6 +131,7 @@ async def test_weekly_with_the_first_run_five_seconds_from_now(batch: Batch) -> 
     assert (run["outcome"], job["schedule"], job["model"], job["version"]) == ("started", "weekly", "flag", 1)
     record = await batch.get()
     last = {"at": run["at"], "job": run["job"], "job_state": job["state"], "outcome": "started"}
+    last["then_state"] = None
     assert (record["last_run"], run["job_state"]) == (last, job["state"])
     assert datetime.fromisoformat(record["next_at"]) == made + timedelta(days=7)
 
@@ -159,6 +160,12 @@ async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
     with db.reading(api.services.sessions) as session:
         job = jobs.get(session, run["job"])
     assert (job.kind, job.model, job.schedule) == ("train", "learned", "weekly")
+    with api.services.sessions.begin() as session:  # as the training does at its end
+        then = jobs.NewJob(kind=jobs.SCORE, spec={}, model="learned", parent_id=run["job"])
+        jobs.end(session, jobs.create(session, then, by="tests"), jobs.FAILED, "why")
+    (run,) = await batch.runs()
+    assert (run["job_state"], run["then_state"]) == ("queued", "failed")
+    assert (await batch.get())["last_run"]["then_state"] == "failed"
     assert record["warnings"] == [f"there is nothing at {batch.root}/rows.csv; each run looks again"]
     outside = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
     lost = {"estimator": {"artifact": "0" * 64}}
@@ -311,7 +318,7 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
     newest = (await client.get(f"{PATH}/a/runs?page_size=2")).json()
     older = await client.get(f"{PATH}/a/runs", params={"page_token": newest["next_page_token"]})
     assert [r["job"] for r in newest["items"] + older.json()["items"]] == ids[::-1]
-    fields = {"id", "schedule", "due_at", "at", "outcome", "reason", "job", "job_state"}
+    fields = {"id", "schedule", "due_at", "at", "outcome", "reason", "job", "job_state", "then_state"}
     assert set(newest["items"][0]) == fields
 
 

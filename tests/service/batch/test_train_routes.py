@@ -68,7 +68,12 @@ async def test_a_training_names_the_job_that_scores_with_what_it_trained(shop: S
         new = jobs.NewJob(kind=jobs.SCORE, spec=training["spec"], model="learned", parent_id=training["id"])
         scoring = jobs.create(session, new, by="tests").id
     found = [(await shop.api.client.get(f"{PATH}/{n}")).json() for n in (training["id"], scoring)]
-    assert [(j["then_id"], j["parent_id"]) for j in found] == [(scoring, None), (None, training["id"])]
+    assert [(j["then_id"], j["then_state"], j["parent_id"]) for j in found] == [
+        (scoring, "queued", None),
+        (None, None, training["id"]),
+    ]
+    for what, said in (("output", "makes a version"), ("errors", "that have no target")):
+        assert said in refused(await shop.api.client.get(f"{PATH}/{training['id']}/{what}"), 404)["detail"]
 
 
 async def test_the_same_training_sent_again_is_one_job(shop: Shop) -> None:
@@ -107,6 +112,30 @@ async def test_what_follows_has_to_be_where_it_may_be(shop: Shop) -> None:
     assert await shop.refused(then=then) == ["then.input.uri"]
     lost = {"kind": "score", "input": {"artifact": "0" * 64, "media_type": "text/csv"}}
     assert await shop.refused(then=lost) == ["then.input.artifact"]
+
+
+@pytest.mark.parametrize(
+    ("given", "header", "fields"),
+    [
+        ({}, None, ["then.input.uri"]),
+        ({}, "y", ["x"]),
+        ({"id_column": "id"}, "x", ["then.id_column"]),
+        ({"passthrough": ["id"]}, "x", ["then.passthrough"]),
+        ({"id_column": "id"}, "x,id", []),
+    ],
+    ids=str,
+)
+async def test_what_follows_is_looked_at_before_anything_is_trained(
+    shop: Shop, tmp_path: Path, given: dict[str, Any], header: str | None, fields: list[str]
+) -> None:
+    place = shop.root / f"{tmp_path.name}.csv"
+    if header is not None:
+        place.write_text(f"{header}\n" + ",".join("1" for _ in header.split(",")) + "\n")
+    then = {"kind": "score", "input": {"uri": str(place)}, **given}
+    if fields:
+        assert await shop.refused(then=then) == fields
+    else:
+        assert (await shop.api.client.post(PATH, json=shop.body | {"then": then})).status_code == 202
 
 
 async def test_on_ray_there_are_only_ensembles(shop: Shop) -> None:

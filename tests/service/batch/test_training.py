@@ -136,6 +136,7 @@ def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Train
     assert job.state == "done", job.error
     taken = table.y.to_numpy()[trainings.model()._fit_X[:, -1].astype(int)]
     assert dict(zip(*np.unique(taken, return_counts=True), strict=True)) == {"benign": 212, "malignant": 212}
+    assert (job.manifest or {})["rows"] == 424
 
 
 def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings: Trainings) -> None:
@@ -194,6 +195,7 @@ def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainin
     assert job.state == "done", job.error
     found = trainings.progress(job.id)
     assert (found.rows_done, found.rows_failed) == (432, 10)
+    assert [(job.manifest or {})[k] for k in ("rows", "rows_without_target")] == [432, 10]
 
 
 def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> None:

@@ -410,6 +410,15 @@ def test_the_work_of_a_dead_worker_goes_on_elsewhere(bench: Bench) -> None:
     assert bench.parts(job_id)[0].failures == 0
 
 
+def test_a_job_that_is_cancelled_at_work_says_nothing_of_dead_workers(bench: Bench) -> None:
+    job_id = bench.planned()
+    with bench.sessions.begin() as session:
+        assert queue.claim(session, jobs.KINDS, "alive", LEASE_S) is not None
+        jobs.cancel(session, job_id)
+    found = records.record(bench.job(job_id), None, bench.parts(job_id)).partitions
+    assert [(p.state, p.attempts, p.error) for p in found][0] == ("cancelled", 1, None)
+
+
 def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench) -> None:
     job_id = bench.planned(max_attempts=1)
     for _ in range(1 + jobs.LOST_WORKERS):
@@ -420,7 +429,7 @@ def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench)
             assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
         bench.lapse()
     troubles = [p.error for p in records.record(bench.job(job_id), None, bench.parts(job_id)).partitions]
-    said = f"its worker died {jobs.LOST_WORKERS} times, of {jobs.LOST_WORKERS} it may"
+    said = f"{jobs.LOST_WORKERS} of its workers died; {jobs.LOST_WORKERS} may"
     assert [t for t in troubles if t is not None] == [troubles[2]] == [said]
     bench.worker().step()
     job = bench.job(job_id)

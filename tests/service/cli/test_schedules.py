@@ -128,6 +128,7 @@ def test_what_the_server_refuses_is_exit_code_1_with_its_fields(live, weekly, ch
         (["--model", "m", "--data", "d", "--every", "1w", "--out", "xlsx"], "parquet"),
         (["--model", "m:latest", "--data", "d", "--every", "1w"], "name:version"),
         (["--job", "{file}", "--every", "1w"], "job.json"),
+        (["--job", "{file}", "--every", "1w", "--model", "m"], "leave out --model"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_what_is_right(live, tmp_path, args, said):

@@ -110,4 +110,4 @@ def test_a_training_goes_on_without_whoever_started_it(live, saved, data):
     job = msgspec.json.decode(ran.out)["id"]
     assert live("jobs", "watch", job).code == 0
     assert "alone" in live("models").out
-    assert "has no output" in live("jobs", "output", job, "--out", "scores.parquet").err
+    assert "makes a version, alone:1" in live("jobs", "output", job, "--out", "scores.parquet").err
