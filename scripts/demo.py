@@ -32,13 +32,19 @@ def stay(server: subprocess.Popen[bytes]) -> None:
         raise Failed(f"the server ended, with exit code {code}; its log is {FILES / 'server.log'}")
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--once", action="store_true", help="stop the server at the end")
     parser.add_argument("--keras", action="store_true", help="with TensorFlow: a CNN, and its int8")
-    parser.add_argument("--port", type=int, default=8080, help="a free one is taken when it is in use")
+    parser.add_argument("--port", type=_port, default=8080, help="a free one is taken when it is in use")
     args = parser.parse_args()
     signals.take()
     if args.keras:

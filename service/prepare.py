@@ -17,6 +17,9 @@ def prepare(settings: Settings) -> None:
 
     Raises `TriviumError` when the database needs `trivium migrate`.
     """
+    for root in settings.roots:
+        if "://" not in root and not Path(root).is_dir():
+            log.warning("batch_root.missing", root=root, setting="TRIVIUM_BATCH_ROOTS")
     engine = db.connect(settings.url)
     try:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)

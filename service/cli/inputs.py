@@ -47,7 +47,7 @@ def started(client: Client, data: str, media_type: str | None, request: Record) 
             return _sent(client, request | {"input": {"uri": place.resolve().as_uri(), **said}})
         except ServerRefused as refused:
             fields = [error.get("field") for error in refused.problem.get("errors") or ()]
-            if "input.uri" not in fields:
+            if "input.uri" not in fields or (place.is_dir() and "batch root" not in str(refused)):
                 raise
             refusal = str(refused)
     if place.is_dir():

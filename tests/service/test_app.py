@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pyarrow as pa
+import pytest
 
 from service.config import Settings
 from service.prepare import prepare
@@ -190,3 +191,13 @@ def test_the_log_is_json_with_the_requests_id(server: Server):
         200,
         "info",
     )
+
+
+def test_a_batch_root_that_is_not_there_is_told_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    prepare(Settings(home=tmp_path / "home", batch_roots=f"{tmp_path}/data:{tmp_path}/dtaa:s3://bucket/data"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "batch_root.missing" in line]
+    assert len(said) == 1
+    assert f"{tmp_path}/dtaa" in said[0]

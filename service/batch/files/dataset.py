@@ -118,4 +118,6 @@ def check_kind(name: str, place: str, suffixes: Sequence[str]) -> None:
     """Raises `Invalid` when a file in a directory is not one of those that are read there."""
     if not name.lower().endswith(tuple(suffixes)):
         endings = ", ".join(suffixes)
-        raise refuse(f"{name!r} in {place!r} does not end with {endings}; move it out, or rename it")
+        raise refuse(
+            f"{name!r} in {place!r} does not end with {endings}; move it out: one format a directory"
+        )

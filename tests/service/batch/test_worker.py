@@ -416,7 +416,7 @@ def test_a_job_that_is_cancelled_at_work_says_nothing_of_dead_workers(bench: Ben
         assert queue.claim(session, jobs.KINDS, "alive", LEASE_S) is not None
         jobs.cancel(session, job_id)
     found = records.record(bench.job(job_id), None, bench.parts(job_id)).partitions
-    assert [(p.state, p.attempts, p.error) for p in found][0] == ("cancelled", 1, None)
+    assert (found[0].state, found[0].attempts, found[0].error) == ("cancelled", 1, None)
 
 
 def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench) -> None:
