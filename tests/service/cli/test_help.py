@@ -72,3 +72,13 @@ def test_wrong_usage_is_exit_code_2_and_says_so_on_stderr(trivium, args):
     ran = trivium(*args)
     assert (ran.code, ran.out) == (2, "")
     assert "Error" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("group", "typed", "meant"),
+    [("jobs", "sho", "show"), ("schedules", "paus", "pause"), ("keys", "crate", "create")],
+)
+def test_a_command_of_a_group_that_is_mistyped_is_suggested(trivium, group, typed, meant):
+    ran = trivium(group, typed, "1")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"Did you mean '{meant}'?" in " ".join(ran.err.split())
