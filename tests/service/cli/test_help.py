@@ -75,8 +75,7 @@ def test_wrong_usage_is_exit_code_2_and_says_so_on_stderr(trivium, args):
 
 
 @pytest.mark.parametrize(
-    ("group", "typed", "meant"),
-    [("jobs", "sho", "show"), ("schedules", "paus", "pause"), ("keys", "crate", "create")],
+    ("group", "typed", "meant"), [("jobs", "sho", "show"), ("schedules", "paus", "pause")]
 )
 def test_a_command_of_a_group_that_is_mistyped_is_suggested(trivium, group, typed, meant):
     ran = trivium(group, typed, "1")
