@@ -369,7 +369,15 @@ def stop_signal() -> Callable[[float], bool]:
     signal.set_wakeup_fd(writing.detach())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    return lambda seconds: bool(select.select([reading], [], [], seconds)[0])
+
+    def stopped(seconds: float) -> bool:
+        if not select.select([reading], [], [], seconds)[0]:
+            return False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # another one would end us with its number on the way out
+        return True
+
+    return stopped
 
 
 def main(argv: list[str] | None = None) -> int:
