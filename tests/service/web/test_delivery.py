@@ -1,0 +1,29 @@
+"""A file that goes between being found and being opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry.errors import NotFound
+from service.web.delivery import Delivery
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_it_is_not_found_in_the_words_of_who_looks_for_it(tmp_path: Path) -> None:
+    looks = []
+
+    def find(digest: str) -> Path:
+        looks.append(digest)
+        if len(looks) > 1:
+            raise NotFound("output of partition", "1/0", "the whole output is there")
+        return tmp_path / "gone"
+
+    delivery = Delivery(find, "0" * 64, None, validators={}, headers={})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=delivery), base_url="http://it") as client:
+        with pytest.raises(NotFound, match="the whole output is there"):
+            await client.get("/")
+    assert len(looks) == 2
