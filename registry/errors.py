@@ -8,6 +8,7 @@
     │   ├── StaleTask       another worker holds the task by now
     │   └── Changed         an input file is not the one that the job was planned for
     ├── Invalid             the input is wrong; `errors` names instance, field and fix
+    │   ├── Missing         there is no input, or not yet
     │   └── DigestMismatch  the bytes do not have the sha256 they were announced with
     ├── TooLarge            the input is above a stated bound
     ├── Refused             a build refuses the uploaded model; the reason goes into its report
@@ -74,7 +75,8 @@ class Invalid(TriviumError):
 
 
 class Missing(Invalid):
-    """There is no input, or not yet."""
+    def __init__(self, message: str, field: str, expected: str | None = None) -> None:
+        super().__init__(message, [FieldError(message, field=field, expected=expected)])
 
 
 class DigestMismatch(Invalid):

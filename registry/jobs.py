@@ -59,6 +59,13 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: int | None = None
 
 
+class Then(msgspec.Struct, frozen=True):
+    """The job that scores with what a training made."""
+
+    id: int
+    state: str
+
+
 class NewPartition(msgspec.Struct, frozen=True):
     part: dict[str, Any]
     rows: int | None = None  # None: not known before it is read
@@ -101,10 +108,13 @@ def get(session: Session, job_id: int) -> JobRow:
     return job
 
 
-def then(session: Session, trainings: Collection[int]) -> dict[int, JobRow]:
+def then(session: Session, trainings: Collection[int]) -> dict[int, Then]:
     """By training: the job that it started at its end."""
-    found = session.scalars(select(JobRow).where(JobRow.parent_id.in_(trainings))) if trainings else ()
-    return {job.parent_id: job for job in found if job.parent_id is not None}
+    if not trainings:
+        return {}
+    found = select(JobRow.parent_id, JobRow.id, JobRow.state).where(JobRow.parent_id.in_(trainings))
+    rows = session.execute(found)
+    return {parent: Then(job_id, state) for parent, job_id, state in rows if parent is not None}
 
 
 def lock(session: Session, job_id: int) -> JobRow:

@@ -19,9 +19,6 @@ from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, 
 
 T = TypeVar("T")
 
-LISTED = "GET /v1/models lists those there are"
-"""For who asked for one that there is not. Its key may not see all, so none is suggested."""
-
 
 class Summary(NamedTuple):
     """A model and what its list entry shows."""
@@ -36,7 +33,7 @@ def get(session: Session, name: str) -> ModelRow:
     """Raises `NotFound`."""
     model = session.scalar(select(ModelRow).where(ModelRow.name == name))
     if model is None:
-        raise NotFound("model", name, LISTED)
+        raise no_model(name)
     return model
 
 
@@ -49,8 +46,13 @@ def lock(session: Session, name: str) -> ModelRow:
         .execution_options(populate_existing=True)
     )
     if model is None:
-        raise NotFound("model", name, LISTED)
+        raise no_model(name)
     return model
+
+
+def no_model(name: str) -> NotFound:
+    """Suggests none: a key may not see all."""
+    return NotFound("model", name, "GET /v1/models lists those there are")
 
 
 def lock_or_create(session: Session, name: str, by: str) -> ModelRow:

@@ -161,8 +161,12 @@ def get(session: Session, model: str, number: int) -> VersionRow:
     if version is None:
         owner = models.get(session, model)  # says so when it is the model that is missing
         newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model_id == owner.id))
-        raise NotFound("version", f"{model}:{number}", f"the newest is {newest}" if newest else "")
+        raise no_version(model, number, newest)
     return version
+
+
+def no_version(model: str, number: int, newest: int | None) -> NotFound:
+    return NotFound("version", f"{model}:{number}", f"the newest is {newest}" if newest else "")
 
 
 def search(

@@ -42,6 +42,7 @@ TIMEOUT_S = 30.0
 SIGNATURE_WAIT_S = 15.0  # a promotion is signed within a second; one that waits for an offline key is not
 MOST_BACKOFF_S = 3600.0
 EXIT_FAILED = 1
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("edge_pull")
 
@@ -367,13 +368,13 @@ def stop_signal() -> Callable[[float], bool]:
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     signal.set_wakeup_fd(writing.detach())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, lambda *_: None)
 
     def stopped(seconds: float) -> bool:
         if not select.select([reading], [], [], seconds)[0]:
             return False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, signal.SIG_IGN)  # another one would end us with its number on the way out
         return True
 

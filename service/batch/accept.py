@@ -67,8 +67,7 @@ def _check_ready(version: VersionRow) -> None:
 
 def layout(spec: Spec, signature: Signature) -> Layout:
     """Raises `Invalid` when a column of the input would stand twice in the output."""
-    id_column = spec.get("id_column")
-    extra = tuple(dict.fromkeys([*([id_column] if id_column else []), *spec.get("passthrough", ())]))
+    id_column, extra = spec.get("id_column"), _extra(spec)
     made = {leaf.name for leaf in Answers(signature).leaves}
     for name in extra:
         if name in made or any(name.startswith(f"{m}.") for m in made):
@@ -76,6 +75,12 @@ def layout(spec: Spec, signature: Signature) -> Layout:
             message = f"the output has a column {name!r} of its own; rename yours"
             raise Invalid(message, [FieldError(message, field=field, expected="another name")])
     return Layout(tuple(Column(i) for i in signature.inputs), extra, id_column)
+
+
+def _extra(spec: Spec) -> tuple[str, ...]:
+    """The columns to hand on: the id column first, then passthrough."""
+    id_column = spec.get("id_column")
+    return tuple(dict.fromkeys([*([id_column] if id_column else []), *spec.get("passthrough", ())]))
 
 
 def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -> Examined:
@@ -100,12 +105,13 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
 
 def check_extra(spec: Spec, columns: Sequence[str]) -> None:
     """Raises `Invalid` naming the field of the body whose column the input does not have."""
-    id_column = spec.get("id_column")
-    named = [("id_column", id_column)] if id_column else []
-    named += [("passthrough", name) for name in spec.get("passthrough", ()) if name != id_column]
     faults = [
-        FieldError(f"the input has no column {name!r}", field=field, expected=some(columns))
-        for field, name in named
+        FieldError(
+            f"the input has no column {name!r}",
+            field="id_column" if name == spec.get("id_column") else "passthrough",
+            expected=some(columns),
+        )
+        for name in _extra(spec)
         if name not in columns
     ]
     if faults:

@@ -92,8 +92,7 @@ def by_name(location: str) -> str | None:
 
 
 def _missing(message: str) -> Missing:
-    expected = "a file or a directory of files"
-    return Missing(message, [FieldError(message, field="input.uri", expected=expected)])
+    return Missing(message, "input.uri", "a file or a directory of files")
 
 
 def _refuse(message: str, field: str, expected: str) -> Invalid:

@@ -16,7 +16,7 @@ def summary(job: JobRow, progress: Progress | None) -> JobSummary:
 
 
 def record(
-    job: JobRow, progress: Progress | None, partitions: list[PartitionRow], then: JobRow | None = None
+    job: JobRow, progress: Progress | None, partitions: list[PartitionRow], then: jobs.Then | None = None
 ) -> JobRecord:
     return JobRecord(
         **_fields(job, progress),
@@ -101,11 +101,8 @@ def _trouble(row: PartitionRow) -> str | None:
         return None
     if task.error or task.kind != jobs.PARTITION:
         return task.error
-    if task.state not in (
-        queue.QUEUED,
-        queue.RUNNING,
-    ):  # it was cancelled, perhaps in the middle of an attempt
-        return None
+    if task.state not in (queue.QUEUED, queue.RUNNING):
+        return None  # it was cancelled, perhaps in the middle of an attempt
     died = task.attempt - row.failures - (task.state == queue.RUNNING)
     return f"{died} of its workers died; {jobs.LOST_WORKERS} may" if died > 0 else None
 

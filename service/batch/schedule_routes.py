@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from registry import db, jobs, schedules
-from registry.batch_tables import JobRow, ScheduleRow, ScheduleRunRow
+from registry.batch_tables import ScheduleRow, ScheduleRunRow
 from registry.keys import Key
 from registry.names import NAME_PATTERN
 from service.batch import scheduler
@@ -64,9 +64,9 @@ def create_schedule(
     with writing(services) as session:
 
         def create() -> Done:
-            _check(session, services, caller, new.job)
+            _check(session, services, new.job)
             row = schedules.create(session, new, by=caller.name)
-            return Done(_made(session, row, None, warnings), 201, f"{PATH}/{row.name}")
+            return Done(_made(session, row, warnings), 201, f"{PATH}/{row.name}")
 
         return once(session, idempotency_key, caller, request, body, create)
 
@@ -109,9 +109,8 @@ def edit_schedule(
     with writing(services) as session:
         check_may_start(caller, _schedule(session, schedule, caller).job)
         if job is not None:
-            _check(session, services, caller, job)
-        row = schedules.edit(session, schedule, changes)
-        return _made(session, row, schedules.last_runs(session, [schedule]).get(schedule), warnings)
+            _check(session, services, job)
+        return _made(session, schedules.edit(session, schedule, changes), warnings)
 
 
 @router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problems(404, 422))
@@ -173,20 +172,16 @@ def _look(services: Services, job: Spec) -> list[str]:
         return scheduler.look(services.settings, services.sessions, services.store, job)
 
 
-def _check(session: Session, services: Services, caller: Key, job: Spec) -> None:
+def _check(session: Session, services: Services, job: Spec) -> None:
     """Raises what a run of this job would meet, fields named as they stand in a schedule."""
-    check_may_start(caller, job)
     for place, part in (("job", job), ("job.then", job.get("then"))):
         if part is not None:
             with within(place, part):
                 scheduler.check(session, services.settings, services.store, part)
 
 
-def _made(
-    session: Session, row: ScheduleRow, last: ScheduleRunRow | None, warnings: list[str]
-) -> ScheduleMade:
-    then = _then(session, [last] if last else [])
-    return ScheduleMade(**dict(ScheduleRecord.of(row, last, then)), warnings=warnings)
+def _made(session: Session, row: ScheduleRow, warnings: list[str]) -> ScheduleMade:
+    return ScheduleMade(**dict(_record(session, row)), warnings=warnings)
 
 
 def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:
@@ -194,5 +189,5 @@ def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:
     return ScheduleRecord.of(row, last.get(row.name), _then(session, last.values()))
 
 
-def _then(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, JobRow]:
+def _then(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, jobs.Then]:
     return jobs.then(session, [run.job_id for run in runs if run.job_id is not None])

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from registry.batch_tables import JobRow, ScheduleRow, ScheduleRunRow
+from registry.batch_tables import ScheduleRow, ScheduleRunRow
+from registry.jobs import Then
 from registry.moments import MAX_EVERY_S, MIN_EVERY_S, When
 from registry.names import NAME_PATTERN
 from registry.schedules import NewSchedule
@@ -116,8 +117,8 @@ JobState = Annotated[str | None, Field(description="of its job now; null when th
 ThenState = Annotated[
     str | None, Field(description="of the job that scores with what a training made; null when there is none")
 ]
-Then = Mapping[int, JobRow]
-"""By training: the job that it started at its end."""
+Thens = Mapping[int, Then]
+"""By training."""
 
 
 class LastRun(BaseModel):
@@ -128,11 +129,11 @@ class LastRun(BaseModel):
     outcome: Outcome
 
     @classmethod
-    def of(cls, row: ScheduleRunRow, then: Then) -> LastRun:
+    def of(cls, row: ScheduleRunRow, then: Thens) -> LastRun:
         return cls(
             at=row.at,
             job=row.job_id,
-            job_state=_state(row.job),
+            job_state=_state(row),
             then_state=_then_state(row, then),
             outcome=row.outcome,  # type: ignore[arg-type]
         )
@@ -154,7 +155,7 @@ class ScheduleRecord(BaseModel):
     created_by: str
 
     @classmethod
-    def of(cls, row: ScheduleRow, last: ScheduleRunRow | None, then: Then) -> ScheduleRecord:
+    def of(cls, row: ScheduleRow, last: ScheduleRunRow | None, then: Thens) -> ScheduleRecord:
         return cls(
             name=row.name,
             job=row.job,
@@ -192,7 +193,7 @@ class RunRecord(BaseModel):
     then_state: ThenState
 
     @classmethod
-    def of(cls, row: ScheduleRunRow, then: Then) -> RunRecord:
+    def of(cls, row: ScheduleRunRow, then: Thens) -> RunRecord:
         return cls(
             id=row.id,
             schedule=row.schedule,
@@ -201,14 +202,15 @@ class RunRecord(BaseModel):
             outcome=row.outcome,  # type: ignore[arg-type]
             reason=row.reason,
             job=row.job_id,
-            job_state=_state(row.job),
+            job_state=_state(row),
             then_state=_then_state(row, then),
         )
 
 
-def _state(job: JobRow | None) -> str | None:
-    return None if job is None else job.state
+def _state(row: ScheduleRunRow) -> str | None:
+    return None if row.job is None else row.job.state
 
 
-def _then_state(row: ScheduleRunRow, then: Then) -> str | None:
-    return None if row.job_id is None else _state(then.get(row.job_id))
+def _then_state(row: ScheduleRunRow, then: Thens) -> str | None:
+    found = None if row.job_id is None else then.get(row.job_id)
+    return None if found is None else found.state

@@ -19,8 +19,7 @@ from service.config import Settings
 
 
 def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
-    """The features. Raises `Invalid` when the input cannot be read or lacks the target, or when what is to be
-    scored then is not where it may be."""
+    """The features. Raises `Invalid` when the input cannot be read, or lacks the target."""
     # pyarrow comes with the first job, not with the start
     from service.batch import files
 
@@ -32,10 +31,6 @@ def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
     _check_excluded(spec["exclude"], target, dataset.columns)
-    then: Spec = spec["then"] or {}
-    if (uri := (then.get("input") or {}).get("uri")) is not None:
-        with within("then", then):
-            places.inside(settings.roots, uri)
     return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
 
 

@@ -11,10 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from service import telemetry
-
-log = telemetry.logger(__name__)
-
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BACKOFF_S = 0.2
 MOST_BACKOFF_S = 30.0
@@ -88,7 +84,9 @@ class Keeper:
             started = time.monotonic()
             how = self._run()
             if not self._stopping.is_set():
-                log.warning("process.ended", process=self.name, how=how)
+                from service import telemetry  # who keeps has it; who is kept imports this module, too
+
+                telemetry.logger(__name__).warning("process.ended", process=self.name, how=how)
             if time.monotonic() - started > STABLE_S:
                 self._crashes = 0
             self._crashes, self._last = self._crashes + 1, how

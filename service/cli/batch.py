@@ -12,7 +12,7 @@ from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, starte
 from service.cli.progress import follow, require_done
 from service.cli.report import accepted_line, scored_line
 from service.cli.shared import Json, connect, emit, given, model_ref, say
-from service.cli.transfer import fetch
+from service.cli.transfer import fetch, require_directory
 
 if TYPE_CHECKING:
     from service.client import Client, Record
@@ -95,8 +95,7 @@ def _output(out: Path | None, needed: bool) -> dict[str, str] | None:
         return None
     if out.suffix.lower() not in OUTPUTS:
         raise BadParameter(f"--out {out}: scores are written as {', '.join(OUTPUTS)}")
-    if not out.absolute().parent.is_dir():
-        raise BadParameter(f"--out {out}: there is no directory {out.parent}")
+    require_directory(out)
     return {"media_type": OUTPUTS[out.suffix.lower()]}
 
 

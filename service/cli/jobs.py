@@ -12,7 +12,7 @@ from service.batch import media
 from service.cli.progress import follow, require_done
 from service.cli.report import accepted_line, job_lines
 from service.cli.shared import Json, connect, emit, only_name, say, table, when
-from service.cli.transfer import fetch
+from service.cli.transfer import fetch, require_directory
 
 if TYPE_CHECKING:
     from service.client import Record
@@ -105,8 +105,8 @@ def errors(job: JobId, out: Out = None, json: Json = False) -> None:
 def _fetched(job: int, what: str, out: Path | None, json: bool, partition: int | None = None) -> None:
     from service.client import download, jobs, path
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise BadParameter(f"--out {out}: there is no directory {out.parent}")
+    if out is not None:
+        require_directory(out)
     if json and out is None:
         raise BadParameter("--json prints the job's record; say with --out where the file goes")
     with connect() as client:

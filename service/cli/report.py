@@ -194,15 +194,7 @@ def job_lines(record: Record) -> Iterator[str]:
         yield f"partitions: {record['partitions_done']:,} of {record['partitions_total']:,} done"
     if record["then_id"] is not None:
         yield f"then: job {record['then_id']}, which is {record['then_state']}"
-    for what in (
-        "schedule",
-        "parent_id",
-        "output",
-        "errors",
-        "started_at",
-        "finished_at",
-        "expires_at",
-    ):
+    for what in ("schedule", "parent_id", "output", "errors", "started_at", "finished_at", "expires_at"):
         if record[what] is not None:
             yield f"{what.removesuffix('_at').removesuffix('_id')}: {record[what]}"
     yield f"created: {record['created_at']} by {record['created_by']}"

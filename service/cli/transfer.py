@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typer import BadParameter
+
 if TYPE_CHECKING:
     from service.client import Client
 
@@ -27,6 +29,12 @@ def fetch(client: Client, url: str, file: Path) -> int:
 
     with _bar(f"fetching {file.name}") as show:
         return download.save(client, url, file, show).bytes
+
+
+def require_directory(out: Path) -> None:
+    """Raises `BadParameter` when there is no directory for it: that is better known before than after."""
+    if not out.absolute().parent.is_dir():
+        raise BadParameter(f"--out {out}: there is no directory {out.parent}")
 
 
 @contextmanager

@@ -21,10 +21,11 @@ from sqlalchemy.orm import Session
 
 from registry import changes, db, keys
 from registry.aliases import CHAMPION, no_alias
-from registry.errors import NotFound, NotReady
+from registry.errors import NotReady
 from registry.keys import Key
-from registry.models import LISTED
+from registry.models import no_model
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
+from registry.versions import no_version
 from service import telemetry
 
 POLL_S = 0.1
@@ -100,7 +101,7 @@ class Snapshot:
         """
         model = self.state.models.get(name)
         if model is None:
-            raise NotFound("model", name, LISTED)
+            raise no_model(name)
         if number is None:
             alias = alias or CHAMPION
             number = model.aliases.get(alias)
@@ -108,8 +109,7 @@ class Snapshot:
                 raise no_alias(name, alias, model.aliases)
         version = model.versions.get(number)
         if version is None:
-            newest = max(model.versions, default=None)
-            raise NotFound("version", f"{name}:{number}", f"the newest is {newest}" if newest else "")
+            raise no_version(name, number, max(model.versions, default=None))
         if version.state != "ready":
             raise NotReady(
                 f"{name}:{number} is {version.state}; GET /v1/models/{name}/versions/{number} says more"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.errors import Changed, FieldError, Missing, Unavailable
+from registry.errors import Changed, Missing, Unavailable
 from service.batch.files.dataset import File, check_kind, refuse
 
 try:
@@ -44,8 +44,7 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
     files = [_file(f"{base}/{o['path'].rpartition('/')[2]}", o) for o in found["objects"]]
     files = [f for f in files if not f.name.startswith((".", "_"))]
     if not files:
-        message = f"there is nothing at {location}"
-        raise Missing(message, [FieldError(message, field="input")])
+        raise Missing(f"there is nothing at {location}", "input")
     for file in files:
         check_kind(file.name, location, suffixes)
     return sorted(files, key=lambda f: f.name)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from registry.errors import Changed, FieldError, Missing
+from registry.errors import Changed, Missing
 from service.batch.files.dataset import File, check_kind, refuse
 
 _BLOB = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact: its name is its bytes' digest
@@ -46,8 +46,8 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
         if entry.is_dir():
             raise refuse(f"the input has a directory in it, {entry.name!r}; name one without")
     if not entries:
-        message = f"there are no files in {path.name!r} whose names end with {', '.join(suffixes)}"
-        raise Missing(message, [FieldError(message, field="input")])
+        ends = ", ".join(suffixes)
+        raise Missing(f"there are no files in {path.name!r} whose names end with {ends}", "input")
     for entry in entries:
         check_kind(entry.name, path.name, suffixes)
     return [_file(e) for e in entries]

@@ -41,7 +41,7 @@ def children(pid: int) -> list[int]:
     return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+@pytest.mark.skipif(sys.platform != "linux", reason="children are looked up in /proc")
 def test_a_demo_that_is_ended_as_its_server_starts_leaves_none(demo):
     while not (found := children(demo.pid)):
         assert demo.poll() is None
