@@ -22,10 +22,15 @@ def take() -> None:
 
 
 def _leave(number: int, _: object) -> None:
+    if _is_new():
+        sys.exit(128 + number)  # as a shell says it
+
+
+def _is_new() -> bool:
+    """Judged when a signal comes, not when it takes effect."""
     global _last
     before, _last = _last, time.monotonic()
-    if _last - before > AGAIN_S:
-        sys.exit(128 + number)  # as a shell says it
+    return _last - before > AGAIN_S
 
 
 @contextmanager
@@ -38,7 +43,8 @@ def held() -> Iterator[None]:
     came: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        came.append(number)
+        if _is_new():
+            came.append(number)
 
     before = {number: signal.signal(number, note) for number in STOPS}
     try:
@@ -47,4 +53,4 @@ def held() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if came:
-        signal.raise_signal(came[0])
+        sys.exit(128 + came[0])
