@@ -62,8 +62,7 @@ async def manifest(
     x_runtime_version: RuntimeVersion = None,
 ) -> Response:
     """Which file the device gets now. Poll it with `If-None-Match`: 304 until something changes."""
-    state = services.snapshot.state
-    export = export_for(state, name, query.alias, query.quantize, x_device_id, x_runtime_version)
+    export = await _newest(services, name, query, x_device_id, x_runtime_version)
     validators = LATEST | _validators(export) | {"ETag": _tag(name, query.alias, export), "Vary": FOR_DEVICE}
     if (status := verdict(asked_by(request), validators["ETag"])) is not None:
         return condition_answer(request.scope, status, validators)
@@ -98,8 +97,7 @@ async def latest(
     x_runtime_version: RuntimeVersion = None,
 ) -> Response:
     """The file itself: conditional, resumable, compressed for who accepts zstd."""
-    state = services.snapshot.state
-    export = export_for(state, name, query.alias, query.quantize, x_device_id, x_runtime_version)
+    export = await _newest(services, name, query, x_device_id, x_runtime_version)
     return _deliver(services, name, export, LATEST, f"Accept-Encoding, {FOR_DEVICE}")
 
 
@@ -116,11 +114,24 @@ async def blob(
 ) -> Response:
     """A file by its digest: never another, so it may be kept for ever. Only files of ready exports."""
     check_sha256(sha256)
-    found = {n: e for n, e in holders(services.snapshot.state, sha256).items() if caller.reaches(n)}
-    if not found:
-        raise NotFound("ready export with sha256", sha256)
-    name = min(found)
-    return _deliver(services, name, found[name], FOR_EVER, "Accept-Encoding")
+
+    def held() -> tuple[str, Export]:
+        found = {n: e for n, e in holders(services.snapshot.state, sha256).items() if caller.reaches(n)}
+        if not found:
+            raise NotFound("ready export with sha256", sha256)
+        name = min(found)
+        return name, found[name]
+
+    name, export = await services.snapshot.find(held)
+    return _deliver(services, name, export, FOR_EVER, "Accept-Encoding")
+
+
+async def _newest(
+    services: Services, name: str, query: EdgeQuery, device: str | None, runtime: str | None
+) -> Export:
+    return await services.snapshot.find(
+        lambda: export_for(services.snapshot.state, name, query.alias, query.quantize, device, runtime)
+    )
 
 
 def _deliver(services: Services, name: str, export: Export, caching: dict[str, str], vary: str) -> Delivery:

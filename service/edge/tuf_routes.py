@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Response
 
 from registry import trust
@@ -16,7 +15,6 @@ from service.web.delivery import Delivery
 from service.web.deps import ReadDep, ServicesDep, guarded
 from service.web.documents import problems
 from service.web.fields import ModelName
-from service.web.services import Services
 
 router = APIRouter(tags=["edge"])
 
@@ -71,21 +69,20 @@ async def target(
     services: ServicesDep,
 ) -> Response:
     """A file that the signed documents name."""
+    missing = NotFound("TUF target", f"{name}/{alias}/{file}")
     match = _TARGET.fullmatch(file)
-    export = await _find(services, name, match[1]) if match else None
-    if export is None:
-        raise NotFound("TUF target", f"{name}/{alias}/{file}")
+    if match is None:
+        raise missing
+
+    def found() -> Export:
+        export = holders(services.snapshot.state, match[1]).get(name)
+        if export is None:
+            raise missing
+        return export
+
+    export = await services.snapshot.find(found)
     headers = {"Content-Type": "application/octet-stream"}
     # Uncompressed: a TUF client counts the bytes against the signed length.
     return Delivery(
         services.store.path, export.sha256, None, validators={"Cache-Control": FOR_EVER}, headers=headers
     )
-
-
-async def _find(services: Services, name: str, sha256: str) -> Export | None:
-    """The documents come from the database: they may name a file that this process is about to learn of."""
-    found = holders(services.snapshot.state, sha256).get(name)
-    if found is None:
-        await run_sync(services.snapshot.refresh)
-        found = holders(services.snapshot.state, sha256).get(name)
-    return found

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 from urllib.parse import parse_qsl
 
@@ -63,7 +64,7 @@ class HotPath:
             raise HTTPException(405, "predict takes POST", headers={"Allow": "POST"})
         if (reason := forbid(call.key, "predict", model=name)) is not None:
             raise HTTPException(403, reason)
-        version = self._resolve(scope, name, number)
+        version = await self._resolve(scope, name, number)
         content_type, accept = negotiate(scope)
         body = await _read(receive)
         start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
@@ -73,14 +74,14 @@ class HotPath:
         call.quiet = True
         await _send(send, answer, accept, loaded, prediction_id)
 
-    def _resolve(self, scope: Scope, name: str, number: str | None) -> Version:
+    async def _resolve(self, scope: Scope, name: str, number: str | None) -> Version:
         alias = _alias(scope["query_string"], number is not None) if scope["query_string"] else None
         if number is None:
-            return self._snapshot.resolve(name, alias)
+            return await self._snapshot.find(partial(self._snapshot.resolve, name, alias))
         if _NUMBER.fullmatch(number) is None:
             fault = FieldError("not a version number", field="version", expected="an integer from 1")
             raise Invalid(f"version {number!r} is not an integer from 1", [fault])
-        return self._snapshot.resolve(name, number=int(number))
+        return await self._snapshot.find(partial(self._snapshot.resolve, name, number=int(number)))
 
     async def _predict(
         self, version: Version, body: bytes, content_type: str, accept: str, prediction_id: str

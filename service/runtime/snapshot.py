@@ -2,7 +2,9 @@
 
 A watcher thread looks every 100 ms whether the database moved (`PRAGMA data_version` on a connection of
 its own for SQLite, the revision itself on PostgreSQL) and reloads the models and keys that changed. The
-process that makes a change calls `refresh` before it answers, and so reads its own writes.
+process that makes a change calls `refresh` before it answers, and so reads its own writes. What is not
+found is looked for once more in the database (`find`): who was told by a record that a version or export
+is ready can use it at once, at any server.
 
 The state is replaced, never altered: readers need no lock.
 """
@@ -13,15 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from anyio.to_thread import run_sync
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from registry import changes, db, keys
 from registry.aliases import CHAMPION, no_alias
-from registry.errors import NotReady
+from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
 from registry.models import no_model
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
@@ -32,6 +36,7 @@ POLL_S = 0.1
 STALE_S = 10.0
 """A snapshot older than this makes the server unready: the database does not answer."""
 
+T = TypeVar("T")
 log = telemetry.logger(__name__)
 
 
@@ -88,6 +93,7 @@ class Snapshot:
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="snapshot", daemon=True)
         self._looked = time.monotonic()
+        self._refreshed_from = 0.0  # when the last look began that `state` is from
 
     @property
     def age_s(self) -> float:
@@ -124,13 +130,31 @@ class Snapshot:
             if (number := m.aliases.get(CHAMPION)) is not None and number in m.versions
         ]
 
+    async def find(self, found: Callable[[], T]) -> T:
+        """What `found` returns; when it raises `NotFound` or `NotReady`, what it does after another look at
+        the database. Raises what `found` raises, and `Unavailable` when the database does not answer.
+        """
+        try:
+            return found()
+        except (NotFound, NotReady):
+            try:
+                await run_sync(self.refresh)
+            except SQLAlchemyError as error:
+                raise Unavailable("the registry's database does not answer; try again") from error
+        return found()
+
     def refresh(self) -> None:
-        """Bring the snapshot up to the database's revision. Blocks; call it off the event loop."""
+        """Bring the snapshot up to the revision that the database has now. Blocks; call it off the event
+        loop. However many call it together, at most two looks follow: the one under way may be too early.
+        """
+        asked = time.monotonic()
         with self._loading:
-            before = self.state.revision
+            if self._refreshed_from > asked:
+                return
+            began, before = time.monotonic(), self.state.revision
             with db.reading(self._sessions) as session:
                 self.state = _reload(session, self.state)
-            self._looked = time.monotonic()
+            self._refreshed_from, self._looked = began, time.monotonic()
             moved = self.state.revision != before
         if moved:
             for listener in self.on_change:

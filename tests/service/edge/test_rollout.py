@@ -9,7 +9,7 @@ from service.edge.rollout import export_for, numbers, place, version_for
 from service.runtime.snapshot import Model, Rollout, State
 from tests.service.api import refused
 from tests.service.edge.conftest import Flag
-from tests.service.edge.exported import add_export, some_file
+from tests.service.edge.exported import add_export, some_file, write_export
 
 DEVICES = [f"device-{n}" for n in range(2000)]
 
@@ -180,3 +180,19 @@ async def test_a_device_id_that_is_too_long_is_refused(flag: Flag) -> None:
 def test_a_model_that_is_not_there_is_named() -> None:
     with pytest.raises(NotFound, match="model 'other'"):
         export_for(State(1, {}, {}), "other", "champion", "none", None, None)
+
+
+@pytest.mark.anyio
+async def test_an_export_that_another_process_has_made_is_pulled_at_once(flag: Flag) -> None:
+    """Its record says `ready` as soon as that is committed: whoever has read it must not be sent away."""
+    services = flag.api.services
+    services.snapshot.stop()  # it hears of nothing by itself from here on
+    pull = "/v1/edge/flag/latest.tflite?quantize=float16"
+    refused(await flag.api.client.get(pull), 404)
+    made = write_export(services.sessions, services.store, some_file(3), quantize="float16")
+    assert (await flag.api.client.get(pull)).content == made.content
+    made = write_export(services.sessions, services.store, some_file(4), quantize="dynamic")
+    manifest = (await flag.api.client.get("/v1/edge/flag?quantize=dynamic")).json()
+    assert manifest["sha256"] == made.sha256
+    made = write_export(services.sessions, services.store, some_file(5), quantize="int8")
+    assert (await flag.api.client.get(f"/v1/blobs/{made.sha256}")).content == made.content

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import sqlalchemy
 
-from registry import aliases, db, keys
+from registry import aliases, db, keys, versions
 from registry.errors import NotFound, NotReady
 from service.config import Settings
 from service.runtime.snapshot import Snapshot
@@ -39,10 +43,10 @@ def snapshot(engine):
     made.stop()
 
 
-def soon(found) -> bool:
+def soon(found: Callable[[], bool]) -> bool:
     """Whether `found` becomes true soon."""
-    until = time.monotonic() + SOON_S
-    while time.monotonic() < until:
+    until = time.perf_counter() + SOON_S
+    while time.perf_counter() < until:
         if found():
             return True
         time.sleep(0.01)
@@ -73,13 +77,56 @@ def test_its_own_process_reads_its_writes_at_once(snapshot: Snapshot, engine):
 
 
 def test_a_version_that_is_not_ready_does_not_answer(snapshot: Snapshot, engine):
-    from registry import versions
-
     with db.sessions(engine).begin() as session:
         versions.edit(session, "flag", 2, archived=True)
     snapshot.refresh()
     with pytest.raises(NotReady, match="archived"):
         snapshot.resolve("flag", number=2)
+
+
+@pytest.mark.anyio
+async def test_what_is_not_found_is_looked_for_once_more(engine):
+    """Nothing watches here: what `find` sees it has looked up itself."""
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+    with pytest.raises(NotFound):
+        await snapshot.find(partial(snapshot.resolve, "flag", "canary"))
+    with db.sessions(engine).begin() as session:
+        aliases.promote(session, "flag", "canary", 2, by="somebody else")
+    assert (await snapshot.find(partial(snapshot.resolve, "flag", "canary"))).number == 2
+
+
+def test_a_crowd_that_waits_for_one_look_has_one_more_between_them(engine, monkeypatch: pytest.MonkeyPatch):
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+    looks: list[object] = []
+    clock = Mock(wraps=time.monotonic)
+    monkeypatch.setattr("service.runtime.snapshot.time.monotonic", clock)
+    everybody = 30 + 1  # each has noted when it asked, and the first one when it began
+
+    def look(connection: object) -> None:
+        looks.append(connection)
+        assert len(looks) > 1 or soon(lambda: clock.call_count >= everybody)
+
+    sqlalchemy.event.listen(engine, "begin", look)
+    with ThreadPoolExecutor(30) as threads:
+        for done in [threads.submit(snapshot.refresh) for _ in range(30)]:
+            done.result()
+    assert len(looks) == 2
+
+
+@pytest.mark.anyio
+async def test_a_version_that_another_process_has_built_answers_at_once(home: Path):
+    async with running(Settings(home=home)) as api:
+        api.services.snapshot.stop()
+        with api.services.sessions.begin() as session:
+            versions.edit(session, "flag", 2, archived=True)
+        api.services.snapshot.refresh()
+        again = "/v1/models/flag/versions/2/predict"
+        refused(await api.client.post(again, json={"instances": [ROW]}), 409)
+        with api.services.sessions.begin() as session:
+            versions.edit(session, "flag", 2, archived=False)
+        assert (await api.client.post(again, json={"instances": [ROW]})).status_code == 200
 
 
 def test_listeners_hear_of_changes_only(snapshot: Snapshot, engine):
