@@ -82,6 +82,7 @@ def _partition(job: JobRow, row: PartitionRow) -> PartitionRecord:
     return PartitionRecord(
         stage=row.stage,
         number=row.number,
+        file=_file(job, row.part),
         state="done" if row.result is not None else _state(row),  # type: ignore[arg-type]
         rows=row.rows,
         failed=row.failed,
@@ -92,6 +93,14 @@ def _partition(job: JobRow, row: PartitionRow) -> PartitionRecord:
         finished_at=row.finished_at,
         output=f"/v1/jobs/{job.id}/partitions/{row.number}/output" if there else None,
     )
+
+
+def _file(job: JobRow, part: dict[str, Any]) -> str | None:
+    """An upload has no name but its digest, and most stages of a training read no input."""
+    if job.plan is None or "file" not in part or job.spec["input"].get("artifact") is not None:
+        return None
+    name: str = job.plan["dataset"]["files"][part["file"]]["name"]
+    return name
 
 
 def _trouble(row: PartitionRow) -> str | None:

@@ -106,6 +106,7 @@ class PartitionRecord(BaseModel):
 
     stage: str
     number: int
+    file: Annotated[str | None, Field(description="the input file it reads; null of an upload, and of none")]
     state: State
     rows: int
     failed: int

@@ -79,6 +79,12 @@ class TrainBody(Strict):
     max_attempts: Attempts = 4
 
     @model_validator(mode="after")
+    def _one_fit(self) -> TrainBody:
+        if self.strategy == "single" and self.partitions is not None:
+            raise ValueError("the strategy single is one fit over all rows: leave partitions out")
+        return self
+
+    @model_validator(mode="after")
     def _by_ray(self) -> TrainBody:
         if self.engine == "ray" and self.strategy != "ensemble":
             raise ValueError("on Ray there is the strategy ensemble: the others have nothing to spread")

@@ -17,7 +17,7 @@ from service.cli.transfer import fetch, require_directory
 if TYPE_CHECKING:
     from service.client import Record
 
-PARTITIONS = ("partition", "stage", "state", "rows", "failed", "attempts", "worker", "error")
+PARTITIONS = ("partition", "stage", "file", "state", "rows", "failed", "attempts", "worker", "error")
 
 JobId = Annotated[int, Argument(metavar="ID", min=1, help="The job's id, from `trivium jobs`.")]
 Out = Annotated[Path | None, Option(dir_okay=False, help="Write it here, not to stdout.")]
@@ -139,6 +139,7 @@ def _show(record: Record) -> None:
         [
             p["number"],
             p["stage"],
+            p["file"],
             p["state"],
             f"{p['rows']:,}",
             f"{p['failed']:,}",

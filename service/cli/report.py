@@ -177,7 +177,9 @@ def failure_lines(record: Record) -> Iterator[str]:
     if record["errors"]:  # the rows failed it, and would again
         yield f"`trivium jobs errors {number}` lists the rows and what is wrong with them"
     else:
-        yield f"`trivium jobs show {number}` says more, `trivium jobs resume {number}` goes on from here"
+        yield f"`trivium jobs show {number}` says more"
+        then = ", once that is put right" if record["state"] == "failed" else ""
+        yield f"`trivium jobs resume {number}` goes on from here{then}"
 
 
 def job_lines(record: Record) -> Iterator[str]:

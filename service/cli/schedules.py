@@ -73,6 +73,8 @@ def create(
         "start_at": start_at,
         "start_in_s": seconds(start_in),
     }
+    if timezone and not cron:
+        raise BadParameter("a time zone is what --cron is read in; --every has none: leave --timezone out")
     rules = {"catch_up": catch_up, "overlap": overlap, "paused": paused}
     columns = {"id_column": id_column, "passthrough": passthrough}
     if job and any((model, data, out, media_type, id_column, passthrough)):
@@ -260,15 +262,21 @@ def _state(run: Record) -> str | None:
 
 def _lines(record: Record) -> list[str]:
     at, outcome, job, state = _last(record)
-    place = record["job"].get("input", {})
-    where = place.get("uri") or place.get("artifact")
+    then = record["job"].get("then")
     missed = "made up for" if record["catch_up"] else "skipped"
     return [
         f"{record['name']}: {_next(record)}",
-        f"starts: {record['job']['kind']} {_model(record['job'])} on {where}",
+        f"starts: {record['job']['kind']} {_model(record['job'])} on {_place(record['job'])}",
+        *([f"then scores {_place(then)} with what was trained"] if then else []),
         f"a missed run is {missed}; runs may {'overlap' if record['overlap'] else 'not overlap'}",
         f"last run: {outcome} at {at} UTC{f', job {job}, which is {state}' if job else ''}"
         if outcome
         else "no runs yet",
         f"made by {record['created_by']} at {when(record['created_at'])} UTC",
     ]
+
+
+def _place(asked: Record) -> str:
+    """Where the rows of a job are."""
+    given = asked["input"]
+    return str(given.get("uri") or f"artifact {given['artifact']}")

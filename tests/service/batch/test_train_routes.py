@@ -138,6 +138,11 @@ async def test_what_follows_is_looked_at_before_anything_is_trained(
         assert (await shop.api.client.post(PATH, json=shop.body | {"then": then})).status_code == 202
 
 
+async def test_one_fit_over_all_rows_has_no_partitions(shop: Shop) -> None:
+    answer = await shop.api.client.post(PATH, json=shop.body | {"strategy": "single", "partitions": 4})
+    assert "leave partitions out" in refused(answer, 422)["detail"]
+
+
 async def test_on_ray_there_are_only_ensembles(shop: Shop) -> None:
     answer = await shop.api.client.post(PATH, json=shop.body | {"engine": "ray"})
     assert "ensemble" in refused(answer, 422)["detail"]

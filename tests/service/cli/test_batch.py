@@ -219,7 +219,12 @@ def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, 
         "batch", "score", folder, "--model", f"{published}:1", "--no-wait", "--max-attempts", 2, "--json"
     )
     number = ran.record["id"]
-    assert live("jobs", "watch", number).code == 1
+    watched = live("jobs", "watch", number)
+    assert watched.code == 1
+    assert f"`trivium jobs resume {number}` goes on from here, once that is put right" in watched.err
+    shown = [line.split()[:4] for line in live("jobs", "show", number).out.splitlines()]
+    assert ["0", "score", "0.parquet", "done"] in shown
+    assert ["1", "score", "1.parquet", "failed"] in shown
     assert live("jobs", "output", number).code == 1
     part = folder.with_name("part.parquet")
     assert live("jobs", "output", number, "--partition", 0, "--out", part).code == 0

@@ -81,6 +81,11 @@ def test_cron_in_a_time_zone(live, weekly, champion):
     assert (record["catch_up"], record["overlap"], record["job"]["model"]) == (True, True, champion)
 
 
+def test_a_time_zone_without_cron_is_refused_at_once(live, weekly):
+    ran = live(*weekly, "--timezone", "Europe/Berlin")
+    assert (ran.code, "leave --timezone out" in " ".join(ran.err.split())) == (2, True)
+
+
 def test_a_job_of_any_kind_is_given_as_a_file(live, champion, data, tmp_path):
     file = tmp_path / "job.json"
     job = {

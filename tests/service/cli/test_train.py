@@ -111,3 +111,22 @@ def test_a_training_goes_on_without_whoever_started_it(live, saved, data):
     assert live("jobs", "watch", job).code == 0
     assert "alone" in live("models").out
     assert "makes a version, alone:1" in live("jobs", "output", job, "--out", "scores.parquet").err
+
+
+def test_a_schedule_says_what_is_scored_with_what_it_trains(live, saved, data, tmp_path):
+    trained = live(
+        *("train", saved(SGDClassifier(loss="log_loss")), data, "--name", "nightly", "--target", "y"),
+        *("--strategy", "partial_fit", "--no-wait", "--json"),
+    )
+    spec = trained.record["spec"]
+    then = {"kind": "score", "input": {"uri": data.as_uri()}}
+    job = {k: spec[k] for k in ("kind", "estimator", "input", "target", "strategy", "publish")}
+    file = tmp_path / "job.json"
+    file.write_bytes(msgspec.json.encode(job | {"then": then}))
+    made = live("schedules", "create", "nightly", "--job", file, "--every", "1d")
+    assert made.code == 0, made.err
+    shown = live("schedules", "show", "nightly").out
+    assert f"starts: train nightly on {data.as_uri()}" in shown
+    assert f"then scores {data.as_uri()} with what was trained" in shown
+    assert live("schedules", "delete", "nightly").code == 0
+    assert live("jobs", "watch", trained.record["id"]).code == 0
