@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from registry import jobs, queue
-from registry.batch_tables import JobRow, PartitionRow
-from registry.progress import Progress
+from registry.batch_tables import JobRow
+from registry.progress import Progress, Step
 from registry.tables import now
 from service.batch.schemas import JobRecord, JobSummary, PartitionRecord
 
@@ -16,7 +16,7 @@ def summary(job: JobRow, progress: Progress | None) -> JobSummary:
 
 
 def record(
-    job: JobRow, progress: Progress | None, partitions: list[PartitionRow], then: jobs.Then | None = None
+    job: JobRow, progress: Progress | None, partitions: list[Step], then: jobs.Then | None = None
 ) -> JobRecord:
     return JobRecord(
         **_fields(job, progress),
@@ -77,16 +77,16 @@ def _pace(job: JobRow, progress: Progress) -> tuple[float | None, float | None]:
     return rate, round(left * seconds / done, 1) if done else None
 
 
-def _partition(job: JobRow, row: PartitionRow) -> PartitionRecord:
+def _partition(job: JobRow, row: Step) -> PartitionRecord:
     there = row.result is not None and job.output is None and "file" in row.result and row.stage == jobs.SCORE
     return PartitionRecord(
         stage=row.stage,
         number=row.number,
         file=_file(job, row.part),
-        state="done" if row.result is not None else _state(row),  # type: ignore[arg-type]
+        state="done" if row.result is not None else row.task_state or jobs.QUEUED,  # type: ignore[arg-type]
         rows=row.rows,
         failed=row.failed,
-        attempts=row.task.attempt if row.task else 0,
+        attempts=row.attempt or 0,
         worker=row.worker,
         error=None if row.result is not None else _trouble(row),
         started_at=row.started_at,
@@ -103,18 +103,11 @@ def _file(job: JobRow, part: dict[str, Any]) -> str | None:
     return name
 
 
-def _trouble(row: PartitionRow) -> str | None:
+def _trouble(row: Step) -> str | None:
     """Why it was not done at once: its last failure, or, as no failure counts, workers that died over it."""
-    task = row.task
-    if task is None:
-        return None
-    if task.error or task.kind != jobs.PARTITION:
-        return task.error
-    if task.state not in (queue.QUEUED, queue.RUNNING):
+    if row.task_error or row.task_kind != jobs.PARTITION:
+        return row.task_error
+    if row.task_state not in (queue.QUEUED, queue.RUNNING):
         return None  # it was cancelled, perhaps in the middle of an attempt
-    died = task.attempt - row.failures - (task.state == queue.RUNNING)
+    died = (row.attempt or 0) - row.failures - (row.task_state == queue.RUNNING)
     return f"{died} of its workers died; {jobs.LOST_WORKERS} may" if died > 0 else None
-
-
-def _state(row: PartitionRow) -> str:
-    return row.task.state if row.task else jobs.QUEUED

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Path, Query, Request, Response
@@ -34,6 +35,7 @@ from service.web.services import Services
 router = APIRouter(tags=["batch"])
 JobId = Annotated[int, BeforeValidator(digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
 WATCH_S = 0.5
+REST = 9  # times what a look took, until the next: who watches a large job takes a tenth of a core at most
 KEEP_ALIVE = 30  # looks without a change until a comment line shows that the connection is alive
 FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -96,10 +98,15 @@ def list_jobs(
     return listed(page, lambda j: summary(j, found.get(j.id)), request, response)
 
 
-@router.get("/v1/jobs/{job_id}", dependencies=[guarded("batch")], responses=problems(404, 422))
-def get_job(job_id: JobId, session: ReadDep, caller: CallerDep) -> JobRecord:
+@router.get(
+    "/v1/jobs/{job_id}",
+    dependencies=[guarded("batch")],
+    response_model=JobRecord,
+    responses=problems(404, 422),
+)
+def get_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> Response:
     """How far it is, partition by partition."""
-    return _record(session, _job(session, job_id, caller))
+    return Response(_look(services, job_id, caller).text, media_type="application/json")
 
 
 @router.post("/v1/jobs/{job_id}/cancel", dependencies=[guarded("batch")], responses=problems(404, 409, 422))
@@ -234,26 +241,35 @@ def _record(session: Session, job: JobRow) -> JobRecord:
     session.flush()
     found = progress.of(session, [job.id]).get(job.id)
     then = jobs.then(session, [job.id] if job.kind == jobs.TRAIN else [])
-    return record(job, found, jobs.partitions(session, job.id), then.get(job.id))
+    return record(job, found, progress.steps(session, job.id), then.get(job.id))
 
 
-def _look(services: Services, job_id: int, caller: Key) -> JobRecord:
+class _Look(NamedTuple):
+    """A record as it is sent: thousands of partitions are not written out on the event loop."""
+
+    state: str
+    text: str
+    seconds: float
+
+
+def _look(services: Services, job_id: int, caller: Key) -> _Look:
+    started = time.monotonic()
     with db.reading(services.sessions) as session:
-        return _record(session, _job(session, job_id, caller))
+        found = _record(session, _job(session, job_id, caller))
+    return _Look(found.state, found.model_dump_json(), time.monotonic() - started)
 
 
-async def _events(services: Services, found: JobRecord, job_id: int, caller: Key) -> AsyncIterator[str]:
+async def _events(services: Services, found: _Look, job_id: int, caller: Key) -> AsyncIterator[str]:
     said, silent = "", 0
     while True:
-        text = found.model_dump_json()
-        if text != said:
-            yield f"event: job\ndata: {text}\n\n"
-            said, silent = text, 0
+        if found.text != said:
+            yield f"event: job\ndata: {found.text}\n\n"
+            said, silent = found.text, 0
         elif (silent := silent + 1) % KEEP_ALIVE == 0:
             yield ": still here\n\n"
         if found.state not in jobs.OPEN:
             return
-        await asyncio.sleep(WATCH_S)
+        await asyncio.sleep(max(WATCH_S, REST * found.seconds))
         if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server
             return
         found = await run_sync(_look, services, job_id, caller)

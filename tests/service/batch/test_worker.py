@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import event, select, update
 from sqlalchemy.exc import OperationalError
 
-from registry import db, jobs, queue, retention
+from registry import db, jobs, progress, queue, retention
 from registry.batch_tables import JobRow, PartitionRow
 from registry.db import Sessions
 from registry.errors import Changed, Invalid, NotFound
 from registry.jobs import NewJob, NewPartition
 from registry.tables import TaskRow, now
 from service.batch import records
+from service.batch.schemas import PartitionRecord
 from service.batch.work import Alive, Gone, Hopeless, Later, Piece, Stage, Whole, folder
 from service.batch.worker import FIRST_BACKOFF_S, LEASE_S, Worker
 from service.config import Settings
@@ -99,6 +100,11 @@ class Bench:
     def parts(self, job_id: int) -> list[PartitionRow]:
         with db.reading(self.sessions) as session:
             return jobs.partitions(session, job_id)
+
+    def shown(self, job_id: int) -> list[PartitionRecord]:
+        """The partitions as the API shows them."""
+        with db.reading(self.sessions) as session:
+            return records.record(self.job(job_id), None, progress.steps(session, job_id)).partitions
 
     def tasks(self, state: str) -> list[TaskRow]:
         with db.reading(self.sessions) as session:
@@ -415,7 +421,7 @@ def test_a_job_that_is_cancelled_at_work_says_nothing_of_dead_workers(bench: Ben
     with bench.sessions.begin() as session:
         assert queue.claim(session, jobs.KINDS, "alive", LEASE_S) is not None
         jobs.cancel(session, job_id)
-    found = records.record(bench.job(job_id), None, bench.parts(job_id)).partitions
+    found = bench.shown(job_id)
     assert (found[0].state, found[0].attempts, found[0].error) == ("cancelled", 1, None)
 
 
@@ -428,7 +434,7 @@ def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench)
             )
             assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
         bench.lapse()
-    troubles = [p.error for p in records.record(bench.job(job_id), None, bench.parts(job_id)).partitions]
+    troubles = [p.error for p in bench.shown(job_id)]
     said = f"{jobs.LOST_WORKERS} of its workers died; {jobs.LOST_WORKERS} may"
     assert [t for t in troubles if t is not None] == [troubles[2]] == [said]
     bench.worker().step()
