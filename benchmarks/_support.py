@@ -77,12 +77,14 @@ class Server:
             return []
 
     def kill(self, within_s: float = 10.0) -> list[psutil.Process]:
-        """SIGKILL, to the server alone. The children that are still alive after `within_s`."""
+        """SIGKILL, to the server alone. The children that still run after `within_s`: one that has ended is
+        for the machine's first process to collect, which has its own time."""
         children = self.descendants()
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        return psutil.wait_procs(children, timeout=within_s)[1]
+        left = psutil.wait_procs(children, timeout=within_s)[1]
+        return [p for p in left if _runs(p)]
 
     def terminate(self, within_s: float = 60.0) -> int:
         """SIGTERM; the exit code."""
@@ -175,6 +177,13 @@ def forest(trees: int = 100, depth: int | None = None) -> tuple[Any, bytes, list
     data = load_breast_cancer(as_frame=True)
     model = RandomForestClassifier(trees, max_depth=depth, random_state=0).fit(data.data, data.target)
     return model, data.data.head(50).to_csv(index=False).encode(), data.data.to_dict("records")
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def cpu_seconds(process: psutil.Process) -> float:

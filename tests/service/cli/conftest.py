@@ -63,13 +63,13 @@ class Files(NamedTuple):
 @contextmanager
 def serving(folder: Path, *more: str, port: int = 0) -> Iterator[Server]:
     """`trivium serve` in a process of its own; what is in `folder` stays for the next one."""
-    home, data, port = folder / "home", folder / "data", port or unused_port()
+    home, data, log = folder / "home", folder / "data", folder / "log"
     data.mkdir(exist_ok=True)
     env = os.environ | {"TRIVIUM_HOME": str(home), "TRIVIUM_BATCH_ROOTS": str(data)}
-    order = [TRIVIUM, "serve", "--port", str(port), *more]
-    child = subprocess.Popen(order, env=env, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as out:
+        child = subprocess.Popen([TRIVIUM, "serve", "--port", str(port), *more], env=env, stderr=out)
     try:
+        url = url_of(log, child)
         wait_until_ready(url, child)
         yield Server(url, home, (home / "admin.key").read_text().strip())
     finally:
@@ -81,6 +81,17 @@ def serving(folder: Path, *more: str, port: int = 0) -> Iterator[Server]:
 def server(tmp_path_factory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("served")) as server:
         yield server
+
+
+def url_of(log: Path, child: subprocess.Popen[bytes], at_most_s: float = 60.0) -> str:
+    """Where a server that was started with port 0 listens: its log says so."""
+    given_up = time.monotonic() + at_most_s
+    while time.monotonic() < given_up and child.poll() is None:
+        for line in log.read_text().rpartition("\n")[0].splitlines():
+            if '"serving"' in line:
+                return str(msgspec.json.decode(line)["url"])
+        time.sleep(0.02)
+    pytest.fail(f"the server does not say where it listens: {log.read_text()}")
 
 
 def unused_port() -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from service import patience
 from service.client import Client, Unreachable
-from tests.service.cli.conftest import TRIVIUM, Server, unused_port
+from tests.service.cli.conftest import TRIVIUM, Server, url_of
 
 WHY = "No module named 'no_such_module'"
 
@@ -20,11 +20,12 @@ def unable(tmp_path_factory):
     """A server whose builder is known to be broken."""
     folder = tmp_path_factory.mktemp("unable")
     (folder / "joblib.py").write_text("import no_such_module\n")
-    port, home = unused_port(), folder / "home"
+    home, log = folder / "home", folder / "log"
     env = os.environ | {"TRIVIUM_HOME": str(home), "PYTHONPATH": str(folder)}
-    child = subprocess.Popen([TRIVIUM, "serve", "--port", str(port)], env=env, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as out:
+        child = subprocess.Popen([TRIVIUM, "serve", "--port", "0"], env=env, stderr=out)
     try:
+        url = url_of(log, child)
         with Client(url, None, timeout_s=5.0) as client:
             given_up = time.monotonic() + 60
             while time.monotonic() < given_up and child.poll() is None:

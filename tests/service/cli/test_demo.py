@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def children(pid: int) -> list[int]:
 def test_a_demo_that_is_ended_as_its_server_starts_leaves_none(demo):
     while not (found := children(demo.pid)):
         assert demo.poll() is None
+        time.sleep(0.002)  # the signal is to come while that one starts
     demo.terminate()
     assert demo.wait(timeout=60) == 143
     assert ends(found[0])

@@ -165,6 +165,7 @@ def test_a_worker_process_does_a_job_without_any_server_and_ends_when_told(publi
         while state in jobs.OPEN and time.monotonic() < given_up and worker.poll() is None:
             with db.reading(db.sessions(engine)) as session:
                 state = jobs.get(session, job_id).state
+            time.sleep(0.02)
     finally:
         worker.send_signal(signal.SIGINT)
         worker.send_signal(signal.SIGTERM)  # two at once are no reason to hang
@@ -184,7 +185,7 @@ def test_a_worker_makes_a_data_directory_that_is_not_there_as_serve_does(tmp_pat
     worker = subprocess.Popen(order, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     given_up = time.monotonic() + 60
     while not (home / "admin.key").exists() and worker.poll() is None and time.monotonic() < given_up:
-        pass  # it is still making it
+        time.sleep(0.02)  # it is still making it
     worker.send_signal(signal.SIGTERM)
     out, err = worker.communicate(timeout=60)
     assert (home / "registry.db").exists(), err

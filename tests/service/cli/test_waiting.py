@@ -186,8 +186,10 @@ def waiting_command(
 ) -> Iterator[subprocess.Popen[bytes]]:
     order = [TRIVIUM, "batch", "score", data, "--model", f"{NAME}:1", "--out", out]
     with subprocess.Popen(order, env=os.environ | server.env | {"COLUMNS": "200"}, **streams) as command:
-        yield command
-        command.kill()
+        try:
+            yield command
+        finally:
+            command.kill()
 
 
 def newest(server: Server) -> dict[str, object]:

@@ -50,6 +50,7 @@ def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
     """A fresh page; at the end its console must hold no complaint, and no request may have left."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)  # assertions have a patience of their own
     abroad: list[str] = []
     found = context.new_page()
     found.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
@@ -89,18 +90,18 @@ def enter(page: Page, server: Server, path: str = "/docs") -> None:
     page.goto(server.url + path)
     page.get_by_label("API key").fill(server.key)
     page.get_by_role("button", name="Open").click()
-    expect(page.locator(".opblock").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator(".opblock").first).to_be_visible()
 
 
 def summary(page: Page, text: str) -> None:
-    expect(page.locator(".opblock-summary-description", has_text=text)).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator(".opblock-summary-description", has_text=text)).to_be_visible()
 
 
 def execute(page: Page) -> None:
     page.get_by_role("button", name="Try it out").click()
     page.get_by_role("button", name="Execute").click()
     live = page.locator("tr.response:not([data-code])")
-    expect(live.locator(".response-col_status")).to_have_text("200", timeout=PATIENCE_MS)
+    expect(live.locator(".response-col_status")).to_have_text("200")
 
 
 def answer(page: Page) -> str:
@@ -156,7 +157,7 @@ def test_a_refused_key_is_said_and_a_forgotten_one_is_asked_for_again(
     forgive(page, complaints, 401)
     enter(page, server)
     page.reload()
-    expect(page.locator(".opblock").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator(".opblock").first).to_be_visible()
     page.get_by_role("button", name="Forget key").click()
     expect(page.get_by_label("API key")).to_be_visible()
     expect(page.locator(".opblock")).to_have_count(0)
@@ -181,7 +182,7 @@ def test_a_page_of_a_model_that_is_not_there_yet_shows_it_when_it_is(
     page.goto(f"{own.url}/v1/models/newcomer/docs")
     page.get_by_label("API key").fill(own.key)
     page.get_by_role("button", name="Open").click()
-    expect(page.get_by_text("Not now: there is no model")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text("Not now: there is no model")).to_be_visible()
     with own.client() as client:
         publish(client, "newcomer")
     summary(page, "Predict with newcomer version 1 (champion, onnx)")
@@ -194,7 +195,7 @@ def test_an_open_try_it_out_is_not_thrown_away(page: Page, own: Server) -> None:
     execute(page)
     with own.client() as client:
         client.put("/v1/models/flag/aliases/champion", json={"version": 2}).raise_for_status()
-    expect(page.get_by_text("The registry has changed")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text("The registry has changed")).to_be_visible()
     assert '"version": 1' in answer(page)
     page.get_by_role("button", name="Show it as it is now").click()
     summary(page, "Predict with flag version 2")
@@ -223,7 +224,7 @@ def test_a_thousand_models_are_listed_and_found_quickly(page: Page, home: Path) 
     with serving(home) as server:
         enter(page, server)
         page.reload()
-        expect(page.locator("#list li").first).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator("#list li").first).to_be_visible()
         expect(page.get_by_role("heading", name="1,011 models")).to_be_visible()
         page.get_by_label("Filter models").fill("m-0777")
         expect(page.locator("#list li:visible")).to_have_count(1)

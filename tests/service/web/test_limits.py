@@ -39,6 +39,7 @@ async def test_a_body_that_announces_too_much_is_refused_unread(small: Api, path
         await small.client.post(path, content=body(), headers={"Content-Length": str(64 * MB)}), 413
     )
     assert str(MB) in problem["detail"]
+    assert read == 0
 
 
 async def test_a_body_that_does_not_say_its_size_is_cut_off(small: Api):
