@@ -17,6 +17,8 @@ DType = Literal["float64", "float32", "int64", "bool", "string"]
 Task = Literal["classification", "regression", "clustering", "outlier", "transform"]
 Scalar = bool | int | float | str
 
+SAFE = 2**53 - 1
+"""Beyond it float64 does not tell an integer from its neighbours (RFC 7493, 2.2)."""
 NUMERIC: frozenset[str] = frozenset({"float64", "float32", "int64", "bool"})
 
 
@@ -57,6 +59,11 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def numeric(self) -> bool:
         """True when every feature is a number or a boolean, so that rows form one float64 matrix."""
         return all(i.dtype in NUMERIC for i in self.inputs)
+
+    def most(self, given: Input) -> int:
+        """How large an int64 of this feature may be, and as small: `SAFE` where it travels as float64, in the
+        matrix, or because it may be missing."""
+        return SAFE if self.numeric or given.nullable else 2**63 - 1
 
     def to_json(self) -> dict[str, Any]:
         built: dict[str, Any] = msgspec.to_builtins(self)

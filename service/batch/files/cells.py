@@ -94,7 +94,7 @@ def _is_plain(column: Column, kind: Any) -> bool:
     if column.known is not None:
         return False
     if column.dtype == "int64":
-        return bool(pa.types.is_integer(kind)) and kind != pa.uint64()
+        return bool(pa.types.is_integer(kind)) and kind.bit_width <= 32
     return column.dtype == "float64" or (column.dtype == "float32" and kind == pa.float32())
 
 
@@ -177,7 +177,7 @@ def _trusted(column: Column, array: Array) -> bool:
     number too large for a float, and integers may need all their digits."""
     if np.isinf(array).any():
         return False
-    return column.storage != np.int64 or not (np.abs(array) >= EXACT).any()
+    return column.dtype != "int64" or not (np.abs(array) >= EXACT).any()
 
 
 def _odd_nan(text: Any) -> bool:

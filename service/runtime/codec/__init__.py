@@ -12,7 +12,7 @@ from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service.runtime.bounds import MAX_INSTANCES
 from service.runtime.codec.answers import Answers
-from service.runtime.codec.columns import Column
+from service.runtime.codec.columns import columns_of
 from service.runtime.codec.json import JsonRows
 from service.runtime.codec.tables import decode_csv
 
@@ -28,7 +28,7 @@ class Codec:
 
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
-        self.columns = tuple(Column(i) for i in signature.inputs)
+        self.columns = columns_of(signature)
         self._json = JsonRows(self.columns, MAX_INSTANCES)
         self._answers = Answers(signature)
 

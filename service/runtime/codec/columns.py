@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
-from registry.signature import Input, Scalar
+from registry.signature import SAFE, Input, Scalar, Signature
 
 MAX_FAULTS = 100  # more than a person reads; the rest of the body is not walked
 MAX_HINTS = 5  # a close match among 500 names costs milliseconds
@@ -29,9 +29,6 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _TYPES: dict[str, Any] = {
     "float64": float,
     "float32": Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)],
-    # 39.0 is an integer too: JSON does not tell them apart, and many clients write it so
-    "int64": Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
-    | Annotated[float, Meta(ge=-(2.0**63), lt=2.0**63, multiple_of=1)],
     "bool": bool,
     "string": str,
 }
@@ -76,13 +73,19 @@ class Faults(list[FieldError]):
         raise Invalid(f"{where}{first.message}{more}", self)
 
 
-class Column:
-    """One `Input` of the signature, compiled."""
+def columns_of(signature: Signature) -> tuple[Column, ...]:
+    """A column for each input."""
+    return tuple(Column(i, signature.most(i)) for i in signature.inputs)
 
-    def __init__(self, spec: Input) -> None:
+
+class Column:
+    """One `Input` of the signature, compiled. `most`: how large an int64 may be."""
+
+    def __init__(self, spec: Input, most: int = INT64_MAX) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
         self.nullable = spec.nullable
+        self.most, self.least = most, INT64_MIN if most == INT64_MAX else -most
         holds_nan = spec.nullable and spec.dtype in ("int64", "bool")
         self.storage = np.dtype(
             "float64" if holds_nan else "object" if spec.dtype == "string" else spec.dtype
@@ -106,10 +109,18 @@ class Column:
     @property
     def type(self) -> Any:
         """The msgspec type of a JSON value; it takes what `cell` takes, but for closed numbers."""
-        kind = _TYPES[self.dtype]
+        kind = self._int64 if self.dtype == "int64" else _TYPES[self.dtype]
         if self.known and self.dtype == "string":
             kind = Literal[tuple(sorted(self.known, key=str))]
         return kind | None if self.nullable else kind
+
+    @property
+    def _int64(self) -> Any:
+        """39.0 is an integer too: JSON does not tell them apart, and many clients write it so."""
+        whole = Annotated[int, Meta(ge=self.least, le=self.most)]
+        if self.most == INT64_MAX:
+            return whole | Annotated[float, Meta(ge=-(2.0**63), lt=2.0**63, multiple_of=1)]
+        return whole | Annotated[float, Meta(ge=float(self.least), le=float(self.most), multiple_of=1)]
 
     def cell(self, value: Any) -> Any:
         """`value` (None, bool, int, float, str; anything else is wrong) if the column takes it, else
@@ -149,6 +160,11 @@ class Column:
                 raise Wrong(f"is {show(value)}, no whole number; {self.advice}")
             if not INT64_MIN <= value <= INT64_MAX:
                 raise Wrong(f"is {show(value)}, outside the range of int64; {self.advice}")
+            if not self.least <= value <= self.most:
+                raise Wrong(
+                    f"is {show(value)}, and beyond {SAFE} the model's float64 tells no integers apart; "
+                    "publish it with a string for this feature"
+                )
 
     def _key(self, value: Any) -> Scalar:
         """What is looked up among the closed categories: numbers as the model will see them."""
@@ -179,11 +195,13 @@ class Column:
         array = self.array(values)
         return array if self.all_known(array) else None
 
-    @staticmethod
-    def _are_int64(values: Array) -> bool:
+    def _are_int64(self, values: Array) -> bool:
         if values.dtype.kind == "f":
-            return bool(((values == np.floor(values)) & (np.abs(values) < 2.0**63)).all())
-        return values.dtype != np.uint64 or bool((values <= INT64_MAX).all())
+            bounded = np.abs(values) < 2.0**63 if self.most == INT64_MAX else np.abs(values) <= self.most
+            return bool(((values == np.floor(values)) & bounded).all())
+        if self.most == INT64_MAX:
+            return values.dtype != np.uint64 or bool((values <= INT64_MAX).all())
+        return bool(((values <= self.most) & (values >= self.least)).all())
 
     def array(self, values: Sequence[Any] | Array) -> Array:
         """Checked values as the array that `registry.rows.Rows` promises; None becomes NaN in numbers."""

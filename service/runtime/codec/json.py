@@ -149,7 +149,8 @@ class JsonRows:
                 faults.add(f"{show(column.name)} {wrong}", index, column.name, column.expected)
         for name in instance if strict else ():
             if name not in self.names:
-                faults.add_unknown("is no feature of this model", name, self.names, index)
+                missing = [n for n in self.names if n not in instance]
+                faults.add_unknown("is no feature of this model", name, missing, index)
             if faults.full:
                 return
 

@@ -50,15 +50,25 @@ def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
 def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults) -> None:
     """A fault for each column that is there twice, missing, or none of the features."""
     known, there = {c.name for c in columns}, set(names)
+    if len(names) == 1 and len(known) > 1 and (mark := separator(names[0])):
+        faults.add(
+            f"the header {show(names[0])} seems to be separated by {mark}; write commas", None, names[0]
+        )
+        return
     for name, count in Counter(names).items():
         if count > 1:
             faults.add(f"column {show(name)} is there {count} times; send it once", None, name)
         if name not in known:
-            faults.add_unknown("is no feature of this model", name, known)
+            faults.add_unknown("is no feature of this model", name, known - there)
     for column in columns:
         if column.name not in there:
             message = f"column {show(column.name)} is missing; {column.advice}"
             faults.add(message, None, column.name, column.expected)
+
+
+def separator(header: str) -> str | None:
+    """What stands between the columns of a header in which there is no comma."""
+    return next((name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in header), None)
 
 
 def walk(

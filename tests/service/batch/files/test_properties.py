@@ -21,7 +21,7 @@ from registry.rows import Rows
 from registry.signature import Input, Output, Signature
 from service.batch.files import records
 from service.runtime.codec import Codec
-from service.runtime.codec.columns import Column
+from service.runtime.codec.columns import columns_of
 from tests.service.batch.files.inputs import ARROW, CSV, LINES, PARQUET, everything
 
 CATEGORIES: dict[str, tuple[Any, ...]] = {
@@ -64,8 +64,12 @@ def tables(cells: st.SearchStrategy[str], width: int) -> st.SearchStrategy[list[
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+def signature(given: list[Input]) -> Signature:
+    return Signature("regression", tuple(given), (Output("value", "float64", (-1,)),))
+
+
 def codec(given: list[Input]) -> Codec:
-    return Codec(Signature("regression", tuple(given), (Output("value", "float64", (-1,)),)))
+    return Codec(signature(given))
 
 
 def alone(decode: Any, body: bytes) -> Rows | None:
@@ -77,7 +81,7 @@ def alone(decode: Any, body: bytes) -> Rows | None:
 
 
 def check(path: Path, media_type: str, given: list[Input], wanted: list[Rows | None]) -> None:
-    found = everything(path, media_type, [Column(i) for i in given])
+    found = everything(path, media_type, list(columns_of(signature(given))))
     assert found.length == len(wanted)
     assert found.bad == [i for i, rows in enumerate(wanted) if rows is None]
     good = [rows for rows in wanted if rows is not None]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from registry.errors import Invalid
 from registry.rows import Rows
-from registry.signature import Input, Output, Signature
+from registry.signature import SAFE, Input, Output, Signature
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import FLOAT32_MAX, MAX_FAULTS
 
@@ -31,7 +31,7 @@ CATEGORIES: dict[str, tuple[Any, ...]] = {
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "float64": st.floats(allow_nan=False, allow_infinity=False),
     "float32": st.floats(allow_nan=False, allow_infinity=False, width=32),
-    "int64": st.integers(-(2**63), 2**63 - 1),
+    "int64": st.integers(-SAFE, SAFE),
     "bool": st.booleans(),
     "string": TEXT.filter(bool),
 }
