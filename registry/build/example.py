@@ -16,6 +16,8 @@ from registry.errors import Refused
 from registry.rows import Array
 from registry.signature import DType
 
+CODE = r"^\s*[+-]?0[0-9]"
+"""Digits that begin with a zero are a code, of a place or an article, and no number: 01067."""
 MAX_ROWS = 10_000
 """More rows of an example than this are not looked at."""
 
@@ -49,6 +51,8 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise Refused(f"the example has the column {twice[0]!r} more than once")
     columns = {name: _plain(name, table.column(name)) for name in names}
+    if len(names) == 1 and media_type == "text/csv" and (";" in names[0] or "\t" in names[0]):
+        raise Refused(f"the example's header {names[0]!r} has no commas; write them between its columns")
     if target is not None and target not in columns:
         raise Refused(f"the target {target!r} is no column of the example; it has {', '.join(names)}")
     truth = columns.pop(target) if target is not None else None
@@ -71,14 +75,25 @@ def _table(path: Path, media_type: str | None) -> pa.Table:
 
 
 def _csv(path: Path) -> pa.Table:
-    """Dates and times stay the strings that they are in the file; empty cells are missing."""
-    options = pacsv.ConvertOptions(strings_can_be_null=True)
-    table = pacsv.read_csv(path, convert_options=options)
-    temporal = {f.name: pa.string() for f in table.schema if pa.types.is_temporal(f.type)}
-    if not temporal:
+    """Dates and times stay the strings that they are in the file, and so do codes such as 01067; empty cells
+    are missing."""
+    table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
+    doubtful = [f.name for f in table.schema if pa.types.is_temporal(f.type) or pa.types.is_integer(f.type)]
+    if not doubtful:
         return table
-    options = pacsv.ConvertOptions(strings_can_be_null=True, column_types=temporal)
-    return pacsv.read_csv(path, convert_options=options)
+    options = pacsv.ConvertOptions(
+        strings_can_be_null=True, column_types=dict.fromkeys(doubtful, pa.string())
+    )
+    texts = pacsv.read_csv(path, convert_options=options)
+    for name in doubtful:
+        at = table.schema.get_field_index(name)
+        text = texts.column(name)
+        if (
+            not pa.types.is_integer(table.column(at).type)
+            or pc.any(pc.match_substring_regex(text, CODE)).as_py()
+        ):
+            table = table.set_column(at, name, text)
+    return table
 
 
 def _unmixed(values: list[Any]) -> pa.Array:

@@ -24,7 +24,7 @@ from registry.tables import VersionRow
 from service.batch import places, ray
 from service.config import Settings
 from service.runtime.codec.answers import Answers
-from service.runtime.codec.columns import Column
+from service.runtime.codec.columns import Column, columns_of
 
 HEAD_ROWS = 100
 
@@ -74,7 +74,7 @@ def layout(spec: Spec, signature: Signature) -> Layout:
             field = "id_column" if name == id_column else "passthrough"
             message = f"the output has a column {name!r} of its own; rename yours"
             raise Invalid(message, [FieldError(message, field=field, expected="another name")])
-    return Layout(tuple(Column(i) for i in signature.inputs), extra, id_column)
+    return Layout(columns_of(signature), extra, id_column)
 
 
 def _extra(spec: Spec) -> tuple[str, ...]:
@@ -93,6 +93,8 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     _require_input(store, spec)
     place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
+    if _extra(spec):
+        files.check_commas(dataset)
     check_extra(spec, dataset.columns)
     head = files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
     tolerant = spec.get("error_threshold") is not None  # who names a share waits for it

@@ -28,9 +28,13 @@ def find(settings: Settings, store: Store, given: dict[str, Any]) -> Found:
     location = inside(settings.roots, uri)
     if "://" not in location and not os.path.exists(location):  # noqa: PTH110, a Path's raises for odd names
         raise _missing(f"there is nothing at {uri}")
-    media_type = given.get("media_type") or by_name(location)
+    try:
+        media_type = given.get("media_type") or by_name(location)
+        empty = media_type is None and Path(location).is_dir() and not any(Path(location).iterdir())
+    except OSError as error:
+        raise _refuse(f"{uri} cannot be read: {error.strerror}", "input.uri", "a readable place") from error
     if media_type is None:
-        if Path(location).is_dir() and not any(Path(location).iterdir()):
+        if empty:
             raise _missing(f"the directory {uri} is empty")
         known = ", ".join(BY_SUFFIX)
         raise _refuse(f"{uri} does not say what is in it by its name ({known})", "input.media_type", known)

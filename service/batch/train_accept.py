@@ -25,13 +25,19 @@ def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
 
     ray.require(spec["engine"])
     place = places.find(settings, store, spec["input"])
-    dataset = files.open_dataset(place.location, place.media_type)
+    dataset = files.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes_of(spec))
     target = spec["target"]
     if target not in dataset.columns:
+        files.check_commas(dataset)
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
         raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
-    _check_excluded(spec["exclude"], target, dataset.columns)
+    _check_named(spec, target, dataset.columns)
     return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
+
+
+def dtypes_of(spec: Spec) -> dict[str, str]:
+    """By column. One that is left out may be anything."""
+    return dict.fromkeys(spec["exclude"], "string") | dict(spec["dtypes"])
 
 
 def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequence[str]) -> None:
@@ -56,11 +62,13 @@ def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequenc
         raise Invalid(faults[0].message, faults)
 
 
-def _check_excluded(names: Sequence[str], target: str, columns: Sequence[str]) -> None:
+def _check_named(spec: Spec, target: str, columns: Sequence[str]) -> None:
     """Raises `Invalid` naming each that is no column, or when nothing is left to learn from."""
+    names = spec["exclude"]
     faults = [
-        FieldError(f"the input has no column {name!r} to leave out", field="exclude", expected=some(columns))
-        for name in names
+        FieldError(f"the input has no column {name!r} {what}", field=field, expected=some(columns))
+        for field, what in (("exclude", "to leave out"), ("dtypes", "to give a type to"))
+        for name in spec[field]
         if name not in columns
     ]
     if target in names:

@@ -52,6 +52,10 @@ class TrainBody(Strict):
     exclude: Annotated[
         list[ColumnName], Field(max_length=10_000, description="columns that are no features: ids, dates")
     ] = Field(default_factory=list)
+    dtypes: Annotated[
+        dict[ColumnName, Literal["float64", "int64", "bool", "string"]],
+        Field(max_length=10_000, description="what columns hold, where their first rows look otherwise"),
+    ] = Field(default_factory=dict)
     strategy: Annotated[
         Literal["partial_fit", "ensemble", "single"],
         Field(

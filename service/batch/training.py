@@ -24,7 +24,7 @@ from registry.batch_tables import JobRow, PartitionRow
 from registry.build.fit.dealing import Layout, deal, layout_features
 from registry.build.fit.job import Fitted, Plan, Step
 from registry.errors import Invalid, NotFound, Refused, Unavailable
-from service.batch import files, places, train_publish, train_stages
+from service.batch import files, places, train_accept, train_publish, train_stages
 from service.batch.files.formats import schema_of
 from service.batch.ray.messages import Descriptor, Steps
 from service.batch.train_stages import ESTIMATOR, Frozen
@@ -65,7 +65,8 @@ class Training:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fetch_estimator(job, home)
         place = places.find(self._settings, self._store, job.spec["input"])
-        dataset = files.open_dataset(place.location, place.media_type)
+        dtypes = train_accept.dtypes_of(job.spec)
+        dataset = files.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes)
         parts = files.split(dataset)
         check = self._check(job, home, alive)
         frozen = Frozen(

@@ -36,6 +36,14 @@ Strategy = Annotated[
 Exclude = Annotated[
     list[str] | None, Option(metavar="COLUMN", help="A column that is no feature; may be repeated.")
 ]
+Dtypes = Annotated[
+    list[str] | None,
+    Option(
+        metavar="COLUMN=TYPE",
+        help="What a column holds where its first rows look otherwise: float64, int64, bool or string; may "
+        "be repeated.",
+    ),
+]
 Sampling = Annotated[
     str | None,
     Option(
@@ -56,6 +64,7 @@ def train(
     target: Annotated[str, Option(help="The column that holds the true values.")],
     strategy: Strategy,
     exclude: Exclude = None,
+    dtype: Dtypes = None,
     sampling: Sampling = None,
     partitions: Partitions = None,
     validation: Validation = None,
@@ -76,6 +85,7 @@ def train(
         "kind": "train",
         "target": target,
         "exclude": exclude,
+        "dtypes": pairs(dtype) if dtype else None,
         "strategy": strategy,
         "sampling": sampling,
         "partitions": partitions,

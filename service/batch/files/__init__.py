@@ -17,7 +17,7 @@ from service.batch.files.assembly import PartErrors, assemble, assemble_errors
 from service.batch.files.balance import balanced
 from service.batch.files.dataset import BATCH_ROWS, Batch, Dataset, Fault, File, Part
 from service.batch.files.formats import extra_schema, suffix
-from service.batch.files.reading import check_head, open_dataset, read, split, tables
+from service.batch.files.reading import check_commas, check_head, open_dataset, read, split, tables
 from service.batch.files.writing import ErrorWriter, PartWriter, Written
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "assemble",
     "assemble_errors",
     "balanced",
+    "check_commas",
     "check_head",
     "extra_schema",
     "open_dataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -10,7 +11,10 @@ from service.batch.files.dataset import refuse
 from service.batch.files.places import Opened, Stream
 from service.batch.media import COMPRESSED
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_MAGIC = re.compile(
+    rb"(?P<gzip>\x1f\x8b)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))"
+)
+"""bzip2's begins like text: behind it comes a block or the end."""
 ENDINGS = ("", *COMPRESSED)
 
 
@@ -20,8 +24,8 @@ class Bytes(Protocol):
 
 def codec(opened: Opened) -> str | None:
     """The compression's name; None for plain text."""
-    start = opened.read_at(0, 4)
-    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    found = _MAGIC.match(opened.read_at(0, 10))
+    return found and found.lastgroup
 
 
 def plain(opened: Opened) -> Bytes:

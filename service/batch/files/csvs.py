@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pac
 import pyarrow.csv as pc
 
 from registry.errors import FieldError, Invalid
 from service.batch import media
-from service.batch.files import compression
+from service.batch.files import compression, types
 from service.batch.files.cells import checked, parsed, strings
 from service.batch.files.dataset import PART_BYTES, Block, Dataset, File, Part, refuse
 from service.batch.files.places import Opened, Stream
@@ -49,17 +50,20 @@ def schema(file: File) -> Any:
         header = _header(opened)
         stream = _after_header(opened, header)
         sample = stream.read(_SAMPLE_BYTES)
-        whole = sample[: header.records.end(sample)] or sample
+        whole = (sample[: header.records.end(sample)] or sample).decode(errors="replace").encode()
     if not whole.strip():
-        return pa.schema([(n, pa.string()) for n in header.names])
+        return pa.schema([(n, pa.null()) for n in header.names])
     found, _ = _table(whole, header.names, {}, header.names)
-    return pa.schema([(f.name, _plain_type(f.type)) for f in found.schema])
+    numbers = [f.name for f in found.schema if f.type == pa.int64()]
+    codes: set[str] = set()
+    if numbers:
+        texts, _ = _table(whole, header.names, dict.fromkeys(numbers, pa.string()), numbers)
+        codes = {name for name in numbers if types.codes(texts.column(name))}
+    return pa.schema([(f.name, pa.string() if f.name in codes else _simple(f.type)) for f in found.schema])
 
 
-def _plain_type(kind: Any) -> Any:
-    if pa.types.is_null(kind):
-        return pa.float64()
-    return kind if kind in (pa.int64(), pa.float64(), pa.bool_()) else pa.string()
+def _simple(kind: Any) -> Any:
+    return kind if kind in (pa.null(), pa.int64(), pa.float64(), pa.bool_()) else pa.string()
 
 
 def cut(dataset: Dataset, index: int) -> list[Part]:
@@ -115,12 +119,13 @@ def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
     """Record batches of the columns of `schema`. Raises `Invalid` where a cell is not of its
     type or a row has a wrong number of cells."""
     header, stream, size = _start(opened, part)
-    types = dict(zip(schema.names, schema.types, strict=True))
+    kinds = dict(zip(schema.names, schema.types, strict=True))
     for data in blocks(stream, size, header.records, opened.file.name):
         try:
-            batch, broken = _table(data, header.names, types, schema.names, nulls=True)
+            batch, broken = _table(data, header.names, kinds, schema.names, nulls=True)
         except pa.ArrowInvalid as error:
-            raise refuse(f"{opened.file.name!r} is not like its first rows: {error}") from error
+            told = f"{opened.file.name!r} is not like its first rows: {types.why(error, header.names)}"
+            raise refuse(f"{told}; say what the column holds (dtypes, --dtype NAME=TYPE)") from error
         for message in broken.values():
             raise refuse(f"{opened.file.name!r} cannot be read: {message}")
         yield batch
@@ -137,19 +142,19 @@ def _start(opened: Opened, part: Part) -> tuple[Header, compression.Bytes, int |
 def _block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: Sequence[str]) -> Block:
     features = [c.name for c in columns]
     include = list(dict.fromkeys([*features, *extra]))
-    types = {n: pa.binary() for n in include}
+    cells = {n: pa.binary() for n in include}
     numbers = {c.name: pa.float64() for c in columns if c.dtype not in ("string", "bool")}
     for name in extra:
         numbers.pop(name, None)
     found = None
     if numbers and not (b"(" in data and _ODD_NAN.search(data)):
         try:
-            batch, broken = _table(data, names, types | numbers, include)
+            batch, broken = _table(data, names, cells | numbers, include)
             found = parsed(columns, batch.select(features))
         except pa.ArrowInvalid:
             found = None
     if found is None:
-        batch, broken = _table(data, names, types, include)
+        batch, broken = _table(data, names, cells, include)
         found = checked(columns, batch.select(features), csv_value)
     length = batch.num_rows + len(broken)
     at = np.delete(np.arange(length), sorted(broken)) if broken else None
@@ -157,9 +162,43 @@ def _block(data: bytes, names: Sequence[str], columns: Sequence[Column], extra: 
 
 
 def _table(
-    data: bytes, names: Sequence[str], types: Mapping[str, Any], include: Sequence[str], nulls: bool = False
+    data: bytes, names: Sequence[str], kinds: Mapping[str, Any], include: Sequence[str], nulls: bool = False
 ) -> tuple[Any, dict[int, str]]:
     """One record batch, and the rows with a wrong number of cells by their place among all rows."""
+    if _is_utf8(data):
+        return _read_table(data, names, kinds, include, nulls, "utf8")
+    # pyarrow hands on a row with a wrong number of cells as text, and breaks off where that is none
+    batch, broken = _read_table(data, names, kinds, include, nulls, "latin1")
+    columns = [_as_written(c) if pa.types.is_binary(c.type) else c for c in batch.columns]
+    if any(pa.types.is_string(c.type) and not _is_ascii(c) for c in columns):
+        raise pa.ArrowInvalid("there are bytes that are no UTF-8")
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema), broken
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_ascii(texts: Any) -> bool:
+    return bool(pac.all(pac.string_is_ascii(texts)).as_py() is not False)
+
+
+def _as_written(cells: Any) -> Any:
+    """The bytes of cells that were read as Latin-1, where each byte is a character."""
+    return pa.array([c and c.decode().encode("latin1") for c in cells.to_pylist()], pa.binary())
+
+
+def _read_table(
+    data: bytes,
+    names: Sequence[str],
+    kinds: Mapping[str, Any],
+    include: Sequence[str],
+    nulls: bool,
+    encoding: str,
+) -> tuple[Any, dict[int, str]]:
     broken: dict[int, str] = {}
 
     def odd(row: Any) -> str:
@@ -168,10 +207,12 @@ def _table(
 
     table = pc.read_csv(
         pa.BufferReader(data),
-        pc.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=list(names)),
+        pc.ReadOptions(
+            use_threads=False, block_size=len(data) + 1, column_names=list(names), encoding=encoding
+        ),
         pc.ParseOptions(newlines_in_values=True, invalid_row_handler=odd),
         pc.ConvertOptions(
-            column_types=dict(types),
+            column_types=dict(kinds),
             include_columns=list(include),
             null_values=[""],
             strings_can_be_null=nulls,

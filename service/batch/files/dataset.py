@@ -25,13 +25,12 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Dataset(msgspec.Struct, frozen=True):
-    """`types` are names of Arrow types, one for each column; in CSV and JSON lines what the first rows
-    look like: int64, double, bool or string."""
+    """In CSV and JSON lines a column has the type that the first rows of each file look like."""
 
     media_type: str
     files: tuple[File, ...]
     columns: tuple[str, ...]
-    types: tuple[str, ...]
+    schema: str  # see `types.unpack`: for each column the type that holds it in every file
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from service.batch.files import csvs, ipc, lines, parquet
+from registry.errors import FieldError, Invalid
+from service.batch.files import csvs, ipc, lines, parquet, types
 from service.batch.files.dataset import Block, Dataset, File, Part, refuse
 from service.batch.files.places import Opened
 from service.batch.media import ARROW, CSV, LINES, PARQUET
@@ -34,6 +35,12 @@ def _text(form: Any) -> Format:
     return Format(form.SUFFIXES, form.schema, form.cut, form.read, form.tables, typed=False)
 
 
+_BINARY = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
 FORMATS = {
     CSV: _text(csvs),
     PARQUET: _typed(parquet),
@@ -63,7 +70,7 @@ def extra_schema(dataset: Dataset, extra: Sequence[str]) -> Any:
     faults = Faults()
     for field in schema:
         kind = field.type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if pa.types.is_nested(kind) or any(is_binary(kind) for is_binary in _BINARY):
             message = f"column {show(field.name)} is of type {str(kind)[:100]}, which cannot be handed on"
             faults.add(message, None, field.name, "numbers, text, dates or times")
     faults.raise_any()
@@ -71,27 +78,21 @@ def extra_schema(dataset: Dataset, extra: Sequence[str]) -> Any:
 
 
 def schema_of(dataset: Dataset, names: Sequence[str]) -> Any:
-    """The Arrow types of `names` in every part: those of the first file, or in text what its first rows
-    look like."""
-    form = format_of(dataset.media_type)
-    if not form.typed:
-        types = dict(zip(dataset.columns, dataset.types, strict=True))
-        return pa.schema([(name, pa.type_for_alias(types[name])) for name in names])
-    schema = form.schema(dataset.files[0])
-    return pa.schema([(name, _plain(schema.field(name).type)) for name in names])
-
-
-def _plain(kind: Any) -> Any:
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    return pa.string() if pa.types.is_string_view(kind) else kind
+    """The Arrow types of `names` in every part."""
+    schema = types.unpack(dataset.schema)
+    return pa.schema([schema.field(name) for name in names])
 
 
 def cast(batch: Any, schema: Any, file: File) -> Any:
     """The batch with the types of `schema`. Raises `Invalid` when a value would be lost."""
     if batch.schema.equals(schema):
         return batch
-    try:
-        return batch.cast(schema)
-    except pa.ArrowException as error:
-        raise refuse(f"{file.name!r} has other types than the first file: {str(error)[:300]}") from error
+    columns = []
+    for field in schema:
+        column = batch.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException as error:
+            message = f"column {show(field.name)} of {file.name!r} is no {field.type}: {str(error)[:300]}"
+            raise Invalid(message, [FieldError(message, field=field.name)]) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -59,9 +59,11 @@ def schema(file: File) -> Any:
 
 def _type(kinds: set[type]) -> Any:
     kinds = kinds - {type(None)}
-    if kinds <= {bool} and kinds:
+    if not kinds:
+        return pa.null()
+    if kinds <= {bool}:
         return pa.bool_()
-    if kinds <= {int} and kinds:
+    if kinds <= {int}:
         return pa.int64()
     return pa.float64() if kinds <= {int, float} else pa.string()
 
@@ -96,7 +98,8 @@ def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
         try:
             table = pj.read_json(pa.BufferReader(data), whole, options)
         except pa.ArrowInvalid as error:
-            raise refuse(f"{opened.file.name!r} is not like its first rows: {error}") from error
+            told = f"{opened.file.name!r} is not like its first rows: {str(error)[:300]}"
+            raise refuse(f"{told}; say what the column holds (dtypes, --dtype NAME=TYPE)") from error
         yield from table.combine_chunks().to_batches()
 
 

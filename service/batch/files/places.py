@@ -19,9 +19,11 @@ import pyarrow as pa
 
 from registry.errors import Changed, Missing
 from service.batch.files.dataset import File, check_kind, refuse
+from service.runtime.codec.columns import clean, show
 
 _BLOB = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact: its name is its bytes' digest
 
+_CLOSED = {errno.EACCES, errno.EPERM}
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 
@@ -49,6 +51,8 @@ def listed(location: str, suffixes: Sequence[str]) -> list[File]:
         ends = ", ".join(suffixes)
         raise Missing(f"there are no files in {path.name!r} whose names end with {ends}", "input")
     for entry in entries:
+        if clean(entry.name) != entry.name:
+            raise refuse(f"the input has a file whose name is no UTF-8, {show(entry.name)}; rename it")
         check_kind(entry.name, path.name, suffixes)
     return [_file(e) for e in entries]
 
@@ -87,9 +91,11 @@ class _Path:
         try:
             self._handle = os.open(file.location, flags)
         except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            raise Changed(file.name, "it is gone") from error
+            if error.errno in _GONE:
+                raise Changed(file.name, "it is gone") from error
+            if error.errno in _CLOSED:
+                raise refuse(f"{file.name!r} cannot be read: {error.strerror}", "input.uri") from error
+            raise
 
     def check(self) -> None:
         if _fingerprint(Path(self._file.location), os.fstat(self._handle)) != self._file.fingerprint:

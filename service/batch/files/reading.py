@@ -7,38 +7,52 @@ file that is damaged, or no longer the one that was planned, is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from registry.errors import FieldError, Invalid
+from service.batch.files import types
 from service.batch.files.dataset import Batch, Block, Dataset, Fault, File, Part, refuse
 from service.batch.files.formats import cast, extra_schema, format_of, schema_of
 from service.batch.files.places import Opened, listed
-from service.batch.media import CSV
+from service.batch.media import CSV, LINES
 from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, show
+from service.runtime.codec.tables import separator
 
 MAX_MESSAGES = 5  # of one row in the errors file
+MAX_ID = 10_000  # characters of a row's id there: readers of CSV take no cell without end
 
 
-def open_dataset(location: str, media_type: str) -> Dataset:
+def open_dataset(
+    location: str, media_type: str, alike: bool = False, dtypes: Mapping[str, str] | None = None
+) -> Dataset:
     """The file at `location`, or all files of that format in the directory there, in the order of their
-    names. Raises `Invalid` when one is empty, damaged, of another format, or has other columns."""
+    names. `alike`: a column is text in all of them or in none, and each key of JSON lines is in all of them.
+    `dtypes` says what columns hold, whatever they look like.
+
+    Raises `Invalid` when a file is empty, damaged, of another format, or has other columns.
+    """
     form = format_of(media_type)
     files = listed(location, form.suffixes)
-    schemas = [form.schema(_not_empty(f)) for f in files]
-    first = schemas[0]
-    for file, schema in zip(files, schemas, strict=True):
+    schemas = {f.name: form.schema(_not_empty(f)) for f in files}
+    names = list(dict.fromkeys(n for s in schemas.values() for n in s.names))
+    first = schemas[files[0].name]
+    for file, schema in schemas.items():
         _check_twice(file, schema.names)
-        if set(schema.names) != set(first.names):
+        if set(schema.names) != set(first.names) and (alike or media_type != LINES):
             odd = sorted(set(schema.names) ^ set(first.names))
             raise Invalid(
-                f"{file.name!r} and {files[0].name!r} differ in the columns {', '.join(map(show, odd[:5]))}",
+                f"{file!r} and {files[0].name!r} differ in the columns {', '.join(map(show, odd[:5]))}",
                 [FieldError("in one file and not in another", field=n) for n in odd],
             )
-    return Dataset(media_type, tuple(files), tuple(first.names), tuple(str(f.type) for f in first))
+    schema = types.merged(schemas, names, alike, dtypes or {})
+    return Dataset(
+        media_type, tuple(files), tuple(names), types.pack(schema if form.typed else types.not_null(schema))
+    )
 
 
 def split(dataset: Dataset) -> list[Part]:
@@ -105,7 +119,7 @@ def _check_names(dataset: Dataset, columns: Sequence[Column], extra: Sequence[st
         if name not in dataset.columns:
             faults.add_unknown("is no column of the input", name, dataset.columns)
     if faults:
-        _check_commas(dataset)
+        check_commas(dataset)
     faults.raise_any()
 
 
@@ -116,14 +130,11 @@ def _close(name: str, among: Collection[str]) -> str | None:
     return next(iter(alike or difflib.get_close_matches(name[:200], found, n=1)), None)
 
 
-def _check_commas(dataset: Dataset) -> None:
+def check_commas(dataset: Dataset) -> None:
     """Raises `Invalid` when all of a CSV's header looks like several columns between other separators."""
-    if dataset.media_type != CSV or len(dataset.columns) != 1:
-        return
-    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
-        if mark in dataset.columns[0]:
-            header = show(dataset.columns[0])
-            raise refuse(f"the header {header} seems to be separated by {name}; write commas between columns")
+    if dataset.media_type == CSV and len(dataset.columns) == 1 and (mark := separator(dataset.columns[0])):
+        header = show(dataset.columns[0])
+        raise refuse(f"the header {header} seems to be separated by {mark}; write commas between columns")
 
 
 def _batch(block: Block, base: int, extra: Sequence[str], id_column: str | None) -> Batch:
@@ -133,7 +144,7 @@ def _batch(block: Block, base: int, extra: Sequence[str], id_column: str | None)
     ids = block.extra.column(extra.index(id_column)) if id_column in extra else None
     for index, wrong in block.wrong.items():
         row = index if block.at is None else int(block.at[index])
-        name = None if ids is None or not ids[index].is_valid else str(ids[index].as_py())
+        name = None if ids is None or not ids[index].is_valid else str(ids[index].as_py())[:MAX_ID]
         messages = "; ".join(w.message for w in wrong[:MAX_MESSAGES])
         faults.append(Fault(base + row, name, wrong[0].field, messages))
     faults.sort(key=lambda f: f.row)
@@ -149,8 +160,8 @@ def _not_empty(file: File) -> File:
     return file
 
 
-def _check_twice(file: File, names: Sequence[str]) -> None:
-    twice = sorted({n for n in names if list(names).count(n) > 1})
+def _check_twice(file: str, names: Sequence[str]) -> None:
+    twice = sorted(n for n, count in Counter(names).items() if count > 1)
     if twice:
-        message = f"{file.name!r} has the column {show(twice[0])} more than once"
+        message = f"{file!r} has the column {show(twice[0])} more than once"
         raise Invalid(message, [FieldError("there more than once", field=n) for n in twice])

@@ -181,10 +181,28 @@ class _Lines:
 
     def write(self, batch: Any) -> None:
         if batch.num_rows:
-            self._out.write(_to_lines(batch.to_pylist()))
+            columns = [_values(column) for column in batch.columns]
+            names = batch.schema.names
+            rows = zip(*columns, strict=True)
+            self._out.write(_to_lines([dict(zip(names, row, strict=True)) for row in rows]))
 
     def close(self) -> None:
         pass
+
+
+def _values(column: Any) -> list[Any]:
+    """A column for JSON. Python has no times of nanoseconds, and none after the year 9999: these are text."""
+    if pa.types.is_duration(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.duration("us"), safe=False)
+    elif getattr(column.type, "unit", None) == "ns":
+        column = column.cast(pa.string())
+    try:
+        found: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):
+        found = column.cast(pa.string()).to_pylist()
+        if any(text and text.startswith("<value out of range") for text in found):
+            raise refuse(f"a {column.type} is so far away that no calendar has it") from None
+    return found
 
 
 class _Parquet:

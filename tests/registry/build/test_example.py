@@ -43,6 +43,19 @@ def test_the_same_columns_come_out_of_every_kind_of_file(tmp_path: Path, media_t
     assert example.columns["day"].to_pylist()[0] == "2024-01-01"
 
 
+def test_digits_that_begin_with_a_zero_are_text(tmp_path: Path) -> None:
+    (tmp_path / "example").write_text("plz,n,day\n10115,1,2024-01-01\n01067,0,2024-01-02\n,,\n")
+    example = read(tmp_path / "example", "text/csv")
+    assert {n: example.dtype(n) for n in example.columns} == {"plz": "string", "n": "int64", "day": "string"}
+    assert example.columns["plz"].to_pylist() == ["10115", "01067", None]
+
+
+def test_a_header_without_commas_is_told(tmp_path: Path) -> None:
+    (tmp_path / "example").write_text("a;b;y\n1;2;3\n")
+    with pytest.raises(Refused, match="has no commas"):
+        read(tmp_path / "example", "text/csv", "y")
+
+
 def test_the_target_is_taken_out(tmp_path: Path) -> None:
     example = read(write(tmp_path, "text/csv"), "text/csv", target="price")
     assert "price" not in example.columns

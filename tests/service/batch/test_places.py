@@ -183,3 +183,15 @@ def test_an_artifact_is_where_the_store_has_it(root: Path) -> None:
     assert Path(found.location).is_absolute()
     with pytest.raises(NotFound):
         places.find(settings, store, {"artifact": "0" * 64, "media_type": CSV})
+
+
+def test_a_directory_that_the_server_may_not_read_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so it is told that it may not."""
+
+    def closed(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert "cannot be read: Permission denied" in refusal(root, f"{root}/sub")

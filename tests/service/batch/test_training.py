@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ from registry import db, jobs, queue, versions
 from registry.batch_tables import JobRow
 from registry.errors import Invalid
 from registry.tables import VersionRow
+from service.batch import train_publish
+from service.batch.train_stages import Frozen
 from service.builds.forkserver import ForkServer
 from tests.registry.build.fit.data import cancer, cut, diabetes, digits, rows
 from tests.service.batch.trainings import Trainings
@@ -171,12 +174,26 @@ def test_an_input_that_changed_since_it_was_planned_fails_the_job(trainings: Tra
     assert "part-3.parquet" in str(job.error)
 
 
-def test_columns_of_another_type_fail_the_job_by_the_partition(trainings: Trainings) -> None:
+def test_columns_of_another_type_in_another_file_are_refused(trainings: Trainings) -> None:
     parts = cut(cancer(), 4)
     parts[3]["mean_radius"] = parts[3].mean_radius.astype(str) + " cm"
-    job = trainings.run(trainings.start(SGDClassifier(), parts, ".csv"))
+    told = 'column "mean_radius" is double in "part-0.csv" and string in "part-3.csv"'
+    with pytest.raises(Invalid, match=told):
+        trainings.start(SGDClassifier(), parts, ".csv")
+    trainings.start(SGDClassifier(), parts, ".csv", exclude=["mean_radius"])
+
+
+def test_a_cell_that_is_not_like_the_first_rows_is_told_by_its_column_and_the_fix_helps(
+    trainings: Trainings,
+) -> None:
+    table = pd.concat([cancer()] * 40)
+    table["worst_area"] = table["worst_area"].round().astype(int).astype(object)
+    table.iloc[-1, table.columns.get_loc("worst_area")] = 2.5
+    job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv"))
     assert job.state == "failed"
-    assert "partition 3 (part-3.csv)" in str(job.error)
+    assert "column \"worst_area\": invalid value '2.5'; say what the column holds" in str(job.error)
+    job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv", dtypes={"worst_area": "float64"}))
+    assert job.state == "done", job.error
 
 
 def test_missing_values_that_an_estimator_refuses_fail_the_job_with_its_words(trainings: Trainings) -> None:
@@ -273,6 +290,21 @@ def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
     assert trainings.job(job_id).state == "cancelled"
     with db.reading(trainings.sessions) as session:
         assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
+
+
+def test_a_training_that_is_cancelled_while_its_version_is_built_starts_nothing(trainings: Trainings) -> None:
+    then = {"kind": "score", "input": {"uri": str(trainings.data)}}
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", then=then)
+    while trainings.job(job_id).version is None:
+        trainings.worker.step()
+    trainings.build()
+    job = trainings.job(job_id)
+    with trainings.sessions.begin() as session:
+        jobs.cancel(session, job_id)
+    frozen = msgspec.convert(job.plan, Frozen)
+    train_publish.publish(trainings.sessions, trainings.store, job, frozen, trainings.data)
+    with db.reading(trainings.sessions) as session:
+        assert session.scalars(select(JobRow.id)).all() == [job_id]
 
 
 def mixed() -> list[pd.DataFrame]:

@@ -85,6 +85,24 @@ def test_what_cannot_be_trained_so_ends_with_exit_code_1_and_its_name(live, save
     assert "RobustScaler (step 'robustscaler') has no partial_fit" in ran.err
 
 
+def test_a_column_is_what_dtype_says(live, saved, data):
+    order = (
+        "train",
+        saved(SGDClassifier()),
+        data,
+        "--name",
+        "typed",
+        "--strategy",
+        "single",
+        "--target",
+        "y",
+    )
+    ran = live(*order, "--dtype", "mean_radius=float64", "--dtype", "nobody=string", "--json")
+    assert (ran.code, "no column 'nobody' to give a type to" in ran.err) == (1, True)
+    ran = live(*order, "--dtype", "mean_radius=float32")
+    assert (ran.code, "dtypes.mean_radius" in ran.err) == (1, True)
+
+
 def test_a_target_that_is_no_column_is_refused_before_anything_is_enqueued(live, saved, data):
     order = ("train", saved(SGDClassifier()), data, "--name", "nothing", "--strategy", "single")
     ran = live(*order, "--target", "label")

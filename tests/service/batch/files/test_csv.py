@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +131,24 @@ def test_bytes_that_are_no_utf8_are_the_fault_of_their_row_alone(write: Write) -
     assert found.columns == [["fine", "last"]]
     assert found.extra["id"] == ["1", "ä"]
     assert [(f.row, f.field) for f in found.faults] == [(1, "word"), (2, "id")]
+
+
+@pytest.mark.parametrize("first", [b"", b"fine,0,y\n" * 9], ids=["at first", "later"])
+def test_a_row_of_too_few_cells_that_are_no_utf8_is_the_fault_of_that_row_alone(
+    write: Write, first: bytes
+) -> None:
+    """pyarrow says nothing of it but an exception of its own."""
+    head, count = b"word,id,more\n" + first, first.count(b"\n")
+    found = everything(write(head + b"\xe4\ngood,\xe4,x\nlast,\xc3\xa4,x\n"), CSV, [WORD], ["id"], "id")
+    assert found.columns == [["fine"] * count + ["last"]]
+    assert found.extra["id"] == ["0"] * count + ["\u00e4"]
+    assert [(f.row - count, f.field) for f in found.faults] == [(0, None), (1, "id")]
+    found = everything(write(b"a,id\n1.5,1\n\xff\nx,2\n2.5,3\n"), CSV, [A], ["id"], "id")
+    assert (found.columns, found.bad) == ([[1.5, 2.5]], [1, 2])
+
+
+def test_text_that_begins_as_bzip2_does_is_text(write: Write) -> None:
+    assert everything(write(b"BZh9,id\n1.5,1\n"), CSV, [Column(Input("BZh9", "float64"))]).columns == [[1.5]]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gz", "bz2"])
@@ -290,3 +310,21 @@ def test_the_first_rows_tell_whether_a_job_can_be_done(write: Write) -> None:
     assert (head.length, len(head.rows)) == (2, 1)
     assert [(f.row, f.id, f.field) for f in head.faults] == [(1, "y", "a")]
     assert files.check_head(dataset, [A], [], None, 100).length == 3
+
+
+def test_an_id_of_any_length_is_the_fault_of_nothing_but_its_row(write: Write, tmp_path: Path) -> None:
+    found = everything(write(b"a,id\n1,x\nno," + b"z" * 200_000 + b"\n"), CSV, [A], ["id"], "id")
+    (fault,) = found.faults
+    errors = files.ErrorWriter(tmp_path / "errors.csv")
+    with errors:
+        errors.write(fault)
+        made = errors.close()
+    sink = io.BytesIO()
+    files.assemble_errors([files.PartErrors(tmp_path / (made or ""), 0, "input.csv", 0)], sink)
+    assert sink.getvalue().count(b"z" * 1000) > 0
+
+
+def test_a_file_whose_name_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff1.csv")).write_bytes(b"a\n1\n")
+    with pytest.raises(Invalid, match="whose name is no UTF-8"):
+        files.open_dataset(str(tmp_path), CSV)

@@ -194,15 +194,45 @@ def test_record_batches_of_an_arrow_file_are_parts(tmp_path: Path, monkeypatch: 
     assert found.parts == 8
 
 
-def test_files_of_a_directory_are_brought_to_the_types_of_the_first(tmp_path: Path) -> None:
+def test_files_of_a_directory_are_brought_to_the_types_that_hold_them_all(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1.5], "id": pa.array([1], pa.int64())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"id": pa.array([2], pa.int8()), "a": [2]}), tmp_path / "b.parquet")
     found = everything(tmp_path, PARQUET, [A], ["id"])
     assert found.columns == [[1.5, 2.0]]
     assert found.extra["id"] == [1, 2]
     pq.write_table(pa.table({"id": ["x"], "a": [2]}), tmp_path / "c.parquet")
-    with pytest.raises(Invalid, match="other types than the first"):
-        everything(tmp_path, PARQUET, [A], ["id"])
+    found = everything(tmp_path, PARQUET, [A], ["id"])
+    assert found.extra["id"] == ["1", "2", "x"]
+    with pytest.raises(Invalid, match=r'column "id" is int64 in "a.parquet" and string in "c.parquet"'):
+        files.open_dataset(str(tmp_path), PARQUET, alike=True)
+
+
+def test_an_id_that_is_text_in_one_file_keeps_its_zeros(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [7, None], "a": [1.0, 2.0]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["007", "x"], "a": [1.0, 2.0]}), tmp_path / "b.parquet")
+    assert everything(tmp_path, PARQUET, [A], ["id"]).extra["id"] == ["7", None, "007", "x"]
+
+
+def test_a_file_without_values_says_nothing_of_a_columns_type(
+    form: tuple[Write, str], tmp_path: Path
+) -> None:
+    write, media_type = form
+    empty = pa.table({"id": pa.array([None], pa.null()), "a": pa.array([1.0])})
+    full = pa.table({"id": pa.array(["x"]), "a": pa.array([2.0])})
+    place = tmp_path / "many"
+    place.mkdir()
+    for name, table in (("0", empty), ("1", full)):
+        (tmp_path / name).mkdir()
+        made = write(table, tmp_path / name)
+        made.rename(place / f"{name}{made.suffix}")
+    assert everything(place, media_type, [A], ["id"]).extra["id"] == [None, "x"]
+
+
+def test_bytes_of_a_fixed_size_are_not_handed_on(tmp_path: Path) -> None:
+    table = pa.table({"a": [1.0], "id": pa.array([bytes(range(240, 256))], pa.binary(16))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(Invalid, match="cannot be handed on"):
+        everything(tmp_path / "a.parquet", PARQUET, [A], ["id"])
 
 
 def test_training_reads_the_same_types_in_every_part(form: tuple[Write, str], tmp_path: Path) -> None:

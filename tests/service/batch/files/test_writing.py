@@ -185,3 +185,17 @@ def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> N
     assert [r[0] for r in rows[1:]] == ["0", "10", "1000", "1010", "1020"]
     assert [r[4:] for r in rows[2:4]] == [["1.csv", "10"], ["2.csv", "500"]]
     assert rows[1][1:4] == ["id,0", "", 'says "no"\nand why']
+
+
+def test_times_that_python_does_not_have_are_text_in_json_lines(tmp_path: Path) -> None:
+    rows = pa.record_batch(
+        {"at": pa.array([1], pa.timestamp("ns")), "for": pa.array([1500], pa.duration("ns"))}
+    )
+    path = tmp_path / "out.jsonl"
+    with files.PartWriter(path, LINES, rows.schema) as writer:
+        writer.write(rows)
+        writer.close()
+    assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
+    far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
+    with files.PartWriter(path, LINES, far.schema) as writer, pytest.raises(Invalid, match="no calendar"):
+        writer.write(far)
