@@ -63,7 +63,7 @@ class StaleTask(Conflict):
 
 class Changed(Conflict):
     def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"the input file {name!r} changed since the job was planned: {why}")
+        super().__init__(f"the input file {name!r} changed since the job was planned: {why}; start a new job")
 
 
 class Invalid(TriviumError):

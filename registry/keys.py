@@ -154,9 +154,12 @@ def verify(presented: str, live: dict[str, Key]) -> Key | None:
     key = live.get(parts[1])
     if key is None or not hmac.compare_digest(_digest(presented), key.digest):
         return None
-    if key.expires_at is not None and key.expires_at <= now():
-        return None
-    return key
+    return None if is_over(key) else key
+
+
+def is_over(key: Key) -> bool:
+    """Whether it has expired."""
+    return key.expires_at is not None and key.expires_at <= now()
 
 
 def ensure_admin(session: Session, file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
@@ -52,6 +53,11 @@ def lock(session: Session, name: str) -> ModelRow:
 
 def no_model(name: str) -> NotFound:
     """Suggests none: a key may not see all."""
+    if ":" in name or "@" in name:
+        model, mark, rest = re.split("([:@])", name, maxsplit=1)
+        place = f"versions are at /v1/models/{model}/versions/{rest}"
+        hint = place if mark == ":" else f"an alias goes behind the path: ?alias={rest}"
+        return NotFound("model", name, hint)
     return NotFound("model", name, "GET /v1/models lists those there are")
 
 

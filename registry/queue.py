@@ -125,10 +125,12 @@ def claim(
     return None if row is None else Task(*row)
 
 
-def is_waiting(session: Session, kinds: Sequence[str]) -> bool:
-    """Whether a claim is worth trying: something is due, or a lease has run out."""
+def is_waiting(session: Session, kinds: Sequence[str], most_at_once: int | None = None) -> bool:
+    """Whether a claim is worth trying: something is due and may run, or a lease has run out."""
     moment = clock(session)
     due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
+    if most_at_once is not None:
+        due = and_(due, _has_room(moment, most_at_once))
     found = select(TaskRow.id).where(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment))).limit(1)
     return session.scalar(found) is not None
 
@@ -178,7 +180,8 @@ def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: flo
     values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
     if retry_in_s is not None and again:
         values = {"state": QUEUED, "not_before": clock(session) + timedelta(seconds=retry_in_s)}
-    _compare_and_set(session, task_id, fence, {**values, "error": error, "lease_until": None})
+    values |= {"error": error, "failures": TaskRow.failures + 1, "lease_until": None}
+    _compare_and_set(session, task_id, fence, values)
     return again
 
 

@@ -237,7 +237,8 @@ class TaskRow(Base):
     state: Mapped[str]
     priority: Mapped[int] = mapped_column(default=0)  # higher goes first
     not_before: Mapped[datetime]
-    attempt: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(default=0)  # how often it was claimed
+    failures: Mapped[int] = mapped_column(default=0)  # of these, how often it failed; else its worker died
     max_attempts: Mapped[int]
     concurrency_key: Mapped[str | None]  # what a bound on tasks at once counts by: a job's model
     claimed_by: Mapped[str | None]

@@ -21,10 +21,14 @@ class Repeating:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Returns when the step at hand is over."""
+    def leave(self) -> None:
+        """There is no other step after the one at hand."""
         self._stopping.set()
-        self._thread.join()
+
+    def stop(self, within_s: float | None = None) -> None:
+        """Returns when the step at hand is over, at the latest after `within_s`."""
+        self.leave()
+        self._thread.join(within_s)
 
     def _loop(self) -> None:
         while not self._stopping.wait(self._every_s):

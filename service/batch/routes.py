@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from registry import db, jobs, progress
 from registry.batch_tables import JobRow
 from registry.errors import Conflict, NotFound
-from registry.keys import Key
+from registry.keys import Key, is_over
 from service.batch import media, starting
 from service.batch.bodies import JobBody
 from service.batch.records import record, summary
@@ -272,7 +272,12 @@ async def _events(services: Services, found: _Look, job_id: int, caller: Key) ->
         await asyncio.sleep(max(WATCH_S, REST * found.seconds))
         if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server
             return
-        found = await run_sync(_look, services, job_id, caller)
+        if (key := services.snapshot.state.keys.get(caller.id)) is None or is_over(key):  # revoked meanwhile
+            return
+        try:
+            found = await run_sync(_look, services, job_id, caller)
+        except NotFound:  # it was forgotten: its end was told, or nobody was to see it
+            return
 
 
 def _deliver(find: Callable[[str], FilePath], sha256: str, media_type: str, name: str) -> Delivery:

@@ -31,6 +31,9 @@ from service.runtime.without import numba_without_scipy
 NICE = 10
 """A server's predictions go first: where both want a processor, its worker's lanes get a tenth of it."""
 
+STEP_S = 5.0
+"""What a sweep at hand may take when the worker ends; it goes on where it was, in another."""
+
 log = telemetry.logger(__name__)
 
 
@@ -96,8 +99,10 @@ def run(
     up()
     stopped()
     for thread in beside:
-        thread.stop()
+        thread.leave()
     worker.stop(settings.shutdown_grace_s)
+    for thread in beside:
+        thread.stop(STEP_S)
     models.close()
     forks.stop()
     engine.dispose()

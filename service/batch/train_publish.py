@@ -49,7 +49,8 @@ def publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, ho
             raise Later(WAIT_S)
         if version.state == versions.REJECTED:
             raise Hopeless(f"{name} was rejected: {(version.report or {}).get('reason')}")
-        _follow(session, store, held, version)
+        if held.state in jobs.OPEN:  # a job that was cancelled meanwhile is not to go on in another
+            _follow(session, store, held, version)
     return Whole({"model": job.model, "version": job.version, **summary(job, frozen)})
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from sqlalchemy import select
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -20,7 +21,7 @@ from registry import db, jobs, queue
 from registry.batch_tables import JobRow, PartitionRow
 from registry.errors import Changed, NotFound, StaleTask, TriviumError
 from registry.queue import Task
-from registry.tables import now
+from registry.tables import TaskRow, now
 from service import telemetry
 from service.batch.flight import LEASE_S, Flight, Stopping, held
 from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard
@@ -111,13 +112,12 @@ class Worker:
 
     def _claim(self, kinds: Sequence[str]) -> Task | None:
         with db.reading(self._sessions) as session:  # a look costs the writers nothing
-            if not queue.is_waiting(session, kinds):
+            if not queue.is_waiting(session, kinds, self._settings.batch_lanes_per_model):
                 return None
         with self._sessions.begin() as session:
             self._tell_lost(session)
-            return queue.claim(
-                session, kinds, self._name, LEASE_S, most_at_once=self._settings.batch_lanes_per_model
-            )
+            most = self._settings.batch_lanes_per_model
+            return queue.claim(session, kinds, self._name, LEASE_S, most_at_once=most)
 
     def _tell_lost(self, session: Session) -> None:
         lost = queue.lost(session, jobs.KINDS)
@@ -213,7 +213,7 @@ class Worker:
     def _fail(self, flight: Flight, error: Exception) -> None:
         """Let the task be tried again after a while; when it has failed too often, the job has."""
         task = flight.task
-        why = str(error) if isinstance(error, TriviumError) else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, TriviumError) else _foreign(error)
         log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
         with self._sessions.begin() as session:
             job = held(session, flight)
@@ -269,6 +269,12 @@ class Worker:
                 self._stopping.wait(ERROR_S)
 
 
+def _foreign(error: Exception) -> str:
+    """Of the database's errors without the statement, which is in the log: others may not see it."""
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {str(cause)[:1000]}"
+
+
 def _count_failure(session: Session, flight: Flight) -> int:
     """How often this has failed. What is on Ray has failed with each partition that was not done."""
     if flight.task.kind == jobs.PARTITION:
@@ -276,7 +282,7 @@ def _count_failure(session: Session, flight: Flight) -> int:
     elif flight.task.kind == jobs.RAY:
         rows = [p for p in jobs.partitions(session, flight.job_id) if p.result is None]
     else:
-        return flight.task.attempt
+        return 1 + (session.scalar(select(TaskRow.failures).where(TaskRow.id == flight.task.id)) or 0)
     for row in rows:
         row.failures += 1
     return max((row.failures for row in rows), default=flight.task.attempt)

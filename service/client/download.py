@@ -52,7 +52,8 @@ def look(client: Client, url: str) -> Remote:
 def blocks(client: Client, remote: Remote, start: int = 0) -> Iterator[bytes]:
     """The file's bytes from `start`, over as many connections as it takes. They are not checked here.
 
-    Raises `Unreachable` when nothing more came for `LOST_S`, `WrongBytes` when it became another file.
+    Raises `Unreachable` when nothing more came for `LOST_S`, `ServerRefused` (412) when it became another
+    file, and `WrongBytes` when the server does not go on in the middle.
     """
     given_up, pause = time.monotonic() + LOST_S, 0.1
     while start < remote.bytes:
@@ -65,6 +66,8 @@ def blocks(client: Client, remote: Remote, start: int = 0) -> Iterator[bytes]:
                     start += len(block)
                     yield block
                     given_up, pause = time.monotonic() + LOST_S, 0.1
+            if start < remote.bytes:
+                raise Unreachable(remote.url, "the answer ended early")
         except (ServerRefused, Unreachable) as error:
             if not is_away(error) or time.monotonic() > given_up:
                 raise

@@ -116,6 +116,9 @@ class Delivery(Response):
 
 async def _send_blocks(descriptor: int, start: int, stop: int, receive: Receive, send: Send) -> None:
     """Waits for the client between blocks (`send` does), and ends when it has gone."""
+    if start == stop:
+        await send({"type": "http.response.body", "body": b""})
+        return
     gone = asyncio.create_task(_until_gone(receive))
     try:
         while start < stop and not gone.done():

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from registry import db, queue
 from service import telemetry
+from service.builds.supervisor import KINDS
 from service.runtime.snapshot import STALE_S
 from service.web.services import Services
 
@@ -40,7 +41,7 @@ def note_gauges(services: Services) -> None:
     telemetry.LOADED_BYTES.set(services.pool.bytes)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
     with db.reading(services.sessions) as session:
-        telemetry.BUILD_QUEUE.set(queue.depth(session, ["build"]))
+        telemetry.BUILD_QUEUE.set(queue.depth(session, KINDS))
 
 
 def _checks(services: Services) -> dict[str, str]:

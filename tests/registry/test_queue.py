@@ -300,6 +300,19 @@ def test_a_look_says_whether_a_claim_is_worth_trying(sessions: Sessions) -> None
     assert waiting()
 
 
+def test_a_look_passes_over_what_may_not_run_now(sessions: Sessions) -> None:
+    for _ in range(2):
+        _enqueue(sessions, concurrency_key="fraud")
+
+    def waiting(most: int | None) -> bool:
+        with db.reading(sessions) as session:
+            return queue.is_waiting(session, ["build"], most)
+
+    assert waiting(1)
+    _take(sessions)
+    assert [waiting(most) for most in (1, 2, None)] == [False, True, True]
+
+
 def test_tasks_are_cancelled_by_their_ids_and_others_are_not(sessions: Sessions) -> None:
     ids = [_enqueue(sessions, str(n)) for n in range(4)]
     running, done = _take(sessions), _take(sessions)

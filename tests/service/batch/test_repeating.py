@@ -23,6 +23,23 @@ def test_a_step_that_fails_is_not_the_last_one() -> None:
     repeating.stop()
 
 
+def test_who_cannot_wait_for_the_step_at_hand_goes_on_without_it() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def step() -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    repeating = Repeating("slow", step, 0.001)
+    repeating.start()
+    assert inside.wait(60)
+    repeating.leave()
+    repeating.stop(0.01)
+    assert "slow" in {thread.name for thread in threading.enumerate()}
+    go_on.set()
+    repeating.stop()
+
+
 def test_the_end_waits_for_the_step_at_hand_and_there_is_no_other_after_it() -> None:
     inside, go_on, done = threading.Event(), threading.Event(), []
 

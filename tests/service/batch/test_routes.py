@@ -283,7 +283,7 @@ async def test_an_input_that_changed_fails_its_job(scorings: Scorings, name: str
     await scorings.work()
     scorings.write(f"{name}/2.csv", "9,3,0,0", "10,1,0,0")
     record = await scorings.finish(location)
-    said = "the input file '2.csv' changed since the job was planned: it was written to"
+    said = "the input file '2.csv' changed since the job was planned: it was written to; start a new job"
     assert (record["state"], record["error"]) == ("failed", f"partition score/2: {said}")
 
 
@@ -370,6 +370,28 @@ async def test_events_show_the_job_until_it_is_over(scorings: Scorings, name: st
     again = await scorings.api.client.get(f"{location}/events")  # of one that is over, the end
     assert again.text == f"event: job\ndata: {answer.text.rstrip().rpartition('data: ')[2]}\n\n"
     refused(await scorings.api.client.get("/v1/jobs/999999/events"), 404)
+
+
+async def test_events_end_with_the_key_and_with_the_job(
+    scorings: Scorings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "WATCH_S", 0.01)
+    location = await scorings.start(scorings.write(f"{name}.csv", *ROWS))
+    services, number = scorings.api.services, int(location.rpartition("/")[2])
+    secret = await scorings.api.key("batch")
+    key = services.snapshot.state.keys[secret.split("_")[1]]
+    events = routes._events(services, routes._look(services, number, key), number, key)
+    assert '"state":"queued"' in await anext(events)
+    assert (await scorings.api.client.delete(f"/v1/keys/{key.id}")).status_code in (200, 204)
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+    admin = next(k for k in services.snapshot.state.keys.values() if k.models is None)
+    look = routes._look(services, number, admin)
+    events = routes._events(services, look, 999_999, admin)  # forgotten by the second look
+    await anext(events)
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+    await scorings.finish(location)
 
 
 async def test_the_output_is_sent_as_every_file_is(scorings: Scorings, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, StatementError
 
 from registry import db, jobs, progress, queue, retention
 from registry.batch_tables import JobRow, PartitionRow
@@ -446,6 +446,37 @@ def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench)
     job = bench.job(job_id)
     said = f"partition {job_id}/score/2: the worker died at each of {1 + jobs.LOST_WORKERS} attempts"
     assert (job.state, job.error) == (jobs.FAILED, said)
+
+
+def test_workers_that_die_over_the_plan_use_up_no_attempt_of_it(bench: Bench) -> None:
+    job_id = bench.create(max_attempts=2)
+    for _ in range(3):
+        with bench.sessions.begin() as session:
+            assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
+        bench.lapse()
+    fails = [OSError("the disk is away")]
+
+    def plan() -> None:
+        if fails:
+            raise fails.pop()
+
+    bench.work.on_plan = plan
+    worker = bench.worker()
+    worker.step()
+    (task,) = bench.tasks("queued")
+    assert (task.attempt, task.failures, bench.job(job_id).state) == (4, 1, jobs.RUNNING)
+    assert timedelta(0) < task.not_before - now() <= timedelta(seconds=FIRST_BACKOFF_S)
+    assert bench.run(job_id).state == jobs.DONE
+
+
+def test_what_the_database_says_of_its_statement_is_for_the_log(bench: Bench) -> None:
+    job_id = bench.create(max_attempts=1)
+
+    def plan() -> None:
+        raise StatementError("odd", "UPDATE secret SET x = ?", ("y",), ValueError("no such thing"))
+
+    bench.work.on_plan = plan
+    assert bench.run(job_id).error == "ValueError: no such thing"
 
 
 def test_of_one_model_no_more_partitions_run_than_are_allowed(sessions: Sessions, tmp_path: Path) -> None:

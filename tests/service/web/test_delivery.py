@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from registry.errors import NotFound
 from service.web.delivery import Delivery
@@ -27,3 +28,20 @@ async def test_it_is_not_found_in_the_words_of_who_looks_for_it(tmp_path: Path) 
         with pytest.raises(NotFound, match="the whole output is there"):
             await client.get("/")
     assert len(looks) == 2
+
+
+async def test_an_empty_file_is_a_whole_answer(tmp_path: Path) -> None:
+    file = tmp_path / "empty"
+    file.write_bytes(b"")
+    told: list[Message] = []
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    delivery = Delivery(lambda _: file, "0" * 64, None, validators={}, headers={})
+    await delivery({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+    assert [m["type"] for m in told] == ["http.response.start", "http.response.body"]
+    assert (told[0]["status"], told[1]["body"], told[1].get("more_body", False)) == (200, b"", False)
