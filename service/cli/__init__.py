@@ -78,7 +78,7 @@ jobs_app = Typer(
     rich_markup_mode=None,
 )
 schedules_app = Typer(
-    help="Schedules: list (`trivium schedules` alone), create, show, pause, resume, run, history, delete.",
+    help="Schedules: list (`trivium schedules` alone), create, show, edit, pause, resume, run, history ...",
     cls=groups.ListByDefault,
     rich_markup_mode=None,
 )
@@ -113,6 +113,7 @@ app.add_typer(schedules_app, name="schedules")
 schedules_app.command(groups.LIST)(schedules.list_schedules)
 schedules_app.command("create")(schedules.create)
 schedules_app.command("show")(schedules.show)
+schedules_app.command("edit")(schedules.edit)
 schedules_app.command("pause")(schedules.pause)
 schedules_app.command("resume")(schedules.resume)
 schedules_app.command("run")(schedules.run)

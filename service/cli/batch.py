@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option, echo
 
-from service.batch import media
-from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, started
+from service.cli.inputs import (
+    OUTPUTS,
+    Attempts,
+    Data,
+    Engine,
+    ErrorThreshold,
+    IdColumn,
+    MediaType,
+    NoWait,
+    Passthrough,
+    started,
+)
 from service.cli.progress import follow, require_done
 from service.cli.report import accepted_line, scored_line
 from service.cli.shared import Json, connect, emit, given, model_ref, say
@@ -17,29 +27,12 @@ from service.cli.transfer import fetch, require_directory
 if TYPE_CHECKING:
     from service.client import Client, Record
 
-OUTPUTS = {
-    suffix: media_type for suffix, media_type in media.BY_SUFFIX.items() if media_type in media.OUTPUTS
-}
-
 Version = Annotated[str, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")]
 Out = Annotated[
     Path | None,
     Option(
         dir_okay=False,
         help="The scores' file: .parquet, .csv, .jsonl or .ndjson. Needed but with --dry-run or --no-wait.",
-    ),
-]
-IdColumn = Annotated[str | None, Option(help="A column that goes into the output and the errors file.")]
-Passthrough = Annotated[
-    list[str] | None, Option(metavar="COLUMN", help="One more column for the output; may be repeated.")
-]
-ErrorThreshold = Annotated[
-    float | None,
-    Option(
-        min=0,
-        max=1,
-        help="The job fails when a larger share of the rows cannot be scored. Unless it is said, only when "
-        "all of them cannot.",
     ),
 ]
 

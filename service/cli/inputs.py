@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from service.batch import media
 from service.batch.media import BY_SUFFIX, SUFFIXES
 from service.cli.transfer import upload
 
 if TYPE_CHECKING:
     from service.client import Client, Record
+
+OUTPUTS = {
+    suffix: media_type for suffix, media_type in media.BY_SUFFIX.items() if media_type in media.OUTPUTS
+}
 
 Data = Annotated[
     str,
@@ -28,6 +33,19 @@ MediaType = Annotated[
 ]
 Attempts = Annotated[int | None, Option(min=1, help="Per partition: one run and the retries (4).")]
 Engine = Annotated[str | None, Option(help="local or ray.")]
+IdColumn = Annotated[str | None, Option(help="A column that goes into the output and the errors file.")]
+Passthrough = Annotated[
+    list[str] | None, Option(metavar="COLUMN", help="One more column for the output; may be repeated.")
+]
+ErrorThreshold = Annotated[
+    float | None,
+    Option(
+        min=0,
+        max=1,
+        help="The job fails when a larger share of the rows cannot be scored. Unless it is said, only when "
+        "all of them cannot.",
+    ),
+]
 NoWait = Annotated[bool, Option("--no-wait", help="Do not wait for the job.")]
 
 

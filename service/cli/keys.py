@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
-from service.cli.shared import Json, connect, emit, say, table, when
+from service.cli.shared import Json, connect, emit, say, seconds, table, when
 
 if TYPE_CHECKING:
     from service.client import Record
@@ -21,7 +21,7 @@ def create(
     name: Annotated[str | None, Option("--name", help="Who or what it is for.")] = None,
     model: Annotated[list[str] | None, Option("--model", help="Only this model; may be repeated.")] = None,
     expires_in: Annotated[
-        int | None, Option("--expires-in", metavar="SECONDS", help="When it stops working.")
+        str | None, Option("--expires-in", metavar="SPAN", help="When it stops working: 90d, 12h, 600s.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -29,7 +29,13 @@ def create(
     from service.client import path
 
     scopes = [part for given in scope for part in given.split(",")]
-    body = {"name": name or "+".join(scopes), "scopes": scopes, "models": model, "expires_in": expires_in}
+    span = seconds(expires_in)
+    body = {
+        "name": name or "+".join(scopes),
+        "scopes": scopes,
+        "models": model,
+        "expires_in": None if span is None else round(span),
+    }
     with connect() as client:
         record = client.create(path("keys"), {key: value for key, value in body.items() if value is not None})
     emit(json, record, lambda: _secret(record))

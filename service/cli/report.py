@@ -178,8 +178,9 @@ def failure_lines(record: Record) -> Iterator[str]:
         yield f"`trivium jobs errors {number}` lists the rows and what is wrong with them"
     else:
         yield f"`trivium jobs show {number}` says more"
-        then = ", once that is put right" if record["state"] == "failed" else ""
-        yield f"`trivium jobs resume {number}` goes on from here{then}"
+        yield f"`trivium jobs resume {number}` goes on from here"
+        if record["state"] == "failed":
+            yield "what is wrong with the job itself or with its input needs a new job, not this one resumed"
 
 
 def job_lines(record: Record) -> Iterator[str]:

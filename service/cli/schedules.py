@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option, echo
 
-from service.cli.batch import OUTPUTS, IdColumn, Passthrough
-from service.cli.inputs import MediaType
+from service.cli.inputs import (
+    OUTPUTS,
+    Attempts,
+    Engine,
+    ErrorThreshold,
+    IdColumn,
+    MediaType,
+    Passthrough,
+)
 from service.cli.report import accepted_line
-from service.cli.shared import Json, connect, emit, given, model_ref, say, table, when
+from service.cli.schedule_lines import (
+    last_cells,
+    lines,
+    model_words,
+    rhythm,
+    say_made,
+    state_words,
+)
+from service.cli.shared import Json, connect, emit, given, model_ref, say, seconds, table, when
 
 if TYPE_CHECKING:
     from service.client import Client, Record
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_SPAN = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhdw])+")
 
 Schedule = Annotated[str, Argument(metavar="NAME", show_default=False, help="The schedule's name.")]
 Model = Annotated[str | None, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")]
@@ -57,6 +69,9 @@ def create(
     out: Out = None,
     id_column: IdColumn = None,
     passthrough: Passthrough = None,
+    error_threshold: ErrorThreshold = None,
+    max_attempts: Attempts = None,
+    engine: Engine = None,
     media_type: MediaType = None,
     catch_up: CatchUp = False,
     overlap: Overlap = False,
@@ -66,26 +81,28 @@ def create(
     """Score data again and again: each run with the version that the alias points to then."""
     from service.client import path
 
-    times: Record = {
-        "cron": cron,
-        "every_s": seconds(every),
-        "timezone": timezone,
-        "start_at": start_at,
-        "start_in_s": seconds(start_in),
-    }
+    times = _times(cron, every, timezone, start_in, start_at)
+    if cron is None and every is None:
+        raise BadParameter('say when it runs: --cron "0 3 * * MON" or --every 1w')
     if timezone and not cron:
         raise BadParameter("a time zone is what --cron is read in; --every has none: leave --timezone out")
     rules = {"catch_up": catch_up, "overlap": overlap, "paused": paused}
-    columns = {"id_column": id_column, "passthrough": passthrough}
-    if job and any((model, data, out, media_type, id_column, passthrough)):
+    more: Record = {
+        "id_column": id_column,
+        "passthrough": passthrough,
+        "error_threshold": error_threshold,
+        "max_attempts": max_attempts,
+        "engine": engine,
+    }
+    if job and any((model, data, out, media_type, *given(more))):
         raise BadParameter(
             "--job says all of what is done; leave out --model, --data and what goes with them"
         )
     with connect() as client:
-        asked = _read(job) if job else _scoring(client, model, data, media_type, out) | given(columns)
-        request = {"name": name, "job": asked, **given(times), **rules}
+        asked = _read(job) if job else _scoring(client, model, data, media_type, out) | given(more)
+        request = {"name": name, "job": asked, **times, **rules}
         record = client.create(path("schedules"), request)
-    emit(json, record, lambda: _say_made(record))
+    emit(json, record, lambda: say_made(record))
 
 
 def list_schedules(json: Json = False) -> None:
@@ -98,11 +115,11 @@ def list_schedules(json: Json = False) -> None:
     rows = (
         [
             s["name"],
-            _rhythm(s),
+            rhythm(s),
             s["job"]["kind"],
-            _model(s["job"]),
+            model_words(s["job"]),
             "paused" if s["paused"] else when(s["next_at"]),
-            *_last(s),
+            *last_cells(s),
         ]
         for s in page["items"]
     )
@@ -115,7 +132,27 @@ def show(name: Schedule, json: Json = False) -> None:
 
     with connect() as client:
         record = client.call("GET", path("schedules", name))
-    emit(json, record, lambda: echo("\n".join(_lines(record))))
+    emit(json, record, lambda: echo("\n".join(lines(record))))
+
+
+def edit(
+    name: Schedule,
+    job: Job = None,
+    cron: Cron = None,
+    every: Every = None,
+    timezone: Zone = None,
+    start_in: StartIn = None,
+    start_at: StartAt = None,
+    catch_up: Annotated[bool | None, Option(help="Start missed runs too, one after another.")] = None,
+    overlap: Annotated[bool | None, Option(help="Start a run though the one before goes on.")] = None,
+    json: Json = False,
+) -> None:
+    """Change when a schedule runs, or with --job what it starts. All else stays."""
+    rules: Record = {"catch_up": catch_up, "overlap": overlap, "job": _read(job) if job else None}
+    changes = _times(cron, every, timezone, start_in, start_at) | given(rules)
+    if not changes:
+        raise BadParameter("say what is to change, such as --every 1w; `trivium schedules edit --help`")
+    _edit(name, changes, json)
 
 
 def pause(name: Schedule, json: Json = False) -> None:
@@ -145,7 +182,7 @@ def history(name: Schedule, json: Json = False) -> None:
         page = client.pages(path("schedules", name, "runs"))
     columns = ("due (UTC)", "outcome", "job", "is", "at (UTC)", "reason")
     rows = (
-        [when(r["due_at"]), r["outcome"], r["job"], _state(r), when(r["at"]), r["reason"]]
+        [when(r["due_at"]), r["outcome"], r["job"], state_words(r), when(r["at"]), r["reason"]]
         for r in page["items"]
     )
     emit(json, page, lambda: table(columns, rows, "no runs yet"))
@@ -161,13 +198,17 @@ def delete(name: Schedule, json: Json = False) -> None:
     emit(json, record, lambda: say(f"schedule {name} is deleted"))
 
 
-def seconds(span: str | None) -> float | None:
-    """`1h30m` as 5400."""
-    if span is None:
-        return None
-    if _SPAN.fullmatch(span) is None:
-        raise BadParameter(f"{span!r} is no span of time; write 1w, 30m, 1h30m or 5s")
-    return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([0-9.]+)([smhdw])", span))
+def _times(
+    cron: str | None, every: str | None, timezone: str | None, start_in: str | None, start_at: str | None
+) -> Record:
+    times: Record = {
+        "cron": cron,
+        "every_s": seconds(every),
+        "timezone": timezone,
+        "start_at": start_at,
+        "start_in_s": seconds(start_in),
+    }
+    return given(times)
 
 
 def _scoring(
@@ -219,64 +260,4 @@ def _edit(name: str, changes: Record, json: bool) -> None:
 
     with connect() as client:
         record = client.call("PATCH", path("schedules", name), changes)
-    emit(json, record, lambda: say(f"schedule {name}: {_next(record)}"))
-
-
-def _say_made(record: Record) -> None:
-    say(f"schedule {record['name']}: {_next(record)}")
-    for warning in record["warnings"]:
-        say(f"warning: {warning}")
-
-
-def _next(record: Record) -> str:
-    if record["paused"]:
-        return f"paused, else runs {_rhythm(record)}"
-    return f"runs {_rhythm(record)}, next at {when(record['next_at'])} UTC"
-
-
-def _rhythm(record: Record) -> str:
-    """`0 3 * * MON Europe/Berlin`, `every 1w`."""
-    if record["cron"] is not None:
-        return f"{record['cron']} {record['timezone']}"
-    unit = next(u for u in reversed(UNITS) if record["every_s"] % UNITS[u] == 0 or u == "s")
-    return f"every {record['every_s'] / UNITS[unit]:g}{unit}"
-
-
-def _model(job: Record) -> str | None:
-    name = job.get("model") or job.get("publish", {}).get("name")
-    if job.get("version"):
-        return f"{name}:{job['version']}"
-    return f"{name}@{job['alias']}" if job.get("alias") else name
-
-
-def _last(record: Record) -> list[object]:
-    last = record["last_run"] or {}
-    return [when(last.get("at")), last.get("outcome"), last.get("job"), _state(last) if last else None]
-
-
-def _state(run: Record) -> str | None:
-    """How its job is, and the scoring that follows a training."""
-    state: str | None = run["job_state"]
-    return f"{state}, then {run['then_state']}" if run["then_state"] else state
-
-
-def _lines(record: Record) -> list[str]:
-    at, outcome, job, state = _last(record)
-    then = record["job"].get("then")
-    missed = "made up for" if record["catch_up"] else "skipped"
-    return [
-        f"{record['name']}: {_next(record)}",
-        f"starts: {record['job']['kind']} {_model(record['job'])} on {_place(record['job'])}",
-        *([f"then scores {_place(then)} with what was trained"] if then else []),
-        f"a missed run is {missed}; runs may {'overlap' if record['overlap'] else 'not overlap'}",
-        f"last run: {outcome} at {at} UTC{f', job {job}, which is {state}' if job else ''}"
-        if outcome
-        else "no runs yet",
-        f"made by {record['created_by']} at {when(record['created_at'])} UTC",
-    ]
-
-
-def _place(asked: Record) -> str:
-    """Where the rows of a job are."""
-    given = asked["input"]
-    return str(given.get("uri") or f"artifact {given['artifact']}")
+    emit(json, record, lambda: say_made(record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from service.config import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhdw])+")
 
 Json = Annotated[bool, Option("--json", help="Print the API's own record on stdout.")]
 Model = Annotated[
@@ -77,6 +80,15 @@ def only_name(text: str) -> str:
     if ref.version is not None or ref.alias:
         raise BadParameter(f"{text!r}: only the model's name is wanted here")
     return ref.name
+
+
+def seconds(span: str | None) -> float | None:
+    """`1h30m` as 5400."""
+    if span is None:
+        return None
+    if _SPAN.fullmatch(span) is None:
+        raise BadParameter(f"{span!r} is no span of time; write 1w, 30m, 1h30m or 5s")
+    return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([0-9.]+)([smhdw])", span))
 
 
 def pairs(given: Sequence[str] | None) -> dict[str, str]:

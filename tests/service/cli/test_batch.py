@@ -221,7 +221,8 @@ def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, 
     number = ran.record["id"]
     watched = live("jobs", "watch", number)
     assert watched.code == 1
-    assert f"`trivium jobs resume {number}` goes on from here, once that is put right" in watched.err
+    assert f"`trivium jobs resume {number}` goes on from here\n" in watched.err
+    assert "needs a new job" in watched.err
     shown = [line.split()[:4] for line in live("jobs", "show", number).out.splitlines()]
     assert ["0", "score", "0.parquet", "done"] in shown
     assert ["1", "score", "1.parquet", "failed"] in shown

@@ -15,7 +15,7 @@ def test_a_created_secret_stands_alone_on_stdout_and_opens_its_scope_only(live, 
 
 
 def test_a_key_is_listed_without_its_secret_rotated_and_revoked(live, trivium, server):
-    made = live("keys", "create", "--scope", "predict,publish", "--expires-in", "600", "--json").record
+    made = live("keys", "create", "--scope", "predict,publish", "--expires-in", "10m", "--json").record
     assert made["scopes"] == ["predict", "publish"]
     listed = live("keys", "list", "--json")
     assert made["id"] in {key["id"] for key in listed.record["items"]}

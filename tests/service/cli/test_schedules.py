@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import typer
 
-from service.cli.schedules import seconds
+from service.cli.shared import seconds
 
 
 @pytest.fixture
@@ -79,6 +79,28 @@ def test_cron_in_a_time_zone(live, weekly, champion):
     assert "made up for; runs may overlap" in live("schedules", "show", champion).out
     record = live("schedules", "show", champion, "--json").record
     assert (record["catch_up"], record["overlap"], record["job"]["model"]) == (True, True, champion)
+
+
+def test_a_schedule_is_edited(live, weekly, champion, data, tmp_path):
+    assert live(*weekly, "--error-threshold", "0.5", "--max-attempts", "2").code == 0
+    edited = live("schedules", "edit", champion, "--cron", "0 3 * * MON", "--catch-up")
+    assert (edited.code, "runs 0 3 * * MON UTC" in edited.err) == (0, True)
+    file = tmp_path / "job.json"
+    record = live("schedules", "show", champion, "--json").record
+    assert (record["job"]["error_threshold"], record["job"]["max_attempts"]) == (0.5, 2)
+    file.write_bytes(msgspec.json.encode(record["job"] | {"max_attempts": 3}))
+    record = live(
+        *("schedules", "edit", champion, "--job", file, "--every", "1d", "--no-catch-up", "--json")
+    ).record
+    assert (record["every_s"], record["cron"], record["catch_up"]) == (86400, None, False)
+    assert record["job"]["max_attempts"] == 3
+    nothing = live("schedules", "edit", champion)
+    assert (nothing.code, "say what is to change" in " ".join(nothing.err.split())) == (2, True)
+
+
+def test_a_schedule_without_a_time_is_told_the_options(live, weekly):
+    ran = live(*weekly[:-2])
+    assert (ran.code, "--cron" in ran.err, "--every" in ran.err) == (2, True, True)
 
 
 def test_a_time_zone_without_cron_is_refused_at_once(live, weekly):
