@@ -110,14 +110,20 @@ class Site:
     def workers(
         self, count: int, limit: tuple[int, int] | None = None
     ) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """So many `trivium worker`, beside the server's own; `limit` names a resource and how much of it."""
+        """So many `trivium worker` that are at work, beside the server's own; `limit` names a resource and
+        how much of it."""
         with self.log.open("ab") as log:
+            before = log.tell()
             given: dict[str, Any] = {"env": self.environment(), "stdout": log, "stderr": log}
             started = [subprocess.Popen([TRIVIUM, "worker"], **given) for _ in range(count)]
         if limit is not None:
             for process in started:
                 resource.prlimit(process.pid, limit[0], (limit[1], limit[1]))
+        give_up = time.monotonic() + 60
         try:
+            while self.log.read_bytes()[before:].count(b"worker.started") < count:
+                assert time.monotonic() < give_up, self.log.read_text()
+                time.sleep(0.02)
             yield started
         finally:
             for process in started:

@@ -148,11 +148,9 @@ def search(
     return cut(rows, page_size, lambda j: j.id)
 
 
-def partitions(session: Session, job_id: int, stage: str | None = None) -> list[PartitionRow]:
+def partitions(session: Session, job_id: int) -> list[PartitionRow]:
     """In the order of the input, stages in the order of their names."""
     query = select(PartitionRow).where(PartitionRow.job_id == job_id)
-    if stage is not None:
-        query = query.where(PartitionRow.stage == stage)
     return list(session.scalars(query.order_by(PartitionRow.stage, PartitionRow.number)))
 
 

@@ -1,7 +1,7 @@
 """A signature as JSON Schema (2020-12): what one instance and one prediction look like.
 
 Pure functions for the docs page and for whoever generates clients. They describe what
-`service/runtime/codec.py` takes and answers; they validate nothing themselves.
+`service/runtime/codec` takes and answers; they validate nothing themselves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A version's typed inputs and outputs: the contract between a model and everybody who calls it.
 
 The JSON form is what the API shows and takes. Only data lives here; reading rows against a
-signature is `service/runtime/codec.py`, inferring one from an estimator is
+signature is `service/runtime/codec`, inferring one from an estimator is
 `registry/build/estimator.py`.
 """
 

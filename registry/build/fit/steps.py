@@ -74,7 +74,8 @@ def _require_classes(step: Step, block: Block) -> None:
     if step.classes is not None and absent:
         raise Refused(
             f"it has no rows of class {step.classes[absent[0]]!r} to train on; "
-            "with sampling stratified each partition gets rows of every class"
+            "sampling stratified deals each class to all partitions, as far as it has rows for them: "
+            "take fewer partitions where it has too few"
         )
 
 

@@ -74,7 +74,7 @@ def test_a_job_outlives_its_server(make: Make, end: Callable[[Site], Faults]) ->
 def test_a_job_that_found_the_disk_full_says_so_and_goes_on_later(make: Make) -> None:
     """`RLIMIT_FSIZE` lets no file grow beyond a bound: writing fails as on a full disk, also without root."""
     csv = {"output": {"media_type": "text/csv"}}
-    with make(rows=600_000, files=3, worker=False).up() as site:
+    with make(rows=1_500_000, files=8, worker=False).up() as site:
         job_id = site.start(**csv)
         with site.workers(1):
             site.until(job_id, lambda job: job["partitions_done"] > 0)
