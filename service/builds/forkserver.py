@@ -198,8 +198,9 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
+                module, given = "service.builds.template", [str(theirs.fileno()), str(os.getpid())]
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "service.builds.template", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", module, *given],
                     env=environment(),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,

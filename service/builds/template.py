@@ -1,9 +1,9 @@
 """The template: a process with everything imported and no secrets, that forks children on command.
 
-`python -m service.builds.template FD` serves the socket `FD` that it inherits. Commands come one at a
-time, `Fork` with a file descriptor that becomes the child's only one, and each is answered. The
-template has a single thread (that is what makes forking it safe), opens no file, reads no model, and
-ends with all its children when the server's end of the socket closes.
+`python -m service.builds.template FD SERVER` serves the socket `FD` that it inherits from the process
+`SERVER`. Commands come one at a time, `Fork` with a file descriptor that becomes the child's only one, and
+each is answered. The template has a single thread (that is what makes forking it safe), opens no file, reads
+no model, and ends with all its children when the server's end of the socket closes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import types
 from typing import NoReturn
 
-from service.builds.children import end_with_parent
+from service.builds.children import end_by_itself, end_with_parent
 from service.builds.messages import End, Ended, Fork, Role, Started
 from service.runtime import wire
 
@@ -50,10 +50,12 @@ PRELOAD = (
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
+    end_with_parent(int(sys.argv[2]))  # all this takes seconds, in which it reads no socket
     for module in PRELOAD:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a collection in a child does not touch, and so not copy, what all of them share
+    end_by_itself()
     with contextlib.suppress(wire.Broken):  # the server ended meanwhile
         wire.send(control, Started(0))
         serve(control)

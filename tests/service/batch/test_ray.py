@@ -329,7 +329,7 @@ def test_without_a_cluster_ray_runs_on_this_machine_on_loopback_and_ends_with_th
     check_once_each(bench, job_id, 2)
     assert heard <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert heard
-    assert [p for p in started_by(driver) if command(p)] == []
+    wait_for(lambda: not [p for p in started_by(driver) if command(p)])
 
 
 def started_by(driver: psutil.Process) -> list[psutil.Process]:

@@ -127,6 +127,23 @@ def test_a_killed_server_leaves_no_orphan() -> None:
     assert all(ends(pid) for pid in pids)
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only there the kernel tells a child that its parent died"
+)
+def test_a_killed_server_leaves_no_template_that_is_still_starting(tmp_path: Path) -> None:
+    """It hears of the socket only when all is imported, which may take long on a busy machine."""
+    (tmp_path / "joblib.py").write_text("import time\ntime.sleep(60)\n")
+    code = "\n".join((*PARENT.splitlines()[:5], "while forks.pid is None: time.sleep(0.01)"))
+    code += "\nprint(forks.pid, flush=True)\ntime.sleep(60)\n"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        template = int(server.stdout.readline())
+        assert alive(template)
+        server.kill()
+    assert ends(template, 30)
+
+
 def test_a_template_that_cannot_start_is_a_problem_and_no_endless_wait(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
