@@ -170,11 +170,14 @@ def _categorised(given: Input, known: tuple[Scalar, ...] | None, sample: Example
 
 
 def table(inputs: tuple[Input, ...], sample: Example) -> Rows:
-    """The example's rows in the signature's order and dtypes."""
-    columns = [
-        example.to_numpy(example.cast(i.name, sample.columns[i.name], i.dtype), i.dtype) for i in inputs
-    ]
-    return pack(inputs, columns)
+    """The example's rows in the signature's order and dtypes. Raises `Refused` for integers that the model
+    would get as their neighbours."""
+    cells = [example.cast(i.name, sample.columns[i.name], i.dtype) for i in inputs]
+    matrix = all(i.dtype in NUMERIC for i in inputs)
+    for feature, column in zip(inputs, cells, strict=True):
+        if feature.dtype == "int64" and (matrix or feature.nullable):
+            example.require_safe(feature.name, column)
+    return pack(inputs, [example.to_numpy(c, i.dtype) for i, c in zip(inputs, cells, strict=True)])
 
 
 def pack(inputs: tuple[Input, ...], columns: list[Any]) -> Rows:

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from registry.errors import Refused
 from registry.rows import Array
-from registry.signature import DType
+from registry.signature import SAFE, DType
 
-CODE = r"^\s*[+-]?0[0-9]"
-"""Digits that begin with a zero are a code, of a place or an article, and no number: 01067."""
+CODE = r"^\s*[+-]?(?:0[0-9]+|[0-9]{19,}|0[xX][0-9a-fA-F]+)\s*$"
+"""Digits that begin with a zero (01067), or are more than any number here holds, are a code of a place, an
+article or an account, and no number; and so are hexadecimal ones, which no other reader takes for one."""
 MAX_ROWS = 10_000
 """More rows of an example than this are not looked at."""
 
@@ -78,7 +79,10 @@ def _csv(path: Path) -> pa.Table:
     """Dates and times stay the strings that they are in the file, and so do codes such as 01067; empty cells
     are missing."""
     table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
-    doubtful = [f.name for f in table.schema if pa.types.is_temporal(f.type) or pa.types.is_integer(f.type)]
+    kinds = {f.name: f.type for f in table.schema}
+    temporal = {name for name, kind in kinds.items() if pa.types.is_temporal(kind)}
+    numbers = {n for n, kind in kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)}
+    doubtful = [name for name in kinds if name in temporal | numbers]
     if not doubtful:
         return table
     options = pacsv.ConvertOptions(
@@ -88,10 +92,7 @@ def _csv(path: Path) -> pa.Table:
     for name in doubtful:
         at = table.schema.get_field_index(name)
         text = texts.column(name)
-        if (
-            not pa.types.is_integer(table.column(at).type)
-            or pc.any(pc.match_substring_regex(text, CODE)).as_py()
-        ):
+        if name in temporal or pc.any(pc.match_substring_regex(text, CODE)).as_py():
             table = table.set_column(at, name, text)
     return table
 
@@ -156,6 +157,16 @@ def cast(name: str, column: pa.Array, dtype: DType) -> pa.Array:
         return whole.cast(pa.bool_())
     except pa.ArrowException as error:
         raise Refused(f"the example's column {name!r} does not fit the dtype {dtype}: {error}") from error
+
+
+def require_safe(name: str, column: pa.Array) -> None:
+    """Raises `Refused` when one of the integers is another once it is float64."""
+    beyond = column.filter(pc.or_(pc.greater(column, SAFE), pc.less(column, -SAFE)))
+    if len(beyond):
+        raise Refused(
+            f"the example's column {name!r} holds {beyond[0]}: the model gets it as float64, which tells no "
+            f"integers apart beyond {SAFE}; fit the model to strings there"
+        )
 
 
 def to_numpy(column: pa.Array, dtype: DType) -> Array:

@@ -272,7 +272,8 @@ async def _events(services: Services, found: _Look, job_id: int, caller: Key) ->
         await asyncio.sleep(max(WATCH_S, REST * found.seconds))
         if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server
             return
-        if (key := services.snapshot.state.keys.get(caller.id)) is None or is_over(key):  # revoked meanwhile
+        key = services.snapshot.state.keys.get(caller.id)
+        if key is None or key.digest != caller.digest or is_over(key):  # revoked or rotated meanwhile
             return
         try:
             found = await run_sync(_look, services, job_id, caller)

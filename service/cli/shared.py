@@ -91,11 +91,11 @@ def seconds(span: str | None) -> float | None:
     return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([0-9.]+)([smhdw])", span))
 
 
-def pairs(given: Sequence[str] | None) -> dict[str, str]:
-    """`["a=1", "b=2"]` as a dict."""
+def pairs(given: Sequence[str] | None, last: bool = False) -> dict[str, str]:
+    """`["a=1", "b=2"]` as a dict. `last`: it is the last = that counts."""
     found = {}
     for pair in given or ():
-        key, equals, value = pair.partition("=")
+        key, equals, value = pair.rpartition("=") if last else pair.partition("=")
         if not equals or not key:
             raise BadParameter(f"{pair!r} is not KEY=VALUE")
         found[key] = value

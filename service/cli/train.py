@@ -85,7 +85,7 @@ def train(
         "kind": "train",
         "target": target,
         "exclude": exclude,
-        "dtypes": pairs(dtype) if dtype else None,
+        "dtypes": pairs(dtype, last=True) if dtype else None,
         "strategy": strategy,
         "sampling": sampling,
         "partitions": partitions,

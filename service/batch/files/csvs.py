@@ -54,12 +54,18 @@ def schema(file: File) -> Any:
     if not whole.strip():
         return pa.schema([(n, pa.null()) for n in header.names])
     found, _ = _table(whole, header.names, {}, header.names)
-    numbers = [f.name for f in found.schema if f.type == pa.int64()]
-    codes: set[str] = set()
-    if numbers:
-        texts, _ = _table(whole, header.names, dict.fromkeys(numbers, pa.string()), numbers)
-        codes = {name for name in numbers if types.codes(texts.column(name))}
+    codes = _codes(whole, header.names, found.schema)
     return pa.schema([(f.name, pa.string() if f.name in codes else _simple(f.type)) for f in found.schema])
+
+
+def _codes(data: bytes, names: Sequence[str], schema: Any) -> dict[str, str]:
+    """By column of numbers, unless somebody said that it is one, a text in it that is none."""
+    numbers = [f.name for f in schema if f.type in (pa.int64(), pa.float64()) and not types.is_given(f)]
+    if not numbers or types.MAYBE_CODE.search(data) is None:
+        return {}
+    texts, _ = _table(data, names, dict.fromkeys(numbers, pa.string()), numbers)
+    found = {name: types.code(texts.column(name)) for name in numbers}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _simple(kind: Any) -> Any:
@@ -128,6 +134,9 @@ def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
             raise refuse(f"{told}; say what the column holds (dtypes, --dtype NAME=TYPE)") from error
         for message in broken.values():
             raise refuse(f"{opened.file.name!r} cannot be read: {message}")
+        for name, text in _codes(data, header.names, schema).items():
+            told = f"column {show(name)} of {opened.file.name!r} has {text!r}, and numbers in its first rows"
+            raise refuse(f"{told}; say what the column holds (dtypes, --dtype NAME=TYPE)")
         yield batch
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from registry.errors import FieldError, Invalid
 from service.batch.files import csvs, ipc, lines, parquet, types
@@ -35,12 +36,6 @@ def _text(form: Any) -> Format:
     return Format(form.SUFFIXES, form.schema, form.cut, form.read, form.tables, typed=False)
 
 
-_BINARY = (
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_fixed_size_binary,
-    pa.types.is_binary_view,
-)
 FORMATS = {
     CSV: _text(csvs),
     PARQUET: _typed(parquet),
@@ -70,7 +65,7 @@ def extra_schema(dataset: Dataset, extra: Sequence[str]) -> Any:
     faults = Faults()
     for field in schema:
         kind = field.type
-        if pa.types.is_nested(kind) or any(is_binary(kind) for is_binary in _BINARY):
+        if types.is_opaque(kind):
             message = f"column {show(field.name)} is of type {str(kind)[:100]}, which cannot be handed on"
             faults.add(message, None, field.name, "numbers, text, dates or times")
     faults.raise_any()
@@ -91,8 +86,19 @@ def cast(batch: Any, schema: Any, file: File) -> Any:
     for field in schema:
         column = batch.column(field.name)
         try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
+            columns.append(column if column.type == field.type else _cast(column, field.type))
         except pa.ArrowException as error:
             message = f"column {show(field.name)} of {file.name!r} is no {field.type}: {str(error)[:300]}"
             raise Invalid(message, [FieldError(message, field=field.name)]) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cast(column: Any, kind: Any) -> Any:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return types.as_texts(column).cast(kind)
+    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if pa.types.is_boolean(kind) and numbers:
+        odd = pc.filter(column, pc.and_(pc.not_equal(column, 0), pc.not_equal(column, 1)))
+        if len(odd):
+            raise pa.ArrowInvalid(f"{odd[0]} is neither 0 nor 1")
+    return column.cast(kind)

@@ -17,7 +17,7 @@ import pyarrow.json as pj
 from registry.errors import FieldError, Invalid
 from registry.rows import Rows
 from service.batch import media
-from service.batch.files import compression
+from service.batch.files import compression, types
 from service.batch.files.cells import PLACEHOLDERS, Wrongs
 from service.batch.files.dataset import Block, Dataset, File, Part, refuse
 from service.batch.files.places import Opened, Stream
@@ -92,15 +92,31 @@ def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[
 def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
     """Record batches of the columns of `schema`; a key that a row lacks is null. Raises `Invalid` where a
     value is not of its type."""
-    options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    given = [f for f in schema if types.is_given(f)]
+    others = pa.schema([f for f in schema if not types.is_given(f)])
+    options = pj.ParseOptions(explicit_schema=others, unexpected_field_behavior="ignore")
     for data in _blocks(opened, part):
         whole = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
         try:
-            table = pj.read_json(pa.BufferReader(data), whole, options)
+            table = pj.read_json(pa.BufferReader(data), whole, options) if len(others) else pa.table({})
         except pa.ArrowInvalid as error:
             told = f"{opened.file.name!r} is not like its first rows: {str(error)[:300]}"
             raise refuse(f"{told}; say what the column holds (dtypes, --dtype NAME=TYPE)") from error
-        yield from table.combine_chunks().to_batches()
+        yield _with(table, given, data, opened.file).select(schema.names)
+
+
+def _with(table: Any, given: Sequence[Any], data: bytes, file: File) -> Any:
+    """One record batch of the table, and beside it the columns whose types somebody gave, of text."""
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    texts = _Extra([f.name for f in given]).batch(lines, {})
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    for field in given:
+        try:
+            columns[field.name] = texts.column(field.name).cast(field.type)
+        except pa.ArrowException as error:
+            message = f"column {field.name!r} of {file.name!r} is not all {field.type}: {str(error)[:300]}"
+            raise refuse(message) from error
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _blocks(opened: Opened, part: Part) -> Iterator[bytes]:

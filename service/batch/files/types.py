@@ -13,6 +13,17 @@ import pyarrow.compute as pc
 from registry.build.example import CODE
 from service.runtime.codec.columns import Faults, show
 
+GIVEN = {"given": "1"}
+"""Marks a field whose type somebody gave: it is not looked at whether it fits what it looks like."""
+_OPAQUE = (
+    pa.types.is_nested,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+MAYBE_CODE = re.compile(rb'(?:^|[,\n"])[ \t]*[+-]?(?:0[0-9xX]|[0-9]{19})')
+"""What a block has in it if there is a `CODE` in a cell; looked for in no time."""
 DTYPES = {"float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
 _CELL = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?(?:CSV conversion error to \S+: )?(.*)", re.DOTALL)
 
@@ -43,31 +54,50 @@ def merged(schemas: Mapping[str, Any], names: Sequence[str], alike: bool, dtypes
     Raises `Invalid`, naming column and files, when no type holds a column.
     """
     faults = Faults()
+    kinds: dict[str, dict[Any, str]] = {name: {} for name in names}  # with the first file that has it
+    for file, schema in schemas.items():
+        for field in schema:
+            kinds[field.name].setdefault(plain(field.type), file)
     fields = [
-        pa.field(n, DTYPES[dtypes[n]]) if n in dtypes else _merged(n, schemas, alike, faults) for n in names
+        pa.field(n, DTYPES[dtypes[n]], metadata=GIVEN) if n in dtypes else _merged(n, found, alike, faults)
+        for n, found in kinds.items()
     ]
     faults.raise_any()
     return pa.schema(fields)
 
 
-def _merged(name: str, schemas: Mapping[str, Any], alike: bool, faults: Faults) -> Any:
-    kinds: dict[Any, str] = {}  # and the first file that has it
-    for file, schema in schemas.items():
-        if (at := schema.get_field_index(name)) >= 0:
-            kinds.setdefault(plain(schema.field(at).type), file)
+def _merged(name: str, kinds: Mapping[Any, str], alike: bool, faults: Faults) -> Any:
     said = [k for k in kinds if not pa.types.is_null(k)] or [pa.null()]
+    if len(said) > 1:
+        if alike:  # decimals are trained on as float64 anyway
+            said = list(dict.fromkeys(pa.float64() if pa.types.is_decimal(k) else k for k in said))
+        elif opaque := [k for k in said if is_opaque(k)]:  # refused where it is asked for
+            return pa.field(name, opaque[0])
     try:
-        if alike and len({_is_text(k) for k in said}) > 1:
+        if len(said) > 1 and _loses(said, alike):
             raise pa.ArrowTypeError
         parts = [pa.schema([(name, k)]) for k in said]
         return pa.unify_schemas(parts, promote_options="permissive").field(0).with_nullable(True)
     except pa.ArrowException:
-        if not alike and not any(map(pa.types.is_nested, said)):
+        if not alike:
             return pa.field(name, pa.large_string() if pa.large_string() in said else pa.string())
-        odd = next((k for k in said if _is_text(k) != _is_text(said[0])), said[-1])
+        odd = next((k for k in kinds if _is_text(k) != _is_text(said[0])), said[-1])
         told = " and ".join(f"{str(k)[:100]} in {show(kinds[k])}" for k in (said[0], odd))
         faults.add(f"column {show(name)} is {told}; say what it is (dtypes, --dtype NAME=TYPE)", None, name)
         return pa.field(name, pa.null())
+
+
+def _loses(kinds: Sequence[Any], alike: bool) -> bool:
+    """Whether Arrow's common type cannot hold all of them: text beside numbers, and, where values are handed
+    on as they are, decimals and the largest integers beside other numbers."""
+    if alike:
+        return len({_is_text(k) for k in kinds}) > 1
+    return pa.uint64() in kinds or any(pa.types.is_decimal(k) for k in kinds)
+
+
+def is_opaque(kind: Any) -> bool:
+    """Whether it is no plain value: nested, bytes, or of an extension."""
+    return isinstance(kind, pa.BaseExtensionType) or any(is_one(kind) for is_one in _OPAQUE)
 
 
 def _is_text(kind: Any) -> bool:
@@ -76,12 +106,27 @@ def _is_text(kind: Any) -> bool:
 
 def not_null(schema: Any) -> Any:
     """With float64 for what is nowhere said."""
-    return pa.schema([(f.name, pa.float64() if pa.types.is_null(f.type) else f.type) for f in schema])
+    return pa.schema([f.with_type(pa.float64()) if pa.types.is_null(f.type) else f for f in schema])
 
 
-def codes(texts: Any) -> bool:
-    """Whether one of the texts is a number that begins with a zero."""
-    return bool(pc.any(pc.match_substring_regex(texts, CODE)).as_py())
+def code(texts: Any) -> str | None:
+    """A text that looks like a number and is none, if there is one."""
+    found = pc.filter(texts, pc.fill_null(pc.match_substring_regex(texts, CODE), False))
+    return str(found[0]) if len(found) else None
+
+
+def is_given(field: Any) -> bool:
+    return bool(field.metadata and b"given" in field.metadata)
+
+
+def as_texts(column: Any) -> Any:
+    """A column as text. Whole floats are written as integers are, for they often were some: an id beside
+    missing ones."""
+    if not pa.types.is_floating(column.type):
+        return column.cast(pa.string())
+    whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))
+    integers = pc.if_else(whole, column, None).cast(pa.int64())
+    return pc.if_else(whole, integers.cast(pa.string()), column.cast(pa.string()))
 
 
 def why(error: Exception, names: Sequence[str]) -> str:

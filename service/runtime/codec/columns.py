@@ -170,12 +170,17 @@ class Column:
         """What is looked up among the closed categories: numbers as the model will see them."""
         if self.dtype == "string":
             return str(value)
+        if self.dtype == "int64":
+            return int(value)
         return float(np.float32(value)) if self.dtype == "float32" else float(value)
 
     def all_known(self, array: Array) -> bool:
         """Whether the closed categories hold every number of `array`; missing ones are NaN."""
         known = self.known
-        return known is None or all(v in known or v != v for v in array.astype(np.float64).tolist())
+        if known is None:
+            return True
+        values = array if array.dtype.kind in "iu" else array.astype(np.float64)
+        return all(v in known or v != v for v in values.tolist())
 
     def numbers(self, values: Array) -> Array | None:
         """A column of numbers (any integer or float dtype, missing = NaN) as `array` makes it; None when

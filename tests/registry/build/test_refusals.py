@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.cluster import DBSCAN
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import LocalOutlierFactor
 
@@ -47,6 +48,15 @@ def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: A
 )
 def test_a_model_that_cannot_answer_is_refused_by_name(tmp_path: Path, model: Any, words: str) -> None:
     assert words in reason(tmp_path, model)
+
+
+@pytest.mark.parametrize("ids", [[1, 2**53, 3, 4], [1, None, -(2**53) - 1, 4]])
+def test_integers_that_float64_does_not_tell_apart_are_refused_by_name(
+    tmp_path: Path, ids: list[int | None]
+) -> None:
+    frame = pd.DataFrame({"id": pd.array(ids, dtype="Int64"), "age": FRAME["age"]})
+    model = HistGradientBoostingClassifier(max_iter=2).fit(frame.astype(float), LABELS)
+    assert "the example's column 'id' holds" in reason(tmp_path, model, frame)
 
 
 @pytest.mark.parametrize(
