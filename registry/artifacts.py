@@ -6,6 +6,7 @@ to a temporary file beside it, hashed on the way, fsynced, renamed, and the dire
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -58,8 +59,11 @@ class Writing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            with contextlib.suppress(OSError):  # on a full disk the rest does not fit either
+                self._file.close()
+        finally:
+            self._path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
         """Raises `TooLarge` beyond the bound."""

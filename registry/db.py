@@ -147,6 +147,7 @@ def migrate(engine: Engine, home: Path, revision: str = "head") -> None:
     """
     if revision == "head" and is_current(engine):
         return
+    _require_known(schema_revision(engine))
     with locked(home / "migrate.lock"):
         if revision == "head" and is_current(engine):
             return
@@ -157,8 +158,17 @@ def migrate(engine: Engine, home: Path, revision: str = "head") -> None:
 
 def require_current(engine: Engine) -> None:
     """Raises `TriviumError` with the way out when the schema is not the one this code was written for."""
-    if not is_current(engine):
+    found = schema_revision(engine)
+    _require_known(found)
+    if found != HEAD:
         raise TriviumError(
-            f"the database is at revision {schema_revision(engine)}, this version needs {HEAD}; "
-            "run `trivium migrate`"
+            f"the database is at revision {found}, this version needs {HEAD}; run `trivium migrate`"
+        )
+
+
+def _require_known(revision: str | None) -> None:
+    """Revisions are counted: what lies beyond ours was made by a later release."""
+    if revision is not None and revision > HEAD:
+        raise TriviumError(
+            f"the database is at revision {revision}, this version knows those up to {HEAD}; upgrade Trivium"
         )

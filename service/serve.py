@@ -143,16 +143,39 @@ def _worker_process() -> Keeper:
 
 
 def _keep(settings: Settings, listening: socket.socket, count: int, beside: list[Keeper]) -> int:
-    figures = settings.home / "metrics"
-    shutil.rmtree(figures, ignore_errors=True)
-    figures.mkdir(parents=True)
+    figures = _figures(settings.home / "metrics")
     keepers = [*(_web_process(n + 1, listening, figures.absolute()) for n in range(count)), *beside]
     stopped = stop_signal()
     _start(keepers)
     stopped()
     _stop(settings, keepers)
     listening.close()
+    shutil.rmtree(figures, ignore_errors=True)
     return 0
+
+
+def _figures(place: Path) -> Path:
+    """Where this server's processes count, in a directory of its own; of this host's servers that are gone
+    nothing is kept."""
+    host = socket.gethostname()
+    for left in place.glob(f"{host}-*"):
+        of, _, pid = left.name.rpartition("-")
+        if of == host and pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    own = place / f"{host}-{os.getpid()}"
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    return own
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _start(keepers: list[Keeper]) -> None:

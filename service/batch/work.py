@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from registry.batch_tables import JobRow, PartitionRow
-from registry.errors import Conflict
+from registry.errors import Conflict, TriviumError
 from registry.jobs import NewPartition
 from service.config import Settings
 
@@ -96,3 +96,12 @@ def folder(settings: Settings, job_id: int) -> Path:
 
 def discard(settings: Settings, job_id: int) -> None:
     shutil.rmtree(folder(settings, job_id), ignore_errors=True)
+
+
+def told(error: Exception) -> str:
+    """What a job's record says of an error. Of the database's, without the statement, which is in the log:
+    others may not see it."""
+    if isinstance(error, TriviumError):
+        return str(error)
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {str(cause)[:1000]}"

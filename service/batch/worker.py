@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
@@ -24,7 +25,7 @@ from registry.queue import Task
 from registry.tables import TaskRow, now
 from service import telemetry
 from service.batch.flight import LEASE_S, Flight, Stopping, held
-from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard
+from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard, told
 from service.config import Settings
 
 BEAT_S = 1.0
@@ -213,7 +214,9 @@ class Worker:
     def _fail(self, flight: Flight, error: Exception) -> None:
         """Let the task be tried again after a while; when it has failed too often, the job has."""
         task = flight.task
-        why = str(error) if isinstance(error, TriviumError) else _foreign(error)
+        if isinstance(error, msgspec.ValidationError):  # of the plan: nothing else here is read from outside
+            error = Hopeless(f"it was planned by another release ({str(error)[:200]}); start a new job")
+        why = told(error)
         log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
         with self._sessions.begin() as session:
             job = held(session, flight)
@@ -267,12 +270,6 @@ class Worker:
             except Exception:  # of the database, most likely: what is in flight comes back by its lease
                 log.exception("worker.thread_failed")
                 self._stopping.wait(ERROR_S)
-
-
-def _foreign(error: Exception) -> str:
-    """Of the database's errors without the statement, which is in the log: others may not see it."""
-    cause = getattr(error, "orig", None) or error
-    return f"{type(cause).__name__}: {str(cause)[:1000]}"
 
 
 def _count_failure(session: Session, flight: Flight) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +20,7 @@ from service.web.errors import MEDIA_TYPE, RETRY_AFTER, encode, problem, status_
 
 log = telemetry.logger(__name__)
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _WHOLE = "a whole number"
 _TIME = "a time such as 2026-03-03T12:00:00Z"
 _KINDS = {  # pydantic's types of error that mean: this is another kind of value
@@ -61,6 +63,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(OperationalError, _database)  # locked, full, or gone
     app.add_exception_handler(PoolTimeout, _database)
+    app.add_exception_handler(OSError, _disk)
     app.add_exception_handler(Exception, _broken)
 
 
@@ -91,6 +94,15 @@ async def _database(request: Request, error: Exception) -> Response:
     call: Call = request.scope["call"]
     log.error("database.failed", request_id=call.request_id, error=str(error))
     return _answer(request, 503, "the registry's database does not answer; try again")
+
+
+async def _disk(request: Request, error: Exception) -> Response:
+    """Nothing more can be kept: the operator's to put right, and no riddle for who asked."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        raise error
+    call: Call = request.scope["call"]
+    log.error("disk.failed", request_id=call.request_id, error=str(error))
+    return _answer(request, 507, f"the server's data directory cannot be written to: {error.strerror}")
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
@@ -14,6 +16,9 @@ from service import telemetry
 from service.builds.supervisor import KINDS
 from service.runtime.snapshot import STALE_S
 from service.web.services import Services
+
+LEAST_FREE = 1 << 20
+"""Bytes: with less, nothing that is worth it can be kept."""
 
 
 def health_routes(services: Services) -> list[Route]:
@@ -55,4 +60,16 @@ def _checks(services: Services) -> dict[str, str]:
     age = services.snapshot.age_s
     checks["snapshot"] = "ok" if age < STALE_S else f"the registry was last seen {age:.0f} s ago"
     checks["builder"] = services.supervisor.problem() or "ok"
+    checks["data"] = _data(services.store.incoming)
     return checks
+
+
+def _data(place: Path) -> str:
+    """Whether what is uploaded could be kept."""
+    try:
+        space = os.statvfs(place)
+    except OSError as error:
+        return f"the data directory cannot be used: {error.strerror}"
+    if not os.access(place, os.W_OK) or space.f_flag & os.ST_RDONLY:
+        return "the data directory is read-only"
+    return "ok" if space.f_bavail * space.f_frsize >= LEAST_FREE else "the disk of the data directory is full"

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -179,3 +180,14 @@ def test_files_that_are_no_blobs_are_not_listed(store: Store) -> None:
     store.put([CONTENT])
     (store.path(SHA).parent / ".DS_Store").write_bytes(b"")
     assert [b.sha256 for b in store] == [SHA]
+
+
+def test_an_upload_that_a_full_disk_ended_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "blobs")
+    writing = store.writing()
+    file = writing._file
+    with writing:
+        writing._file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
+        writing.write(b"x")
+    file.close()
+    assert list(store.incoming.iterdir()) == []

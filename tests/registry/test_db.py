@@ -15,6 +15,7 @@ from sqlalchemy.exc import InternalError, OperationalError
 from registry import changes, db, versions
 from registry.artifacts import Store
 from registry.build.job import Built
+from registry.errors import TriviumError
 from registry.tables import ModelRow, RevisionRow
 from tests.registry.helpers import build, publish, threads
 
@@ -196,3 +197,14 @@ def test_who_stops_inside_of_a_transaction_does_not_keep_its_locks(url: str, ses
     with db.sessions(stopped).begin() as session:  # the next one is a new one
         session.execute(locking)
     stopped.dispose()
+
+
+def test_a_database_of_a_later_version_is_told_so_and_left_alone(tmp_path: Path) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path / 'registry.db'}")
+    db.migrate(engine, tmp_path)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for call in (lambda: db.require_current(engine), lambda: db.migrate(engine, tmp_path)):
+        with pytest.raises(TriviumError, match="at revision 9999"):
+            call()
+    engine.dispose()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks._support import Server
+from service import serve
 from service.batch.running import NICE
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
@@ -172,3 +175,14 @@ def test_nothing_outlives_a_killed_server_and_its_port_is_free(tmp_path: Path) -
         assert server.kill() == []
         server.start()
         assert server.terminate() == 0
+
+
+def test_each_server_counts_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    host, gone = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f"{host}-{gone.pid}", f"{host}-1", f"{host}-x-{gone.pid}"):
+        (tmp_path / name).mkdir()
+    own = serve._figures(tmp_path)
+    assert own.name == f"{host}-{os.getpid()}"
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {own.name, f"{host}-1", f"{host}-x-{gone.pid}"}

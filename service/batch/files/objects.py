@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from registry.errors import Changed, Missing, Unavailable
 from service.batch.files.dataset import File, check_kind, refuse
+
+ANSWER_S = 30
+"""A store that accepts and never answers is given up after about this, one try of the client's own patience:
+it is waited for in a server's thread, of which there are 40, or in a worker's lane."""
 
 try:
     import obstore
@@ -97,7 +102,7 @@ def _store(location: str) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _store_of(root: str) -> Any:
-    return from_url(root)
+    return from_url(root, retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=ANSWER_S)})
 
 
 def _path(location: str) -> str:

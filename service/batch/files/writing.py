@@ -6,6 +6,7 @@ fsynced. NaN and infinity are null; floats are written so that reading gives the
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -76,8 +77,11 @@ class _Durable:
     def abandon(self) -> None:
         if not self.closed:
             self.closed = True
-            self.file.close()
-            self._temporary.unlink(missing_ok=True)
+            try:
+                with contextlib.suppress(OSError):  # on a full disk the rest does not fit either
+                    self.file.close()
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
 
 class PartWriter:

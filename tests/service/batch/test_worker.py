@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import event, select, update
 from sqlalchemy.exc import OperationalError, StatementError
@@ -477,6 +478,20 @@ def test_what_the_database_says_of_its_statement_is_for_the_log(bench: Bench) ->
 
     bench.work.on_plan = plan
     assert bench.run(job_id).error == "ValueError: no such thing"
+
+
+def test_a_plan_that_cannot_be_read_needs_a_new_job(bench: Bench) -> None:
+    job_id = bench.planned()
+
+    def unread(row: PartitionRow, alive: Alive) -> None:
+        raise msgspec.ValidationError("Object missing required field `schema`")
+
+    bench.work.do = unread
+    bench.worker().step()
+    job = bench.job(job_id)
+    assert job.state == jobs.FAILED
+    assert "planned by another release" in str(job.error)
+    assert "start a new job" in str(job.error)
 
 
 def test_of_one_model_no_more_partitions_run_than_are_allowed(sessions: Sessions, tmp_path: Path) -> None:

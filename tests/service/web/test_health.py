@@ -9,7 +9,8 @@ from registry import db
 from registry.errors import TriviumError
 from service.config import Settings
 from service.prepare import prepare
-from tests.service.api import Api
+from service.web import health
+from tests.service.api import Api, refused, running
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +62,32 @@ def test_a_database_of_another_version_is_not_served(tmp_path: Path):
     prepare(settings)
     engine = db.connect(settings.url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'from the future'")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(TriviumError, match=f"this version needs {HEAD}"):
         db.require_current(engine)
     engine.dispose()
+
+
+async def test_a_data_directory_that_is_gone_or_full_makes_it_unready(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Settings(home=home)) as api:
+
+        async def says() -> tuple[int, str]:
+            answer = await api.anonymous.get("/readyz")
+            return answer.status_code, answer.json()["checks"]["data"]
+
+        assert (await says())[1] == "ok"
+        incoming = api.services.store.incoming
+        incoming.rename(incoming.with_name("away"))
+        assert await says() == (503, "the data directory cannot be used: No such file or directory")
+        incoming.with_name("away").rename(incoming)
+        monkeypatch.setattr(health, "LEAST_FREE", 1 << 60)
+        assert await says() == (503, "the disk of the data directory is full")
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(type(api.services.store), "writing", full)
+        answer = await api.client.put(f"/v1/artifacts/{'0' * 64}", content=b"x")
+        assert "No space left on device" in refused(answer, 507)["detail"]

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -199,3 +200,14 @@ def test_times_that_python_does_not_have_are_text_in_json_lines(tmp_path: Path) 
     far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
     with files.PartWriter(path, LINES, far.schema) as writer, pytest.raises(Invalid, match="no calendar"):
         writer.write(far)
+
+
+def test_a_full_disk_is_not_left_full(tmp_path: Path) -> None:
+    """What is still in memory when a file is given up cannot be written then either."""
+    writer = files.PartWriter(tmp_path / "part.csv", CSV, SCHEMA)
+    file = writer._out.file
+    writer._out.file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
+    with writer:
+        writer.write(batch([]))
+    file.close()
+    assert list(tmp_path.iterdir()) == []
