@@ -154,11 +154,16 @@ def verify(presented: str, live: dict[str, Key]) -> Key | None:
     key = live.get(parts[1])
     if key is None or not hmac.compare_digest(_digest(presented), key.digest):
         return None
-    return None if is_over(key) else key
+    return None if _is_over(key) else key
 
 
-def is_over(key: Key) -> bool:
-    """Whether it has expired."""
+def is_live(key: Key, live: dict[str, Key]) -> bool:
+    """Whether one that was verified a while ago would be now: not revoked, rotated or expired since."""
+    found = live.get(key.id)
+    return found is not None and found.digest == key.digest and not _is_over(found)
+
+
+def _is_over(key: Key) -> bool:
     return key.expires_at is not None and key.expires_at <= now()
 
 

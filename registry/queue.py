@@ -45,10 +45,19 @@ class Task(msgspec.Struct, frozen=True):
     subject: str
     fence: int
     attempt: int
+    failures: int
     max_attempts: int
 
 
-_TASK = (TaskRow.id, TaskRow.kind, TaskRow.subject, TaskRow.fence, TaskRow.attempt, TaskRow.max_attempts)
+_TASK = (
+    TaskRow.id,
+    TaskRow.kind,
+    TaskRow.subject,
+    TaskRow.fence,
+    TaskRow.attempt,
+    TaskRow.failures,
+    TaskRow.max_attempts,
+)
 
 
 def task(

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from registry.signature import SAFE, Input, Output, Scalar, Signature
+from registry.signature import SAFE, Input, Output, Scalar, Signature, most
 
 Schema = dict[str, Any]
 
@@ -32,7 +32,8 @@ _ZERO: dict[str, Scalar] = {"float64": 0.0, "float32": 0.0, "int64": 0, "bool": 
 
 def instance_schema(signature: Signature) -> Schema:
     """The schema of one instance: every feature required, nothing else allowed."""
-    return _object({i.name: _feature(i, signature.most(i)) for i in signature.inputs})
+    in_matrix = signature.numeric
+    return _object({i.name: _feature(i, most(i, in_matrix)) for i in signature.inputs})
 
 
 def instance_example(signature: Signature) -> dict[str, Scalar | None]:
@@ -65,11 +66,11 @@ def class_key(value: Scalar) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _feature(given: Input, most: int) -> Schema:
+def _feature(given: Input, largest: int) -> Schema:
     kind = _JSON_TYPE[given.dtype]
     schema: Schema = {"type": [kind, "null"] if given.nullable else kind}
     schema |= _RANGE.get(given.dtype, {})
-    if given.dtype == "int64" and most == SAFE:
+    if given.dtype == "int64" and largest == SAFE:
         schema |= {"minimum": -SAFE, "maximum": SAFE}
     if given.closed and given.categories:
         schema["enum"] = [*given.categories, *([None] if given.nullable else [])]

@@ -7,6 +7,7 @@ signature is `service/runtime/codec`, inferring one from an estimator is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -35,6 +36,17 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     example: Scalar | None = None
 
 
+def numeric(inputs: Sequence[Input]) -> bool:
+    """Whether rows of these features form one float64 matrix."""
+    return all(i.dtype in NUMERIC for i in inputs)
+
+
+def most(given: Input, in_matrix: bool) -> int:
+    """How large an int64 of this feature may be, and as small: `SAFE` where it travels as float64, in the
+    matrix of a `numeric` signature, or because it may be missing."""
+    return SAFE if in_matrix or given.nullable else 2**63 - 1
+
+
 class Output(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One output array. `shape` starts with -1, the number of rows.
 
@@ -58,12 +70,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def numeric(self) -> bool:
         """True when every feature is a number or a boolean, so that rows form one float64 matrix."""
-        return all(i.dtype in NUMERIC for i in self.inputs)
-
-    def most(self, given: Input) -> int:
-        """How large an int64 of this feature may be, and as small: `SAFE` where it travels as float64, in the
-        matrix, or because it may be missing."""
-        return SAFE if self.numeric or given.nullable else 2**63 - 1
+        return numeric(self.inputs)
 
     def to_json(self) -> dict[str, Any]:
         built: dict[str, Any] = msgspec.to_builtins(self)

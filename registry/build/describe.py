@@ -15,7 +15,7 @@ from registry.build.estimator import arrange
 from registry.build.example import Example
 from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
-from registry.signature import NUMERIC, DType, Input, Scalar, Signature, Task
+from registry.signature import NUMERIC, SAFE, DType, Input, Scalar, Signature, Task, most, numeric
 
 MAX_CATEGORIES = 100
 """An open string column with more distinct values than this in the example lists none."""
@@ -173,15 +173,15 @@ def table(inputs: tuple[Input, ...], sample: Example) -> Rows:
     """The example's rows in the signature's order and dtypes. Raises `Refused` for integers that the model
     would get as their neighbours."""
     cells = [example.cast(i.name, sample.columns[i.name], i.dtype) for i in inputs]
-    matrix = all(i.dtype in NUMERIC for i in inputs)
+    in_matrix = numeric(inputs)
     for feature, column in zip(inputs, cells, strict=True):
-        if feature.dtype == "int64" and (matrix or feature.nullable):
+        if feature.dtype == "int64" and most(feature, in_matrix) == SAFE:
             example.require_safe(feature.name, column)
     return pack(inputs, [example.to_numpy(c, i.dtype) for i, c in zip(inputs, cells, strict=True)])
 
 
 def pack(inputs: tuple[Input, ...], columns: list[Any]) -> Rows:
-    if all(i.dtype in NUMERIC for i in inputs):
+    if numeric(inputs):
         return Rows(matrix=np.column_stack(columns).astype(np.float64))
     return Rows(columns=tuple(columns))
 

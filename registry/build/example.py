@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 from registry.errors import Refused
 from registry.rows import Array
 from registry.signature import SAFE, DType
+from registry.text import CODE, separator
 
-CODE = r"^\s*[+-]?(?:0[0-9]+|[0-9]{19,}|0[xX][0-9a-fA-F]+)\s*$"
-"""Digits that begin with a zero (01067), or are more than any number here holds, are a code of a place, an
-article or an account, and no number; and so are hexadecimal ones, which no other reader takes for one."""
 MAX_ROWS = 10_000
 """More rows of an example than this are not looked at."""
 
@@ -52,7 +50,7 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise Refused(f"the example has the column {twice[0]!r} more than once")
     columns = {name: _plain(name, table.column(name)) for name in names}
-    if len(names) == 1 and media_type == "text/csv" and (";" in names[0] or "\t" in names[0]):
+    if len(names) == 1 and media_type == "text/csv" and separator(names[0]):
         raise Refused(f"the example's header {names[0]!r} has no commas; write them between its columns")
     if target is not None and target not in columns:
         raise Refused(f"the target {target!r} is no column of the example; it has {', '.join(names)}")

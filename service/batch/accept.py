@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -25,6 +25,9 @@ from service.batch import places, ray
 from service.config import Settings
 from service.runtime.codec.answers import Answers
 from service.runtime.codec.columns import Column, columns_of
+
+if TYPE_CHECKING:  # pyarrow comes with the first job, not with the start
+    from service.batch.files import Dataset
 
 HEAD_ROWS = 100
 
@@ -93,9 +96,7 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     _require_input(store, spec)
     place = places.find(settings, store, spec["input"])
     dataset = files.open_dataset(place.location, place.media_type)
-    if _extra(spec):
-        files.check_commas(dataset)
-    check_extra(spec, dataset.columns)
+    check_extra(spec, dataset)
     head = files.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
     tolerant = spec.get("error_threshold") is not None  # who names a share waits for it
     if head.length and not len(head.rows) and not tolerant:
@@ -105,18 +106,21 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
     return Examined(list(dataset.columns), head.length, len(head.faults), said)
 
 
-def check_extra(spec: Spec, columns: Sequence[str]) -> None:
+def check_extra(spec: Spec, dataset: Dataset) -> None:
     """Raises `Invalid` naming the field of the body whose column the input does not have."""
+    from service.batch import files
+
     faults = [
         FieldError(
             f"the input has no column {name!r}",
             field="id_column" if name == spec.get("id_column") else "passthrough",
-            expected=some(columns),
+            expected=some(dataset.columns),
         )
         for name in _extra(spec)
-        if name not in columns
+        if name not in dataset.columns
     ]
     if faults:
+        files.check_commas(dataset)
         raise Invalid(faults[0].message, faults)
 
 

@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from registry import db, jobs, progress
 from registry.batch_tables import JobRow
 from registry.errors import Conflict, NotFound
-from registry.keys import Key, is_over
+from registry.keys import Key, is_live
 from service.batch import media, starting
 from service.batch.bodies import JobBody
 from service.batch.records import record, summary
@@ -272,8 +272,7 @@ async def _events(services: Services, found: _Look, job_id: int, caller: Key) ->
         await asyncio.sleep(max(WATCH_S, REST * found.seconds))
         if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server
             return
-        key = services.snapshot.state.keys.get(caller.id)
-        if key is None or key.digest != caller.digest or is_over(key):  # revoked or rotated meanwhile
+        if not is_live(caller, services.snapshot.state.keys):
             return
         try:
             found = await run_sync(_look, services, job_id, caller)

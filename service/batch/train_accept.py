@@ -52,7 +52,7 @@ def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequenc
             versions.require_blob(store, artifact, "input.artifact")
         place = places.find(settings, store, then["input"])
         dataset = files.open_dataset(place.location, place.media_type)
-        check_extra(then, dataset.columns)
+        check_extra(then, dataset)
     lacking = [name for name in features if name not in dataset.columns]
     if lacking:
         faults = [

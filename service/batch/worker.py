@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
-from sqlalchemy import select
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -22,7 +21,7 @@ from registry import db, jobs, queue
 from registry.batch_tables import JobRow, PartitionRow
 from registry.errors import Changed, NotFound, StaleTask, TriviumError
 from registry.queue import Task
-from registry.tables import TaskRow, now
+from registry.tables import now
 from service import telemetry
 from service.batch.flight import LEASE_S, Flight, Stopping, held
 from service.batch.work import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard, told
@@ -279,7 +278,7 @@ def _count_failure(session: Session, flight: Flight) -> int:
     elif flight.task.kind == jobs.RAY:
         rows = [p for p in jobs.partitions(session, flight.job_id) if p.result is None]
     else:
-        return 1 + (session.scalar(select(TaskRow.failures).where(TaskRow.id == flight.task.id)) or 0)
+        return flight.task.failures + 1
     for row in rows:
         row.failures += 1
     return max((row.failures for row in rows), default=flight.task.attempt)

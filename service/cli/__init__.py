@@ -78,7 +78,8 @@ jobs_app = Typer(
     rich_markup_mode=None,
 )
 schedules_app = Typer(
-    help="Schedules: list (`trivium schedules` alone), create, show, edit, pause, resume, run, history ...",
+    help="Schedules: list (`trivium schedules` alone), create, show, edit, pause, resume, run, history, "
+    "delete.",
     cls=groups.ListByDefault,
     rich_markup_mode=None,
 )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from service.batch import media
-from service.batch.media import BY_SUFFIX, SUFFIXES
 from service.cli.transfer import upload
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ Data = Annotated[
 ]
 MediaType = Annotated[
     str | None,
-    Option(help=f"What is in DATA, when its name does not say it: {' or '.join(SUFFIXES)}."),
+    Option(help=f"What is in DATA, when its name does not say it: {' or '.join(media.SUFFIXES)}."),
 ]
 Attempts = Annotated[int | None, Option(min=1, help="Per partition: one run and the retries (4).")]
 Engine = Annotated[str | None, Option(help="local or ray.")]
@@ -92,7 +91,7 @@ def _media_type(file: Path) -> str:
     found = by_name(str(file))
     if found is None:
         raise BadParameter(
-            f"{file}: its name does not say what is in it ({' '.join(BY_SUFFIX)}); say it with --media-type "
-            f"{' or '.join(SUFFIXES)}"
+            f"{file}: its name does not say what is in it ({' '.join(media.BY_SUFFIX)}); say it with "
+            f"--media-type {' or '.join(media.SUFFIXES)}"
         )
     return found

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def say_made(record: Record) -> None:
-    say(f"schedule {record['name']}: {next_words(record)}")
+    say(f"schedule {record['name']}: {_next(record)}")
     for warning in record["warnings"]:
         say(f"warning: {warning}")
 
 
-def next_words(record: Record) -> str:
+def _next(record: Record) -> str:
     if record["paused"]:
         return f"paused, else runs {rhythm(record)}"
     return f"runs {rhythm(record)}, next at {when(record['next_at'])} UTC"
@@ -53,7 +53,7 @@ def lines(record: Record) -> list[str]:
     then = record["job"].get("then")
     missed = "made up for" if record["catch_up"] else "skipped"
     return [
-        f"{record['name']}: {next_words(record)}",
+        f"{record['name']}: {_next(record)}",
         f"starts: {record['job']['kind']} {model_words(record['job'])} on {_place(record['job'])}",
         *([f"then scores {_place(then)} with what was trained"] if then else []),
         f"a missed run is {missed}; runs may {'overlap' if record['overlap'] else 'not overlap'}",

@@ -92,7 +92,7 @@ def test_the_task_of_a_killed_worker_is_claimed_again_when_its_lease_has_lapsed(
     task_id = _enqueue(sessions)
     killed(crowd.claim_and_die, url, "build", 60.0)
     assert _claim(sessions) is None  # it may still be alive
-    killed_claim = Task(task_id, "build", "1", 1, 1, 3)
+    killed_claim = Task(task_id, "build", "1", 1, 1, 0, 3)
     _lapse(sessions, killed_claim)
     again = _take(sessions)
     assert (again.id, again.fence, again.attempt) == (task_id, 2, 2)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from registry.errors import FieldError
 from registry.rows import Array, Rows
+from registry.signature import SAFE
 from service.batch.files.dataset import Block, refuse
 from service.runtime.codec.arrow import arrow_value, check_type, is_number
 from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
@@ -26,7 +27,7 @@ Wrongs = dict[int, list[FieldError]]
 
 WALKED = 16  # cells: fewer are not worth halving
 PLACEHOLDERS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": 0, "float32": 0}
-EXACT = 2.0**53  # integers beyond are not told apart by float64
+EXACT = float(SAFE + 1)  # from here on float64 does not tell integers apart
 
 
 class Checked(NamedTuple):

@@ -192,7 +192,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _is_ascii(texts: Any) -> bool:
-    return bool(pac.all(pac.string_is_ascii(texts)).as_py() is not False)
+    return pac.all(pac.string_is_ascii(texts)).as_py() is not False  # None: there is none
 
 
 def _as_written(cells: Any) -> Any:

@@ -102,21 +102,23 @@ def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
         except pa.ArrowInvalid as error:
             told = f"{opened.file.name!r} is not like its first rows: {str(error)[:300]}"
             raise refuse(f"{told}; say what the column holds (dtypes, --dtype NAME=TYPE)") from error
-        yield _with(table, given, data, opened.file).select(schema.names)
+        if given:
+            table = _with(table, given, data, opened.file).select(schema.names)
+        yield from table.combine_chunks().to_batches()
 
 
 def _with(table: Any, given: Sequence[Any], data: bytes, file: File) -> Any:
-    """One record batch of the table, and beside it the columns whose types somebody gave, of text."""
+    """The table, and beside its columns those whose types somebody gave, of text."""
     lines = [line for line in data.split(b"\n") if line.strip()]
     texts = _Extra([f.name for f in given]).batch(lines, {})
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    columns = dict(zip(table.column_names, table.columns, strict=True))
     for field in given:
         try:
             columns[field.name] = texts.column(field.name).cast(field.type)
         except pa.ArrowException as error:
             message = f"column {field.name!r} of {file.name!r} is not all {field.type}: {str(error)[:300]}"
             raise refuse(message) from error
-    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    return pa.table(columns)
 
 
 def _blocks(opened: Opened, part: Part) -> Iterator[bytes]:

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from registry.errors import FieldError, Invalid
+from registry.text import separator
 from service.batch.files import types
 from service.batch.files.dataset import Batch, Block, Dataset, Fault, File, Part, refuse
 from service.batch.files.formats import cast, extra_schema, format_of, schema_of
 from service.batch.files.places import Opened, listed
 from service.batch.media import CSV, LINES
 from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, show
-from service.runtime.codec.tables import separator
 
 MAX_MESSAGES = 5  # of one row in the errors file
 MAX_ID = 10_000  # characters of a row's id there: readers of CSV take no cell without end

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from registry.build.example import CODE
+from registry.signature import SAFE
+from registry.text import CODE
 from service.runtime.codec.columns import Faults, show
 
 GIVEN = {"given": "1"}
@@ -124,7 +125,7 @@ def as_texts(column: Any) -> Any:
     missing ones."""
     if not pa.types.is_floating(column.type):
         return column.cast(pa.string())
-    whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))
+    whole = pc.and_(pc.equal(pc.floor(column), column), pc.less_equal(pc.abs(column), float(SAFE)))
     integers = pc.if_else(whole, column, None).cast(pa.int64())
     return pc.if_else(whole, integers.cast(pa.string()), column.cast(pa.string()))
 

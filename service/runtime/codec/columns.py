@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
-from registry.signature import SAFE, Input, Scalar, Signature
+from registry.signature import SAFE, Input, Scalar, Signature, most
 
 MAX_FAULTS = 100  # more than a person reads; the rest of the body is not walked
 MAX_HINTS = 5  # a close match among 500 names costs milliseconds
@@ -75,7 +75,8 @@ class Faults(list[FieldError]):
 
 def columns_of(signature: Signature) -> tuple[Column, ...]:
     """A column for each input."""
-    return tuple(Column(i, signature.most(i)) for i in signature.inputs)
+    in_matrix = signature.numeric
+    return tuple(Column(i, most(i, in_matrix)) for i in signature.inputs)
 
 
 class Column:
@@ -118,9 +119,7 @@ class Column:
     def _int64(self) -> Any:
         """39.0 is an integer too: JSON does not tell them apart, and many clients write it so."""
         whole = Annotated[int, Meta(ge=self.least, le=self.most)]
-        if self.most == INT64_MAX:
-            return whole | Annotated[float, Meta(ge=-(2.0**63), lt=2.0**63, multiple_of=1)]
-        return whole | Annotated[float, Meta(ge=float(self.least), le=float(self.most), multiple_of=1)]
+        return whole | Annotated[float, Meta(ge=float(self.least), lt=float(self.most + 1), multiple_of=1)]
 
     def cell(self, value: Any) -> Any:
         """`value` (None, bool, int, float, str; anything else is wrong) if the column takes it, else
@@ -202,10 +201,7 @@ class Column:
 
     def _are_int64(self, values: Array) -> bool:
         if values.dtype.kind == "f":
-            bounded = np.abs(values) < 2.0**63 if self.most == INT64_MAX else np.abs(values) <= self.most
-            return bool(((values == np.floor(values)) & bounded).all())
-        if self.most == INT64_MAX:
-            return values.dtype != np.uint64 or bool((values <= INT64_MAX).all())
+            return bool(((values == np.floor(values)) & (np.abs(values) < float(self.most + 1))).all())
         return bool(((values <= self.most) & (values >= self.least)).all())
 
     def array(self, values: Sequence[Any] | Array) -> Array:

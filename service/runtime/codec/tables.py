@@ -20,6 +20,7 @@ import numpy as np
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
+from registry.text import separator
 from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)
@@ -64,11 +65,6 @@ def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults)
         if column.name not in there:
             message = f"column {show(column.name)} is missing; {column.advice}"
             faults.add(message, None, column.name, column.expected)
-
-
-def separator(header: str) -> str | None:
-    """What stands between the columns of a header in which there is no comma."""
-    return next((name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in header), None)
 
 
 def walk(

@@ -133,7 +133,7 @@ def test_a_killed_server_leaves_no_orphan() -> None:
 def test_a_killed_server_leaves_no_template_that_is_still_starting(tmp_path: Path) -> None:
     """It hears of the socket only when all is imported, which may take long on a busy machine."""
     (tmp_path / "joblib.py").write_text("import time\ntime.sleep(60)\n")
-    code = "\n".join((*PARENT.splitlines()[:5], "while forks.pid is None: time.sleep(0.01)"))
+    code = "\n".join((*PARENT.splitlines()[:5], "for _ in range(3000): forks.pid or time.sleep(0.01)"))
     code += "\nprint(forks.pid, flush=True)\ntime.sleep(60)\n"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as server:
