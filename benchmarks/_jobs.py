@@ -138,7 +138,7 @@ class Site:
 
     def worker(self) -> psutil.Process | None:
         """The one that the server keeps, if it has one at the moment."""
-        found = [p for p in self.server.descendants() if "service.batch.running" in p.cmdline()]
+        found = [p for p in self.server.descendants() if "service.worker.process" in p.cmdline()]
         return found[0] if found else None
 
     def until_worker(self) -> psutil.Process:

@@ -111,7 +111,7 @@ def bare(home: Path, model: str) -> dict[str, float]:
     from registry.rows import Rows
     from registry.tables import ModelRow, VersionRow
     from service.config import Settings
-    from service.runtime.batch import BatchLoader
+    from service.runtime.bulk import BatchLoader
 
     settings = Settings(home=home)
     sessions = db.sessions(db.connect(settings.url))

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from registry.build.estimator import Estimator
-from registry.build.quantize import Quantize, min_tflite, quantize
-from registry.build.tflite import convert
-from registry.build.tflite.compose import CONVERTERS
 from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
-from tests.registry.build.tflite import cases
-from tests.registry.build.tflite.edge import at_thresholds, loaded, signature_of, single
+from service.compiler.signature.estimator import Estimator
+from service.compiler.tflite import convert
+from service.compiler.tflite.compose import CONVERTERS
+from service.compiler.tflite.quantize import Quantize, min_tflite, quantize
+from tests.service.compiler.tflite import cases
+from tests.service.compiler.tflite.edge import at_thresholds, loaded, signature_of, single
 
 DOC = Path(__file__).parents[1] / "docs" / "edge-estimators.md"
 FITTED, ASKED, TIMED = 6_000, 12_000, 300
@@ -199,7 +199,7 @@ def supported() -> str:
 
 INTRODUCTION = """# Which estimators have a .tflite form, and how faithful it is
 
-Written by `python -m benchmarks.edge --write`, of the estimators in `tests/registry/build/tflite/cases.py`.
+Written by `python -m benchmarks.edge --write`, of the estimators in `tests/service/compiler/tflite/cases.py`.
 
 {supported}.
 

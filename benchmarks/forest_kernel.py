@@ -25,12 +25,16 @@ from sklearn.datasets import make_classification
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 from benchmarks._support import machine
-from registry.build import describe, forest_file, forests, parity, rowset, trials
-from registry.build.estimator import Estimator
-from registry.build.given import Corrections
 from registry.rows import Rows
-from service.runtime.forest import ForestRuntime
-from service.runtime.onnx import OnnxRuntime
+from service.compiler.measure import comparison_rows, parity
+from service.compiler.onnx import candidates
+from service.compiler.signature import describe
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.estimator import Estimator
+from service.compiler.trees import flatten
+from service.runtime import node_file
+from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.onnx_runtime import OnnxRuntime
 
 CORES = len(os.sched_getaffinity(0))
 FEATURES = 30
@@ -50,13 +54,13 @@ def models(trees: int) -> dict[str, Any]:
 def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
     """The kernel and ONNX Runtime, or None where its form drifts, as a build makes them."""
     signature = describe.describe(model, None, Corrections.read(None)).signature
-    forest_file.save(forests.flatten(model), folder / "forest.npz")
+    node_file.save(flatten.flatten(model), folder / "forest.npz")
     answer = Estimator(model, signature).run
 
     def reference() -> list[parity.Block]:
-        return parity.reference(answer, rowset.kinds(model, signature, None))
+        return parity.reference(answer, comparison_rows.kinds(model, signature, None))
 
-    chosen = trials.run(model, signature, reference, folder, OnnxRuntime).chosen
+    chosen = candidates.run(model, signature, reference, folder, OnnxRuntime).chosen
     onnx = OnnxRuntime(chosen.file, signature) if chosen and chosen.file else None
     return ForestRuntime(folder / "forest.npz", signature), onnx
 

@@ -22,8 +22,8 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 
-from registry.build.quantize import quantize
 from registry.rows import Rows
+from service.compiler.tflite.quantize import quantize
 
 WAYS = ("none", "float16", "dynamic", "int8")
 CALIBRATED = 200

@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Engine, insert, update
 from sqlalchemy.orm import Session
 
-from registry import aliases, catalog, changes, db, garbage, models, queue, versions
+from registry import aliases, catalog, db, garbage, models, queue, revision, versions
 from registry.artifacts import Store
 from registry.signature import Input, Output, Signature
 from registry.tables import AliasEventRow, AliasRow, ModelRow, RevisionRow, TagRow, TaskRow, VersionRow, now
@@ -176,7 +176,7 @@ def writes(sessions: db.Sessions, store: Store, name: str) -> Calls:
 def follows(engine: Engine, sessions: db.Sessions, snapshot: Snapshot, name: str) -> Calls:
     def reload() -> None:
         with sessions.begin() as session:
-            changes.note(session, "model", name)
+            revision.note(session, "model", name)
         snapshot.refresh()
 
     return {"reload one model": reload, "snapshot load": lambda: Snapshot(engine).refresh()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Engine, text
 
-from registry import batch_tables  # noqa: F401 - its tables are part of the metadata
+from registry.jobs import tables  # noqa: F401 - its tables are part of the metadata
 from registry.tables import Base
 
 engine: Engine = context.config.attributes["engine"]

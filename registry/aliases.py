@@ -12,7 +12,7 @@ from datetime import datetime
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from registry import changes, models
+from registry import models, revision
 from registry.errors import Conflict, NotFound, NotReady
 from registry.names import check_name
 from registry.pages import Page, after, cut
@@ -57,7 +57,7 @@ def promote(
             share = "all" if edge_percent is None else f"{edge_percent} %"
             said = reason or f"for {share} of the devices"
             _event(session, owner, alias, number, "rollout", by, said, None)  # a line, no move
-            changes.note(session, "model", model)
+            revision.note(session, "model", model)
         return row
     event = _event(session, owner, alias, version.number, "promote", by, reason, row)
     return _point(session, owner, row, version, event, edge_percent)
@@ -112,7 +112,7 @@ def remove(session: Session, model: str, alias: str, *, by: str) -> None:
     row = _get(session, owner, alias)
     _event(session, owner, alias, None, "delete", by, None, None)
     session.delete(row)
-    changes.note(session, "model", model)
+    revision.note(session, "model", model)
 
 
 def history(
@@ -200,6 +200,6 @@ def _point(
         row.edge_previous = row.version.number
     row.version, row.event = version, event
     row.edge_percent, row.edge_halted = edge_percent, None
-    changes.note(session, "model", owner.name)
+    revision.note(session, "model", owner.name)
     session.flush()
     return row

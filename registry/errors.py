@@ -16,7 +16,7 @@
         └── DeadlineExceeded
 
 Each error builds its own message. None of them knows HTTP: the one table of status codes is
-`service/web/errors.py`.
+`service/web/problems.py`.
 """
 
 from __future__ import annotations

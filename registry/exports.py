@@ -8,9 +8,9 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry import changes, models, queue, versions
+from registry import models, queue, revision, versions
 from registry.artifacts import Store
-from registry.build.job import Bounds, Quantize
+from registry.build_records import Bounds, Quantize
 from registry.errors import NotFound, NotReady
 from registry.pages import Page, after, cut
 from registry.signature import Signature
@@ -105,7 +105,7 @@ def finish(session: Session, export_id: int, done: Finished) -> ExportRow:
     for field in msgspec.structs.fields(done):
         setattr(row, field.name, getattr(done, field.name))
     row.finished_at = now()
-    changes.note(session, "model", row.version.model.name)
+    revision.note(session, "model", row.version.model.name)
     session.flush()
     return row
 

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.artifacts import Store
-from registry.batch_tables import JobRow, ScheduleRow
+from registry.jobs.tables import JobRow, ScheduleRow
 from registry.tables import ExportRow, VersionRow
 from registry.versions import hold_blobs
 

@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from registry import changes
+from registry import revision
 from registry.artifacts import fsync_directory
 from registry.errors import FieldError, Invalid, NotFound
 from registry.names import check_name
@@ -106,7 +106,7 @@ def revoke(session: Session, key_id: str) -> KeyRow:
     """End the key. Raises `NotFound`."""
     row = get(session, key_id)
     row.revoked_at = row.revoked_at or now()
-    changes.note(session, "key", row.id)
+    revision.note(session, "key", row.id)
     return row
 
 
@@ -191,7 +191,7 @@ def ensure_admin(session: Session, file: Path) -> bool:
 def _issue(session: Session, row: KeyRow, secret: str | None) -> Issued:
     key = text(row.id, secret or secrets.token_urlsafe(32))
     row.digest = _digest(key)
-    changes.note(session, "key", row.id)
+    revision.note(session, "key", row.id)
     session.flush()
     return Issued(row, key)
 

@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from registry import changes, queue
-from registry.batch_tables import JobRow
+from registry import queue, revision
 from registry.errors import InUse, NotFound
+from registry.jobs.tables import JobRow
 from registry.names import check_name
 from registry.pages import Page, after, cut
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
@@ -130,7 +130,7 @@ def remove(session: Session, name: str) -> None:
     session.execute(delete(DeviceReportRow).where(DeviceReportRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
-    changes.note(session, "model", name)
+    revision.note(session, "model", name)
 
 
 def refuse_while_at_work(session: Session, what: str, which: ColumnElement[bool]) -> None:

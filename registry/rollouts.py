@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from registry import aliases, changes, models
+from registry import aliases, models, revision
 from registry.errors import NotFound
 from registry.pages import Page, after, cut
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, now
@@ -113,7 +113,7 @@ def _halt_if_needed(session: Session, owner: ModelRow, version: int, by: str) ->
         row.edge_percent = 0
         row.edge_halted = f"{failed} of {all_} devices reported that version {version} failed"
         _remember(session, row, by)
-        changes.note(session, "model", owner.name)
+        revision.note(session, "model", owner.name)
 
 
 def _began(session: Session, row: AliasRow) -> datetime:

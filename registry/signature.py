@@ -2,7 +2,7 @@
 
 The JSON form is what the API shows and takes. Only data lives here; reading rows against a
 signature is `service/runtime/codec`, inferring one from an estimator is
-`registry/build/estimator.py`.
+`service/compiler/signature/estimator.py`.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class DeviceReportRow(Base):
 
 
 class TufMetadataRow(Base):
-    """A signed TUF document, as it is sent; see `service/edge/tuf.py`."""
+    """A signed TUF document, as it is sent; see `service/edge/tuf_repository.py`."""
 
     __tablename__ = "tuf_metadata"
 

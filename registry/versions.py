@@ -12,9 +12,9 @@ import msgspec
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from registry import aliases, changes, models, queue
+from registry import aliases, models, queue, revision
 from registry.artifacts import Store, check_sha256
-from registry.build.job import Built
+from registry.build_records import Built
 from registry.errors import FieldError, InUse, Invalid, NotFound, NotReady
 from registry.names import check_name
 from registry.pages import Page, after, cut
@@ -101,7 +101,7 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     session.add(version)
     session.flush()
     queue.enqueue(session, BUILD, str(version.id), priority=BUILD_PRIORITY, max_attempts=BUILD_ATTEMPTS)
-    changes.note(session, "model", owner.name)
+    revision.note(session, "model", owner.name)
     return version
 
 
@@ -141,7 +141,7 @@ def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
     version.lineage = {**version.lineage, **built.lineage}
     version.metrics = {**built.metrics, **version.metrics}  # the publisher's own figures win
     version.built_at = now()
-    changes.note(session, "model", owner.name)
+    revision.note(session, "model", owner.name)
     session.flush()
     if version.state == READY and version.wanted_alias is not None:
         _take_alias(session, owner, version, version.wanted_alias)
@@ -216,7 +216,7 @@ def edit(
         if archived:
             _refuse_if_in_use(session, owner, version, "archived")
         version.state = ARCHIVED if archived else READY
-    changes.note(session, "model", model)
+    revision.note(session, "model", model)
     session.flush()
     return version
 
@@ -234,7 +234,7 @@ def remove(session: Session, model: str, number: int) -> None:
     _refuse_if_in_use(session, owner, version, "deleted")
     models.refuse_while_at_work(session, f"{model}:{number} cannot be deleted", VersionRow.id == version.id)
     session.delete(version)
-    changes.note(session, "model", model)
+    revision.note(session, "model", model)
 
 
 def hold_blobs(session: Session, *, shared: bool) -> None:

@@ -18,14 +18,14 @@ from registry.artifacts import Store
 from service import telemetry
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from service.edge.tuf_chore import SigningChore
+from service.edge.tuf_signing import SigningChore
 from service.online.hotpath import HotPath
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
 from service.web import health
 from service.web.auth import Guard, check_public
 from service.web.docs import docs_routes
-from service.web.late import Late
+from service.web.lazy_app import Late
 from service.web.limits import Limits
 from service.web.services import Services
 

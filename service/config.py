@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     def jobs(self) -> Path:
         return self.home / "jobs"
 
+    def job_directory(self, job_id: int) -> Path:
+        """Holds a job's parts until they are assembled. Absolute."""
+        return self.jobs.absolute() / str(job_id)
+
     @property
     def blobs(self) -> Path:
         return self.home / "blobs"

@@ -10,17 +10,17 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from service.batch import routes as batch_routes
+from service.batch import job_routes as batch_routes
 from service.batch import schedule_routes
-from service.edge import export_routes, reports, tuf_routes
-from service.edge import routes as edge_routes
-from service.publish import alias_routes, artifacts, key_routes, routes
-from service.web import failures, metrics, openapi_routes
+from service.edge import device_routes as edge_routes
+from service.edge import export_routes, report_routes, tuf_routes
+from service.publish import alias_routes, artifact_routes, key_routes, model_routes
+from service.web import metrics, openapi_routes, problem_handlers
 from service.web.deps import check_guarded
 from service.web.services import Services
 
-PUBLISH = (artifacts, routes, alias_routes, key_routes)
-EDGE = (export_routes, edge_routes, reports, tuf_routes)
+PUBLISH = (artifact_routes, model_routes, alias_routes, key_routes)
+EDGE = (export_routes, edge_routes, report_routes, tuf_routes)
 BATCH = (batch_routes, schedule_routes)
 OPERATION = (openapi_routes, metrics)
 
@@ -39,6 +39,6 @@ def management(services: Services) -> FastAPI:
     app.state.services = services
     for room in (*PUBLISH, *BATCH, *EDGE, *OPERATION):
         app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
-    failures.install(app)
+    problem_handlers.install(app)
     check_guarded(app)
     return app

@@ -16,7 +16,7 @@ from pathlib import Path
 from prometheus_client import multiprocess
 
 from service import telemetry
-from service.builds.children import Keeper, end_with_parent, stop_signal
+from service.builds.child_process import Keeper, end_with_parent, stop_signal
 from service.config import Settings
 
 BACKLOG = 2048
@@ -125,7 +125,7 @@ def _worker_process() -> Keeper:
     def start() -> subprocess.Popen[bytes]:
         nonlocal reading
         reading, writing = os.pipe()
-        argv = [sys.executable, "-m", "service.batch.running", str(os.getpid()), str(writing)]
+        argv = [sys.executable, "-m", "service.worker.process", str(os.getpid()), str(writing)]
         try:
             return subprocess.Popen(argv, pass_fds=[writing])
         except OSError:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from demo_steps import Failed, say
-from service.cli.report import parity_words
+from service.cli.record_lines import parity_words
 from service.client import Client, Record, ServerRefused, path
 
 

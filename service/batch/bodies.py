@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from service.batch.accept import Spec
 from service.batch.schemas import ScoreBody
 from service.batch.train_schemas import TrainBody
+from service.submit.score_admission import Spec
 
 JobBody = Annotated[ScoreBody | TrainBody, Field(discriminator="kind")]
 

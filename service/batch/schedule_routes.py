@@ -8,13 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from registry import db, jobs, schedules
-from registry.batch_tables import ScheduleRow, ScheduleRunRow
+from registry import db
+from registry.jobs import jobs, schedules
+from registry.jobs.tables import ScheduleRow, ScheduleRunRow
 from registry.keys import Key
 from registry.names import NAME_PATTERN
-from service.batch import scheduler
-from service.batch.accept import Spec, within
-from service.batch.records import record
+from service.batch.job_records import record
 from service.batch.schedule_schemas import (
     RunRecord,
     ScheduleBody,
@@ -24,11 +23,13 @@ from service.batch.schedule_schemas import (
 )
 from service.batch.schemas import JobRecord
 from service.batch.starting import check_may_start, check_reach
+from service.submit import schedule_admission
+from service.submit.score_admission import Spec, within
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
-from service.web.documents import problems
 from service.web.fields import Strict
 from service.web.idempotency import Done, IdempotencyKey, once, seen
 from service.web.pages import Listed, PageQuery, listed
+from service.web.problem_documents import problems
 from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
@@ -139,7 +140,7 @@ def run_schedule(
 
     def run() -> Done:
         check_may_start(caller, _schedule(session, schedule, caller).job)
-        job = schedules.run_now(session, schedule, scheduler.starter(services.store), by=caller.name)
+        job = schedules.run_now(session, schedule, schedule_admission.starter(services.store), by=caller.name)
         return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
     return once(session, idempotency_key, caller, request, Strict(), run)
@@ -169,7 +170,7 @@ def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
 
 def _look(services: Services, job: Spec) -> list[str]:
     with within("job", job):
-        return scheduler.look(services.settings, services.sessions, services.store, job)
+        return schedule_admission.look(services.settings, services.sessions, services.store, job)
 
 
 def _check(session: Session, services: Services, job: Spec) -> None:
@@ -177,7 +178,7 @@ def _check(session: Session, services: Services, job: Spec) -> None:
     for place, part in (("job", job), ("job.then", job.get("then"))):
         if part is not None:
             with within(place, part):
-                scheduler.check(session, services.settings, services.store, part)
+                schedule_admission.check(session, services.settings, services.store, part)
 
 
 def _made(session: Session, row: ScheduleRow, warnings: list[str]) -> ScheduleMade:

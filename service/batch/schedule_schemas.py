@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from registry.batch_tables import ScheduleRow, ScheduleRunRow
-from registry.jobs import Then
-from registry.moments import MAX_EVERY_S, MIN_EVERY_S, When
+from registry.jobs.jobs import Then
+from registry.jobs.recurrence import MAX_EVERY_S, MIN_EVERY_S, When
+from registry.jobs.schedules import NewSchedule
+from registry.jobs.tables import ScheduleRow, ScheduleRunRow
 from registry.names import NAME_PATTERN
-from registry.schedules import NewSchedule
 from service.batch import schemas
 from service.batch.bodies import JobBody, spec_of
 from service.batch.schemas import ScoreBody

@@ -5,14 +5,15 @@ from __future__ import annotations
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
-from registry import db, jobs
+from registry import db
+from registry.jobs import jobs
+from registry.jobs.schedules import model_of
 from registry.keys import Key
-from registry.schedules import model_of
-from service.batch import accept, train_accept
 from service.batch.bodies import spec_of
-from service.batch.records import record
+from service.batch.job_records import record
 from service.batch.schemas import Checkup, ScoreBody
 from service.batch.train_schemas import TrainBody
+from service.submit import score_admission, train_admission
 from service.web.auth import forbid
 from service.web.deps import writing
 from service.web.idempotency import Done, once, seen
@@ -26,16 +27,16 @@ def score(body: ScoreBody, request: Request, services: Services, caller: Key, ke
     version = None
     with db.reading(services.sessions) as session:
         if body.dry_run or not seen(session, key, caller):
-            version = accept.version_of(session, spec)
+            version = score_admission.version_of(session, spec)
     if version is not None:
-        found = accept.examine(services.settings, services.store, spec, version)
+        found = score_admission.examine(services.settings, services.store, spec, version)
         if body.dry_run:
             return _checkup(body.model, version.number, found)
     with writing(services) as session:
 
         def start() -> Done:
-            pinned = version or accept.version_of(session, spec)  # the key's day was over just now
-            job = accept.accept(session, services.store, spec, pinned, by=caller.name)
+            pinned = version or score_admission.version_of(session, spec)  # the key's day was over just now
+            job = score_admission.accept(session, services.store, spec, pinned, by=caller.name)
             return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
         return once(session, key, caller, request, body, start)
@@ -48,18 +49,18 @@ def train(body: TrainBody, request: Request, services: Services, caller: Key, ke
     with db.reading(services.sessions) as session:
         known = seen(session, key, caller)
     if not known:
-        features = train_accept.examine(services.settings, services.store, spec)
-        train_accept.examine_then(services.settings, services.store, spec, features)
+        features = train_admission.examine(services.settings, services.store, spec)
+        train_admission.examine_then(services.settings, services.store, spec, features)
     with writing(services) as session:
 
         def start() -> Done:
-            job = train_accept.accept(session, services.store, spec, by=caller.name)
+            job = train_admission.accept(session, services.store, spec, by=caller.name)
             return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
         return once(session, key, caller, request, body, start)
 
 
-def check_may_start(caller: Key, spec: accept.Spec) -> None:
+def check_may_start(caller: Key, spec: score_admission.Spec) -> None:
     """403 when the key is not for the job's model, or lacks what the job does: a training publishes."""
     check_reach(caller, model_of(spec))
     if spec["kind"] == jobs.TRAIN and forbid(caller, "publish") is not None:
@@ -72,7 +73,7 @@ def check_reach(caller: Key, model: str | None) -> None:
         raise HTTPException(403, reason)
 
 
-def _checkup(model: str, version: int, found: accept.Examined) -> Response:
+def _checkup(model: str, version: int, found: score_admission.Examined) -> Response:
     record = Checkup(
         model=model,
         version=version,

@@ -17,12 +17,12 @@ import msgspec
 import service
 from registry.errors import Unavailable
 from service import telemetry
-from service.builds.children import Keeper
+from service.builds.child_process import Keeper
 from service.builds.messages import End, Ended, Fork, Role, Started
-from service.runtime import wire
+from service.runtime import child_protocol
 
 if TYPE_CHECKING:  # numpy comes with the first model, not with the start
-    from service.runtime.isolated import IsolatedSpec
+    from service.runtime.isolated_runtime import IsolatedSpec
 
 START_S = 60.0
 """Longest a template may take for its imports; on a cold disk they have taken 8 s."""
@@ -148,17 +148,17 @@ class ForkServer:
                 with theirs:
                     try:
                         return Forked(self, template, _fork(template.control, role, theirs), ours)
-                    except (wire.Broken, OSError):
+                    except (child_protocol.Broken, OSError):
                         ours.close()
                         self._give_up()
 
     def isolated(self, spec: IsolatedSpec, memory_mb: int) -> Forked:
         """A child that is loading `spec` within `memory_mb` MiB. Raises `Unavailable`."""
         child = self.fork("isolated")
-        order = wire.Load(str(spec.artifact), spec.format, spec.signature, memory_mb)
+        order = child_protocol.Load(str(spec.artifact), spec.format, spec.signature, memory_mb)
         try:
-            wire.send(child.channel, order, time.monotonic() + COMMAND_S)
-        except (wire.Broken, TimeoutError) as error:
+            child_protocol.send(child.channel, order, time.monotonic() + COMMAND_S)
+        except (child_protocol.Broken, TimeoutError) as error:
             child.end()
             raise Unavailable("the model's process ended before it was told its model") from error
         return child
@@ -169,9 +169,9 @@ class ForkServer:
                 return None
             deadline = time.monotonic() + COMMAND_S
             try:
-                wire.send(template.control, End(pid), deadline)
-                ended: Ended = wire.receive(template.control, Ended, deadline)
-            except (wire.Broken, TimeoutError):
+                child_protocol.send(template.control, End(pid), deadline)
+                ended: Ended = child_protocol.receive(template.control, Ended, deadline)
+            except (child_protocol.Broken, TimeoutError):
                 self._give_up()
                 return None
             return ended.code
@@ -217,8 +217,8 @@ class ForkServer:
     def _await_up(self) -> bool:
         """Wait for a new template to say that it is ready, then use it."""
         try:
-            wire.receive(self._starting.control, Started, time.monotonic() + START_S)
-        except wire.Broken:
+            child_protocol.receive(self._starting.control, Started, time.monotonic() + START_S)
+        except child_protocol.Broken:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._starting.process.wait(EXIT_S)
             self._starting.end()
@@ -243,8 +243,8 @@ class ForkServer:
 def _fork(control: socket.socket, role: Role, descriptor: socket.socket) -> int:
     body = msgspec.msgpack.encode(Fork(role))
     control.settimeout(COMMAND_S)
-    socket.send_fds(control, [wire.HEADER.pack(len(body)) + body], [descriptor.fileno()])
-    started: Started = wire.receive(control, Started, time.monotonic() + COMMAND_S)
+    socket.send_fds(control, [child_protocol.HEADER.pack(len(body)) + body], [descriptor.fileno()])
+    started: Started = child_protocol.receive(control, Started, time.monotonic() + COMMAND_S)
     return started.pid
 
 

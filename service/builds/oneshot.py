@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import msgspec
 
-from registry.build.fit.job import Fitted, Step
-from registry.build.job import BuildJob, Built, Exported, ExportJob
+from registry.build_records import BuildJob, Built, Exported, ExportJob
 from service.builds.forkserver import Forked, ForkServer
 from service.builds.messages import Broke, Done, Role
-from service.runtime import wire
+from service.compiler.fit.fit_records import Fitted, Step
+from service.runtime import child_protocol
 
 BEAT_S = 3.0
 SEND_S = 10.0
@@ -64,15 +64,15 @@ def _run(
     child = forks.fork(role)
     try:
         until = time.monotonic() + timeout_s
-        wire.send(child.channel, job, time.monotonic() + SEND_S)
+        child_protocol.send(child.channel, job, time.monotonic() + SEND_S)
         while not _answered(child, min(until, time.monotonic() + BEAT_S)):
             if time.monotonic() >= until:
                 return ended(kind, f"the {role} was ended after {timeout_s:g} s (TRIVIUM_BUILD_TIMEOUT_S)")
             beat()
-        message: Done | Broke = wire.receive(child.channel, Done | Broke, until)
+        message: Done | Broke = child_protocol.receive(child.channel, Done | Broke, until)
     except TimeoutError:
         return rejected(kind, f"the {role}'s process stopped in the middle of its answer")
-    except wire.Broken as broken:
+    except child_protocol.Broken as broken:
         return ended(kind, _post_mortem(child.end(), role, job.memory_mb, str(broken)))
     finally:
         child.end()
@@ -87,7 +87,7 @@ def _run(
 def _answered(child: Forked, deadline: float) -> bool:
     """Wait until the child says something, or ends. False at the deadline."""
     try:
-        wire.await_message(child.channel, deadline)
+        child_protocol.await_message(child.channel, deadline)
     except TimeoutError:
         return False
     return True

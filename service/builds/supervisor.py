@@ -23,11 +23,11 @@ from registry.errors import NotFound, StaleTask, Unavailable
 from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import Forked, ForkServer
-from service.builds.work import Builds, Exports, Work
+from service.builds.task_kinds import Builds, Exports, Work
 from service.config import Settings
 
 if TYPE_CHECKING:  # numpy comes with the first model, not with the start
-    from service.runtime.isolated import IsolatedSpec
+    from service.runtime.isolated_runtime import IsolatedSpec
 
 KINDS = (versions.BUILD, exports.EXPORT)
 POLL_S = 1.0

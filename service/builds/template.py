@@ -18,12 +18,12 @@ import sys
 import types
 from typing import NoReturn
 
-from service.builds.children import end_by_itself, end_with_parent
+from service.builds.child_process import end_by_itself, end_with_parent
 from service.builds.messages import End, Ended, Fork, Role, Started
-from service.runtime import wire
+from service.runtime import child_protocol
 
 PRELOAD = (
-    "service.builds.forked",
+    "service.builds.child_roles",
     "joblib",
     "onnx",
     "onnxruntime",
@@ -56,8 +56,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # a collection in a child does not touch, and so not copy, what all of them share
     end_by_itself()
-    with contextlib.suppress(wire.Broken):  # the server ended meanwhile
-        wire.send(control, Started(0))
+    with contextlib.suppress(child_protocol.Broken):  # the server ended meanwhile
+        child_protocol.send(control, Started(0))
         serve(control)
 
 
@@ -70,13 +70,13 @@ def serve(control: socket.socket) -> None:
             if isinstance(command, Fork):
                 pid = _fork(command.role, descriptor)
                 children.add(pid)
-                wire.send(control, Started(pid))
+                child_protocol.send(control, Started(pid))
             elif command.pid in children:
                 children.remove(command.pid)
-                wire.send(control, Ended(_end(command.pid)))
+                child_protocol.send(control, Ended(_end(command.pid)))
             else:
-                wire.send(control, Ended(0))
-        except wire.Broken:
+                child_protocol.send(control, Ended(0))
+        except child_protocol.Broken:
             for pid in children:
                 _end(pid)
             return
@@ -84,12 +84,12 @@ def serve(control: socket.socket) -> None:
 
 def _next(control: socket.socket) -> tuple[Fork | End, int]:
     """A command and the descriptor that came with its first byte, or -1."""
-    header, descriptors, _flags, _address = socket.recv_fds(control, wire.HEADER.size, 1)
-    if len(header) < wire.HEADER.size:
-        raise wire.Broken("the server is gone")
-    (length,) = wire.HEADER.unpack(header)
+    header, descriptors, _flags, _address = socket.recv_fds(control, child_protocol.HEADER.size, 1)
+    if len(header) < child_protocol.HEADER.size:
+        raise child_protocol.Broken("the server is gone")
+    (length,) = child_protocol.HEADER.unpack(header)
     body = control.recv(length, socket.MSG_WAITALL)
-    return wire.decode(bytearray(body), Fork | End), next(iter(descriptors), -1)
+    return child_protocol.decode(bytearray(body), Fork | End), next(iter(descriptors), -1)
 
 
 def _fork(role: Role, descriptor: int) -> int:
@@ -110,12 +110,12 @@ def _become(role: Role, descriptor: int, template: int) -> NoReturn:
         _close_all_but(descriptor)
         # What a pickle finds in __main__ was in its author's script; ours would only look like it.
         sys.modules["__main__"] = types.ModuleType("__main__")
-        from service.builds import forked  # imported already: the template itself needs none of it
+        from service.builds import child_roles  # imported already: the template itself needs none of it
 
         with socket.socket(fileno=descriptor) as channel:
-            forked.ROLES[role](channel)
+            child_roles.ROLES[role](channel)
         code = 0
-    except wire.Broken:
+    except child_protocol.Broken:
         code = 0  # the server has closed the channel: nobody waits for an answer
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -15,9 +15,9 @@ from service.cli import (
     batch,
     doctor,
     exports,
-    groups,
     jobs,
     keys,
+    list_by_default,
     models,
     predict,
     publish,
@@ -26,7 +26,7 @@ from service.cli import (
     train,
     tuf,
 )
-from service.cli.failures import explain
+from service.cli.error_messages import explain
 
 EPILOG = """\b
 Every command but serve and worker takes --json: the API's own record(s) on stdout.
@@ -65,7 +65,7 @@ tuf_app = Typer(
 )
 exports_app = Typer(
     help="Exports: list a model's (`trivium exports NAME`), show one with its report.",
-    cls=groups.ListByDefault,
+    cls=list_by_default.ListByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -74,13 +74,13 @@ batch_app = Typer(
 )
 jobs_app = Typer(
     help="Jobs: list (`trivium jobs` alone), show, watch, cancel, resume, fetch what they made.",
-    cls=groups.ListByDefault,
+    cls=list_by_default.ListByDefault,
     rich_markup_mode=None,
 )
 schedules_app = Typer(
     help="Schedules: list (`trivium schedules` alone), create, show, edit, pause, resume, run, history, "
     "delete.",
-    cls=groups.ListByDefault,
+    cls=list_by_default.ListByDefault,
     rich_markup_mode=None,
 )
 
@@ -97,13 +97,13 @@ app.command("unarchive")(models.unarchive)
 app.command("delete")(models.delete)
 app.command("export")(exports.export)
 app.add_typer(exports_app, name="exports")
-exports_app.command(groups.LIST)(exports.list_exports)
+exports_app.command(list_by_default.LIST)(exports.list_exports)
 exports_app.command("show")(exports.show)
 app.add_typer(batch_app, name="batch")
 batch_app.command("score")(batch.score)
 app.command("train")(train.train)
 app.add_typer(jobs_app, name="jobs")
-jobs_app.command(groups.LIST)(jobs.list_jobs)
+jobs_app.command(list_by_default.LIST)(jobs.list_jobs)
 jobs_app.command("show")(jobs.show)
 jobs_app.command("watch")(jobs.watch)
 jobs_app.command("cancel")(jobs.cancel)
@@ -111,7 +111,7 @@ jobs_app.command("resume")(jobs.resume)
 jobs_app.command("output")(jobs.output)
 jobs_app.command("errors")(jobs.errors)
 app.add_typer(schedules_app, name="schedules")
-schedules_app.command(groups.LIST)(schedules.list_schedules)
+schedules_app.command(list_by_default.LIST)(schedules.list_schedules)
 schedules_app.command("create")(schedules.create)
 schedules_app.command("show")(schedules.show)
 schedules_app.command("edit")(schedules.edit)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option, echo
 
-from service.cli.inputs import (
+from service.cli.job_inputs import (
     OUTPUTS,
     Attempts,
     Data,
@@ -20,7 +20,7 @@ from service.cli.inputs import (
     started,
 )
 from service.cli.progress import follow, require_done
-from service.cli.report import accepted_line, scored_line
+from service.cli.record_lines import accepted_line, scored_line
 from service.cli.shared import Json, connect, emit, given, model_ref, say
 from service.cli.transfer import fetch, require_directory
 

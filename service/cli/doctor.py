@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from typer import Exit, echo, style
 
-from service.cli.failures import one_line
+from service.cli.error_messages import one_line
 from service.cli.shared import Json, connect, emit, read_settings
 
 if TYPE_CHECKING:

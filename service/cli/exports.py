@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, echo
 
 from service.cli.publish import MEDIA_TYPES, by_suffix, waiting
-from service.cli.report import export_lines, why_rejected
+from service.cli.record_lines import export_lines, why_rejected
 from service.cli.shared import Json, Model, connect, emit, model_ref, say, table, when
 from service.cli.transfer import upload
 

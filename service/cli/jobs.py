@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option, echo
 
-from service.batch import media
 from service.cli.progress import follow, require_done
-from service.cli.report import accepted_line, job_lines
+from service.cli.record_lines import accepted_line, job_lines
 from service.cli.shared import Json, connect, emit, only_name, say, table, when
 from service.cli.transfer import fetch, require_directory
+from service.formats import media_types
 
 if TYPE_CHECKING:
     from service.client import Record
@@ -113,13 +113,13 @@ def _fetched(job: int, what: str, out: Path | None, json: bool, partition: int |
         record = jobs.get(client, job)
         part = () if partition is None else ("partitions", partition)
         url = path("jobs", job, *part, what)
-        made = media.CSV if what == "errors" else record["spec"].get("output", {}).get("media_type")
+        made = media_types.CSV if what == "errors" else record["spec"].get("output", {}).get("media_type")
         if out is not None:
             _check_suffix(out, made, f"the {what} of job {job}")
             size = fetch(client, url, out)
             emit(json, record, lambda: say(f"{out}, {size:,} bytes"))
             return
-        if made == media.PARQUET and sys.stdout.isatty():
+        if made == media_types.PARQUET and sys.stdout.isatty():
             raise BadParameter("Parquet is not for a terminal; say with --out where the file goes")
         for block in download.checked(client, download.look(client, url)):
             sys.stdout.buffer.write(block)
@@ -129,8 +129,10 @@ def _fetched(job: int, what: str, out: Path | None, json: bool, partition: int |
 def _check_suffix(out: Path, made: str | None, what: str) -> None:
     """Raises `BadParameter` when the name of `out` says another format than the bytes will be of. `made` is
     None for a training, which has no output: the server says so."""
-    if made is not None and media.BY_SUFFIX.get(out.suffix.lower(), made) != made:
-        raise BadParameter(f"--out {out}: {what} is {made}; name it {' or '.join(media.SUFFIXES[made])}")
+    if made is not None and media_types.BY_SUFFIX.get(out.suffix.lower(), made) != made:
+        raise BadParameter(
+            f"--out {out}: {what} is {made}; name it {' or '.join(media_types.SUFFIXES[made])}"
+        )
 
 
 def _show(record: Record) -> None:

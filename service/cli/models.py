@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import BadParameter, Option, confirm, echo
 
-from service.cli.report import model_lines, version_lines
+from service.cli.record_lines import model_lines, version_lines
 from service.cli.shared import (
     Json,
     Model,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from typer import Abort, Exit, prompt
 
-from service.cli.report import failure_lines
+from service.cli.record_lines import failure_lines
 from service.cli.shared import emit, say
 
 if TYPE_CHECKING:

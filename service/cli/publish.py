@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Exit, Option, echo
 
-from service.cli.report import build_lines
+from service.cli.record_lines import build_lines
 from service.cli.shared import Json, Tags, connect, emit, pairs, say
 from service.cli.transfer import upload
 

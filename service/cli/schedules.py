@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option, echo
 
-from service.cli.inputs import (
-    OUTPUTS,
-    Attempts,
-    Engine,
-    ErrorThreshold,
-    IdColumn,
-    MediaType,
-    Passthrough,
-)
-from service.cli.report import accepted_line
+from service.cli.job_inputs import OUTPUTS, Attempts, Engine, ErrorThreshold, IdColumn, MediaType, Passthrough
+from service.cli.record_lines import accepted_line
 from service.cli.schedule_lines import (
     last_cells,
     lines,

@@ -30,9 +30,9 @@ def serve(
 
 def worker() -> None:
     """Work on batch jobs in a process of its own, until Ctrl-C or SIGTERM; several share the work."""
-    from service.batch.running import run
-    from service.builds.children import stop_signal
+    from service.builds.child_process import stop_signal
     from service.telemetry import configure_logging
+    from service.worker.process import run
 
     configure_logging()
     run(read_settings(), stop_signal())

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
-from service.cli.inputs import Attempts, Data, Engine, MediaType, NoWait, started
+from service.cli.job_inputs import Attempts, Data, Engine, MediaType, NoWait, started
 from service.cli.progress import follow, require_done
-from service.cli.report import accepted_line, trained_line
+from service.cli.record_lines import accepted_line, trained_line
 from service.cli.shared import Json, Tags, connect, emit, given, pairs
 from service.cli.transfer import upload
 

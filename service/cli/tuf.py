@@ -13,8 +13,8 @@ from typer import Argument, Option, echo
 from service.cli.shared import Json, emit, read_settings, say, table
 
 if TYPE_CHECKING:
-    from service.edge.tuf import Repository
     from service.edge.tuf_keys import KeyFiles
+    from service.edge.tuf_repository import Repository
 
 Role = Annotated[str, Argument(metavar="ROLE", help="root, targets, snapshot or timestamp.")]
 File = Annotated[Path, Argument(metavar="FILE", help="The targets document.")]
@@ -38,13 +38,13 @@ def root(json: Json = False) -> None:
     """Print the first root document: what a device is given when it is set up. Always JSON."""
     import msgspec
 
-    from registry import db, trust
+    from registry import db, tuf_documents
 
     settings = read_settings()
     engine = db.connect(settings.url)
     try:
         with db.reading(db.sessions(engine)) as session:
-            document = trust.get(session, "root", 1)
+            document = tuf_documents.get(session, "root", 1)
     finally:
         engine.dispose()
     emit(json, msgspec.json.decode(document), lambda: echo(document))  # byte for byte as it was signed
@@ -96,8 +96,8 @@ def sign(
     file: File, key: Annotated[Path, Option("--key", help="The offline targets key.")], json: Json = False
 ) -> None:
     """Sign a prepared targets document. Needs the file and the key, nothing else."""
-    from service.edge.tuf import sign as signed
     from service.edge.tuf_keys import read
+    from service.edge.tuf_repository import sign as signed
 
     file.write_bytes(signed(file.read_bytes(), read(key)))
     then = f"trivium tuf submit {file}"
@@ -114,8 +114,8 @@ def submit(file: File, json: Json = False) -> None:
 @contextmanager
 def _repository() -> Iterator[tuple[Repository, KeyFiles]]:
     from registry import db
-    from service.edge.tuf import Repository
     from service.edge.tuf_keys import KeyFiles
+    from service.edge.tuf_repository import Repository
 
     settings = read_settings()
     engine: Any = db.connect(settings.url)

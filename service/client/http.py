@@ -18,10 +18,10 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from service.client.builder_watch import BuilderWatch
 from service.client.environment import environment
 from service.client.errors import Record, ServerRefused, Unreachable, WrongBytes
 from service.client.refs import ModelRef, path
-from service.patience import BuilderWatch
 
 CHUNK = 1 << 20  # bytes of an upload between two calls of `progress`
 

@@ -10,10 +10,10 @@ from pydantic import BeforeValidator
 from registry import exports
 from service.edge.schemas import ExportBody, ExportRecord
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
-from service.web.documents import problems
 from service.web.fields import MAX_NUMBER, ModelName, Number, digits
 from service.web.idempotency import Done, IdempotencyKey, once
 from service.web.pages import Listed, PageQuery, listed
+from service.web.problem_documents import problems
 
 router = APIRouter(tags=["edge"])
 PATH = "/v1/models/{name}/versions/{version}/exports"

@@ -9,7 +9,7 @@ from fastapi import Header, Query
 from pydantic import BaseModel, Field
 
 from registry.aliases import CHAMPION
-from registry.build.job import Bounds, Quantize
+from registry.build_records import Bounds, Quantize
 from registry.exports import NewExport
 from registry.names import NAME_PATTERN
 from registry.rollouts import Counts, NewReport, Status

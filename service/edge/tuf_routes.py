@@ -7,18 +7,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 
-from registry import trust
+from registry import tuf_documents
 from registry.errors import NotFound
 from service.edge.rollout import holders
 from service.runtime.snapshot import Export
-from service.web.delivery import Delivery
 from service.web.deps import ReadDep, ServicesDep, guarded
-from service.web.documents import problems
 from service.web.fields import ModelName
+from service.web.file_response import Delivery
+from service.web.problem_documents import problems
 
 router = APIRouter(tags=["edge"])
 
-_DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(trust.ROLES)})\.json")
+_DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(tuf_documents.ROLES)})\.json")
 _TARGET = re.compile(r"([0-9a-f]{64})\.[a-z0-9.]+\.tflite")
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
@@ -46,14 +46,16 @@ def document(
         raise NotFound("TUF document", file)
     number, role = match.groups()
     if number is None:
-        content = trust.newest(session, role)
+        content = tuf_documents.newest(session, role)
         if content is None:
             raise NotFound("TUF document", file, "nothing has been exported yet")
         return Response(
             content, media_type="application/json", headers={"Cache-Control": "private, no-cache"}
         )
     kept = {"Cache-Control": FOR_EVER}
-    return Response(trust.get(session, role, int(number)), media_type="application/json", headers=kept)
+    return Response(
+        tuf_documents.get(session, role, int(number)), media_type="application/json", headers=kept
+    )
 
 
 @router.get(

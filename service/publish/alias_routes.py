@@ -11,9 +11,9 @@ from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
 from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
-from service.web.documents import problems
 from service.web.fields import ModelName, Moment
 from service.web.pages import Listed, PageQuery, listed
+from service.web.problem_documents import problems
 from service.web.services import Services
 
 router = APIRouter(tags=["aliases"])

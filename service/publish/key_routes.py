@@ -13,9 +13,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from registry import keys
 from service.publish.schemas import IssuedKey, KeyBody, KeyRecord
 from service.web.deps import CallerDep, ReadDep, WriteDep, guarded
-from service.web.documents import problems
 from service.web.idempotency import Done, IdempotencyKey, once
 from service.web.pages import Listed, PageQuery, listed
+from service.web.problem_documents import problems
 
 router = APIRouter(tags=["keys"])
 KeyId = Annotated[str, Path(description="the key's id, not its secret", pattern="^[0-9a-z]{1,64}$")]

@@ -9,7 +9,7 @@ import numpy as np
 
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
-from service.runtime.wire import Answer, Broken, Call, Tensor
+from service.runtime.child_protocol import Answer, Broken, Call, Tensor
 
 _PLAIN = {"float64": "<f8", "float32": "<f4", "int64": "<i8", "bool": "|u1"}
 

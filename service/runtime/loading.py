@@ -18,9 +18,9 @@ from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
 from service import telemetry
 from service.runtime.codec import Codec
-from service.runtime.isolated import IsolatedRuntime, Spawn
-from service.runtime.onnx import OnnxRuntime
-from service.runtime.tflite import TfliteRuntime
+from service.runtime.isolated_runtime import IsolatedRuntime, Spawn
+from service.runtime.onnx_runtime import OnnxRuntime
+from service.runtime.tflite_runtime import TfliteRuntime
 
 INLINE_S = 0.001
 """A call that takes less stays on the event loop: a hop to a thread and back costs about 0.1 ms."""

@@ -23,7 +23,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from registry import changes, db, keys
+from registry import db, keys
+from registry import revision as changes
 from registry.aliases import CHAMPION, no_alias
 from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key

@@ -20,7 +20,7 @@ from registry.errors import TriviumError
 from registry.keys import Key
 from service import telemetry
 from service.runtime.snapshot import Snapshot
-from service.web.errors import ProblemAnswer, problem, status_of
+from service.web.problems import ProblemAnswer, problem, status_of
 
 PUBLIC = re.compile(r"/livez|/readyz|/healthz|/docs|/v1/models/[^/]+/docs|/static/[^?]*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}\Z")

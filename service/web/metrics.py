@@ -6,8 +6,8 @@ from fastapi import APIRouter, Response
 
 from service import telemetry
 from service.web.deps import ServicesDep, guarded
-from service.web.documents import problems
 from service.web.health import note_gauges
+from service.web.problem_documents import problems
 
 router = APIRouter(tags=["operation"])
 

@@ -12,9 +12,9 @@ from registry.keys import Key
 from registry.names import NAME_PATTERN
 from registry.signature import Signature
 from service.web.deps import CallerDep, ServicesDep, guarded
-from service.web.documents import problem_schemas, problems
 from service.web.openapi import MAX_TYPED, merge, model_document
 from service.web.operations import ModelDoc
+from service.web.problem_documents import problem_schemas, problems
 from service.web.services import Services
 
 router = APIRouter(tags=["docs"])

@@ -13,8 +13,8 @@ from registry.errors import Invalid
 from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
 from service.runtime.bounds import MAX_INSTANCES
-from service.web.documents import problem_schemas
-from service.web.errors import MEDIA_TYPE, Problem, problem
+from service.web.problem_documents import problem_schemas
+from service.web.problems import MEDIA_TYPE, Problem, problem
 
 _MARKS = frozenset("\\`*_{}[]()<>#+-.!|&~^=:@/\"'$%")
 

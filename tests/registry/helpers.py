@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from registry import aliases, queue, versions
 from registry.artifacts import Store
-from registry.build.job import Built
+from registry.build_records import Built
 from registry.db import Sessions
 from registry.signature import Input, Output, Signature
 from registry.versions import NewVersion

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import select
 
-from registry import aliases, changes, db, versions
+from registry import aliases, db, versions
+from registry import revision as changes
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.errors import Conflict, Invalid, NotFound, NotReady

@@ -6,7 +6,7 @@ import pytest
 
 from registry import catalog, db, versions
 from registry.artifacts import Store
-from registry.build.job import Built
+from registry.build_records import Built
 from registry.catalog import Entry
 from registry.db import Sessions
 from registry.errors import NotFound

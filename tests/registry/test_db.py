@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Engine, event, select, text, update
 from sqlalchemy.exc import InternalError, OperationalError
 
-from registry import changes, db, versions
+from registry import db, revision, versions
 from registry.artifacts import Store
-from registry.build.job import Built
+from registry.build_records import Built
 from registry.errors import TriviumError
 from registry.tables import ModelRow, RevisionRow
 from tests.registry.helpers import build, publish, threads
@@ -58,26 +58,26 @@ def test_every_sqlite_connection_is_durable_checks_keys_and_leaves_checkpoints_t
 
 def test_a_reader_begins_as_a_reader_and_a_writer_as_a_writer(sqlite: Engine) -> None:
     with _statements(sqlite) as heard, db.reading(db.sessions(sqlite)) as session:
-        changes.revision(session)
+        revision.revision(session)
     assert heard[0] == "BEGIN"
     assert "BEGIN IMMEDIATE" not in heard
     with _statements(sqlite) as heard, db.sessions(sqlite).begin() as session:
-        changes.revision(session)
+        revision.revision(session)
     assert heard[0] == "BEGIN IMMEDIATE"
 
 
 def test_a_reader_waits_for_no_writer_and_sees_what_was_committed(sessions: db.Sessions) -> None:
     with sessions.begin() as writer:
-        changes.note(writer, "model", "fraud")
+        revision.note(writer, "model", "fraud")
         with db.reading(sessions) as reader:
-            assert changes.revision(reader) == 0
+            assert revision.revision(reader) == 0
     with db.reading(sessions) as reader:
-        assert changes.revision(reader) == 1
+        assert revision.revision(reader) == 1
 
 
 def test_looking_at_the_schema_waits_for_no_writer(engine: Engine, sessions: db.Sessions) -> None:
     with sessions.begin() as writer:
-        changes.note(writer, "model", "fraud")
+        revision.note(writer, "model", "fraud")
         heard: list[str] = []
         event.listen(engine, "before_cursor_execute", lambda _c, _cursor, said, *_: heard.append(said))
         assert db.is_current(engine)
@@ -86,11 +86,11 @@ def test_looking_at_the_schema_waits_for_no_writer(engine: Engine, sessions: db.
 
 def test_a_reader_sees_one_moment_while_others_write(sessions: db.Sessions) -> None:
     with db.reading(sessions) as reader:
-        assert changes.revision(reader) == 0
+        assert revision.revision(reader) == 0
         with sessions.begin() as writer:
-            changes.note(writer, "model", "fraud")
+            revision.note(writer, "model", "fraud")
             writer.add(ModelRow(name="fraud", created_by="ann"))
-        assert changes.revision(reader) == 0
+        assert revision.revision(reader) == 0
         assert reader.scalars(select(ModelRow)).all() == []
 
 
@@ -99,9 +99,9 @@ def test_a_connection_that_served_a_reader_serves_a_writer_next(
 ) -> None:
     for expected in range(1, 4):
         with db.reading(sessions) as reader:
-            changes.revision(reader)
+            revision.revision(reader)
         with sessions.begin() as writer:
-            assert changes.note(writer, "model", "fraud") == expected
+            assert revision.note(writer, "model", "fraud") == expected
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
@@ -116,7 +116,7 @@ def test_writers_that_read_first_wait_for_each_other_instead_of_failing(sessions
 
     assert threads(*[raise_it] * 4) == [None] * 4
     with sessions() as session:
-        assert changes.revision(session) == 40
+        assert revision.revision(session) == 40
 
 
 def test_foreign_keys_are_checked(engine: Engine) -> None:
@@ -147,7 +147,7 @@ def test_the_log_moves_into_the_file_only_when_told(sqlite: Engine, tmp_path: Pa
 def test_one_process_checkpoints_and_the_others_go_on(sqlite: Engine, tmp_path: Path) -> None:
     before = (tmp_path / "registry.db").read_bytes()
     with db.sessions(sqlite).begin() as session:
-        changes.note(session, "model", "fraud")
+        revision.note(session, "model", "fraud")
     with (tmp_path / "checkpoint.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         db.checkpoint(sqlite, tmp_path)
@@ -175,7 +175,7 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite: Engine) -> None:
     sessions = db.sessions(sqlite)
     with sessions.begin() as first:
-        changes.note(first, "model", "fraud")
+        revision.note(first, "model", "fraud")
         with sqlite.connect().execution_options(readonly=True) as second:
             second.exec_driver_sql("PRAGMA busy_timeout = 50")
             with pytest.raises(OperationalError, match="locked"):

@@ -8,13 +8,14 @@ import time
 import msgspec
 import pytest
 
-from registry import db, garbage, jobs, retention, schedules, versions
+from registry import db, garbage, versions
 from registry.artifacts import Store
-from registry.build.job import Built
+from registry.build_records import Built
 from registry.db import Sessions
 from registry.errors import Invalid
+from registry.jobs import jobs, retention, schedules
 from tests.registry.helpers import SIGNATURE, build, publish, threads
-from tests.registry.scheduled import add
+from tests.registry.jobs.scheduled import add
 
 DAY = 24 * 3600.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from registry import changes, db, keys
+from registry import db, keys, revision
 from registry.db import Sessions
 from registry.errors import Invalid, NotFound
 from registry.keys import Issued
@@ -168,7 +168,7 @@ def test_every_change_of_a_key_is_noted(sessions: Sessions) -> None:
     with sessions.begin() as session:
         keys.revoke(session, issued.row.id)
     with db.reading(sessions) as session:
-        assert changes.since(session, 0) == (3, set(), {issued.row.id})
+        assert revision.since(session, 0) == (3, set(), {issued.row.id})
 
 
 def test_live_keys_can_be_asked_for_by_id(sessions: Sessions) -> None:

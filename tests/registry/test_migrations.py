@@ -14,11 +14,7 @@ from sqlalchemy import Engine, inspect, select, text
 
 from migrations import HEAD
 from migrations.run import config
-from registry import (
-    batch_tables,  # noqa: F401 - its tables are part of the metadata
-    changes,
-    db,
-)
+from registry import db, revision
 from registry.errors import TriviumError
 from registry.tables import Base, RevisionRow
 from tests.registry import crowd
@@ -117,5 +113,5 @@ def _is_whole(empty: Empty) -> None:
     engine = db.connect(empty.url)
     assert _differences(engine) == []
     with db.sessions(engine)() as session:
-        assert changes.revision(session) == 0
+        assert revision.revision(session) == 0
     engine.dispose()

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, func, select
 
-from registry import aliases, db, jobs, models, queue, versions
+from registry import aliases, db, models, queue, versions
 from registry.artifacts import Store
-from registry.build.job import Built
+from registry.build_records import Built
 from registry.db import Sessions
 from registry.errors import InUse, Invalid, NotFound, NotReady
+from registry.jobs import jobs
 from registry.tables import ModelRow, TagRow, TaskRow, VersionRow
 from registry.versions import NewVersion
 from tests.registry import crowd

@@ -33,17 +33,3 @@ def test_no_file_names_a_place_on_somebodys_machine_or_network(pattern: re.Patte
         if hit
     ]
     assert found == []
-
-
-ALONE = {"scripts/edge_pull.py"}  # a device is sent this one file
-
-
-def test_no_module_has_outgrown_its_room() -> None:
-    long = {
-        str(path.relative_to(ROOT)): count
-        for path in sources()
-        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"
-        if str(path.relative_to(ROOT)) not in ALONE
-        if (count := len(path.read_text().splitlines())) > 300
-    }
-    assert long == {}

@@ -15,9 +15,9 @@ import pytest
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import IsolationForest, RandomForestClassifier, RandomForestRegressor
 
-from registry.build import tflite
-from registry.build.describe import describe
-from registry.build.given import Corrections
+from service.compiler import tflite
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.describe import describe
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "edge_predict.py"
 

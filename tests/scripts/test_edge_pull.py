@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from registry import db, exports
-from tests.service.edge.test_tuf import Registry
+from tests.service.edge.test_tuf_repository import Registry
 from tests.service.server import Server, serving
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "edge_pull.py"

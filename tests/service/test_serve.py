@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks._support import Server
 from service import serve
-from service.batch.running import NICE
+from service.worker.process import NICE
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
 CSV = b"x\n0\n1\n2\n3\n"
@@ -61,7 +61,7 @@ def eventually(ask: Callable[[], Any], is_it: Callable[[Any], bool], within_s: f
 
 
 def worker_processes(server: Server) -> list[psutil.Process]:
-    return [p for p in server.descendants() if "service.batch.running" in p.cmdline()]
+    return [p for p in server.descendants() if "service.worker.process" in p.cmdline()]
 
 
 def test_a_promotion_through_one_process_is_seen_by_all(several: Server) -> None:

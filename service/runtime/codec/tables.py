@@ -20,7 +20,7 @@ import numpy as np
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
-from registry.text import separator
+from registry.text_codes import separator
 from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)

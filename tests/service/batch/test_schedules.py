@@ -16,11 +16,13 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from registry import db, jobs, schedules
-from registry.batch_tables import JobRow, ScheduleRow
-from service.batch import scheduler
-from service.batch.repeating import Repeating
+from registry import db
+from registry.jobs import jobs, schedules
+from registry.jobs.tables import JobRow, ScheduleRow
 from service.config import Settings
+from service.submit import schedule_admission
+from service.worker import scheduler
+from service.worker.repeating import Repeating
 from tests.service.api import Api, refused, running
 
 pytestmark = pytest.mark.anyio
@@ -70,7 +72,7 @@ class Batch(NamedTuple):
 
     def step(self) -> int:
         """What a worker does twice a second."""
-        return scheduler.step(self.api.services.sessions, scheduler.starter(self.api.services.store))
+        return scheduler.step(self.api.services.sessions, schedule_admission.starter(self.api.services.store))
 
     def put_back(self, by: timedelta) -> None:
         """As if every schedule had been made, and had its runs, so long ago."""
@@ -195,7 +197,7 @@ async def test_an_error_that_nobody_has_foreseen_is_one_runs_failure(batch: Batc
     def start(session: Session, schedule: ScheduleRow) -> JobRow:
         if schedule.name == "other":
             raise ZeroDivisionError("by zero")
-        return scheduler.starter(batch.api.services.store)(session, schedule)
+        return schedule_admission.starter(batch.api.services.store)(session, schedule)
 
     assert scheduler.step(batch.api.services.sessions, start) == 2
     assert [r["outcome"] for r in await batch.runs()] == ["started"]
@@ -407,7 +409,7 @@ async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) 
 
 async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
     services = batch.api.services
-    start = scheduler.starter(services.store)
+    start = schedule_admission.starter(services.store)
     thread = Repeating("schedules", lambda: scheduler.step(services.sessions, start), scheduler.LOOK_S)
     thread.start()
     try:
@@ -439,7 +441,7 @@ async def test_the_run_before_ends_and_the_next_one_starts(batch: Batch) -> None
 
 def test_the_scheduler_runs_without_the_web() -> None:
     code = (
-        "import sys, service.batch.scheduler;"
+        "import sys, service.worker.scheduler;"
         "print([m for m in ('fastapi', 'starlette', 'uvicorn', 'httpx') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

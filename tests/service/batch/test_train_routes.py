@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from registry import jobs
+from registry.jobs import jobs
 from service.config import Settings
 from tests.service.api import Api, refused, running
 

@@ -9,10 +9,11 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from registry.build import describe, example
-from registry.build.given import Corrections
-from registry.build.job import ExportJob
+from registry.build_records import ExportJob
 from registry.signature import Signature
+from service.compiler import example
+from service.compiler.signature import describe
+from service.compiler.signature.corrections import Corrections
 
 PARQUET = "application/vnd.apache.parquet"
 

@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 
 from registry import db, exports, models, queue, versions
 from registry.artifacts import Store
-from registry.build.job import Bounds, Built
+from registry.build_records import Bounds, Built
 from registry.exports import NewExport
 from registry.tables import ExportRow, TaskRow, now
 from service.builds import supervisor

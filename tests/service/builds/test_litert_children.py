@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.build.job import BuildJob, Built, Format
+from registry.build_records import BuildJob, Built, Format
 from registry.rows import Rows
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
-from service.runtime.tflite import TfliteRuntime
-from tests.registry.build import keras_models as made
+from service.runtime.tflite_runtime import TfliteRuntime
+from tests.service.compiler.keras import keras_models as made
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.build.job import BuildJob
+from registry.build_records import BuildJob
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 

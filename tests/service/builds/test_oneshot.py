@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
-from registry.build.job import BuildJob, Built
+from registry.build_records import BuildJob, Built
 from registry.errors import StaleTask
 from registry.rows import Rows
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
-from service.runtime.onnx import OnnxRuntime
+from service.runtime.onnx_runtime import OnnxRuntime
 from tests.service.builds.odd_models import Exits, Hungry, Odd, Says, Segfaults, SlowToLoad
 from tests.service.builds.processes import alive, ends
 

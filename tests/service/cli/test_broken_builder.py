@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from service import patience
-from service.client import Client, Unreachable
+from service.client import Client, Unreachable, builder_watch
 from tests.service.cli.conftest import TRIVIUM, Server, url_of
 
 WHY = "No module named 'no_such_module'"
@@ -50,8 +49,8 @@ def test_doctor_says_which_check_fails_and_why(trivium, unable):
 def test_a_publish_says_once_that_nothing_is_built_and_does_not_wait_for_ever(
     trivium, unable, files, monkeypatch
 ):
-    monkeypatch.setattr(patience, "LOOK_S", 0.1)
-    monkeypatch.setattr(patience, "BROKEN_S", 1.0)
+    monkeypatch.setattr(builder_watch, "LOOK_S", 0.1)
+    monkeypatch.setattr(builder_watch, "BROKEN_S", 1.0)
     ran = trivium("publish", files.model, "--name", "stuck", env=unable.env)
     assert ran.code == 1
     said = [line for line in ran.err.splitlines() if WHY in line]

@@ -18,9 +18,9 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier
 
-from registry.build import tflite
-from registry.build.describe import describe
-from registry.build.given import Corrections
+from service.compiler import tflite
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.describe import describe
 from tests.service.builds.processes import ends
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"

@@ -10,7 +10,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import RobustScaler, StandardScaler
 
-from tests.registry.build.fit.data import cancer, cut
+from tests.service.compiler.fit.data import cancer, cut
 
 
 @pytest.fixture

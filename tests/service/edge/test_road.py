@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from registry.build.tflite.metadata import read_metadata
+from service.compiler.tflite.metadata import read_metadata
 from tests.service.api import Api, refused
 from tests.service.estimators import numbers
 

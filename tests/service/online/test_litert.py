@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from service.config import Settings
-from tests.registry.build import keras_models as made
 from tests.service.api import Api, running
+from tests.service.compiler.keras import keras_models as made
 
 pytestmark = [
     pytest.mark.anyio,

@@ -29,7 +29,7 @@ def test_onnx_runtime_starts_no_thread_of_its_own_when_the_server_imports_it() -
         ).stdout
         for imports, more in (
             ("import numpy", {}),
-            ("import service.runtime.onnx", {}),
+            ("import service.runtime.onnx_runtime", {}),
             ("import onnxruntime", {"ORT_DISABLE_TELEMETRY": "0"}),
         )
     ]

@@ -35,7 +35,7 @@ def test_the_kernels_are_loaded_without_scipy_which_can_be_imported_afterwards()
 import sys
 from service.runtime.without import numba_without_scipy
 numba_without_scipy()
-import service.runtime.kernel, service.batch.files.digits
+import service.runtime.forest_kernel, service.formats.csv_numbers
 print("scipy" in sys.modules)
 import scipy.linalg
 """

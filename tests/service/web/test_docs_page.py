@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from registry import changes, db
+from registry import db, revision
 from registry.tables import ModelRow, VersionRow
 from tests.registry.signatures import SIGNATURES
 from tests.service.api import pickled
@@ -215,7 +215,7 @@ def crowd(home: Path, models: int) -> None:
             session.add(VersionRow(model=owner, number=1, description=f"number {i}", **made, **rest))
         session.flush()
         for i in range(models):
-            changes.note(session, "model", f"m-{i:04}")
+            revision.note(session, "model", f"m-{i:04}")
     engine.dispose()
 
 

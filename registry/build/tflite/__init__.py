@@ -1,6 +1,0 @@
-"""scikit-learn -> .tflite without TensorFlow: `convert` writes the file, `read_metadata` reads it."""
-
-from registry.build.tflite.convert import Converted, convert, reduced, within
-from registry.build.tflite.metadata import read_entries, read_metadata
-
-__all__ = ["Converted", "convert", "read_entries", "read_metadata", "reduced", "within"]

@@ -1,0 +1,66 @@
+"""scikit-learn's multi-layer perceptrons: affine maps with an activation behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sklearn import neural_network
+
+from registry.errors import Refused
+from service.compiler.tflite.answer import Answer, Context, Converter
+from service.compiler.tflite.columns import Columns
+from service.compiler.tflite.linear import affine, complement, positive
+from service.compiler.tflite.operators import Graph
+from service.compiler.tflite.writer import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Graph, Tensor], Tensor]] = {
+    "identity": lambda graph, x: x,
+    "logistic": Graph.logistic,
+    "tanh": Graph.tanh,
+    "relu": Graph.relu,
+    "softmax": Graph.softmax,
+    "exp": Graph.exp,
+}
+
+
+def _last(context: Context, model: Any, columns: Columns) -> Tensor:
+    """The last layer's sums [rows, outputs], before its activation."""
+    graph, relu, depth = context.graph, model.activation == "relu", len(model.coefs_)
+    made = affine(context, columns, model.coefs_[0], model.intercepts_[0], relu=relu and depth > 1)
+    for number in range(1, depth):
+        given = made if relu else ACTIVATIONS[model.activation](graph, made)
+        weights, bias = model.coefs_[number], model.intercepts_[number]
+        made = graph.dense(given, weights, bias, relu=relu and number < depth - 1)
+    return made
+
+
+def _activated(graph: Graph, model: Any, raw: Tensor) -> Tensor:
+    if model.out_activation_ not in ACTIVATIONS:
+        raise Refused(f"{type(model).__name__} that ends in {model.out_activation_} has no TFLite form")
+    return ACTIVATIONS[model.out_activation_](graph, raw)
+
+
+def regressor(context: Context, model: Any, columns: Columns) -> Answer:
+    raw = _last(context, model, columns)
+    return Answer(value=_activated(context.graph, model, raw))
+
+
+def classifier(context: Context, model: Any, columns: Columns) -> Answer:
+    """Two classes end in one logistic, more in a softmax, several outputs in a logistic each."""
+    graph = context.graph
+    raw = _last(context, model, columns)
+    chances = _activated(graph, model, raw)
+    if model.out_activation_ == "softmax":
+        return Answer(labels=(graph.argmax(raw),), probabilities=(chances,))
+    single = [(graph.take(raw, [i]), graph.take(chances, [i])) for i in range(raw.width)]
+    return Answer(
+        labels=tuple(positive(graph, r) for r, _ in single),
+        probabilities=tuple(complement(graph, c) for _, c in single),
+    )
+
+
+CONVERTERS: dict[type, Converter] = {
+    neural_network.MLPClassifier: classifier,
+    neural_network.MLPRegressor: regressor,
+}

@@ -1,0 +1,165 @@
+"""The operators the compiler uses, as methods that know the shape they give."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.compiler.tflite.writer import ROWS, Tensor, Writer
+
+Operand = Tensor | float
+EXACT = "exact"
+"""Begins the name of a dense layer that must not be quantized: it looks numbers up."""
+_ROWS = 1_000_003  # stands for the number of rows where numpy broadcasts shapes
+
+
+class Graph(Writer):
+    """Numbers among the operands become float32 constants. Elementwise operators broadcast as numpy does."""
+
+    def _operand(self, value: Operand) -> Tensor:
+        return value if isinstance(value, Tensor) else self.constant(value)
+
+    def _both(self, code: str, a: Operand, b: Operand, table: str, dtype: str | None = None) -> Tensor:
+        left, right = self._operand(a), self._operand(b)
+        return self.operator(
+            code, [left, right], broadcast(left.shape, right.shape), dtype or left.dtype, table=table
+        )
+
+    def add(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("ADD", a, b, "AddOptions")
+
+    def sub(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("SUB", a, b, "SubOptions")
+
+    def mul(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("MUL", a, b, "MulOptions")
+
+    def div(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("DIV", a, b, "DivOptions")
+
+    def minimum(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("MINIMUM", a, b, "MaximumMinimumOptions")
+
+    def maximum(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("MAXIMUM", a, b, "MaximumMinimumOptions")
+
+    def greater(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("GREATER", a, b, "GreaterOptions", "bool")
+
+    def greater_equal(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("GREATER_EQUAL", a, b, "GreaterEqualOptions", "bool")
+
+    def equal(self, a: Operand, b: Operand) -> Tensor:
+        return self._both("EQUAL", a, b, "EqualOptions", "bool")
+
+    def is_nan(self, a: Tensor) -> Tensor:
+        return self._both("NOT_EQUAL", a, a, "NotEqualOptions", "bool")
+
+    def select(self, condition: Tensor, a: Operand, b: Operand) -> Tensor:
+        yes, no = self._operand(a), self._operand(b)
+        shape = broadcast(condition.shape, broadcast(yes.shape, no.shape))
+        return self.operator("SELECT_V2", [condition, yes, no], shape, yes.dtype, table="SelectV2Options")
+
+    def _one(self, code: str, a: Tensor, table: str | None = None) -> Tensor:
+        return self.operator(code, [a], a.shape, a.dtype, table=table)
+
+    def neg(self, a: Tensor) -> Tensor:
+        return self._one("NEG", a, "NegOptions")
+
+    def abs(self, a: Tensor) -> Tensor:
+        return self._one("ABS", a, "AbsOptions")
+
+    def exp(self, a: Tensor) -> Tensor:
+        return self._one("EXP", a, "ExpOptions")
+
+    def log(self, a: Tensor) -> Tensor:
+        return self._one("LOG", a)
+
+    def sqrt(self, a: Tensor) -> Tensor:
+        return self._one("SQRT", a)
+
+    def square(self, a: Tensor) -> Tensor:
+        return self._one("SQUARE", a, "SquareOptions")
+
+    def logistic(self, a: Tensor) -> Tensor:
+        return self._one("LOGISTIC", a)
+
+    def tanh(self, a: Tensor) -> Tensor:
+        return self._one("TANH", a)
+
+    def relu(self, a: Tensor) -> Tensor:
+        return self._one("RELU", a)
+
+    def softmax(self, a: Tensor) -> Tensor:
+        return self.operator("SOFTMAX", [a], a.shape, a.dtype, table="SoftmaxOptions", beta=1.0)
+
+    def cast(self, a: Tensor, dtype: str) -> Tensor:
+        return self.operator("CAST", [a], a.shape, dtype, table="CastOptions") if a.dtype != dtype else a
+
+    def gather(self, a: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
+        shape = (*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :])
+        return self.operator("GATHER", [a, indices], shape, a.dtype, table="GatherOptions", axis=axis)
+
+    def gather_in_row(self, a: Tensor, indices: Tensor) -> Tensor:
+        """`a` [rows, n] at `indices` [rows, m]: each row's own."""
+        return self.operator(
+            "GATHER", [a, indices], indices.shape, a.dtype, 5, table="GatherOptions", axis=1, batchDims=1
+        )
+
+    def take(self, a: Tensor, columns: list[int]) -> Tensor:
+        """Columns of [rows, n]."""
+        if columns == list(range(a.width)):
+            return a
+        return self.gather(a, self.constant(columns, "int32"), axis=1)
+
+    def concat(self, parts: list[Tensor], axis: int = 1) -> Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        shape = list(parts[0].shape)
+        shape[axis] = sum(p.shape[axis] for p in parts)
+        return self.operator(
+            "CONCATENATION", parts, tuple(shape), parts[0].dtype, table="ConcatenationOptions", axis=axis
+        )
+
+    def reshape(self, a: Tensor, shape: tuple[int, ...]) -> Tensor:
+        target = self.constant(shape, "int32")
+        return self.operator(
+            "RESHAPE", [a, target], shape, a.dtype, table="ReshapeOptions", newShape=list(shape)
+        )
+
+    def total(self, a: Tensor, axis: int, keep: bool = False) -> Tensor:
+        return self._reduce("SUM", a, axis, keep)
+
+    def largest(self, a: Tensor, axis: int, keep: bool = False) -> Tensor:
+        return self._reduce("REDUCE_MAX", a, axis, keep)
+
+    def _reduce(self, code: str, a: Tensor, axis: int, keep: bool) -> Tensor:
+        shape = (*a.shape[:axis], *((1,) if keep else ()), *a.shape[axis + 1 :])
+        axes = self.constant([axis], "int32")
+        return self.operator(code, [a, axes], shape, a.dtype, table="ReducerOptions", keepDims=keep)
+
+    def argmax(self, a: Tensor) -> Tensor:
+        """[rows, k] -> int64 [rows]: the first of the largest."""
+        axis = self.constant(1, "int32")
+        int64 = 4  # TensorType
+        return self.operator("ARG_MAX", [a, axis], (ROWS,), "int64", table="ArgMaxOptions", outputType=int64)
+
+    def dense(
+        self, a: Tensor, weights: object, bias: object, relu: bool = False, exact: bool = False
+    ) -> Tensor:
+        """`a` [rows, n] times `weights` [n, m] plus `bias` [m]; `exact`: never to be quantized."""
+        matrix = np.asarray(weights, dtype=np.float64).T
+        added = np.broadcast_to(np.asarray(bias, dtype=np.float64), matrix.shape[:1])
+        return self.operator(
+            "FULLY_CONNECTED",
+            [a, self.constant(matrix), self.constant(added)],
+            (ROWS, matrix.shape[0]),
+            "float32",
+            table="FullyConnectedOptions",
+            name=EXACT if exact else None,
+            fusedActivationFunction=1 if relu else 0,  # ActivationFunctionType.RELU, NONE
+        )
+
+
+def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    shapes = [tuple(_ROWS if n == ROWS else n for n in shape) for shape in (a, b)]
+    return tuple(ROWS if n == _ROWS else n for n in np.broadcast_shapes(*shapes))

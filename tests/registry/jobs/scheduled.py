@@ -1,0 +1,54 @@
+"""Schedules and their jobs for tests: the moment is given, and a job is as small as one can be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from registry.db import Sessions
+from registry.jobs import due, jobs, schedules
+from registry.jobs.recurrence import When
+from registry.jobs.schedules import NewSchedule
+from registry.jobs.tables import JobRow, ScheduleRow
+from tests.registry import crowd
+
+NOW = datetime(2026, 11, 22, 20, tzinfo=UTC)  # a Sunday
+WEEKLY = When(cron="0 3 * * MON")
+JOB = {"kind": "score", "model": "fraud"}
+
+
+def add(
+    sessions: Sessions,
+    name: str = "weekly",
+    *,
+    job: dict[str, Any] = JOB,
+    when: When | None = None,
+    **more: Any,
+) -> ScheduleRow:
+    new = NewSchedule(name=name, job=job, when=when or When(cron="0 3 * * MON"), **more)
+    with sessions.begin() as session:
+        return schedules.create(session, new, by="ann", moment=NOW)
+
+
+def start(session: Session, schedule: ScheduleRow) -> JobRow:
+    new = jobs.NewJob(
+        kind=jobs.SCORE, spec=schedule.job, model=schedule.job.get("model"), schedule=schedule.name
+    )
+    return jobs.create(session, new, by=schedule.created_by)
+
+
+def end(sessions: Sessions, job_id: int) -> None:
+    with sessions.begin() as session:
+        jobs.end(session, jobs.lock(session, job_id), jobs.DONE)
+
+
+def work(url: str, moments: list[datetime]) -> None:
+    """Another process: tick until nothing is due, at each of `moments`."""
+    with crowd.connected(url) as sessions:
+        for moment in moments:
+            while True:
+                with sessions.begin() as session:
+                    if due.tick(session, start, moment=moment) is None:
+                        break

@@ -1,0 +1,499 @@
+"""Jobs over HTTP: what is refused, what is answered again, and what can be fetched when."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.jobs import jobs
+from registry.jobs.jobs import NewJob
+from service.batch import job_routes
+from tests.service.api import refused
+from tests.service.worker.scorings import CSV, Scorings, scoring
+
+pytestmark = pytest.mark.anyio
+
+ROWS = ("7,1,0,0", "8,-1,0,0", "9,2,0,0")  # x0 above zero is yes
+LABELS = ["7,yes", "8,no", "9,yes"]
+
+
+@pytest.fixture(scope="module")
+async def scorings(
+    anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Scorings]:
+    folder = tmp_path_factory.mktemp("jobs")
+    home = shutil.copytree(published_home, folder / "home")
+    async with scoring(home, folder / "data") as made:
+        yield made
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    """Of a file or directory in the batch root that is this test's own."""
+    return tmp_path.name
+
+
+def labels(text: str) -> list[str]:
+    """Id and label of each row."""
+    return [",".join(line.replace('"', "").split(",")[:2]) for line in text.splitlines()[1:]]
+
+
+async def three_parts(scorings: Scorings, name: str, **more: Any) -> str:
+    """A job of three files, planned."""
+    for number, row in enumerate(ROWS):
+        scorings.write(f"{name}/{number}.csv", row)
+    location = await scorings.start(scorings.data / name, **more)
+    await scorings.work()
+    return location
+
+
+async def test_a_job_is_accepted_and_done_and_its_output_is_there(scorings: Scorings, name: str) -> None:
+    answer = await scorings.post(scorings.write(f"{name}.csv", *ROWS))
+    assert answer.status_code == 202
+    accepted = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{accepted['id']}"
+    assert (accepted["state"], accepted["version"], accepted["partitions"]) == ("queued", 1, [])
+    assert accepted["spec"]["output"] == {"media_type": CSV}
+    record = await scorings.finish(answer.headers["location"])
+    assert record["state"] == "done", record["error"]
+    assert (record["rows_total"], record["rows_done"], record["rows_failed"]) == (3, 3, 0)
+    assert (record["partitions_total"], record["partitions_done"], record["attempts"]) == (1, 1, 1)
+    assert (record["created_by"], record["kind"], record["engine"]) == ("admin", "score", "local")
+    (part,) = record["partitions"]
+    assert (part["state"], part["rows"], part["failed"], part["output"]) == ("done", 3, 0, None)
+    assert record["manifest"]["rows"] == 3
+    text = await scorings.text(record["output"])
+    assert text.splitlines()[0].replace('"', "") == "id,label,probability.no,probability.yes"
+    assert labels(text) == LABELS
+    assert record["errors"] is None
+
+
+async def test_a_bad_row_is_in_the_errors_file_and_not_in_the_output(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", ROWS[0], "8,odd,0,0", "9,,0,0", ROWS[2])
+    record = await scorings.finish(await scorings.start(path))
+    assert (record["state"], record["rows_done"], record["rows_failed"]) == ("done", 2, 2)
+    assert labels(await scorings.text(record["output"])) == [LABELS[0], LABELS[2]]
+    lines = (await scorings.text(record["errors"])).splitlines()
+    assert lines[0] == "row,id,field,message,file,file_row"
+    assert [line.split(",")[:3] for line in lines[1:]] == [["1", "8", "x0"], ["2", "9", "x0"]]
+
+
+async def test_a_bad_row_of_a_directory_is_found_in_its_file(scorings: Scorings, name: str) -> None:
+    for number, rows in enumerate([(ROWS[0], "8,odd,0,0"), (ROWS[1],), ("9,odd,0,0", ROWS[2], "7,odd,0,0")]):
+        scorings.write(f"{name}/{number}.csv", *rows)
+    record = await scorings.finish(await scorings.start(scorings.data / name))
+    lines = csv.reader((await scorings.text(record["errors"])).splitlines()[1:])
+    assert [(line[0], line[1], *line[4:]) for line in lines] == [
+        ("1", "8", "0.csv", "1"),
+        ("3", "9", "2.csv", "0"),
+        ("5", "7", "2.csv", "2"),
+    ]
+
+
+async def test_errors_of_an_upload_name_no_file(scorings: Scorings) -> None:
+    uploaded = await scorings.api.upload(b"id,x0,x1,x2\n1,0,0,0\n8,odd,0,0\n")
+    record = await scorings.finish(
+        await scorings.start(Path(), input={"artifact": uploaded, "media_type": CSV})
+    )
+    (line,) = csv.reader((await scorings.text(record["errors"])).splitlines()[1:])
+    assert (line[0], *line[4:]) == ("1", "", "1")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "state"), [(None, "done"), (0.5, "done"), (0.4, "failed"), (0, "failed")]
+)
+async def test_a_threshold_says_how_many_rows_may_fail(
+    scorings: Scorings, name: str, threshold: float | None, state: str
+) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS[:2], "8,odd,0,0", "9,odd,0,0")
+    record = await scorings.finish(await scorings.start(path, error_threshold=threshold))
+    assert record["state"] == state
+    if state == "failed":
+        said = f"2 of 4 rows failed (50.00%), the threshold is {threshold:.2%}"
+        assert record["error"] == said
+    lines = (await scorings.text(record["errors"])).splitlines()[1:]  # also when that is why it failed
+    assert [line.split(",")[:3] for line in lines] == [["2", "8", "x0"], ["3", "9", "x0"]]
+
+
+async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings, name: str) -> None:
+    rows = [*["1,1,0,0"] * 100, *["2,odd,0,0"] * 3]  # the first hundred are looked at before
+    path = scorings.write(f"{name}.csv", *rows)
+    location = await scorings.start(path)
+    path.write_text(path.read_text().replace("1,1,0,0", "1,odd,0,0"))
+    record = await scorings.finish(location)
+    assert (record["state"], record["error"]) == (
+        "failed", "each of the 103 rows failed; the errors file says why",
+    )  # fmt: skip
+    assert len((await scorings.text(record["errors"])).splitlines()) == 104
+
+
+async def test_who_names_a_share_may_begin_with_bad_rows(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *["2,odd,0,0"] * 120, *["1,1,0,0"] * 80)
+    problem = refused(await scorings.post(path), 422)
+    assert "none of the first 100 rows can be scored" in problem["detail"]
+    record = await scorings.finish(await scorings.start(path, error_threshold=0.7))
+    assert (record["state"], record["rows_done"], record["rows_failed"]) == ("done", 80, 120)
+
+
+async def test_no_more_is_scored_once_too_many_rows_have_failed(scorings: Scorings, name: str) -> None:
+    import pandas as pd
+
+    (scorings.data / name).mkdir()
+    for number in range(4):  # Parquet, which tells how many rows there are before they are read
+        x0 = [1.0, None if number == 1 else 1.0]
+        frame = pd.DataFrame({"id": [1, 2], "x0": x0, "x1": [0.0, 0.0], "x2": [0.0, 0.0]})
+        frame.to_parquet(scorings.data / name / f"{number}.parquet")
+    location = await scorings.start(scorings.data / name, error_threshold=0.1)
+    record = await scorings.finish(location)
+    assert record["error"] == "partition score/2: 1 of 8 rows failed (12.50%), the threshold is 10.00%"
+    assert [p["state"] for p in record["partitions"]] == ["done", "done", "failed", "cancelled"]
+    lines = (await scorings.text(record["errors"])).splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["3"]
+
+
+async def test_a_dry_run_looks_at_the_first_rows_and_enqueues_nothing(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS, "10,odd,0,0")
+    before = await scorings.get("/v1/jobs")
+    answer = await scorings.post(path, dry_run=True)
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["model"], found["version"], found["columns"]) == ("flag", 1, ["id", "x0", "x1", "x2"])
+    assert (found["rows_checked"], found["rows_failed"]) == (4, 1)
+    assert found["warnings"][0].startswith("row 3: ")
+    assert await scorings.get("/v1/jobs") == before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("given", "status", "field", "says"),
+    [
+        ({"model": "nobody"}, 404, None, "there is no model 'nobody'"),
+        ({"alias": "nobody"}, 404, None, "there is no alias"),
+        ({"version": 9}, 404, None, "there is no version 'flag:9'"),
+        ({"version": 1, "alias": "champion"}, 422, None, "say version or alias, not both"),
+        ({"input": {}}, 422, "input", "say either artifact or uri"),
+        ({"input": {"uri": "/etc/passwd"}}, 422, "input.uri", "is in no batch root"),
+        ({"input": {"uri": "https://127.0.0.1/x.csv"}}, 422, "input.uri", "there is no reading from https"),
+        ({"input": {"artifact": "0" * 64}}, 422, "input", "say its media_type"),
+        ({"input": {"artifact": "0" * 64, "media_type": CSV}}, 422, "input.artifact", "was not uploaded"),
+        ({"model": "mixed"}, 422, "age", "is missing"),
+        ({"id_column": "who"}, 422, "id_column", "has no column 'who'"),
+        ({"passthrough": ["x0", "label"]}, 422, "passthrough", "a column 'label' of its own"),
+        ({"error_threshold": 1.5}, 422, "error_threshold", "error_threshold"),
+        ({"max_attempts": 0}, 422, "max_attempts", "max_attempts"),
+        ({"expires_in": 0}, 422, "expires_in", "expires_in"),
+        ({"output": {"media_type": "text/html"}}, 422, "output.media_type", "none of the choices"),
+        ({"kind": "guess"}, 422, "kind", "send one of"),
+        ({"sample": 0.1}, 422, "sample", "no such field"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_before_it_is_enqueued(
+    scorings: Scorings, given: dict[str, Any], status: int, field: str | None, says: str, dry_run: bool
+) -> None:
+    path = scorings.write("good.csv", *ROWS)
+    before = await scorings.get("/v1/jobs")
+    problem = refused(await scorings.post(path, **given, dry_run=dry_run), status)
+    assert says in json.dumps(problem, ensure_ascii=False)
+    if field is not None:
+        assert any(str(e["field"]).endswith(field) for e in problem["errors"]), problem["errors"]
+    assert await scorings.get("/v1/jobs") == before
+
+
+async def test_an_archived_version_scores_nothing(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS)
+    place = "/v1/models/flag/versions/2"
+    await scorings.api.client.patch(place, json={"archived": True})
+    problem = refused(await scorings.post(path, version=2), 409)
+    assert "flag:2 is archived" in problem["detail"]
+    await scorings.api.client.patch(place, json={"archived": False})
+    record = await scorings.finish(await scorings.start(path, version=2))
+    assert labels(await scorings.text(record["output"])) == ["7,no", "8,yes", "9,no"]
+
+
+async def test_an_uploaded_file_is_an_input(scorings: Scorings) -> None:
+    content = ("id,x2,x1,x0\n" + "7,0,0,1\n8,0,0,-1\n").encode()  # columns in any order
+    artifact = await scorings.api.upload(content)
+    given = {"artifact": artifact, "media_type": CSV}
+    record = await scorings.finish(await scorings.start(Path(), input=given))
+    assert labels(await scorings.text(record["output"])) == LABELS[:2]
+
+
+@pytest.mark.parametrize("media_type", ["application/x-ndjson", "application/vnd.apache.parquet"])
+async def test_the_output_comes_in_the_type_that_was_asked_for(
+    scorings: Scorings, name: str, media_type: str
+) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS)
+    given = {"output": {"media_type": media_type}, "passthrough": ["x1"]}
+    record = await scorings.finish(await scorings.start(path, **given))
+    answer = await scorings.api.client.get(record["output"])
+    assert answer.headers["content-type"] == media_type
+    if media_type == "application/x-ndjson":
+        rows = [json.loads(line) for line in answer.text.splitlines()]
+    else:
+        import io
+
+        import pandas as pd
+
+        rows = pd.read_parquet(io.BytesIO(answer.content)).to_dict("records")
+    assert [list(r) for r in rows] == [["id", "x1", "label", "probability.no", "probability.yes"]] * 3
+    assert [f"{r['id']},{r['label']}" for r in rows] == LABELS
+
+
+async def test_an_alias_that_moves_later_changes_nothing(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS)
+    await scorings.api.promote("flag", 1, "nightly")
+    location = await scorings.start(path, alias="nightly")
+    await scorings.api.promote("flag", 2, "nightly")
+    record = await scorings.finish(location)
+    await scorings.api.client.delete("/v1/models/flag/aliases/nightly")
+    assert (record["state"], record["version"]) == ("done", 1)
+    assert labels(await scorings.text(record["output"])) == LABELS
+
+
+async def test_a_version_that_goes_out_of_use_fails_its_job_until_it_is_back(
+    scorings: Scorings, name: str
+) -> None:
+    place = "/v1/models/flag/versions/2"
+    location = await three_parts(scorings, name, version=2)
+    await scorings.work()
+    refused(await scorings.api.client.delete(place), 409)
+    await scorings.api.client.patch(place, json={"archived": True})
+    record = await scorings.finish(location)
+    said = "flag:2 is archived; bring it back (archived: false), then resume the job"
+    assert (record["state"], record["error"]) == ("failed", f"partition score/1: {said}")
+    await scorings.api.client.patch(place, json={"archived": False})
+    resumed = await scorings.api.client.post(f"{location}/resume")
+    assert (resumed.status_code, resumed.json()["state"]) == (200, "queued")
+    assert [p["state"] for p in resumed.json()["partitions"]] == ["done", "queued", "queued"]
+    record = await scorings.finish(location)
+    assert (record["state"], record["error"]) == ("done", None)
+    assert labels(await scorings.text(record["output"])) == ["7,no", "8,yes", "9,no"]
+
+
+async def test_an_input_that_changed_fails_its_job(scorings: Scorings, name: str) -> None:
+    location = await three_parts(scorings, name, max_attempts=2)
+    await scorings.work()
+    scorings.write(f"{name}/2.csv", "9,3,0,0", "10,1,0,0")
+    record = await scorings.finish(location)
+    said = "the input file '2.csv' changed since the job was planned: it was written to; start a new job"
+    assert (record["state"], record["error"]) == ("failed", f"partition score/2: {said}")
+
+
+async def test_a_part_that_is_gone_or_cut_short_is_made_again(scorings: Scorings, name: str) -> None:
+    location = await three_parts(scorings, name)
+    await scorings.work(3)
+    folder = scorings.api.settings.jobs / location.rpartition("/")[2]
+    first, second, _ = sorted(folder.iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-3])
+    record = await scorings.finish(location)
+    assert (record["state"], [p["attempts"] for p in record["partitions"]]) == ("done", [1, 1, 1])
+    assert labels(await scorings.text(record["output"])) == LABELS
+    assert not folder.exists()
+
+
+async def test_a_key_reaches_the_jobs_of_its_models_only(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS)
+    mine, other = await scorings.start(path), await scorings.start(path, model="forest")
+    async with scorings.api.with_key(await scorings.api.key("batch", models=["flag"])) as client:
+        assert (await client.get(mine)).status_code == 200
+        listed = (await client.get("/v1/jobs")).json()["items"]
+        assert {j["model"] for j in listed} == {"flag"}
+        for method, address in (
+            ("GET", other), ("POST", f"{other}/cancel"), ("POST", f"{other}/resume"),
+            ("GET", f"{other}/events"), ("GET", f"{other}/output"), ("GET", f"{other}/errors"),
+            ("GET", f"{other}/partitions/0/output"),
+        ):  # fmt: skip
+            refused(await client.request(method, address), 403)
+        refused(await client.post("/v1/jobs", json=scorings.body(path, model="forest")), 403)
+    async with scorings.api.with_key(await scorings.api.key("predict")) as client:
+        refused(await client.get(mine), 403)
+        refused(await client.post("/v1/jobs", json=scorings.body(path)), 403)
+    refused(await scorings.api.anonymous.get(mine), 401)
+    assert (await scorings.get(other))["state"] == "queued"
+    for location in (mine, other):
+        await scorings.finish(location)
+
+
+async def test_a_job_is_started_once_for_a_key_also_when_all_it_needs_is_gone(
+    scorings: Scorings, name: str
+) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS)
+    key = {"Idempotency-Key": name}
+    first = await scorings.post(path, key, version=2)
+    assert first.status_code == 202
+    await scorings.finish(first.headers["location"])
+    path.unlink()
+    await scorings.api.client.patch("/v1/models/flag/versions/2", json={"archived": True})
+    again = await scorings.post(path, key, version=2)
+    assert (again.status_code, again.content) == (202, first.content)
+    assert again.headers["location"] == first.headers["location"]
+    problem = refused(await scorings.post(path, key, version=1), 422)
+    assert problem["errors"][0]["field"] == "Idempotency-Key"
+    await scorings.api.client.patch("/v1/models/flag/versions/2", json={"archived": False})
+
+
+async def test_what_was_refused_may_be_asked_again_with_its_key(scorings: Scorings, name: str) -> None:
+    path, key = scorings.data / f"{name}.csv", {"Idempotency-Key": name}
+    refused(await scorings.post(path, key), 422)
+    scorings.write(path.name, *ROWS)
+    answer = await scorings.post(path, key)
+    assert answer.status_code == 202
+    await scorings.finish(answer.headers["location"])
+
+
+async def test_events_show_the_job_until_it_is_over(scorings: Scorings, name: str) -> None:
+    location = await scorings.start(scorings.write(f"{name}.csv", *ROWS))
+    watching = asyncio.create_task(scorings.api.client.get(f"{location}/events"))
+    services, number = scorings.api.services, int(location.rpartition("/")[2])
+    key = next(k for k in services.snapshot.state.keys.values() if k.models is None)
+    begun = job_routes._events(services, job_routes._look(services, number, key), number, key)
+    assert '"state":"queued"' in await anext(begun)
+    record = await scorings.finish(location)
+    assert '"state":"done"' in await anext(begun)
+    with pytest.raises(StopAsyncIteration):
+        await anext(begun)
+    answer = await watching
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [e.split("\n") for e in answer.text.split("\n\n") if e and not e.startswith(":")]
+    assert {lines[0] for lines in events} == {"event: job"}
+    told = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
+    assert told[-1] == record
+    again = await scorings.api.client.get(f"{location}/events")  # of one that is over, the end
+    assert again.text == f"event: job\ndata: {answer.text.rstrip().rpartition('data: ')[2]}\n\n"
+    refused(await scorings.api.client.get("/v1/jobs/999999/events"), 404)
+
+
+async def test_events_end_with_the_key_and_with_the_job(
+    scorings: Scorings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_routes, "WATCH_S", 0.01)
+    location = await scorings.start(scorings.write(f"{name}.csv", *ROWS))
+    services, number = scorings.api.services, int(location.rpartition("/")[2])
+    secret = await scorings.api.key("batch")
+    key = services.snapshot.state.keys[secret.split("_")[1]]
+    events = job_routes._events(services, job_routes._look(services, number, key), number, key)
+    assert '"state":"queued"' in await anext(events)
+    assert (await scorings.api.client.delete(f"/v1/keys/{key.id}")).status_code in (200, 204)
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+    admin = next(k for k in services.snapshot.state.keys.values() if k.models is None)
+    look = job_routes._look(services, number, admin)
+    events = job_routes._events(services, look, 999_999, admin)  # forgotten by the second look
+    await anext(events)
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+    await scorings.finish(location)
+
+
+async def test_the_output_is_sent_as_every_file_is(scorings: Scorings, name: str) -> None:
+    location = await scorings.start(scorings.write(f"{name}.csv", *ROWS, "10,odd,0,0"))
+    client, output = scorings.api.client, f"{location}/output"
+    for what in ("output", "errors"):
+        problem = refused(await client.get(f"{location}/{what}"), 409)
+        assert "is queued" in problem["detail"]
+    record = await scorings.finish(location)
+    whole = await client.get(output)
+    job_id = record["id"]
+    assert whole.headers["content-disposition"] == f'attachment; filename="flag-job-{job_id}.csv"'
+    assert whole.headers["content-type"] == CSV
+    assert whole.headers["accept-ranges"] == "bytes"
+    etag = whole.headers["etag"]
+    assert etag == f'"{record["manifest"]["sha256"]}"'
+    part = await client.get(output, headers={"Range": "bytes=5-9"})
+    assert (part.status_code, part.content) == (206, whole.content[5:10])
+    rest = await client.get(output, headers={"Range": "bytes=7-", "If-Range": etag})
+    assert (rest.status_code, rest.content) == (206, whole.content[7:])
+    moved = await client.get(output, headers={"Range": "bytes=7-", "If-Range": '"other"'})
+    assert (moved.status_code, moved.content) == (200, whole.content)
+    refused(await client.get(output, headers={"Range": "bytes=100000-"}), 416)
+    same = await client.get(output, headers={"If-None-Match": etag})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    head = await client.head(output)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(whole.content)))
+    errors = await client.get(f"{location}/errors")
+    assert errors.headers["content-disposition"] == f'attachment; filename="flag-job-{job_id}-errors.csv"'
+    assert errors.text.splitlines()[1].startswith("3,10,x0,")
+    assert (await client.head(f"{location}/errors")).status_code == 200
+    clean = await scorings.finish(await scorings.start(scorings.write(f"{name}-2.csv", *ROWS)))
+    problem = refused(await client.get(f"/v1/jobs/{clean['id']}/errors"), 404)
+    assert "no row failed" in problem["detail"]
+
+
+async def test_what_a_cancelled_job_has_done_can_be_fetched_and_is_kept(
+    scorings: Scorings, name: str
+) -> None:
+    location = await three_parts(scorings, name)
+    await scorings.work()
+    client = scorings.api.client
+    cancelled = (await client.post(f"{location}/cancel")).json()
+    assert (cancelled["state"], cancelled["eta_s"]) == ("cancelled", None)
+    assert [p["state"] for p in cancelled["partitions"]] == ["done", "cancelled", "cancelled"]
+    assert [p["output"] for p in cancelled["partitions"]] == [f"{location}/partitions/0/output", None, None]
+    assert (await client.post(f"{location}/cancel")).json()["finished_at"] == cancelled["finished_at"]
+    refused(await client.get(f"{location}/output"), 409)
+    part = await client.get(f"{location}/partitions/0/output")
+    assert (part.status_code, labels(part.text)) == (200, LABELS[:1])
+    head = (await client.head(f"{location}/partitions/0/output")).headers
+    sha256 = hashlib.sha256(part.content).hexdigest()
+    assert (head["content-length"], head["etag"]) == (str(len(part.content)), f'"{sha256}"')
+    rest = await client.get(f"{location}/partitions/0/output", headers={"Range": "bytes=3-"})
+    assert (rest.status_code, rest.content) == (206, part.content[3:])
+    for number in (1, 3):
+        refused(await client.get(f"{location}/partitions/{number}/output"), 404)
+    await scorings.work(2)  # nothing is left to do
+    assert (await scorings.get(location))["partitions_done"] == 1
+
+    assert (await client.post(f"{location}/resume")).json()["state"] == "queued"
+    refused(await client.post(f"{location}/resume"), 409)
+    record = await scorings.finish(location)
+    assert labels(await scorings.text(record["output"])) == LABELS
+    assert record["partitions"][0]["finished_at"] == cancelled["partitions"][0]["finished_at"]
+    problem = refused(await client.get(f"{location}/partitions/0/output"), 404)
+    assert f"the whole output is at {location}/output" in problem["detail"]
+    conditional = await client.get(f"{location}/partitions/0/output", headers={"If-None-Match": "*"})
+    refused(conditional, 404)
+    for verb in ("cancel", "resume"):
+        assert "is done" in refused(await client.post(f"{location}/{verb}"), 409)["detail"]
+
+
+async def test_jobs_are_listed_newest_first_and_by_state_and_model(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", *ROWS)
+    older, newer = await scorings.start(path), await scorings.start(path, model="forest")
+    await scorings.api.client.post(f"{older}/cancel")
+    items = (await scorings.get("/v1/jobs?page_size=2"))["items"]
+    assert [f"/v1/jobs/{j['id']}" for j in items] == [newer, older]
+    assert "partitions" not in items[0]
+    (only,) = (await scorings.get("/v1/jobs?state=queued"))["items"]
+    assert only["model"] == "forest"
+    cancelled = (await scorings.get("/v1/jobs?state=cancelled&model=flag"))["items"]
+    assert older in [f"/v1/jobs/{j['id']}" for j in cancelled]
+    refused(await scorings.api.client.get("/v1/jobs?state=odd"), 422)
+    await scorings.finish(newer)
+
+
+async def test_addresses_of_jobs_that_are_not_there(scorings: Scorings) -> None:
+    client = scorings.api.client
+    for tail in ("", "/events", "/output", "/errors", "/partitions/0/output"):
+        refused(await client.get(f"/v1/jobs/999999{tail}"), 404)
+    for verb in ("cancel", "resume"):
+        refused(await client.post(f"/v1/jobs/999999/{verb}"), 404)
+    for odd in ("0", "-1", "x", "1e3", "99999999999999999999"):
+        refused(await client.get(f"/v1/jobs/{odd}"), 422)
+
+
+async def test_a_job_without_a_model_yet_has_a_record(scorings: Scorings) -> None:
+    with scorings.api.services.sessions.begin() as session:
+        job = jobs.create(session, NewJob(kind=jobs.TRAIN, spec={}, model=None), by="ann")
+        job_id = job.id
+    record = await scorings.get(f"/v1/jobs/{job_id}")
+    assert (record["model"], record["version"], record["rows_total"]) == (None, None, None)
+    await scorings.api.client.post(f"/v1/jobs/{job_id}/cancel")

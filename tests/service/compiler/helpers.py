@@ -1,0 +1,42 @@
+"""Building a model in a test the way a publish does: pickled, with an example file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+
+from registry.build_records import BuildJob, Built
+from service.compiler import safeload
+from service.compiler.build import build
+from service.compiler.signature.estimator import Estimator
+from service.runtime.onnx_runtime import OnnxRuntime
+
+
+def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+    """Build `model` with `frame` as its CSV example."""
+    artifact = folder / "model.joblib"
+    joblib.dump(model, artifact)
+    return build_file(folder, artifact, frame, **job)
+
+
+def build_file(folder: Path, artifact: Path, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+    out = folder / "out"
+    out.mkdir()
+    if frame is not None:
+        frame.to_csv(folder / "example.csv", index=False)
+        job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
+    job.setdefault("format", "sklearn-joblib")
+    return build(BuildJob(artifact=str(artifact), out=str(out), **job))
+
+
+def runtime(folder: Path, built: Built) -> Any:
+    """What serves `built`: the runtime itself, or what the isolated child runs."""
+    assert built.state == "ready", built.report
+    assert built.signature is not None
+    if built.runtime == "onnx":
+        assert built.servable is not None
+        return OnnxRuntime(folder / "out" / built.servable, built.signature)
+    return Estimator(safeload.load(folder / "model.joblib"), built.signature)

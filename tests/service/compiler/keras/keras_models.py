@@ -1,0 +1,157 @@
+"""Small Keras models, trained in a few seconds, and archives made by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.datasets import load_digits, load_iris
+
+from registry.build_records import BuildJob, Built
+from registry.rows import Rows
+from service.compiler.build import build
+from service.runtime.tflite_runtime import TfliteRuntime
+from tests.conftest import need_tensorflow
+
+need_tensorflow(allow_module_level=True)
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own imports
+    import keras
+
+layers = keras.layers
+TRAINED = 1200  # of the 1,797 digits
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, 8, 8, 1] from 0 to 1 in float32, and what they show."""
+    found = load_digits()
+    return (found.images / 16).astype(np.float32)[..., None], found.target
+
+
+def digits_frame(rows: slice) -> pd.DataFrame:
+    """The digits as a table: p0 to p63, and `digit`."""
+    pixels, shown = digits()
+    frame = pd.DataFrame(pixels[rows].reshape(-1, 64), columns=[f"p{i}" for i in range(64)])
+    return frame.assign(digit=shown[rows])
+
+
+@cache
+def cnn() -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    pixels, shown = digits()
+    return fitted(model, pixels[:TRAINED], shown[:TRAINED], "sparse_categorical_crossentropy", epochs=12)
+
+
+@cache
+def iris() -> Any:
+    keras.utils.set_random_seed(0)
+    rows, kinds = load_iris(return_X_y=True)
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Normalization(), layers.Dense(16, "relu"), layers.Dense(3, "softmax")]
+    )
+    model.layers[0].adapt(rows)
+    return fitted(model, rows, kinds, "sparse_categorical_crossentropy", epochs=30)
+
+
+@cache
+def regression() -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(8, "gelu"), layers.Dense(1)])
+    rows = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    return fitted(model, rows, rows[:, 0] - 2 * rows[:, 1], "mse", epochs=5)
+
+
+def fitted(model: Any, rows: Any, truth: Any, loss: Any, epochs: int) -> Any:
+    model.compile("adam", loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Keras says while fitting is not what is tested
+        model.fit(rows, truth, epochs=epochs, verbose=0)
+    return model
+
+
+@cache
+def two_inputs() -> Any:
+    """A word's number [n, 3] and a float `size` [n, 1]; which of two it is."""
+    keras.utils.set_random_seed(0)
+    words, size = keras.Input((3,), dtype="int32", name="word"), keras.Input((1,), name="size")
+    known = layers.Flatten()(layers.Embedding(10, 4)(words))
+    hidden = layers.Dense(8, "tanh")(layers.Concatenate()([known, size]))
+    return keras.Model([words, size], layers.Dense(1, activation="sigmoid", name="kind")(hidden))
+
+
+@cache
+def exported(name: str, rows: int | None = None) -> bytes:
+    """The model of this name as Keras itself writes it for LiteRT: names and shapes are Keras' own."""
+    model = globals()[name]()
+    shapes = [keras.InputSpec(shape=(rows, *i.shape[1:]), dtype=i.dtype, name=i.name) for i in model.inputs]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = Path(folder) / "model.tflite"
+        model.export(file, format="litert", verbose=False, **({"input_signature": shapes} if rows else {}))
+        return file.read_bytes()
+
+
+def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+    artifact = folder / "model.keras"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(artifact)
+    return publish_file(folder, artifact, frame, **job)
+
+
+def publish_file(
+    folder: Path, artifact: Path, frame: pd.DataFrame | None = None, format: str = "keras", **job: Any
+) -> Built:
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    if frame is not None:
+        frame.to_csv(folder / "example.csv", index=False)
+        job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
+    return build(BuildJob(artifact=str(artifact), out=str(out), format=format, **job))  # type: ignore[arg-type]
+
+
+def served(folder: Path, built: Built) -> TfliteRuntime:
+    assert (built.state, built.runtime) == ("ready", "tflite"), built.report
+    assert built.servable is not None
+    assert built.signature is not None
+    return TfliteRuntime(folder / "out" / built.servable, built.signature)
+
+
+def rows(values: Any) -> Rows:
+    return Rows(matrix=np.asarray(values, dtype=np.float64))
+
+
+def archive(
+    path: Path, config: Any, weights: bytes = b"weights", version: str = "3.15.1", **more: bytes
+) -> Path:
+    """A .keras file with this configuration."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("metadata.json", json.dumps({"keras_version": version}))
+        made.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
+        made.writestr("model.weights.h5", weights)
+        for name, content in more.items():
+            made.writestr(name, content)
+    return path

@@ -1,0 +1,141 @@
+"""Archives that Keras never gets to see, and why."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.errors import Refused
+from service.compiler.keras.keras_gate import check
+from tests.service.compiler.keras.keras_models import archive
+
+MB = 8192
+
+
+def layer(kind: str, module: str | None = "keras.layers", **config: Any) -> dict[str, Any]:
+    return {"class_name": kind, "module": module, "registered_name": None, "config": {"name": "it", **config}}
+
+
+def model(*inner: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "class_name": "Sequential",
+        "module": "keras",
+        "registered_name": None,
+        "config": {"layers": list(inner)},
+        **more,
+    }
+
+
+def reason(path: Path, memory_mb: int = MB) -> str:
+    with pytest.raises(Refused) as refused:
+        check(path, memory_mb)
+    return str(refused.value)
+
+
+def test_keras_own_layers_pass_and_the_losses_are_not_looked_at(tmp_path: Path) -> None:
+    loss = {"class_name": "MyLoss", "module": "mine", "config": {}}
+    whole = archive(tmp_path / "m", model(layer("Dense", units=3), compile_config={"loss": loss}))
+    found = check(whole, MB)
+    assert (found.keras_version, found.logits) == ("3.15.1", False)
+
+
+def test_a_loss_from_logits_is_seen(tmp_path: Path) -> None:
+    loss = {
+        "class_name": "SparseCategoricalCrossentropy",
+        "module": "keras.losses",
+        "config": {"from_logits": True},
+    }
+    assert check(archive(tmp_path / "m", model(compile_config={"loss": loss})), MB).logits
+
+
+@pytest.mark.parametrize(
+    ("inner", "said"),
+    [
+        (layer("Lambda"), "Lambda layer 'it': Python code"),
+        (
+            layer("Dense", activation={"class_name": "__lambda__", "config": {"value": ""}}),
+            "Lambda layer: Python",
+        ),
+        (layer("TFSMLayer", filepath="/etc"), "TFSMLayer layer 'it', which runs code from outside Keras"),
+        (layer("TorchModuleWrapper"), "TorchModuleWrapper"),
+        (layer("Mine", "my_package.layers"), "my_package.layers.Mine 'it', a custom object"),
+        (layer("run", "os"), "os.run 'it', a custom object"),
+        (layer("Dense", None), "Dense 'it', a custom object"),
+        (layer("Popen", "keras.src.utils.subprocess"), "keras.src.utils.subprocess.Popen"),
+        (layer("utils.get_file", "keras"), "keras.utils.get_file"),
+        ({**layer("Dense"), "registered_name": "mine>Dense"}, "custom object"),
+        (
+            layer(
+                "Dense", activation={"class_name": "function", "config": "get_file", "module": "keras.utils"}
+            ),
+            "keras.utils.get_file",
+        ),
+        (layer("StringLookup", vocabulary="/etc/passwd"), "reads its vocabulary from a file, '/etc/passwd'"),
+        (layer("Wrapper", layer={"deep": [[layer("Lambda")]]}), "Lambda layer 'it'"),
+        (model(layer("Dense"), compile_config={"loss": layer("MyLoss", "mine")}), "mine.MyLoss"),
+    ],
+)
+def test_what_is_not_keras_own_is_refused_by_name(tmp_path: Path, inner: Any, said: str) -> None:
+    assert said in reason(archive(tmp_path / "m", model(inner)))
+
+
+def test_a_legacy_h5_file_is_refused_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "m.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert "legacy HDF5 model; save it again as .keras" in reason(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"anything at all"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m").write_bytes(content)
+    assert "cut short, damaged, or no .keras archive" in reason(tmp_path / "m")
+
+
+def test_an_archive_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    whole = archive(tmp_path / "m", model(), weights=bytes(range(256)) * 10)
+    for part in (0.3, 0.9, 0.999):
+        (tmp_path / "part").write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+        assert "cut short" in reason(tmp_path / "part")
+
+
+def test_a_flipped_byte_of_the_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    with zipfile.ZipFile(archive(tmp_path / "a", model())) as given, zipfile.ZipFile(path, "w") as made:
+        for name in given.namelist():
+            made.writestr(name, given.read(name))  # as Keras does: not compressed
+    content = bytearray(path.read_bytes())
+    content[content.index(b"weights", content.index(b"model.weights.h5") + 20)] ^= 1
+    path.write_bytes(content)
+    assert "model.weights.h5" in reason(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_half_the_memory_is_refused_unread(tmp_path: Path) -> None:
+    bomb = archive(tmp_path / "m", model(), weights=bytes(60 << 20))
+    assert bomb.stat().st_size < 100_000
+    assert reason(bomb, memory_mb=100) == (
+        "the archive unpacks to 60 MB, more than 50 MB (half of TRIVIUM_BUILD_MEMORY_MB)"
+    )
+
+
+def test_a_path_that_leads_out_of_the_archive_is_refused(tmp_path: Path) -> None:
+    assert "leads out of it" in reason(archive(tmp_path / "m", model(), **{"assets/../../x": b""}))
+
+
+@pytest.mark.parametrize("config", ["[]", "{", "nothing", "[" * 100_000])
+def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path, config: str) -> None:
+    assert "config.json is no JSON" in reason(archive(tmp_path / "m", config))
+
+
+def test_an_archive_of_keras_2_is_refused_with_a_hint(tmp_path: Path) -> None:
+    assert "saved by Keras 2.12.0; save it with Keras 3" in reason(
+        archive(tmp_path / "m", model(), version="2.12.0")
+    )
+
+
+def test_an_archive_without_weights_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m", "w") as made:
+        made.writestr("config.json", "{}")
+        made.writestr("saved/saved_model.pb", b"")
+    assert "holds a SavedModel" in reason(tmp_path / "m")

@@ -1,0 +1,149 @@
+"""Trees behind a ColumnTransformer are measured at their thresholds too, in the features' own units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator, clone
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
+
+from registry.signature import Input
+from service.compiler.example import read
+from service.compiler.measure import comparison_rows, inverse_transforms, tree_thresholds
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.describe import describe
+from tests.service.compiler.helpers import publish, runtime
+
+RANDOM = np.random.default_rng(3)
+FRAME = pd.DataFrame(
+    {
+        "port": RANDOM.choice(["Genova", "Le Havre", "Gdańsk"], 200),
+        "age": np.round(RANDOM.uniform(1, 80, 200), 1),
+        "fare": RANDOM.gamma(2.0, 20.0, 200),
+        "tax": RANDOM.gamma(2.0, 20.0, 200),
+    }
+)
+FRAME.loc[::9, "age"] = np.nan
+BOUGHT = np.where((FRAME.fare > 35) ^ (FRAME.age.fillna(30) > 40), "yes", "no")
+FOREST = RandomForestClassifier(10, random_state=0)
+
+
+def columns(*more: Any, rest: Any = "drop") -> ColumnTransformer:
+    return ColumnTransformer([("port", OneHotEncoder(), ["port"]), *more], remainder=rest)
+
+
+def forest(before: Any, trees: Any = FOREST) -> Pipeline:
+    return make_pipeline(before, clone(trees)).fit(FRAME, BOUGHT)
+
+
+def numbers(*steps: Any) -> tuple[str, Any, list[str]]:
+    return ("numbers", make_pipeline(SimpleImputer(), *steps), ["fare", "age"])
+
+
+def kinds_of(model: Any, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    FRAME.to_csv(folder / "example.csv", index=False)
+    described = describe(model, read(str(folder / "example.csv"), "text/csv", None), Corrections.read(None))
+    made = comparison_rows.kinds(model, described.signature, described.rows)
+    return made, [i.name for i in described.signature.inputs]
+
+
+@pytest.mark.parametrize(
+    ("model", "reached"),
+    [
+        (forest(columns(numbers())), {"age", "fare"}),
+        (forest(columns(numbers(StandardScaler()), rest="passthrough")), {"age", "fare", "tax"}),
+        (forest(columns(numbers(PCA(2)), rest="passthrough")), {"tax"}),
+        (forest(columns(numbers(FunctionTransformer(np.log1p, np.expm1)))), {"age", "fare"}),
+        (forest(columns(numbers(FunctionTransformer(np.log1p)))), set()),
+        (forest(columns(("gaps", SimpleImputer(add_indicator=True), ["age"]))), {"age"}),
+        (
+            GridSearchCV(forest(columns(numbers(StandardScaler()))), {}, cv=2).fit(FRAME, BOUGHT),
+            {"age", "fare"},
+        ),
+        (
+            forest(columns(numbers(StandardScaler())), HistGradientBoostingClassifier(max_iter=5)),
+            {"age", "fare"},
+        ),
+    ],
+    ids=["imputer", "scaler", "pca beside tax", "log1p", "no inverse", "indicator", "search", "boosting"],
+)
+@pytest.mark.filterwarnings("ignore:Found unknown categories")
+def test_threshold_rows_differ_from_seen_ones_in_one_number_that_the_trees_split(
+    model: Any, reached: set[str], tmp_path: Path
+) -> None:
+    kinds, names = kinds_of(model, tmp_path)
+    assert ("threshold" in kinds) == bool(reached)
+    if not reached:
+        return
+    rows = kinds["threshold"].columns
+    assert rows is not None
+    seen = {n: set(FRAME[n].dropna()) for n in names}
+    strange = {
+        n: np.array([v == v and v not in seen[n] for v in column.tolist()])
+        for n, column in zip(names, rows, strict=True)
+    }
+    assert {n for n, found in strange.items() if found.any()} == reached
+    assert (np.sum(list(strange.values()), axis=0) <= 1).all()
+
+
+def test_a_threshold_is_where_the_label_of_a_stump_changes(tmp_path: Path) -> None:
+    stump = forest(
+        columns(numbers(StandardScaler())), RandomForestClassifier(1, max_depth=1, max_features=None)
+    )
+    signature = publish(tmp_path, stump, FRAME).signature
+    assert signature is not None
+    found = inverse_transforms.ways(stump, signature.inputs)
+    [(feature, value)] = inverse_transforms.back(found, tree_thresholds.thresholds(stump)).tolist()
+    name = signature.inputs[int(feature)].name
+    beside = FRAME.iloc[[1, 1]].assign(**{name: [value - 1e-4, value + 1e-4]})
+    below, above = stump.predict_proba(beside)
+    assert below[0] != above[0]
+
+
+def test_a_mixed_pipeline_is_built_with_its_thresholds_compared(tmp_path: Path) -> None:
+    built = publish(tmp_path, forest(columns(numbers(StandardScaler()), rest="passthrough")), FRAME)
+    runtime(tmp_path, built)
+    assert built.runtime == "onnx", built.runtime_reason
+    assert built.report["parity"]["rows"]["threshold"] > 100
+    assert "untried" not in built.report["parity"]
+
+
+def test_a_model_whose_trees_see_only_encoded_strings_says_that_no_threshold_was_tried(
+    tmp_path: Path,
+) -> None:
+    model = make_pipeline(OrdinalEncoder(), RandomForestClassifier(5, random_state=0))
+    built = publish(tmp_path, model.fit(FRAME[["port"]], BOUGHT), FRAME[["port"]])
+    assert built.runtime == "onnx", built.runtime_reason
+    assert built.report["parity"]["untried"].startswith("thresholds were not tried")
+
+
+def test_histogram_boosting_that_moves_its_categories_ahead_keeps_the_way_to_its_numbers() -> None:
+    frame = FRAME[["fare", "port"]].assign(port=FRAME.port.astype("category"))
+    model = HistGradientBoostingClassifier(max_iter=3, categorical_features="from_dtype").fit(frame, BOUGHT)
+    inputs = (Input(name="fare", dtype="float64"), Input(name="port", dtype="string"))
+    assert inverse_transforms.ways(model, inputs) == [None, inverse_transforms.Way(0)]
+
+
+def test_a_step_that_was_taken_apart_leaves_no_way_and_raises_nothing() -> None:
+    model = forest(columns(numbers(StandardScaler())))
+    inputs = tuple(Input(name=n, dtype="string" if n == "port" else "float64") for n in FRAME)
+    scaler: BaseEstimator = model[0].named_transformers_["numbers"][-1]
+    del scaler.scale_
+    assert (
+        len(
+            inverse_transforms.back(inverse_transforms.ways(model, inputs), tree_thresholds.thresholds(model))
+        )
+        == 0
+    )
+    del model[0].output_indices_
+    assert inverse_transforms.ways(model, inputs) == []

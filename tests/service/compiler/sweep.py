@@ -1,0 +1,187 @@
+"""Every estimator that scikit-learn has, fitted on a small dataset; and the table in docs/runtimes.md.
+
+Write the table anew with `python -m tests.service.compiler.sweep`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils import all_estimators
+from threadpoolctl import threadpool_limits
+
+from registry.build_records import Built
+from tests.service.compiler.helpers import publish
+
+TABLE = Path(__file__).parents[3] / "docs" / "runtimes.md"
+IRIS = load_iris(as_frame=True)
+X: pd.DataFrame = IRIS.data
+Y = IRIS.target.to_numpy()
+REAL = (X.to_numpy() @ np.array([1.0, -2.0, 3.0, 0.5])) + 10.0
+TEXTS = pd.DataFrame({"text": ["the cat sat", "a dog ran far", "cat and dog", "far far away"] * 10})
+RECORDS = pd.DataFrame(
+    {"city": ["Rome", "Oslo", "Lima", "Oslo"] * 10, "degrees": [20.5, 3.25, 15.0, 4.0] * 10}
+)
+COLOURS = pd.DataFrame({"value": ["red", "green", "blue", "green"] * 10})
+
+logistic = LogisticRegression(max_iter=500)
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ClassifierChain": {"estimator": logistic},
+    "ColumnTransformer": {"transformers": [("scale", StandardScaler(), [X.columns[0], X.columns[2]])]},
+    "FeatureUnion": {"transformer_list": [("scale", StandardScaler()), ("pca", PCA(2))]},
+    "FixedThresholdClassifier": {"estimator": logistic},
+    "FrozenEstimator": {"estimator": DecisionTreeClassifier(random_state=0).fit(X, Y)},
+    "GridSearchCV": {"estimator": Ridge(), "param_grid": {"alpha": [0.1, 1.0]}},
+    "MultiOutputClassifier": {"estimator": logistic},
+    "MultiOutputRegressor": {"estimator": Ridge()},
+    "OneVsOneClassifier": {"estimator": logistic},
+    "OneVsRestClassifier": {"estimator": logistic},
+    "OutputCodeClassifier": {"estimator": logistic, "random_state": 0},
+    "Pipeline": {"steps": [("scale", StandardScaler()), ("classify", logistic)]},
+    "RFE": {"estimator": logistic},
+    "RFECV": {"estimator": logistic},
+    "RandomizedSearchCV": {"estimator": Ridge(), "param_distributions": {"alpha": [0.1, 1.0]}, "n_iter": 2},
+    "RegressorChain": {"estimator": Ridge()},
+    "SelectFromModel": {"estimator": logistic},
+    "SelfTrainingClassifier": {"estimator": logistic},
+    "SequentialFeatureSelector": {"estimator": LinearRegression()},
+    "SparseCoder": {"dictionary": np.eye(4)},
+    "StackingClassifier": {
+        "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
+    },
+    "StackingRegressor": {"estimators": [("ridge", Ridge()), ("line", LinearRegression())]},
+    "TunedThresholdClassifierCV": {"estimator": logistic},
+    "VotingClassifier": {
+        "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
+    },
+    "VotingRegressor": {"estimators": [("ridge", Ridge()), ("line", LinearRegression())]},
+    # four features are too few for its default, which is made for wide data
+    "GaussianRandomProjection": {"n_components": 2, "random_state": 0},
+    "SparseRandomProjection": {"n_components": 2, "random_state": 0},
+    "SelectKBest": {"k": 2},
+}
+"""What an estimator needs to be made or to fit this dataset; all others are made without arguments."""
+
+TWO_TARGETS = {
+    "ClassifierChain": np.column_stack([Y > 0, Y > 1]).astype(int),
+    "MultiOutputClassifier": np.column_stack([Y > 0, Y]).astype(int),
+    "MultiOutputRegressor": np.column_stack([REAL, -REAL]),
+    "RegressorChain": np.column_stack([REAL, -REAL]),
+    "MultiTaskElasticNet": np.column_stack([REAL, -REAL]),
+    "MultiTaskElasticNetCV": np.column_stack([REAL, -REAL]),
+    "MultiTaskLasso": np.column_stack([REAL, -REAL]),
+    "MultiTaskLassoCV": np.column_stack([REAL, -REAL]),
+    "CCA": np.column_stack([REAL, X.to_numpy()[:, 0]]),
+    "PLSCanonical": np.column_stack([REAL, X.to_numpy()[:, 0]]),
+    "PLSSVD": np.column_stack([REAL, X.to_numpy()[:, 0]]),
+}
+NO_ROWS = {"MultiLabelBinarizer", "PatchExtractor"}
+"""Fitted on sets of labels and on images: they transform no rows of features."""
+BINARY = {"FixedThresholdClassifier", "TunedThresholdClassifierCV"}
+REGRESSION = {"GridSearchCV", "RandomizedSearchCV", "SequentialFeatureSelector", "TransformedTargetRegressor"}
+
+
+@dataclass
+class Case:
+    """A fitted estimator, its rows as a frame, and those rows in the form its methods take."""
+
+    model: Any
+    frame: pd.DataFrame
+    rows: Any
+
+
+def names() -> list[str]:
+    return [name for name, _ in all_estimators()]
+
+
+def fit(name: str) -> Case:
+    """Raises what the estimator raises when it does not fit."""
+    estimator = dict(all_estimators())[name]
+    model = estimator(**ARGUMENTS.get(name, {}))
+    if "random_state" in model.get_params() and model.get_params()["random_state"] is None:
+        model.set_params(random_state=0)
+    if name in ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer"):
+        return Case(model.fit(TEXTS["text"]), TEXTS, TEXTS["text"])
+    if name in ("DictVectorizer", "FeatureHasher"):
+        records = RECORDS.to_dict("records")
+        return Case(model.fit(records), RECORDS, records)
+    if name in ("LabelEncoder", "LabelBinarizer"):
+        return Case(model.fit(COLOURS["value"]), COLOURS, COLOURS["value"])
+    if name == "MultiLabelBinarizer":
+        return Case(model.fit([("a", "b"), ("c",)]), COLOURS, None)
+    if name == "PatchExtractor":
+        return Case(model.fit(np.zeros((3, 8, 8))), X, None)
+    if name == "IsotonicRegression":
+        column = X.iloc[:, :1].set_axis(["x0"], axis=1)
+        return Case(model.fit(column.to_numpy(), REAL), column, column.to_numpy())
+    if name == "KernelCenterer":
+        square = pd.DataFrame(X.to_numpy()[:30] @ X.to_numpy()[:30].T, columns=[f"k{i}" for i in range(30)])
+        return Case(model.fit(square), square, square)
+    frame: pd.DataFrame = X
+    if name == "CategoricalNB":
+        frame = X.round().astype(int)
+    elif name == "AdditiveChi2Sampler":
+        frame = pd.DataFrame(MinMaxScaler().fit_transform(X), columns=X.columns)
+    return Case(_fit(model, name, frame), frame, frame)
+
+
+def _fit(model: Any, name: str, frame: pd.DataFrame) -> Any:
+    kind = model.__sklearn_tags__().estimator_type
+    if name in TWO_TARGETS:
+        return model.fit(frame, TWO_TARGETS[name])
+    if name in BINARY:
+        return model.fit(frame, (Y > 0).astype(int))
+    if kind == "regressor" or name in REGRESSION:
+        return model.fit(frame, REAL)
+    return model.fit(frame, Y)
+
+
+def built(folder: Path, name: str) -> tuple[Case, Built]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = fit(name)
+        return case, publish(folder, case.model, case.frame)
+
+
+def row(name: str, result: Built) -> str:
+    """The estimator's line of the table. Figures are left out: they differ from machine to machine."""
+    if result.state == "rejected":
+        return f"| {name} | refused | {result.report['reason'].removeprefix(name).strip()} |"
+    reason = (result.runtime_reason or "").split(":")[0].split(" (")[0]
+    return f"| {name} | {result.runtime} | {reason} |"
+
+
+def table(build_one: Callable[[str], Built]) -> str:
+    head = """# Which runtime serves which estimator
+
+Every scikit-learn estimator, fitted with default arguments or the least that it needs on a small dataset and
+published. `onnx`: compiled, and measured to answer as the estimator does. `isolated`: the estimator itself
+answers, in a process of its own. Which one a version gets is measured anew for each; its record says why.
+Written by `python -m tests.service.compiler.sweep`.
+
+| estimator | runtime | why |
+|---|---|---|
+"""
+    return head + "\n".join(row(name, build_one(name)) for name in names()) + "\n"
+
+
+def _in_a_folder(name: str) -> Built:
+    with tempfile.TemporaryDirectory() as folder:
+        return built(Path(folder), name)[1]
+
+
+if __name__ == "__main__":
+    with threadpool_limits(limits=1):
+        TABLE.write_text(table(_in_a_folder))

@@ -1,0 +1,164 @@
+"""What a build refuses, and that its reason is a sentence naming the thing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.cluster import DBSCAN
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import LocalOutlierFactor
+
+from tests.service.compiler.helpers import build_file, publish
+
+FRAME = pd.DataFrame({"age": [20.0, 30.0, 40.0, 50.0], "height": [1.5, 1.8, 1.7, 1.6]})
+LABELS = [0, 1, 1, 0]
+
+
+def fitted() -> LogisticRegression:
+    return LogisticRegression().fit(FRAME, LABELS)
+
+
+def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> str:
+    built = publish(folder, model, frame, **job)
+    assert built.state == "rejected"
+    assert built.signature is None
+    assert built.servable is None
+    text: str = built.report["reason"]
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (LogisticRegression(), "LogisticRegression is not fitted"),
+        (7, "the pickle holds an int, which is no scikit-learn estimator"),
+        ({"a": 1}, "a dict, which is no scikit-learn estimator"),
+        (LinearRegression, "the class LinearRegression itself"),
+        (DBSCAN().fit(FRAME), "DBSCAN has neither predict nor transform"),
+        (LocalOutlierFactor(2).fit(FRAME), "LocalOutlierFactor has neither predict nor transform"),
+    ],
+)
+def test_a_model_that_cannot_answer_is_refused_by_name(tmp_path: Path, model: Any, words: str) -> None:
+    assert words in reason(tmp_path, model)
+
+
+@pytest.mark.parametrize("ids", [[1, 2**53, 3, 4], [1, None, -(2**53) - 1, 4]])
+def test_integers_that_float64_does_not_tell_apart_are_refused_by_name(
+    tmp_path: Path, ids: list[int | None]
+) -> None:
+    frame = pd.DataFrame({"id": pd.array(ids, dtype="Int64"), "age": FRAME["age"]})
+    model = HistGradientBoostingClassifier(max_iter=2).fit(frame.astype(float), LABELS)
+    assert "the example's column 'id' holds" in reason(tmp_path, model, frame)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"this is no pickle", "no pickle"),
+        (b"", "no pickle"),
+        (pickle.dumps(fitted())[:-50], "cut short"),
+        (b"cnot_installed_here\nThing\n.", "needs the module 'not_installed_here'"),
+        (b"csklearn.linear_model\nNoSuchModel\n.", "NoSuchModel"),
+    ],
+)
+def test_a_file_that_does_not_load_is_refused_with_the_reason(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    artifact = tmp_path / "model.joblib"
+    artifact.write_bytes(content)
+    built = build_file(tmp_path, artifact)
+    assert built.state == "rejected"
+    assert words in built.report["reason"]
+    assert built.report["bytes"] == {"artifact": len(content)}
+
+
+@pytest.mark.parametrize("compress", [0, 3, ("lzma", 3), ("bz2", 3), ("gzip", 3), "raw"])
+def test_plain_and_compressed_joblib_files_and_raw_pickles_load(tmp_path: Path, compress: Any) -> None:
+    artifact = tmp_path / "model.joblib"
+    if compress == "raw":
+        artifact.write_bytes(pickle.dumps(fitted(), protocol=5))
+    else:
+        joblib.dump(fitted(), artifact, compress=compress)
+    assert build_file(tmp_path, artifact, FRAME).state == "ready"
+
+
+def test_a_feature_that_the_example_lacks_is_named(tmp_path: Path) -> None:
+    assert "the example lacks 'height'" in reason(tmp_path, fitted(), FRAME[["age"]])
+
+
+def test_the_number_of_columns_must_be_that_of_the_features(tmp_path: Path) -> None:
+    model = LogisticRegression().fit(FRAME.to_numpy(), LABELS)
+    text = reason(tmp_path, model, FRAME.assign(bought=LABELS))
+    assert "fitted with 2 features" in text
+    assert "'bought'" in text
+    assert "target" in text
+
+
+def test_a_target_that_is_no_column_is_named(tmp_path: Path) -> None:
+    assert "the target 'bought' is no column" in reason(tmp_path, fitted(), FRAME, target="bought")
+
+
+def test_a_target_needs_an_example(tmp_path: Path) -> None:
+    assert "the target 'bought'" in reason(tmp_path, fitted(), None, target="bought")
+
+
+def test_an_example_the_model_cannot_answer_is_refused(tmp_path: Path) -> None:
+    words = FRAME.assign(height=["small", "tall", "tall", "small"])
+    assert "LogisticRegression cannot answer the example's own rows" in reason(tmp_path, fitted(), words)
+
+
+@pytest.mark.parametrize("content", ["", "age,height\n", "age,height\n1,2,3\n"])
+def test_an_example_without_rows_is_refused(tmp_path: Path, content: str) -> None:
+    example = tmp_path / "broken.csv"
+    example.write_text(content)
+    assert "example" in reason(tmp_path, fitted(), example=str(example), example_media_type="text/csv")
+
+
+def test_columns_are_picked_by_name_and_others_left_out_with_a_warning(tmp_path: Path) -> None:
+    frame = FRAME.assign(number=range(4))[["number", "height", "age"]]
+    built = publish(tmp_path, fitted(), frame)
+    assert built.signature is not None
+    assert [i.name for i in built.signature.inputs] == ["age", "height"]
+    assert built.signature.inputs[0].example == 20.0
+    assert any("'number'" in w for w in built.report["warnings"])
+
+
+def test_gaps_that_the_model_refuses_leave_the_column_not_nullable(tmp_path: Path) -> None:
+    frame = FRAME.astype(float)
+    frame.loc[1, "height"] = np.nan
+    built = publish(tmp_path, fitted(), frame.assign(bought=LABELS), target="bought")
+    assert built.state == "ready", built.report
+    assert built.signature is not None
+    assert not any(i.nullable for i in built.signature.inputs)
+    assert any("'height'" in w for w in built.report["warnings"])
+    assert "accuracy" in built.metrics
+
+
+def test_a_target_of_another_kind_than_the_labels_is_a_warning(tmp_path: Path) -> None:
+    built = publish(tmp_path, fitted(), FRAME.assign(bought=["no", "yes", "yes", "no"]), target="bought")
+    assert built.state == "ready"
+    assert built.metrics == {}
+    assert any("accuracy" in w for w in built.report["warnings"])
+
+
+def test_a_pickle_of_another_scikit_learn_is_served_with_a_warning(tmp_path: Path) -> None:
+    content = pickle.dumps(fitted(), protocol=2)
+    import sklearn
+
+    now = sklearn.__version__.encode()
+    old = b"1.0.9".ljust(len(now), b"9")[: len(now)]
+    artifact = tmp_path / "model.joblib"
+    artifact.write_bytes(content.replace(now, old))
+    built = build_file(tmp_path, artifact, FRAME)
+    assert built.state == "ready"
+    assert built.lineage["made_by"]["scikit-learn"] == {"version": old.decode(), "said_by": "file"}
+    assert built.lineage["built_by"]["scikit-learn"] == sklearn.__version__
+    assert any(old.decode() in w for w in built.report["warnings"])

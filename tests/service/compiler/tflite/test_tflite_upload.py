@@ -1,0 +1,172 @@
+"""A .tflite published as it is, and files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from sklearn.datasets import load_iris
+from sklearn.ensemble import RandomForestClassifier
+
+from registry.build_records import Built
+from registry.errors import Refused
+from registry.signature import Input, Output, Signature
+from service.compiler.tflite import convert, read_metadata, tflite_gate
+from service.compiler.tflite.stamp import pack, rename
+from tests.service.compiler.keras import keras_models as made
+from tests.service.compiler.keras.keras_models import publish_file, rows, served
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def publish(folder: Path, content: bytes, **job: Any) -> Built:
+    (folder / "model.tflite").write_bytes(content)
+    return publish_file(folder, folder / "model.tflite", format="tflite", **job)
+
+
+def parsed(content: bytes) -> Any:
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def forest() -> tuple[RandomForestClassifier, Signature]:
+    found = load_iris()
+    model = RandomForestClassifier(5, random_state=0).fit(found.data, found.target_names[found.target])
+    classes = tuple(str(c) for c in model.classes_)
+    outputs = (
+        Output("label", "string", (-1,), classes),
+        Output("probabilities", "float64", (-1, 3), classes),
+    )
+    inputs = tuple(Input(name, "float32") for name in ("a", "b", "c", "d"))
+    return model, Signature("classification", inputs, outputs)
+
+
+def test_a_classifier_of_another_tool_answers_as_it_does_there(tmp_path: Path) -> None:
+    example = made.digits_frame(slice(made.TRAINED, None))
+    built = publish(tmp_path, made.exported("cnn"), frame=example, target="digit")
+    assert built.signature is not None
+    assert built.signature.task == "classification"
+    assert built.signature.inputs[0].name == "p0"
+    assert "taken to be 0 to 9" in built.report["warnings"][0]
+    assert built.metrics["accuracy"] > 0.9
+    pixels, _ = made.digits()
+    got = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))
+    own = np.asarray(made.cnn()(pixels, training=False))
+    np.testing.assert_allclose(got["probabilities"], own, atol=1e-5)
+    assert (got["label"] == own.argmax(axis=1)).all()
+
+
+def test_the_published_bytes_stay_as_they_are(tmp_path: Path) -> None:
+    built = publish(tmp_path, made.exported("iris"))
+    assert built.servable == "model.tflite"  # a copy, in the build's own directory
+    assert (tmp_path / "model.tflite").read_bytes() == made.exported("iris")
+    copy = (tmp_path / "out" / "model.tflite").read_bytes()
+    assert read_metadata(copy)["features"] == ["x0", "x1", "x2", "x3"]
+
+
+def test_a_file_of_ours_tells_its_own_signature_and_is_served_unchanged(tmp_path: Path) -> None:
+    model, signature = forest()
+    built = publish(tmp_path, convert(model, signature))
+    assert (built.state, built.runtime, built.servable) == ("ready", "tflite", None)
+    assert built.signature is not None
+    assert [i.name for i in built.signature.inputs] == ["a", "b", "c", "d"]
+    assert [o.classes for o in built.signature.outputs] == [("setosa", "versicolor", "virginica")] * 2
+
+
+def test_a_regression_gives_a_value(tmp_path: Path) -> None:
+    built = publish(tmp_path, made.exported("regression"))
+    given = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    own = np.asarray(made.regression()(given, training=False)).ravel()
+    np.testing.assert_allclose(served(tmp_path, built).run(rows(given))["value"], own, rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_for_one_row_answers_many_one_by_one(tmp_path: Path) -> None:
+    built = publish(
+        tmp_path,
+        made.exported("cnn", rows=1),
+        frame=made.digits_frame(slice(made.TRAINED, None)),
+        target="digit",
+    )
+    assert built.metrics["accuracy"] > 0.9
+
+
+def test_the_given_classes_are_taken(tmp_path: Path) -> None:
+    given = {"outputs": [{"name": "label", "classes": ["x", "y", "z"]}]}
+    built = publish(tmp_path, made.exported("iris"), signature=given)
+    assert built.signature is not None
+    assert built.signature.outputs[0].classes == ("x", "y", "z")
+    wrong = publish(
+        tmp_path, made.exported("iris"), signature={"outputs": [{"name": "label", "classes": ["x"]}]}
+    )
+    assert "1 classes are given for the graph's 3" in wrong.report["reason"]
+
+
+def test_several_wide_inputs_are_refused(tmp_path: Path) -> None:
+    built = publish(tmp_path, made.exported("two_inputs"))
+    assert "several inputs, and one of them takes more than one number" in built.report["reason"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"TFL3", bytes(100), b"PK\x03\x04" * 50, bytes(4) + b"TFL3" + bytes(20)]
+)
+def test_what_is_no_tflite_is_refused(tmp_path: Path, content: bytes) -> None:
+    assert publish(tmp_path, content).state == "rejected"
+
+
+def damaged(change: Any) -> bytes:
+    model = parsed(made.exported("iris"))
+    change(model, model.subgraphs[0])
+    return pack(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m, g: setattr(m, "version", 7), "version 7 of its schema"),
+        (
+            lambda m, g: setattr(g.operators[0], "inputs", [9999]),
+            "operator 0 names a tensor that does not exist",
+        ),
+        (
+            lambda m, g: setattr(g.operators[0], "opcodeIndex", 99),
+            "operator 0 has a code that does not exist",
+        ),
+        (lambda m, g: setattr(g.tensors[0], "buffer", 9999), "tensor 0 has a buffer that does not exist"),
+        (lambda m, g: setattr(g, "outputs", [-1]), "the outputs names a tensor that does not exist"),
+        (lambda m, g: g.operators.reverse(), "reads a tensor that nothing has written yet"),
+        (lambda m, g: setattr(m.operatorCodes[0], "builtinCode", schema.BuiltinOperator.WHILE), "uses WHILE"),
+        (lambda m, g: setattr(g, "inputs", []), "has no inputs"),
+        (
+            lambda m, g: setattr(g.tensors[int(g.operators[-2].inputs[1])], "shape", [5, 5]),
+            "bytes where its shape",
+        ),
+    ],
+)
+def test_a_damaged_structure_is_refused_before_litert_sees_it(change: Any, said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        tflite_gate.read(damaged(change))
+    assert said in str(refused.value)
+
+
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
+    whole = made.exported("iris")
+    for share in (0.1, 0.5, 0.9, 0.98):
+        built = publish(tmp_path, whole[: int(len(whole) * share)])
+        assert built.state == "rejected", share
+        assert "cut short or damaged" in built.report["reason"]
+
+
+def test_our_metadata_that_says_nothing_of_use_is_refused(tmp_path: Path) -> None:
+    model, signature = forest()
+    broken = convert(model, signature).replace(b'"task"', b'"tusk"')
+    assert "metadata 'trivium' is not what it should be" in publish(tmp_path, broken).report["reason"]
+
+
+def test_a_label_beyond_the_classes_that_the_file_names_is_refused(tmp_path: Path) -> None:
+    model, signature = forest()
+    one = parsed(convert(model, signature))
+    label = Output("label", "string", (-1,), ("setosa",))
+    content = rename(one, ["input"], [int(one.subgraphs[0].outputs[0])], [label], signature, "forest")
+    assert "a label that is none of its classes" in publish(tmp_path, content).report["reason"]

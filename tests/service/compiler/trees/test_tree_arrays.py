@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import SVC
+
+from registry.errors import Refused
+from service.compiler.trees.flatten import flatten
+from service.compiler.trees.shrink import shrink, to_fraction
+from service.runtime.nodes import Nodes
+from tests.service.compiler.tflite import cases
+
+DATA = cases.data(800)
+
+
+def nodes_of(model: Any, rows: Any = None, target: Any = None) -> Nodes:
+    return flatten(model.fit(DATA.x if rows is None else rows, DATA.three if target is None else target))
+
+
+def test_the_table_answers_as_the_forest_does() -> None:
+    model = RandomForestClassifier(10, random_state=0)
+    nodes = nodes_of(model, DATA.holed)
+    assert np.allclose(nodes.raw(DATA.holed), model.predict_proba(DATA.holed), atol=1e-12)
+
+
+def test_the_table_answers_as_boosting_does() -> None:
+    model = HistGradientBoostingClassifier(max_iter=10)
+    nodes = nodes_of(model, DATA.holed)
+    assert np.allclose(nodes.raw(DATA.holed), model._raw_predict(DATA.holed), atol=1e-9)
+
+
+def test_siblings_lie_side_by_side_and_leaves_lead_to_themselves() -> None:
+    nodes = nodes_of(RandomForestRegressor(5, random_state=0), target=DATA.value)
+    inner = ~nodes.leaf
+    children = np.concatenate([nodes.left[inner], nodes.left[inner] + 1, nodes.root])
+    assert sorted(children.tolist()) == list(range(len(nodes.left)))
+    assert np.isinf(nodes.threshold[nodes.leaf]).all()
+    assert (np.diff(nodes.root) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [GaussianNB(), SVC(), GradientBoostingRegressor(init=GaussianNB())],
+    ids=lambda m: str(m)[:8],
+)
+def test_what_is_no_tree_ensemble_is_refused_by_name(model: Any) -> None:
+    with pytest.raises(Refused, match=type(model).__name__):
+        nodes_of(model, DATA.x[:60], DATA.two[:60])
+
+
+def test_fewer_trees_of_a_forest_answer_with_their_own_mean() -> None:
+    model = RandomForestClassifier(10, random_state=0)
+    nodes = nodes_of(model)
+    few = shrink(nodes, 4, None)
+    mean = np.mean([t.predict_proba(DATA.x) for t in model.estimators_[:4]], axis=0)
+    assert np.allclose(few.raw(DATA.x), mean, atol=1e-3)
+    assert few.given_up.startswith("kept 4 of 10 trees")
+
+
+def test_fewer_trees_of_boosting_are_whole_earlier_rounds() -> None:
+    model = HistGradientBoostingClassifier(max_iter=10)
+    few = shrink(nodes_of(model), 11, None)
+    assert few.trees == 9
+    third_round = list(model.staged_decision_function(DATA.x))[2]
+    assert np.allclose(few.raw(DATA.x), third_round, atol=1e-3)
+
+
+def test_a_merged_leaf_answers_the_mean_of_its_training_rows() -> None:
+    model = RandomForestRegressor(1, bootstrap=False, random_state=0)
+    nodes = nodes_of(model, target=DATA.value)
+    stump = shrink(nodes, 1, 1)
+    assert stump.depth == 0
+    assert stump.raw(DATA.x)[0, 0] == pytest.approx(DATA.value.mean(), rel=1e-3)
+    assert f"1 of {int(nodes.leaf.sum())} leaves" in stump.given_up
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.1, 0.0])
+def test_a_fraction_of_the_nodes_is_kept_and_labels_mostly_stay(fraction: float) -> None:
+    nodes = nodes_of(RandomForestClassifier(20, random_state=0))
+    small = to_fraction(nodes, fraction)
+    assert len(small.left) <= max(fraction * len(nodes.left), 100)
+    agree = (small.raw(DATA.x).argmax(axis=1) == nodes.raw(DATA.x).argmax(axis=1)).mean()
+    assert agree > {0.5: 0.95, 0.1: 0.8, 0.0: 0.4}[fraction]
+
+
+def test_all_of_the_nodes_is_the_table_itself() -> None:
+    nodes = nodes_of(IsolationForest(n_estimators=5, random_state=0))
+    assert to_fraction(nodes, 1.0) is nodes
+
+
+@pytest.mark.parametrize("child", [0, 10**6])
+def test_a_damaged_tree_is_refused_and_does_not_go_on_for_ever(child: int) -> None:
+    model = RandomForestClassifier(2, random_state=0).fit(DATA.x, DATA.three)
+    model.estimators_[1].tree_.children_left[3] = child
+    with pytest.raises(Refused, match="damaged"):
+        flatten(model)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry.signature import Input
+from service.formats import csv_numbers, plain_csv
+from service.runtime.codec.columns import Column
+from tests.service.formats.inputs import FLAG, A, B, N
+
+BITS = st.integers(0, 2**64 - 1).map(lambda b: struct.unpack("<d", struct.pack("<Q", b))[0])
+DECIMALS = st.tuples(st.integers(0, 10**19 - 1), st.integers(-345, 310)).map(lambda t: f"{t[0]}e{t[1]}")
+HALVES = st.integers(2**53, 2**63).map(str)  # every second one is half way between two floats
+FIXED = st.decimals(-(10**9), 10**9, allow_nan=False, places=12).map(str)
+SHORT = st.from_regex(r"-?[0-9]{1,9}(\.[0-9]{0,9})?", fullmatch=True)
+ANY = st.text("0123456789.-+e,\r\n\xe9 ", max_size=12)
+
+
+def number(text: str) -> float | None:
+    """What `parse` makes of a cell; None when it leaves it to others. The same wherever it stands: with
+    many bytes behind it, in which it may look at several at once, as at the end of the data."""
+    (last,), found = parsed(text), parsed(text + "\n0" * 20)
+    assert found[0] == last or (last is None and len(found) == 1)
+    return last
+
+
+def parsed(text: str) -> list[float | None]:
+    """The cells of a table of one column; a single None when it is left to others."""
+    room = len(text) + 1
+    out, nothing = np.zeros((room, 1)), np.empty((0, room, 2), dtype=np.int32)
+    data = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
+    rows = csv_numbers.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), out, nothing)
+    return [None] if rows < 0 else [float(n) for n in out[:rows, 0]]
+
+
+@settings(max_examples=2000, deadline=None)
+@given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALVES | FIXED | SHORT)
+def test_a_number_is_the_nearest_float_or_left_to_others(text: str) -> None:
+    found = number(text)
+    assert found is None or found == float(text)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SHORT)
+def test_short_numbers_are_never_left_to_others(text: str) -> None:
+    assert number(text) == float(text)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(ANY)
+def test_what_follows_does_not_change_what_a_cell_is(text: str) -> None:
+    alone, more = parsed(text), parsed(text + "\n0" * 20)
+    assert more[:-20] == alone or more == alone == [None] or (not alone and set(more) == {0.0})
+
+
+PLAIN = ["0.1", "-12.5", "1e22", "12345678901234567", "5.", ".5", "0.30000000000000004", "+1", "1E-7",
+         "1.7976931348623157e308", "2.2250738585072014e-308", "000000000000000000007",
+         "0.000000000000000000123"]  # fmt: skip
+OTHERS = ["-", "+", ".", "-.", "1e", "1e+", "e5", "1e5x", "--1", "+-1", "1-", "1.2.3", "1_0", " 1", "1 ",
+          "nan", "inf", "0x1", "1e999", "5e-324", "12345678901234567890", "1,", "\u0661", "1\r2", "1\r,",
+          "1e0001"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain_numbers_are_read(text: str) -> None:
+    assert number(text) == float(text)
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_what_is_not_plain_is_left_to_others(text: str) -> None:
+    assert number(text) is None
+
+
+def test_cells_are_found_by_name_and_text_is_kept_as_written() -> None:
+    data = "x,007,1,é,2.5\r\n\r\ny,8,-3,,0\n".encode()
+    block = plain_csv.block(data, ["w", "id", "a", "t", "n"], [Column(Input("n", "float32")), A], ["id", "t"])
+    assert block is not None
+    assert block.rows.matrix is not None
+    assert block.rows.matrix.tolist() == [[2.5, 1], [0, -3]]
+    assert block.extra.to_pydict() == {"id": ["007", "8"], "t": ["é", ""]}
+
+
+UNUSUAL = [
+    b"1\n",
+    b"1,2,3\n",
+    b'"1",2\n',
+    b"x,2\n",
+    b"1,\xff\n",
+    b"1.5,2\n",
+    b"1,2\n3\n",
+    b"1,2\r3,4\n",
+]
+
+
+@pytest.mark.parametrize("data", UNUSUAL)
+def test_a_block_with_anything_unusual_is_left_to_others(data: bytes) -> None:
+    assert plain_csv.block(data, ["n", "id"], [N], ["id"]) is None
+
+
+CHECKED = """
+import random
+from registry.signature import Input
+from service.formats import plain_csv as plain
+from service.runtime.codec.columns import Column
+
+names = [f"x{i}" for i in range(300)]
+columns, extra = [Column(Input(n, "float64")) for n in names[:150]], names[150:]
+
+def block(data):
+    return plain.block(data.encode(), names, columns, extra)
+
+row, empty = ",".join(["1"] * 300) + "\\n", "," * 299 + "\\n"
+for cells in (1, 5, 149, 299, 400):
+    cut = ",".join(["1"] * cells)
+    for data in (cut, cut + "\\n", row + cut, empty + cut, empty * 3 + row + cut):
+        assert block(data) is None
+assert block(row * 3 + empty).length == 4
+
+draw = random.Random(0)
+alphabet = "0123456789" * 3 + "....--+e,,,,\\r\\n\\n\\xe9 "
+for _ in range(20_000):
+    text = "".join(draw.choices(alphabet, k=draw.randrange(1, 60)))
+    plain.block(text.encode(), ["a", "b"], columns[:1], ["b"])
+    plain.block((text + "\\n1,2" * 10).encode(), ["a", "b"], columns[:1], ["b"])
+"""
+
+
+def test_nothing_is_read_or_written_beside_an_array(tmp_path: Path) -> None:
+    """Not even where a row never ends: more of its cells may be there than a whole row has bytes."""
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    argv = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", CHECKED]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_missing_cell_where_none_is_taken_is_a_fault_of_its_row() -> None:
+    block = plain_csv.block(b"1,x\n,y\n3,z\n", ["n", "id"], [N], ["id"])
+    assert block is not None
+    assert list(block.wrong) == [1]
+    assert block.wrong[1][0].message.startswith('"n" is null')
+
+
+def test_empty_cells_are_missing_and_other_types_are_left_to_others() -> None:
+    block = plain_csv.block(b"1\n,\n", ["b", "x"], [B], [])
+    assert block is None
+    block = plain_csv.block(b"1,\n,\n", ["b", "x"], [B], [])
+    assert block is not None
+    assert block.rows.matrix is not None
+    assert np.isnan(block.rows.matrix[:, 0]).tolist() == [False, True]
+    assert plain_csv.block(b"1\n", ["flag"], [FLAG], []) is None

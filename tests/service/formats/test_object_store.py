@@ -1,0 +1,107 @@
+"""Against a real server that speaks S3, on loopback."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import moto.server as moto
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from registry.errors import Changed, Invalid, Unavailable
+from service import formats
+from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET, A, N, everything
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = moto.ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from service.formats import object_store
+
+    for name, value in {
+        "AWS_ENDPOINT": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/data", method="PUT")).close()
+    object_store._store_of.cache_clear()
+    store = obstore.store.from_url("s3://data")
+    yield store
+    for chunk in obstore.list(store):
+        obstore.delete(store, [o["path"] for o in chunk])
+    object_store._store_of.cache_clear()
+
+
+TABLE = pa.table({"n": [*range(2000)], "a": [i / 4 for i in range(2000)]})
+
+
+def test_every_format_is_read_from_a_store(bucket: Any) -> None:
+    for name, media_type in (("x.csv", CSV), ("x.parquet", PARQUET), ("x.jsonl", LINES), ("x.arrow", ARROW)):
+        obstore.put(bucket, f"in/{name}", encoded(media_type))
+        found = everything(f"s3://data/in/{name}", media_type, [N, A], ["n"])
+        assert found.columns == [TABLE["n"].to_pylist(), TABLE["a"].to_pylist()]
+
+
+def encoded(media_type: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    if media_type == PARQUET:
+        pq.write_table(TABLE, sink, row_group_size=300)
+    elif media_type == ARROW:
+        with pa.ipc.new_file(sink, TABLE.schema) as writer:
+            writer.write_table(TABLE)
+    elif media_type == CSV:
+        pa.csv.write_csv(TABLE, sink)
+    else:
+        lines = (f'{{"n": {r["n"]}, "a": {r["a"]}}}\n' for r in TABLE.to_pylist())
+        return "".join(lines).encode()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def test_what_is_right_below_a_prefix_is_one_dataset(bucket: Any) -> None:
+    for name, text in (("b", "n\n2\n"), ("a", "n\n1\n")):
+        obstore.put(bucket, f"many/{name}.csv", text.encode())
+    obstore.put(bucket, "many/_SUCCESS", b"")
+    for location in ("s3://data/many", "s3://data/many/"):
+        assert everything(location, CSV, [N]).columns == [[1, 2]]
+    obstore.put(bucket, "many/deeper/c.csv", b"n\n3\n")
+    with pytest.raises(Invalid, match="directory in it"):
+        formats.open_dataset("s3://data/many", CSV)
+    with pytest.raises(Invalid, match="nothing at"):
+        formats.open_dataset("s3://data/nowhere", CSV)
+
+
+def test_another_version_of_an_object_is_never_read(bucket: Any) -> None:
+    obstore.put(bucket, "x.csv", b"n\n1\n")
+    dataset = formats.open_dataset("s3://data/x.csv", CSV)
+    (part,) = formats.split(dataset)
+    reading = formats.read(dataset, part, [N], [], None)
+    next(reading)
+    obstore.put(bucket, "x.csv", b"n\n2\n")
+    with pytest.raises(Changed):
+        next(reading)
+    with pytest.raises(Changed):
+        next(formats.read(dataset, part, [N], [], None))
+    obstore.delete(bucket, "x.csv")
+    with pytest.raises(Changed):
+        next(formats.read(dataset, part, [N], [], None))
+
+
+def test_a_store_that_refuses_is_unavailable_not_an_empty_input(bucket: Any) -> None:
+    with pytest.raises(Unavailable, match="s3://no-such-bucket"):
+        formats.open_dataset("s3://no-such-bucket/x.csv", CSV)

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from registry.errors import Invalid
+from service import formats
+from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET
+
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("label", pa.string()), ("value", pa.float64()), ("small", pa.float32()),
+     ("n", pa.int64()), ("flag", pa.bool_())]
+)  # fmt: skip
+ROWS = st.lists(
+    st.tuples(
+        st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6),
+        st.none() | st.sampled_from(["yes", "no", "", 'a"b', "two\nlines", "a,b", "\r"]),
+        st.none() | st.floats(),
+        st.none() | st.floats(width=32),
+        st.none() | st.integers(-(2**63), 2**63 - 1),
+        st.none() | st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+def batch(rows: list[tuple[Any, ...]]) -> Any:
+    columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> formats.Written:
+    with formats.PartWriter(path, media_type, SCHEMA) as writer:
+        for some in rows:
+            writer.write(batch(some))
+        return writer.close()
+
+
+def joined(parts: list[Path], media_type: str) -> bytes:
+    sink = io.BytesIO()
+    formats.assemble(parts, media_type, sink)
+    return sink.getvalue()
+
+
+def expected(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """NaN and infinity are null."""
+    return [tuple(None if isinstance(v, float) and not math.isfinite(v) else v for v in r) for r in rows]
+
+
+def read(data: bytes, media_type: str) -> list[tuple[Any, ...]]:
+    if media_type == PARQUET:
+        table = pq.read_table(io.BytesIO(data))
+        assert table.schema.equals(SCHEMA)
+        return [tuple(r.values()) for r in table.to_pylist()]
+    if media_type == LINES:
+        return [tuple(json.loads(line).values()) for line in data.splitlines()]
+    header, *rows = csv.reader(io.StringIO(data.decode(), newline=""))
+    assert header == SCHEMA.names
+    return [tuple(r) for r in rows]
+
+
+def same_as_csv(cells: tuple[str, ...], row: tuple[Any, ...]) -> bool:
+    """Whether Python's reader makes of a row what was written; it cannot tell an empty string from none."""
+    texts = ["" if v is None else str(v).lower() if isinstance(v, bool) else v for v in row]
+    numbers = {2: float, 3: np.float32, 4: int}
+    return all(
+        numbers[j](cell) == value if j in numbers and cell else cell == value
+        for j, (cell, value) in enumerate(zip(cells, texts, strict=True))
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.lists(ROWS, max_size=3), min_size=1, max_size=4))
+@pytest.mark.parametrize("media_type", [PARQUET, CSV, LINES])
+def test_all_parts_together_are_the_rows_that_were_written(
+    tmp_path: Path, media_type: str, parts: list[list[list[tuple[Any, ...]]]]
+) -> None:
+    paths = [tmp_path / f"part{i}" for i in range(len(parts))]
+    for path, rows in zip(paths, parts, strict=True):
+        written = write(path, media_type, rows)
+        assert written.rows == sum(map(len, rows))
+        assert (written.bytes, written.sha256) == (
+            path.stat().st_size,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+    found = read(joined(paths, media_type), media_type)
+    wanted = expected([row for rows in parts for some in rows for row in some])
+    if media_type == CSV:
+        assert [same_as_csv(*pair) for pair in zip(found, wanted, strict=True)].count(False) == 0
+    else:
+        assert found == wanted
+
+
+def test_joined_parquet_is_read_by_pandas_row_group_by_row_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.formats.writing.GROUP_ROWS", 3)
+    rows = [(f"{i}", "yes", i / 3, None, i, True) for i in range(100)]
+    paths = [tmp_path / f"{i}" for i in range(20)]
+    for i, path in enumerate(paths):
+        write(path, PARQUET, [rows[i * 5 : i * 5 + 2], rows[i * 5 + 2 : i * 5 + 5]])
+    data = joined(paths, PARQUET)
+    assert pd.read_parquet(io.BytesIO(data))["id"].tolist() == [r[0] for r in rows]
+    file = pq.ParquetFile(io.BytesIO(data))
+    assert file.metadata.num_rows == 100
+    for group in range(file.num_row_groups):  # any one without those before it
+        assert (
+            file.read_row_group(group)["n"].to_pylist()
+            == file.read_row_group(group)["id"].cast("int64").to_pylist()
+        )
+    assert pq.read_table(io.BytesIO(data), filters=[("n", "==", 77)])["id"].to_pylist() == ["77"]
+
+
+def test_a_joined_file_can_be_joined_again(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path / f"{i}", PARQUET, [[(f"{i}", "yes", 1.5, None, i, True)]])
+    for i in (0, 2):
+        (tmp_path / f"j{i}").write_bytes(joined([tmp_path / f"{i}", tmp_path / f"{i + 1}"], PARQUET))
+    data = joined([tmp_path / "j0", tmp_path / "j2"], PARQUET)
+    assert pq.read_table(io.BytesIO(data))["n"].to_pylist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("values", [[1.5, None, 1e-7], ["a", None, 'x"y']])
+def test_null_in_a_csv_of_one_column_is_a_row_for_every_reader(tmp_path: Path, values: list[Any]) -> None:
+    column = pa.array(values)
+    schema = pa.schema([("v", column.type)])
+    with formats.PartWriter(tmp_path / "part", CSV, schema) as writer:
+        writer.write(pa.record_batch([column.slice(0, 1)], schema=schema))
+        writer.write(pa.record_batch([column], schema=schema))
+        assert writer.close().rows == 4
+    assert [None if v != v else v for v in pd.read_csv(tmp_path / "part")["v"]] == [values[0], *values]
+
+
+def test_half_a_part_is_not_joined(tmp_path: Path) -> None:
+    write(tmp_path / "a", PARQUET, [[("1", "yes", 1.5, None, 1, True)]])
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-3])
+    with pytest.raises(Invalid, match="not whole"):
+        joined([tmp_path / "a"], PARQUET)
+
+
+@pytest.mark.parametrize("media_type", [PARQUET, CSV, LINES])
+def test_a_part_is_there_whole_or_not_at_all(tmp_path: Path, media_type: str) -> None:
+    path = tmp_path / "part"
+    with formats.PartWriter(path, media_type, SCHEMA) as writer:
+        writer.write(batch([("1", "yes", 1.5, None, 1, True)]))
+        assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
+    write(path, media_type, [])
+    assert list(tmp_path.iterdir()) == [path]
+    assert read(path.read_bytes(), media_type) == []
+
+
+def test_an_output_type_that_is_not_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="output's media type"):
+        formats.PartWriter(tmp_path / "part", ARROW, SCHEMA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 0), ("c", 3)):
+        with formats.ErrorWriter(tmp_path / name) as writer:
+            for i in range(count):
+                writer.write(formats.Fault(i * 10, f"id,{i}", None, 'says "no"\nand why'))
+            assert writer.close() == (name if count else None)
+    assert not (tmp_path / "b").exists()
+    sink = io.BytesIO()
+    parts = [(tmp_path / "a", 0, "1.csv", 0), (tmp_path / "c", 1000, "2.csv", 500)]
+    formats.assemble_errors([formats.PartErrors(*p) for p in parts], sink)
+    rows = list(csv.reader(io.StringIO(sink.getvalue().decode(), newline="")))
+    assert rows[0] == ["row", "id", "field", "message", "file", "file_row"]
+    assert [r[0] for r in rows[1:]] == ["0", "10", "1000", "1010", "1020"]
+    assert [r[4:] for r in rows[2:4]] == [["1.csv", "10"], ["2.csv", "500"]]
+    assert rows[1][1:4] == ["id,0", "", 'says "no"\nand why']
+
+
+def test_times_that_python_does_not_have_are_text_in_json_lines(tmp_path: Path) -> None:
+    rows = pa.record_batch(
+        {"at": pa.array([1], pa.timestamp("ns")), "for": pa.array([1500], pa.duration("ns"))}
+    )
+    path = tmp_path / "out.jsonl"
+    with formats.PartWriter(path, LINES, rows.schema) as writer:
+        writer.write(rows)
+        writer.close()
+    assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
+    far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
+    with formats.PartWriter(path, LINES, far.schema) as writer, pytest.raises(Invalid, match="no calendar"):
+        writer.write(far)
+
+
+def test_a_full_disk_is_not_left_full(tmp_path: Path) -> None:
+    """What is still in memory when a file is given up cannot be written then either."""
+    writer = formats.PartWriter(tmp_path / "part.csv", CSV, SCHEMA)
+    file = writer._out.file
+    writer._out.file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
+    with writer:
+        writer.write(batch([]))
+    file.close()
+    assert list(tmp_path.iterdir()) == []

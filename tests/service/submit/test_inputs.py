@@ -1,0 +1,197 @@
+"""A job reads what was uploaded, or what lies in a place the operator allowed: whatever its path says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.artifacts import Store
+from registry.errors import Invalid, NotFound
+from service.config import Settings
+from service.submit import inputs
+from service.submit.inputs import Found
+
+CSV = "text/csv"
+PARQUET = "application/vnd.apache.parquet"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The batch root, with a file in it, beside one that nobody may read."""
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    for place in (root / "a.csv", root / "sub" / "b.csv", tmp_path / "secret" / "c.csv"):
+        place.write_text("x\n1\n")
+    return root
+
+
+def find(root: Path, uri: str, media_type: str | None = None) -> Found:
+    settings = Settings(home=root.parent / "home", batch_roots=str(root))
+    return inputs.find(settings, Store(settings.blobs), {"uri": uri, "media_type": media_type})
+
+
+def refusal(root: Path, uri: str) -> str:
+    with pytest.raises(Invalid) as refused:
+        find(root, uri)
+    assert {e.field for e in refused.value.errors} <= {"input.uri", "input.media_type"}
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["{}/a.csv", "file://{}/a.csv", "file://localhost{}/a.csv", "{}/sub/../a.csv", "{}//a.csv"]
+)
+def test_a_file_in_a_root_is_found_however_it_is_written(root: Path, uri: str) -> None:
+    assert find(root, uri.format(root)) == Found(str(root / "a.csv"), CSV)
+
+
+def test_escapes_are_read_in_uris_and_not_in_paths(root: Path) -> None:
+    odd = root / "100%25 of it.csv"
+    odd.write_text("x\n1\n")
+    assert find(root, str(odd)).location == str(odd)
+    assert find(root, f"file://{root}/100%2525%20of%20it.csv").location == str(odd)
+    assert find(root, f"file://{root}/%61.csv").location == str(root / "a.csv")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "{out}/c.csv",
+        "{root}/../secret/c.csv",
+        "file://{root}/../secret/c.csv",
+        "file://{root}/%2e%2e/secret/c.csv",
+        "file://{root}/..%2fsecret%2Fc.csv",
+        "{root}x/c.csv",
+        "{root}/sub/../../secret/c.csv",
+        "/",
+        "file:///etc/passwd",
+    ],
+)
+def test_what_lies_outside_is_refused_whatever_is_there(root: Path, uri: str) -> None:
+    given = uri.format(root=root, out=root.parent / "secret")
+    assert "is in no batch root" in refusal(root, given)
+
+
+def test_links_are_followed_and_may_not_lead_out(root: Path) -> None:
+    (root / "out").symlink_to(root.parent / "secret")
+    (root / "out.csv").symlink_to(root.parent / "secret" / "c.csv")
+    (root / "in.csv").symlink_to(root / "sub" / "b.csv")
+    for uri in (f"{root}/out/c.csv", f"{root}/out", f"{root}/out.csv"):
+        assert "is in no batch root" in refusal(root, uri)
+    assert find(root, f"{root}/in.csv").location == str(root / "sub" / "b.csv")
+
+
+def test_a_root_may_be_a_link_itself(root: Path) -> None:
+    link = root.parent / "link"
+    link.symlink_to(root)
+    assert find(link, f"{link}/a.csv").location == str(root / "a.csv")
+    assert find(link, f"{root}/a.csv").location == str(root / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("a.csv", "is no absolute path"),
+        ("../elsewhere/a.csv", "is no absolute path"),
+        ("", "is no absolute path"),
+        ("https://127.0.0.1/a.csv", "there is no reading from https://127.0.0.1"),
+        ("file://elsewhere/a.csv", "there is no reading from file://elsewhere"),
+        ("ftp:a.csv", "there is no reading from ftp://"),
+        ("http://[", "is no URI"),
+        ("{}/a\0.csv", "leads nowhere"),
+        ("file://{}/a%00.csv", "leads nowhere"),
+        ("{}/circle", "circle"),
+        ("{}/none.csv", "there is nothing at"),
+        ("{}/" + "x" * 300 + ".csv", "there is nothing at"),
+        ("{}/sub/none", "there is nothing at"),
+    ],
+)
+def test_what_names_no_file_is_refused_with_a_reason(root: Path, uri: str, says: str) -> None:
+    (root / "circle").symlink_to(root / "circle")
+    assert says in refusal(root, uri.replace("{}", str(root)))
+
+
+def test_without_a_root_nothing_can_be_read(root: Path) -> None:
+    settings = Settings(home=root.parent / "home")
+    with pytest.raises(Invalid, match=r"there are no batch roots\); the operator allows places with"):
+        inputs.find(settings, Store(settings.blobs), {"uri": str(root / "a.csv")})
+
+
+@pytest.mark.parametrize(
+    ("uri", "allowed"),
+    [
+        ("s3://bucket/in", True),
+        ("s3://bucket/in/a.csv", True),
+        ("s3://bucket/input/a.csv", False),
+        ("s3://bucket/in/../out/a.csv", False),
+        ("s3://bucket/in/%2e%2e/out/a.csv", False),
+        ("s3://bucket/", False),
+        ("s3://other/in/a.csv", False),
+        ("gs://bucket/in/a.csv", False),
+        ("az://container/a.csv", True),
+    ],
+)
+def test_places_in_object_stores_are_roots_too(root: Path, uri: str, allowed: bool) -> None:
+    settings = Settings(home=root.parent / "home", batch_roots=f"s3://bucket/in:{root}:az://container")
+    assert settings.roots == ("s3://bucket/in", str(root), "az://container")
+    if allowed:
+        assert inputs.inside(settings.roots, uri) == uri
+    else:
+        with pytest.raises(Invalid, match="is in no batch root"):
+            inputs.inside(settings.roots, uri)
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("a.csv", CSV),
+        ("a.CSV", CSV),
+        ("a.csv.gz", CSV),
+        ("a.2026.parquet", PARQUET),
+        ("a.jsonl.zst", "application/x-ndjson"),
+        ("a.arrow", "application/vnd.apache.arrow.stream"),
+        ("a.ipc", "application/vnd.apache.arrow.stream"),
+        ("a.csv.xz", None),
+        ("a.gz", None),
+        ("csv", None),
+        ("a.txt", None),
+    ],
+)
+def test_a_name_says_what_is_in_a_file(name: str, media_type: str | None) -> None:
+    assert inputs.by_name(f"/data/{name}") == media_type
+
+
+def test_a_directory_is_what_its_first_file_is(root: Path) -> None:
+    folder = root / "many"
+    folder.mkdir()
+    for name in ("_SUCCESS", ".hidden.csv", "readme.txt", "part-1.parquet", "part-2.csv"):
+        (folder / name).touch()
+    assert find(root, str(folder)) == Found(str(folder), PARQUET)
+    assert "does not say what is in it" in refusal(root, str(root.joinpath("many", "readme.txt")))
+    assert find(root, f"{folder}/readme.txt", CSV) == Found(f"{folder}/readme.txt", CSV)
+    (root / "empty").mkdir()
+    assert "is empty" in refusal(root, f"{root}/empty")
+
+
+def test_an_artifact_is_where_the_store_has_it(root: Path) -> None:
+    settings = Settings(home=root.parent / "home")
+    store = Store(settings.blobs)
+    sha256 = store.put([b"x\n1\n"]).sha256
+    found = inputs.find(settings, store, {"artifact": sha256, "media_type": CSV})
+    assert found == Found(str(store.path(sha256)), CSV)
+    assert Path(found.location).is_absolute()
+    with pytest.raises(NotFound):
+        inputs.find(settings, store, {"artifact": "0" * 64, "media_type": CSV})
+
+
+def test_a_directory_that_the_server_may_not_read_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so it is told that it may not."""
+
+    def closed(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert "cannot be read: Permission denied" in refusal(root, f"{root}/sub")

@@ -1,0 +1,313 @@
+"""Every refusal is a problem document, names its request, and says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from starlette.types import Message
+
+from registry import errors
+from registry.errors import TriviumError
+from registry.names import NAME_PATTERN
+from service.web.problems import STATUS, ProblemAnswer, problem, status_of
+from tests.service.api import Api, refused
+
+pytestmark = pytest.mark.anyio
+
+PREDICT = "/v1/models/flag/predict"
+VERSIONS = "/v1/models/flag/versions"
+ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
+
+
+def descendants(kind: type[TriviumError]) -> list[type[TriviumError]]:
+    return [kind, *(d for child in kind.__subclasses__() for d in descendants(child))]
+
+
+def test_every_error_has_a_status():
+    made = {kind: kind.__new__(kind) for kind in descendants(TriviumError)}
+    found = {kind: status_of(error) for kind, error in made.items()}
+    assert found[errors.InUse] == found[errors.NotReady] == 409
+    assert found[errors.DigestMismatch] == 422
+    assert found[errors.Unavailable] == 503
+    assert found[errors.DeadlineExceeded] == 504
+    assert set(found.values()) <= set(STATUS.values())
+
+
+async def test_each_status_is_a_problem_document(api: Api):
+    refused(await api.anonymous.get("/v1/models"), 401)
+    refused(await api.client.get("/v1/nothing"), 404)
+    refused(await api.client.get("/v1/models/nobody"), 404)
+    refused(await api.client.post("/v1/models/nobody/predict", json={"instances": [ROW]}), 404)
+    refused(await api.client.get("/static/nothing.js"), 404)
+    refused(await api.client.patch("/v1/models"), 405)
+    refused(await api.client.get(PREDICT), 405)
+    refused(await api.client.delete("/v1/models/flag"), 409)
+    async with api.with_key(await api.key("edge")) as client:
+        refused(await client.post(PREDICT, json={"instances": [ROW]}), 403)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/v1/models", {"GET"}),
+        ("PUT", "/v1/models/flag/versions/1", {"GET", "PATCH", "DELETE"}),
+        ("PUT", "/v1/models/flag", {"GET", "DELETE"}),
+        ("PATCH", "/v1/keys", {"GET", "POST"}),
+        ("POST", "/v1/models/flag/aliases/champion", {"PUT", "DELETE"}),
+        ("HEAD", "/v1/models", {"GET"}),
+        ("GET", PREDICT, {"POST"}),
+        ("POST", "/docs", {"GET", "HEAD"}),
+    ],
+)
+async def test_405_lists_every_method_that_the_path_takes(
+    api: Api, method: str, path: str, allowed: set[str]
+):
+    answer = await api.client.request(method, path)
+    assert answer.status_code == 405
+    assert {m.strip() for m in answer.headers["allow"].split(",")} == allowed
+
+
+async def test_the_request_id_of_the_caller_comes_back_on_every_answer(api: Api):
+    mine = {"X-Request-ID": "order-7/line.3"}
+    answers = [
+        await api.client.get("/v1/models", headers=mine),
+        await api.anonymous.get("/v1/models", headers=mine),
+        await api.anonymous.get("/livez", headers=mine),
+        await api.client.get("/v1/nothing", headers=mine),
+        await api.client.post(PREDICT, json={"instances": [ROW]}, headers=mine),
+        await api.client.post(PREDICT, json={"instances": []}, headers=mine),
+        await api.anonymous.get("/docs", headers=mine),
+    ]
+    assert [a.headers.get_list("x-request-id") for a in answers] == [["order-7/line.3"]] * len(answers)
+
+
+@pytest.mark.parametrize("odd", ["", "a b", "x" * 129, "ä", 'say "hi"', "{}", "a,b"])
+async def test_an_odd_request_id_is_replaced(api: Api, odd: str):
+    headers = [(b"x-request-id", odd.encode()), (b"authorization", f"Bearer {api.admin}".encode())]
+    answer = await api.anonymous.get("/v1/nothing", headers=headers)
+    made = refused(answer, 404)["request_id"]
+    assert made != odd
+    assert made.startswith("req-")
+
+
+async def test_two_requests_have_two_ids(api: Api):
+    ids = {(await api.anonymous.get("/livez")).headers["x-request-id"] for _ in range(20)}
+    assert len(ids) == 20
+
+
+async def test_a_fault_of_ours_is_a_500_that_tells_nothing(api: Api, capsys: pytest.CaptureFixture[str]):
+    @api.fastapi.get("/v1/broken")
+    def broken() -> None:
+        raise RuntimeError("the secret of the house")
+
+    try:
+        answer = await api.client.get("/v1/broken", headers={"X-Request-ID": "mine"})
+    finally:
+        api.fastapi.router.routes.pop()
+    problem = refused(answer, 500)
+    assert problem["request_id"] == "mine"
+    assert "secret" not in answer.text
+    assert "the secret of the house" in capsys.readouterr().out  # the log has it
+
+
+async def test_a_database_that_does_not_answer_is_503(api: Api):
+    @api.fastapi.get("/v1/broken")
+    def broken() -> None:
+        raise OperationalError("SELECT 1", {}, Exception("database is locked"))
+
+    try:
+        answer = await api.client.get("/v1/broken")
+    finally:
+        api.fastapi.router.routes.pop()
+    assert "SELECT" not in refused(answer, 503)["detail"]
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, [b"1"]), (504, []), (422, [])])
+async def test_before_fastapi_too_what_is_unavailable_says_when_to_come_again(status: int, said: list[bytes]):
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("a problem reads no body")
+
+    answer = ProblemAnswer(problem(status, "not now", PREDICT, "req_1"))
+    await answer({"type": "http", "method": "POST"}, receive, send)
+    assert [value for name, value in sent[0]["headers"] if name == b"retry-after"] == said
+
+
+async def test_faults_in_a_body_are_named_field_by_field(api: Api):
+    problem = refused(
+        await api.client.post(VERSIONS, json={"artifact": "x", "format": "pickle", "surprise": 1}), 422
+    )
+    assert {e["field"] for e in problem["errors"]} == {"artifact", "format", "surprise"}
+    assert {e["instance"] for e in problem["errors"]} == {None}
+    by_field = {e["field"]: e for e in problem["errors"]}
+    assert "sklearn-joblib" in by_field["format"]["expected"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1",
+        b"nonsense",
+        b"\xff\xfe",
+        b"\xff",
+        b'"text"',
+        b"7",
+        b"null",
+        b"[" * 5000,
+        b'{"a":' * 5000,
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+@pytest.mark.parametrize("path", [VERSIONS, "/v1/keys", PREDICT])
+async def test_a_body_that_is_no_json_is_422_everywhere(api: Api, path: str, body: bytes):
+    problem = refused(
+        await api.client.post(path, content=body, headers={"Content-Type": "application/json"}), 422
+    )
+    assert problem["errors"]
+
+
+@pytest.mark.parametrize("text", ["\\u0000", "\\ud800", "a\\u0000b"])
+async def test_text_that_no_database_takes_is_422(api: Api, text: str):
+    headers = {"Content-Type": "application/json"}
+    for body in (
+        '{"name": "%s", "scopes": ["predict"]}',
+        '{"name": "a", "scopes": ["predict"], "models": ["%s"]}',
+        '{"%s": "a", "scopes": ["predict"]}',
+    ):
+        refused(await api.client.post("/v1/keys", content=body % text, headers=headers), 422)
+    for body in (
+        '{"description": "%s"}',
+        '{"tags": {"%s": "a"}}',
+        '{"tags": {"a": "%s"}}',
+        '{"tags": {"%s": 1}}',
+    ):
+        refused(await api.client.patch(f"{VERSIONS}/1", content=body % text, headers=headers), 422)
+    move = b'{"version": 1, "reason": "' + text.encode() + b'"}'
+    refused(await api.client.put("/v1/models/flag/aliases/other", content=move, headers=headers), 422)
+    blob = await api.upload(b"no model")
+    for field in ("target", "description"):
+        publication = f'{{"artifact": "{blob}", "format": "onnx", "{field}": "{text}"}}'
+        refused(await api.client.post(VERSIONS, content=publication, headers=headers), 422)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/%00",
+        "/v1/models/%00/versions",
+        "/v1/models/x%0a",
+        "/v1/models/UPPER",
+        "/v1/models/flag/aliases/%00/history",
+        "/v1/models/flag/versions/0",
+        "/v1/models/flag/versions/-1",
+        "/v1/models/flag/versions/1.0",
+        "/v1/models/flag/versions/99999999999999999999999",
+        "/v1/models/flag/versions/" + "9" * 5000,
+        "/v1/models?q=%00",
+        "/v1/models?tag=a%00:b",
+        "/v1/models?tag=nocolon",
+        "/v1/models?page_size=0",
+        "/v1/models?page_size=1001",
+        "/v1/models?page_size=99999999999999999999",
+        "/v1/models?page_token=%00",
+        "/v1/models?page_token=bm9uc2Vuc2U=",
+        "/v1/models?page_token=IgBhIg==",
+        "/v1/models/flag/versions?page_token=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk=",
+        "/v1/models/flag/aliases/champion/history?at=yesterday",
+        "/v1/models/flag/aliases/champion/history?at=5",
+        "/v1/models/flag/aliases/champion/history?at=0001-01-01T00:00:00%2B14:00",
+        "/v1/models/flag/aliases/champion/history?at=9999-12-31T23:59:59-14:00",
+    ],
+)
+async def test_malformed_paths_and_parameters_are_422_and_name_the_field(api: Api, path: str):
+    assert refused(await api.client.get(path), 422)["errors"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "expected", "words"),
+    [
+        ("/v1/models?page_size=0", None, "page_size", "1 or more", "too small"),
+        ("/v1/models?page_size=1001", None, "page_size", "1000 or less", "too large"),
+        ("/v1/models?page_size=many", None, "page_size", "a whole number", "not a whole number"),
+        ("/v1/models?page_size=" + "9" * 5000, None, "page_size", "a whole number", "not a whole number"),
+        ("/v1/models?zz=1", None, "zz", "no such parameter", "leave it out"),
+        ("/v1/models?q=" + "a" * 201, None, "q", "text of at most 200 characters", "too long"),
+        ("/v1/models/UPPER", None, "name", NAME_PATTERN, "1 to 63 of a-z 0-9 _ . -"),
+        ("/v1/models/flag/versions/x", None, "version", "an integer from 1", "not an integer from 1"),
+        (
+            "/v1/models/flag/aliases/champion/history?at=yesterday",
+            None,
+            "at",
+            "a time such as 2026-03-03T12:00:00Z",
+            "not a time",
+        ),
+        (VERSIONS, b"{", "body", "JSON", "no JSON"),
+        (VERSIONS, b"[]", "body", "an object", "not an object"),
+        (VERSIONS, b'{"format": "onnx"}', "artifact", "a value", "missing"),
+        (
+            VERSIONS,
+            b'{"artifact": "x"}',
+            "artifact",
+            "^[0-9a-f]{64}$",
+            "a sha256, 64 digits of 0-9 a-f",
+        ),
+        (
+            VERSIONS,
+            b'{"format": "pickle"}',
+            "format",
+            "'sklearn-joblib', 'onnx', 'keras' or 'tflite'",
+            "send",
+        ),
+        (VERSIONS, b'{"zz": 1}', "zz", "no such field", "leave it out"),
+        (VERSIONS, b'{"target": 7}', "target", "text", "not text"),
+        (VERSIONS, b'{"tags": 7}', "tags", "an object", "not an object"),
+        ("/v1/keys", b'{"scopes": []}', "scopes", "1 or more entries", "too few"),
+        ("/v1/keys", b'{"scopes": "predict"}', "scopes", "a list", "not a list"),
+        ("/v1/keys", b'{"name": ""}', "name", "text of 1 or more characters", "too short"),
+        ("/v1/keys", b'{"expires_in": 0}', "expires_in", "more than 0", "too small"),
+        ("/v1/keys", b'{"expires_in": 1e12}', "expires_in", "315360000 or less", "too large"),
+        ("/v1/keys", b'{"expires_in": "soon"}', "expires_in", "a number", "not a number"),
+    ],
+    ids=lambda given: repr(given)[:40],
+)
+async def test_what_was_expected_is_said_plainly(
+    api: Api, path: str, body: bytes | None, field: str, expected: str, words: str
+):
+    headers = {"Content-Type": "application/json"}
+    method = "GET" if body is None else "POST"
+    answer = await api.client.request(method, path, content=body, headers=headers)
+    fault = next(e for e in refused(answer, 422)["errors"] if e["field"] == field)
+    assert fault["expected"] == expected
+    assert words in fault["message"]
+    assert "Input should" not in answer.text
+
+
+async def test_a_client_that_goes_away_ends_quietly(api: Api):
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    told: list[dict[str, object]] = []
+
+    async def tell(message) -> None:
+        told.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PREDICT,
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {api.admin}".encode())],
+    }
+    await asyncio.wait_for(api.app(scope, gone, tell), 5)
+    assert told[0]["status"] == 400
+    assert json.loads(told[1]["body"])["status"] == 400

@@ -1,0 +1,380 @@
+"""Jobs on a real Ray cluster of two nodes: the same output as on this machine, whoever is killed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+
+from registry import db, queue, versions
+from registry.artifacts import Store
+from registry.errors import Invalid, Unavailable
+from registry.jobs import jobs
+from registry.jobs.tables import JobRow, PartitionRow
+from registry.versions import NewVersion
+from service.batch.schemas import ScoreBody
+from service.builds.forkserver import ForkServer
+from service.builds.task_kinds import Builds
+from service.config import Settings
+from service.runtime.bulk import BatchLoader, is_shared
+from service.submit import score_admission
+from service.worker.job_kind import Work, folder
+from service.worker.lanes import Worker
+from service.worker.model_cache import Models
+from service.worker.ray.engine import Engine
+from service.worker.score import Scoring
+from tests.service.compiler.fit.data import cancer, cut, rows
+from tests.service.estimators import NAP, Naps, numbers
+from tests.service.worker.ray.ray_cluster import two_nodes
+from tests.service.worker.train.trainings import Trainings
+
+pytestmark = pytest.mark.slow
+ROWS = 10  # of a file, which is a partition
+WAIT_S = 90.0
+
+
+class Bench:
+    """A registry with a forest and with a model that sleeps as long as it is told; workers on demand."""
+
+    def __init__(self, home: Path) -> None:
+        self.data = home / "data"
+        self.data.mkdir()
+        self.settings = Settings(home=home / "home", batch_roots=str(self.data), batch_lanes=1)
+        engine = db.connect(self.settings.url)
+        db.migrate(engine, self.settings.home)
+        self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
+        self.forks = ForkServer()
+        self.forks.start()
+        frame = numbers()
+        self.publish("forest", RandomForestClassifier(10, random_state=0).fit(frame, frame["x0"] > 0))
+        self.publish("naps", Naps().fit(frame, frame["x0"]))
+
+    def publish(self, name: str, model: Any) -> None:
+        file = io.BytesIO()
+        joblib.dump(model, file)
+        blob = self.store.put([file.getvalue()]).sha256
+        example = self.store.put([numbers(5).to_csv(index=False).encode()]).sha256
+        new = NewVersion(
+            model=name,
+            artifact=blob,
+            format="sklearn-joblib",
+            example={"artifact": example, "media_type": "text/csv"},
+        )
+        with self.sessions.begin() as session:
+            versions.publish(session, self.store, new, by="tests")
+        builds = Builds(self.settings, self.sessions, self.store, self.forks)
+        with self.sessions.begin() as session:
+            task = queue.claim(session, [builds.kind], "tests", 60.0)
+        assert task is not None
+        with tempfile.TemporaryDirectory() as out:
+            made = builds.do(int(task.subject), Path(out), lambda: None)
+        assert made.state == "ready", made.report
+        with self.sessions.begin() as session:
+            queue.finish(session, task.id, task.fence)
+            builds.record(session, int(task.subject), made)
+
+    def write(self, name: str, parts: int, nap_s: float = 0.0) -> Path:
+        """A directory of CSV files; a row in each third has no number."""
+        place = self.data / name
+        place.mkdir()
+        for part in range(parts):
+            frame = numbers(ROWS).astype(object)
+            frame.insert(0, "id", [f"{part}-{row}" for row in range(ROWS)])
+            if nap_s:
+                frame["x0"] = NAP + nap_s
+            if part % 3 == 1:
+                frame.loc[4, "x1"] = "none"
+            frame.to_csv(place / f"{part}.csv", index=False)
+        return place
+
+    def start(self, place: Path, model: str = "forest", engine: str = "ray", **more: Any) -> int:
+        given = {"input": {"uri": str(place)}, "id_column": "id", "version": 1, "engine": engine}
+        body = ScoreBody.model_validate({"kind": "score", "model": model, **given, **more})
+        spec = body.model_dump(mode="json", exclude={"dry_run"})
+        with db.reading(self.sessions) as session:
+            version = score_admission.version_of(session, spec)
+        score_admission.examine(self.settings, self.store, spec, version)
+        with self.sessions.begin() as session:
+            return score_admission.accept(session, self.store, spec, version, by="tests").id
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A worker in this process."""
+        models = Models(BatchLoader(self.sessions, self.store, self._isolated, 30.0), is_shared)
+        scoring = Scoring(self.settings, self.sessions, self.store, models)
+        works = {(jobs.SCORE, "local"): scoring, (jobs.SCORE, "ray"): scoring}
+        spread = Engine(self.settings, self.sessions, {jobs.SCORE: scoring.spread}).run
+        worker = Worker(self.settings, self.sessions, works, spread)
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop(30.0)
+            models.close()
+
+    def worker_process(self) -> subprocess.Popen[bytes]:
+        given = {"TRIVIUM_HOME": str(self.settings.home), "TRIVIUM_BATCH_ROOTS": str(self.data)}
+        trivium = Path(sys.executable).with_name("trivium")
+        return subprocess.Popen([trivium, "worker"], env=os.environ | given, stderr=subprocess.DEVNULL)
+
+    def _isolated(self, spec: Any) -> Any:
+        return self.forks.isolated(spec, self.settings.build_memory_mb)
+
+    def job(self, job_id: int) -> JobRow:
+        with db.reading(self.sessions) as session:
+            return jobs.get(session, job_id)
+
+    def parts(self, job_id: int) -> list[PartitionRow]:
+        with db.reading(self.sessions) as session:
+            return jobs.partitions(session, job_id)
+
+    def done(self, job_id: int) -> dict[int, PartitionRow]:
+        return {p.number: p for p in self.parts(job_id) if p.result is not None}
+
+    def ended(self, job_id: int) -> JobRow:
+        wait_for(lambda: self.job(job_id).state not in jobs.OPEN)
+        return self.job(job_id)
+
+    def some_done(self, job_id: int, count: int = 1) -> dict[int, PartitionRow]:
+        wait_for(lambda: len(self.done(job_id)) >= count)
+        return self.done(job_id)
+
+    def output(self, job_id: int) -> pd.DataFrame:
+        return pd.read_parquet(self.store.path(self.job(job_id).output or ""))
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    pause = threading.Event()
+    for _ in range(int(WAIT_S / 0.05)):
+        if true():
+            return
+        pause.wait(0.05)
+    raise AssertionError("it did not come true")
+
+
+def pid_of(row: PartitionRow) -> int:
+    assert row.worker is not None
+    return int(row.worker.partition(":")[2])
+
+
+def drivers() -> list[psutil.Process]:
+    """The ones that were started by this process, or by a worker that it has started."""
+    return [p for p in psutil.Process().children(recursive=True) if "ray.driver" in command(p)]
+
+
+def command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it is just ending
+        return ""
+
+
+def check_once_each(bench: Bench, job_id: int, parts: int) -> None:
+    job, found = bench.job(job_id), bench.parts(job_id)
+    assert (job.state, job.error) == (jobs.DONE, None)
+    bad = {f"{part}-4" for part in range(parts) if part % 3 == 1}
+    wanted = [f"{part}-{row}" for part in range(parts) for row in range(ROWS)]
+    assert bench.output(job_id)["id"].tolist() == [i for i in wanted if i not in bad]
+    assert [p.rows + p.failed for p in found] == [ROWS] * parts
+    assert (job.manifest or {})["rows"] == ROWS * parts - len(bad)
+    assert not folder(bench.settings, job_id).exists()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("ray"))
+    yield bench
+    bench.forks.stop()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[dict[str, str]]:
+    with two_nodes() as environment:
+        yield environment
+
+
+@pytest.fixture
+def cluster(two: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for name, value in two.items():
+        monkeypatch.setenv(name, value)
+    return two
+
+
+def test_output_and_errors_are_the_bytes_that_this_machine_writes(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    place = bench.write("same", 6)
+    here, there = bench.start(place, engine="local"), bench.start(place)
+    with bench.working():
+        local, spread = bench.ended(here), bench.ended(there)
+    check_once_each(bench, there, 6)
+    assert (spread.output, spread.errors) == (local.output, local.errors)
+    assert spread.errors is not None
+    assert drivers() == []
+
+
+@pytest.mark.fault
+def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    job_id = bench.start(bench.write("actor", 6, nap_s=1.0), "naps")
+    with bench.working():
+        victim = pid_of(bench.some_done(job_id).popitem()[1])
+        os.kill(victim, signal.SIGKILL)
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 6)
+    assert len({pid_of(p) for p in bench.parts(job_id)}) > 2
+
+
+@pytest.mark.fault
+def test_both_nodes_work_and_when_a_worker_is_killed_with_its_driver_another_goes_on(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    job_id = bench.start(bench.write("worker", 6, nap_s=1.5), "naps")
+    worker = bench.worker_process()
+    try:
+        bench.some_done(job_id)
+        [driver] = [p for p in drivers() if p.ppid() == worker.pid]
+    finally:
+        worker.kill()
+        worker.wait()
+    done = bench.done(job_id)
+    with bench.working():
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 6)
+    assert all(p.result == bench.done(job_id)[n].result for n, p in done.items())
+    assert not driver.is_running()
+    assert len({(p.worker or "").partition(":")[0] for p in bench.parts(job_id)}) == 2
+
+
+def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    job_id = bench.start(bench.write("cancel", 4, nap_s=1.5), "naps")
+    with bench.working():
+        bench.some_done(job_id)
+        with bench.sessions.begin() as session:
+            jobs.cancel(session, job_id)
+        done = bench.done(job_id)
+        wait_for(lambda: not drivers())
+        wait_for(lambda: not any(psutil.pid_exists(pid_of(p)) for p in done.values()))
+    assert bench.job(job_id).state == jobs.CANCELLED
+    assert bench.done(job_id).keys() == done.keys()
+
+
+def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_are_kept(
+    bench: Bench, cluster: dict[str, str]
+) -> None:
+    place = bench.write("gone", 3)
+    job_id = bench.start(place, max_attempts=1)
+    with bench.working():
+        wait_for(lambda: bench.parts(job_id))
+        (place / "1.csv").unlink()
+        job = bench.ended(job_id)
+    assert job.state == jobs.FAILED
+    assert "partition 1" in (job.error or "")
+    assert "1.csv" in (job.error or "")
+
+
+@pytest.mark.fault
+def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
+    bench: Bench, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    trainings = Trainings(tmp_path, bench.forks)
+    works: dict[tuple[str, str], Work] = {(jobs.TRAIN, e): trainings.training for e in ("local", "ray")}
+    engine = Engine(trainings.settings, trainings.sessions, {jobs.TRAIN: trainings.training.spread})
+    worker = Worker(trainings.settings, trainings.sessions, works, engine.run)
+    answers = []
+    for number, name in ((1, "local"), (2, "ray")):
+        forest = RandomForestClassifier(5)
+        job_id = trainings.start(forest, cut(cancer(), 3), strategy="ensemble", engine=name)
+        while trainings.job(job_id).state in jobs.OPEN:
+            worker.step()
+            worker.spread()
+            trainings.build()
+        job = trainings.job(job_id)
+        assert (job.state, job.version, job.error) == (jobs.DONE, number, None)
+        answers.append(trainings.model(number).predict_proba(rows(cancer())))
+    np.testing.assert_array_equal(*answers)
+    here = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ}
+    assert here.isdisjoint(p.worker for p in trainings.partitions(job_id) if p.stage.endswith("fit"))
+    trainings.engine.dispose()
+
+
+def test_without_a_cluster_ray_runs_on_this_machine_on_loopback_and_ends_with_the_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    job_id = bench.start(bench.write("alone", 2))
+    with bench.working():
+        wait_for(drivers)
+        [driver] = drivers()
+        wait_for(lambda: "ray::" in " ".join(map(command, started_by(driver))))
+        heard = {c.laddr.ip for p in started_by(driver) for c in listening(p)}
+        bench.ended(job_id)
+    check_once_each(bench, job_id, 2)
+    assert heard <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert heard
+    wait_for(lambda: not [p for p in started_by(driver) if command(p)])
+
+
+def started_by(driver: psutil.Process) -> list[psutil.Process]:
+    """The processes of its session: Ray's do not leave it."""
+    return [p for p in psutil.process_iter() if session_of(p) == driver.pid]
+
+
+def session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def listening(process: psutil.Process) -> list[Any]:
+    try:
+        return [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    except psutil.Error:
+        return []
+
+
+def test_without_the_extra_a_job_on_ray_is_refused_with_the_way_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = bench.write("refused", 1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(Invalid, match=r"trivium\[ray\]") as refused:
+        bench.start(place)
+    assert refused.value.errors[0].field == "engine"
+    assert bench.start(place, engine="local")
+
+
+def test_what_has_killed_so_many_processes_is_given_up_on(tmp_path: Path) -> None:
+    from service.worker.ray.actor import attempt  # Ray, for those who need it
+
+    with attempt(tmp_path, "score-000001-1") as first, attempt(tmp_path, "score-000001-1") as second:
+        assert first != second
+    assert list(tmp_path.iterdir()) == []
+    for number in range(jobs.LOST_WORKERS):
+        (tmp_path / f".score-000001-1-{number}.begun").touch()
+    with attempt(tmp_path, "score-000002-1"):
+        pass
+    with (
+        pytest.raises(Unavailable, match=f"died {jobs.LOST_WORKERS} times"),
+        attempt(tmp_path, "score-000001-1"),
+    ):
+        pass

@@ -1,0 +1,95 @@
+"""Jobs over the API, in this process, with a worker whose every step is the test's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from anyio.to_thread import run_sync
+from sqlalchemy import update
+
+from registry.jobs import jobs
+from registry.tables import TaskRow, now
+from service.config import Settings
+from service.runtime.bulk import BatchLoader, is_shared
+from service.worker.lanes import Worker
+from service.worker.model_cache import Models
+from service.worker.score import Scoring
+from tests.service.api import Api, running
+
+CSV = "text/csv"
+HEADER = "id,x0,x1,x2\n"
+
+
+class Scorings:
+    """`data` is the only batch root. The models are those of `published_home`."""
+
+    def __init__(self, api: Api, data: Path) -> None:
+        self.api, self.data = api, data
+        services = api.services
+        load = BatchLoader(services.sessions, services.store, services.supervisor.spawn_isolated, 30.0)
+        self.models = Models(load, is_shared)
+        scoring = Scoring(api.settings, services.sessions, services.store, self.models)
+        self.worker = Worker(api.settings, services.sessions, {(jobs.SCORE, "local"): scoring})
+
+    def write(self, name: str, *rows: str, header: str = HEADER) -> Path:
+        """A CSV file; each row is its cells, with commas."""
+        path = self.data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(header + "".join(f"{row}\n" for row in rows))
+        return path
+
+    def body(self, path: Path, **more: Any) -> dict[str, Any]:
+        given = {"kind": "score", "model": "flag", "input": {"uri": str(path)}, "id_column": "id"}
+        return given | {"output": {"media_type": CSV}} | more
+
+    async def post(self, path: Path, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+        return await self.api.client.post("/v1/jobs", json=self.body(path, **more), headers=headers or {})
+
+    async def start(self, path: Path, **more: Any) -> str:
+        """The new job's address."""
+        answer = await self.post(path, **more)
+        assert answer.status_code == 202, answer.text
+        location: str = answer.headers["location"]
+        return location
+
+    async def work(self, steps: int = 1) -> None:
+        """So many steps; what is to be tried again later is tried now."""
+        for _ in range(steps):
+            with self.api.services.sessions.begin() as session:
+                session.execute(update(TaskRow).values(not_before=now() - timedelta(hours=1)))
+            await run_sync(self.worker.step)
+
+    async def finish(self, location: str) -> dict[str, Any]:
+        """The job's record once it has ended."""
+        for _ in range(100):
+            if (record := await self.get(location))["state"] not in jobs.OPEN:
+                return record
+            await self.work()
+        raise AssertionError(record)
+
+    async def get(self, location: str) -> dict[str, Any]:
+        answer = await self.api.client.get(location)
+        assert answer.status_code == 200, answer.text
+        record: dict[str, Any] = answer.json()
+        return record
+
+    async def text(self, location: str) -> str:
+        answer = await self.api.client.get(location)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+
+@asynccontextmanager
+async def scoring(home: Path, data: Path, **settings: Any) -> AsyncIterator[Scorings]:
+    data.mkdir()  # noqa: ASYNC240
+    async with running(Settings(home=home, batch_roots=str(data), batch_lanes=1, **settings)) as api:
+        made = Scorings(api, data)
+        try:
+            yield made
+        finally:
+            made.models.close()

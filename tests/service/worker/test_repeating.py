@@ -1,0 +1,61 @@
+"""What a worker does again and again: one failure does not end it, the worker's end does."""
+
+from __future__ import annotations
+
+import threading
+
+from service.worker.repeating import Repeating
+
+
+def test_a_step_that_fails_is_not_the_last_one() -> None:
+    again, count = threading.Event(), 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise OSError("the disk is away")
+        again.set()
+
+    repeating = Repeating("tests", step, 0.001)
+    repeating.start()
+    assert again.wait(60)
+    repeating.stop()
+
+
+def test_who_cannot_wait_for_the_step_at_hand_goes_on_without_it() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def step() -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    repeating = Repeating("slow", step, 0.001)
+    repeating.start()
+    assert inside.wait(60)
+    repeating.leave()
+    repeating.stop(0.01)
+    assert "slow" in {thread.name for thread in threading.enumerate()}
+    go_on.set()
+    repeating.stop()
+
+
+def test_the_end_waits_for_the_step_at_hand_and_there_is_no_other_after_it() -> None:
+    inside, go_on, done = threading.Event(), threading.Event(), []
+
+    def step() -> None:
+        inside.set()
+        assert go_on.wait(60)
+        done.append(1)
+
+    repeating = Repeating("tests", step, 0.001)
+    repeating.start()
+    assert inside.wait(60)
+    stopping = threading.Thread(target=repeating.stop)
+    stopping.start()
+    assert repeating._stopping.wait(60)
+    go_on.set()
+    stopping.join(60)
+    assert not stopping.is_alive()
+    assert done == [1]
+    assert "tests" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import IncrementalPCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import SGDClassifier, SGDRegressor
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, RobustScaler, StandardScaler
+from sqlalchemy import func, select
+
+from registry import db, queue, versions
+from registry.errors import Invalid
+from registry.jobs import jobs
+from registry.jobs.tables import JobRow
+from registry.tables import VersionRow
+from service.builds.forkserver import ForkServer
+from service.worker.train import publish_model
+from service.worker.train.stages import Frozen
+from tests.service.compiler.fit.data import cancer, cut, diabetes, digits, rows
+from tests.service.worker.train.trainings import Trainings
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    forks = ForkServer()
+    forks.start()
+    yield forks
+    forks.stop()
+
+
+@pytest.fixture
+def trainings(tmp_path: Path, forks: ForkServer) -> Iterator[Trainings]:
+    made = Trainings(tmp_path, forks)
+    yield made
+    made.engine.dispose()
+
+
+def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) -> None:
+    pipeline = make_pipeline(StandardScaler(), IncrementalPCA(20), SGDClassifier(loss="log_loss"))
+    job = trainings.run(
+        trainings.start(
+            pipeline, cut(digits(), 4), ".csv",
+            publish={"name": "m", "alias": "champion", "tags": {"from": "batch"}},
+        )
+    )  # fmt: skip
+    assert (job.state, job.version, job.error) == ("done", 1, None)
+    version = trainings.version()
+    assert version.state == "ready", version.report
+    assert version.description == f"trained by job {job.id}"
+    assert version.metrics["accuracy"] > 0.8
+    assert set(version.metrics) == {"accuracy", "f1", "log_loss"}
+    training = version.lineage["training"]
+    assert (training["job"], training["partitions"], training["strategy"]) == (job.id, 4, "partial_fit")
+    assert training["rows"] + training["held_out"] == 1797
+    assert training["input"]["names"] == [f"part-{n}.csv" for n in range(4)]
+    found = trainings.progress(job.id)
+    assert (found.rows_done, found.rows_total, found.rows_failed) == (1797, 1797, 0)
+    assert [p.stage for p in trainings.partitions(job.id)][::4][:4] == [
+        "00-read", "01-transform", "02-transform", "03-fit",
+    ]  # fmt: skip
+
+
+def test_an_ensemble_has_a_forest_for_each_partition(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(RandomForestClassifier(5), cut(cancer(), 4), strategy="ensemble"))
+    assert job.state == "done", job.error
+    assert len(trainings.model().estimators_) == 20
+    assert trainings.version().metrics["roc_auc"] > 0.9
+
+
+def test_a_training_that_is_done_again_gives_the_same_model(trainings: Trainings) -> None:
+    answers = []
+    for number in (1, 2):
+        start = trainings.start(
+            RandomForestClassifier(5), cut(cancer(), 3),
+            strategy="ensemble", sampling="stratified", partitions=4,
+        )  # fmt: skip
+        assert trainings.run(start).version == number
+        answers.append(trainings.model(number).predict_proba(rows(cancer())))
+    np.testing.assert_array_equal(*answers)
+    assert trainings.version(1).metrics == trainings.version(2).metrics
+
+
+def test_a_regression_is_measured_by_its_errors(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(make_pipeline(StandardScaler(), SGDRegressor()), cut(diabetes(), 3)))
+    assert job.state == "done", job.error
+    assert set(trainings.version().metrics) == {"r2", "mae", "rmse"}
+
+
+def test_what_cannot_be_trained_fails_at_once_and_by_name(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(make_pipeline(RobustScaler(), SGDClassifier()), cut(cancer(), 3)))
+    assert job.state == "failed"
+    assert "RobustScaler (step 'robustscaler') has no partial_fit" in str(job.error)
+    assert trainings.partitions(job.id) == []
+
+
+def test_rows_held_out_are_never_trained_on_and_are_what_it_is_measured_by(trainings: Trainings) -> None:
+    table = cancer().assign(row=np.arange(569.0))
+    job = trainings.run(trainings.start(KNeighborsClassifier(1), cut(table, 4), strategy="single"))
+    assert job.state == "done", job.error
+    trained = set(trainings.model()._fit_X[:, -1].astype(int).tolist())
+    version = trainings.version()
+    example = pq.read_table(trainings.store.path(version.example["artifact"])).to_pandas()
+    held = set(example.row.astype(int))
+    assert trained | held == set(range(569))
+    assert not trained & held
+    malignant = example.y.eq("malignant").mean()
+    assert abs(malignant - 212 / 569) < 0.02
+    right = trainings.model().predict(rows(example)) == example.y
+    assert version.metrics["accuracy"] == pytest.approx(right.mean())
+
+
+def test_without_validation_nothing_is_held_out_and_nothing_measured(trainings: Trainings) -> None:
+    job = trainings.run(
+        trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", validation=0)
+    )
+    assert job.state == "done", job.error
+    assert trainings.version().metrics == {}
+    assert (job.manifest or {})["rows"] == 569
+    assert {p.stage for p in trainings.partitions(job.id)} == {"00-read", "01-fit", "02-merge"}
+
+
+def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Trainings) -> None:
+    table = cancer().assign(row=np.arange(569.0))
+    job = trainings.run(
+        trainings.start(
+            KNeighborsClassifier(1), cut(table, 3), strategy="single", sampling="balanced", validation=0
+        )
+    )
+    assert job.state == "done", job.error
+    taken = table.y.to_numpy()[trainings.model()._fit_X[:, -1].astype(int)]
+    assert dict(zip(*np.unique(taken, return_counts=True), strict=True)) == {"benign": 212, "malignant": 212}
+    assert (job.manifest or {})["rows"] == 424
+
+
+def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings: Trainings) -> None:
+    job = trainings.run(
+        trainings.start(RandomForestClassifier(3), cut(digits(), 2), strategy="ensemble", partitions=5)
+    )
+    assert job.state == "done", job.error
+    assert len(trainings.model().estimators_) == 15
+    fits = [p.rows for p in trainings.partitions(job.id) if p.stage == "01-fit"]
+    assert max(fits) - min(fits) <= 2
+
+
+def test_a_partition_with_other_columns_is_refused_by_its_name_and_the_column(trainings: Trainings) -> None:
+    parts = cut(cancer(), 4)
+    parts[3] = parts[3].rename(columns={"mean_radius": "radius"})
+    with pytest.raises(Invalid, match=r"part-3.parquet.*mean_radius"):
+        trainings.start(SGDClassifier(), parts)
+
+
+def test_an_input_without_the_target_is_refused(trainings: Trainings) -> None:
+    with pytest.raises(Invalid, match="the target 'label' is no column of the input"):
+        trainings.start(SGDClassifier(), cut(cancer(), 2), target="label")
+
+
+def test_an_input_that_changed_since_it_was_planned_fails_the_job(trainings: Trainings) -> None:
+    parts = cut(cancer(), 4)
+    job_id = trainings.start(SGDClassifier(), parts, max_attempts=1)
+    trainings.worker.step()  # planned
+    parts[3].iloc[::-1].to_parquet(trainings.data / "part-3.parquet")
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    assert "part-3.parquet" in str(job.error)
+
+
+def test_columns_of_another_type_in_another_file_are_refused(trainings: Trainings) -> None:
+    parts = cut(cancer(), 4)
+    parts[3]["mean_radius"] = parts[3].mean_radius.astype(str) + " cm"
+    told = 'column "mean_radius" is double in "part-0.csv" and string in "part-3.csv"'
+    with pytest.raises(Invalid, match=told):
+        trainings.start(SGDClassifier(), parts, ".csv")
+    trainings.start(SGDClassifier(), parts, ".csv", exclude=["mean_radius"])
+
+
+def test_a_cell_that_is_not_like_the_first_rows_is_told_by_its_column_and_the_fix_helps(
+    trainings: Trainings,
+) -> None:
+    table = pd.concat([cancer()] * 40)
+    table["worst_area"] = table["worst_area"].round().astype(int).astype(object)
+    table.iloc[-1, table.columns.get_loc("worst_area")] = 2.5
+    job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv"))
+    assert job.state == "failed"
+    assert "column \"worst_area\": invalid value '2.5'; say what the column holds" in str(job.error)
+    job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv", dtypes={"worst_area": "float64"}))
+    assert job.state == "done", job.error
+
+
+def test_missing_values_that_an_estimator_refuses_fail_the_job_with_its_words(trainings: Trainings) -> None:
+    parts = cut(cancer(), 3)
+    parts[1].loc[5, "mean_radius"] = np.nan
+    job = trainings.run(trainings.start(SGDClassifier(), parts, validation=0))
+    assert job.state == "failed"
+    assert "partition 01-fit/1" in str(job.error)
+    assert "Input X contains NaN" in str(job.error)
+
+
+def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainings) -> None:
+    parts = cut(diabetes(), 3)
+    parts[0].loc[:9, "y"] = np.nan
+    job = trainings.run(trainings.start(SGDRegressor(), parts, validation=0))
+    assert job.state == "done", job.error
+    found = trainings.progress(job.id)
+    assert (found.rows_done, found.rows_failed) == (432, 10)
+    assert [(job.manifest or {})[k] for k in ("rows", "rows_without_target")] == [432, 10]
+
+
+def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> None:
+    job_id = trainings.start(
+        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), cut(cancer(), 4)
+    )
+    for _ in range(8):  # planned, read 4 times, assembled, two partitions of the scaler's pass
+        trainings.worker.step()
+    done = {(p.stage, p.number): p.result for p in trainings.partitions(job_id) if p.result}
+    assert len(done) == 6, done
+    claimed(trainings)  # by a worker that dies at once
+    trainings.worker = trainings.new_worker()
+    job = trainings.run(job_id)
+    assert job.state == "done", job.error
+    now = {(p.stage, p.number): p.result for p in trainings.partitions(job_id)}
+    assert {place: now[place] for place in done} == done, "what was done was not done again"
+    whole = StandardScaler().fit(rows(cancer()))
+    assert trainings.model()[0].n_samples_seen_ == trainings.version().lineage["training"]["rows"]
+    assert trainings.model()[0].mean_.shape == whole.mean_.shape
+
+
+def claimed(trainings: Trainings) -> None:
+    with trainings.sessions.begin() as session:
+        assert queue.claim(session, jobs.KINDS, "dead", lease_s=-1.0) is not None
+
+
+def test_a_failed_training_goes_on_when_it_is_resumed(trainings: Trainings) -> None:
+    parts = cut(cancer(), 3)
+    job_id = trainings.start(SGDClassifier(loss="log_loss"), parts, ".csv", max_attempts=1)
+    trainings.worker.step()
+    place = trainings.data / "part-1.csv"
+    aside = place.rename(trainings.data / "aside")
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    aside.rename(place)
+    with trainings.sessions.begin() as session:
+        jobs.resume(session, job_id)
+    job = trainings.run(job_id)
+    assert (job.state, job.version) == ("done", 1), job.error
+
+
+def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Trainings) -> None:
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble")
+    while trainings.job(job_id).version is None:
+        trainings.worker.step()
+    with trainings.sessions.begin() as session:
+        versions.reject(session, trainings.job(job_id).version_id or 0, "nobody wants it")
+    while trainings.job(job_id).state in jobs.OPEN:
+        trainings.worker.step()
+    job = trainings.job(job_id)
+    assert (job.state, job.version) == ("failed", 1)
+    assert "m:1 was rejected: nobody wants it" in str(job.error)
+
+
+def test_what_follows_is_scored_with_exactly_the_version_that_was_trained(trainings: Trainings) -> None:
+    then = {"kind": "score", "input": {"uri": str(trainings.data)}, "passthrough": ["y"]}
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", then=then)
+    job = trainings.run(job_id)
+    assert job.state == "done", job.error
+    with db.reading(trainings.sessions) as session:
+        (child,) = session.scalars(select(JobRow).where(JobRow.parent_id == job_id))
+    assert (child.kind, child.model, child.version, child.version_id) == ("score", "m", 1, job.version_id)
+    scored = trainings.run(child.id)
+    assert scored.state == "done", scored.error
+    assert (scored.manifest or {})["rows"] == 569
+
+
+def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble")
+    for _ in range(5):
+        trainings.worker.step()
+    with trainings.sessions.begin() as session:
+        jobs.cancel(session, job_id)
+    trainings.worker.step()
+    assert trainings.job(job_id).state == "cancelled"
+    with db.reading(trainings.sessions) as session:
+        assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
+
+
+def test_a_training_that_is_cancelled_while_its_version_is_built_starts_nothing(trainings: Trainings) -> None:
+    then = {"kind": "score", "input": {"uri": str(trainings.data)}}
+    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", then=then)
+    while trainings.job(job_id).version is None:
+        trainings.worker.step()
+    trainings.build()
+    job = trainings.job(job_id)
+    with trainings.sessions.begin() as session:
+        jobs.cancel(session, job_id)
+    frozen = msgspec.convert(job.plan, Frozen)
+    publish_model.publish(trainings.sessions, trainings.store, job, frozen, trainings.data)
+    with db.reading(trainings.sessions) as session:
+        assert session.scalars(select(JobRow.id)).all() == [job_id]
+
+
+def mixed() -> list[pd.DataFrame]:
+    """Numbers and strings, each with missing values; no partition has every city."""
+    random, n = np.random.default_rng(0), 900
+    age, city = random.normal(40, 12, n), random.choice(["Bern", "Oslo", "Rome"], n)
+    table = pd.DataFrame({"age": age, "city": city, "visits": random.poisson(3, n)})
+    table["y"] = (age > 40) ^ (city == "Oslo")
+    table.loc[::17, "age"] = np.nan
+    return cut(table.sort_values("city", ignore_index=True), 3)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_strings_and_missing_numbers_are_trained_on_as_they_are_served(
+    trainings: Trainings, suffix: str
+) -> None:
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    columns = ColumnTransformer([("n", numbers, ["age", "visits"]), ("c", OneHotEncoder(), ["city"])])
+    job = trainings.run(
+        trainings.start(
+            make_pipeline(columns, RandomForestClassifier(10)), mixed(), suffix,
+            strategy="ensemble", sampling="stratified",
+        )
+    )  # fmt: skip
+    assert job.state == "done", job.error
+    version = trainings.version()
+    assert version.metrics["accuracy"] > 0.8
+    inputs = {i["name"]: i for i in (version.signature or {})["inputs"]}
+    assert {name: i["dtype"] for name, i in inputs.items()} == {
+        "age": "float64", "city": "string", "visits": "int64",
+    }  # fmt: skip
+    assert inputs["age"]["nullable"]
+    assert inputs["city"]["categories"] == ["Bern", "Oslo", "Rome"]
+    assert (version.signature or {})["outputs"][0]["classes"] == [False, True]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_are_no_features_are_left_out(trainings: Trainings, suffix: str) -> None:
+    parts = cut(cancer(), 2)
+    for part in parts:
+        part.insert(0, "patient", [f"P{n}" for n in range(len(part))])
+        part["seen"] = pd.Timestamp("2026-01-02").date()
+    model = RandomForestClassifier(5)
+    job = trainings.run(trainings.start(model, parts, suffix, strategy="ensemble", max_attempts=1))
+    assert job.state == "failed"
+    assert "'patient', 'seen' hold text: exclude what is no feature" in str(job.error)
+
+    left = {"strategy": "ensemble", "exclude": ["patient", "seen"]}
+    job = trainings.run(trainings.start(model, parts, suffix, **left))
+    assert job.state == "done", job.error
+    version = trainings.version()
+    features = [i["name"] for i in (version.signature or {})["inputs"]]
+    assert features == [c for c in cancer().columns if c != "y"]
+    assert version.lineage["training"]["excluded"] == ["patient", "seen"]
+
+
+def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
+    random = np.random.default_rng(0)
+    words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}
+    labels = random.choice(list(words), 300)
+    texts = [" ".join(random.choice([*words[label], "the", "a"], 8)) for label in labels]
+    parts = cut(pd.DataFrame({"text": texts, "y": labels}), 3)
+    pipeline = make_pipeline(HashingVectorizer(n_features=2**10), SGDClassifier(loss="log_loss"))
+    job = trainings.run(trainings.start(pipeline, parts, ".csv"))
+    assert job.state == "done", job.error
+    assert trainings.version().metrics["accuracy"] > 0.9
+
+
+def test_a_fit_stays_within_its_memory(trainings: Trainings) -> None:
+    hungry = make_pipeline(PolynomialFeatures(5), SGDClassifier())
+    trainings.settings.build_memory_mb = 1024
+    job = trainings.run(trainings.start(hungry, cut(cancer(), 2), strategy="single"))
+    assert job.state == "failed"
+    assert "more memory than" in str(job.error)
+    assert "1024 MB" in str(job.error)
+
+
+def test_a_step_whose_file_is_gone_fails_the_job_and_names_it(trainings: Trainings) -> None:
+    job_id = trainings.start(SGDClassifier(loss="log_loss"), cut(cancer(), 2))
+    while not any(p.stage == "01-fit" for p in trainings.partitions(job_id)):
+        trainings.worker.step()
+    gone = trainings.settings.jobs / str(job_id) / "00-read-000001-1.arrow"
+    gone.unlink()
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    assert "00-read-000001-1.arrow, which an earlier step left, is gone" in str(job.error)
+
+
+def test_one_class_alone_is_nothing_to_learn(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(SGDClassifier(), cut(cancer().assign(y="benign"), 2)))
+    assert job.state == "failed"
+    assert "the target 'y' is 'benign' in every row" in str(job.error)
+
+
+def test_sampling_by_class_is_refused_for_a_regressor(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(SGDRegressor(), cut(diabetes(), 2), sampling="balanced"))
+    assert "sampling balanced needs classes, and SGDRegressor has none" in str(job.error)
+
+
+def test_a_regressor_needs_numbers(trainings: Trainings) -> None:
+    job = trainings.run(trainings.start(SGDRegressor(), cut(cancer(), 2)))
+    assert "the target 'y' holds strings, and SGDRegressor answers with numbers" in str(job.error)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_a_training_runs_on_postgresql_too(tmp_path: Path, forks: ForkServer, url: str) -> None:
+    trainings = Trainings(tmp_path, forks, url)
+    job = trainings.run(
+        trainings.start(
+            make_pipeline(StandardScaler(), RandomForestClassifier(3)), cut(digits(), 3),
+            strategy="ensemble", sampling="balanced", partitions=2,
+        )
+    )  # fmt: skip
+    assert (job.state, job.version) == ("done", 1), job.error
+    assert trainings.version().metrics["accuracy"] > 0.7
+    assert list(trainings.model().classes_) == list(range(10))
+    trainings.engine.dispose()

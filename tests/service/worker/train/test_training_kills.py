@@ -1,0 +1,99 @@
+"""Trainings by worker processes that are killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.decomposition import IncrementalPCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from registry.jobs import jobs
+from service.builds.forkserver import ForkServer
+from tests.service.compiler.fit.data import cut, digits, rows
+from tests.service.worker.train.trainings import Trainings
+
+TRIVIUM = Path(sys.executable).with_name("trivium")
+AT_MOST_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    forks = ForkServer()
+    forks.start()
+    yield forks
+    forks.stop()
+
+
+@contextmanager
+def worker(trainings: Trainings) -> Iterator[subprocess.Popen[bytes]]:
+    settings = trainings.settings
+    environment = os.environ | {
+        "TRIVIUM_HOME": str(settings.home),
+        "TRIVIUM_BATCH_ROOTS": settings.batch_roots,
+        "TRIVIUM_BATCH_LANES": "2",
+    }
+    process = subprocess.Popen([TRIVIUM, "worker"], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def steps(trainings: Trainings, job_id: int) -> int:
+    return sum(p.result is not None for p in trainings.partitions(job_id))
+
+
+def work(trainings: Trainings, job_id: int, until: int) -> None:
+    """Build what waits for it, until so many steps are done or the job is."""
+    deadline = time.monotonic() + AT_MOST_S
+    while trainings.job(job_id).state in jobs.OPEN and steps(trainings, job_id) < until:
+        assert time.monotonic() < deadline, trainings.partitions(job_id)
+        trainings.build()
+        time.sleep(0.02)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("estimator", "given"),
+    [
+        (make_pipeline(StandardScaler(), IncrementalPCA(20), SGDClassifier(loss="log_loss")), {}),
+        (RandomForestClassifier(20), {"strategy": "ensemble", "sampling": "stratified"}),
+    ],
+    ids=["partial_fit", "ensemble"],
+)
+def test_a_worker_killed_again_and_again_trains_the_same_model_as_one_that_is_not(
+    tmp_path: Path, forks: ForkServer, estimator: object, given: dict[str, object]
+) -> None:
+    answers = []
+    for name, kills in (("calm", 0), ("killed", 2)):
+        (tmp_path / name).mkdir()
+        trainings = Trainings(tmp_path / name, forks)
+        job_id = trainings.start(estimator, cut(digits(), 4), **given)
+        for kill in range(kills):
+            with worker(trainings):  # at its end it is killed, whatever it is at
+                work(trainings, job_id, until=2 + 7 * kill)
+        with worker(trainings):
+            work(trainings, job_id, until=1_000)
+        job = trainings.job(job_id)
+        assert job.state == "done", job.error
+        places = Counter((p.stage, p.number) for p in trainings.partitions(job_id) if p.result)
+        assert set(places.values()) == {1}
+        assert trainings.progress(job_id).rows_done == 1797
+        assert trainings.version().number == job.version == 1
+        answers.append((trainings.model().predict_proba(rows(digits())), trainings.version().metrics))
+        trainings.engine.dispose()
+    np.testing.assert_array_equal(answers[0][0], answers[1][0])
+    assert answers[0][1] == answers[1][1]

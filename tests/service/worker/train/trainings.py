@@ -1,0 +1,127 @@
+"""Trainings with a real worker, whose steps are taken one by one, real children, and builds in between."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+
+from registry import db, queue, versions
+from registry.artifacts import Store
+from registry.jobs import jobs, progress
+from registry.jobs.tables import JobRow, PartitionRow
+from registry.tables import VersionRow
+from service.batch.train_schemas import TrainBody
+from service.builds.forkserver import Forked, ForkServer
+from service.builds.task_kinds import Builds
+from service.config import Settings
+from service.runtime.bulk import BatchLoader, is_shared
+from service.runtime.isolated_runtime import IsolatedSpec
+from service.submit import train_admission
+from service.worker.lanes import Worker
+from service.worker.model_cache import Models
+from service.worker.score import Scoring
+from service.worker.train.job import Training, in_children
+
+
+class Trainings:
+    def __init__(self, home: Path, forks: ForkServer, url: str | None = None) -> None:
+        self.data = home / "data"
+        self.data.mkdir()
+        self.settings = Settings(
+            home=home / "home", batch_roots=str(self.data), batch_lanes=1, database_url=url
+        )
+        engine = db.connect(self.settings.url)
+        db.migrate(engine, self.settings.home)
+        self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
+        self.forks = forks
+        self.engine = engine
+        self.training = Training(
+            self.settings,
+            self.sessions,
+            self.store,
+            in_children(self.settings.build_timeout_s, lambda: forks),
+        )
+        self.worker = self.new_worker()
+
+    def new_worker(self) -> Worker:
+        load = BatchLoader(self.sessions, self.store, self.isolated, self.settings.predict_deadline_s)
+        scoring = Scoring(self.settings, self.sessions, self.store, Models(load, is_shared))
+        works = {("train", "local"): self.training, ("score", "local"): scoring}
+        return Worker(self.settings, self.sessions, works)
+
+    def isolated(self, spec: IsolatedSpec) -> Forked:
+        return self.forks.isolated(spec, self.settings.build_memory_mb)
+
+    def write(self, parts: list[pd.DataFrame], suffix: str = ".parquet") -> str:
+        for number, part in enumerate(parts):
+            path = self.data / f"part-{number}{suffix}"
+            part.to_csv(path, index=False) if suffix == ".csv" else part.to_parquet(path, index=False)
+        return str(self.data)
+
+    def upload(self, model: Any) -> str:
+        file = io.BytesIO()
+        joblib.dump(model, file)
+        return self.store.put([file.getvalue()]).sha256
+
+    def start(self, estimator: Any, parts: list[pd.DataFrame], suffix: str = ".parquet", **given: Any) -> int:
+        body = {
+            "kind": "train",
+            "estimator": {"artifact": self.upload(estimator)},
+            "input": {"uri": self.write(parts, suffix)},
+            "target": "y",
+            "strategy": "partial_fit",
+            "publish": {"name": "m"},
+            **given,
+        }
+        spec = TrainBody.model_validate(body).model_dump(mode="json")
+        train_admission.examine(self.settings, self.store, spec)
+        with self.sessions.begin() as session:
+            return train_admission.accept(session, self.store, spec, by="tests").id
+
+    def run(self, job_id: int, steps: int = 500) -> JobRow:
+        """Work until the job has ended, at most so many steps."""
+        for _ in range(steps):
+            if self.job(job_id).state not in jobs.OPEN:
+                break
+            self.worker.step()
+            self.build()
+        return self.job(job_id)
+
+    def build(self) -> None:
+        """Build the versions that wait for it, as a server would."""
+        builds = Builds(self.settings, self.sessions, self.store, self.forks)
+        with self.sessions.begin() as session:
+            task = queue.claim(session, [builds.kind], "tests", 60.0)
+        if task is None:
+            return
+        with tempfile.TemporaryDirectory() as out:
+            made = builds.do(int(task.subject), Path(out), lambda: None)
+        with self.sessions.begin() as session:
+            queue.finish(session, task.id, task.fence)
+            builds.record(session, int(task.subject), made)
+
+    def job(self, job_id: int) -> JobRow:
+        with db.reading(self.sessions) as session:
+            return jobs.get(session, job_id)
+
+    def progress(self, job_id: int) -> progress.Progress:
+        with db.reading(self.sessions) as session:
+            return progress.of(session, [job_id])[job_id]
+
+    def partitions(self, job_id: int) -> list[PartitionRow]:
+        with db.reading(self.sessions) as session:
+            return jobs.partitions(session, job_id)
+
+    def version(self, number: int = 1) -> VersionRow:
+        with db.reading(self.sessions) as session:
+            found = versions.get(session, "m", number)
+            assert found.tags is not None
+            return found
+
+    def model(self, number: int = 1) -> Any:
+        return joblib.load(self.store.path(self.version(number).artifact))
