@@ -36,7 +36,12 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class TriviumError(Exception):
-    """The root of the tree."""
+    """Base class of all errors that the registry and the services raise on purpose."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line of text: `ValueError: math domain error`."""
+    return f"{type(error).__name__}: {error}"
 
 
 class NotFound(TriviumError):
