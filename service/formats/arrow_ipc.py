@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from service.formats import media_types
 from service.formats.cells import block_of
-from service.formats.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
+from service.formats.dataset import PART_BYTES, Block, Dataset, File, FileRange, batch_rows, refuse
 from service.formats.sources import Opened
 from service.runtime.codec.columns import Column
 
@@ -34,24 +34,26 @@ def schema(file: File) -> Any:
     return found
 
 
-def cut(dataset: Dataset, index: int) -> list[Part]:
+def cut(dataset: Dataset, index: int) -> list[FileRange]:
     """Runs of record batches of about `PART_BYTES`, or the whole stream."""
     file = dataset.files[index]
     with Opened(file) as opened:
         if not _is_file(opened):
-            return [Part(index, 0, 1)]
+            return [FileRange(index, 0, 1)]
         count = _open(opened).num_record_batches
     step = max(1, count * PART_BYTES // file.bytes)
-    return [Part(index, a, min(a + step, count)) for a in range(0, count, step)] or [Part(index, 0, 0, 0)]
+    return [FileRange(index, a, min(a + step, count)) for a in range(0, count, step)] or [
+        FileRange(index, 0, 0, 0)
+    ]
 
 
-def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
+def read(opened: Opened, part: FileRange, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
     names = list(dict.fromkeys([*(c.name for c in columns), *extra]))
     for batch in batches(opened, part, names):
         yield block_of(batch, columns, extra)
 
 
-def batches(opened: Opened, part: Part, names: Sequence[str]) -> Iterator[Any]:
+def batches(opened: Opened, part: FileRange, names: Sequence[str]) -> Iterator[Any]:
     """The part's record batches with the columns of `names`, in that order."""
     known = _open(opened).schema.names
     source = _open(opened, sorted(known.index(n) for n in names))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from service.formats.dataset import Part
+from service.formats.dataset import FileRange
 from service.formats.parquet import pieces
 
 MOST_ROWS = 1 << 20  # of a row group that is one part
@@ -18,10 +18,10 @@ END_ROWS = 1 << 19  # so many rows for each lane, at the end, are cut
 END_PART_ROWS = 1 << 18
 
 
-def balanced(parts: Sequence[Part], lanes: int) -> list[Part]:
+def balanced(parts: Sequence[FileRange], lanes: int) -> list[FileRange]:
     """The same rows as `parts`, in the same order, for so many lanes. Only Parquet knows them beforehand:
     others stay as they are."""
-    found: list[Part] = []
+    found: list[FileRange] = []
     left = sum(p.rows or 0 for p in parts)
     for _, same in itertools.groupby(parts, key=lambda p: (p.file, p.start)):
         group = list(same)

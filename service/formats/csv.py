@@ -23,7 +23,7 @@ import pyarrow.csv as pc
 from registry.errors import FieldError, Invalid
 from service.formats import column_types, compression, media_types
 from service.formats.cells import checked, parsed, strings
-from service.formats.dataset import PART_BYTES, Block, Dataset, File, Part, refuse
+from service.formats.dataset import PART_BYTES, Block, Dataset, File, FileRange, refuse
 from service.formats.record_blocks import MAX_RECORD_BYTES, Records, blocks, first, has_quotes, ranges
 from service.formats.sources import Opened, Stream
 from service.runtime.codec.columns import Column, show
@@ -75,21 +75,21 @@ def _simple(kind: Any) -> Any:
     return kind if kind in (pa.null(), pa.int64(), pa.float64(), pa.bool_()) else pa.string()
 
 
-def cut(dataset: Dataset, index: int) -> list[Part]:
+def cut(dataset: Dataset, index: int) -> list[FileRange]:
     """Ranges of about `PART_BYTES`. Without a quote in the file any line end will do, which takes a look at
     each byte at the memory's speed; with quotes the rows are found one after another."""
     file = dataset.files[index]
     with Opened(file) as opened:
         header = _header(opened)
         if compression.codec(opened) is not None:
-            return [Part(index, 0, file.bytes)]
+            return [FileRange(index, 0, file.bytes)]
         if file.bytes - header.end <= PART_BYTES:
-            return [Part(index, header.end, file.bytes)]
+            return [FileRange(index, header.end, file.bytes)]
         if has_quotes(opened, header.end):
             found = list(_quoted_ranges(opened, header))
         else:
             found = ranges(opened, header.end, header.records.eol)
-        parts = [Part(index, a, b) for a, b in found]
+        parts = [FileRange(index, a, b) for a, b in found]
         opened.check()
     return parts
 
@@ -105,7 +105,7 @@ def _quoted_ranges(opened: Opened, header: Header) -> Iterator[tuple[int, int]]:
         yield start, stop
 
 
-def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
+def read(opened: Opened, part: FileRange, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
     header, stream, size = _start(opened, part)
     large = part.start > header.end
     for data in blocks(stream, size, header.records, opened.file.name):
@@ -124,7 +124,7 @@ def _plain_block(
     return plain_csv.block(data, names, columns, extra)
 
 
-def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
+def tables(opened: Opened, part: FileRange, schema: Any) -> Iterator[Any]:
     """Record batches of the columns of `schema`. Raises `Invalid` where a cell is not of its
     type or a row has a wrong number of cells."""
     header, stream, size = _start(opened, part)
@@ -143,7 +143,7 @@ def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
         yield batch
 
 
-def _start(opened: Opened, part: Part) -> tuple[Header, compression.Bytes, int | None]:
+def _start(opened: Opened, part: FileRange) -> tuple[Header, compression.Bytes, int | None]:
     header = _header(opened)
     if compression.codec(opened) is not None:
         return header, _after_header(opened, header), None

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, invalid_field
 from registry.rows import Array, Rows
 
 BATCH_ROWS = 65_536  # at most so many rows at a time
@@ -33,7 +33,7 @@ class Dataset(msgspec.Struct, frozen=True):
     schema: str  # see `types.unpack`: for each column the type that holds it in every file
 
 
-class Part(msgspec.Struct, frozen=True):
+class FileRange(msgspec.Struct, frozen=True):
     """One partition: `[start, stop)` in bytes (CSV, JSON lines), row groups (Parquet) or record batches
     (Arrow) of a file; of a compressed text and an Arrow stream, the whole file.
 
@@ -110,7 +110,7 @@ class Block:
 
 def refuse(message: str, field: str = "input", expected: str | None = None) -> Invalid:
     """An `Invalid` about the input, ready to be raised."""
-    return Invalid(message, [FieldError(message, field=field, expected=expected)])
+    return invalid_field(field, message, expected)
 
 
 def check_kind(name: str, place: str, suffixes: Sequence[str]) -> None:

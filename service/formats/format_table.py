@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 from service.formats import arrow_ipc, column_types, csv, ndjson, parquet
-from service.formats.dataset import Block, Dataset, File, Part, refuse
+from service.formats.dataset import Block, Dataset, File, FileRange, refuse
 from service.formats.media_types import ARROW, CSV, LINES, PARQUET
 from service.formats.sources import Opened
 from service.runtime.codec.columns import Column, Faults, show
@@ -19,14 +19,14 @@ from service.runtime.codec.columns import Column, Faults, show
 class Format(NamedTuple):
     suffixes: tuple[str, ...]
     schema: Callable[[File], Any]
-    cut: Callable[[Dataset, int], list[Part]]
-    read: Callable[[Opened, Part, Sequence[Column], Sequence[str]], Iterator[Block]]
-    tables: Callable[[Opened, Part, Any], Iterator[Any]]
+    cut: Callable[[Dataset, int], list[FileRange]]
+    read: Callable[[Opened, FileRange, Sequence[Column], Sequence[str]], Iterator[Block]]
+    tables: Callable[[Opened, FileRange, Any], Iterator[Any]]
     typed: bool  # a file says its columns' types itself
 
 
 def _typed(form: Any) -> Format:
-    def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
+    def tables(opened: Opened, part: FileRange, schema: Any) -> Iterator[Any]:
         return (cast(b, schema, opened.file) for b in form.batches(opened, part, schema.names))
 
     return Format(form.SUFFIXES, form.schema, form.cut, form.read, tables, typed=True)
@@ -89,7 +89,7 @@ def cast(batch: Any, schema: Any, file: File) -> Any:
             columns.append(column if column.type == field.type else _cast(column, field.type))
         except pa.ArrowException as error:
             message = f"column {show(field.name)} of {file.name!r} is no {field.type}: {str(error)[:300]}"
-            raise Invalid(message, [FieldError(message, field=field.name)]) from error
+            raise invalid_field(field.name, message) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

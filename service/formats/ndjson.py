@@ -19,7 +19,7 @@ from registry.rows import Rows
 from service.formats import column_types as types
 from service.formats import compression, media_types
 from service.formats.cells import PLACEHOLDERS, Wrongs
-from service.formats.dataset import Block, Dataset, File, Part, refuse
+from service.formats.dataset import Block, Dataset, File, FileRange, refuse
 from service.formats.record_blocks import Records, blocks, ranges
 from service.formats.sources import Opened, Stream
 from service.runtime.codec.columns import Column, Faults, rows_of, struct_of
@@ -71,16 +71,16 @@ def _type(kinds: set[type]) -> Any:
     return pa.float64() if kinds <= {int, float} else pa.string()
 
 
-def cut(dataset: Dataset, index: int) -> list[Part]:
+def cut(dataset: Dataset, index: int) -> list[FileRange]:
     """Ranges of about `PART_BYTES`, each up to a line's end."""
     file = dataset.files[index]
     with Opened(file) as opened:
         if compression.codec(opened) is not None:
-            return [Part(index, 0, file.bytes)]
-        return [Part(index, a, b) for a, b in ranges(opened, 0, b"\n")]
+            return [FileRange(index, 0, file.bytes)]
+        return [FileRange(index, a, b) for a, b in ranges(opened, 0, b"\n")]
 
 
-def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
+def read(opened: Opened, part: FileRange, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
     rows, others = _Lines(columns), _Extra(extra)
     for data in _blocks(opened, part):
         lines = [line for line in data.split(b"\n") if line.strip()]
@@ -92,7 +92,7 @@ def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[
         yield Block(len(lines), _joined(pieces), others.batch(lines, wrong), None, wrong)
 
 
-def tables(opened: Opened, part: Part, schema: Any) -> Iterator[Any]:
+def tables(opened: Opened, part: FileRange, schema: Any) -> Iterator[Any]:
     """Record batches of the columns of `schema`; a key that a row lacks is null. Raises `Invalid` where a
     value is not of its type."""
     given = [f for f in schema if types.is_given(f)]
@@ -124,7 +124,7 @@ def _with(table: Any, given: Sequence[Any], data: bytes, file: File) -> Any:
     return pa.table(columns)
 
 
-def _blocks(opened: Opened, part: Part) -> Iterator[bytes]:
+def _blocks(opened: Opened, part: FileRange) -> Iterator[bytes]:
     if compression.codec(opened) is None:
         stream: compression.Bytes = Stream(opened, part.start)
         size: int | None = part.stop - part.start

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from service.formats import media_types
 from service.formats.cells import block_of
-from service.formats.dataset import PART_BYTES, Block, Dataset, File, Part, batch_rows, refuse
+from service.formats.dataset import PART_BYTES, Block, Dataset, File, FileRange, batch_rows, refuse
 from service.formats.sources import Opened
 from service.runtime.codec.columns import Column
 
@@ -37,11 +37,11 @@ def schema(file: File) -> Any:
         return _open(opened).schema_arrow
 
 
-def cut(dataset: Dataset, index: int) -> list[Part]:
+def cut(dataset: Dataset, index: int) -> list[FileRange]:
     """Row groups in a row, up to `PART_ROWS` or `PART_BYTES` of them together; pieces of larger ones."""
     with Opened(dataset.files[index]) as opened:
         footer = _open(opened).metadata
-    parts: list[Part] = []
+    parts: list[FileRange] = []
     rows = size = 0
     for group in range(footer.num_row_groups):
         found = footer.row_group(group)
@@ -49,28 +49,30 @@ def cut(dataset: Dataset, index: int) -> list[Part]:
             rows = size = 0
         if rows:
             last = parts.pop()
-            parts.append(Part(index, last.start, group + 1, rows + found.num_rows))
+            parts.append(FileRange(index, last.start, group + 1, rows + found.num_rows))
         else:
-            parts += pieces(Part(index, group, group + 1), found.num_rows, PART_ROWS)
+            parts += pieces(FileRange(index, group, group + 1), found.num_rows, PART_ROWS)
         rows += found.num_rows
         size += found.total_byte_size
-    return parts or [Part(index, 0, 0, 0)]
+    return parts or [FileRange(index, 0, 0, 0)]
 
 
-def pieces(groups: Part, rows: int, size: int) -> list[Part]:
+def pieces(groups: FileRange, rows: int, size: int) -> list[FileRange]:
     """The `rows` rows of these row groups in parts of about `size`, at most `MAX_PIECES` of them."""
     count = min(MAX_PIECES, max(1, round(rows / size)))
     bounds = [rows * i // count for i in range(count + 1)]
-    return [Part(groups.file, groups.start, groups.stop, b - a, a) for a, b in itertools.pairwise(bounds)]
+    return [
+        FileRange(groups.file, groups.start, groups.stop, b - a, a) for a, b in itertools.pairwise(bounds)
+    ]
 
 
-def read(opened: Opened, part: Part, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
+def read(opened: Opened, part: FileRange, columns: Sequence[Column], extra: Sequence[str]) -> Iterator[Block]:
     names = list(dict.fromkeys([*(c.name for c in columns), *extra]))
     for batch in batches(opened, part, names):
         yield block_of(batch, columns, extra)
 
 
-def batches(opened: Opened, part: Part, names: Sequence[str]) -> Iterator[Any]:
+def batches(opened: Opened, part: FileRange, names: Sequence[str]) -> Iterator[Any]:
     """The part's record batches with the columns of `names`, in that order; at least one."""
     source = _open(opened)
     last = min(part.stop, source.metadata.num_row_groups)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from registry.errors import FieldError, Invalid
 from registry.text_codes import separator
 from service.formats import column_types
-from service.formats.dataset import Batch, Block, Dataset, Fault, File, Part, refuse
+from service.formats.dataset import Batch, Block, Dataset, Fault, File, FileRange, refuse
 from service.formats.format_table import cast, extra_schema, format_of, schema_of
 from service.formats.media_types import CSV, LINES
 from service.formats.sources import Opened, listed
@@ -58,7 +58,7 @@ def open_dataset(
     )
 
 
-def split(dataset: Dataset) -> list[Part]:
+def split(dataset: Dataset) -> list[FileRange]:
     """The partitions in the order of the input; at least one, which may be empty."""
     cut = format_of(dataset.media_type).cut
     parts = [part for index in range(len(dataset.files)) for part in cut(dataset, index)]
@@ -74,7 +74,7 @@ def check_head(
     _check_names(dataset, columns, extra)
     schema = extra_schema(dataset, extra)
     with Opened(file) as opened:
-        for block in form.read(opened, Part(0, 0, 1 if form.typed else file.bytes), columns, extra):
+        for block in form.read(opened, FileRange(0, 0, 1 if form.typed else file.bytes), columns, extra):
             block.extra = cast(block.extra, schema, file)
             return _batch(block.piece(0, min(rows, block.length)), 0, extra, id_column)
     empty = rows_of(columns, [c.array([]) for c in columns], 0)
@@ -82,7 +82,7 @@ def check_head(
 
 
 def read(
-    dataset: Dataset, part: Part, columns: Sequence[Column], extra: Sequence[str], id_column: str | None
+    dataset: Dataset, part: FileRange, columns: Sequence[Column], extra: Sequence[str], id_column: str | None
 ) -> Iterator[Batch]:
     """The part in batches of at most `BATCH_ROWS` input rows; `extra` names the id and passthrough columns
     to hand on. Raises `Changed` when the file is not the one that was planned, `Invalid` when it cannot be
@@ -99,7 +99,7 @@ def read(
         opened.check()
 
 
-def tables(dataset: Dataset, part: Part, columns: Sequence[str]) -> Iterator[Any]:
+def tables(dataset: Dataset, part: FileRange, columns: Sequence[str]) -> Iterator[Any]:
     """The part as record batches of `columns`, of the same types in every part. For training: a cell that is
     not of its column's type raises `Invalid`."""
     _check_names(dataset, (), columns)

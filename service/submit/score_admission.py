@@ -17,18 +17,19 @@ from sqlalchemy.orm import Session
 
 from registry import aliases, models, versions
 from registry.artifacts import Store
-from registry.errors import FieldError, Invalid, NotReady
+from registry.errors import FieldError, Invalid, NotReady, invalid_field
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
 from registry.signature import Signature
 from registry.tables import VersionRow
+from registry.vocabulary import SCORE
 from service.config import Settings
 from service.runtime.codec.answers import Answers
 from service.runtime.codec.columns import Column, columns_of
 from service.submit import engines, inputs
 
 if TYPE_CHECKING:  # pyarrow comes with the first job, not with the start
-    from service.formats import Dataset
+    from service.formats.dataset import Dataset
 
 HEAD_ROWS = 100
 
@@ -77,7 +78,7 @@ def layout(spec: Spec, signature: Signature) -> Layout:
         if name in made or any(name.startswith(f"{m}.") for m in made):
             field = "id_column" if name == id_column else "passthrough"
             message = f"the output has a column {name!r} of its own; rename yours"
-            raise Invalid(message, [FieldError(message, field=field, expected="another name")])
+            raise invalid_field(field, message, "another name")
     return Layout(columns_of(signature), extra, id_column)
 
 
@@ -90,15 +91,15 @@ def _extra(spec: Spec) -> tuple[str, ...]:
 def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -> Examined:
     """Read the first rows as the job will. Raises `Invalid` when columns are missing or no row is good."""
     # pyarrow comes with the first job, not with the start
-    from service import formats
+    from service.formats import reading
 
     engines.require_engine(spec["engine"])
     wanted = layout(spec, versions.signature_of(version))
     _require_input(store, spec)
     place = inputs.find(settings, store, spec["input"])
-    dataset = formats.open_dataset(place.location, place.media_type)
+    dataset = reading.open_dataset(place.location, place.media_type)
     check_extra(spec, dataset)
-    head = formats.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
+    head = reading.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, HEAD_ROWS)
     tolerant = spec.get("error_threshold") is not None  # who names a share waits for it
     if head.length and not len(head.rows) and not tolerant:
         errors = [FieldError(f.message, instance=f.row, field=f.field) for f in head.faults]
@@ -109,7 +110,7 @@ def examine(settings: Settings, store: Store, spec: Spec, version: VersionRow) -
 
 def check_extra(spec: Spec, dataset: Dataset) -> None:
     """Raises `Invalid` naming the field of the body whose column the input does not have."""
-    from service import formats
+    from service.formats import reading
 
     faults = [
         FieldError(
@@ -121,7 +122,7 @@ def check_extra(spec: Spec, dataset: Dataset) -> None:
         if name not in dataset.columns
     ]
     if faults:
-        formats.check_commas(dataset)
+        reading.check_commas(dataset)
         raise Invalid(faults[0].message, faults)
 
 
@@ -173,7 +174,7 @@ def accept(
     return jobs.create(
         session,
         jobs.NewJob(
-            kind=jobs.SCORE,
+            kind=SCORE,
             engine=spec["engine"],
             spec=spec,
             model=spec["model"],

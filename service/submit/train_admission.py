@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from registry import versions
 from registry.artifacts import Store
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, invalid_field
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
+from registry.vocabulary import TRAIN
 from service.config import Settings
 from service.submit import engines, inputs
 from service.submit.score_admission import Spec, check_extra, some, within
@@ -22,16 +23,16 @@ from service.submit.score_admission import Spec, check_extra, some, within
 def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
     """The features. Raises `Invalid` when the input cannot be read, or lacks the target."""
     # pyarrow comes with the first job, not with the start
-    from service import formats
+    from service.formats import reading
 
     engines.require_engine(spec["engine"])
     place = inputs.find(settings, store, spec["input"])
-    dataset = formats.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes_of(spec))
+    dataset = reading.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes_of(spec))
     target = spec["target"]
     if target not in dataset.columns:
-        formats.check_commas(dataset)
+        reading.check_commas(dataset)
         message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
-        raise Invalid(message, [FieldError("no such column", field="target", expected="a column's name")])
+        raise invalid_field("target", "no such column", "a column's name", detail=message)
     _check_named(spec, target, dataset.columns)
     return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
 
@@ -44,7 +45,7 @@ def dtypes_of(spec: Spec) -> dict[str, str]:
 def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequence[str]) -> None:
     """Raises `Invalid` when what is to be scored then cannot be read, or lacks a column: a version would have
     been trained, and an alias moved, before anybody noticed."""
-    from service import formats
+    from service.formats import reading
 
     if (then := spec["then"]) is None:
         return
@@ -52,7 +53,7 @@ def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequenc
         if (artifact := then["input"].get("artifact")) is not None:
             versions.require_blob(store, artifact, "input.artifact")
         place = inputs.find(settings, store, then["input"])
-        dataset = formats.open_dataset(place.location, place.media_type)
+        dataset = reading.open_dataset(place.location, place.media_type)
         check_extra(then, dataset)
     lacking = [name for name in features if name not in dataset.columns]
     if lacking:
@@ -99,7 +100,7 @@ def accept(
     return jobs.create(
         session,
         jobs.NewJob(
-            kind=jobs.TRAIN,
+            kind=TRAIN,
             engine=spec["engine"],
             spec=spec,
             model=spec["publish"]["name"],

@@ -18,8 +18,11 @@ from registry.jobs.tables import JobRow, PartitionRow
 from registry.rows import NUMPY, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
-from service import formats
 from service.config import Settings
+from service.formats import assembly, balance, format_table, reading
+from service.formats.assembly import PartErrors
+from service.formats.dataset import Dataset, FileRange
+from service.formats.writing import ErrorWriter, PartWriter
 from service.runtime.codec.answers import Answers
 from service.runtime.loading import look_up
 from service.submit import inputs
@@ -42,17 +45,17 @@ class Scoring:
         """The dataset and its parts. Raises `Invalid` when the input is not what the version takes."""
         wanted = layout(job.spec, self._signature(job))
         place = inputs.find(self._settings, self._store, job.spec["input"])
-        dataset = formats.open_dataset(place.location, place.media_type)
-        formats.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, 1)
-        found = formats.balanced(formats.split(dataset), self._settings.batch_lanes)
+        dataset = reading.open_dataset(place.location, place.media_type)
+        reading.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, 1)
+        found = balance.balanced(reading.split(dataset), self._settings.batch_lanes)
         parts = [jobs.NewPartition(msgspec.to_builtins(p), p.rows) for p in found]
-        return Stage(jobs.SCORE, parts, {"dataset": msgspec.to_builtins(dataset)})
+        return Stage(jobs.SCORE_STAGE, parts, {"dataset": msgspec.to_builtins(dataset)})
 
     def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
         signature = self._signature(job)
         self._check_so_far(job)
-        dataset = msgspec.convert((job.plan or {})["dataset"], formats.Dataset)
-        part = msgspec.convert(row.part, formats.Part)
+        dataset = msgspec.convert((job.plan or {})["dataset"], Dataset)
+        part = msgspec.convert(row.part, FileRange)
         home = self._settings.job_directory(job.id)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         assert job.version_id is not None, "`_signature` has seen to it"
@@ -95,7 +98,7 @@ class Scoring:
             raise Hopeless(why, errors)
         with self._store.writing() as sink:
             out = _Watched(sink, lambda: alive(rows, failed))
-            formats.assemble([home / p["file"] for p in parts], job.spec["output"]["media_type"], out)
+            assembly.assemble([home / p["file"] for p in parts], job.spec["output"]["media_type"], out)
             output = sink.commit()
         manifest = {
             "rows": rows,
@@ -125,7 +128,7 @@ class Scoring:
         """The blob of the errors of all `pieces` that are done; the others say how many rows they have."""
         home = self._settings.job_directory(job.id)
         with self._store.writing() as sink:
-            formats.assemble_errors(_errors(home, job, pieces), _Watched(sink, alive))
+            assembly.assemble_errors(_errors(home, job, pieces), _Watched(sink, alive))
             return sink.commit().sha256
 
     def _signature(self, job: JobRow) -> Signature:
@@ -154,8 +157,8 @@ class _Watched:
 
 
 def score(
-    dataset: formats.Dataset,
-    part: formats.Part,
+    dataset: Dataset,
+    part: FileRange,
     wanted: Layout,
     signature: Signature,
     runtime: Any,
@@ -166,13 +169,16 @@ def score(
     """Score `part` into files beside `base`: the output, and the errors if there are any."""
     started, answers = time.monotonic(), Answers(signature)
     empty = answers.table(_no_rows(signature))
-    fields = [*formats.extra_schema(dataset, wanted.extra), *(_field(name, a) for name, a in empty.items())]
+    fields = [
+        *format_table.extra_schema(dataset, wanted.extra),
+        *(_field(name, a) for name, a in empty.items()),
+    ]
     schema = pa.schema(fields)
     rows = failed = 0
-    out = formats.PartWriter(base.with_name(base.name + formats.suffix(media_type)), media_type, schema)
-    errors = formats.ErrorWriter(base.with_name(base.name + ".errors.csv"))
+    out = PartWriter(base.with_name(base.name + format_table.suffix(media_type)), media_type, schema)
+    errors = ErrorWriter(base.with_name(base.name + ".errors.csv"))
     with out, errors:
-        for batch in formats.read(dataset, part, wanted.columns, wanted.extra, wanted.id_column):
+        for batch in reading.read(dataset, part, wanted.columns, wanted.extra, wanted.id_column):
             alive(rows, failed)
             if len(batch.rows):
                 table = answers.table(runtime.run(batch.rows))
@@ -232,7 +238,7 @@ def _is_there(home: Path, result: dict[str, Any]) -> bool:
         return False
 
 
-def _errors(home: Path, job: JobRow, pieces: Sequence[PartitionRow]) -> Iterator[formats.PartErrors]:
+def _errors(home: Path, job: JobRow, pieces: Sequence[PartitionRow]) -> Iterator[PartErrors]:
     """The errors files. An uploaded input has no name but its digest: it is left out."""
     named = [f["name"] for f in (job.plan or {})["dataset"]["files"]]
     uploaded = job.spec["input"].get("artifact") is not None
@@ -241,6 +247,6 @@ def _errors(home: Path, job: JobRow, pieces: Sequence[PartitionRow]) -> Iterator
         if piece.part["file"] != at:
             at, in_file = piece.part["file"], 0
         if left := (piece.result or {}).get("errors"):
-            yield formats.PartErrors(home / left, first, "" if uploaded else named[at], in_file)
+            yield PartErrors(home / left, first, "" if uploaded else named[at], in_file)
         first += piece.rows_total or 0
         in_file += piece.rows_total or 0

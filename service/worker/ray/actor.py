@@ -16,9 +16,9 @@ import ray
 from registry.artifacts import Store
 from registry.errors import Changed, TriviumError, Unavailable
 from registry.jobs.jobs import LOST_WORKERS
-from service import formats
 from service.builds.forkserver import Forked, ForkServer
 from service.compiler.fit.fit_records import Step
+from service.formats.dataset import Dataset, FileRange
 from service.runtime.bulk import load
 from service.runtime.isolated_runtime import IsolatedSpec
 from service.runtime.loading import Runtime
@@ -80,8 +80,8 @@ class Actor:
             store = Store(Path(shared.blobs))
             self._runtime = load(shared.version, store, self._spawn, shared.deadline_s)
         return score(
-            msgspec.convert(shared.dataset, formats.Dataset),
-            msgspec.convert(part, formats.Part),
+            msgspec.convert(shared.dataset, Dataset),
+            msgspec.convert(part, FileRange),
             layout(shared.spec, shared.version.signature),
             shared.version.signature,
             self._runtime,

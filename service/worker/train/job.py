@@ -23,12 +23,13 @@ from registry.artifacts import Store, fsync_directory
 from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
-from service import formats
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.compiler.fit.dealing import Layout, deal, layout_features
 from service.compiler.fit.fit_records import Fitted, Plan, Step
 from service.config import Settings
+from service.formats import reading
+from service.formats.dataset import Dataset, FileRange
 from service.formats.format_table import schema_of
 from service.submit import inputs, train_admission
 from service.worker.job_kind import Alive, Hopeless, Piece, Stage, Whole
@@ -70,8 +71,8 @@ class Training:
         self._fetch_estimator(job, home)
         place = inputs.find(self._settings, self._store, job.spec["input"])
         dtypes = train_admission.dtypes_of(job.spec)
-        dataset = formats.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes)
-        parts = formats.split(dataset)
+        dataset = reading.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes)
+        parts = reading.split(dataset)
         check = self._check(job, home, alive)
         frozen = Frozen(
             dataset=msgspec.to_builtins(dataset),
@@ -177,7 +178,7 @@ def _require(step: Step) -> None:
             raise Hopeless(f"{Path(file).name}, which an earlier step left, is gone; start the job anew")
 
 
-def _layout(spec: dict[str, Any], dataset: formats.Dataset, check: Plan, parts: int) -> Layout:
+def _layout(spec: dict[str, Any], dataset: Dataset, check: Plan, parts: int) -> Layout:
     target = spec["target"]
     if target not in dataset.columns:
         raise Hopeless(
@@ -208,12 +209,12 @@ def _layout(spec: dict[str, Any], dataset: formats.Dataset, check: Plan, parts: 
 
 def _read(frozen: Frozen, row: PartitionRow, path: Path, alive: Alive) -> Piece:
     """Deal a partition of the input. Raises `Hopeless`, naming it, when it is not like the others."""
-    dataset = msgspec.convert(frozen.dataset, formats.Dataset)
-    part = msgspec.convert(row.part, formats.Part)
+    dataset = msgspec.convert(frozen.dataset, Dataset)
+    part = msgspec.convert(row.part, FileRange)
     path = path.with_suffix(".arrow")
     try:
         names = [f.name for f in (*frozen.layout.features, frozen.layout.target)]
-        dealt = deal(formats.tables(dataset, part, names), frozen.layout, row.number, path, alive)
+        dealt = deal(reading.tables(dataset, part, names), frozen.layout, row.number, path, alive)
     except (Refused, Invalid) as refused:
         name = dataset.files[part.file].name
         raise Hopeless(f"partition {row.number} ({name}): {refused}") from refused

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from registry.signature import Input
-from service import formats
+from service.formats import format_table, reading
+from service.formats.dataset import BATCH_ROWS, Batch, Fault
 from service.runtime.codec.columns import Column
 
 CSV = "text/csv"
@@ -25,7 +26,7 @@ COLOUR = Column(Input("colour", "string", categories=("red", "blue"), closed=Tru
 class Everything(NamedTuple):
     columns: list[list[Any]]  # of the good rows, in the order of the features
     extra: dict[str, list[Any]]
-    faults: list[formats.Fault]  # rows counted over the whole input
+    faults: list[Fault]  # rows counted over the whole input
     length: int
     parts: int
 
@@ -42,21 +43,21 @@ def everything(
     id_column: str | None = None,
 ) -> Everything:
     """All parts one after another. Checks what holds for any input on the way."""
-    dataset = formats.open_dataset(str(location), media_type)
+    dataset = reading.open_dataset(str(location), media_type)
     extra = extra or []
     found = Everything([[] for _ in columns], {name: [] for name in extra}, [], 0, 0)
     length = 0
-    parts = formats.split(dataset)
-    schema = formats.extra_schema(dataset, extra)
+    parts = reading.split(dataset)
+    schema = format_table.extra_schema(dataset, extra)
     for part in parts:
         before = length
-        for batch in formats.read(dataset, part, columns, extra, id_column):
-            assert batch.length == len(batch.rows) + len(batch.faults) <= formats.BATCH_ROWS
+        for batch in reading.read(dataset, part, columns, extra, id_column):
+            assert batch.length == len(batch.rows) + len(batch.faults) <= BATCH_ROWS
             assert batch.extra.schema.equals(schema)
             bad = [f.row + before for f in batch.faults]
             assert bad == sorted(set(bad))
             assert all(length <= row < length + batch.length for row in bad)
-            found.faults.extend(formats.Fault(f.row + before, f.id, f.field, f.message) for f in batch.faults)
+            found.faults.extend(Fault(f.row + before, f.id, f.field, f.message) for f in batch.faults)
             for into, array in zip(found.columns, arrays(batch, columns), strict=True):
                 into.extend(array)
             for name in extra:
@@ -66,7 +67,7 @@ def everything(
     return found._replace(length=length, parts=len(parts))
 
 
-def arrays(batch: formats.Batch, columns: list[Column]) -> list[list[Any]]:
+def arrays(batch: Batch, columns: list[Column]) -> list[list[Any]]:
     rows = batch.rows
     if rows.matrix is not None:
         assert rows.matrix.dtype == np.float64

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from service.formats import Part, balance, balanced
+from service.formats import balance
+from service.formats.balance import balanced
+from service.formats.dataset import FileRange
 
 
 @pytest.fixture(autouse=True)
@@ -14,11 +16,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balance, "END_PART_ROWS", 25)
 
 
-def group(number: int, *pieces: int, file: int = 0) -> list[Part]:
-    return [Part(file, number, number + 1, n, sum(pieces[:i])) for i, n in enumerate(pieces)]
+def group(number: int, *pieces: int, file: int = 0) -> list[FileRange]:
+    return [FileRange(file, number, number + 1, n, sum(pieces[:i])) for i, n in enumerate(pieces)]
 
 
-def places(parts: list[Part]) -> list[tuple[int, int, int, int]]:
+def places(parts: list[FileRange]) -> list[tuple[int, int, int, int]]:
     """File, row group, first row and the row after the last of each part."""
     return [(p.file, p.start, p.skip, p.skip + (p.rows or 0)) for p in parts]
 
@@ -43,12 +45,12 @@ def test_a_row_group_larger_than_a_part_stays_in_pieces() -> None:
 
 
 def test_small_row_groups_that_go_together_stay_together() -> None:
-    parts = [Part(0, 3 * i, 3 * i + 3, 24) for i in range(20)]
+    parts = [FileRange(0, 3 * i, 3 * i + 3, 24) for i in range(20)]
     assert balanced(parts, 2) == parts
 
 
 def test_parts_of_formats_that_do_not_count_rows_stay_as_they_are() -> None:
-    parts = [Part(0, 0, 1000), Part(0, 1000, 2000), Part(1, 0, 10)]
+    parts = [FileRange(0, 0, 1000), FileRange(0, 1000, 2000), FileRange(1, 0, 10)]
     assert balanced(parts, 2) == parts
-    empty = [Part(0, 0, 0, 0)]
+    empty = [FileRange(0, 0, 0, 0)]
     assert balanced(empty, 2) == empty

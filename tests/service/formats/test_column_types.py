@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Invalid
-from service import formats
-from service.formats import column_types
+from service.formats import column_types, reading
 from service.formats.format_table import schema_of
 from tests.service.formats.inputs import CSV, LINES, PARQUET
 
@@ -20,7 +19,7 @@ def kinds(tmp_path: Path, media_type: str, *contents: str, **more: object) -> di
     for number, content in enumerate(contents):
         suffix = "csv" if media_type == CSV else "jsonl"
         (tmp_path / f"{number}.{suffix}").write_text(content)
-    dataset = formats.open_dataset(str(tmp_path), media_type, **more)  # type: ignore[arg-type]
+    dataset = reading.open_dataset(str(tmp_path), media_type, **more)  # type: ignore[arg-type]
     return {f.name: str(f.type) for f in schema_of(dataset, dataset.columns)}
 
 
@@ -54,9 +53,9 @@ def test_a_code_far_behind_is_refused_and_told_unless_somebody_said_what_it_is(t
     (tmp_path / "0.csv").write_text("plz,y\n" + "10115,1\n" * 200_000 + "01067,0\n")
 
     def read(**more: object) -> list[object]:
-        dataset = formats.open_dataset(str(tmp_path), CSV, alike=True, **more)  # type: ignore[arg-type]
-        parts = formats.split(dataset)
-        return [b.column(0)[-1].as_py() for p in parts for b in formats.tables(dataset, p, ["plz", "y"])][-1:]
+        dataset = reading.open_dataset(str(tmp_path), CSV, alike=True, **more)  # type: ignore[arg-type]
+        parts = reading.split(dataset)
+        return [b.column(0)[-1].as_py() for p in parts for b in reading.tables(dataset, p, ["plz", "y"])][-1:]
 
     with pytest.raises(Invalid, match=r"column .plz. of '0\.csv' has '01067', and numbers in its"):
         read()
@@ -94,24 +93,24 @@ def test_whole_floats_as_text_are_the_integers_that_they_were() -> None:
 def test_what_somebody_said_of_json_lines_is_so(tmp_path: Path) -> None:
     (tmp_path / "0.jsonl").write_text('{"sku": 7, "n": "1", "f": true}\n\n{"sku": "x", "n": 2, "f": null}\n')
     dtypes = {"sku": "string", "n": "int64", "f": "bool"}
-    dataset = formats.open_dataset(str(tmp_path), LINES, alike=True, dtypes=dtypes)
-    (batch,) = formats.tables(dataset, formats.split(dataset)[0], ["f", "sku", "n"])
+    dataset = reading.open_dataset(str(tmp_path), LINES, alike=True, dtypes=dtypes)
+    (batch,) = reading.tables(dataset, reading.split(dataset)[0], ["f", "sku", "n"])
     assert batch.to_pydict() == {"f": [True, None], "sku": ["7", "x"], "n": [1, 2]}
-    dataset = formats.open_dataset(str(tmp_path), LINES, alike=True, dtypes={"sku": "string", "n": "int64"})
-    (batch,) = formats.tables(dataset, formats.split(dataset)[0], ["f", "sku"])
+    dataset = reading.open_dataset(str(tmp_path), LINES, alike=True, dtypes={"sku": "string", "n": "int64"})
+    (batch,) = reading.tables(dataset, reading.split(dataset)[0], ["f", "sku"])
     assert batch.to_pydict() == {"f": [True, None], "sku": ["7", "x"]}
-    dataset = formats.open_dataset(str(tmp_path), LINES, alike=True, dtypes=dtypes | {"sku": "int64"})
+    dataset = reading.open_dataset(str(tmp_path), LINES, alike=True, dtypes=dtypes | {"sku": "int64"})
     with pytest.raises(Invalid, match=r"column 'sku' of '0\.jsonl' is not all int64"):
-        list(formats.tables(dataset, formats.split(dataset)[0], ["sku"]))
+        list(reading.tables(dataset, reading.split(dataset)[0], ["sku"]))
 
 
 def test_numbers_are_flags_only_when_each_is_0_or_1(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [0, 1, None], "b": [0.0, 2.0, 1.0]}), tmp_path / "0.parquet")
-    dataset = formats.open_dataset(str(tmp_path), PARQUET, dtypes={"a": "bool", "b": "bool"})
-    (part,) = formats.split(dataset)
-    assert next(iter(formats.tables(dataset, part, ["a"]))).column(0).to_pylist() == [False, True, None]
+    dataset = reading.open_dataset(str(tmp_path), PARQUET, dtypes={"a": "bool", "b": "bool"})
+    (part,) = reading.split(dataset)
+    assert next(iter(reading.tables(dataset, part, ["a"]))).column(0).to_pylist() == [False, True, None]
     with pytest.raises(Invalid, match=r"2\.0 is neither 0 nor 1"):
-        list(formats.tables(dataset, part, ["b"]))
+        list(reading.tables(dataset, part, ["b"]))
 
 
 def test_a_key_may_be_in_some_files_only_unless_they_must_be_alike(tmp_path: Path) -> None:

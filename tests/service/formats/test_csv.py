@@ -12,9 +12,10 @@ import pytest
 
 from registry.errors import Changed, Invalid
 from registry.signature import Input
-from service import formats
+from service.formats import assembly, reading, record_blocks
 from service.formats import dataset as bounds
-from service.formats import record_blocks
+from service.formats.assembly import PartErrors
+from service.formats.writing import ErrorWriter
 from service.runtime.codec.columns import Column
 from tests.service.formats.inputs import COLOUR, CSV, FLAG, WORD, A, B, N, everything
 
@@ -79,8 +80,8 @@ def test_a_quote_inside_an_unquoted_cell_is_a_character(write: Write, small_part
 def test_a_file_without_quotes_has_even_parts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_blocks, "PART_BYTES", 1000)
     monkeypatch.setattr("service.formats.csv.PART_BYTES", 1000)
-    dataset = formats.open_dataset(str(write(b"a\n" + b"0.25\n" * 2000)), CSV)
-    parts = formats.split(dataset)
+    dataset = reading.open_dataset(str(write(b"a\n" + b"0.25\n" * 2000)), CSV)
+    parts = reading.split(dataset)
     assert {p.stop - p.start for p in parts[:-1]} <= set(range(1000, 1006))
     assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
     assert (parts[0].start, parts[-1].stop) == (2, 10_002)
@@ -238,16 +239,16 @@ def test_a_directory_is_all_its_tables_by_name_each_in_its_own_order(tmp_path: P
 
 def test_nothing_in_a_directory_is_silently_left_out(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="no files"):
-        formats.open_dataset(str(tmp_path), CSV)
+        reading.open_dataset(str(tmp_path), CSV)
     (tmp_path / "a.csv").write_text("a\n1\n")
     for name in ("b.parquet", "b.csv.xz", "part-0002"):
         (tmp_path / name).write_text("a\n2\n")
         with pytest.raises(Invalid, match=f"{name!r} .* does not end with .csv, .*; move it out"):
-            formats.open_dataset(str(tmp_path), CSV)
+            reading.open_dataset(str(tmp_path), CSV)
         (tmp_path / name).unlink()
     (tmp_path / "year=2024").mkdir()
     with pytest.raises(Invalid, match="directory in it"):
-        formats.open_dataset(str(tmp_path), CSV)
+        reading.open_dataset(str(tmp_path), CSV)
 
 
 def test_a_link_in_a_directory_is_not_followed(tmp_path: Path) -> None:
@@ -255,37 +256,37 @@ def test_a_link_in_a_directory_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").symlink_to(tmp_path / "secret")
     with pytest.raises(Invalid, match="no regular file"):
-        formats.open_dataset(str(tmp_path / "data"), CSV)
+        reading.open_dataset(str(tmp_path / "data"), CSV)
 
 
 def test_a_file_that_changed_after_planning_is_not_read(write: Write) -> None:
     path = write(b"a\n" + b"1\n" * 100)
-    dataset = formats.open_dataset(str(path), CSV)
-    (part,) = formats.split(dataset)
-    reading = formats.read(dataset, part, [A], [], None)
+    dataset = reading.open_dataset(str(path), CSV)
+    (part,) = reading.split(dataset)
+    batches = reading.read(dataset, part, [A], [], None)
     path.write_bytes(b"a\n" + b"2\n" * 101)
     with pytest.raises(Changed, match=r"input\.csv"):
-        next(reading)
+        next(batches)
     path.unlink()
     with pytest.raises(Changed):
-        next(formats.read(dataset, part, [A], [], None))
+        next(reading.read(dataset, part, [A], [], None))
 
 
 def test_a_file_that_changes_under_its_reader_is_noticed(write: Write) -> None:
     path = write(b"a\n" + b"1\n" * 100)
-    dataset = formats.open_dataset(str(path), CSV)
-    (part,) = formats.split(dataset)
-    reading = formats.read(dataset, part, [A], [], None)
-    next(reading)
+    dataset = reading.open_dataset(str(path), CSV)
+    (part,) = reading.split(dataset)
+    batches = reading.read(dataset, part, [A], [], None)
+    next(batches)
     with path.open("ab") as file:
         file.write(b"1\n")
     with pytest.raises(Changed):
-        next(reading)
+        next(batches)
 
 
 def test_a_batch_has_a_bounded_number_of_rows(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "BATCH_ROWS", 7)
-    monkeypatch.setattr(formats, "BATCH_ROWS", 7)
+    monkeypatch.setattr("tests.service.formats.inputs.BATCH_ROWS", 7)
     rows = [b"x,1" if i % 5 == 3 else b"1" if i % 6 == 2 else b"%d,2" % i for i in range(100)]
     found = everything(write(b"a,b\n" + b"\n".join(rows)), CSV, [A, B], ["a"])
     assert found.bad == [i for i in range(100) if i % 5 == 3 or i % 6 == 2]
@@ -305,26 +306,26 @@ def test_one_very_long_record_is_refused_and_a_long_one_is_read(
 
 
 def test_the_first_rows_tell_whether_a_job_can_be_done(write: Write) -> None:
-    dataset = formats.open_dataset(str(write(b"a,id\n1,x\nno,y\n3,z\n")), CSV)
-    head = formats.check_head(dataset, [A], ["id"], "id", 2)
+    dataset = reading.open_dataset(str(write(b"a,id\n1,x\nno,y\n3,z\n")), CSV)
+    head = reading.check_head(dataset, [A], ["id"], "id", 2)
     assert (head.length, len(head.rows)) == (2, 1)
     assert [(f.row, f.id, f.field) for f in head.faults] == [(1, "y", "a")]
-    assert formats.check_head(dataset, [A], [], None, 100).length == 3
+    assert reading.check_head(dataset, [A], [], None, 100).length == 3
 
 
 def test_an_id_of_any_length_is_the_fault_of_nothing_but_its_row(write: Write, tmp_path: Path) -> None:
     found = everything(write(b"a,id\n1,x\nno," + b"z" * 200_000 + b"\n"), CSV, [A], ["id"], "id")
     (fault,) = found.faults
-    errors = formats.ErrorWriter(tmp_path / "errors.csv")
+    errors = ErrorWriter(tmp_path / "errors.csv")
     with errors:
         errors.write(fault)
         made = errors.close()
     sink = io.BytesIO()
-    formats.assemble_errors([formats.PartErrors(tmp_path / (made or ""), 0, "input.csv", 0)], sink)
+    assembly.assemble_errors([PartErrors(tmp_path / (made or ""), 0, "input.csv", 0)], sink)
     assert sink.getvalue().count(b"z" * 1000) > 0
 
 
 def test_a_file_whose_name_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff1.csv")).write_bytes(b"a\n1\n")
     with pytest.raises(Invalid, match="whose name is no UTF-8"):
-        formats.open_dataset(str(tmp_path), CSV)
+        reading.open_dataset(str(tmp_path), CSV)

@@ -10,8 +10,7 @@ import pytest
 
 from registry.errors import Invalid
 from registry.signature import Input
-from service import formats
-from service.formats import record_blocks
+from service.formats import reading, record_blocks
 from service.runtime.codec.columns import Column
 from tests.service.formats.inputs import COLOUR, LINES, WORD, A, B, N, everything
 
@@ -96,10 +95,10 @@ def test_what_is_no_json_lines_is_refused(write: Write, data: bytes) -> None:
 
 
 def test_training_reads_typed_columns(write: Write) -> None:
-    dataset = formats.open_dataset(str(write(b"\n".join(rows(40)) + b'\n{"n": 40}\n')), LINES)
-    (part,) = formats.split(dataset)
-    (batch,) = formats.tables(dataset, part, ["n", "a"])
+    dataset = reading.open_dataset(str(write(b"\n".join(rows(40)) + b'\n{"n": 40}\n')), LINES)
+    (part,) = reading.split(dataset)
+    (batch,) = reading.tables(dataset, part, ["n", "a"])
     assert batch.to_pydict() == {"n": [*range(41)], "a": [*(i / 4 for i in range(40)), None]}
-    dataset = formats.open_dataset(str(write(b'{"n": 1}\n' * 2000 + b'{"n": "x"}\n')), LINES)
+    dataset = reading.open_dataset(str(write(b'{"n": 1}\n' * 2000 + b'{"n": "x"}\n')), LINES)
     with pytest.raises(Invalid, match="not like its first rows"):
-        list(formats.tables(dataset, formats.split(dataset)[0], ["n"]))
+        list(reading.tables(dataset, reading.split(dataset)[0], ["n"]))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Changed, Invalid, Unavailable
-from service import formats
+from service.formats import reading
 from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET, A, N, everything
 
 
@@ -81,27 +81,27 @@ def test_what_is_right_below_a_prefix_is_one_dataset(bucket: Any) -> None:
         assert everything(location, CSV, [N]).columns == [[1, 2]]
     obstore.put(bucket, "many/deeper/c.csv", b"n\n3\n")
     with pytest.raises(Invalid, match="directory in it"):
-        formats.open_dataset("s3://data/many", CSV)
+        reading.open_dataset("s3://data/many", CSV)
     with pytest.raises(Invalid, match="nothing at"):
-        formats.open_dataset("s3://data/nowhere", CSV)
+        reading.open_dataset("s3://data/nowhere", CSV)
 
 
 def test_another_version_of_an_object_is_never_read(bucket: Any) -> None:
     obstore.put(bucket, "x.csv", b"n\n1\n")
-    dataset = formats.open_dataset("s3://data/x.csv", CSV)
-    (part,) = formats.split(dataset)
-    reading = formats.read(dataset, part, [N], [], None)
-    next(reading)
+    dataset = reading.open_dataset("s3://data/x.csv", CSV)
+    (part,) = reading.split(dataset)
+    batches = reading.read(dataset, part, [N], [], None)
+    next(batches)
     obstore.put(bucket, "x.csv", b"n\n2\n")
     with pytest.raises(Changed):
-        next(reading)
+        next(batches)
     with pytest.raises(Changed):
-        next(formats.read(dataset, part, [N], [], None))
+        next(reading.read(dataset, part, [N], [], None))
     obstore.delete(bucket, "x.csv")
     with pytest.raises(Changed):
-        next(formats.read(dataset, part, [N], [], None))
+        next(reading.read(dataset, part, [N], [], None))
 
 
 def test_a_store_that_refuses_is_unavailable_not_an_empty_input(bucket: Any) -> None:
     with pytest.raises(Unavailable, match="s3://no-such-bucket"):
-        formats.open_dataset("s3://no-such-bucket/x.csv", CSV)
+        reading.open_dataset("s3://no-such-bucket/x.csv", CSV)

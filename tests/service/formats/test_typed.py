@@ -16,8 +16,7 @@ import pytest
 
 from registry.errors import Changed, Invalid
 from registry.signature import Input
-from service import formats
-from service.formats import arrow_ipc, parquet
+from service.formats import arrow_ipc, parquet, reading
 from service.formats import dataset as bounds
 from service.runtime.codec.columns import Column
 from tests.service.formats.inputs import ARROW, COLOUR, FLAG, PARQUET, WORD, A, B, N, everything
@@ -123,13 +122,13 @@ def test_a_type_that_cannot_be_the_features_is_refused_by_name(
     form: tuple[Write, str], tmp_path: Path
 ) -> None:
     write, media_type = form
-    dataset = formats.open_dataset(str(write(TABLE, tmp_path)), media_type)
+    dataset = reading.open_dataset(str(write(TABLE, tmp_path)), media_type)
     for column in (Column(Input("id", "float64")), Column(Input("a", "string")), Column(Input("n", "bool"))):
         with pytest.raises(Invalid) as refused:
-            formats.check_head(dataset, [column], [], None, 10)
+            reading.check_head(dataset, [column], [], None, 10)
         assert [e.field for e in refused.value.errors] == [column.name]
     with pytest.raises(Invalid, match="cannot be handed on"):
-        formats.check_head(dataset, [A], ["list"], None, 10)
+        reading.check_head(dataset, [A], ["list"], None, 10)
 
 
 def test_no_rows_are_one_empty_part(form: tuple[Write, str], tmp_path: Path) -> None:
@@ -166,11 +165,11 @@ def test_damage_in_the_middle_is_an_error_of_the_part(tmp_path: Path) -> None:
 def test_a_changed_file_is_not_read(form: tuple[Write, str], tmp_path: Path) -> None:
     write, media_type = form
     path = write(TABLE, tmp_path)
-    dataset = formats.open_dataset(str(path), media_type)
-    part = formats.split(dataset)[0]
+    dataset = reading.open_dataset(str(path), media_type)
+    part = reading.split(dataset)[0]
     write(TABLE.slice(1), tmp_path)
     with pytest.raises(Changed):
-        list(formats.read(dataset, part, [A], [], None))
+        list(reading.read(dataset, part, [A], [], None))
 
 
 def test_small_row_groups_go_together_and_large_ones_are_cut(
@@ -178,10 +177,10 @@ def test_small_row_groups_go_together_and_large_ones_are_cut(
 ) -> None:
     monkeypatch.setattr(parquet, "PART_ROWS", 20)
     path = write_parquet(TABLE, tmp_path)
-    parts = formats.split(formats.open_dataset(str(path), PARQUET))
+    parts = reading.split(reading.open_dataset(str(path), PARQUET))
     assert [(p.start, p.stop, p.rows) for p in parts] == [(0, 2, 14), (2, 4, 14), (4, 6, 14), (6, 8, 8)]
     monkeypatch.setattr(parquet, "PART_ROWS", 2)
-    parts = formats.split(formats.open_dataset(str(path), PARQUET))
+    parts = reading.split(reading.open_dataset(str(path), PARQUET))
     assert [(p.start, p.skip, p.rows) for p in parts[:4]] == [(0, 0, 1), (0, 1, 2), (0, 3, 2), (0, 5, 2)]
     monkeypatch.setattr(bounds, "BATCH_ROWS", 3)
     assert everything(path, PARQUET, [N], ["id"]).columns == [[*range(50)]]
@@ -204,7 +203,7 @@ def test_files_of_a_directory_are_brought_to_the_types_that_hold_them_all(tmp_pa
     found = everything(tmp_path, PARQUET, [A], ["id"])
     assert found.extra["id"] == ["1", "2", "x"]
     with pytest.raises(Invalid, match=r'column "id" is int64 in "a.parquet" and string in "c.parquet"'):
-        formats.open_dataset(str(tmp_path), PARQUET, alike=True)
+        reading.open_dataset(str(tmp_path), PARQUET, alike=True)
 
 
 def test_an_id_that_is_text_in_one_file_keeps_its_zeros(tmp_path: Path) -> None:
@@ -237,8 +236,8 @@ def test_bytes_of_a_fixed_size_are_not_handed_on(tmp_path: Path) -> None:
 
 def test_training_reads_the_same_types_in_every_part(form: tuple[Write, str], tmp_path: Path) -> None:
     write, media_type = form
-    dataset = formats.open_dataset(str(write(TABLE, tmp_path)), media_type)
-    batches = [b for part in formats.split(dataset) for b in formats.tables(dataset, part, ["word", "n"])]
+    dataset = reading.open_dataset(str(write(TABLE, tmp_path)), media_type)
+    batches = [b for part in reading.split(dataset) for b in reading.tables(dataset, part, ["word", "n"])]
     assert pa.Table.from_batches(batches).to_pydict() == TABLE.select(["word", "n"]).to_pydict()
     assert {str(b.schema.field("word").type) for b in batches} == {"string"}
 
@@ -249,13 +248,13 @@ def test_a_row_group_is_never_in_memory_whole(tmp_path: Path, rows: int) -> None
     pq.write_table(
         pa.table(dict(zip("abcdefgh", numbers, strict=True))), tmp_path / "input", row_group_size=rows
     )
-    dataset = formats.open_dataset(str(tmp_path / "input"), PARQUET)
+    dataset = reading.open_dataset(str(tmp_path / "input"), PARQUET)
     columns = [Column(Input(name, "float64")) for name in "abcdefgh"]
     before, most = pa.total_allocated_bytes(), 0
     tracemalloc.start()  # what Python has read and pyarrow has not given back
     try:
-        for part in formats.split(dataset):
-            for _ in formats.read(dataset, part, columns, [], None):
+        for part in reading.split(dataset):
+            for _ in reading.read(dataset, part, columns, [], None):
                 most = max(most, pa.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()

@@ -18,7 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
-from service import formats
+from service.formats import assembly
+from service.formats.assembly import PartErrors
+from service.formats.dataset import Fault
+from service.formats.writing import ErrorWriter, PartWriter, Written
 from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET
 
 SCHEMA = pa.schema(
@@ -44,8 +47,8 @@ def batch(rows: list[tuple[Any, ...]]) -> Any:
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
-def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> formats.Written:
-    with formats.PartWriter(path, media_type, SCHEMA) as writer:
+def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> Written:
+    with PartWriter(path, media_type, SCHEMA) as writer:
         for some in rows:
             writer.write(batch(some))
         return writer.close()
@@ -53,7 +56,7 @@ def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> for
 
 def joined(parts: list[Path], media_type: str) -> bytes:
     sink = io.BytesIO()
-    formats.assemble(parts, media_type, sink)
+    assembly.assemble(parts, media_type, sink)
     return sink.getvalue()
 
 
@@ -139,7 +142,7 @@ def test_a_joined_file_can_be_joined_again(tmp_path: Path) -> None:
 def test_null_in_a_csv_of_one_column_is_a_row_for_every_reader(tmp_path: Path, values: list[Any]) -> None:
     column = pa.array(values)
     schema = pa.schema([("v", column.type)])
-    with formats.PartWriter(tmp_path / "part", CSV, schema) as writer:
+    with PartWriter(tmp_path / "part", CSV, schema) as writer:
         writer.write(pa.record_batch([column.slice(0, 1)], schema=schema))
         writer.write(pa.record_batch([column], schema=schema))
         assert writer.close().rows == 4
@@ -156,7 +159,7 @@ def test_half_a_part_is_not_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("media_type", [PARQUET, CSV, LINES])
 def test_a_part_is_there_whole_or_not_at_all(tmp_path: Path, media_type: str) -> None:
     path = tmp_path / "part"
-    with formats.PartWriter(path, media_type, SCHEMA) as writer:
+    with PartWriter(path, media_type, SCHEMA) as writer:
         writer.write(batch([("1", "yes", 1.5, None, 1, True)]))
         assert not path.exists()
     assert list(tmp_path.iterdir()) == []
@@ -167,20 +170,20 @@ def test_a_part_is_there_whole_or_not_at_all(tmp_path: Path, media_type: str) ->
 
 def test_an_output_type_that_is_not_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="output's media type"):
-        formats.PartWriter(tmp_path / "part", ARROW, SCHEMA)
+        PartWriter(tmp_path / "part", ARROW, SCHEMA)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 0), ("c", 3)):
-        with formats.ErrorWriter(tmp_path / name) as writer:
+        with ErrorWriter(tmp_path / name) as writer:
             for i in range(count):
-                writer.write(formats.Fault(i * 10, f"id,{i}", None, 'says "no"\nand why'))
+                writer.write(Fault(i * 10, f"id,{i}", None, 'says "no"\nand why'))
             assert writer.close() == (name if count else None)
     assert not (tmp_path / "b").exists()
     sink = io.BytesIO()
     parts = [(tmp_path / "a", 0, "1.csv", 0), (tmp_path / "c", 1000, "2.csv", 500)]
-    formats.assemble_errors([formats.PartErrors(*p) for p in parts], sink)
+    assembly.assemble_errors([PartErrors(*p) for p in parts], sink)
     rows = list(csv.reader(io.StringIO(sink.getvalue().decode(), newline="")))
     assert rows[0] == ["row", "id", "field", "message", "file", "file_row"]
     assert [r[0] for r in rows[1:]] == ["0", "10", "1000", "1010", "1020"]
@@ -193,18 +196,18 @@ def test_times_that_python_does_not_have_are_text_in_json_lines(tmp_path: Path) 
         {"at": pa.array([1], pa.timestamp("ns")), "for": pa.array([1500], pa.duration("ns"))}
     )
     path = tmp_path / "out.jsonl"
-    with formats.PartWriter(path, LINES, rows.schema) as writer:
+    with PartWriter(path, LINES, rows.schema) as writer:
         writer.write(rows)
         writer.close()
     assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
     far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
-    with formats.PartWriter(path, LINES, far.schema) as writer, pytest.raises(Invalid, match="no calendar"):
+    with PartWriter(path, LINES, far.schema) as writer, pytest.raises(Invalid, match="no calendar"):
         writer.write(far)
 
 
 def test_a_full_disk_is_not_left_full(tmp_path: Path) -> None:
     """What is still in memory when a file is given up cannot be written then either."""
-    writer = formats.PartWriter(tmp_path / "part.csv", CSV, SCHEMA)
+    writer = PartWriter(tmp_path / "part.csv", CSV, SCHEMA)
     file = writer._out.file
     writer._out.file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
     with writer:
