@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from registry.errors import DigestMismatch, FieldError, Invalid, NotFound, TooLarge
+from registry.errors import DigestMismatch, NotFound, TooLarge, invalid_field
 
 CHUNK = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -37,9 +37,11 @@ class Found(NamedTuple):
 def check_sha256(value: str, field: str = "sha256") -> str:
     """`value`, or `Invalid` naming `field`."""
     if SHA256.fullmatch(value) is None:
-        raise Invalid(
-            f"{field} must be 64 lower-case hex digits",
-            [FieldError("not a sha256", field=field, expected="64 lower-case hex digits")],
+        raise invalid_field(
+            field,
+            "not a sha256",
+            "64 lower-case hex digits",
+            detail=f"{field} must be 64 lower-case hex digits",
         )
     return value
 

@@ -79,6 +79,13 @@ class Invalid(TriviumError):
         self.errors = tuple(errors)
 
 
+def invalid_field(
+    field: str | None, message: str, expected: str | None = None, *, detail: str | None = None
+) -> Invalid:
+    """Build an `Invalid` about one field. `detail` is the text of the error itself, `message` by default."""
+    return Invalid(detail or message, [FieldError(message, field=field, expected=expected)])
+
+
 class Missing(Invalid):
     def __init__(self, message: str, field: str, expected: str | None = None) -> None:
         super().__init__(message, [FieldError(message, field=field, expected=expected)])

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from registry import revision
 from registry.artifacts import fsync_directory
-from registry.errors import FieldError, Invalid, NotFound
+from registry.errors import NotFound, invalid_field
 from registry.names import check_name
 from registry.pages import Page, after, cut
 from registry.tables import KeyRow, now
@@ -67,9 +67,11 @@ def create(
     Raises `Invalid` naming the field.
     """
     if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
-        raise Invalid(
-            f"unknown scope {', '.join(unknown)}" if scopes else "a key needs at least one scope",
-            [FieldError("not a scope", field="scopes", expected=", ".join(SCOPES))],
+        raise invalid_field(
+            "scopes",
+            "not a scope",
+            ", ".join(SCOPES),
+            detail=f"unknown scope {', '.join(unknown)}" if scopes else "a key needs at least one scope",
         )
     for model in models or ():
         check_name(model, "models")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 VERSION_PATTERN = r"^[0-9]+(\.[0-9]+)+[0-9A-Za-z.+-]*$"
@@ -15,8 +15,10 @@ _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")  # `$` would let a ne
 def check_name(value: str, field: str = "name") -> str:
     """`value`, or `Invalid` naming `field`."""
     if _NAME.match(value) is None:
-        raise Invalid(
-            f"{field} {value!r} must be 1 to 63 of a-z 0-9 _ . - and start with a letter or digit",
-            [FieldError("not a name", field=field, expected=NAME_PATTERN)],
+        raise invalid_field(
+            field,
+            "not a name",
+            NAME_PATTERN,
+            detail=f"{field} {value!r} must be 1 to 63 of a-z 0-9 _ . - and start with a letter or digit",
         )
     return value

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 
 T = TypeVar("T")
 
@@ -34,9 +34,11 @@ def after(token: str | None, kind: type[T]) -> T | None:
             raise ValueError("no database holds such a number")
         return key
     except (ValueError, msgspec.MsgspecError) as error:
-        raise Invalid(
-            "page_token is not one that this list gave out",
-            [FieldError("unknown token", field="page_token", expected="next_page_token of the page before")],
+        raise invalid_field(
+            "page_token",
+            "unknown token",
+            "next_page_token of the page before",
+            detail="page_token is not one that this list gave out",
         ) from error
 
 

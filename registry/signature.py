@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, invalid_field
 
 DType = Literal["float64", "float32", "int64", "bool", "string"]
 Task = Literal["classification", "regression", "clustering", "outlier", "transform"]
@@ -84,9 +84,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             signature = msgspec.convert(value, cls)
         except msgspec.ValidationError as error:
-            raise Invalid(
-                f"this is no signature: {error}", [FieldError(str(error), field="signature")]
-            ) from error
+            raise invalid_field("signature", str(error), detail=f"this is no signature: {error}") from error
         names = [i.name for i in signature.inputs]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise Invalid(

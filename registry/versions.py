@@ -15,19 +15,18 @@ from sqlalchemy.orm import Session
 from registry import aliases, models, queue, revision
 from registry.artifacts import Store, check_sha256
 from registry.build_records import Built
-from registry.errors import FieldError, InUse, Invalid, NotFound, NotReady
+from registry.errors import InUse, NotFound, NotReady, invalid_field
 from registry.names import check_name
 from registry.pages import Page, after, cut
 from registry.signature import Signature
 from registry.tables import AliasRow, ModelRow, TagRow, VersionRow, now
+from registry.vocabulary import BUILD_TASK, FORMATS
 
 BUILDING = "building"  # uploaded, waiting for or inside the builder
 READY = "ready"  # built, and the same function as what was uploaded, as far as the report says
 REJECTED = "rejected"  # cannot be served; the report says why
 ARCHIVED = "archived"  # was ready, is out of use; can be brought back
 
-FORMATS = ("sklearn-joblib", "onnx", "keras", "tflite")
-BUILD = "build"  # the kind of a build's task; its subject is the version's id
 BUILD_PRIORITY = 10
 BUILD_ATTEMPTS = 10
 """So often may a server die in the middle of a build before the model is held to be the cause."""
@@ -71,9 +70,8 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     if new.alias is not None:
         check_name(new.alias, "alias")
     if new.format not in FORMATS:
-        raise Invalid(
-            f"format {new.format!r} is not supported",
-            [FieldError("unknown format", field="format", expected=" or ".join(FORMATS))],
+        raise invalid_field(
+            "format", "unknown format", " or ".join(FORMATS), detail=f"format {new.format!r} is not supported"
         )
     owner = models.lock_or_create(session, new.model, by)
     hold_blobs(session, shared=True)
@@ -100,7 +98,7 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     )
     session.add(version)
     session.flush()
-    queue.enqueue(session, BUILD, str(version.id), priority=BUILD_PRIORITY, max_attempts=BUILD_ATTEMPTS)
+    queue.enqueue(session, BUILD_TASK, str(version.id), priority=BUILD_PRIORITY, max_attempts=BUILD_ATTEMPTS)
     revision.note(session, "model", owner.name)
     return version
 
@@ -228,7 +226,7 @@ def remove(session: Session, model: str, number: int) -> None:
     """
     # The task before the model, as whoever ends a build does: the other way round the two would deadlock.
     found = select(VersionRow.id).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
-    queue.cancel(session, BUILD, str(session.scalar(found)))
+    queue.cancel(session, BUILD_TASK, str(session.scalar(found)))
     owner = models.lock(session, model)
     version = get(session, model, number)
     _refuse_if_in_use(session, owner, version, "deleted")
@@ -275,9 +273,11 @@ def _take_alias(session: Session, owner: ModelRow, version: VersionRow, alias: s
 def require_blob(store: Store, sha256: str, field: str) -> None:
     check_sha256(sha256, field)
     if not store.touch(sha256):
-        raise Invalid(
-            f"{field} {sha256} was not uploaded",
-            [FieldError("unknown artifact", field=field, expected="PUT /v1/artifacts/{sha256} first")],
+        raise invalid_field(
+            field,
+            "unknown artifact",
+            "PUT /v1/artifacts/{sha256} first",
+            detail=f"{field} {sha256} was not uploaded",
         )
 
 

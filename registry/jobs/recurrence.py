@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 
 MIN_EVERY_S, MAX_EVERY_S = 1.0, 3650 * 86400.0
 MAX_START = timedelta(days=36500)
@@ -53,12 +53,12 @@ def first(when: When, moment: datetime) -> First:
     else:
         start = when.start_at or moment + timedelta(seconds=when.every_s or 0)
     if abs(start - moment) > MAX_START:
-        raise _refuse("start_at", f"{start.isoformat()} is too far away", "a moment within 100 years")
+        raise invalid_field("start_at", f"{start.isoformat()} is too far away", "a moment within 100 years")
     if when.start_in_s is not None:
         return First(start, start)
     run_at = following(msgspec.structs.replace(when, start_at=start), max(moment, start) - INSTANT)
     if run_at is None:
-        raise _refuse("cron", f"{when.cron!r} never comes", "an expression with a run to come")
+        raise invalid_field("cron", f"{when.cron!r} never comes", "an expression with a run to come")
     return First(start, run_at)
 
 
@@ -101,29 +101,27 @@ def _cron(when: When, moment: datetime, reverse: bool = False) -> CronSim:
         return CronSim(when.cron or "", moment.astimezone(_zone(when.timezone)), reverse)
     except CronSimError as error:
         expected = "minute hour day month weekday, as in 0 3 * * MON"
-        raise _refuse("cron", f"{when.cron!r} is no cron expression: {error}", expected) from error
+        raise invalid_field("cron", f"{when.cron!r} is no cron expression: {error}", expected) from error
 
 
 def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:  # unknown; not a name; a directory of names
-        raise _refuse("timezone", f"there is no time zone {name!r}", "an IANA name: Europe/Berlin") from error
+        raise invalid_field(
+            "timezone", f"there is no time zone {name!r}", "an IANA name: Europe/Berlin"
+        ) from error
 
 
 def _check(when: When) -> None:
     if (when.cron is None) == (when.every_s is None):
-        raise _refuse("cron", "a schedule has either cron or every_s", "one of cron and every_s")
+        raise invalid_field("cron", "a schedule has either cron or every_s", "one of cron and every_s")
     if when.start_at is not None and when.start_in_s is not None:
-        raise _refuse("start_at", "a schedule has start_at or start_in_s, not both", "one of the two")
+        raise invalid_field("start_at", "a schedule has start_at or start_in_s, not both", "one of the two")
     if when.every_s is not None and not MIN_EVERY_S <= when.every_s <= MAX_EVERY_S:
-        raise _refuse("every_s", f"{when.every_s:g} s is out of bounds", "1 second to 10 years")
+        raise invalid_field("every_s", f"{when.every_s:g} s is out of bounds", "1 second to 10 years")
     if when.start_in_s is not None and not 0 <= when.start_in_s <= MAX_EVERY_S:
-        raise _refuse("start_in_s", f"{when.start_in_s:g} s is out of bounds", "0 seconds to 10 years")
+        raise invalid_field("start_in_s", f"{when.start_in_s:g} s is out of bounds", "0 seconds to 10 years")
     if when.start_at is not None and when.start_at.tzinfo is None:
-        raise _refuse("start_at", "this time has no zone", "RFC 3339: 2027-01-04T03:00:00Z")
+        raise invalid_field("start_at", "this time has no zone", "RFC 3339: 2027-01-04T03:00:00Z")
     _zone(when.timezone)
-
-
-def _refuse(field: str, message: str, expected: str) -> Invalid:
-    return Invalid(message, [FieldError(message, field=field, expected=expected)])

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
-from registry.errors import Conflict, FieldError, Invalid
+from registry.errors import Conflict, Invalid, invalid_field
 
 OFFLINE_ROLES = ("root", "targets")
 """Whose keys may be taken away: the other two sign by themselves, every day."""
@@ -47,8 +47,12 @@ class KeyFiles:
         Raises `Invalid` for a role whose key must stay, `Conflict` when it is not here or there is one.
         """
         if role not in OFFLINE_ROLES:
-            fault = FieldError("its key must stay online", field="role", expected=" or ".join(OFFLINE_ROLES))
-            raise Invalid(f"the key of {role} signs every day and cannot be taken offline", [fault])
+            raise invalid_field(
+                "role",
+                "its key must stay online",
+                " or ".join(OFFLINE_ROLES),
+                detail=f"the key of {role} signs every day and cannot be taken offline",
+            )
         if not self.path(role).exists():
             raise Conflict(f"the key of {role} is not here; it was taken already")
         target = to / f"{role}.pem"

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from registry.errors import DeadlineExceeded, FieldError, Invalid
+from registry.errors import DeadlineExceeded, invalid_field
 from registry.names import check_name
 from service import telemetry
 from service.online.negotiation import CSV, JSON, negotiate
@@ -30,7 +30,7 @@ from service.web.auth import Call, forbid
 if TYPE_CHECKING:  # numpy comes with the first model, not with the start
     from registry.rows import Rows
     from service.runtime.codec import Codec
-    from service.runtime.loading import Loaded
+    from service.runtime.loading import LoadedModel
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -79,13 +79,17 @@ class HotPath:
         if number is None:
             return await self._snapshot.find(partial(self._snapshot.resolve, name, alias))
         if _NUMBER.fullmatch(number) is None:
-            fault = FieldError("not a version number", field="version", expected="an integer from 1")
-            raise Invalid(f"version {number!r} is not an integer from 1", [fault])
+            raise invalid_field(
+                "version",
+                "not a version number",
+                "an integer from 1",
+                detail=f"version {number!r} is not an integer from 1",
+            )
         return await self._snapshot.find(partial(self._snapshot.resolve, name, number=int(number)))
 
     async def _predict(
         self, version: Version, body: bytes, content_type: str, accept: str, prediction_id: str
-    ) -> tuple[bytes, Loaded, int]:
+    ) -> tuple[bytes, LoadedModel, int]:
         loaded = await self._pool.take(version.id)
         try:
             if content_type == JSON and len(body) <= INLINE_BYTES:
@@ -101,7 +105,7 @@ class HotPath:
         finally:
             self._pool.release(loaded)
 
-    async def _in_thread(self, loaded: Loaded, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+    async def _in_thread(self, loaded: LoadedModel, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
         loop = asyncio.get_running_loop()
         if loaded.line is None:
             return await loop.run_in_executor(self._executor, function, *args)
@@ -114,7 +118,7 @@ class HotPath:
             ) from error
 
 
-def _run(loaded: Loaded, rows: Rows, accept: str, prediction_id: str) -> bytes:
+def _run(loaded: LoadedModel, rows: Rows, accept: str, prediction_id: str) -> bytes:
     outputs = loaded.runtime.run(rows)
     if accept == JSON:
         return loaded.codec.encode_json(outputs, loaded.name, loaded.number, prediction_id)
@@ -122,7 +126,7 @@ def _run(loaded: Loaded, rows: Rows, accept: str, prediction_id: str) -> bytes:
 
 
 def _decode_and_run(
-    loaded: Loaded, body: bytes, content_type: str, accept: str, prediction_id: str
+    loaded: LoadedModel, body: bytes, content_type: str, accept: str, prediction_id: str
 ) -> tuple[bytes, int]:
     rows = _decode(loaded.codec, body, content_type)
     return _run(loaded, rows, accept, prediction_id), len(rows)
@@ -139,10 +143,14 @@ def _alias(query: bytes, numbered: bool) -> str | None:
     alias = None
     for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if key != "alias" or numbered:
-            fault = FieldError("unknown query parameter", field=key, expected=None if numbered else "alias")
-            raise Invalid(f"unknown query parameter {key!r}", [fault])
+            raise invalid_field(
+                key,
+                "unknown query parameter",
+                None if numbered else "alias",
+                detail=f"unknown query parameter {key!r}",
+            )
         if alias is not None:
-            raise Invalid("alias is given twice", [FieldError("given twice", field="alias", expected="one")])
+            raise invalid_field("alias", "given twice", "one", detail="alias is given twice")
         alias = check_name(value, "alias")
     return alias
 
@@ -164,7 +172,7 @@ async def _read(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _send(send: Send, body: bytes, media_type: str, loaded: Loaded, prediction_id: str) -> None:
+async def _send(send: Send, body: bytes, media_type: str, loaded: LoadedModel, prediction_id: str) -> None:
     headers = [
         (b"content-type", media_type.encode()),
         (b"content-length", b"%d" % len(body)),

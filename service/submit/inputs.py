@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from registry.artifacts import Store
-from registry.errors import FieldError, Invalid, Missing
+from registry.errors import Invalid, Missing, invalid_field
 from service.config import Settings
 from service.formats.media_types import BY_SUFFIX, COMPRESSED
 
@@ -100,4 +100,4 @@ def _missing(message: str) -> Missing:
 
 
 def _refuse(message: str, field: str, expected: str) -> Invalid:
-    return Invalid(message, [FieldError(message, field=field, expected=expected)])
+    return invalid_field(field, message, expected)

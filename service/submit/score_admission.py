@@ -180,7 +180,7 @@ def accept(
             model=spec["model"],
             version=version,
             max_attempts=spec["max_attempts"],
-            keep_s=spec["expires_in"] or jobs.KEEP_S,
+            keep_s=spec["expires_in"] or jobs.DEFAULT_KEEP_S,
             schedule=schedule,
             parent_id=parent_id,
         ),

@@ -19,7 +19,7 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 from registry.keys import Key
 from registry.tables import IdempotencyRow, now
 
@@ -77,9 +77,11 @@ def once(
 
 def _replay(row: IdempotencyRow, digest: str, finish: Finish) -> Response:
     if row.request != digest:
-        raise Invalid(
-            "this Idempotency-Key came with another request before",
-            [FieldError("used for another request", field="Idempotency-Key", expected="a new key")],
+        raise invalid_field(
+            "Idempotency-Key",
+            "used for another request",
+            "a new key",
+            detail="this Idempotency-Key was already used for a different request",
         )
     assert row.status is not None, "the row and its answer are committed together"
     return _json(finish((row.answer or "").encode()), row.status, row.location)

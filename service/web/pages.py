@@ -8,7 +8,7 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 from registry.pages import Page
 from service.web.strict import Checked
 
@@ -39,8 +39,9 @@ class SearchQuery(PageQuery):
         """Raises `Invalid` when one is not `key:value`."""
         for tag in self.tag:
             if ":" not in tag:
-                fault = FieldError("no colon in it", field="tag", expected="key:value")
-                raise Invalid(f"tag {tag!r} is not key:value", [fault])
+                raise invalid_field(
+                    "tag", "no colon in it", "key:value", detail=f"tag {tag!r} is not key:value"
+                )
         return [(key, value) for key, _, value in (t.partition(":") for t in self.tag)]
 
 

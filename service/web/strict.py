@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from registry.errors import FieldError, Invalid
+from registry.errors import invalid_field
 
 
 class Checked(BaseModel):
@@ -20,8 +20,12 @@ class Checked(BaseModel):
         while waiting:
             place, found = waiting.pop()
             if isinstance(found, str) and not _is_text(found):
-                fault = FieldError("not text", field=place or None, expected="Unicode text without NUL")
-                raise Invalid(f"{place} is not Unicode text without NUL", [fault])
+                raise invalid_field(
+                    place or None,
+                    "not text",
+                    "Unicode text without NUL",
+                    detail=f"{place} is not Unicode text without NUL",
+                )
             if isinstance(found, dict):
                 waiting += [(place, key) for key in found]
                 waiting += [(f"{place}.{key}".lstrip("."), item) for key, item in found.items()]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.errors import FieldError, Invalid
+from registry.errors import Invalid, invalid_field
 from registry.rows import Array, Rows
 from registry.text_codes import separator
 from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
@@ -90,7 +90,7 @@ def finish(columns: Sequence[Column], arrays: Sequence[Array | None], length: in
 
 
 def refuse(message: str, field: str | None = None, expected: str | None = None) -> Invalid:
-    return Invalid(message, [FieldError(message, field=field, expected=expected)])
+    return invalid_field(field, message, expected)
 
 
 def _read(body: bytes, max_rows: int) -> tuple[list[str], list[list[str]]]:
