@@ -20,17 +20,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks._jobs import MODEL, OPEN, Site, base, seen
-from benchmarks._support import machine
+from registry.jobs.jobs import OPEN_STATES
+from tests.harness.job_site import MODEL, JobSite, base_rows, processed_rows
+from tests.harness.machine import describe_machine
 
 PAUSE_S = 0.01
 ENQUEUED = 20
 
 
-def predictions(site: Site, seconds: float) -> dict[str, float]:
+def predictions(site: JobSite, seconds: float) -> dict[str, float]:
     """Milliseconds of one prediction."""
     connection = http.client.HTTPConnection("127.0.0.1", site.server.port)
-    body = json.dumps({"instances": [base().iloc[0].to_dict()]})
+    body = json.dumps({"instances": [base_rows().iloc[0].to_dict()]})
     headers = {"Authorization": f"Bearer {site.server.key}", "Content-Type": "application/json"}
     took = []
     until = time.monotonic() + seconds
@@ -46,26 +47,26 @@ def predictions(site: Site, seconds: float) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(took, p)), 2) for p in (50, 95, 99)}
 
 
-def beside(site: Site, ids: list[int], lanes: list[int], nice: int, seconds: float) -> dict[str, float]:
+def beside(site: JobSite, ids: list[int], lanes: list[int], nice: int, seconds: float) -> dict[str, float]:
     """The same while jobs run, with the worker's lanes at that priority."""
     for thread in lanes:
         os.setpriority(os.PRIO_PROCESS, thread, nice)
-    before, start = sum(seen(site.job(i)) for i in ids), time.monotonic()
+    before, start = sum(processed_rows(site.job(i)) for i in ids), time.monotonic()
     found = predictions(site, seconds)
-    done = sum(seen(site.job(i)) for i in ids) - before
-    if site.job(ids[-1])["state"] not in OPEN:
+    done = sum(processed_rows(site.job(i)) for i in ids) - before
+    if site.job(ids[-1])["state"] not in OPEN_STATES:
         raise RuntimeError("the jobs were over too soon: ask for more --jobs")
     return found | {"rows/s": round(done / (time.monotonic() - start))}
 
 
-def enqueue(site: Site) -> dict[str, float]:
+def enqueue(site: JobSite) -> dict[str, float]:
     """Milliseconds until a new job is accepted, while one runs: with its first rows read."""
     took = []
     for _ in range(ENQUEUED):
         start = time.monotonic()
-        job_id = site.start()
+        job_id = site.start_job()
         took.append(1000 * (time.monotonic() - start))
-        site.server.ask("POST", f"/v1/jobs/{job_id}/cancel")
+        site.server.call_json("POST", f"/v1/jobs/{job_id}/cancel")
     return {f"p{p}": round(float(np.percentile(took, p)), 1) for p in (50, 100)}
 
 
@@ -77,25 +78,28 @@ def main() -> int:
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()
     figures: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder, Site(Path(folder), given.rows, worker=True).up() as site:
-        site.until_worker()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        JobSite(Path(folder), given.rows, worker=True).running() as site,
+    ):
+        site.wait_for_server_worker()
         predictions(site, 2.0)
         figures["predict alone"] = predictions(site, given.seconds)
-        ids = [site.start() for _ in range(given.jobs)]
-        site.under_way(ids[0], 0.02)
-        threads = [t.id for t in site.until_worker().threads()]
+        ids = [site.start_job() for _ in range(given.jobs)]
+        site.wait_until_under_way(ids[0], 0.02)
+        threads = [t.id for t in site.wait_for_server_worker().threads()]
         lanes = [t for t in threads if os.getpriority(os.PRIO_PROCESS, t) > 0]
         for nice in (0, 5, 10, 15):
             figures[f"predict beside a job, nice {nice}"] = beside(site, ids, lanes, nice, given.seconds)
         figures["enqueue beside a job"] = enqueue(site)
         for job_id in ids:
-            if site.job(job_id)["state"] in OPEN:
-                site.server.ask("POST", f"/v1/jobs/{job_id}/cancel")
+            if site.job(job_id)["state"] in OPEN_STATES:
+                site.server.call_json("POST", f"/v1/jobs/{job_id}/cancel")
         figures["enqueue alone"] = enqueue(site)
     print(
         json.dumps(figures)
         if given.json
-        else "\n".join([machine(), *(f"{k}: {v}" for k, v in figures.items())])
+        else "\n".join([describe_machine(), *(f"{k}: {v}" for k, v in figures.items())])
     )
     return 0
 

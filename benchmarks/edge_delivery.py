@@ -25,12 +25,14 @@ from typing import Any
 import psutil
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks._load import Load
-from benchmarks._support import Server, cpu_seconds, machine
 from registry import db, exports, queue
 from registry.artifacts import Store
 from registry.exports import Finished, NewExport
+from registry.vocabulary import EXPORT_TASK
 from service.config import Settings
+from tests.harness.load import LoadReport
+from tests.harness.machine import cpu_seconds, describe_machine
+from tests.harness.server import Server
 
 MB = 1 << 20
 CSV = b"x\n0\n1\n2\n3\n"
@@ -93,15 +95,15 @@ def write_export(home: Path, model: str, version: int, content: bytes) -> str:
     done = Finished(state="ready", report={}, blob=blob.sha256, bytes=blob.bytes, min_runtime="2.1.0")
     with db.sessions(engine).begin() as session:
         row = exports.create(session, store, model, version, NewExport(), by="benchmark")
-        queue.cancel(session, exports.EXPORT, str(row.id))
+        queue.cancel(session, EXPORT_TASK, str(row.id))
         exports.finish(session, row.id, done)
     engine.dispose()
     return blob.sha256
 
 
-async def poll(server: Server, path: str, etag: str, count: int) -> Load:
+async def poll(server: Server, path: str, etag: str, count: int) -> LoadReport:
     """So many conditional requests over `CONNECTIONS`; whatever is not 304 is an error."""
-    load, left = Load(), iter(range(count))
+    load, left = LoadReport(), iter(range(count))
     process = psutil.Process(server.process.pid) if server.process else None
     assert process is not None
 
@@ -261,7 +263,7 @@ def main() -> int:
     if given.json:
         print(json.dumps(figures))
     else:
-        print(machine())
+        print(describe_machine())
         for name, found in figures.items():
             print(f"{name:<24}" + ", ".join(f"{k} {v}" for k, v in found.items()))
     sound = figures["crowd"]["torn"] == 0 and figures["download"]["whole"]

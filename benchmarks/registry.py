@@ -167,7 +167,7 @@ def writes(sessions: db.Sessions, store: Store, name: str) -> Calls:
         "promote": undo(aliases.promote, name, "champion", 3, by="bench"),
         "rollback": undo(aliases.rollback, name, "champion", by="bench"),
         "claim, none waiting": undo(queue.claim, ["build"], "bench"),
-        "lost tasks, none": undo(queue.expired, ["build"]),
+        "lost tasks, none": undo(queue.fail_lost, ["build"]),
         "delete a version": undo(versions.remove, name, 3),
         "delete a model": undo(delete_model),
     }

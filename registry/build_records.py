@@ -7,8 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from registry.signature import Signature
-
-Format = Literal["sklearn-joblib", "onnx", "keras", "tflite"]
+from registry.vocabulary import Format, Quantize
 
 
 class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,9 +37,6 @@ class Built(msgspec.Struct, kw_only=True):
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
     servable: str | None = None  # a file name in `out`; None when `isolated` serves the artifact itself
     forest: str | None = None  # another: the table of nodes that batch scoring runs a tree ensemble on
-
-
-Quantize = Literal["none", "float16", "dynamic", "int8"]
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,13 +10,12 @@ from sqlalchemy.orm import Session
 
 from registry import models, queue, revision, versions
 from registry.artifacts import Store
-from registry.build_records import Bounds, Quantize
+from registry.build_records import Bounds
 from registry.errors import NotFound, NotReady
 from registry.pages import Page, after, cut
 from registry.signature import Signature
 from registry.tables import ExportRow, now
-
-EXPORT = "export"  # the kind of an export's task; its subject is the export's id
+from registry.vocabulary import EXPORT_TASK, Quantize
 
 
 class NewExport(msgspec.Struct, frozen=True):
@@ -77,7 +76,7 @@ def create(session: Session, store: Store, model: str, number: int, new: NewExpo
     )
     session.add(row)
     session.flush()
-    queue.enqueue(session, EXPORT, str(row.id), max_attempts=versions.BUILD_ATTEMPTS)
+    queue.enqueue(session, EXPORT_TASK, str(row.id), max_attempts=versions.BUILD_ATTEMPTS)
     return row
 
 

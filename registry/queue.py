@@ -1,12 +1,12 @@
-"""The one queue: everything slow is a task in the registry's own database.
+"""Task queue in the registry's database.
 
-A task is enqueued in the transaction of what it is for. A worker claims it for a lease, extends the
-lease with heartbeats, and finishes or fails it. Every claim raises the task's fence, and everything
-said about a task must name the fence of the claim: a worker that slept through its lease changes
-nothing, it gets `StaleTask`. A lease that runs out gives the task to the next who asks.
+Tasks are inserted in the same transaction as the row they belong to. A worker claims a task for a lease,
+extends the lease with heartbeats, and finishes or fails the task. Each claim increments the task's fence.
+Updates must pass the fence of their claim; an outdated fence raises `StaleTask`, so a worker whose lease
+expired cannot change anything. Tasks with an expired lease can be claimed by other workers.
 
-These functions commit nothing: a result and what follows from it belong into one transaction.
-Fencing follows Kleppmann, "How to do distributed locking" (2016); the claim is one compare-and-set.
+None of these functions commits: the result of a task and the changes that follow from it belong into one
+transaction. A claim is one compare-and-set. Fencing follows Kleppmann, "How to do distributed locking" (2016).
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from sqlalchemy.orm import Session
 from registry.errors import StaleTask
 from registry.tables import TaskRow, now
 
-QUEUED = "queued"  # waits for `not_before` and a worker
+QUEUED = "queued"  # waits until `not_before`, then for a worker
 RUNNING = "running"  # a worker holds it until `lease_until`
-DONE = "done"  # finished, `result` holds what came of it
-FAILED = "failed"  # every attempt failed, `error` says how the last one did
-CANCELLED = "cancelled"  # nobody wants it any more
+DONE = "done"  # finished; `result` holds the result
+FAILED = "failed"  # every attempt failed; `error` is the error of the last one
+CANCELLED = "cancelled"  # its result is not needed any more
 
-LEASE_S = 10.0
-"""How long a claim holds without a heartbeat: a dead worker is noticed after this."""
-MOST_LEASE_S = 60.0
-"""Nobody claims for longer."""
-TOO_FAR_S = 2 * MOST_LEASE_S
-"""A lease that ends later than this was given before the clock was set back. (Not just later than a lease can
-be: who looked at the clock and then waited for the database finds leases that were given meanwhile.)"""
+BUILD_LEASE_S = 10.0
+"""Lease of builds and exports: a dead server's task is claimed again after this time without a heartbeat."""
+JOB_LEASE_S = 5.0
+"""Lease of the tasks of jobs: a dead worker's partitions are claimed again after this time."""
+MAX_LEASE_S = 60.0
+"""Upper bound of any lease."""
+MAX_LEASE_AHEAD_S = 2 * MAX_LEASE_S
+"""A lease that ends later than this from now was set before the clock was set back, and counts as expired.
+The bound is above `MAX_LEASE_S` because a transaction that read the clock and then waited for a lock sees
+leases that began later than its own time."""
 
 
-class Task(msgspec.Struct, frozen=True):
+class ClaimedTask(msgspec.Struct, frozen=True):
     """A claimed task, detached from the session."""
 
     id: int
@@ -49,7 +52,7 @@ class Task(msgspec.Struct, frozen=True):
     max_attempts: int
 
 
-_TASK = (
+_CLAIMED_COLUMNS = (
     TaskRow.id,
     TaskRow.kind,
     TaskRow.subject,
@@ -60,7 +63,7 @@ _TASK = (
 )
 
 
-def task(
+def new_task(
     kind: str,
     subject: str,
     not_before: datetime,
@@ -70,8 +73,11 @@ def task(
     concurrency_key: str | None = None,
     fence: int = 0,
 ) -> TaskRow:
-    """A task to be added in the caller's transaction, for who adds thousands. One that replaces another goes
-    on from that one's `fence`, so that no two claims for the same thing have the same."""
+    """Build a task row without adding it, for callers that insert many.
+
+    A task that replaces another one passes the `fence` of that one, so that no two claims for the same
+    subject have the same fence.
+    """
     return TaskRow(
         kind=kind,
         subject=subject,
@@ -85,118 +91,131 @@ def task(
 
 
 def enqueue(
-    session: Session, kind: str, subject: str, *, not_before: datetime | None = None, **more: Any
+    session: Session, kind: str, subject: str, *, not_before: datetime | None = None, **options: Any
 ) -> int:
-    """Add a task in the caller's transaction and return its id; `more` as for `task`."""
-    row = task(kind, subject, not_before or clock(session), **more)
+    """Add a task in the caller's transaction and return its id. `options` are those of `new_task`."""
+    row = new_task(kind, subject, not_before or clock(session), **options)
     session.add(row)
     session.flush()
     return row.id
 
 
 def enqueue_once(session: Session, kind: str, subject: str, *, max_attempts: int) -> int:
-    """The subject's task that waits or runs, or a new one."""
-    open_ = and_(TaskRow.kind == kind, TaskRow.state.in_((QUEUED, RUNNING)))
-    found = session.scalar(select(TaskRow.id).where(open_, TaskRow.subject == subject).limit(1))
-    return found or enqueue(session, kind, subject, max_attempts=max_attempts)
+    """Return the id of the subject's queued or running task; enqueue one if there is none."""
+    is_open = and_(TaskRow.kind == kind, TaskRow.state.in_((QUEUED, RUNNING)))
+    open_id = session.scalar(select(TaskRow.id).where(is_open, TaskRow.subject == subject).limit(1))
+    return open_id or enqueue(session, kind, subject, max_attempts=max_attempts)
 
 
 def claim(
     session: Session,
     kinds: Sequence[str],
     worker: str,
-    lease_s: float = LEASE_S,
-    most_at_once: int | None = None,
-) -> Task | None:
-    """Take the next task that is due, or one whose lease ran out. None when there is none.
+    lease_s: float = BUILD_LEASE_S,
+    max_per_key: int | None = None,
+) -> ClaimedTask | None:
+    """Claim the next task that is due or whose lease expired. Return None if there is none.
 
-    Of tasks with one concurrency key no more than `most_at_once` run: those above it are left where they are.
-    (Two workers that look at the same instant may go one beyond it.)
+    With `max_per_key`, at most that many tasks with the same concurrency key run at once; further tasks stay
+    queued. Two workers that claim at the same instant may exceed the bound by one.
     """
     moment = clock(session)
-    due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
-    mine = and_(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment)), TaskRow.attempt < TaskRow.max_attempts)
-    if most_at_once is not None:
-        mine = and_(mine, _has_room(moment, most_at_once))
+    is_due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
+    is_claimable = and_(
+        TaskRow.kind.in_(kinds), or_(is_due, _lease_expired(moment)), TaskRow.attempt < TaskRow.max_attempts
+    )
+    if max_per_key is not None:
+        is_claimable = and_(is_claimable, _below_key_limit(moment, max_per_key))
     row = session.execute(
         update(TaskRow)
-        .where(TaskRow.id == _first(mine))
+        .where(TaskRow.id == _first(is_claimable))
         .values(
             state=RUNNING,
             claimed_by=worker,
-            lease_until=_until(moment, lease_s),
+            lease_until=_lease_end(moment, lease_s),
             fence=TaskRow.fence + 1,
             attempt=TaskRow.attempt + 1,
         )
-        .returning(*_TASK)
+        .returning(*_CLAIMED_COLUMNS)
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    return None if row is None else Task(*row)
+    return None if row is None else ClaimedTask(*row)
 
 
-def is_waiting(session: Session, kinds: Sequence[str], most_at_once: int | None = None) -> bool:
-    """Whether a claim is worth trying: something is due and may run, or a lease has run out."""
+def has_claimable(session: Session, kinds: Sequence[str], max_per_key: int | None = None) -> bool:
+    """Report whether a claim is worth trying: a task is due and may run, or a lease expired."""
     moment = clock(session)
-    due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
-    if most_at_once is not None:
-        due = and_(due, _has_room(moment, most_at_once))
-    found = select(TaskRow.id).where(TaskRow.kind.in_(kinds), or_(due, _lapsed(moment))).limit(1)
-    return session.scalar(found) is not None
+    is_due = and_(TaskRow.state == QUEUED, TaskRow.not_before <= moment)
+    if max_per_key is not None:
+        is_due = and_(is_due, _below_key_limit(moment, max_per_key))
+    query = select(TaskRow.id).where(TaskRow.kind.in_(kinds), or_(is_due, _lease_expired(moment))).limit(1)
+    return session.scalar(query) is not None
 
 
-def lost(session: Session, kinds: Sequence[str]) -> Task | None:
-    """A task whose last attempt was lost with its worker: who has something to lock before it is told may
-    look here what."""
-    row = session.execute(select(*_TASK).where(_is_lost(session, kinds)).limit(1)).one_or_none()
-    return None if row is None else Task(*row)
+def peek_lost(session: Session, kinds: Sequence[str]) -> ClaimedTask | None:
+    """Return a task whose lease expired after its last attempt, or None.
+
+    Callers use it to lock the task's job before they call `fail_lost`.
+    """
+    query = select(*_CLAIMED_COLUMNS).where(_is_lost(session, kinds)).limit(1)
+    row = session.execute(query).one_or_none()
+    return None if row is None else ClaimedTask(*row)
 
 
-def expired(session: Session, kinds: Sequence[str], task_id: int | None = None) -> list[Task]:
-    """Fail a task whose last attempt was lost with its worker, `task_id` or any, and return it: what it was
-    for has to be told, in the same transaction. One at a time: a transaction that told two models could
-    deadlock."""
-    which = _is_lost(session, kinds)
+def fail_lost(session: Session, kinds: Sequence[str], task_id: int | None = None) -> ClaimedTask | None:
+    """Mark one task as failed whose lease expired after its last attempt, and return it, or None.
+
+    `task_id` restricts the search to one task. The caller records the failure of the task's subject in the
+    same transaction. Only one task per call: a transaction that locks two models could deadlock.
+    """
+    condition = _is_lost(session, kinds)
     if task_id is not None:
-        which = and_(which, TaskRow.id == task_id)
-    rows = session.execute(
+        condition = and_(condition, TaskRow.id == task_id)
+    row = session.execute(
         update(TaskRow)
-        .where(TaskRow.id == _first(which))
+        .where(TaskRow.id == _first(condition))
         .values(state=FAILED, error="the worker died at every attempt", finished_at=now())
-        .returning(*_TASK)
+        .returning(*_CLAIMED_COLUMNS)
         .execution_options(synchronize_session=False)
-    ).all()
-    return [Task(*row) for row in rows]
+    ).one_or_none()
+    return None if row is None else ClaimedTask(*row)
 
 
-def heartbeat(session: Session, task_id: int, fence: int, lease_s: float = LEASE_S) -> None:
-    """Extend the lease. Raises `StaleTask` when the task is no longer this claim's."""
-    _compare_and_set(session, task_id, fence, {"lease_until": _until(clock(session), lease_s)})
+def heartbeat(session: Session, task_id: int, fence: int, lease_s: float = BUILD_LEASE_S) -> None:
+    """Extend the lease. Raises `StaleTask` if another claim holds the task."""
+    _compare_and_set(session, task_id, fence, {"lease_until": _lease_end(clock(session), lease_s)})
 
 
 def finish(session: Session, task_id: int, fence: int, result: dict[str, Any] | None = None) -> None:
-    """Mark the task done. Raises `StaleTask` when the task is no longer this claim's."""
+    """Mark the task as done. Raises `StaleTask` if another claim holds the task."""
     _compare_and_set(
         session, task_id, fence, {"state": DONE, "result": result, "finished_at": now(), "lease_until": None}
     )
 
 
 def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: float | None = None) -> bool:
-    """Give the task back for another attempt after `retry_in_s`, or for good when that is None or no
-    attempt is left. True when it will be tried again. Raises `StaleTask` like `finish`."""
-    found = select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
-    attempt, most = session.execute(found).one_or_none() or (0, 0)
-    again = retry_in_s is not None and attempt < most
+    """Count a failed attempt: queue the task again after `retry_in_s`, or mark it as failed.
+
+    The task fails for good if `retry_in_s` is None or its last attempt was used. Returns whether it will be
+    retried. Raises `StaleTask` if another claim holds the task.
+    """
+    query = select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
+    attempt, max_attempts = session.execute(query).one_or_none() or (0, 0)
+    will_retry = retry_in_s is not None and attempt < max_attempts
     values: dict[str, Any] = {"state": FAILED, "finished_at": now()}
-    if retry_in_s is not None and again:
+    if retry_in_s is not None and will_retry:
         values = {"state": QUEUED, "not_before": clock(session) + timedelta(seconds=retry_in_s)}
     values |= {"error": error, "failures": TaskRow.failures + 1, "lease_until": None}
     _compare_and_set(session, task_id, fence, values)
-    return again
+    return will_retry
 
 
 def release(session: Session, task_id: int, fence: int, in_s: float = 0.0) -> None:
-    """Put a claimed task back as if it had not been claimed, to be taken after `in_s`: the worker is shutting
-    down, or what the task needs is not there yet."""
+    """Queue a claimed task again, due after `in_s`, without counting the attempt.
+
+    For workers that shut down, and for tasks that need something that is not available yet.
+    Raises `StaleTask` if another claim holds the task.
+    """
     _compare_and_set(
         session,
         task_id,
@@ -212,81 +231,82 @@ def release(session: Session, task_id: int, fence: int, in_s: float = 0.0) -> No
 
 
 def cancel(session: Session, kind: str, subject: str) -> None:
-    """End the subject's tasks that are not finished; a worker that holds one learns it by `StaleTask`."""
-    session.execute(
-        update(TaskRow)
-        .where(TaskRow.kind == kind, TaskRow.subject == subject, TaskRow.state.in_((QUEUED, RUNNING)))
-        .values(state=CANCELLED, fence=TaskRow.fence + 1, lease_until=None, finished_at=now())
-        .execution_options(synchronize_session=False)
-    )
+    """Cancel the subject's queued and running tasks. A worker that runs one gets `StaleTask`."""
+    _cancel_where(session, TaskRow.kind == kind, TaskRow.subject == subject)
 
 
 def cancel_all(session: Session, task_ids: Select[Any]) -> None:
-    """`cancel` for tasks that the caller knows by id."""
+    """Cancel the queued and running tasks among `task_ids`, a query for ids."""
+    _cancel_where(session, TaskRow.id.in_(task_ids.scalar_subquery()))
+
+
+def _cancel_where(session: Session, *conditions: ColumnElement[bool]) -> None:
     session.execute(
         update(TaskRow)
-        .where(TaskRow.id.in_(task_ids.scalar_subquery()), TaskRow.state.in_((QUEUED, RUNNING)))
+        .where(*conditions, TaskRow.state.in_((QUEUED, RUNNING)))
         .values(state=CANCELLED, fence=TaskRow.fence + 1, lease_until=None, finished_at=now())
         .execution_options(synchronize_session=False)
     )
 
 
 def depth(session: Session, kinds: Sequence[str]) -> int:
-    """How many tasks wait or run."""
+    """Return the number of queued and running tasks."""
     return session.execute(
         select(func.count()).where(TaskRow.kind.in_(kinds), TaskRow.state.in_((QUEUED, RUNNING)))
     ).scalar_one()
 
 
-def _until(moment: datetime, lease_s: float) -> datetime:
-    assert lease_s <= MOST_LEASE_S, lease_s
+def _lease_end(moment: datetime, lease_s: float) -> datetime:
+    assert lease_s <= MAX_LEASE_S, lease_s
     return moment + timedelta(seconds=lease_s)
 
 
-def _lapsed(moment: datetime) -> ColumnElement[bool]:
-    too_far = moment + timedelta(seconds=TOO_FAR_S)
-    return and_(TaskRow.state == RUNNING, or_(TaskRow.lease_until < moment, TaskRow.lease_until > too_far))
+def _lease_expired(moment: datetime) -> ColumnElement[bool]:
+    ahead = moment + timedelta(seconds=MAX_LEASE_AHEAD_S)
+    return and_(TaskRow.state == RUNNING, or_(TaskRow.lease_until < moment, TaskRow.lease_until > ahead))
 
 
 def _is_lost(session: Session, kinds: Sequence[str]) -> ColumnElement[bool]:
-    return and_(TaskRow.kind.in_(kinds), _lapsed(clock(session)), TaskRow.attempt >= TaskRow.max_attempts)
-
-
-def _has_room(moment: datetime, most: int) -> ColumnElement[bool]:
-    running = (
-        select(TaskRow.concurrency_key)
-        .where(TaskRow.state == RUNNING, not_(_lapsed(moment)), TaskRow.concurrency_key.is_not(None))
-        .group_by(TaskRow.concurrency_key)
-        .having(func.count() >= most)
+    return and_(
+        TaskRow.kind.in_(kinds), _lease_expired(clock(session)), TaskRow.attempt >= TaskRow.max_attempts
     )
-    return or_(TaskRow.concurrency_key.is_(None), TaskRow.concurrency_key.not_in(running))
 
 
-def _first(which: ColumnElement[bool]) -> ScalarSelect[int]:
+def _below_key_limit(moment: datetime, max_per_key: int) -> ColumnElement[bool]:
+    keys_at_limit = (
+        select(TaskRow.concurrency_key)
+        .where(TaskRow.state == RUNNING, not_(_lease_expired(moment)), TaskRow.concurrency_key.is_not(None))
+        .group_by(TaskRow.concurrency_key)
+        .having(func.count() >= max_per_key)
+    )
+    return or_(TaskRow.concurrency_key.is_(None), TaskRow.concurrency_key.not_in(keys_at_limit))
+
+
+def _first(condition: ColumnElement[bool]) -> ScalarSelect[int]:
     return (
         select(TaskRow.id)
-        .where(TaskRow.state.in_((QUEUED, RUNNING)), which)
-        .order_by(TaskRow.priority.desc(), TaskRow.attempt, TaskRow.id)  # who lost a worker lets others by
+        .where(TaskRow.state.in_((QUEUED, RUNNING)), condition)
+        .order_by(TaskRow.priority.desc(), TaskRow.attempt, TaskRow.id)  # fresh tasks before retries
         .limit(1)
-        .with_for_update(skip_locked=True)  # no effect on SQLite, where writers queue up anyway
+        .with_for_update(skip_locked=True)  # without effect on SQLite, which allows one writer at a time
         .scalar_subquery()
     )
 
 
 def _compare_and_set(session: Session, task_id: int, fence: int, values: dict[str, Any]) -> None:
-    changed = session.execute(
+    updated_id = session.execute(
         update(TaskRow)
         .where(TaskRow.id == task_id, TaskRow.fence == fence, TaskRow.state == RUNNING)
         .values(values)
         .returning(TaskRow.id)
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    if changed is None:
+    if updated_id is None:
         raise StaleTask(task_id)
 
 
 def clock(session: Session) -> datetime:
-    """The time all workers agree on: the database's on PostgreSQL, this host's on SQLite."""
+    """Return the time that all workers share: the database's on PostgreSQL, this host's on SQLite."""
     if session.get_bind().dialect.name == "postgresql":
         moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
         return moment.astimezone(UTC)

@@ -1,13 +1,13 @@
-"""Vocabularies that several layers read: one table each.
+"""The vocabularies that several layers share, one table each.
 
-A new entry is added here and in the code that implements it; everything else (request bodies, command
-options, checks, messages) reads these tables. Media types are in `service/formats/media_types.py`, scopes in
-`registry/keys.py`.
+A new entry is added here and in the code that implements it. Request bodies, command options, checks and
+messages read these tables. Two vocabularies live elsewhere: media types in `service/formats/media_types.py`,
+scopes of API keys in `registry/keys.py`.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
 
 Format = Literal["sklearn-joblib", "onnx", "keras", "tflite"]
 Runtime = Literal["onnx", "tflite", "isolated"]
@@ -21,27 +21,29 @@ QUANTIZE_MODES: tuple[Quantize, ...] = get_args(Quantize)
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
+SCORE: Final = "score"  # the kinds of jobs, for comparisons
+TRAIN: Final = "train"
+LOCAL: Final = "local"  # the engines of jobs
+RAY: Final = "ray"
+
 FORMAT_SUFFIXES: dict[Format, tuple[str, ...]] = {
     "sklearn-joblib": (".joblib", ".pkl", ".pickle"),
     "onnx": (".onnx",),
     "keras": (".keras",),
     "tflite": (".tflite",),
 }
-"""File name endings by format; downloads get the first."""
+"""File name endings of each format. Downloads get the first one."""
 
 DEFAULT_MAX_ATTEMPTS = 4
-"""Attempts per partition of a job: one run and three retries."""
+"""Attempts per partition of a job: the first run and three retries."""
 
+# The kinds of tasks in the queue, and the subject of each.
+BUILD_TASK = "build"  # a version's id
+EXPORT_TASK = "export"  # an export's id
+PLAN_TASK = "plan"  # a job's id
+PARTITION_TASK = "partition"  # job id/stage/number
+ASSEMBLE_TASK = "assemble"  # a job's id
+RAY_TASK = "ray"  # a job's id: all partitions of a stage that run on Ray share this task
 
-class TaskKinds(NamedTuple):
-    """Kinds of task in the queue. `plan`, `partition`, `assemble` and `ray` belong to jobs."""
-
-    build: str = "build"
-    export: str = "export"
-    plan: str = "plan"
-    partition: str = "partition"
-    assemble: str = "assemble"
-    ray: str = "ray"
-
-
-TASK_KINDS = TaskKinds()
+SUPERVISOR_TASKS = (BUILD_TASK, EXPORT_TASK)  # claimed by the build supervisor of a server
+JOB_TASKS = (PLAN_TASK, PARTITION_TASK, ASSEMBLE_TASK, RAY_TASK)  # claimed by workers

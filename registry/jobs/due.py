@@ -60,7 +60,7 @@ def tick(session: Session, start: Start, *, moment: datetime | None = None) -> l
 def _due(moment: datetime) -> ColumnElement[bool]:
     """Its moment has come, or the clock was set back; it is not paused, and does not wait for the run before
     in order to make up for missed ones."""
-    busy = exists().where(JobRow.schedule == ScheduleRow.name, JobRow.state.in_(jobs.OPEN))
+    busy = exists().where(JobRow.schedule == ScheduleRow.name, JobRow.state.in_(jobs.OPEN_STATES))
     come = and_(ScheduleRow.next_at <= moment, ~and_(ScheduleRow.catch_up, ~ScheduleRow.overlap, busy))
     newest = select(ScheduleRunRow.at).where(ScheduleRunRow.schedule == ScheduleRow.name)
     ahead = newest.order_by(ScheduleRunRow.id.desc()).limit(1).scalar_subquery() > moment + LATE

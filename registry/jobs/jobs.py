@@ -1,21 +1,21 @@
-"""Jobs: enqueue one, plan it, count its partitions once each, end it, cancel it, resume it, forget it.
+"""Jobs: create, plan, count partitions, end, cancel, resume; progress; deletion after expiry.
 
-A job is planned by one task, worked on by one task for each partition, and assembled by one task; the last
-partition to be done enqueues that one. A training does this once for each of its stages. A partition with a
-`result` is done: it was recorded in the transaction that finished its task, under the fence of its claim, so
-it counts once however often it was computed.
+A job has one task that plans it, one task per partition, and one task that assembles the results. The
+assembly is enqueued with the result of the last partition. A training does this once for each of its stages.
+A partition with a `result` is done. The result is recorded in the transaction that finishes its task, under
+the fence of its claim, so a partition counts once even if it was computed several times.
 
-Whoever changes a job and its tasks locks the job first (`lock`), then the tasks.
+Lock order: first the job (`lock`), then its tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import Select, and_, bindparam, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from registry import queue
@@ -23,44 +23,58 @@ from registry.errors import Conflict, NotFound
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.pages import Page, after, cut
 from registry.tables import TaskRow, VersionRow, now
+from registry.vocabulary import (
+    ASSEMBLE_TASK,
+    DEFAULT_MAX_ATTEMPTS,
+    JOB_TASKS,
+    LOCAL,
+    PARTITION_TASK,
+    PLAN_TASK,
+    RAY,
+    RAY_TASK,
+    Engine,
+    JobKind,
+)
 
-QUEUED = "queued"  # accepted, no worker has begun
-RUNNING = "running"  # being planned, worked on, or assembled
-DONE = "done"  # the output is there
-FAILED = "failed"  # `error` says why; what was done is kept, and `resume` goes on from there
-CANCELLED = "cancelled"  # somebody stopped it; `resume` goes on from there
-OPEN = (QUEUED, RUNNING)
+QUEUED = "queued"  # accepted, not started
+RUNNING = "running"  # in planning, computation or assembly
+DONE = "done"  # the output is available
+FAILED = "failed"  # `error` is the reason; finished partitions are kept, `resume` continues
+CANCELLED = "cancelled"  # stopped on request; `resume` continues
+OPEN_STATES = (QUEUED, RUNNING)
 
-PLAN, PARTITION, ASSEMBLE, RAY = "plan", "partition", "assemble", "ray"
-KINDS = (PLAN, PARTITION, ASSEMBLE, RAY)
-SPREAD = ("score", "fit")  # the stages whose partitions share a task of kind RAY, if that is the job's engine
-SCORE, TRAIN = "score", "train"  # the kinds of jobs; SCORE is also the stage of its partitions
-READ = "00-read"  # a training's first stage
-ROWS_COUNT = (SCORE, READ)  # whose rows are the job's: the other stages see the same rows again
-IN_TURN = "in_turn"  # a partition whose `part` has this key waits for the one before it in its stage
+SCORE_STAGE = "score"  # the one stage of a scoring job
+READ_STAGE = "00-read"  # the first stage of a training
+ROW_COUNTING_STAGES = (SCORE_STAGE, READ_STAGE)
+"""Stages whose rows are counted as rows of the job. The other stages process the same rows again."""
+RAY_STAGE_SUFFIXES = ("score", "fit")
+"""With the engine Ray, the partitions of stages with these endings share one task of kind `RAY_TASK`."""
+SEQUENTIAL = "in_turn"
+"""A partition whose `part` has this key starts after the partition before it in its stage is done."""
 
-SOON = 5
-"""The priority of planning and assembling: they are short, and must not wait for another job's partitions."""
-LOST_WORKERS = 30  # so often may a worker die over one task before the task is held to be the cause
-KEEP_S = 7 * 24 * 3600.0
+STEP_PRIORITY = 5
+"""Priority of planning and assembly: short tasks that must not wait for partitions of other jobs."""
+MAX_LOST_WORKERS = 30
+"""A task fails after this many workers died while they ran it."""
+DEFAULT_KEEP_S = 7 * 24 * 3600.0
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it was accepted. `version` is pinned here: an alias that moves later changes nothing."""
+    """An accepted job. `version` is fixed here: moving an alias later has no effect on the job."""
 
-    kind: str
+    kind: JobKind
     spec: dict[str, Any]
     model: str | None
     version: VersionRow | None = None
-    engine: str = "local"
-    max_attempts: int = 4
-    keep_s: float = KEEP_S
+    engine: Engine = LOCAL
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    keep_s: float = DEFAULT_KEEP_S
     schedule: str | None = None
     parent_id: int | None = None
 
 
-class Then(msgspec.Struct, frozen=True):
-    """The job that scores with what a training made."""
+class FollowUpJob(msgspec.Struct, frozen=True):
+    """The scoring job that a training started with the version it published."""
 
     id: int
     state: str
@@ -68,11 +82,43 @@ class Then(msgspec.Struct, frozen=True):
 
 class NewPartition(msgspec.Struct, frozen=True):
     part: dict[str, Any]
-    rows: int | None = None  # None: not known before it is read
+    rows: int | None = None  # None: unknown until the partition is read
+
+
+class PartitionSummary(NamedTuple):
+    """A partition with the state of its task, as records show it. Without a task its fields are None."""
+
+    stage: str
+    number: int
+    part: dict[str, Any]
+    rows: int
+    failed: int
+    failures: int
+    result: dict[str, Any] | None
+    worker: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    task_kind: str | None
+    task_state: str | None
+    task_error: str | None
+    attempt: int | None
+
+
+class JobProgress(msgspec.Struct, frozen=True):
+    """Sums over a job's partitions. Rows of a running partition count as they are processed."""
+
+    partitions_total: int = 0
+    partitions_done: int = 0
+    rows_total: int | None = None  # None while the row count of a partition is unknown
+    rows_done: int = 0
+    rows_failed: int = 0
+    attempts: int = 0  # of the partition with the most attempts
+    rows_since_start: int = 0  # done and failed rows since the job was started or resumed
+    partitions_since_start: int = 0
 
 
 def create(session: Session, new: NewJob, *, by: str) -> JobRow:
-    """Record a job in state `queued` and enqueue its planning, in the caller's transaction."""
+    """Add a job in state `queued` and enqueue its planning, in the caller's transaction."""
     job = JobRow(
         kind=new.kind,
         state=QUEUED,
@@ -90,14 +136,14 @@ def create(session: Session, new: NewJob, *, by: str) -> JobRow:
     )
     session.add(job)
     session.flush()
-    enqueue_step(session, job, PLAN)
+    enqueue_step(session, job, PLAN_TASK)
     return job
 
 
 def enqueue_step(session: Session, job: JobRow, kind: str) -> int:
-    """The task that plans or assembles the job."""
-    attempts = job.max_attempts + LOST_WORKERS
-    return queue.enqueue(session, kind, str(job.id), priority=SOON, max_attempts=attempts)
+    """Enqueue the task that plans or assembles the job, and return its id."""
+    attempts = job.max_attempts + MAX_LOST_WORKERS
+    return queue.enqueue(session, kind, str(job.id), priority=STEP_PRIORITY, max_attempts=attempts)
 
 
 def get(session: Session, job_id: int) -> JobRow:
@@ -108,17 +154,17 @@ def get(session: Session, job_id: int) -> JobRow:
     return job
 
 
-def then(session: Session, trainings: Collection[int]) -> dict[int, Then]:
-    """By training: the job that it started at its end."""
-    if not trainings:
+def follow_up_jobs(session: Session, training_ids: Collection[int]) -> dict[int, FollowUpJob]:
+    """Return the jobs that trainings started when they ended, by the training's id."""
+    if not training_ids:
         return {}
-    found = select(JobRow.parent_id, JobRow.id, JobRow.state).where(JobRow.parent_id.in_(trainings))
-    rows = session.execute(found)
-    return {parent: Then(job_id, state) for parent, job_id, state in rows if parent is not None}
+    query = select(JobRow.parent_id, JobRow.id, JobRow.state).where(JobRow.parent_id.in_(training_ids))
+    rows = session.execute(query)
+    return {parent: FollowUpJob(job_id, state) for parent, job_id, state in rows if parent is not None}
 
 
 def lock(session: Session, job_id: int) -> JobRow:
-    """The job, nobody else's until the transaction ends. Raises `NotFound`."""
+    """Return the job, locked until the transaction ends. Raises `NotFound`."""
     job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
     if job is None:
         raise NotFound("job", job_id)
@@ -134,7 +180,7 @@ def search(
     page_size: int = 100,
     page_token: str | None = None,
 ) -> Page[JobRow]:
-    """Jobs, newest first; `models`: only of these."""
+    """Return a page of jobs, newest first. `models` restricts it to jobs of these models."""
     query = select(JobRow)
     if (last := after(page_token, int)) is not None:
         query = query.where(JobRow.id < last)
@@ -149,7 +195,7 @@ def search(
 
 
 def partitions(session: Session, job_id: int) -> list[PartitionRow]:
-    """In the order of the input, stages in the order of their names."""
+    """Return the partitions, ordered by stage name, then in the order of the input."""
     query = select(PartitionRow).where(PartitionRow.job_id == job_id)
     return list(session.scalars(query.order_by(PartitionRow.stage, PartitionRow.number)))
 
@@ -162,61 +208,67 @@ def partition(session: Session, job_id: int, stage: str, number: int) -> Partiti
     return row
 
 
-def plan(session: Session, job: JobRow, stage: str, parts: Sequence[NewPartition]) -> None:
-    """Add the partitions of a stage and a task for each, or enqueue the assembly when there are none."""
+def add_partitions(session: Session, job: JobRow, stage: str, parts: Sequence[NewPartition]) -> None:
+    """Add the partitions of a stage with a task for each. Without partitions, enqueue the assembly."""
     for number, new in enumerate(parts):
         row = PartitionRow(job_id=job.id, stage=stage, number=number, part=new.part, rows_total=new.rows)
         session.add(row)
     session.flush()
-    enqueue_rest(session, job)
+    enqueue_pending(session, job)
 
 
-def enqueue_rest(session: Session, job: JobRow) -> None:
-    """A task for each partition that is not done and waits for no other; when all are, the assembly's."""
-    found = partitions(session, job.id)
-    done = {(p.stage, p.number) for p in found if p.result is not None}
-    waiting, moment = [p for p in found if p.result is None], queue.clock(session)
-    for row in waiting:
+def enqueue_pending(session: Session, job: JobRow) -> None:
+    """Enqueue each partition that is not done and may start; if all are done, enqueue the assembly."""
+    rows = partitions(session, job.id)
+    done = {(p.stage, p.number) for p in rows if p.result is not None}
+    pending, moment = [p for p in rows if p.result is None], queue.clock(session)
+    for row in pending:
         row.rows = row.failed = row.failures = 0
-        if not row.part.get(IN_TURN) or row.number == 0 or (row.stage, row.number - 1) in done:
+        if not row.part.get(SEQUENTIAL) or row.number == 0 or (row.stage, row.number - 1) in done:
             _enqueue_partition(session, job, row, moment)
-    if not waiting:
-        enqueue_step(session, job, ASSEMBLE)
+    if not pending:
+        enqueue_step(session, job, ASSEMBLE_TASK)
     session.flush()
 
 
 def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow, moment: datetime) -> None:
-    """A task that goes on from the fence of the one before: who slept through that one may still be writing
-    its files, and theirs must not have the same names. (What holds a task of kind RAY computes nothing.)"""
-    subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + LOST_WORKERS
+    """Give the partition a new task.
+
+    The new task continues the fence of the old one: an old worker whose lease expired may still write files,
+    and their names, which contain the fence, must differ from those of the new worker. Tasks of kind
+    `RAY_TASK` write no files.
+    """
+    subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + MAX_LOST_WORKERS
     fence = row.task.fence if row.task else 0
-    if job.engine == RAY and row.stage.endswith(SPREAD):
-        task_id = queue.enqueue_once(session, RAY, str(job.id), max_attempts=100 * LOST_WORKERS)
+    if job.engine == RAY and row.stage.endswith(RAY_STAGE_SUFFIXES):
+        task_id = queue.enqueue_once(session, RAY_TASK, str(job.id), max_attempts=100 * MAX_LOST_WORKERS)
         row.task = session.get_one(TaskRow, task_id)
     else:
-        more: Any = {"max_attempts": attempts, "concurrency_key": job.model, "fence": fence}
-        row.task = queue.task(PARTITION, subject, moment, **more)
+        options: Any = {"max_attempts": attempts, "concurrency_key": job.model, "fence": fence}
+        row.task = queue.new_task(PARTITION_TASK, subject, moment, **options)
 
 
-def partition_done(
+def finish_partition(
     session: Session, job: JobRow, row: PartitionRow, *, rows: int, failed: int, result: dict[str, Any]
 ) -> None:
-    """Count a partition, and enqueue the one that waits for it; the job's last one enqueues the assembly. The
-    job is locked by the caller."""
+    """Record a partition's result and enqueue what depends on it.
+
+    That is the sequential partition after it, or the assembly if this was the last one. The caller holds the
+    lock of the job.
+    """
     row.rows, row.failed, row.rows_total = rows, failed, rows + failed
     row.result, row.finished_at = result, now()
     following = session.get(PartitionRow, (job.id, row.stage, row.number + 1))
-    if following is not None and following.result is None and following.part.get(IN_TURN):
+    if following is not None and following.result is None and following.part.get(SEQUENTIAL):
         _enqueue_partition(session, job, following, queue.clock(session))
     session.flush()
-    left = select(func.count()).where(PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
-    if session.scalar(left) == 0:
-        enqueue_step(session, job, ASSEMBLE)
+    unfinished = select(func.count()).where(PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
+    if session.scalar(unfinished) == 0:
+        enqueue_step(session, job, ASSEMBLE_TASK)
 
 
-def partition_lost(session: Session, job: JobRow, row: PartitionRow) -> None:
-    """What a partition made is not there any more: it has to be done again, and counts once it is. The job is
-    locked by the caller."""
+def redo_partition(session: Session, job: JobRow, row: PartitionRow) -> None:
+    """Enqueue a finished partition again because its files are missing. The caller holds the lock of the job."""
     row.rows, row.failed, row.result, row.finished_at = 0, 0, None, None
     row.failures += 1
     _enqueue_partition(session, job, row, queue.clock(session))
@@ -224,28 +276,28 @@ def partition_lost(session: Session, job: JobRow, row: PartitionRow) -> None:
 
 
 def end(session: Session, job: JobRow, state: str, error: str | None = None) -> None:
-    """The job is `done`, `failed` or `cancelled`; what it still had in the queue is not wanted any more."""
-    undone = (PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
-    queue.cancel_all(session, select(PartitionRow.task_id).where(*undone))
-    for kind in (PLAN, ASSEMBLE):
+    """Set the final state `done`, `failed` or `cancelled`, and cancel the job's open tasks."""
+    unfinished = (PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
+    queue.cancel_all(session, select(PartitionRow.task_id).where(*unfinished))
+    for kind in (PLAN_TASK, ASSEMBLE_TASK):
         queue.cancel(session, kind, str(job.id))
     job.state, job.error, job.finished_at = state, error, now()
     job.expires_at = job.finished_at + timedelta(seconds=job.keep_s)
 
 
 def cancel(session: Session, job_id: int) -> JobRow:
-    """Stop it; cancelling a cancelled job changes nothing. Raises `NotFound`, `Conflict`."""
+    """Stop the job. Without effect on a cancelled job. Raises `NotFound`, `Conflict`."""
     job = lock(session, job_id)
     if job.state == CANCELLED:
         return job
-    if job.state not in OPEN:
+    if job.state not in OPEN_STATES:
         raise Conflict(f"job {job_id} is {job.state}; only a job that is queued or running can be cancelled")
     end(session, job, CANCELLED)
     return job
 
 
 def resume(session: Session, job_id: int) -> JobRow:
-    """Go on with what a failed or cancelled job has not done; what is done is not done again.
+    """Queue a failed or cancelled job again. Finished partitions keep their results.
 
     Raises `NotFound`, `Conflict`.
     """
@@ -255,7 +307,102 @@ def resume(session: Session, job_id: int) -> JobRow:
     job.state, job.error, job.errors = QUEUED, None, None
     job.started_at = job.finished_at = job.expires_at = None
     if job.plan is None:
-        enqueue_step(session, job, PLAN)
+        enqueue_step(session, job, PLAN_TASK)
     else:
-        enqueue_rest(session, job)
+        enqueue_pending(session, job)
     return job
+
+
+def _progress_query() -> Select[int, *tuple[Any, ...]]:
+    counts = PartitionRow.stage.in_(ROW_COUNTING_STAGES)
+    since_start = PartitionRow.finished_at >= JobRow.started_at
+    rows_since_start = case(
+        (or_(PartitionRow.finished_at.is_(None), since_start), PartitionRow.rows + PartitionRow.failed)
+    )
+    return (
+        select(
+            PartitionRow.job_id,
+            func.count(),
+            func.count(PartitionRow.finished_at),
+            func.count(case((and_(counts, PartitionRow.rows_total.is_(None)), 1))),
+            func.sum(case((counts, PartitionRow.rows_total), else_=0)),
+            func.sum(case((counts, PartitionRow.rows), else_=0)),
+            func.sum(case((counts, PartitionRow.failed), else_=0)),
+            func.max(TaskRow.attempt),
+            func.sum(case((counts, rows_since_start), else_=0)),
+            func.count(case((since_start, 1))),
+        )
+        .join(JobRow, JobRow.id == PartitionRow.job_id)
+        .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
+        .where(PartitionRow.job_id.in_(bindparam("job_ids", expanding=True)))
+        .group_by(PartitionRow.job_id)
+    )
+
+
+_PROGRESS_QUERY = _progress_query()
+"""Built once: clients poll jobs, and building the query takes a fifth of the time of one poll."""
+_SUMMARY_QUERY = (
+    select(
+        PartitionRow.stage,
+        PartitionRow.number,
+        PartitionRow.part,
+        PartitionRow.rows,
+        PartitionRow.failed,
+        PartitionRow.failures,
+        PartitionRow.result,
+        PartitionRow.worker,
+        PartitionRow.started_at,
+        PartitionRow.finished_at,
+        TaskRow.kind,
+        TaskRow.state,
+        TaskRow.error,
+        TaskRow.attempt,
+    )
+    .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
+    .where(PartitionRow.job_id == bindparam("job_id"))
+    .order_by(PartitionRow.stage, PartitionRow.number)
+)
+"""Selects columns, not entities: a job has thousands of partitions, and entities take three times as long."""
+
+
+def progress(session: Session, job_ids: Sequence[int]) -> dict[int, JobProgress]:
+    """Return the progress by job id. Jobs that are not planned yet are left out."""
+    return {
+        job_id: JobProgress(
+            partitions_total=total,
+            partitions_done=done,
+            rows_total=None if unknown else int(rows),
+            rows_done=int(rows_done),
+            rows_failed=int(rows_failed),
+            attempts=attempts or 0,
+            rows_since_start=int(since_start or 0),
+            partitions_since_start=ended,
+        )
+        for job_id, total, done, unknown, rows, rows_done, rows_failed, attempts, since_start, ended in (
+            session.execute(_PROGRESS_QUERY, {"job_ids": list(job_ids)})
+        )
+    }
+
+
+def partition_summaries(session: Session, job_id: int) -> list[PartitionSummary]:
+    """Return the partitions with their tasks, ordered by stage name, then in the order of the input."""
+    return [PartitionSummary(*row) for row in session.execute(_SUMMARY_QUERY, {"job_id": job_id})]
+
+
+def any_expired(session: Session) -> bool:
+    """Report whether `delete_expired` would delete a job."""
+    return session.scalar(select(JobRow.id).where(JobRow.expires_at <= now()).limit(1)) is not None
+
+
+def delete_expired(session: Session) -> list[int]:
+    """Delete up to 100 expired jobs with their partitions and tasks, and return the jobs' ids.
+
+    The caller deletes their files. Skips jobs that are locked, for example by `resume`.
+    """
+    expired = select(JobRow.id).where(JobRow.expires_at <= now()).limit(100)
+    job_ids = session.scalars(expired.with_for_update(skip_locked=True)).all()
+    for job_id in job_ids:
+        session.execute(delete(JobRow).where(JobRow.id == job_id))
+        of_job = or_(TaskRow.subject == str(job_id), TaskRow.subject.startswith(f"{job_id}/"))
+        session.execute(delete(TaskRow).where(TaskRow.kind.in_(JOB_TASKS), of_job))
+    return list(job_ids)

@@ -196,7 +196,7 @@ def when_of(row: ScheduleRow) -> When:
 def open_job(session: Session, name: str) -> int | None:
     """A job of the schedule that is not finished."""
     return session.scalar(
-        select(JobRow.id).where(JobRow.schedule == name, JobRow.state.in_(jobs.OPEN)).limit(1)
+        select(JobRow.id).where(JobRow.schedule == name, JobRow.state.in_(jobs.OPEN_STATES)).limit(1)
     )
 
 

@@ -6,18 +6,22 @@ from typing import Any
 
 from registry import queue
 from registry.jobs import jobs
-from registry.jobs.progress import Progress, Step
+from registry.jobs.jobs import JobProgress, PartitionSummary
 from registry.jobs.tables import JobRow
 from registry.tables import now
+from registry.vocabulary import PARTITION_TASK, TRAIN
 from service.batch.schemas import JobRecord, JobSummary, PartitionRecord
 
 
-def summary(job: JobRow, progress: Progress | None) -> JobSummary:
+def summary(job: JobRow, progress: JobProgress | None) -> JobSummary:
     return JobSummary(**_fields(job, progress))
 
 
 def record(
-    job: JobRow, progress: Progress | None, partitions: list[Step], then: jobs.Then | None = None
+    job: JobRow,
+    progress: JobProgress | None,
+    partitions: list[PartitionSummary],
+    then: jobs.FollowUpJob | None = None,
 ) -> JobRecord:
     return JobRecord(
         **_fields(job, progress),
@@ -31,8 +35,8 @@ def record(
     )
 
 
-def _fields(job: JobRow, progress: Progress | None) -> dict[str, Any]:
-    found = progress or Progress()
+def _fields(job: JobRow, progress: JobProgress | None) -> dict[str, Any]:
+    found = progress or JobProgress()
     rate, eta = _pace(job, found)
     return {
         "id": job.id,
@@ -61,25 +65,30 @@ def _fields(job: JobRow, progress: Progress | None) -> dict[str, Any]:
     }
 
 
-def _pace(job: JobRow, progress: Progress) -> tuple[float | None, float | None]:
+def _pace(job: JobRow, progress: JobProgress) -> tuple[float | None, float | None]:
     """Rows a second since the job was started or resumed, and seconds until all rows are done; by partitions
     where the number of rows is not known. A training has read all rows long before its end, which nobody can
     foresee."""
-    if job.started_at is None or not progress.rows_lately:
+    if job.started_at is None or not progress.rows_since_start:
         return None, None
     seconds = max(((job.finished_at or now()) - job.started_at).total_seconds(), 1e-6)
-    rate = round(progress.rows_lately / seconds, 1)
-    if job.state != jobs.RUNNING or job.kind == jobs.TRAIN:
+    rate = round(progress.rows_since_start / seconds, 1)
+    if job.state != jobs.RUNNING or job.kind == TRAIN:
         return rate, None
     if progress.rows_total is not None:
         left = progress.rows_total - progress.rows_done - progress.rows_failed
-        return rate, round(left * seconds / progress.rows_lately, 1)
-    left, done = progress.partitions_total - progress.partitions_done, progress.partitions_lately
+        return rate, round(left * seconds / progress.rows_since_start, 1)
+    left, done = progress.partitions_total - progress.partitions_done, progress.partitions_since_start
     return rate, round(left * seconds / done, 1) if done else None
 
 
-def _partition(job: JobRow, row: Step) -> PartitionRecord:
-    there = row.result is not None and job.output is None and "file" in row.result and row.stage == jobs.SCORE
+def _partition(job: JobRow, row: PartitionSummary) -> PartitionRecord:
+    there = (
+        row.result is not None
+        and job.output is None
+        and "file" in row.result
+        and row.stage == jobs.SCORE_STAGE
+    )
     return PartitionRecord(
         stage=row.stage,
         number=row.number,
@@ -104,11 +113,11 @@ def _file(job: JobRow, part: dict[str, Any]) -> str | None:
     return name
 
 
-def _trouble(row: Step) -> str | None:
+def _trouble(row: PartitionSummary) -> str | None:
     """Why it was not done at once: its last failure, or, as no failure counts, workers that died over it."""
-    if row.task_error or row.task_kind != jobs.PARTITION:
+    if row.task_error or row.task_kind != PARTITION_TASK:
         return row.task_error
     if row.task_state not in (queue.QUEUED, queue.RUNNING):
         return None  # it was cancelled, perhaps in the middle of an attempt
     died = (row.attempt or 0) - row.failures - (row.task_state == queue.RUNNING)
-    return f"{died} of its workers died; {jobs.LOST_WORKERS} may" if died > 0 else None
+    return f"{died} of its workers died; {jobs.MAX_LOST_WORKERS} may" if died > 0 else None

@@ -16,9 +16,10 @@ from starlette.responses import StreamingResponse
 
 from registry import db
 from registry.errors import Conflict, NotFound
-from registry.jobs import jobs, progress
+from registry.jobs import jobs
 from registry.jobs.tables import JobRow
 from registry.keys import Key, is_live
+from registry.vocabulary import TRAIN
 from service.batch import starting
 from service.batch.bodies import JobBody
 from service.batch.job_records import record, summary
@@ -30,7 +31,7 @@ from service.web.fields import MAX_NUMBER, digits
 from service.web.file_response import Delivery
 from service.web.idempotency import IdempotencyKey
 from service.web.pages import Listed, PageQuery, listed
-from service.web.problem_documents import problems
+from service.web.problems import problem_responses
 from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
@@ -45,7 +46,7 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     206: {"description": "The part of the file that Range names"},
     304: {"description": "It is what the caller has already"},
-    **problems(404, 406, 409, 412, 416, 422),
+    **problem_responses(404, 406, 409, 412, 416, 422),
 }
 
 
@@ -60,7 +61,7 @@ class ListQuery(PageQuery, JobQuery):
     response_model=JobRecord,
     responses={
         200: {"model": Checkup, "description": "What a dry run found"},
-        **problems(404, 409, 413, 422),
+        **problem_responses(404, 409, 413, 422),
     },
 )
 def create_job(
@@ -78,7 +79,7 @@ def create_job(
     return start(body, request, services, caller, idempotency_key)  # type: ignore[arg-type]
 
 
-@router.get("/v1/jobs", dependencies=[guarded("batch")], responses=problems(422))
+@router.get("/v1/jobs", dependencies=[guarded("batch")], responses=problem_responses(422))
 def list_jobs(
     request: Request,
     response: Response,
@@ -95,7 +96,7 @@ def list_jobs(
         page_size=query.page_size,
         page_token=query.page_token,
     )
-    found = progress.of(session, [j.id for j in page.items])
+    found = jobs.progress(session, [j.id for j in page.items])
     return listed(page, lambda j: summary(j, found.get(j.id)), request, response)
 
 
@@ -103,21 +104,25 @@ def list_jobs(
     "/v1/jobs/{job_id}",
     dependencies=[guarded("batch")],
     response_model=JobRecord,
-    responses=problems(404, 422),
+    responses=problem_responses(404, 422),
 )
 def get_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> Response:
     """How far it is, partition by partition."""
     return Response(_look(services, job_id, caller).text, media_type="application/json")
 
 
-@router.post("/v1/jobs/{job_id}/cancel", dependencies=[guarded("batch")], responses=problems(404, 409, 422))
+@router.post(
+    "/v1/jobs/{job_id}/cancel", dependencies=[guarded("batch")], responses=problem_responses(404, 409, 422)
+)
 def cancel_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
     """Stop it. What is done is kept: `resume` goes on from there."""
     _job(session, job_id, caller)
     return _record(session, jobs.cancel(session, job_id))
 
 
-@router.post("/v1/jobs/{job_id}/resume", dependencies=[guarded("batch")], responses=problems(404, 409, 422))
+@router.post(
+    "/v1/jobs/{job_id}/resume", dependencies=[guarded("batch")], responses=problem_responses(404, 409, 422)
+)
 def resume_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
     """Go on with a failed or cancelled job; partitions that are done are not done again."""
     starting.check_may_start(caller, _job(session, job_id, caller).spec)
@@ -133,7 +138,7 @@ def resume_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord
             "description": "The record, as server-sent events, whenever it changed; ends with the job",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **problems(404, 422),
+        **problem_responses(404, 422),
     },
 )
 async def watch_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
@@ -158,7 +163,7 @@ async def watch_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> 
 def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
     """All that was scored, in the order of the input: resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
-    if job.kind == jobs.TRAIN:
+    if job.kind == TRAIN:
         made = "" if job.version is None else f", {job.model}:{job.version}"
         raise NotFound("output of job", job_id, f"a training makes a version{made}")
     if job.output is None:
@@ -184,7 +189,7 @@ def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
     """The rows that were not scored, and why: `row,id,field,message,file,file_row`. `row` counts in the
     whole input, `file_row` in its file, both from 0."""
     job = _job(session, job_id, caller)
-    if job.kind == jobs.TRAIN:
+    if job.kind == TRAIN:
         hint = "a training counts the rows that have no target, and lists none"
         raise NotFound("errors file of job", job_id, hint)
     if job.errors is None and job.state == jobs.DONE:
@@ -215,7 +220,7 @@ def partition_output(
 ) -> Response:
     """A part that is done, while the job is not: resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
-    made = jobs.partition(session, job.id, jobs.SCORE, number).result
+    made = jobs.partition(session, job.id, jobs.SCORE_STAGE, number).result
     hint = f"the whole output is at /v1/jobs/{job_id}/output" if job.output else "the partition is not done"
     missing = NotFound("output of partition", f"{job_id}/{number}", hint)
     if made is None:
@@ -240,9 +245,9 @@ def _job(session: Session, job_id: int, caller: Key) -> JobRow:
 
 def _record(session: Session, job: JobRow) -> JobRecord:
     session.flush()
-    found = progress.of(session, [job.id]).get(job.id)
-    then = jobs.then(session, [job.id] if job.kind == jobs.TRAIN else [])
-    return record(job, found, progress.steps(session, job.id), then.get(job.id))
+    found = jobs.progress(session, [job.id]).get(job.id)
+    then = jobs.follow_up_jobs(session, [job.id] if job.kind == TRAIN else [])
+    return record(job, found, jobs.partition_summaries(session, job.id), then.get(job.id))
 
 
 class _Look(NamedTuple):
@@ -268,7 +273,7 @@ async def _events(services: Services, found: _Look, job_id: int, caller: Key) ->
             said, silent = found.text, 0
         elif (silent := silent + 1) % KEEP_ALIVE == 0:
             yield ": still here\n\n"
-        if found.state not in jobs.OPEN:
+        if found.state not in jobs.OPEN_STATES:
             return
         await asyncio.sleep(max(WATCH_S, REST * found.seconds))
         if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server

@@ -29,7 +29,7 @@ from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded,
 from service.web.fields import Strict
 from service.web.idempotency import Done, IdempotencyKey, once, seen
 from service.web.pages import Listed, PageQuery, listed
-from service.web.problem_documents import problems
+from service.web.problems import problem_responses
 from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
@@ -43,7 +43,7 @@ ScheduleName = Annotated[str, Path(description="the schedule's name", pattern=NA
     dependencies=[guarded("batch")],
     status_code=201,
     response_model=ScheduleMade,
-    responses=problems(404, 409, 413, 422),
+    responses=problem_responses(404, 409, 413, 422),
 )
 def create_schedule(
     body: ScheduleBody,
@@ -72,7 +72,7 @@ def create_schedule(
         return once(session, idempotency_key, caller, request, body, create)
 
 
-@router.get(PATH, dependencies=[guarded("batch")], responses=problems(422))
+@router.get(PATH, dependencies=[guarded("batch")], responses=problem_responses(422))
 def list_schedules(
     request: Request,
     response: Response,
@@ -89,13 +89,13 @@ def list_schedules(
     return listed(page, lambda s: ScheduleRecord.of(s, last.get(s.name), then), request, response)
 
 
-@router.get(ONE, dependencies=[guarded("batch")], responses=problems(404, 422))
+@router.get(ONE, dependencies=[guarded("batch")], responses=problem_responses(404, 422))
 def get_schedule(schedule: ScheduleName, session: ReadDep, caller: CallerDep) -> ScheduleRecord:
     """When it runs next, and what came of its last run."""
     return _record(session, _schedule(session, schedule, caller))
 
 
-@router.patch(ONE, dependencies=[guarded("batch")], responses=problems(404, 409, 413, 422))
+@router.patch(ONE, dependencies=[guarded("batch")], responses=problem_responses(404, 409, 413, 422))
 def edit_schedule(
     schedule: ScheduleName, body: ScheduleEdit, services: ServicesDep, caller: CallerDep
 ) -> ScheduleMade:
@@ -114,7 +114,7 @@ def edit_schedule(
         return _made(session, schedules.edit(session, schedule, changes), warnings)
 
 
-@router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problems(404, 422))
+@router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problem_responses(404, 422))
 def delete_schedule(schedule: ScheduleName, session: WriteDep, caller: CallerDep) -> None:
     """Delete it with its history. Jobs that it started go on."""
     _schedule(session, schedule, caller)
@@ -126,7 +126,7 @@ def delete_schedule(schedule: ScheduleName, session: WriteDep, caller: CallerDep
     dependencies=[guarded("batch")],
     status_code=202,
     response_model=JobRecord,
-    responses=problems(404, 409, 422),
+    responses=problem_responses(404, 409, 422),
 )
 def run_schedule(
     schedule: ScheduleName,
@@ -146,7 +146,7 @@ def run_schedule(
     return once(session, idempotency_key, caller, request, Strict(), run)
 
 
-@router.get(ONE + "/runs", dependencies=[guarded("batch")], responses=problems(404, 422))
+@router.get(ONE + "/runs", dependencies=[guarded("batch")], responses=problem_responses(404, 422))
 def list_runs(
     schedule: ScheduleName,
     request: Request,
@@ -190,5 +190,5 @@ def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:
     return ScheduleRecord.of(row, last.get(row.name), _then(session, last.values()))
 
 
-def _then(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, jobs.Then]:
-    return jobs.then(session, [run.job_id for run in runs if run.job_id is not None])
+def _then(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, jobs.FollowUpJob]:
+    return jobs.follow_up_jobs(session, [run.job_id for run in runs if run.job_id is not None])

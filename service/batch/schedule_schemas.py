@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from registry.jobs.jobs import Then
+from registry.jobs import jobs
 from registry.jobs.recurrence import MAX_EVERY_S, MIN_EVERY_S, When
 from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import ScheduleRow, ScheduleRunRow
@@ -117,7 +117,7 @@ JobState = Annotated[str | None, Field(description="of its job now; null when th
 ThenState = Annotated[
     str | None, Field(description="of the job that scores with what a training made; null when there is none")
 ]
-Thens = Mapping[int, Then]
+Thens = Mapping[int, jobs.FollowUpJob]
 """By training."""
 
 

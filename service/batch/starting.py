@@ -6,15 +6,15 @@ from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
 from registry import db
-from registry.jobs import jobs
 from registry.jobs.schedules import model_of
 from registry.keys import Key
+from registry.vocabulary import TRAIN
 from service.batch.bodies import spec_of
 from service.batch.job_records import record
 from service.batch.schemas import Checkup, ScoreBody
 from service.batch.train_schemas import TrainBody
 from service.submit import score_admission, train_admission
-from service.web.auth import forbid
+from service.web.auth import denial_reason
 from service.web.deps import writing
 from service.web.idempotency import Done, once, seen
 from service.web.services import Services
@@ -63,13 +63,13 @@ def train(body: TrainBody, request: Request, services: Services, caller: Key, ke
 def check_may_start(caller: Key, spec: score_admission.Spec) -> None:
     """403 when the key is not for the job's model, or lacks what the job does: a training publishes."""
     check_reach(caller, model_of(spec))
-    if spec["kind"] == jobs.TRAIN and forbid(caller, "publish") is not None:
+    if spec["kind"] == TRAIN and denial_reason(caller, "publish") is not None:
         raise HTTPException(403, "a training publishes a version: this key lacks the scope publish")
 
 
 def check_reach(caller: Key, model: str | None) -> None:
     """403 when the key is not for this model."""
-    if model is not None and (reason := forbid(caller, "batch", model=model)) is not None:
+    if model is not None and (reason := denial_reason(caller, "batch", model=model)) is not None:
         raise HTTPException(403, reason)
 
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry import db, exports, queue, versions
+from registry import db, queue
 from registry.artifacts import Store
 from registry.errors import NotFound, StaleTask, Unavailable
+from registry.vocabulary import SUPERVISOR_TASKS
 from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import Forked, ForkServer
@@ -29,7 +30,6 @@ from service.config import Settings
 if TYPE_CHECKING:  # numpy comes with the first model, not with the start
     from service.runtime.isolated_runtime import IsolatedSpec
 
-KINDS = (versions.BUILD, exports.EXPORT)
 POLL_S = 1.0
 RETRY_S = 1.0
 LOST_ATTEMPTS = 3
@@ -95,14 +95,14 @@ class Supervisor:
     def step(self) -> bool:
         """Do one build or export, if one is due. False when there was none."""
         with self._sessions.begin() as session:
-            given_up = queue.expired(session, KINDS)
-            for task in given_up:
-                reason = f"each of the {task.attempt} {task.kind}s of this model ended with its server"
+            given_up = queue.fail_lost(session, SUPERVISOR_TASKS)
+            if given_up is not None:
+                reason = f"each of the {given_up.attempt} {given_up.kind}s of this model ended with its server"
                 with contextlib.suppress(NotFound):  # it was deleted meanwhile
-                    self._kinds[task.kind].reject(session, int(task.subject), reason)
-            claimed = queue.claim(session, KINDS, _worker())
-            telemetry.BUILD_QUEUE.set(queue.depth(session, KINDS))
-        if given_up:
+                    self._kinds[given_up.kind].reject(session, int(given_up.subject), reason)
+            claimed = queue.claim(session, SUPERVISOR_TASKS, _worker())
+            telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
+        if given_up is not None:
             self._on_change()
         if claimed is None:
             return False
@@ -120,7 +120,7 @@ class Supervisor:
             return False
         return True
 
-    def _do(self, task: queue.Task) -> None:
+    def _do(self, task: queue.ClaimedTask) -> None:
         log.info(f"{task.kind}.started", **_named(task), attempt=task.attempt)
         started = time.monotonic()
         work, subject = self._kinds[task.kind], int(task.subject)
@@ -133,23 +133,23 @@ class Supervisor:
         log.info(f"{task.kind}.finished", **work.observe(name, made, seconds), seconds=round(seconds, 2))
         self._on_change()
 
-    def _beat(self, task: queue.Task) -> None:
+    def _beat(self, task: queue.ClaimedTask) -> None:
         with self._sessions.begin() as session:
             queue.heartbeat(session, task.id, task.fence)
 
-    def _drop(self, task: queue.Task, why: str) -> None:
+    def _drop(self, task: queue.ClaimedTask, why: str) -> None:
         """Nobody waits for it any more: nobody needs to claim it again."""
         log.info(f"{task.kind}.dropped", **_named(task), why=why)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             queue.fail(session, task.id, task.fence, why)
 
-    def _postpone(self, task: queue.Task, reason: str) -> None:
+    def _postpone(self, task: queue.ClaimedTask, reason: str) -> None:
         """Put the task back with no attempt counted: another server may be able to, or this one later."""
         log.warning(f"{task.kind}.postponed", **_named(task), why=reason)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             queue.release(session, task.id, task.fence)
 
-    def _give_back(self, task: queue.Task, reason: str) -> None:
+    def _give_back(self, task: queue.ClaimedTask, reason: str) -> None:
         """Let the task be tried again; when it has no attempt left, what it is for is rejected."""
         retry_in_s = RETRY_S if task.attempt < LOST_ATTEMPTS else None
         try:
@@ -187,7 +187,7 @@ def sweep(tmp: Path, older_than_s: float) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _named(task: queue.Task) -> dict[str, object]:
+def _named(task: queue.ClaimedTask) -> dict[str, object]:
     return {"task": task.id, f"{task.kind}_of": task.subject}
 
 

@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from registry import db, exports, versions
 from registry.artifacts import Blob, Store
-from registry.build_records import BuildJob, Built, Exported, ExportJob, Format
+from registry.build_records import BuildJob, Built, Exported, ExportJob
 from registry.errors import NotFound
+from registry.vocabulary import BUILD_TASK, EXPORT_TASK, Format
 from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
@@ -49,7 +50,7 @@ class Work(Protocol[Made]):
 class Builds:
     """An upload becomes what is served."""
 
-    kind = versions.BUILD
+    kind = BUILD_TASK
 
     def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, forks: ForkServer) -> None:
         self._settings = settings
@@ -115,7 +116,7 @@ class Builds:
 class Exports:
     """A ready version becomes a .tflite, and the same compressed."""
 
-    kind = exports.EXPORT
+    kind = EXPORT_TASK
 
     def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, forks: ForkServer) -> None:
         self._settings = settings

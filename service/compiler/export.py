@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry.build_records import Exported, ExportJob, Quantize
+from registry.build_records import Exported, ExportJob
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Rows
 from registry.signature import Signature
+from registry.vocabulary import Quantize
 from service.compiler import export_source, sandbox
 from service.compiler.export_source import Sample, Source
 from service.compiler.measure import comparison_rows, metrics, parity
@@ -90,7 +91,7 @@ def _parts(
 ) -> tuple[Rows | None, Sample | None]:
     """The rows to calibrate with, when int8 needs some, and those of the example to measure on."""
     if job.calibration is not None and job.quantize == "int8":
-        given = calibration.read(job.calibration, job.calibration_media_type, job.signature)
+        given = calibration.read_calibration_rows(job.calibration, job.calibration_media_type, job.signature)
         report.fields["calibration"] = {"rows": len(given), "from": "the given rows"}
         return given, source.sample
     if how != "int8":
@@ -100,8 +101,8 @@ def _parts(
             "int8 needs rows to calibrate with, and the version has no example: give calibration rows, or "
             "publish it with an example"
         )
-    first, rest = calibration.split(source.sample.rows)
-    rows = calibration.whole(source.sample.rows.take(first))
+    first, rest = calibration.split_example(source.sample.rows)
+    rows = calibration.complete_rows(source.sample.rows.take(first))
     report.fields["calibration"] = {"rows": len(rows), "from": "the version's example"}
     if first is rest:
         report.warnings.append(
@@ -148,26 +149,26 @@ def _gate(
     job: ExportJob, how: Quantize, source: Source, held_out: Sample | None, file: Path, report: Report
 ) -> list[str]:
     """Measures the file on LiteRT; why it is outside of the bounds."""
-    lost = export_gate.loss(how, source.exact, report.fields.get("given_up", ""))
-    bounds = export_gate.limits(job.bounds, lost, job.signature)
+    lost = export_gate.classify_loss(how, source.exact, report.fields.get("given_up", ""))
+    bounds = export_gate.limits_for(job.bounds, lost, job.signature)
     report.fields["bounds"] = msgspec.to_builtins(bounds)
     runtime = TfliteRuntime(file, job.signature)
     with report.step("reference"):
         blocks = source.blocks(_some(held_out))
     with report.step("measure"):
-        held = export_gate.judged([b.kind for b in blocks], lost)
+        held = export_gate.judged_kinds([b.kind for b in blocks], lost)
         found = export_gate.measure(blocks, runtime.run, job.signature, held)
         report.fields |= msgspec.to_builtins(found)
-        faults = export_gate.faults(found, bounds)
+        faults = export_gate.find_faults(found, bounds)
         if not found.error:
             accuracy = _accuracy(job, source, held_out, runtime, report)
             report.fields["accuracy"] = accuracy
-            faults += export_gate.accuracy_faults(accuracy, bounds, job.bounds)
+            faults += export_gate.find_accuracy_faults(accuracy, bounds, job.bounds)
             report.fields["latency_us"] = _latency(runtime, blocks[0].rows)
     if (rounding := _rounding(source, _some(held_out), job.signature)) is not None:
         report.fields["input_rounding"] = rounding
         report.warnings += _rounding_warnings(rounding)
-    if held_out is not None and (alike := export_gate.blurred(held_out.rows, job.signature)):
+    if held_out is not None and (alike := export_gate.indistinct_features(held_out.rows, job.signature)):
         report.warnings.append(
             f"float32, which a .tflite takes, cannot tell all values of {', '.join(alike[:10])} apart"
         )
@@ -180,7 +181,9 @@ def _rounding(source: Source, rows: Rows | None, signature: Signature) -> dict[s
     if rows is None:
         return None
     exact = parity.reference(source.answer, {"example": rows})
-    moved = parity.compare(exact, lambda r: source.answer(export_gate.single(r, signature)), signature)
+    moved = parity.compare(
+        exact, lambda r: source.answer(export_gate.to_device_rows(r, signature)), signature
+    )
     return {
         "rows": sum(moved.rows.values()),
         "label_mismatches": moved.label_mismatches,
@@ -201,7 +204,7 @@ def _rounding_warnings(rounding: dict[str, Any]) -> list[str]:
 def _some(held_out: Sample | None) -> Rows | None:
     if held_out is None or not len(held_out.rows):
         return None
-    return held_out.rows.take(calibration.spread(len(held_out.rows), comparison_rows.EXAMPLE))
+    return held_out.rows.take(calibration.evenly_spaced(len(held_out.rows), comparison_rows.EXAMPLE))
 
 
 def _accuracy(

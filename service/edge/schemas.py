@@ -9,11 +9,12 @@ from fastapi import Header, Query
 from pydantic import BaseModel, Field
 
 from registry.aliases import CHAMPION
-from registry.build_records import Bounds, Quantize
+from registry.build_records import Bounds
 from registry.exports import NewExport
 from registry.names import NAME_PATTERN
 from registry.rollouts import Counts, NewReport, Status
 from registry.tables import DeviceReportRow, ExportRow
+from registry.vocabulary import Quantize
 from service.runtime.snapshot import Export
 from service.web.fields import MAX_NUMBER, Sha256, Strict
 from service.web.pages import Listed

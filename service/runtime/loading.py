@@ -1,10 +1,10 @@
-"""From a version's row and blob to something that answers: codec, runtime, and what a call costs."""
+"""From a version's row and files to a model in memory: its runtime, its codec, and what a call costs."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import msgspec
 from prometheus_client import Counter, Histogram
@@ -16,52 +16,56 @@ from registry.errors import Invalid, NotReady
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
+from registry.vocabulary import Runtime
 from service import telemetry
 from service.runtime.codec import Codec
 from service.runtime.isolated_runtime import IsolatedRuntime, Spawn
 from service.runtime.onnx_runtime import OnnxRuntime
 from service.runtime.tflite_runtime import TfliteRuntime
+from service.runtime.without import numba_without_scipy
 
 INLINE_S = 0.001
-"""A call that takes less stays on the event loop: a hop to a thread and back costs about 0.1 ms."""
+"""Calls faster than this run on the event loop: moving to a thread and back costs about 0.1 ms."""
 
 
-class Runtime(Protocol):
+class ModelRuntime(Protocol):
+    """A model in memory that answers rows. `bytes` is the memory it holds, measured or estimated."""
+
     @property
     def bytes(self) -> int: ...
     def run(self, rows: Rows) -> Outputs: ...
     def close(self) -> None: ...
 
 
-class Loaded:
-    """A version ready to answer."""
+class LoadedModel:
+    """A version that is ready to answer predict calls."""
 
-    def __init__(self, name: str, number: int, kind: str, signature: Signature, runtime: Runtime) -> None:
+    def __init__(
+        self, name: str, number: int, kind: Runtime, signature: Signature, runtime: ModelRuntime
+    ) -> None:
         self.name, self.number, self.kind, self.runtime = name, number, kind, runtime
         self.codec = Codec(signature)
         self.headers = [(b"x-model-name", name.encode()), (b"x-model-version", b"%d" % number)]
-        self.row_s = float("inf")  # seconds a row costs; infinite: always off the event loop
-        # Calls of an isolated model, and of LiteRT's interpreter, take turns: they wait for them where they
-        # are in nobody else's way, and never on the event loop.
-        self.line = ThreadPoolExecutor(1, thread_name_prefix=f"{kind} {name}") if kind != "onnx" else None
-        self.users = 0
-        self.retired = False
+        self.row_s = float("inf")  # seconds per row; infinite: never run on the event loop
+        # An isolated model and LiteRT's interpreter take one call at a time. Calls wait in this thread's
+        # queue, where they block neither the event loop nor the calls of other models.
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"{kind} {name}") if kind != "onnx" else None
         labels = (name, str(number), kind)
         self.seconds: Histogram = telemetry.PREDICT_SECONDS.labels(*labels)
         self.rows: Counter = telemetry.PREDICTED_ROWS.labels(*labels)
-        self._try(signature)
+        self._run_example(signature)
 
     def close(self) -> None:
         self.runtime.close()
-        if self.line is not None:
-            self.line.shutdown(wait=False)
+        if self.thread is not None:
+            self.thread.shutdown(wait=False)
 
-    def quick(self, rows: int) -> bool:
-        """Is this call cheap enough for the event loop?"""
+    def is_cheap(self, rows: int) -> bool:
+        """Whether a call with this many rows may run on the event loop."""
         return rows * self.row_s < INLINE_S
 
-    def _try(self, signature: Signature) -> None:
-        """Run the signature's example: warms the model up, and measures one in this process."""
+    def _run_example(self, signature: Signature) -> None:
+        """Run the signature's example: warms up the model, and measures ONNX models, which run in-process."""
         body = msgspec.json.encode({"instances": [schema.instance_example(signature)]})
         fastest = float("inf")
         try:
@@ -70,38 +74,26 @@ class Loaded:
                 start = time.perf_counter()
                 self.runtime.run(rows)
                 fastest = min(fastest, time.perf_counter() - start)
-        except Invalid:  # made-up values that this model does not take; nothing is known about its cost
+        except Invalid:  # the model rejects the generated values: its cost stays unknown
             return
         if self.kind == "onnx":
             self.row_s = fastest
 
 
-class Loader:
-    """Reads a version's row and blob and starts the runtime that its build chose."""
-
-    def __init__(self, sessions: db.Sessions, store: Store, spawn: Spawn, deadline_s: float) -> None:
-        self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
-
-    def __call__(self, version_id: int) -> Loaded:
-        found = look_up(self._sessions, version_id)
-        runtime = start(found, self._store, self._spawn, self._deadline_s)
-        return Loaded(found.name, found.number, found.runtime, found.signature, runtime)
-
-
-class Found(NamedTuple):
-    """What a version's row says about running it; `blob` and `forest` are sha256."""
+class RuntimeSpec(NamedTuple):
+    """The columns of a version's row that its runtime needs. `blob` and `forest` are SHA-256 digests."""
 
     name: str
     number: int
-    runtime: str
+    runtime: Runtime
     format: str
     blob: str
     forest: str | None
     signature: Signature
 
 
-def look_up(sessions: db.Sessions, version_id: int) -> Found:
-    """Raises `NotReady` when it was deleted or is not built."""
+def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
+    """Raises `NotReady` when the version was deleted or is not built."""
     with db.reading(sessions) as session:
         row = session.execute(
             select(
@@ -119,10 +111,10 @@ def look_up(sessions: db.Sessions, version_id: int) -> Found:
         ).one_or_none()
     if row is None or row.runtime is None:
         raise NotReady("the version was deleted or is not built")
-    return Found(
+    return RuntimeSpec(
         row.name,
         row.number,
-        row.runtime,
+        cast(Runtime, row.runtime),
         row.format,
         row.servable or row.artifact,
         row.forest,
@@ -130,11 +122,55 @@ def look_up(sessions: db.Sessions, version_id: int) -> Found:
     )
 
 
-def start(found: Found, store: Store, spawn: Spawn, deadline_s: float) -> Runtime:
-    """The runtime that the version's build chose. Raises `Unavailable`."""
-    path = store.path(found.blob)
-    if found.runtime == "onnx":
-        return OnnxRuntime(path, found.signature)
-    if found.runtime == "tflite":
-        return TfliteRuntime(path, found.signature)
-    return IsolatedRuntime(spawn, path, found.format, found.signature, deadline_s)
+def start_runtime(spec: RuntimeSpec, store: Store, spawn: Spawn, deadline_s: float) -> ModelRuntime:
+    """Start the runtime that the version's build chose. Raises `Unavailable`."""
+    path = store.path(spec.blob)
+    if spec.runtime == "onnx":
+        return OnnxRuntime(path, spec.signature)
+    if spec.runtime == "tflite":
+        return TfliteRuntime(path, spec.signature)
+    return IsolatedRuntime(spawn, path, spec.format, spec.signature, deadline_s)
+
+
+class ModelLoader:
+    """Loads versions for predict calls: the `Load` of the pool."""
+
+    def __init__(self, sessions: db.Sessions, store: Store, spawn: Spawn, deadline_s: float) -> None:
+        self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
+
+    def __call__(self, version_id: int) -> LoadedModel:
+        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` when it cannot load."""
+        spec = read_runtime_spec(self._sessions, version_id)
+        runtime = start_runtime(spec, self._store, self._spawn, self._deadline_s)
+        return LoadedModel(spec.name, spec.number, spec.runtime, spec.signature, runtime)
+
+
+class BulkLoader:
+    """Loads versions for batch scoring, in worker processes: a web process does not import numba.
+
+    `spawn` starts the process of an isolated model, `deadline_s` bounds one call to it.
+    """
+
+    def __init__(self, sessions: db.Sessions, store: Store, spawn: Spawn, deadline_s: float) -> None:
+        self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
+
+    def __call__(self, version_id: int) -> ModelRuntime:
+        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` when it cannot load."""
+        spec = read_runtime_spec(self._sessions, version_id)
+        return start_bulk_runtime(spec, self._store, self._spawn, self._deadline_s)
+
+
+def start_bulk_runtime(spec: RuntimeSpec, store: Store, spawn: Spawn, deadline_s: float) -> ModelRuntime:
+    """Start the fastest runtime: the forest kernel if the build wrote a table of nodes, otherwise the runtime
+    of predict calls. Raises `Unavailable`."""
+    if spec.forest is None:
+        return start_runtime(spec, store, spawn, deadline_s)
+    numba_without_scipy()
+    from service.runtime.forest_runtime import ForestRuntime  # numba takes 0.3 s and 70 MB: only if needed
+
+    return ForestRuntime(store.path(spec.forest), spec.signature)
+
+
+def is_shared(runtime: ModelRuntime) -> bool:
+    """Whether several threads may call the runtime at the same time. Each lane loads its own of the others."""
+    return not isinstance(runtime, TfliteRuntime | IsolatedRuntime)

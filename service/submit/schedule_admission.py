@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from registry import db, versions
 from registry.artifacts import Store
 from registry.errors import Missing, Unavailable
-from registry.jobs import jobs
 from registry.jobs.schedules import Start
 from registry.jobs.tables import JobRow, ScheduleRow
+from registry.vocabulary import TRAIN
 from service.config import Settings
-from service.submit import inputs, score_admission, train_admission
+from service.submit import input_locations, score_admission, train_admission
 from service.submit.score_admission import Spec
 
 
@@ -37,7 +37,7 @@ def check(session: Session, settings: Settings, store: Store, spec: Spec) -> Non
         if given.get("artifact") is not None:
             versions.require_blob(store, given["artifact"], f"{name}.artifact")
         elif given.get("uri") is not None:
-            inputs.inside(settings.roots, given["uri"])
+            input_locations.resolve_in_roots(settings.roots, given["uri"])
 
 
 def look(settings: Settings, sessions: db.Sessions, store: Store, spec: Spec) -> list[str]:
@@ -47,7 +47,7 @@ def look(settings: Settings, sessions: db.Sessions, store: Store, spec: Spec) ->
     Raises `NotFound`, `NotReady`, `Invalid`.
     """
     said: list[str] = []
-    if spec["kind"] == jobs.TRAIN:
+    if spec["kind"] == TRAIN:
         features: list[str] = []
         with _noted(said):
             features = train_admission.examine(settings, store, spec)
@@ -75,7 +75,7 @@ def starter(store: Store) -> Start:
 
     def start(session: Session, schedule: ScheduleRow) -> JobRow:
         spec, by = schedule.job, schedule.created_by
-        if spec["kind"] == jobs.TRAIN:
+        if spec["kind"] == TRAIN:
             return train_admission.accept(session, store, spec, by=by, schedule=schedule.name)
         version = score_admission.version_of(session, spec)
         return score_admission.accept(session, store, spec, version, by=by, schedule=schedule.name)

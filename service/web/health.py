@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from registry import db, queue
+from registry.vocabulary import SUPERVISOR_TASKS
 from service import telemetry
-from service.builds.supervisor import KINDS
 from service.runtime.snapshot import STALE_S
 from service.web.services import Services
 
@@ -41,12 +41,12 @@ def readyz(services: Services, _: Request) -> Response:
 
 def note_gauges(services: Services) -> None:
     """What this process holds, as of now: a scrape is answered by one of several processes, for all."""
-    for kind, count in services.pool.by_kind().items():
+    for kind, count in services.pool.count_by_runtime().items():
         telemetry.LOADED_MODELS.labels(kind).set(count)
     telemetry.LOADED_BYTES.set(services.pool.bytes)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
     with db.reading(services.sessions) as session:
-        telemetry.BUILD_QUEUE.set(queue.depth(session, KINDS))
+        telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
 
 
 def _checks(services: Services) -> dict[str, str]:

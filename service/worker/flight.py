@@ -10,10 +10,7 @@ from registry import queue
 from registry.errors import NotFound, StaleTask
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
-from registry.queue import Task
-
-LEASE_S = 5.0
-"""A dead worker's partitions go on elsewhere after this."""
+from registry.queue import ClaimedTask
 
 
 class Stopping(Exception):
@@ -23,7 +20,7 @@ class Stopping(Exception):
 class Flight:
     """A claimed task in a lane's hands."""
 
-    def __init__(self, task: Task, stopping: threading.Event) -> None:
+    def __init__(self, task: ClaimedTask, stopping: threading.Event) -> None:
         self.task = task
         self.rows, self.failed = 0, 0
         self.lost = False
@@ -57,5 +54,5 @@ def held(session: Session, flight: Flight) -> JobRow:
         job = jobs.lock(session, flight.job_id)
     except NotFound as gone:
         raise StaleTask(flight.task.id) from gone
-    queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
+    queue.heartbeat(session, flight.task.id, flight.task.fence, queue.JOB_LEASE_S)
     return job

@@ -21,11 +21,12 @@ from registry import db, queue
 from registry.errors import Changed, NotFound, StaleTask, TriviumError
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
-from registry.queue import Task
+from registry.queue import ClaimedTask
 from registry.tables import now
+from registry.vocabulary import ASSEMBLE_TASK, JOB_TASKS, PARTITION_TASK, PLAN_TASK, RAY_TASK
 from service import telemetry
 from service.config import Settings
-from service.worker.flight import LEASE_S, Flight, Stopping, held
+from service.worker.flight import Flight, Stopping, held
 from service.worker.job_kind import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard, told
 
 BEAT_S = 1.0
@@ -33,7 +34,7 @@ POLL_S = 0.1
 ERROR_S = 2.0
 FIRST_BACKOFF_S = 1.0
 MOST_BACKOFF_S = 60.0
-OURS = (jobs.PLAN, jobs.PARTITION, jobs.ASSEMBLE)  # what lanes do themselves
+OURS = (PLAN_TASK, PARTITION_TASK, ASSEMBLE_TASK)  # what lanes do themselves
 
 log = telemetry.logger(__name__)
 
@@ -86,7 +87,7 @@ class Worker:
 
     def spread(self) -> None:
         """Do one task on Ray, or wait a little when there is none."""
-        flight = self._take_off((jobs.RAY,))
+        flight = self._take_off((RAY_TASK,))
         if flight is None:
             self._stopping.wait(POLL_S)
         else:
@@ -111,22 +112,22 @@ class Worker:
         self._flights.add(flight)
         return flight
 
-    def _claim(self, kinds: Sequence[str]) -> Task | None:
+    def _claim(self, kinds: Sequence[str]) -> ClaimedTask | None:
         with db.reading(self._sessions) as session:  # a look costs the writers nothing
-            if not queue.is_waiting(session, kinds, self._settings.batch_lanes_per_model):
+            if not queue.has_claimable(session, kinds, self._settings.batch_lanes_per_model):
                 return None
         with self._sessions.begin() as session:
             self._tell_lost(session)
             most = self._settings.batch_lanes_per_model
-            return queue.claim(session, kinds, self._name, LEASE_S, most_at_once=most)
+            return queue.claim(session, kinds, self._name, queue.JOB_LEASE_S, max_per_key=most)
 
     def _tell_lost(self, session: Session) -> None:
-        lost = queue.lost(session, jobs.KINDS)
+        lost = queue.peek_lost(session, JOB_TASKS)
         if lost is None:
             return
         with contextlib.suppress(NotFound):
             job = jobs.lock(session, int(lost.subject.partition("/")[0]))  # before its task, like everybody
-            if queue.expired(session, jobs.KINDS, lost.id):
+            if queue.fail_lost(session, JOB_TASKS, lost.id):
                 reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
                 jobs.end(session, job, jobs.FAILED, reason)
 
@@ -173,13 +174,13 @@ class Worker:
 
     def _do(self, flight: Flight) -> None:
         job, row = self._begin(flight)
-        if flight.task.kind == jobs.RAY:
+        if flight.task.kind == RAY_TASK:
             assert self._spread is not None, "no other claims it"
             self._spread(job, flight)
             return
         work = self._works[job.kind, job.engine]
         made: Stage | Piece | Whole
-        if flight.task.kind == jobs.PLAN:
+        if flight.task.kind == PLAN_TASK:
             made = work.plan(job, flight.alive)
         elif row is not None:
             made = work.partition(job, row, flight.task.fence, flight.alive)
@@ -202,12 +203,12 @@ class Worker:
             if job.state == jobs.QUEUED:
                 job.state, job.started_at = jobs.RUNNING, job.started_at or now()
             row = None
-            if flight.task.kind == jobs.PARTITION:
+            if flight.task.kind == PARTITION_TASK:
                 row = jobs.partition(session, job.id, *flight.place)
                 row.worker, row.started_at, row.rows, row.failed = self._name, now(), 0, 0
         return job, row
 
-    def _put_back(self, task: Task, in_s: float) -> None:
+    def _put_back(self, task: ClaimedTask, in_s: float) -> None:
         with self._sessions.begin() as session:
             queue.release(session, task.id, task.fence, in_s)
 
@@ -228,7 +229,7 @@ class Worker:
                 known = error if isinstance(error, Hopeless) else None
                 job.errors = known.errors if known else None
                 what = f"{task.kind} {task.subject.partition('/')[2]}".strip()
-                of_all = task.kind == jobs.PLAN or (known and task.kind == jobs.ASSEMBLE)
+                of_all = task.kind == PLAN_TASK or (known and task.kind == ASSEMBLE_TASK)
                 jobs.end(session, job, jobs.FAILED, why if of_all else f"{what}: {why}")
 
     def _do_again(self, flight: Flight, gone: Gone) -> None:
@@ -239,7 +240,7 @@ class Worker:
             queue.finish(session, flight.task.id, flight.task.fence)
             rows = [jobs.partition(session, job.id, *place) for place in gone.places]
             for row in rows:
-                jobs.partition_lost(session, job, row)
+                jobs.redo_partition(session, job, row)
             if any(row.failures >= job.max_attempts for row in rows):
                 jobs.end(session, job, jobs.FAILED, str(gone))
 
@@ -252,8 +253,8 @@ class Worker:
         for flight in list(self._flights):
             try:
                 with self._sessions.begin() as session:
-                    queue.heartbeat(session, flight.task.id, flight.task.fence, LEASE_S)
-                    if flight.task.kind == jobs.PARTITION:
+                    queue.heartbeat(session, flight.task.id, flight.task.fence, queue.JOB_LEASE_S)
+                    if flight.task.kind == PARTITION_TASK:
                         row = jobs.partition(session, flight.job_id, *flight.place)
                         if row.result is None:
                             row.rows, row.failed = flight.rows, flight.failed
@@ -274,9 +275,9 @@ class Worker:
 
 def _count_failure(session: Session, flight: Flight) -> int:
     """How often this has failed. What is on Ray has failed with each partition that was not done."""
-    if flight.task.kind == jobs.PARTITION:
+    if flight.task.kind == PARTITION_TASK:
         rows = [jobs.partition(session, flight.job_id, *flight.place)]
-    elif flight.task.kind == jobs.RAY:
+    elif flight.task.kind == RAY_TASK:
         rows = [p for p in jobs.partitions(session, flight.job_id) if p.result is None]
     else:
         return flight.task.failures + 1
@@ -288,10 +289,10 @@ def _count_failure(session: Session, flight: Flight) -> int:
 def _record(session: Session, job: JobRow, flight: Flight, made: Stage | Piece | Whole) -> None:
     if isinstance(made, Piece):
         row = jobs.partition(session, job.id, *flight.place)
-        jobs.partition_done(session, job, row, rows=made.rows, failed=made.failed, result=made.result)
+        jobs.finish_partition(session, job, row, rows=made.rows, failed=made.failed, result=made.result)
     elif isinstance(made, Stage):
         job.plan = made.plan
-        jobs.plan(session, job, made.name, made.parts)
+        jobs.add_partitions(session, job, made.name, made.parts)
     else:
         job.output, job.errors, job.manifest = made.output, made.errors, made.manifest
         jobs.end(session, job, jobs.DONE)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 
 from registry import db
 from registry.artifacts import Store
-from registry.jobs import jobs, retention
+from registry.jobs import jobs
 from registry.jobs.tables import JobRow
 from service import telemetry
 from service.config import Settings
@@ -34,10 +34,10 @@ class Chores:
         """Do what is due now."""
         db.checkpoint(self._engine, self._settings.home)
         with db.reading(self._sessions) as session:
-            over = retention.any_over(session)
+            over = jobs.any_expired(session)
         if over:
             with self._sessions.begin() as session:
-                forgotten = retention.forget(session)
+                forgotten = jobs.delete_expired(session)
             for job_id in forgotten:
                 discard(self._settings, job_id)
                 log.info("job.forgotten", job=job_id)

@@ -7,25 +7,24 @@ import sys
 import threading
 from collections.abc import Callable
 
-from registry import db
+from registry import db, queue
 from registry.artifacts import Store
-from registry.jobs import jobs
+from registry.vocabulary import RAY, SCORE, TRAIN
 from service import telemetry
 from service.builds.child_process import end_with_parent, stop_signal
 from service.builds.forkserver import Forked, ForkServer
 from service.config import Settings
 from service.prepare import prepare
-from service.runtime.bulk import BatchLoader, is_shared
 from service.runtime.isolated_runtime import IsolatedSpec
+from service.runtime.loading import BulkLoader, is_shared
 from service.runtime.without import numba_without_scipy
 from service.submit import schedule_admission
 from service.submit.engines import ray_is_installed
 from service.worker import scheduler
-from service.worker.flight import LEASE_S
 from service.worker.job_kind import Work
+from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
 from service.worker.maintenance import CHORES_S, Chores
-from service.worker.model_cache import Models
 from service.worker.ray.engine import Engine, Spread
 from service.worker.repeating import Repeating
 from service.worker.score import Scoring
@@ -74,19 +73,19 @@ def run(
 ) -> None:
     """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
     prepare(settings)
-    engine = db.connect(settings.url, most_idle_s=LEASE_S)
+    engine = db.connect(settings.url, most_idle_s=queue.JOB_LEASE_S)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
-    models = Models(BatchLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
+    models = LaneModels(BulkLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
     scoring = Scoring(settings, sessions, store, models)
     fit = in_children(settings.build_timeout_s, forks.server)
     training = Training(settings, sessions, store, fit)
     works: dict[tuple[str, str], Work] = {
-        (jobs.SCORE, "local"): scoring,
-        (jobs.SCORE, jobs.RAY): scoring,  # planned and assembled as any other
-        (jobs.TRAIN, "local"): training,
-        (jobs.TRAIN, jobs.RAY): training,
+        (SCORE, "local"): scoring,
+        (SCORE, RAY): scoring,  # planned and assembled as any other
+        (TRAIN, "local"): training,
+        (TRAIN, RAY): training,
     }
-    kinds: dict[str, Spread] = {jobs.SCORE: scoring.spread, jobs.TRAIN: training.spread}
+    kinds: dict[str, Spread] = {SCORE: scoring.spread, TRAIN: training.spread}
     spread = Engine(settings, sessions, kinds).run if ray_is_installed() else None
     worker = Worker(settings, sessions, works, spread, nice)
     start = schedule_admission.starter(store)

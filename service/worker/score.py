@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from registry import db, versions
 from registry.artifacts import Store, Writing
-from registry.jobs import jobs, progress
+from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.rows import NUMPY, Array, Outputs
 from registry.signature import Signature
@@ -24,18 +24,18 @@ from service.formats.assembly import PartErrors
 from service.formats.dataset import Dataset, FileRange
 from service.formats.writing import ErrorWriter, PartWriter
 from service.runtime.codec.answers import Answers
-from service.runtime.loading import look_up
-from service.submit import inputs
+from service.runtime.loading import read_runtime_spec
+from service.submit import input_locations
 from service.submit.score_admission import Layout, layout
 from service.worker.job_kind import Alive, Gone, Hopeless, Piece, Stage, Whole
-from service.worker.model_cache import Models
+from service.worker.lane_models import LaneModels
 from service.worker.ray.messages import Descriptor, Scores
 
 
 class Scoring:
     """The `Work` of kind `score` on this machine."""
 
-    def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, models: Models) -> None:
+    def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, models: LaneModels) -> None:
         self._settings = settings
         self._sessions = sessions
         self._store = store
@@ -44,7 +44,7 @@ class Scoring:
     def plan(self, job: JobRow, alive: Alive) -> Stage:
         """The dataset and its parts. Raises `Invalid` when the input is not what the version takes."""
         wanted = layout(job.spec, self._signature(job))
-        place = inputs.find(self._settings, self._store, job.spec["input"])
+        place = input_locations.locate_input(self._settings, self._store, job.spec["input"])
         dataset = reading.open_dataset(place.location, place.media_type)
         reading.check_head(dataset, wanted.columns, wanted.extra, wanted.id_column, 1)
         found = balance.balanced(reading.split(dataset), self._settings.batch_lanes)
@@ -79,7 +79,7 @@ class Scoring:
         shared = Scores(
             spec=job.spec,
             dataset=(job.plan or {})["dataset"],
-            version=look_up(self._sessions, job.version_id),
+            version=read_runtime_spec(self._sessions, job.version_id),
             blobs=str(self._settings.blobs.absolute()),
             home=str(self._settings.job_directory(job.id)),
             deadline_s=self._settings.predict_deadline_s,
@@ -115,7 +115,7 @@ class Scoring:
         if threshold is None:
             return
         with db.reading(self._sessions) as session:
-            found = progress.of(session, [job.id])[job.id]
+            found = jobs.progress(session, [job.id])[job.id]
             if found.rows_total is None:
                 return
             why = _too_many(threshold, found.rows_total - found.rows_failed, found.rows_failed)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from registry import db
 from registry.artifacts import Store
-from tests.registry import crowd
+from tests.registry import child_actions
 
 TEMPLATE = "registry_template"
 FAST = ("fsync", "full_page_writes", "synchronous_commit")  # these tests cut no power
@@ -122,7 +122,7 @@ def url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Engine]:
-    made = crowd.connect(url)
+    made = child_actions.connect(url)
     yield made
     made.dispose()
 

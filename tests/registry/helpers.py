@@ -16,11 +16,14 @@ from registry.build_records import Built
 from registry.db import Sessions
 from registry.signature import Input, Output, Signature
 from registry.versions import NewVersion
+from registry.vocabulary import BUILD_TASK
 
 T = TypeVar("T")
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.registry.crowd"])  # a second of imports is paid once, not by each
+FORKS.set_forkserver_preload(
+    ["tests.registry.child_actions"]
+)  # a second of imports is paid once, not by each
 SIGNATURE = Signature("regression", (Input("x0", "float64"),), (Output("value", "float64", (-1,)),))
 READY = Built(state="ready", report={"rows": 3}, signature=SIGNATURE, runtime="onnx", runtime_reason="same")
 
@@ -39,7 +42,7 @@ def build(sessions: Sessions, built: Built = READY) -> None:
     """Do every build that waits."""
     while True:
         with sessions.begin() as session:
-            task = queue.claim(session, [versions.BUILD], "builder")
+            task = queue.claim(session, [BUILD_TASK], "builder")
             if task is None:
                 return
             queue.finish(session, task.id, task.fence)

@@ -14,7 +14,7 @@ from registry.artifacts import Store
 from registry.db import Sessions
 from registry.errors import Conflict, Invalid, NotFound, NotReady
 from registry.tables import AliasEventRow
-from tests.registry import crowd
+from tests.registry import child_actions
 from tests.registry.helpers import champion, processes, promote, publish, publish_ready, threads
 
 
@@ -213,7 +213,7 @@ def test_promotes_in_many_threads_make_one_chain(sessions: Sessions, store: Stor
 
 def test_promotes_in_many_processes_make_one_chain(url: str, sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=4)
-    processes(crowd.promote, [(url, "fraud", [n, 5 - n] * 5) for n in range(1, 5)])
+    processes(child_actions.promote, [(url, "fraud", [n, 5 - n] * 5) for n in range(1, 5)])
     _assert_clean_chain(sessions, 40)
 
 

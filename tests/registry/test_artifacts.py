@@ -13,7 +13,7 @@ import pytest
 
 from registry.artifacts import Store, check_sha256
 from registry.errors import DigestMismatch, Invalid, NotFound, TooLarge
-from tests.registry import crowd
+from tests.registry import child_actions
 from tests.registry.helpers import killed, processes, threads
 
 CONTENT = bytes(range(256)) * 4000
@@ -115,13 +115,13 @@ def test_one_blob_put_by_many_threads_is_one_blob(store: Store) -> None:
 
 
 def test_one_blob_put_by_many_processes_is_one_blob(store: Store) -> None:
-    blobs = processes(crowd.put, [(str(store.root), CONTENT)] * 4)
+    blobs = processes(child_actions.put, [(str(store.root), CONTENT)] * 4)
     assert {b[:2] for b in blobs} == {(SHA, len(CONTENT))}
     assert _files(store) == [store.path(SHA)]
 
 
 def test_a_writer_that_is_killed_leaves_one_incoming_file_that_a_sweep_removes(store: Store) -> None:
-    killed(crowd.write_and_die, str(store.root))
+    killed(child_actions.write_and_die, str(store.root))
     (left,) = _files(store)
     assert left.parent == store.incoming
     assert list(store) == []

@@ -13,7 +13,7 @@ from registry.artifacts import Store
 from registry.build_records import Built
 from registry.db import Sessions
 from registry.errors import Invalid
-from registry.jobs import jobs, retention, schedules
+from registry.jobs import jobs, schedules
 from tests.registry.helpers import SIGNATURE, build, publish, threads
 from tests.registry.jobs.scheduled import add
 
@@ -90,7 +90,7 @@ def test_what_jobs_and_schedules_read_and_made_stays_as_long_as_they_do(
         job = jobs.get(session, job.id)
         job.expires_at = job.created_at
     with sessions.begin() as session:
-        assert retention.forget(session) == [job.id]
+        assert jobs.delete_expired(session) == [job.id]
     assert set(_collect(sessions, store).blobs) == {blobs[n] for n in ("input", "output", "errors")}
 
 

@@ -15,7 +15,7 @@ from registry.db import Sessions
 from registry.errors import Invalid, NotFound
 from registry.keys import Issued
 from registry.tables import KeyRow, now
-from tests.registry import crowd
+from tests.registry import child_actions
 from tests.registry.helpers import killed
 
 
@@ -215,7 +215,7 @@ def test_a_start_killed_between_file_and_commit_is_made_good_by_the_next(
     url: str, sessions: Sessions, tmp_path: Path
 ) -> None:
     file = tmp_path / "admin.key"
-    killed(crowd.make_admin_and_die, url, str(file))
+    killed(child_actions.make_admin_and_die, url, str(file))
     orphan = file.read_text()
     with db.reading(sessions) as session:
         assert session.scalars(select(KeyRow)).all() == []

@@ -17,7 +17,7 @@ from migrations.run import config
 from registry import db, revision
 from registry.errors import TriviumError
 from registry.tables import Base, RevisionRow
-from tests.registry import crowd
+from tests.registry import child_actions
 from tests.registry.conftest import Empty
 from tests.registry.helpers import killed, processes
 
@@ -52,7 +52,7 @@ def test_HEAD_names_the_newest_migration(engine: Engine) -> None:
 
 
 def test_a_start_with_nothing_to_migrate_imports_no_alembic(url: str, tmp_path: Path) -> None:
-    assert processes(crowd.imported_by_start, [(url, str(tmp_path))]) == [[]]
+    assert processes(child_actions.imported_by_start, [(url, str(tmp_path))]) == [[]]
 
 
 def test_an_empty_database_is_refused_with_the_way_out(empty: Empty) -> None:
@@ -63,13 +63,13 @@ def test_an_empty_database_is_refused_with_the_way_out(empty: Empty) -> None:
 
 
 def test_four_processes_may_migrate_at_once(empty: Empty) -> None:
-    assert processes(crowd.migrate, [(empty.url, str(empty.home))] * 4) == [HEAD] * 4
+    assert processes(child_actions.migrate, [(empty.url, str(empty.home))] * 4) == [HEAD] * 4
     _is_whole(empty)
 
 
 def test_hosts_that_share_no_disk_may_migrate_one_database_at_once(empty: Empty, tmp_path: Path) -> None:
     homes = [tmp_path / f"host{i}" for i in range(4)]
-    assert processes(crowd.migrate, [(empty.url, str(home)) for home in homes]) == [HEAD] * 4
+    assert processes(child_actions.migrate, [(empty.url, str(home)) for home in homes]) == [HEAD] * 4
     _is_whole(empty)
 
 
@@ -77,7 +77,7 @@ def test_hosts_that_share_no_disk_may_migrate_one_database_at_once(empty: Empty,
 def test_a_migration_killed_half_way_leaves_nothing_behind_and_the_next_start_migrates(
     empty: Empty, statements: int
 ) -> None:
-    killed(crowd.migrate_and_die, empty.url, str(empty.home), statements)
+    killed(child_actions.migrate_and_die, empty.url, str(empty.home), statements)
     engine = db.connect(empty.url)
     assert _tables(engine) == set()
     db.migrate(engine, empty.home)

@@ -16,7 +16,8 @@ from registry.errors import InUse, Invalid, NotFound, NotReady
 from registry.jobs import jobs
 from registry.tables import ModelRow, TagRow, TaskRow, VersionRow
 from registry.versions import NewVersion
-from tests.registry import crowd
+from registry.vocabulary import BUILD_TASK, SCORE
+from tests.registry import child_actions
 from tests.registry.helpers import (
     FORKS,
     READY,
@@ -165,7 +166,7 @@ def test_publishers_in_many_threads_get_distinct_numbers_without_gaps(
 def test_publishers_in_many_processes_get_distinct_numbers(
     url: str, sessions: Sessions, store: Store
 ) -> None:
-    numbers = processes(crowd.publish, [(url, str(store.root), "fraud", 25)] * 4)
+    numbers = processes(child_actions.publish, [(url, str(store.root), "fraud", 25)] * 4)
     assert sorted(n for given in numbers for n in given) == list(range(1, 101))
     with db.reading(sessions) as session:
         assert models.summary(session, "fraud").versions == 100
@@ -175,7 +176,7 @@ def test_publishers_in_many_processes_get_distinct_numbers(
 def test_a_publisher_killed_before_the_commit_leaves_no_version_and_no_task(
     url: str, sessions: Sessions, store: Store
 ) -> None:
-    killed(crowd.publish_and_die, url, str(store.root))
+    killed(child_actions.publish_and_die, url, str(store.root))
     with db.reading(sessions) as session:
         assert [session.scalars(select(t)).all() for t in (ModelRow, VersionRow, TaskRow)] == [[], [], []]
     assert publish(sessions, store) == 1
@@ -185,7 +186,7 @@ def test_whatever_was_acknowledged_survives_a_kill_whole(
     url: str, sessions: Sessions, store: Store, tmp_path: Path
 ) -> None:
     told = tmp_path / "told"
-    publisher = FORKS.Process(target=crowd.write_for_ever, args=(url, str(store.root), str(told)))
+    publisher = FORKS.Process(target=child_actions.write_for_ever, args=(url, str(store.root), str(told)))
     publisher.start()
     while not told.exists() or told.read_text().count("\n") < 20:
         assert publisher.is_alive()
@@ -234,7 +235,7 @@ def test_a_build_that_ends_late_takes_no_alias_from_a_newer_version(sessions: Se
 def test_a_build_of_a_deleted_version_has_nothing_to_say(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
     with sessions.begin() as session:
-        task = queue.claim(session, [versions.BUILD], "builder")
+        task = queue.claim(session, [BUILD_TASK], "builder")
     assert task is not None
     _remove(sessions, 1)
     with sessions() as session:
@@ -250,7 +251,7 @@ def test_a_version_may_be_deleted_while_its_build_ends(
     """Both need the task and the model; in different orders they would deadlock on PostgreSQL."""
     publish(sessions, store)
     with sessions.begin() as session:
-        task = queue.claim(session, [versions.BUILD], "builder")
+        task = queue.claim(session, [BUILD_TASK], "builder")
     assert task is not None
     at_the_task = threading.Event()
 
@@ -408,7 +409,7 @@ def test_deleting_a_version_takes_its_tags_and_its_build_with_it(sessions: Sessi
 def _start_job(sessions: Sessions, number: int) -> int:
     with sessions.begin() as session:
         version = versions.get(session, "fraud", number)
-        new = jobs.NewJob(kind=jobs.SCORE, spec={}, model="fraud", version=version)
+        new = jobs.NewJob(kind=SCORE, spec={}, model="fraud", version=version)
         return jobs.create(session, new, by="ann").id
 
 

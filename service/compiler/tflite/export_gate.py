@@ -2,7 +2,7 @@
 
 The rows are the example's (those that int8 was not calibrated with), made-up ones like them, and edge values:
 thresholds one ulp to either side, gaps, magnitudes far outside the example. All are measured. Which kinds are
-held against the bounds depends on what an export can promise, see `judged`.
+held against the bounds depends on what an export can promise, see `judged_kinds`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from registry.build_records import Bounds, Quantize
+from registry.build_records import Bounds
 from registry.rows import Array, Rows
 from registry.signature import Signature
+from registry.vocabulary import Quantize
 from service.compiler.measure import parity
 
 FAR = "wide"
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ExportLimits(msgspec.Struct, frozen=True):
     """The bounds of one export, as its report states them. None: not asked."""
 
     labels: float | None  # share of the labels that may be another
@@ -54,13 +55,13 @@ DEFAULTS: dict[Loss, Usual] = {
 }
 
 
-class Kind(msgspec.Struct):
+class RowKindFigures(msgspec.Struct):
     """The figures of one kind of rows."""
 
     rows: int
     label_mismatches: int
     largest_difference: float
-    judged: bool
+    judged_kinds: bool
 
 
 class Fidelity(msgspec.Struct):
@@ -70,11 +71,11 @@ class Fidelity(msgspec.Struct):
     label_mismatches: int
     largest_difference: float
     broken: int  # numbers that only one side has as NaN or infinity
-    kinds: dict[str, Kind]
+    kinds: dict[str, RowKindFigures]
     error: str | None = None  # LiteRT refused the rows
 
 
-def single(rows: Rows, signature: Signature) -> Rows:
+def to_device_rows(rows: Rows, signature: Signature) -> Rows:
     """`rows` as a device sends them, in float32; categories stay what they are, or none would be known."""
     if rows.matrix is None:
         return rows
@@ -83,7 +84,7 @@ def single(rows: Rows, signature: Signature) -> Rows:
         return Rows(np.where(kept, rows.matrix, rows.matrix.astype(np.float32).astype(np.float64)))
 
 
-def blurred(rows: Rows, signature: Signature) -> list[str]:
+def indistinct_features(rows: Rows, signature: Signature) -> list[str]:
     """The features whose values float32 cannot tell apart."""
     if rows.matrix is None:
         return []
@@ -96,7 +97,7 @@ def blurred(rows: Rows, signature: Signature) -> list[str]:
     return names
 
 
-def loss(quantize: Quantize, exact: bool, given_up: str) -> Loss:
+def classify_loss(quantize: Quantize, exact: bool, given_up: str) -> Loss:
     """`exact`: the model is trees and nothing else."""
     if given_up:
         return "aggregated"
@@ -105,7 +106,7 @@ def loss(quantize: Quantize, exact: bool, given_up: str) -> Loss:
     return "digits" if quantize == "none" else quantize
 
 
-def judged(kinds: Iterable[str], lost: Loss) -> frozenset[str]:
+def judged_kinds(kinds: Iterable[str], lost: Loss) -> frozenset[str]:
     """Trees in float32 answer alike everywhere. Sums in float32 do where its digits suffice, and what is only
     nearly the model does so for rows like those that the model is for."""
     there = frozenset(kinds)
@@ -116,16 +117,16 @@ def judged(kinds: Iterable[str], lost: Loss) -> frozenset[str]:
     return there & {"example"} or there & {"random"}
 
 
-def limits(asked: Bounds, lost: Loss, signature: Signature) -> Limits:
+def limits_for(asked: Bounds, lost: Loss, signature: Signature) -> ExportLimits:
     """What is asked, and for the rest the defaults. A disagreement that is asked for is that of labels, and
     of numbers where there are no labels; probabilities may then be what they are."""
     usual, given = DEFAULTS[lost], asked.max_disagreement
     drop = usual.accuracy_drop if asked.max_accuracy_drop is None else asked.max_accuracy_drop
     if any(parity.is_label(o) for o in signature.outputs):
         if given is None:
-            return Limits(usual.labels, usual.beside, drop, asked.max_bytes)
-        return Limits(given, None, drop, asked.max_bytes)
-    return Limits(None, usual.numbers if given is None else given, drop, asked.max_bytes)
+            return ExportLimits(usual.labels, usual.beside, drop, asked.max_bytes)
+        return ExportLimits(given, None, drop, asked.max_bytes)
+    return ExportLimits(None, usual.numbers if given is None else given, drop, asked.max_bytes)
 
 
 def measure(
@@ -139,7 +140,7 @@ def measure(
     for block in blocks:
         found = parity.compare([block], answer, signature, scales=scales)
         counts = block.kind in held
-        total.kinds[block.kind] = Kind(
+        total.kinds[block.kind] = RowKindFigures(
             len(block.rows), found.label_mismatches, found.largest_difference, counts
         )
         total.error = total.error or found.error
@@ -153,7 +154,7 @@ def measure(
     return total
 
 
-def faults(found: Fidelity, bounds: Limits) -> list[str]:
+def find_faults(found: Fidelity, bounds: ExportLimits) -> list[str]:
     """Why `found` is outside of `bounds`, in words; empty when it is not."""
     if found.error is not None:
         return [f"the export does not answer as the model does: {found.error}"]
@@ -175,7 +176,7 @@ def faults(found: Fidelity, bounds: Limits) -> list[str]:
     return said
 
 
-def accuracy_faults(measured: dict[str, Any] | None, bounds: Limits, asked: Bounds) -> list[str]:
+def find_accuracy_faults(measured: dict[str, Any] | None, bounds: ExportLimits, asked: Bounds) -> list[str]:
     """`measured`: the report's `accuracy`, None when there are no true values."""
     if measured is None:
         if asked.max_accuracy_drop is None:

@@ -15,13 +15,12 @@ import ray
 
 from registry.artifacts import Store
 from registry.errors import Changed, TriviumError, Unavailable
-from registry.jobs.jobs import LOST_WORKERS
+from registry.jobs import jobs
 from service.builds.forkserver import Forked, ForkServer
-from service.compiler.fit.fit_records import Step
+from service.compiler.fit.fit_records import FitStep
 from service.formats.dataset import Dataset, FileRange
-from service.runtime.bulk import load
 from service.runtime.isolated_runtime import IsolatedSpec
-from service.runtime.loading import Runtime
+from service.runtime.loading import ModelRuntime, start_bulk_runtime
 from service.submit.score_admission import layout
 from service.worker.job_kind import Hopeless, Piece
 from service.worker.ray.messages import Descriptor, Part, Report, Scores, Steps
@@ -38,7 +37,7 @@ class Actor:
 
     def __init__(self, shared: bytes) -> None:
         self._shared = msgspec.msgpack.decode(shared, type=Scores | Steps)
-        self._runtime: Runtime | None = None
+        self._runtime: ModelRuntime | None = None
         self._forks: ForkServer | None = None
         self._me = f"{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"
 
@@ -73,12 +72,12 @@ class Actor:
             if isinstance(self._shared, Scores):
                 return self._score(self._shared, part.part, path)
             fit = in_children(self._shared.timeout_s, self._template)
-            return do_step(msgspec.convert(part.part, Step), fit, path, lambda: None)
+            return do_step(msgspec.convert(part.part, FitStep), fit, path, lambda: None)
 
     def _score(self, shared: Scores, part: Descriptor, path: Path) -> Piece:
         if self._runtime is None:
             store = Store(Path(shared.blobs))
-            self._runtime = load(shared.version, store, self._spawn, shared.deadline_s)
+            self._runtime = start_bulk_runtime(shared.version, store, self._spawn, shared.deadline_s)
         return score(
             msgspec.convert(shared.dataset, Dataset),
             msgspec.convert(part, FileRange),
@@ -109,7 +108,7 @@ def attempt(home: Path, base: str) -> Iterator[Path]:
     node, so each attempt has its own. Raises `Unavailable` when too many have died: Ray would go on for ever.
     """
     died = len(list(home.glob(f".{base}-*.begun")))
-    if died >= LOST_WORKERS:
+    if died >= jobs.MAX_LOST_WORKERS:
         raise Unavailable(f"the process that works on it has died {died} times")
     name = f"{base}-{secrets.token_hex(4)}"
     begun = home / f".{name}.begun"

@@ -90,7 +90,7 @@ class Engine:
             row = jobs.partition(session, job.id, report.stage, report.number)
             row.worker, row.started_at = report.worker, now() - timedelta(seconds=report.seconds)
             assert report.result is not None
-            jobs.partition_done(
+            jobs.finish_partition(
                 session, job, row, rows=report.rows, failed=report.failed, result=report.result
             )
             if last:

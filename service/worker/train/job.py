@@ -25,20 +25,20 @@ from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
-from service.compiler.fit.dealing import Layout, deal, layout_features
-from service.compiler.fit.fit_records import Fitted, Plan, Step
+from service.compiler.fit.fit_records import FitPlan, FitResult, FitStep
+from service.compiler.fit.splitting import SplitLayout, layout_features, split_partition
 from service.config import Settings
 from service.formats import reading
 from service.formats.dataset import Dataset, FileRange
 from service.formats.format_table import schema_of
-from service.submit import inputs, train_admission
+from service.submit import input_locations, train_admission
 from service.worker.job_kind import Alive, Hopeless, Piece, Stage, Whole
 from service.worker.ray.messages import Descriptor, Steps
 from service.worker.train import publish_model
 from service.worker.train import stages as train_stages
 from service.worker.train.stages import ESTIMATOR, Frozen
 
-Fit = Callable[[Step, Callable[[], None]], Fitted]
+Fit = Callable[[FitStep, Callable[[], None]], FitResult]
 """Does a step, and calls the other function every few seconds: what that raises ends the step. Raises
 `Unavailable` when it was no fault of the step's that it could not be done."""
 
@@ -46,7 +46,7 @@ Fit = Callable[[Step, Callable[[], None]], Fitted]
 def in_children(timeout_s: float, forks: Callable[[], ForkServer]) -> Fit:
     """On this machine, each step in a child of its own. `forks` starts the template if it has to."""
 
-    def fit(step: Step, beat: Callable[[], None]) -> Fitted:
+    def fit(step: FitStep, beat: Callable[[], None]) -> FitResult:
         try:
             return oneshot.fit(forks(), step, timeout_s, beat)
         except oneshot.Lost as lost:
@@ -69,7 +69,7 @@ class Training:
         home = self._settings.job_directory(job.id)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fetch_estimator(job, home)
-        place = inputs.find(self._settings, self._store, job.spec["input"])
+        place = input_locations.locate_input(self._settings, self._store, job.spec["input"])
         dtypes = train_admission.dtypes_of(job.spec)
         dataset = reading.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes)
         parts = reading.split(dataset)
@@ -82,13 +82,13 @@ class Training:
             balanced=job.spec["sampling"] == "balanced",
         )
         cut = [jobs.NewPartition(msgspec.to_builtins(p), p.rows) for p in parts]
-        return Stage(jobs.READ, cut, msgspec.to_builtins(frozen))
+        return Stage(jobs.READ_STAGE, cut, msgspec.to_builtins(frozen))
 
     def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
         home = self._settings.job_directory(job.id)
         frozen = msgspec.convert(job.plan, Frozen)
         name = f"{row.stage}-{row.number:06d}-{fence}"
-        if row.stage == jobs.READ:
+        if row.stage == jobs.READ_STAGE:
             return _read(frozen, row, home / name, alive)
         before = self._left_before(job, row)
         step = train_stages.step(frozen, row, home, before, self._settings.build_memory_mb)
@@ -110,7 +110,7 @@ class Training:
         frozen = train_stages.add(frozen, stage, [p for p in pieces if p.stage == stage])
         following = stages[stages.index(stage) + 1 :]
         if following:
-            read = [p for p in pieces if p.stage == jobs.READ]
+            read = [p for p in pieces if p.stage == jobs.READ_STAGE]
             parts = train_stages.partitions(frozen, following[0], read)
             return Stage(following[0], parts, msgspec.to_builtins(frozen))
         home = self._settings.job_directory(job.id)
@@ -127,8 +127,8 @@ class Training:
             Path(copy.name).replace(home / ESTIMATOR)
         _durable(home / ESTIMATOR)
 
-    def _check(self, job: JobRow, home: Path, alive: Alive) -> Plan:
-        step = Step(
+    def _check(self, job: JobRow, home: Path, alive: Alive) -> FitPlan:
+        step = FitStep(
             do="check",
             estimator=str(home / ESTIMATOR),
             strategy=job.spec["strategy"],
@@ -136,18 +136,18 @@ class Training:
             memory_mb=self._settings.build_memory_mb,
         )
         made = _made(step, self._fit, home / "check", "the estimator", lambda: alive(0, 0))
-        return msgspec.convert(made.report, Plan)
+        return msgspec.convert(made.report, FitPlan)
 
     def _left_before(self, job: JobRow, row: PartitionRow) -> str | None:
         """The file of the partition that this one goes on from."""
-        if not row.part.get(jobs.IN_TURN) or row.number == 0:
+        if not row.part.get(jobs.SEQUENTIAL) or row.number == 0:
             return None
         with db.reading(self._sessions) as session:
             before = jobs.partition(session, job.id, row.stage, row.number - 1)
             return str((before.result or {})["file"])
 
 
-def do_step(step: Step, fit: Fit, path: Path, beat: Callable[[], None]) -> Piece:
+def do_step(step: FitStep, fit: Fit, path: Path, beat: Callable[[], None]) -> Piece:
     """Do a step; what it leaves is at `path`. Raises `Hopeless` when no other attempt would do better."""
     started = time.monotonic()
     made = _made(step, fit, path, f"partition {step.number}", beat)
@@ -155,7 +155,7 @@ def do_step(step: Step, fit: Fit, path: Path, beat: Callable[[], None]) -> Piece
     return Piece(made.rows, 0, result | (_durable(path) if made.file else {}))
 
 
-def _made(step: Step, fit: Fit, path: Path, what: str, beat: Callable[[], None]) -> Fitted:
+def _made(step: FitStep, fit: Fit, path: Path, what: str, beat: Callable[[], None]) -> FitResult:
     """The child names the file that it leaves, so the name is not trusted."""
     _require(step)
     with tempfile.TemporaryDirectory(prefix="step-", dir=path.parent, ignore_cleanup_errors=True) as out:
@@ -170,7 +170,7 @@ def _made(step: Step, fit: Fit, path: Path, what: str, beat: Callable[[], None])
     return made
 
 
-def _require(step: Step) -> None:
+def _require(step: FitStep) -> None:
     """Raises `Hopeless` when a file of an earlier step is gone."""
     needed = [step.estimator, step.transformers, step.state, *step.files, *(s.file for s in step.slots)]
     for file in needed:
@@ -178,7 +178,7 @@ def _require(step: Step) -> None:
             raise Hopeless(f"{Path(file).name}, which an earlier step left, is gone; start the job anew")
 
 
-def _layout(spec: dict[str, Any], dataset: Dataset, check: Plan, parts: int) -> Layout:
+def _layout(spec: dict[str, Any], dataset: Dataset, check: FitPlan, parts: int) -> SplitLayout:
     target = spec["target"]
     if target not in dataset.columns:
         raise Hopeless(
@@ -197,7 +197,7 @@ def _layout(spec: dict[str, Any], dataset: Dataset, check: Plan, parts: int) -> 
         raise Hopeless(f"sampling {spec['sampling']} needs classes, and {check.name} has none")
     by_class = spec["sampling"] == "stratified"
     dealt = spec["strategy"] != "single" and (by_class or spec["partitions"] is not None)
-    return Layout(
+    return SplitLayout(
         features=tuple(f for f in found if f.name != target),
         target=truth,
         labelled=labelled,
@@ -214,7 +214,7 @@ def _read(frozen: Frozen, row: PartitionRow, path: Path, alive: Alive) -> Piece:
     path = path.with_suffix(".arrow")
     try:
         names = [f.name for f in (*frozen.layout.features, frozen.layout.target)]
-        dealt = deal(reading.tables(dataset, part, names), frozen.layout, row.number, path, alive)
+        dealt = split_partition(reading.tables(dataset, part, names), frozen.layout, row.number, path, alive)
     except (Refused, Invalid) as refused:
         name = dataset.files[part.file].name
         raise Hopeless(f"partition {row.number} ({name}): {refused}") from refused

@@ -23,9 +23,9 @@ from registry.jobs.tables import JobRow
 from registry.tables import VersionRow
 from registry.versions import NewVersion
 from service.compiler.example import MAX_ROWS
-from service.compiler.fit.dealing import HELD_OUT
 from service.compiler.fit.fit_records import SEED
 from service.compiler.fit.sampling import Quota
+from service.compiler.fit.splitting import VALIDATION_SLOT
 from service.formats.media_types import PARQUET
 from service.submit import score_admission
 from service.worker.job_kind import Hopeless, Later, Whole
@@ -50,7 +50,7 @@ def publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, ho
             raise Later(WAIT_S)
         if version.state == versions.REJECTED:
             raise Hopeless(f"{name} was rejected: {(version.report or {}).get('reason')}")
-        if held.state in jobs.OPEN:  # a job that was cancelled meanwhile is not to go on in another
+        if held.state in jobs.OPEN_STATES:  # a job that was cancelled meanwhile is not to go on in another
             _follow(session, store, held, version)
     return Whole({"model": job.model, "version": job.version, **summary(job, frozen)})
 
@@ -72,7 +72,7 @@ def _publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, h
     )
     with sessions.begin() as session:
         held = jobs.lock(session, job.id)
-        if held.version is not None or held.state not in jobs.OPEN:  # somebody else was faster
+        if held.version is not None or held.state not in jobs.OPEN_STATES:  # somebody else was faster
             return
         version = versions.publish(session, store, new, by=job.created_by)
         version.lineage = {**version.lineage, "training": {"job": job.id, **summary(job, frozen)}}
@@ -112,7 +112,7 @@ def _input(files: list[dict[str, Any]]) -> dict[str, Any]:
 def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> None:
     """Enqueue the scoring that is to follow, with exactly this version, unless that was done."""
     then = job.spec.get("then")
-    if then is None or jobs.then(session, [job.id]):
+    if then is None or jobs.follow_up_jobs(session, [job.id]):
         return
     spec = {**then, "model": job.model, "version": version.number, "alias": None}
     try:
@@ -145,5 +145,5 @@ def _example(store: Store, frozen: Frozen, home: Path) -> str:
 def _batches(path: Path, slots: int, held: bool) -> Any:
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
         for index in range(file.num_record_batches):
-            if (index % slots == HELD_OUT) == held:
+            if (index % slots == VALIDATION_SLOT) == held:
                 yield file.get_batch(index)

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from registry.jobs.jobs import IN_TURN, NewPartition
+from registry.jobs import jobs
+from registry.jobs.jobs import NewPartition
 from registry.jobs.tables import PartitionRow
 from registry.signature import Scalar
-from service.compiler.fit.dealing import HELD_OUT, Layout
-from service.compiler.fit.fit_records import Do, Plan, Share, Slot, Step, Strategy
+from service.compiler.fit.fit_records import ClassShare, FitAction, FitPlan, FitStep, Slot, Strategy
+from service.compiler.fit.splitting import VALIDATION_SLOT, SplitLayout
 from service.worker.job_kind import Hopeless
 
 ESTIMATOR = "estimator.joblib"
@@ -33,8 +34,8 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     job's folder."""
 
     dataset: dict[str, Any]
-    layout: Layout
-    check: Plan
+    layout: SplitLayout
+    check: FitPlan
     strategy: Strategy
     balanced: bool
     classes: tuple[Scalar, ...] | None = None  # sorted; None: a regression
@@ -91,8 +92,8 @@ def add(frozen: Frozen, stage: str, done: Sequence[PartitionRow]) -> Frozen:
 
 def _read(frozen: Frozen, files: tuple[str, ...], results: Sequence[dict[str, Any]]) -> Frozen:
     counts = [[n for _, n in r["counts"]] for r in results]  # rows in each slot, by partition and class
-    held = sum(n[HELD_OUT] for part in counts for n in part)
-    rows = [sum(sum(n[HELD_OUT + 1 :]) for n in part) for part in counts]
+    held = sum(n[VALIDATION_SLOT] for part in counts for n in part)
+    rows = [sum(sum(n[VALIDATION_SLOT + 1 :]) for n in part) for part in counts]
     target = frozen.layout.target.name
     if not sum(rows):
         raise Hopeless(f"the input has no rows to train on that have a value in {target!r}")
@@ -119,7 +120,7 @@ def partitions(frozen: Frozen, stage: str, read: Sequence[PartitionRow]) -> list
         return [NewPartition({}) for _ in frozen.dealt]
     if do(stage) not in ("transform", "fit"):
         return [NewPartition({})]
-    in_turn = {IN_TURN: True} if do(stage) == "transform" or frozen.strategy == "partial_fit" else {}
+    in_turn = {jobs.SEQUENTIAL: True} if do(stage) == "transform" or frozen.strategy == "partial_fit" else {}
     shares = _shares(frozen, read) if frozen.balanced else [None] * frozen.parts
     return [NewPartition({"shares": s, **in_turn}) for s in shares]
 
@@ -163,11 +164,11 @@ class Place(Protocol):
     def part(self) -> dict[str, Any]: ...
 
 
-def step(frozen: Frozen, row: Place, home: Path, before: str | None, memory_mb: int) -> Step:
+def step(frozen: Frozen, row: Place, home: Path, before: str | None, memory_mb: int) -> FitStep:
     """What a child is to do for a partition; `before` is the file that the partition before it has left."""
     what: Any = do(row.stage)
     shares = row.part.get("shares")
-    return Step(
+    return FitStep(
         do=what,
         estimator=str(home / ESTIMATOR),
         strategy=frozen.strategy,
@@ -175,7 +176,7 @@ def step(frozen: Frozen, row: Place, home: Path, before: str | None, memory_mb: 
         features=frozen.layout.features,
         classes=frozen.classes,
         slots=_slots(frozen, what, row.number, home),
-        shares=tuple(Share(*s) for s in shares) if shares else None,
+        shares=tuple(ClassShare(*s) for s in shares) if shares else None,
         number=row.number,
         index=int(row.stage[:2]) - 1,
         ends=row.number == frozen.parts - 1,
@@ -186,17 +187,17 @@ def step(frozen: Frozen, row: Place, home: Path, before: str | None, memory_mb: 
     )
 
 
-def _slots(frozen: Frozen, what: Do, number: int, home: Path) -> tuple[Slot, ...]:
+def _slots(frozen: Frozen, what: FitAction, number: int, home: Path) -> tuple[Slot, ...]:
     if what in ("transform", "fit"):
         pieces = _pieces(frozen)[number]
     elif what == "predict":
-        pieces = [(number, HELD_OUT)]
+        pieces = [(number, VALIDATION_SLOT)]
     else:
         pieces = [piece for part in _pieces(frozen) for piece in part]
     return tuple(Slot(str(home / frozen.dealt[file]), slot, frozen.layout.slots) for file, slot in pieces)
 
 
-def _files(frozen: Frozen, what: Do) -> tuple[str, ...]:
+def _files(frozen: Frozen, what: FitAction) -> tuple[str, ...]:
     if what == "merge":
         return frozen.members
     if what == "predict":

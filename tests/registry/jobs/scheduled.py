@@ -12,7 +12,8 @@ from registry.jobs import due, jobs, schedules
 from registry.jobs.recurrence import When
 from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import JobRow, ScheduleRow
-from tests.registry import crowd
+from registry.vocabulary import SCORE
+from tests.registry import child_actions
 
 NOW = datetime(2026, 11, 22, 20, tzinfo=UTC)  # a Sunday
 WEEKLY = When(cron="0 3 * * MON")
@@ -33,9 +34,7 @@ def add(
 
 
 def start(session: Session, schedule: ScheduleRow) -> JobRow:
-    new = jobs.NewJob(
-        kind=jobs.SCORE, spec=schedule.job, model=schedule.job.get("model"), schedule=schedule.name
-    )
+    new = jobs.NewJob(kind=SCORE, spec=schedule.job, model=schedule.job.get("model"), schedule=schedule.name)
     return jobs.create(session, new, by=schedule.created_by)
 
 
@@ -46,7 +45,7 @@ def end(sessions: Sessions, job_id: int) -> None:
 
 def work(url: str, moments: list[datetime]) -> None:
     """Another process: tick until nothing is due, at each of `moments`."""
-    with crowd.connected(url) as sessions:
+    with child_actions.connected(url) as sessions:
         for moment in moments:
             while True:
                 with sessions.begin() as session:

@@ -55,7 +55,7 @@ def next_at(sessions: Sessions, name: str = "weekly") -> datetime | None:
 def finish(sessions: Sessions) -> None:
     """End every job."""
     with db.reading(sessions) as session:
-        found = session.scalars(select(JobRow.id).where(JobRow.state.in_(jobs.OPEN))).all()
+        found = session.scalars(select(JobRow.id).where(JobRow.state.in_(jobs.OPEN_STATES))).all()
     for job_id in found:
         end(sessions, job_id)
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from registry import db
 from registry.db import Sessions
 from registry.errors import Conflict, Invalid, NotFound
-from registry.jobs import jobs, retention, schedules
+from registry.jobs import jobs, schedules
 from registry.jobs.recurrence import When
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from tests.registry.helpers import threads
@@ -216,7 +216,7 @@ def test_the_history_outlives_its_jobs(sessions: Sessions) -> None:
     with sessions.begin() as session:
         session.get_one(JobRow, job.id).expires_at = datetime.now(UTC) - HOUR
     with sessions.begin() as session:
-        assert retention.forget(session) == [job.id]
+        assert jobs.delete_expired(session) == [job.id]
     with db.reading(sessions) as session:
         (entry,) = schedules.runs(session, "weekly").items
     assert (entry.outcome, entry.job_id) == ("started", None)

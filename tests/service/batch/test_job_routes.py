@@ -15,6 +15,7 @@ import pytest
 
 from registry.jobs import jobs
 from registry.jobs.jobs import NewJob
+from registry.vocabulary import TRAIN
 from service.batch import job_routes
 from tests.service.api import refused
 from tests.service.worker.scorings import CSV, Scorings, scoring
@@ -492,7 +493,7 @@ async def test_addresses_of_jobs_that_are_not_there(scorings: Scorings) -> None:
 
 async def test_a_job_without_a_model_yet_has_a_record(scorings: Scorings) -> None:
     with scorings.api.services.sessions.begin() as session:
-        job = jobs.create(session, NewJob(kind=jobs.TRAIN, spec={}, model=None), by="ann")
+        job = jobs.create(session, NewJob(kind=TRAIN, spec={}, model=None), by="ann")
         job_id = job.id
     record = await scorings.get(f"/v1/jobs/{job_id}")
     assert (record["model"], record["version"], record["rows_total"]) == (None, None, None)

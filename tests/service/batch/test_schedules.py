@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from registry import db
 from registry.jobs import jobs, schedules
 from registry.jobs.tables import JobRow, ScheduleRow
+from registry.vocabulary import SCORE
 from service.config import Settings
 from service.submit import schedule_admission
 from service.worker import scheduler
@@ -164,7 +165,7 @@ async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
         job = jobs.get(session, run["job"])
     assert (job.kind, job.model, job.schedule) == ("train", "learned", "weekly")
     with api.services.sessions.begin() as session:  # as the training does at its end
-        then = jobs.NewJob(kind=jobs.SCORE, spec={}, model="learned", parent_id=run["job"])
+        then = jobs.NewJob(kind=SCORE, spec={}, model="learned", parent_id=run["job"])
         jobs.end(session, jobs.create(session, then, by="tests"), jobs.FAILED, "why")
     (run,) = await batch.runs()
     assert (run["job_state"], run["then_state"]) == ("queued", "failed")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from registry.jobs import jobs
+from registry.vocabulary import SCORE
 from service.config import Settings
 from tests.service.api import Api, refused, running
 
@@ -65,7 +66,7 @@ async def test_a_training_names_the_job_that_scores_with_what_it_trained(shop: S
     training = (await shop.api.client.post(PATH, json=shop.body)).json()
     assert training["then_id"] is None
     with shop.api.services.sessions.begin() as session:
-        new = jobs.NewJob(kind=jobs.SCORE, spec=training["spec"], model="learned", parent_id=training["id"])
+        new = jobs.NewJob(kind=SCORE, spec=training["spec"], model="learned", parent_id=training["id"])
         scoring = jobs.create(session, new, by="tests").id
     found = [(await shop.api.client.get(f"{PATH}/{n}")).json() for n in (training["id"], scoring)]
     assert [(j["then_id"], j["then_state"], j["parent_id"]) for j in found] == [

@@ -23,7 +23,7 @@ from registry.artifacts import Store
 from registry.build_records import Bounds, Built
 from registry.exports import NewExport
 from registry.tables import ExportRow, TaskRow, now
-from service.builds import supervisor
+from registry.vocabulary import BUILD_TASK, EXPORT_TASK, SUPERVISOR_TASKS
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from tests.service.builds.jobs import signature_of, table
@@ -47,7 +47,7 @@ def export(sessions: db.Sessions, store: Store, tmp_path: Path) -> Export:
         built = Built(state="ready", report={}, signature=signature_of(model, None), runtime="isolated")
         with sessions.begin() as session:
             version = versions.publish(session, store, published, by="test")
-            queue.cancel(session, versions.BUILD, str(version.id))
+            queue.cancel(session, BUILD_TASK, str(version.id))
             versions.finish_build(session, version.id, built)
             return exports.create(session, store, "m", 1, new, by="test").id
 
@@ -166,7 +166,7 @@ def test_an_export_lost_with_its_server_each_time_is_rejected(
     with sessions.begin() as session:
         session.execute(
             update(TaskRow)
-            .where(TaskRow.kind == exports.EXPORT)
+            .where(TaskRow.kind == EXPORT_TASK)
             .values(
                 state=queue.RUNNING, attempt=TaskRow.max_attempts, lease_until=now() - timedelta(seconds=1)
             )
@@ -185,7 +185,7 @@ def test_an_export_whose_version_is_gone_is_dropped_for_good(
         models.remove(session, "m")
     assert Supervisor(settings, sessions, store, lambda: None).step()
     with sessions() as session:
-        assert queue.depth(session, supervisor.KINDS) == 0
+        assert queue.depth(session, SUPERVISOR_TASKS) == 0
         assert session.scalars(select(ExportRow)).all() == []
 
 

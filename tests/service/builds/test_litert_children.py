@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.build_records import BuildJob, Built, Format
+from registry.build_records import BuildJob, Built
 from registry.rows import Rows
+from registry.vocabulary import Format
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.runtime.tflite_runtime import TfliteRuntime

@@ -20,6 +20,7 @@ from sqlalchemy import select, update
 from registry import aliases, db, queue, versions
 from registry.artifacts import Store
 from registry.tables import TaskRow, VersionRow, now
+from registry.vocabulary import SUPERVISOR_TASKS
 from service.builds import oneshot, supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
@@ -125,7 +126,7 @@ def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
     changes.get(timeout=60)
     assert "want of memory" in reason(sessions, version_id)
     with sessions() as session:
-        assert queue.depth(session, supervisor.KINDS) == 0
+        assert queue.depth(session, SUPERVISOR_TASKS) == 0
 
 
 def test_stopping_gives_the_build_back_for_the_next_server(
@@ -142,7 +143,7 @@ def test_stopping_gives_the_build_back_for_the_next_server(
     assert ends(child)
     assert version(sessions, version_id).state == "building"
     with sessions.begin() as session:
-        task = queue.claim(session, supervisor.KINDS, "the next server")
+        task = queue.claim(session, SUPERVISOR_TASKS, "the next server")
     assert task is not None
     assert task.attempt == 1  # the interrupted one does not count
 

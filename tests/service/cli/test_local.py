@@ -163,7 +163,7 @@ def test_a_worker_process_does_a_job_without_any_server_and_ends_when_told(publi
     try:
         given_up = time.monotonic() + 60
         state = jobs.QUEUED
-        while state in jobs.OPEN and time.monotonic() < given_up and worker.poll() is None:
+        while state in jobs.OPEN_STATES and time.monotonic() < given_up and worker.poll() is None:
             with db.reading(db.sessions(engine)) as session:
                 state = jobs.get(session, job_id).state
             time.sleep(0.02)

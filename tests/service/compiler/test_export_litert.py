@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.build_records import Bounds, Built, Exported, ExportJob, Format, Quantize
+from registry.build_records import Bounds, Built, Exported, ExportJob
 from registry.rows import Rows
+from registry.vocabulary import Format, Quantize
 from service.compiler.export import export
 from service.compiler.tflite import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime

@@ -12,6 +12,7 @@ from registry import exports, queue
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.exports import Finished, NewExport
+from registry.vocabulary import EXPORT_TASK
 from service.web.services import Services
 
 
@@ -77,7 +78,7 @@ def write_export(
     )
     with sessions.begin() as session:
         row = exports.create(session, store, model, version, NewExport(quantize=quantize), by="test")
-        queue.cancel(session, exports.EXPORT, str(row.id))
+        queue.cancel(session, EXPORT_TASK, str(row.id))
         exports.finish(session, row.id, done)
         number = row.id
     return File(content, zstd, number)

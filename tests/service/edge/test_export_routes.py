@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from registry import exports, queue
+from registry import queue
 from registry.tables import ExportRow, TaskRow
+from registry.vocabulary import EXPORT_TASK
 from tests.service.api import refused
 from tests.service.edge.conftest import Flag
 from tests.service.edge.exported import add_export
@@ -56,7 +57,7 @@ async def test_an_export_is_a_task_of_the_exporter(flag: Flag) -> None:
     answer = await flag.api.client.post(PATH, json={"format": "tflite"})
     with flag.api.services.sessions() as session:
         query = select(TaskRow).where(
-            TaskRow.kind == exports.EXPORT, TaskRow.subject == str(answer.json()["id"])
+            TaskRow.kind == EXPORT_TASK, TaskRow.subject == str(answer.json()["id"])
         )
         task = session.scalars(query).one()
     assert task.state in (queue.QUEUED, queue.RUNNING, queue.DONE)

@@ -14,10 +14,11 @@ from sqlalchemy import update
 
 from registry.jobs import jobs
 from registry.tables import TaskRow, now
+from registry.vocabulary import SCORE
 from service.config import Settings
-from service.runtime.bulk import BatchLoader, is_shared
+from service.runtime.loading import BulkLoader, is_shared
+from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.model_cache import Models
 from service.worker.score import Scoring
 from tests.service.api import Api, running
 
@@ -31,10 +32,10 @@ class Scorings:
     def __init__(self, api: Api, data: Path) -> None:
         self.api, self.data = api, data
         services = api.services
-        load = BatchLoader(services.sessions, services.store, services.supervisor.spawn_isolated, 30.0)
-        self.models = Models(load, is_shared)
+        load = BulkLoader(services.sessions, services.store, services.supervisor.spawn_isolated, 30.0)
+        self.models = LaneModels(load, is_shared)
         scoring = Scoring(api.settings, services.sessions, services.store, self.models)
-        self.worker = Worker(api.settings, services.sessions, {(jobs.SCORE, "local"): scoring})
+        self.worker = Worker(api.settings, services.sessions, {(SCORE, "local"): scoring})
 
     def write(self, name: str, *rows: str, header: str = HEADER) -> Path:
         """A CSV file; each row is its cells, with commas."""
@@ -67,7 +68,7 @@ class Scorings:
     async def finish(self, location: str) -> dict[str, Any]:
         """The job's record once it has ended."""
         for _ in range(100):
-            if (record := await self.get(location))["state"] not in jobs.OPEN:
+            if (record := await self.get(location))["state"] not in jobs.OPEN_STATES:
                 return record
             await self.work()
         raise AssertionError(record)

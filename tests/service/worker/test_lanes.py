@@ -17,15 +17,16 @@ from sqlalchemy.exc import OperationalError, StatementError
 from registry import db, queue
 from registry.db import Sessions
 from registry.errors import Changed, Invalid, NotFound
-from registry.jobs import jobs, progress, retention
+from registry.jobs import jobs
 from registry.jobs.jobs import NewJob, NewPartition
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.tables import TaskRow, now
+from registry.vocabulary import ASSEMBLE_TASK, JOB_TASKS, PARTITION_TASK, SCORE
 from service.batch import job_records
 from service.batch.schemas import PartitionRecord
 from service.config import Settings
 from service.worker.job_kind import Alive, Gone, Hopeless, Later, Piece, Stage, Whole, folder
-from service.worker.lanes import FIRST_BACKOFF_S, LEASE_S, MOST_BACKOFF_S, Worker
+from service.worker.lanes import FIRST_BACKOFF_S, MOST_BACKOFF_S, Worker
 from tests.registry.helpers import threads
 
 Do = Callable[[PartitionRow, Alive], None]
@@ -43,7 +44,7 @@ class Small:
 
     def plan(self, job: JobRow, alive: Alive) -> Stage:
         self.on_plan()
-        return Stage(jobs.SCORE, [NewPartition({"n": n}, 10) for n in range(self.parts)], {"frozen": 1})
+        return Stage(jobs.SCORE_STAGE, [NewPartition({"n": n}, 10) for n in range(self.parts)], {"frozen": 1})
 
     def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
         self.do(row, alive)
@@ -63,11 +64,11 @@ class Bench:
         self.settings = Settings(home=home, batch_lanes=1, **settings)
 
     def worker(self) -> Worker:
-        return Worker(self.settings, self.sessions, {(jobs.SCORE, "local"): self.work})
+        return Worker(self.settings, self.sessions, {(SCORE, "local"): self.work})
 
     def create(self, **more: Any) -> int:
         with self.sessions.begin() as session:
-            given = {"kind": jobs.SCORE, "spec": {}, "model": "fraud"} | more
+            given = {"kind": SCORE, "spec": {}, "model": "fraud"} | more
             return jobs.create(session, NewJob(**given), by="ann").id
 
     def planned(self, **more: Any) -> int:
@@ -80,7 +81,7 @@ class Bench:
         """Work until the job has ended; what is to be tried again later is tried now."""
         worker = worker or self.worker()
         for _ in range(steps):
-            if self.job(job_id).state not in jobs.OPEN:
+            if self.job(job_id).state not in jobs.OPEN_STATES:
                 break
             self.hurry()
             worker.step()
@@ -107,7 +108,9 @@ class Bench:
     def shown(self, job_id: int) -> list[PartitionRecord]:
         """The partitions as the API shows them."""
         with db.reading(self.sessions) as session:
-            return job_records.record(self.job(job_id), None, progress.steps(session, job_id)).partitions
+            return job_records.record(
+                self.job(job_id), None, jobs.partition_summaries(session, job_id)
+            ).partitions
 
     def tasks(self, state: str) -> list[TaskRow]:
         with db.reading(self.sessions) as session:
@@ -334,7 +337,7 @@ def test_a_beat_keeps_a_slow_partition_and_says_how_far_it_is(bench: Bench) -> N
             alive(4, 3)
             worker.beat()
             (task,) = bench.tasks("running")
-            assert timedelta(0) < task.lease_until - now() <= timedelta(seconds=LEASE_S)  # type: ignore[operator]
+            assert timedelta(0) < task.lease_until - now() <= timedelta(seconds=queue.JOB_LEASE_S)  # type: ignore[operator]
             for _ in range(4):
                 other.step()  # does the others, and finds nothing more
             row = bench.parts(job_id)[0]
@@ -403,7 +406,7 @@ def test_a_job_that_is_forgotten_under_its_worker_is_gone(bench: Bench) -> None:
         with bench.sessions.begin() as session:
             session.execute(update(JobRow).values(expires_at=now() - timedelta(hours=1)))
         with bench.sessions.begin() as session:
-            assert retention.forget(session) == [job_id]
+            assert jobs.delete_expired(session) == [job_id]
 
     bench.work.do = forgotten
     bench.worker().step()
@@ -414,7 +417,7 @@ def test_a_job_that_is_forgotten_under_its_worker_is_gone(bench: Bench) -> None:
 def test_the_work_of_a_dead_worker_goes_on_elsewhere(bench: Bench) -> None:
     job_id = bench.planned()
     with bench.sessions.begin() as session:
-        assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
+        assert queue.claim(session, JOB_TASKS, "dead", queue.JOB_LEASE_S) is not None
     assert bench.run(job_id, steps=4).state == jobs.RUNNING  # its lease has not run out
     assert [n for n, _ in bench.work.done] == [1, 2, 3]
     bench.lapse()
@@ -426,7 +429,7 @@ def test_the_work_of_a_dead_worker_goes_on_elsewhere(bench: Bench) -> None:
 def test_a_job_that_is_cancelled_at_work_says_nothing_of_dead_workers(bench: Bench) -> None:
     job_id = bench.planned()
     with bench.sessions.begin() as session:
-        assert queue.claim(session, jobs.KINDS, "alive", LEASE_S) is not None
+        assert queue.claim(session, JOB_TASKS, "alive", queue.JOB_LEASE_S) is not None
         jobs.cancel(session, job_id)
     found = bench.shown(job_id)
     assert (found[0].state, found[0].attempts, found[0].error) == ("cancelled", 1, None)
@@ -434,19 +437,19 @@ def test_a_job_that_is_cancelled_at_work_says_nothing_of_dead_workers(bench: Ben
 
 def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench) -> None:
     job_id = bench.planned(max_attempts=1)
-    for _ in range(1 + jobs.LOST_WORKERS):
+    for _ in range(1 + jobs.MAX_LOST_WORKERS):
         with bench.sessions.begin() as session:
             session.execute(
                 update(TaskRow).where(TaskRow.subject != f"{job_id}/score/2").values(state="cancelled")
             )
-            assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
+            assert queue.claim(session, JOB_TASKS, "dead", queue.JOB_LEASE_S) is not None
         bench.lapse()
     troubles = [p.error for p in bench.shown(job_id)]
-    said = f"{jobs.LOST_WORKERS} of its workers died; {jobs.LOST_WORKERS} may"
+    said = f"{jobs.MAX_LOST_WORKERS} of its workers died; {jobs.MAX_LOST_WORKERS} may"
     assert [t for t in troubles if t is not None] == [troubles[2]] == [said]
     bench.worker().step()
     job = bench.job(job_id)
-    said = f"partition {job_id}/score/2: the worker died at each of {1 + jobs.LOST_WORKERS} attempts"
+    said = f"partition {job_id}/score/2: the worker died at each of {1 + jobs.MAX_LOST_WORKERS} attempts"
     assert (job.state, job.error) == (jobs.FAILED, said)
 
 
@@ -454,7 +457,7 @@ def test_workers_that_die_over_the_plan_use_up_no_attempt_of_it(bench: Bench) ->
     job_id = bench.create(max_attempts=2)
     for _ in range(3):
         with bench.sessions.begin() as session:
-            assert queue.claim(session, jobs.KINDS, "dead", LEASE_S) is not None
+            assert queue.claim(session, JOB_TASKS, "dead", queue.JOB_LEASE_S) is not None
         bench.lapse()
     fails = [OSError("the disk is away")]
 
@@ -505,7 +508,7 @@ def test_of_one_model_no_more_partitions_run_than_are_allowed(sessions: Sessions
             seen.append("inside")
             bench.worker().step()  # a second lane: takes the other model's
             bench.worker().step()
-            seen.extend(t.subject for t in bench.tasks("done") if t.kind == jobs.PARTITION)
+            seen.extend(t.subject for t in bench.tasks("done") if t.kind == PARTITION_TASK)
 
     bench.work.do = look
     bench.worker().step()
@@ -514,7 +517,7 @@ def test_of_one_model_no_more_partitions_run_than_are_allowed(sessions: Sessions
 
 
 def test_what_is_gone_at_the_assembly_is_made_again(bench: Bench) -> None:
-    job_id, gone = bench.planned(), [Gone([(jobs.SCORE, 1), (jobs.SCORE, 3)])]
+    job_id, gone = bench.planned(), [Gone([(jobs.SCORE_STAGE, 1), (jobs.SCORE_STAGE, 3)])]
 
     def assemble(alive: Alive) -> None:
         if gone:
@@ -529,7 +532,7 @@ def test_what_is_gone_at_the_assembly_is_made_again(bench: Bench) -> None:
 
 def test_what_is_gone_again_and_again_fails_the_job(bench: Bench) -> None:
     def assemble(alive: Alive) -> None:
-        raise Gone([(jobs.SCORE, 1)])
+        raise Gone([(jobs.SCORE_STAGE, 1)])
 
     bench.work.on_assemble = assemble
     job_id = bench.planned(max_attempts=2)
@@ -549,7 +552,7 @@ def test_lanes_that_end_at_once_enqueue_one_assembly_and_a_cancel_between_them_h
         bench.work.do = lambda row, alive, g=gate: (g.wait(60), None)[1]  # type: ignore[misc]
         worker = bench.worker()
         threads(*[worker.step] * 4)
-        assert [t.kind for t in bench.tasks("queued")] == [jobs.ASSEMBLE]
+        assert [t.kind for t in bench.tasks("queued")] == [ASSEMBLE_TASK]
         assert bench.run(job_id).state == jobs.DONE
 
         job_id = bench.planned()

@@ -20,6 +20,7 @@ from registry.jobs import jobs
 from registry.jobs.jobs import NewJob
 from registry.jobs.tables import JobRow
 from registry.tables import now
+from registry.vocabulary import SCORE
 from service.config import Settings
 from service.worker.job_kind import folder
 from service.worker.maintenance import ORPHAN_S, Chores
@@ -33,7 +34,7 @@ class Home:
     def job(self, state: str, *, over: bool = False, silent_s: float = 0.0) -> int:
         """A job with a folder that was last written to so many seconds ago."""
         with self.sessions.begin() as session:
-            job = jobs.create(session, NewJob(kind=jobs.SCORE, spec={}, model="m"), by="ann")
+            job = jobs.create(session, NewJob(kind=SCORE, spec={}, model="m"), by="ann")
             if state != jobs.QUEUED:
                 jobs.end(session, job, state)
             job_id = job.id

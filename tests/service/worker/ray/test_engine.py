@@ -27,15 +27,16 @@ from registry.errors import Invalid, Unavailable
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.versions import NewVersion
+from registry.vocabulary import SCORE, TRAIN
 from service.batch.schemas import ScoreBody
 from service.builds.forkserver import ForkServer
 from service.builds.task_kinds import Builds
 from service.config import Settings
-from service.runtime.bulk import BatchLoader, is_shared
+from service.runtime.loading import BulkLoader, is_shared
 from service.submit import score_admission
 from service.worker.job_kind import Work, folder
+from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.model_cache import Models
 from service.worker.ray.engine import Engine
 from service.worker.score import Scoring
 from tests.service.compiler.fit.data import cancer, cut, rows
@@ -115,10 +116,10 @@ class Bench:
     @contextmanager
     def working(self) -> Iterator[None]:
         """A worker in this process."""
-        models = Models(BatchLoader(self.sessions, self.store, self._isolated, 30.0), is_shared)
+        models = LaneModels(BulkLoader(self.sessions, self.store, self._isolated, 30.0), is_shared)
         scoring = Scoring(self.settings, self.sessions, self.store, models)
-        works = {(jobs.SCORE, "local"): scoring, (jobs.SCORE, "ray"): scoring}
-        spread = Engine(self.settings, self.sessions, {jobs.SCORE: scoring.spread}).run
+        works = {(SCORE, "local"): scoring, (SCORE, "ray"): scoring}
+        spread = Engine(self.settings, self.sessions, {SCORE: scoring.spread}).run
         worker = Worker(self.settings, self.sessions, works, spread)
         worker.start()
         try:
@@ -147,7 +148,7 @@ class Bench:
         return {p.number: p for p in self.parts(job_id) if p.result is not None}
 
     def ended(self, job_id: int) -> JobRow:
-        wait_for(lambda: self.job(job_id).state not in jobs.OPEN)
+        wait_for(lambda: self.job(job_id).state not in jobs.OPEN_STATES)
         return self.job(job_id)
 
     def some_done(self, job_id: int, count: int = 1) -> dict[int, PartitionRow]:
@@ -296,14 +297,14 @@ def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
     bench: Bench, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     trainings = Trainings(tmp_path, bench.forks)
-    works: dict[tuple[str, str], Work] = {(jobs.TRAIN, e): trainings.training for e in ("local", "ray")}
-    engine = Engine(trainings.settings, trainings.sessions, {jobs.TRAIN: trainings.training.spread})
+    works: dict[tuple[str, str], Work] = {(TRAIN, e): trainings.training for e in ("local", "ray")}
+    engine = Engine(trainings.settings, trainings.sessions, {TRAIN: trainings.training.spread})
     worker = Worker(trainings.settings, trainings.sessions, works, engine.run)
     answers = []
     for number, name in ((1, "local"), (2, "ray")):
         forest = RandomForestClassifier(5)
         job_id = trainings.start(forest, cut(cancer(), 3), strategy="ensemble", engine=name)
-        while trainings.job(job_id).state in jobs.OPEN:
+        while trainings.job(job_id).state in jobs.OPEN_STATES:
             worker.step()
             worker.spread()
             trainings.build()
@@ -311,7 +312,7 @@ def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
         assert (job.state, job.version, job.error) == (jobs.DONE, number, None)
         answers.append(trainings.model(number).predict_proba(rows(cancer())))
     np.testing.assert_array_equal(*answers)
-    here = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ}
+    here = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ_STAGE}
     assert here.isdisjoint(p.worker for p in trainings.partitions(job_id) if p.stage.endswith("fit"))
     trainings.engine.dispose()
 
@@ -369,12 +370,12 @@ def test_what_has_killed_so_many_processes_is_given_up_on(tmp_path: Path) -> Non
     with attempt(tmp_path, "score-000001-1") as first, attempt(tmp_path, "score-000001-1") as second:
         assert first != second
     assert list(tmp_path.iterdir()) == []
-    for number in range(jobs.LOST_WORKERS):
+    for number in range(jobs.MAX_LOST_WORKERS):
         (tmp_path / f".score-000001-1-{number}.begun").touch()
     with attempt(tmp_path, "score-000002-1"):
         pass
     with (
-        pytest.raises(Unavailable, match=f"died {jobs.LOST_WORKERS} times"),
+        pytest.raises(Unavailable, match=f"died {jobs.MAX_LOST_WORKERS} times"),
         attempt(tmp_path, "score-000001-1"),
     ):
         pass

@@ -24,6 +24,7 @@ from registry.errors import Invalid
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
 from registry.tables import VersionRow
+from registry.vocabulary import JOB_TASKS
 from service.builds.forkserver import ForkServer
 from service.worker.train import publish_model
 from service.worker.train.stages import Frozen
@@ -237,7 +238,7 @@ def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> No
 
 def claimed(trainings: Trainings) -> None:
     with trainings.sessions.begin() as session:
-        assert queue.claim(session, jobs.KINDS, "dead", lease_s=-1.0) is not None
+        assert queue.claim(session, JOB_TASKS, "dead", lease_s=-1.0) is not None
 
 
 def test_a_failed_training_goes_on_when_it_is_resumed(trainings: Trainings) -> None:
@@ -261,7 +262,7 @@ def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Traini
         trainings.worker.step()
     with trainings.sessions.begin() as session:
         versions.reject(session, trainings.job(job_id).version_id or 0, "nobody wants it")
-    while trainings.job(job_id).state in jobs.OPEN:
+    while trainings.job(job_id).state in jobs.OPEN_STATES:
         trainings.worker.step()
     job = trainings.job(job_id)
     assert (job.state, job.version) == ("failed", 1)

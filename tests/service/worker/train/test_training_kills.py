@@ -59,7 +59,7 @@ def steps(trainings: Trainings, job_id: int) -> int:
 def work(trainings: Trainings, job_id: int, until: int) -> None:
     """Build what waits for it, until so many steps are done or the job is."""
     deadline = time.monotonic() + AT_MOST_S
-    while trainings.job(job_id).state in jobs.OPEN and steps(trainings, job_id) < until:
+    while trainings.job(job_id).state in jobs.OPEN_STATES and steps(trainings, job_id) < until:
         assert time.monotonic() < deadline, trainings.partitions(job_id)
         trainings.build()
         time.sleep(0.02)

@@ -12,18 +12,18 @@ import pandas as pd
 
 from registry import db, queue, versions
 from registry.artifacts import Store
-from registry.jobs import jobs, progress
+from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.tables import VersionRow
 from service.batch.train_schemas import TrainBody
 from service.builds.forkserver import Forked, ForkServer
 from service.builds.task_kinds import Builds
 from service.config import Settings
-from service.runtime.bulk import BatchLoader, is_shared
 from service.runtime.isolated_runtime import IsolatedSpec
+from service.runtime.loading import BulkLoader, is_shared
 from service.submit import train_admission
+from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.model_cache import Models
 from service.worker.score import Scoring
 from service.worker.train.job import Training, in_children
 
@@ -49,8 +49,8 @@ class Trainings:
         self.worker = self.new_worker()
 
     def new_worker(self) -> Worker:
-        load = BatchLoader(self.sessions, self.store, self.isolated, self.settings.predict_deadline_s)
-        scoring = Scoring(self.settings, self.sessions, self.store, Models(load, is_shared))
+        load = BulkLoader(self.sessions, self.store, self.isolated, self.settings.predict_deadline_s)
+        scoring = Scoring(self.settings, self.sessions, self.store, LaneModels(load, is_shared))
         works = {("train", "local"): self.training, ("score", "local"): scoring}
         return Worker(self.settings, self.sessions, works)
 
@@ -86,7 +86,7 @@ class Trainings:
     def run(self, job_id: int, steps: int = 500) -> JobRow:
         """Work until the job has ended, at most so many steps."""
         for _ in range(steps):
-            if self.job(job_id).state not in jobs.OPEN:
+            if self.job(job_id).state not in jobs.OPEN_STATES:
                 break
             self.worker.step()
             self.build()
@@ -109,9 +109,9 @@ class Trainings:
         with db.reading(self.sessions) as session:
             return jobs.get(session, job_id)
 
-    def progress(self, job_id: int) -> progress.Progress:
+    def progress(self, job_id: int) -> jobs.JobProgress:
         with db.reading(self.sessions) as session:
-            return progress.of(session, [job_id])[job_id]
+            return jobs.progress(session, [job_id])[job_id]
 
     def partitions(self, job_id: int) -> list[PartitionRow]:
         with db.reading(self.sessions) as session:

@@ -1,0 +1,155 @@
+"""What other processes do in these tests. Only the registry is imported here: they start often."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from registry import aliases, db, keys, queue, versions
+from registry.artifacts import Store
+from registry.versions import NewVersion
+
+
+def connect(url: str) -> Engine:
+    """Like `db.connect`, but ready to wait long: who waits for SQLite's lock stands in no queue, and beside
+    others that hammer without a pause on a busy disk his turn may not come within five seconds."""
+
+    def wait_long(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA busy_timeout = 60000")
+
+    engine = db.connect(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", wait_long)
+    return engine
+
+
+@contextmanager
+def connected(url: str) -> Iterator[db.Sessions]:
+    engine = connect(url)
+    try:
+        yield db.sessions(engine)
+    finally:
+        engine.dispose()
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def publish(url: str, blobs: str, model: str, times: int) -> list[int]:
+    store = Store(Path(blobs))
+    numbers = []
+    with connected(url) as sessions:
+        for _ in range(times):
+            blob = store.put([b"the same model"])
+            with sessions.begin() as session:
+                new = NewVersion(model=model, artifact=blob.sha256, format="onnx")
+                numbers.append(versions.publish(session, store, new, by=str(os.getpid())).number)
+    return numbers
+
+
+def promote(url: str, model: str, numbers: list[int]) -> None:
+    with connected(url) as sessions:
+        for number in numbers:
+            with sessions.begin() as session:
+                aliases.promote(session, model, "champion", number, by=str(os.getpid()))
+
+
+def work(url: str, kind: str) -> list[int]:
+    """Claim and finish until nothing is left; the ids of the tasks done."""
+    done = []
+    with connected(url) as sessions:
+        while True:
+            with sessions.begin() as session:
+                task = queue.claim(session, [kind], str(os.getpid()), lease_s=60)
+            if task is None:
+                return done
+            with sessions.begin() as session:
+                queue.finish(session, task.id, task.fence, {"by": os.getpid()})
+            done.append(task.id)
+
+
+def claim_and_die(url: str, kind: str, lease_s: float) -> None:
+    with connected(url) as sessions:
+        with sessions.begin() as session:
+            queue.claim(session, [kind], "doomed", lease_s=lease_s)
+        die()
+
+
+def migrate(url: str, home: str) -> str | None:
+    engine = db.connect(url)
+    try:
+        db.migrate(engine, Path(home))
+        return db.schema_revision(engine)
+    finally:
+        engine.dispose()
+
+
+def migrate_and_die(url: str, home: str, statements: int) -> None:
+    """Migrate, and be killed right after so many statements that change the schema."""
+    engine = db.connect(url)
+    left = statements
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal left
+        left -= statement.lstrip().startswith(("CREATE", "INSERT"))
+        if left == 0:
+            die()
+
+    event.listen(engine, "after_cursor_execute", count)
+    db.migrate(engine, Path(home))
+
+
+def imported_by_start(url: str, home: str) -> list[str]:
+    """Which of the slow modules a start with nothing to migrate has imported."""
+    migrate(url, home)
+    return [m for m in ("alembic", "sklearn", "pandas", "onnxruntime", "fastapi") if m in sys.modules]
+
+
+def put(blobs: str, content: bytes) -> tuple[str, int, bool]:
+    return tuple(Store(Path(blobs)).put([content[i : i + 1000] for i in range(0, len(content), 1000)]))
+
+
+def write_and_die(blobs: str) -> None:
+    writing = Store(Path(blobs)).writing()
+    writing.write(b"x" * 100_000)
+    die()
+
+
+def publish_and_die(url: str, blobs: str) -> None:
+    """Killed when all is said and done but the commit."""
+    store = Store(Path(blobs))
+    engine = db.connect(url)
+    event.listen(engine, "commit", die)
+    with db.sessions(engine).begin() as session:
+        new = NewVersion(model="fraud", artifact=store.put([b"model"]).sha256, format="onnx")
+        versions.publish(session, store, new, by="doomed")
+
+
+def make_admin_and_die(url: str, file: str) -> None:
+    """Killed between the admin key's file and the commit."""
+    engine = db.connect(url)
+    event.listen(engine, "commit", die)
+    with db.sessions(engine).begin() as session:
+        keys.ensure_admin(session, Path(file))
+
+
+def write_for_ever(url: str, blobs: str, told: str) -> None:
+    """Publish until killed; each acknowledged version goes into the file `told`."""
+    store = Store(Path(blobs))
+    with connected(url) as sessions, Path(told).open("a", buffering=1) as out:
+        turn = 0
+        while True:
+            turn += 1
+            blob = store.put([f"{os.getpid()} {turn}".encode()])
+            with sessions.begin() as session:
+                new = NewVersion(model="fraud", artifact=blob.sha256, format="onnx")
+                number = versions.publish(session, store, new, by="doomed").number
+            out.write(f"{number} {blob.sha256}\n")
