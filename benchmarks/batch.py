@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._support import TRIVIUM, Server, machine
+from tests.harness.machine import describe_machine
+from tests.harness.server import TRIVIUM, Server
 
 CHUNK = 1_000_000
 MEDIA = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv"}
@@ -111,13 +112,13 @@ def bare(home: Path, model: str) -> dict[str, float]:
     from registry.rows import Rows
     from registry.tables import ModelRow, VersionRow
     from service.config import Settings
-    from service.runtime.bulk import BatchLoader
+    from service.runtime.loading import BulkLoader
 
     settings = Settings(home=home)
     sessions = db.sessions(db.connect(settings.url))
     with db.reading(sessions) as session:
         version = session.query(VersionRow.id).join(ModelRow).filter(ModelRow.name == model).scalar()
-    runtime = BatchLoader(sessions, Store(settings.blobs), _no_child, 30.0)(version)
+    runtime = BulkLoader(sessions, Store(settings.blobs), _no_child, 30.0)(version)
     matrix = np.ascontiguousarray(frame(BARE_ROWS, 1).to_numpy(dtype=np.float64))
     blocks = [Rows(matrix=matrix[at : at + 65_536]) for at in range(0, len(matrix), 65_536)]
     runtime.run(blocks[0])
@@ -163,10 +164,10 @@ def _job(server: Server, model: str, data: Path, form: str, expected: int) -> fl
         "output": {"media_type": MEDIA[form]},
     }
     start = time.monotonic()
-    record = server.ask("POST", "/v1/jobs", body)
+    record = server.call_json("POST", "/v1/jobs", body)
     while record["state"] in ("queued", "running"):
         time.sleep(POLL_S)
-        record = server.ask("GET", f"/v1/jobs/{record['id']}")
+        record = server.call_json("GET", f"/v1/jobs/{record['id']}")
     if record["state"] != "done" or record["rows_done"] != expected:
         raise RuntimeError(f"the job is {record['state']}: {record['error']}")
     return time.monotonic() - start
@@ -272,7 +273,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    print(machine())
+    print(describe_machine())
     with tempfile.TemporaryDirectory(prefix="bench-batch-") as place:
         if options.memory:
             found: Any = memory(Path(place), options.formats, (1_000_000, 5_000_000, 20_000_000))

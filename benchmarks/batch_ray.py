@@ -19,18 +19,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks._support import TRIVIUM, Server, machine
 from benchmarks.batch import frame, train, write
+from tests.harness.machine import describe_machine
+from tests.harness.server import TRIVIUM, Server
 
 
 def job(server: Server, model: str, data: Path, engine: str) -> dict[str, float]:
     """Seconds until the output is there, and until the first partition was begun."""
     body = {"kind": "score", "model": model, "input": {"uri": str(data)}, "engine": engine}
     start = time.monotonic()
-    record = server.ask("POST", "/v1/jobs", body)
+    record = server.call_json("POST", "/v1/jobs", body)
     while record["state"] in ("queued", "running"):
         time.sleep(0.02)
-        record = server.ask("GET", f"/v1/jobs/{record['id']}")
+        record = server.call_json("GET", f"/v1/jobs/{record['id']}")
     seconds = time.monotonic() - start
     if record["state"] != "done":
         raise RuntimeError(f"the job is {record['state']}: {record['error']}")
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    print(machine())
+    print(describe_machine())
     with tempfile.TemporaryDirectory(prefix="bench-ray-") as place:
         found = compare(Path(place), options)
     if options.json:

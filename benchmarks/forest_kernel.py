@@ -24,17 +24,17 @@ import numpy as np
 from sklearn.datasets import make_classification
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
-from benchmarks._support import machine
 from registry.rows import Rows
 from service.compiler.measure import comparison_rows, parity
 from service.compiler.onnx import candidates
 from service.compiler.signature import describe
 from service.compiler.signature.corrections import Corrections
-from service.compiler.signature.estimator import Estimator
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.trees import flatten
 from service.runtime import node_file
 from service.runtime.forest_runtime import ForestRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
+from tests.harness.machine import describe_machine
 
 CORES = len(os.sched_getaffinity(0))
 FEATURES = 30
@@ -55,10 +55,10 @@ def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
     """The kernel and ONNX Runtime, or None where its form drifts, as a build makes them."""
     signature = describe.describe(model, None, Corrections.read(None)).signature
     node_file.save(flatten.flatten(model), folder / "forest.npz")
-    answer = Estimator(model, signature).run
+    answer = EstimatorRuntime(model, signature).run
 
-    def reference() -> list[parity.Block]:
-        return parity.reference(answer, comparison_rows.kinds(model, signature, None))
+    def reference() -> list[parity.ReferenceBlock]:
+        return parity.reference(answer, comparison_rows.rows_by_kind(model, signature, None))
 
     chosen = candidates.run(model, signature, reference, folder, OnnxRuntime).chosen
     onnx = OnnxRuntime(chosen.file, signature) if chosen and chosen.file else None
@@ -105,7 +105,7 @@ def rates(asked: dict[str, Callable[[], object]], rows: int) -> dict[str, float]
 
 
 def show(measured: dict[str, dict[str, float]]) -> None:
-    print(machine())
+    print(describe_machine())
     for name, found in measured.items():
         print(f"\n{name}")
         for way, rate in found.items():

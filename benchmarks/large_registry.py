@@ -21,7 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks._support import Server, forest, machine
+from tests.harness.machine import describe_machine
+from tests.harness.models import cancer_forest
+from tests.harness.server import Server
 
 CALLS = 15
 Figures = dict[str, float]
@@ -62,7 +64,7 @@ def _insert(database: sqlite3.Connection, table: str, rows: list[dict[str, objec
 
 
 def measure(folder: Path, models: int, versions: int) -> Figures:
-    model, example, rows = forest(20)
+    model, example, rows = cancer_forest(20)
     home = folder / f"home-{models}"
     with Server(home, folder / "log") as server:
         server.start()
@@ -92,7 +94,9 @@ def measure(folder: Path, models: int, versions: int) -> Figures:
         alias = f"/v1/models/{last}/aliases/champion"
         moves = iter(range(10**6))
         found["promote"] = _median(
-            lambda: server.ask("PUT", alias, {"version": 1 + next(moves) % number})  # each one is a move
+            lambda: server.call_json(
+                "PUT", alias, {"version": 1 + next(moves) % number}
+            )  # each one is a move
         )
         found["openapi.json after a change, bytes"] = float(len(_ok(server, "GET", "/openapi.json", None)))
     return found
@@ -135,7 +139,7 @@ def main() -> None:
     if given.json:
         print(json.dumps({"few": few, "many": many}))
         return
-    print(machine())
+    print(describe_machine())
     print(f"{'ms':<38}{'10 models':>12}{given.models:>12,}{'ratio':>8}")
     for name, figure in few.items():
         print(f"{name:<38}{figure:>12.1f}{many[name]:>12.1f}{many[name] / figure:>8.2f}")

@@ -33,8 +33,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from benchmarks._load import Load, drive, for_seconds, request
-from benchmarks._support import Server, forest, free_port, machine
+from tests.harness.load import LoadReport, for_seconds, generate_load, post_request
+from tests.harness.machine import describe_machine, free_port
+from tests.harness.models import cancer_forest
+from tests.harness.server import Server
 
 PEERS = Path(__file__).parent / "peers"
 Address = tuple[int, psutil.Process]
@@ -64,11 +66,14 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
-def run(port: int, content: bytes, process: psutil.Process, seconds: float, concurrency: int = 32) -> Load:
-    async def both() -> Load:
-        await drive(port, content, concurrency=concurrency, go=for_seconds(seconds / 4))
-        go = for_seconds(seconds)
-        return await drive(port, content, concurrency=concurrency, go=go, process=process)
+def run(
+    port: int, content: bytes, process: psutil.Process, seconds: float, concurrency: int = 32
+) -> LoadReport:
+    async def both() -> LoadReport:
+        await generate_load(port, content, concurrency=concurrency, keep_going=for_seconds(seconds / 4))
+        return await generate_load(
+            port, content, concurrency=concurrency, keep_going=for_seconds(seconds), process=process
+        )
 
     load = asyncio.run(both())
     if load.errors:
@@ -103,15 +108,14 @@ def ways(
     joblib.dump(model, pickle)
 
     def plain(address: Address, path: str = "/predict") -> tuple[Address, bytes]:
-        return address, request(address[0], path, body, Content_Type="application/json")
+        return address, post_request(address[0], path, body, Content_Type="application/json")
 
-    assert server.process is not None
     ours = server.port, psutil.Process(server.process.pid)
     with contextlib.ExitStack() as running:
         found = {
             "echo": plain(running.enter_context(peer("echo"))),
             "asgi + onnx": plain(running.enter_context(peer("asgi_onnx", graph, names))),
-            "trivium": (ours, request(server.port, "/v1/models/demo/predict", body, server.key)),
+            "trivium": (ours, post_request(server.port, "/v1/models/demo/predict", body, server.key)),
             "fastapi + onnx": plain(running.enter_context(peer("fastapi_onnx", graph, names))),
             "fastapi + joblib": plain(running.enter_context(peer("fastapi_joblib", pickle, names))),
         }
@@ -142,10 +146,9 @@ def many_rows(server: Server, rows: list[dict[str, float]]) -> dict[str, float]:
         "text/csv": "\n".join(lines).encode(),
         "application/vnd.apache.arrow.stream": sink.getvalue().to_pybytes(),
     }
-    assert server.process is not None
     process, found = psutil.Process(server.process.pid), {}
     for kind, body in bodies.items():
-        content = request(
+        content = post_request(
             server.port, "/v1/models/demo/predict", body, server.key, Content_Type=kind, Accept=kind
         )
         found[kind] = run(server.port, content, process, 2.0, concurrency=1).percentile(50)
@@ -158,7 +161,7 @@ def main() -> None:
     asked.add_argument("--litserve", metavar="PYTHON", help="a Python that has litserve and scikit-learn")
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()
-    model, example, rows = forest()
+    model, example, rows = cancer_forest()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Server(folder / "home", folder / "log") as server:
@@ -170,7 +173,7 @@ def main() -> None:
     if given.json:
         print(json.dumps({"one_row": one, "thousand_rows_p50_ms": many}))
         return
-    print(machine())
+    print(describe_machine())
     print(f"{'one row':<20}{'CPU us':>10}{'x echo':>8}{'p50 ms':>9}{'p99 ms':>9}{'per s':>9}")
     for name, f in one.items():
         beside = f["cpu_us"] / one["echo"]["cpu_us"]

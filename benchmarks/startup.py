@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import psutil
 
-from benchmarks._support import Server, machine
+from tests.harness.machine import describe_machine
+from tests.harness.server import Server
 
 BOUND = 1.5
 ROOT = Path(__file__).parents[1]
@@ -55,10 +56,9 @@ class Start(NamedTuple):
 def started(home: Path, log: Path) -> Start:
     with Server(home, log) as server:
         seconds = server.start()
-        assert server.process is not None
         times = psutil.Process(server.process.pid).cpu_times()
         asked = time.monotonic()
-        server.ask("GET", "/v1/models")
+        server.call_json("GET", "/v1/models")
         return Start(seconds, times.user + times.system, time.monotonic() - asked)
 
 
@@ -95,7 +95,7 @@ def main() -> int:
     if given.json:
         print(json.dumps({**best, "ratio": ratio}))
     else:
-        print(machine())
+        print(describe_machine())
         for name, seconds in best.items():
             print(f"{name:<32}{seconds:>7.3f} s")
         print(f"ready / imports: {ratio:.2f} (bound {BOUND})")

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from registry import db, exports
+from tests.harness.server import Server, serving
 from tests.service.edge.test_tuf_repository import Registry
-from tests.service.server import Server, serving
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "edge_pull.py"
 BIG = os.urandom(3_000_000)

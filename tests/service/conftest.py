@@ -12,9 +12,9 @@ import pytest
 
 from registry import db
 from service.config import Settings
+from tests.harness.server import Server, serving
 from tests.service.api import Api, running
 from tests.service.estimators import every_task, yes_or_no
-from tests.service.server import Server, serving
 
 
 @pytest.fixture(scope="session")

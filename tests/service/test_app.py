@@ -19,8 +19,8 @@ import pytest
 
 from service.config import Settings
 from service.prepare import prepare
+from tests.harness.server import Server, serving
 from tests.service.estimators import NAP
-from tests.service.server import Server, serving
 
 ARROW = "application/vnd.apache.arrow.stream"
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
@@ -182,7 +182,7 @@ def test_the_log_is_json_with_the_requests_id(server: Server):
         client.get("/v1/models", headers={"X-Request-ID": "look-for-me"})
     line, given_up = None, time.monotonic() + 30
     while line is None:  # it is written after the answer
-        line = next((x for x in server.lines() if x.get("request_id") == "look-for-me"), None)
+        line = next((x for x in server.log_records() if x.get("request_id") == "look-for-me"), None)
         assert time.monotonic() < given_up
     assert (line["event"], line["method"], line["path"], line["status"], line["level"]) == (
         "request",

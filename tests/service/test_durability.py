@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._support import Server
-from benchmarks.kill import soak
+from tests.harness.server import Server
+from tests.harness.server_kills import kill_server
 
 
 @pytest.mark.slow
 def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed(tmp_path: Path) -> None:
     with Server(tmp_path / "home", tmp_path / "log", build_concurrency=2) as server:
-        found = soak(server, rounds=4, publishers=2, seed=4)
+        report = kill_server(server, rounds=4, publishers=2, seed=4)
         assert server.terminate() == 0
-    assert found.faults == []
-    assert found.acknowledged
-    assert found.killed_while_building
-    assert sum(found.states.values()) == len(found.acknowledged)
+    assert report.faults == []
+    assert report.acknowledged
+    assert report.killed_while_building
+    assert sum(report.states.values()) == len(report.acknowledged)

@@ -17,9 +17,9 @@ import psutil
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks._support import Server
 from service import serve
 from service.worker.process import NICE
+from tests.harness.server import Server
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
 CSV = b"x\n0\n1\n2\n3\n"
@@ -66,24 +66,24 @@ def worker_processes(server: Server) -> list[psutil.Process]:
 
 def test_a_promotion_through_one_process_is_seen_by_all(several: Server) -> None:
     def label() -> tuple[int, int]:
-        answer = several.ask("POST", "/v1/models/switch/predict", json.loads(BODY))
+        answer = several.call_json("POST", "/v1/models/switch/predict", json.loads(BODY))
         return answer["model"]["version"], answer["predictions"][0]["label"]
 
     assert answers(label) == {(1, 1)}
-    several.ask("PUT", "/v1/models/switch/aliases/champion", {"version": 2})
+    several.call_json("PUT", "/v1/models/switch/aliases/champion", {"version": 2})
     soon(label, (2, 0))
-    several.ask("POST", "/v1/models/switch/aliases/champion/rollback", {})
+    several.call_json("POST", "/v1/models/switch/aliases/champion/rollback", {})
     soon(label, (1, 1))
 
 
 def test_a_revoked_key_is_refused_by_all(several: Server) -> None:
-    made = several.ask("POST", "/v1/keys", {"name": "short", "scopes": ["predict"]})
+    made = several.call_json("POST", "/v1/keys", {"name": "short", "scopes": ["predict"]})
 
     def status() -> int:
         return several.call("POST", "/v1/models/switch/predict", BODY, key=made["key"])[0]
 
     soon(status, 200)
-    several.ask("DELETE", f"/v1/keys/{made['id']}")
+    several.call_json("DELETE", f"/v1/keys/{made['id']}")
     soon(status, 401)
 
 
@@ -91,7 +91,7 @@ def test_a_new_model_is_in_the_document_of_all(several: Server) -> None:
     several.publish("novel", LogisticRegression().fit(ROWS, (0, 1, 1, 0)), CSV, alias="champion")
 
     def known() -> bool:
-        return "/v1/models/novel/predict" in several.ask("GET", "/openapi.json")["paths"]
+        return "/v1/models/novel/predict" in several.call_json("GET", "/openapi.json")["paths"]
 
     soon(known, True)
 

@@ -11,8 +11,8 @@ import pytest
 from sklearn.covariance import EllipticEnvelope
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks._load import Load, drive, request
-from benchmarks._support import Server
+from tests.harness.load import LoadReport, generate_load, post_request
+from tests.harness.server import Server
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
 CSV = b"x\n0\n1\n2\n3\n"
@@ -52,7 +52,7 @@ class Moves:
     async def to(self, version: int) -> None:
         asked = time.perf_counter()
         await asyncio.to_thread(
-            self._server.ask, "PUT", "/v1/models/swap/aliases/champion", {"version": version}
+            self._server.call_json, "PUT", "/v1/models/swap/aliases/champion", {"version": version}
         )
         self._moves.append((asked, time.perf_counter(), version))
         self._until = len(self._seen) + REQUESTS // MOVES
@@ -76,10 +76,12 @@ class Moves:
         return found
 
 
-async def _swap(server: Server, versions: list[int]) -> tuple[Load, Moves]:
+async def _swap(server: Server, versions: list[int]) -> tuple[LoadReport, Moves]:
     moves, busy = Moves(server), True
-    content = request(server.port, "/v1/models/swap/predict", b'{"instances": [{"x": 3}]}', server.key)
-    load = asyncio.create_task(drive(server.port, content, concurrency=32, go=lambda: busy, seen=moves.seen))
+    content = post_request(server.port, "/v1/models/swap/predict", b'{"instances": [{"x": 3}]}', server.key)
+    load = asyncio.create_task(
+        generate_load(server.port, content, concurrency=32, keep_going=lambda: busy, on_response=moves.seen)
+    )
     for version in versions:
         await moves.to(version)
         async with asyncio.timeout(30):

@@ -20,8 +20,8 @@ import pytest
 from registry import db
 from registry.artifacts import Store
 from service.config import Settings
+from tests.harness.server import Server, serving
 from tests.service.edge.exported import File, noise, some_file, write_export
-from tests.service.server import Server, serving
 
 LATEST = "/v1/edge/flag/latest.tflite"
 MB = 1 << 20
@@ -164,7 +164,7 @@ def test_a_thousand_conditional_requests_are_all_304_and_leave_no_line(shop: Sho
     headers = {"If-None-Match": shop.files[1].etag}
     with shop.server.client() as client:
         assert {client.get(LATEST, headers=headers).status_code for _ in range(1000)} == {304}
-    told = [line for line in shop.server.lines() if line.get("status") == 304]
+    told = [line for line in shop.server.log_records() if line.get("status") == 304]
     assert [line for line in told if line["ms"] < 1000] == []
 
 

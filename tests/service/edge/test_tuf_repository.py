@@ -26,7 +26,7 @@ from registry.errors import Conflict, Invalid
 from registry.signature import Signature
 from service.edge.tuf_keys import KeyFiles, read
 from service.edge.tuf_repository import Repository, sign
-from tests.service.server import Server, serving
+from tests.harness.server import Server, serving
 
 NAME = "m/champion/none.tflite"
 NOWHERE = Signature("regression", (), ())

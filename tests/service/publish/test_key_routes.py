@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.server import Server
 from tests.service.api import Api, refused
-from tests.service.server import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -18,10 +18,10 @@ from registry import aliases, db, keys, versions
 from registry.errors import NotFound, NotReady
 from service.config import Settings
 from service.runtime.snapshot import Snapshot
+from tests.harness.server import Server, serving
 from tests.registry.conftest import Postgres
 from tests.service.api import Api, refused, running
 from tests.service.estimators import yes_or_no
-from tests.service.server import Server, serving
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
 SOON_S = 3.0

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 import service.web.docs
-from tests.service.server import Server
+from tests.harness.server import Server
 
 STATIC = Path(service.web.docs.__file__).with_name("static")
 

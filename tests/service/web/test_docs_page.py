@@ -13,10 +13,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from registry import db, revision
 from registry.tables import ModelRow, VersionRow
+from tests.harness.server import Server, serving
 from tests.registry.signatures import SIGNATURES
 from tests.service.api import pickled
 from tests.service.estimators import yes_or_no
-from tests.service.server import Server, serving
 
 ARGUMENTS = [
     "--headless",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.service.server import serving
+from tests.harness.server import serving
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 EXAMPLES = 10  # for each operation, besides the boundary cases of its coverage phase
