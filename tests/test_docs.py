@@ -1,0 +1,183 @@
+"""The commands of the README and of the pages in docs/, run block by block against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from service.cli import app
+from service.config import Settings
+
+ROOT = Path(__file__).parent.parent
+ADDRESS = "http://127.0.0.1:8080"
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language. Blocks in `sh` are run by the tests."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+class Shell:
+    """Runs commands in a directory laid out like the repository, with a server that may read it."""
+
+    def __init__(self, directory: Path, url: str, environment: dict[str, str]) -> None:
+        self.directory, self.url, self._environment = directory, url, environment
+
+    def run(self, block: str) -> str:
+        """Standard output of the block. Fails the test when the block fails."""
+        process = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.replace(ADDRESS, self.url)],
+            cwd=self.directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == 0, f"{block}\n{process.stdout}\n{process.stderr}"
+        return process.stdout
+
+    def run_page(self, page: str) -> list[str]:
+        return [self.run(block) for block in blocks(page, "sh")]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    if shutil.which("curl") is None:
+        pytest.fail("the commands of the docs use curl: install it to run this test")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")}
+    environment["TRIVIUM_BATCH_ROOTS"] = str(tmp_path)
+    log = tmp_path / "server.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [Path(sys.prefix) / "bin" / "trivium", "serve", "--port", "0"],
+            cwd=tmp_path,
+            env=environment,
+            stderr=out,
+        )
+    try:
+        url = await_url(server, log)
+        yield Shell(tmp_path, url, environment | {"TRIVIUM_URL": url})
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def await_url(server: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < deadline:
+        if "Application startup complete" in (text := log.read_text()):
+            return re.search(r'"url": "(http://127\.0\.0\.1:\d+)"', text)[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def test_the_commands_of_the_readme_do_what_it_describes(shell: Shell) -> None:
+    publish, predict, score, train, edge = shell.run_page("README.md")
+    assert "iris:1 is ready on onnx" in publish
+    assert predict.startswith('{"predictions":[{"label":"setosa"')
+    assert json.loads(predict).keys() == json.loads(blocks("README.md", "json")[0]).keys()
+    assert score.startswith("150 rows scored with iris:1 (")
+    scores = (shell.directory / "iris.scores.csv").read_text().splitlines()
+    assert (len(scores), scores[1]) == (151, '"setosa","setosa",1,0,0')
+    assert train.startswith("iris-trained:1 was trained on 120 rows in 1 partition; on 30 rows held out: ")
+    assert edge.startswith("iris:1 as .tflite (none) is ready")
+    *_, device = edge.splitlines()
+    assert json.loads(device)["predictions"][0]["label"] == "setosa"
+    assert (shell.directory / ".trivium/device/iris.tflite").stat().st_size > 0
+
+
+def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell) -> None:
+    shell.run(blocks("README.md", "sh")[0])
+    csv, predict, versions, rollback, keys = shell.run_page("docs/howto/online.md")
+    assert csv.splitlines()[0].startswith("label,probability.setosa")
+    assert "setosa" in predict
+    assert "iris:2 is ready on onnx" in versions
+    assert "trained on more data" in versions  # the history
+    assert "aliases: champion" in rollback  # iris:1 again
+    assert "scoring service" in keys
+
+
+def test_the_commands_of_the_batch_page_do_what_it_describes(shell: Shell) -> None:
+    shell.run(blocks("README.md", "sh")[0])
+    score, over_http, dry_run, schedule = shell.run_page("docs/howto/batch.md")
+    assert score.startswith("150 rows scored with iris:1 (")
+    assert len(over_http.splitlines()) == 151
+    assert '"state":"done"' in (shell.directory / "iris.events.txt").read_text().splitlines()[-2]
+    assert "id" not in json.loads(dry_run)
+    assert schedule.startswith("iris-weekly: runs every 1w, next at ")
+
+
+def test_the_corrections_of_the_signatures_page_are_applied(shell: Shell) -> None:
+    (publish,) = shell.run_page("docs/signatures.md")
+    assert "churn:1 is ready" in publish
+    signature = json.loads((shell.directory / "churn.json").read_text())["signature"]
+    corrections = json.loads((shell.directory / "signature.json").read_text())
+    assert signature["task"] == corrections["task"]
+    for shown, correction in zip(signature["inputs"], corrections["inputs"], strict=True):
+        assert shown | correction == shown
+    assert signature["outputs"][0]["classes"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+)
+def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
+    folder = (ROOT / page).parent
+    missing = [target for target in LINK.findall((ROOT / page).read_text()) if not (folder / target).exists()]
+    assert missing == []
+
+
+def test_the_settings_page_lists_every_setting() -> None:
+    listed = set(
+        re.findall(r"^\| `TRIVIUM_([A-Z_]+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    )
+    assert listed == {name.upper() for name in Settings.model_fields} | {"URL", "API_KEY"}
+
+
+def command_names() -> set[str]:
+    """Every command of `trivium`, with its group: `keys create`."""
+    root = typer.main.get_command(app)
+    names = set()
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", None)
+        names |= {f"{name} {sub}" for sub in inner} if inner else {name}
+    return names
+
+
+def test_the_command_line_page_lists_every_command() -> None:
+    text = (ROOT / "docs/command-line.md").read_text()
+    listed = set(re.findall(r"^\| `trivium ([a-z]+(?: [a-z]+)?)", text, re.MULTILINE))
+    assert listed == command_names()
+
+
+def test_the_commands_of_the_training_page_do_what_it_describes(shell: Shell) -> None:
+    train, schedule, over_http = shell.run_page("docs/howto/train-over-files.md")
+    assert "tumour:1 was trained on" in train
+    assert "tumour-weekly" in schedule
+    assert json.loads(over_http)["name"] == "tumour-monthly"
+
+
+def test_the_commands_of_the_edge_page_do_what_it_describes(shell: Shell) -> None:
+    shell.run(blocks("README.md", "sh")[0])
+    (device,) = shell.run_page("docs/howto/edge-device.md")
+    manifest = json.loads(next(line for line in device.splitlines() if line.startswith("{")))
+    example = json.loads(blocks("docs/howto/edge-device.md", "json")[0])
+    assert manifest.keys() == example.keys()
+    assert manifest["report"].keys() >= example["report"].keys()
+    assert (manifest["version"], manifest["report"]["label_agreement"]) == (1, 1.0)
+    assert (shell.directory / ".trivium/device/iris.tflite").stat().st_size == manifest["bytes"]
