@@ -2,7 +2,7 @@
 
 import logging
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision: lets a server see that there is nothing to migrate without importing Alembic."""
 
 # Our callers say what Alembic does. Here, since it lists its plugins while it is imported.

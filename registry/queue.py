@@ -6,7 +6,8 @@ Updates must pass the fence of their claim; an outdated fence raises `StaleTask`
 expired cannot change anything. Tasks with an expired lease can be claimed by other workers.
 
 None of these functions commits: the result of a task and the changes that follow from it belong into one
-transaction. A claim is one compare-and-set. Fencing follows Kleppmann, "How to do distributed locking" (2016).
+transaction. A claim is one compare-and-set. Fencing follows Kleppmann, "How to do distributed locking"
+(2016).
 """
 
 from __future__ import annotations

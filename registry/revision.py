@@ -43,6 +43,11 @@ def revision(session: Session) -> int:
     return session.execute(select(RevisionRow.value)).scalar_one()
 
 
+def registry_id(session: Session) -> str:
+    """The identifier that the registry got when its database was migrated; it never changes."""
+    return session.execute(select(RevisionRow.registry_id)).scalar_one()
+
+
 def since(session: Session, known: int) -> Changes | None:
     """What changed after revision `known`, or None when that is too long ago to say."""
     current = revision(session)

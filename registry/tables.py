@@ -257,6 +257,7 @@ class RevisionRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[int]
+    registry_id: Mapped[str]  # random and stable: distinguishes the revisions of two registries
 
 
 class ChangeRow(Base):

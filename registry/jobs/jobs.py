@@ -253,8 +253,8 @@ def finish_partition(
 ) -> None:
     """Record a partition's result and enqueue what depends on it.
 
-    That is the sequential partition after it, or the assembly if this was the last one. The caller holds the
-    lock of the job.
+    That is the sequential partition after it, or the assembly if this was the last one. The caller has
+    locked the job.
     """
     row.rows, row.failed, row.rows_total = rows, failed, rows + failed
     row.result, row.finished_at = result, now()
@@ -268,7 +268,7 @@ def finish_partition(
 
 
 def redo_partition(session: Session, job: JobRow, row: PartitionRow) -> None:
-    """Enqueue a finished partition again because its files are missing. The caller holds the lock of the job."""
+    """Enqueue a finished partition again because its files are missing. The caller has locked the job."""
     row.rows, row.failed, row.result, row.finished_at = 0, 0, None, None
     row.failures += 1
     _enqueue_partition(session, job, row, queue.clock(session))

@@ -1,8 +1,8 @@
-"""When a schedule's runs are: from one moment to the next, by cron or by an interval. Nothing is stored here.
+"""Times of a schedule's runs: computed from a cron expression or an interval. This module stores nothing.
 
-Cron expressions are read by cronsim, as Debian's cron reads them: five fields, or six with seconds first. In
-their time zone, a time of day that a clock change skips comes right after the gap, and one that comes twice
-counts once; expressions with `*` in minutes or hours go on by elapsed time.
+Cron expressions are evaluated by cronsim, which follows Debian's cron: five fields, or six with seconds
+first. In the schedule's time zone, a time of day that a clock change skips runs right after the gap, and one
+that occurs twice runs once. Expressions with `*` in minutes or hours follow elapsed time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MAX_START = timedelta(days=36500)
 INSTANT = timedelta(microseconds=1)  # the resolution of a datetime
 
 
-class When(msgspec.Struct, frozen=True, kw_only=True):
-    """When runs are wanted: `cron` in `timezone`, or every `every_s` seconds.
+class Recurrence(msgspec.Struct, frozen=True, kw_only=True):
+    """The rule for a schedule's runs: `cron` in `timezone`, or every `every_s` seconds.
 
-    `start_at`: no run is before it, and intervals count from it. `start_in_s` (from now) is the moment of the
-    first run itself, also with `cron`.
+    Runs start at `start_at` or later, and intervals are counted from it. `start_in_s` seconds from now is the
+    time of the first run itself, also with `cron`.
     """
 
     cron: str | None = None
@@ -37,71 +37,73 @@ class When(msgspec.Struct, frozen=True, kw_only=True):
     start_in_s: float | None = None
 
 
-class First(NamedTuple):
-    start_at: datetime
+class FirstRun(NamedTuple):
+    start_at: datetime  # the resolved `Recurrence.start_at`
     run_at: datetime
 
 
-def first(when: When, moment: datetime) -> First:
-    """From when on, and the first run from `moment` on. What lies before `moment` was never due.
+def first_run(rule: Recurrence, moment: datetime) -> FirstRun:
+    """Return the start of the schedule and its first run at `moment` or later.
 
-    Raises `Invalid` naming the field.
+    Runs before `moment` are never due. Raises `Invalid` with the field.
     """
-    _check(when)
-    if when.start_in_s is not None:
-        start = moment + timedelta(seconds=when.start_in_s)
+    _check(rule)
+    if rule.start_in_s is not None:
+        start = moment + timedelta(seconds=rule.start_in_s)
     else:
-        start = when.start_at or moment + timedelta(seconds=when.every_s or 0)
+        start = rule.start_at or moment + timedelta(seconds=rule.every_s or 0)
     if abs(start - moment) > MAX_START:
-        raise invalid_field("start_at", f"{start.isoformat()} is too far away", "a moment within 100 years")
-    if when.start_in_s is not None:
-        return First(start, start)
-    run_at = following(msgspec.structs.replace(when, start_at=start), max(moment, start) - INSTANT)
+        message = f"{start.isoformat()} is more than 100 years from now"
+        raise invalid_field("start_at", message, "a time within 100 years from now")
+    if rule.start_in_s is not None:
+        return FirstRun(start, start)
+    run_at = next_run(msgspec.structs.replace(rule, start_at=start), max(moment, start) - INSTANT)
     if run_at is None:
-        raise invalid_field("cron", f"{when.cron!r} never comes", "an expression with a run to come")
-    return First(start, run_at)
+        message = f"{rule.cron!r} matches no date in the next 50 years"
+        raise invalid_field("cron", message, "an expression that matches a future date")
+    return FirstRun(start, run_at)
 
 
-def after(when: When, moment: datetime) -> Iterator[datetime]:
-    """The moments of runs later than `moment`, in UTC. `when` has a `start_at`. Raises `Invalid`."""
-    assert when.start_at is not None
-    if when.every_s is not None:
-        step = timedelta(seconds=when.every_s)
-        number = max(0, (moment - when.start_at) // step + 1)  # from the start, so that nothing drifts
+def runs_after(rule: Recurrence, moment: datetime) -> Iterator[datetime]:
+    """Yield the runs later than `moment`, in UTC. `rule.start_at` must be set. Raises `Invalid`."""
+    assert rule.start_at is not None
+    if rule.every_s is not None:
+        step = timedelta(seconds=rule.every_s)
+        number = max(0, (moment - rule.start_at) // step + 1)  # counted from the start, to avoid drift
         while True:
-            yield when.start_at + number * step
+            yield rule.start_at + number * step
             number += 1
-    moment = max(moment, when.start_at - INSTANT)
-    for found in _cron(when, moment):
-        if (run_at := found.astimezone(UTC)) > moment:  # the hour that comes twice begins in the past
+    moment = max(moment, rule.start_at - INSTANT)
+    for local_time in _cron(rule, moment):
+        if (run_at := local_time.astimezone(UTC)) > moment:  # a repeated hour yields an earlier time first
             yield run_at
             moment = run_at
 
 
-def following(when: When, moment: datetime) -> datetime | None:
-    """The first run later than `moment`, or None when there is none for 50 years. Raises `Invalid`."""
-    return next(after(when, moment), None)
+def next_run(rule: Recurrence, moment: datetime) -> datetime | None:
+    """Return the first run later than `moment`, or None if it is 50 years away. Raises `Invalid`."""
+    return next(runs_after(rule, moment), None)
 
 
-def between(when: When, start: datetime, end: datetime, most: int) -> list[datetime]:
-    """Up to `most` moments of runs that are later than `start` and not later than `end`."""
-    return list(islice(takewhile(lambda m: m <= end, after(when, start)), most))
+def runs_between(rule: Recurrence, start: datetime, end: datetime, limit: int) -> list[datetime]:
+    """Return up to `limit` runs that are later than `start` and not later than `end`."""
+    return list(islice(takewhile(lambda m: m <= end, runs_after(rule, start)), limit))
 
 
-def newest(when: When, end: datetime, count: int) -> datetime | None:
-    """The first of the `count` newest runs up to `end`, or None when there are fewer."""
-    if when.every_s is not None:
-        return following(when, end - count * timedelta(seconds=when.every_s))
-    earlier = list(islice(_cron(when, end + INSTANT, reverse=True), count))
-    return following(when, earlier[-1].astimezone(UTC) - INSTANT) if len(earlier) == count else None
+def nth_last_run(rule: Recurrence, end: datetime, count: int) -> datetime | None:
+    """Return the earliest of the last `count` runs up to `end`, or None if there are fewer."""
+    if rule.every_s is not None:
+        return next_run(rule, end - count * timedelta(seconds=rule.every_s))
+    earlier = list(islice(_cron(rule, end + INSTANT, reverse=True), count))
+    return next_run(rule, earlier[-1].astimezone(UTC) - INSTANT) if len(earlier) == count else None
 
 
-def _cron(when: When, moment: datetime, reverse: bool = False) -> CronSim:
+def _cron(rule: Recurrence, moment: datetime, reverse: bool = False) -> CronSim:
     try:
-        return CronSim(when.cron or "", moment.astimezone(_zone(when.timezone)), reverse)
+        return CronSim(rule.cron or "", moment.astimezone(_zone(rule.timezone)), reverse)
     except CronSimError as error:
-        expected = "minute hour day month weekday, as in 0 3 * * MON"
-        raise invalid_field("cron", f"{when.cron!r} is no cron expression: {error}", expected) from error
+        message = f"{rule.cron!r} is not a cron expression: {error}"
+        raise invalid_field("cron", message, "minute hour day month weekday, as in 0 3 * * MON") from error
 
 
 def _zone(name: str) -> ZoneInfo:
@@ -109,19 +111,19 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:  # unknown; not a name; a directory of names
         raise invalid_field(
-            "timezone", f"there is no time zone {name!r}", "an IANA name: Europe/Berlin"
+            "timezone", f"unknown time zone {name!r}", "an IANA name: Europe/Berlin"
         ) from error
 
 
-def _check(when: When) -> None:
-    if (when.cron is None) == (when.every_s is None):
+def _check(rule: Recurrence) -> None:
+    if (rule.cron is None) == (rule.every_s is None):
         raise invalid_field("cron", "a schedule has either cron or every_s", "one of cron and every_s")
-    if when.start_at is not None and when.start_in_s is not None:
+    if rule.start_at is not None and rule.start_in_s is not None:
         raise invalid_field("start_at", "a schedule has start_at or start_in_s, not both", "one of the two")
-    if when.every_s is not None and not MIN_EVERY_S <= when.every_s <= MAX_EVERY_S:
-        raise invalid_field("every_s", f"{when.every_s:g} s is out of bounds", "1 second to 10 years")
-    if when.start_in_s is not None and not 0 <= when.start_in_s <= MAX_EVERY_S:
-        raise invalid_field("start_in_s", f"{when.start_in_s:g} s is out of bounds", "0 seconds to 10 years")
-    if when.start_at is not None and when.start_at.tzinfo is None:
-        raise invalid_field("start_at", "this time has no zone", "RFC 3339: 2027-01-04T03:00:00Z")
-    _zone(when.timezone)
+    if rule.every_s is not None and not MIN_EVERY_S <= rule.every_s <= MAX_EVERY_S:
+        raise invalid_field("every_s", f"{rule.every_s:g} s is out of range", "1 second to 10 years")
+    if rule.start_in_s is not None and not 0 <= rule.start_in_s <= MAX_EVERY_S:
+        raise invalid_field("start_in_s", f"{rule.start_in_s:g} s is out of range", "0 seconds to 10 years")
+    if rule.start_at is not None and rule.start_at.tzinfo is None:
+        raise invalid_field("start_at", "the time has no UTC offset", "RFC 3339: 2027-01-04T03:00:00Z")
+    _zone(rule.timezone)

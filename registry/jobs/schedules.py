@@ -1,64 +1,82 @@
-"""Schedules: jobs that are started again and again. What happens when a run is due: `registry/jobs/due.py`.
+"""Schedules: rules that start a job repeatedly. Records, edits, and the runs that are due.
 
-How a job is made of a schedule's `job` is not known here: the caller brings the `Start`.
+`tick` processes one schedule: under its lock and in one transaction it starts the job, adds the entry of the
+history and advances `next_at`. So each due time has one entry and at most one job, however many workers call
+`tick`: `next_at` only advances, unless the clock was set back.
+
+This module does not build jobs from a schedule's `job`: the caller passes a `StartJob`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from registry.errors import Conflict, NotFound
-from registry.jobs import jobs, recurrence
-from registry.jobs.recurrence import When
+from registry.errors import Conflict, Invalid, NotFound, TriviumError
+from registry.jobs import jobs
+from registry.jobs.recurrence import (
+    INSTANT,
+    Recurrence,
+    first_run,
+    next_run,
+    nth_last_run,
+    runs_after,
+    runs_between,
+)
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.names import check_name
 from registry.pages import Page, after, cut
 from registry.queue import clock
 
-STARTED = "started"  # there is a job
-SKIPPED = "skipped"  # missed, or the run before still went on
-FAILED = "failed"  # no job could be made of it; `reason` says why
+STARTED = "started"  # a job was created
+SKIPPED = "skipped"  # missed, or the job of the previous run was not finished
+FAILED = "failed"  # the job could not be created; `reason` is the error
 
-KEPT = 1000
-"""Entries of a schedule's history."""
+MAX_LATE = timedelta(minutes=1)
+"""Runs up to this late still start, so a worker restart does not miss one."""
+MAX_CATCH_UP_RUNS = 100
+"""With `catch_up`, the newest missed runs up to this number are started."""
+MAX_COUNTED_RUNS = 1000
+"""Missed runs are counted up to this number."""
+MAX_HISTORY_ENTRIES = 1000
+"""Entries of a schedule's history; older ones are deleted."""
 
-Start = Callable[[Session, ScheduleRow], JobRow]
-"""Makes the schedule's job, in the caller's transaction. Raises a `TriviumError` when it cannot."""
+StartJob = Callable[[Session, ScheduleRow], JobRow]
+"""Creates the schedule's job in the caller's transaction. Raises a `TriviumError` if it cannot."""
 
 
 class NewSchedule(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     job: dict[str, Any]
-    when: When
+    recurrence: Recurrence
     catch_up: bool = False
     overlap: bool = False
     paused: bool = False
 
 
 def create(session: Session, new: NewSchedule, *, by: str, moment: datetime | None = None) -> ScheduleRow:
-    """Raises `Invalid` naming the field, `Conflict` when there is one of that name."""
+    """Add a schedule. Raises `Invalid` with the field, `Conflict` if the name is in use."""
     check_name(new.name)
     moment = moment or clock(session)
-    begin = recurrence.first(new.when, moment)
+    first = first_run(new.recurrence, moment)
     row = ScheduleRow(
         name=new.name,
         job=new.job,
-        cron=new.when.cron,
-        every_s=new.when.every_s,
-        timezone=new.when.timezone,
-        start_at=begin.start_at,
-        start_given=_is_given(new.when),
+        cron=new.recurrence.cron,
+        every_s=new.recurrence.every_s,
+        timezone=new.recurrence.timezone,
+        start_at=first.start_at,
+        has_fixed_start=new.recurrence.start_at is not None or new.recurrence.start_in_s is not None,
         catch_up=new.catch_up,
         overlap=new.overlap,
         paused=new.paused,
-        next_at=begin.run_at,
+        next_at=first.run_at,
         created_at=moment,
         created_by=by,
     )
@@ -66,18 +84,14 @@ def create(session: Session, new: NewSchedule, *, by: str, moment: datetime | No
         with session.begin_nested():
             session.add(row)
     except IntegrityError as error:
-        raise Conflict(f"there is a schedule {new.name!r} already; change or delete it") from error
+        raise Conflict(f"schedule {new.name!r} already exists; change or delete it") from error
     return row
 
 
-def _is_given(when: When) -> bool:
-    return when.start_at is not None or when.start_in_s is not None
-
-
 def model_of(job: dict[str, Any]) -> str | None:
-    """The model that a job is about: what it scores with, or what a training publishes."""
-    found: str | None = job.get("model") or job.get("publish", {}).get("name")
-    return found
+    """Return the model of a job: the one it scores with, or the one a training publishes."""
+    model: str | None = job.get("model") or job.get("publish", {}).get("name")
+    return model
 
 
 def get(session: Session, name: str) -> ScheduleRow:
@@ -89,7 +103,7 @@ def get(session: Session, name: str) -> ScheduleRow:
 
 
 def lock(session: Session, name: str) -> ScheduleRow:
-    """The schedule, nobody else's until the transaction ends. Raises `NotFound`."""
+    """Return the schedule, locked until the transaction ends. Raises `NotFound`."""
     row = session.get(ScheduleRow, name, with_for_update=True, populate_existing=True)
     if row is None:
         raise NotFound("schedule", name)
@@ -103,7 +117,7 @@ def search(
     page_size: int = 100,
     page_token: str | None = None,
 ) -> Page[ScheduleRow]:
-    """Schedules by name; `models`: only those whose job is about one of these."""
+    """Return a page of schedules by name. `models` restricts it to schedules of these models."""
     query = select(ScheduleRow).order_by(ScheduleRow.name).limit(page_size + 1)
     if (last := after(page_token, str)) is not None:
         query = query.where(ScheduleRow.name > last)
@@ -116,61 +130,69 @@ def search(
 def edit(
     session: Session, name: str, changes: dict[str, Any], *, moment: datetime | None = None
 ) -> ScheduleRow:
-    """Change what `changes` names: fields of a schedule and of its `When`. Giving one of `cron` and `every_s`
-    takes the other away. A change of the times counts anew from now on, but not before a start that somebody
-    said; what was due while the schedule was paused was not missed.
+    """Apply `changes`: fields of the schedule and of its `Recurrence`; None changes nothing.
+
+    Setting one of `cron` and `every_s` removes the other. A change of the recurrence is counted from now, or
+    from the start that was set explicitly. Runs that were due while the schedule was paused are not missed
+    runs.
 
     Raises `NotFound`, `Invalid`.
     """
     row = lock(session, name)
     moment = moment or clock(session)
-    times = {k: v for k, v in changes.items() if k in When.__struct_fields__ and v is not None}
+    rule_changes = {k: v for k, v in changes.items() if k in Recurrence.__struct_fields__ and v is not None}
     for field in ("job", "catch_up", "overlap", "paused"):
         if changes.get(field) is not None:
             setattr(row, field, changes[field])
-    if times:
-        kept: dict[str, Any] = {"timezone": row.timezone}
-        if not {"cron", "every_s"} & times.keys():
-            kept |= {"cron": row.cron, "every_s": row.every_s}
-        if {"start_at", "start_in_s"} & times.keys():
-            row.start_given = True
-        elif row.start_given or not {"cron", "every_s"} & times.keys():
-            kept |= {"start_at": row.start_at}
-        when = When(**{**kept, **times})
-        promised = row.next_at == row.start_at and row.start_at > moment and "start_at" in kept
-        row.start_at, next_at = recurrence.first(when, moment)
-        row.next_at = row.start_at if promised else next_at  # `start_in_s` said when the first run is
-        row.cron, row.every_s, row.timezone = when.cron, when.every_s, when.timezone
+    if rule_changes:
+        _edit_recurrence(row, rule_changes, moment)
     elif changes.get("paused") is False and row.next_at is not None and row.next_at <= moment:
-        row.next_at = recurrence.following(when_of(row), moment)
+        row.next_at = next_run(recurrence_of(row), moment)
     session.flush()
     return row
 
 
+def _edit_recurrence(row: ScheduleRow, changes: dict[str, Any], moment: datetime) -> None:
+    changes_interval = bool({"cron", "every_s"} & changes.keys())
+    fields: dict[str, Any] = {"timezone": row.timezone}
+    if not changes_interval:
+        fields |= {"cron": row.cron, "every_s": row.every_s}
+    if {"start_at", "start_in_s"} & changes.keys():
+        row.has_fixed_start = True
+    elif row.has_fixed_start or not changes_interval:
+        fields |= {"start_at": row.start_at}
+    rule = Recurrence(**{**fields, **changes})
+    # `start_in_s` has set the time of the first run itself, which `start_at` alone does not express
+    keeps_first_run = row.next_at == row.start_at and row.start_at > moment and "start_at" in fields
+    row.start_at, next_at = first_run(rule, moment)
+    row.next_at = row.start_at if keeps_first_run else next_at
+    row.cron, row.every_s, row.timezone = rule.cron, rule.every_s, rule.timezone
+
+
 def remove(session: Session, name: str) -> None:
-    """Delete the schedule and its history. The jobs it started stay. Raises `NotFound`."""
+    """Delete the schedule and its history. Its jobs stay. Raises `NotFound`."""
     session.delete(lock(session, name))
 
 
-def run_now(session: Session, name: str, start: Start, *, by: str) -> JobRow:
-    """Start the job now, paused or not; when the next run is stays as it is.
+def run_now(session: Session, name: str, start_job: StartJob, *, by: str) -> JobRow:
+    """Start the schedule's job now, also if it is paused. The next run is not affected.
 
-    Raises `NotFound`, `Conflict` when the run before still goes on and runs may not overlap, and what `start`
-    raises.
+    Raises `NotFound`, `Conflict` if a job of the schedule is not finished and runs may not overlap, and the
+    errors of `start_job`.
     """
     row = lock(session, name)
     if not row.overlap and (job_id := open_job(session, name)) is not None:
-        raise Conflict(f"job {job_id} of {name} is not finished, and its runs may not overlap")
-    job = start(session, row)
+        raise Conflict(f"job {job_id} of schedule {name} is not finished, and its runs may not overlap")
+    job = start_job(session, row)
     moment = clock(session)
-    record(session, row, moment, moment, STARTED, f"asked for by {by}", job)
+    record(session, row, moment, moment, STARTED, f"requested by {by}", job)
     return job
 
 
 def runs(
     session: Session, name: str, *, page_size: int = 100, page_token: str | None = None
 ) -> Page[ScheduleRunRow]:
-    """What happened, newest first. Raises `NotFound`."""
+    """Return a page of the history, newest first. Raises `NotFound`."""
     query = select(ScheduleRunRow).where(ScheduleRunRow.schedule == get(session, name).name)
     if (last := after(page_token, int)) is not None:
         query = query.where(ScheduleRunRow.id < last)
@@ -179,7 +201,7 @@ def runs(
 
 
 def last_runs(session: Session, names: Sequence[str]) -> dict[str, ScheduleRunRow]:
-    """The newest entry of each; one that has none is not there."""
+    """Return the newest history entry by schedule. Schedules without a history are left out."""
     newest = (
         select(func.max(ScheduleRunRow.id))
         .where(ScheduleRunRow.schedule.in_(names))
@@ -189,12 +211,12 @@ def last_runs(session: Session, names: Sequence[str]) -> dict[str, ScheduleRunRo
     return {row.schedule: row for row in rows}
 
 
-def when_of(row: ScheduleRow) -> When:
-    return When(cron=row.cron, every_s=row.every_s, timezone=row.timezone, start_at=row.start_at)
+def recurrence_of(row: ScheduleRow) -> Recurrence:
+    return Recurrence(cron=row.cron, every_s=row.every_s, timezone=row.timezone, start_at=row.start_at)
 
 
 def open_job(session: Session, name: str) -> int | None:
-    """A job of the schedule that is not finished."""
+    """Return the id of an unfinished job of the schedule, or None."""
     return session.scalar(
         select(JobRow.id).where(JobRow.schedule == name, JobRow.state.in_(jobs.OPEN_STATES)).limit(1)
     )
@@ -209,7 +231,7 @@ def record(
     reason: str | None,
     job: JobRow | None = None,
 ) -> ScheduleRunRow:
-    """An entry of the history; the oldest goes."""
+    """Add an entry to the history and delete entries beyond `MAX_HISTORY_ENTRIES`."""
     entry = ScheduleRunRow(
         schedule=row.name,
         due_at=due_at,
@@ -220,8 +242,140 @@ def record(
     )
     session.add(entry)
     session.flush()
-    theirs = select(ScheduleRunRow.id).where(ScheduleRunRow.schedule == row.name)
-    oldest = theirs.order_by(ScheduleRunRow.id.desc()).offset(KEPT).limit(1).scalar_subquery()
-    old = (ScheduleRunRow.schedule == row.name, ScheduleRunRow.id <= oldest)
-    session.execute(delete(ScheduleRunRow).where(*old).execution_options(synchronize_session=False))
+    ids = select(ScheduleRunRow.id).where(ScheduleRunRow.schedule == row.name)
+    newest_to_delete = ids.order_by(ScheduleRunRow.id.desc()).offset(MAX_HISTORY_ENTRIES).limit(1)
+    surplus = (ScheduleRunRow.schedule == row.name, ScheduleRunRow.id <= newest_to_delete.scalar_subquery())
+    session.execute(delete(ScheduleRunRow).where(*surplus).execution_options(synchronize_session=False))
     return entry
+
+
+def is_due(session: Session, *, moment: datetime | None = None) -> bool:
+    """Report whether `tick` has a schedule to process."""
+    query = select(ScheduleRow.name).where(_is_due(moment or clock(session))).limit(1)
+    return session.scalar(query) is not None
+
+
+def tick(
+    session: Session, start_job: StartJob, *, moment: datetime | None = None
+) -> list[ScheduleRunRow] | None:
+    """Process the schedule that has been due longest. Return its new history entries, or None if none is due.
+
+    Schedules that another worker has locked are skipped.
+
+    A due run starts its job. Unless runs may overlap, no job starts while a job of the schedule is open: the
+    run is skipped, or waits with `catch_up`. Runs that were due more than `MAX_LATE` ago, and runs followed
+    by another due run, are missed. One entry counts the missed runs; with `catch_up` they are started
+    instead, the oldest first, one per call.
+    """
+    moment = moment or clock(session)
+    query = select(ScheduleRow).where(_is_due(moment)).order_by(ScheduleRow.next_at).limit(1)
+    row = session.scalar(query.with_for_update(skip_locked=True))
+    if row is None:
+        return None
+    assert row.next_at is not None
+    rule, due_at = recurrence_of(row), row.next_at
+    try:
+        if due_at > moment:
+            return [_restart_after_clock_change(session, row, rule, moment)]
+        start_due = _start_oldest if row.catch_up else _start_newest
+        return start_due(session, row, rule, due_at, moment, start_job)
+    except Invalid as error:  # this host lacks the time zone: other schedules must not be blocked by it
+        row.next_at = None
+        return [record(session, row, due_at, moment, FAILED, str(error))]
+
+
+def _is_due(moment: datetime) -> ColumnElement[bool]:
+    """True for schedules whose time has come or whose clock was set back, except paused ones.
+
+    A schedule with `catch_up` and without `overlap` is not due while one of its jobs is open.
+    """
+    has_open_job = exists().where(JobRow.schedule == ScheduleRow.name, JobRow.state.in_(jobs.OPEN_STATES))
+    waits_for_job = and_(ScheduleRow.catch_up, ~ScheduleRow.overlap, has_open_job)
+    has_come = and_(ScheduleRow.next_at <= moment, ~waits_for_job)
+    newest_entry = select(ScheduleRunRow.at).where(ScheduleRunRow.schedule == ScheduleRow.name)
+    newest_entry = newest_entry.order_by(ScheduleRunRow.id.desc()).limit(1)
+    is_from_future = newest_entry.scalar_subquery() > moment + MAX_LATE
+    return and_(~ScheduleRow.paused, or_(has_come, and_(ScheduleRow.next_at > moment, is_from_future)))
+
+
+def _restart_after_clock_change(
+    session: Session, row: ScheduleRow, rule: Recurrence, moment: datetime
+) -> ScheduleRunRow:
+    """Recompute `next_at` from now, skipping runs that were already started.
+
+    The clock was ahead, so `next_at` may be years away.
+    """
+    query = select(ScheduleRunRow.due_at).where(
+        ScheduleRunRow.schedule == row.name, ScheduleRunRow.outcome == STARTED
+    )
+    started, due_at = set(session.scalars(query)), row.next_at or moment
+    row.next_at = next((m for m in runs_after(rule, moment) if m not in started), None)
+    reason = "the clock was set back; the time of the next run was computed again"
+    return record(session, row, due_at, moment, SKIPPED, reason)
+
+
+def _start_newest(
+    session: Session,
+    row: ScheduleRow,
+    rule: Recurrence,
+    due_at: datetime,
+    moment: datetime,
+    start_job: StartJob,
+) -> list[ScheduleRunRow]:
+    """Start the newest due run unless it is later than `MAX_LATE`. All runs before it are missed."""
+    in_time = moment - MAX_LATE
+    due_runs = [due_at, *runs_between(rule, max(due_at, in_time), moment, MAX_COUNTED_RUNS)]
+    run_at = due_runs[-1] if due_runs[-1] >= in_time else None
+    row.next_at = next_run(rule, moment)
+    entries = _record_missed(session, row, rule, due_at, run_at or moment + INSTANT, moment)
+    if run_at is None:
+        return entries
+    if not row.overlap and (job_id := open_job(session, row.name)) is not None:
+        reason = f"job {job_id} of the previous run was not finished"
+        return [*entries, record(session, row, run_at, moment, SKIPPED, reason)]
+    return [*entries, _start(session, row, run_at, moment, start_job)]
+
+
+def _start_oldest(
+    session: Session,
+    row: ScheduleRow,
+    rule: Recurrence,
+    due_at: datetime,
+    moment: datetime,
+    start_job: StartJob,
+) -> list[ScheduleRunRow]:
+    """Start the oldest due run; runs beyond the newest `MAX_CATCH_UP_RUNS` are missed."""
+    if not row.overlap and open_job(session, row.name) is not None:
+        return []  # another worker started a job between this worker's query and its lock
+    entries = []
+    if len(runs_between(rule, due_at, moment, MAX_CATCH_UP_RUNS)) == MAX_CATCH_UP_RUNS:  # without `due_at`
+        oldest = nth_last_run(rule, moment, MAX_CATCH_UP_RUNS) or due_at
+        entries = _record_missed(session, row, rule, due_at, oldest, moment)
+        due_at = oldest
+    row.next_at = next_run(rule, due_at)
+    return [*entries, _start(session, row, due_at, moment, start_job)]
+
+
+def _record_missed(
+    session: Session, row: ScheduleRow, rule: Recurrence, due_at: datetime, end: datetime, moment: datetime
+) -> list[ScheduleRunRow]:
+    """Add one entry for the runs from `due_at` to before `end`, if there are any."""
+    if due_at >= end:
+        return []
+    count = 1 + len([m for m in runs_between(rule, due_at, end, MAX_COUNTED_RUNS - 1) if m < end])
+    missed = (
+        "1 run was" if count == 1 else f"{count}{' or more' if count == MAX_COUNTED_RUNS else ''} runs were"
+    )
+    reason = f"{missed} missed: no worker was running when they were due"
+    return [record(session, row, due_at, moment, SKIPPED, reason)]
+
+
+def _start(
+    session: Session, row: ScheduleRow, due_at: datetime, moment: datetime, start_job: StartJob
+) -> ScheduleRunRow:
+    try:
+        with session.begin_nested():
+            job = start_job(session, row)
+    except TriviumError as error:
+        return record(session, row, due_at, moment, FAILED, str(error))
+    return record(session, row, due_at, moment, STARTED, None, job)

@@ -74,7 +74,9 @@ class ScheduleRow(Base):
     every_s: Mapped[float | None]
     timezone: Mapped[str]
     start_at: Mapped[datetime]
-    start_given: Mapped[bool]  # somebody said it; else it follows from when the times were set
+    has_fixed_start: Mapped[bool] = mapped_column(
+        "start_given"
+    )  # False: `start_at` is the time of the last edit
     catch_up: Mapped[bool]  # a run that was missed is made up for, once each; else skipped
     overlap: Mapped[bool]  # start although the run before still goes on
     paused: Mapped[bool]

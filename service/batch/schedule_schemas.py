@@ -1,4 +1,4 @@
-"""The wire types of schedules and their history."""
+"""Wire types of schedules and their runs."""
 
 from __future__ import annotations
 
@@ -9,132 +9,134 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from registry.jobs import jobs
-from registry.jobs.recurrence import MAX_EVERY_S, MIN_EVERY_S, When
+from registry.jobs.recurrence import MAX_EVERY_S, MIN_EVERY_S, Recurrence
 from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import ScheduleRow, ScheduleRunRow
 from registry.names import NAME_PATTERN
-from service.batch import schemas
-from service.batch.bodies import JobBody, spec_of
-from service.batch.schemas import ScoreBody
-from service.batch.train_schemas import TrainBody
-from service.web.fields import Moment, Strict
+from service.batch.job_schemas import JobBody, is_dry_run, job_spec
+from service.batch.score_schemas import SCORE_EXAMPLE
+from service.web.request_models import RequestBody, Timestamp
 
-Outcome = Literal["started", "skipped", "failed"]
+RunOutcome = Literal["started", "skipped", "failed"]
 
 
-def _is_meant(job: ScoreBody | TrainBody) -> ScoreBody | TrainBody:
-    if getattr(job, "dry_run", False):
-        raise ValueError("not a job that is only checked; leave dry_run out")
+def _reject_dry_run(job: JobBody) -> JobBody:
+    if is_dry_run(job):
+        raise ValueError("a schedule cannot start a dry run: remove dry_run")
     return job
 
 
-Job = Annotated[
+ScheduledJob = Annotated[
     JobBody,
-    AfterValidator(_is_meant),
-    Field(description="the body of POST /v1/jobs; an alias is looked up anew by each run"),
+    AfterValidator(_reject_dry_run),
+    Field(description="the body of POST /v1/jobs; each run resolves an alias again"),
 ]
 Cron = Annotated[
     str | None,
     Field(max_length=200, description="minute hour day month weekday", examples=["0 3 * * MON"]),
 ]
-EveryS = Annotated[float | None, Field(ge=MIN_EVERY_S, le=MAX_EVERY_S, description="in place of cron")]
-Zone = Annotated[str, Field(max_length=100, examples=["Europe/Berlin"], description="that cron is read in")]
+EveryS = Annotated[
+    float | None,
+    Field(ge=MIN_EVERY_S, le=MAX_EVERY_S, description="interval in seconds; exclusive with cron"),
+]
+TimeZone = Annotated[str, Field(max_length=100, examples=["Europe/Berlin"], description="time zone of cron")]
 StartAt = Annotated[
-    Moment | None, Field(description="no run is before it; the runs of every_s are counted from it")
+    Timestamp | None, Field(description="earliest run; intervals of every_s are counted from this time")
 ]
 StartInS = Annotated[
     float | None,
     Field(
         ge=0,
         le=MAX_EVERY_S,
-        description="in place of start_at: the first run is so many seconds from now, also with cron",
+        description="seconds until the first run, also with cron; exclusive with start_at",
     ),
 ]
-CatchUp = Annotated[
-    bool, Field(description="start runs that were missed, one after another; else they are skipped")
-]
-Overlap = Annotated[bool, Field(description="start a run though the one before is not finished")]
+CatchUp = Annotated[bool, Field(description="start missed runs one after another; otherwise skip them")]
+Overlap = Annotated[bool, Field(description="start a run while the previous one is unfinished")]
 
 
-EXAMPLE: dict[str, Any] = {
+SCHEDULE_EXAMPLE: dict[str, Any] = {
     "name": "weekly-scores",
-    "job": schemas.EXAMPLE,
+    "job": SCORE_EXAMPLE,
     "every_s": 604800,
     "start_in_s": 5,
 }
 
 
-class ScheduleBody(Strict):
-    """When a job is started again and again. Either `cron` or `every_s`; without a start the first run of
-    `every_s` is one interval from now."""
+class ScheduleBody(RequestBody):
+    """A job and the times at which it starts: either `cron` or `every_s`.
 
-    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
+    Without a start, the first run of `every_s` is one interval from now.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"example": SCHEDULE_EXAMPLE})
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, examples=["weekly-scores"])]
-    job: Job
+    job: ScheduledJob
     cron: Cron = None
     every_s: EveryS = None
-    timezone: Zone = "UTC"
+    timezone: TimeZone = "UTC"
     start_at: StartAt = None
     start_in_s: StartInS = None
     catch_up: CatchUp = False
     overlap: Overlap = False
     paused: bool = False
 
-    def asked(self) -> NewSchedule:
+    def new_schedule(self) -> NewSchedule:
         return NewSchedule(
             name=self.name,
-            job=spec_of(self.job),
-            when=When(**{field: getattr(self, field) for field in When.__struct_fields__}),
+            job=job_spec(self.job),
+            recurrence=Recurrence(**{field: getattr(self, field) for field in Recurrence.__struct_fields__}),
             catch_up=self.catch_up,
             overlap=self.overlap,
             paused=self.paused,
         )
 
 
-class ScheduleEdit(Strict):
-    """What is left out stays as it is. Of `cron` and `every_s`, giving one takes the other away."""
+class ScheduleEdit(RequestBody):
+    """Fields to change; the others keep their values. Setting `cron` clears `every_s`, and vice versa."""
 
-    job: Job | None = None
+    job: ScheduledJob | None = None
     cron: Cron = None
     every_s: EveryS = None
-    timezone: Zone | None = None
+    timezone: TimeZone | None = None
     start_at: StartAt = None
     start_in_s: StartInS = None
     catch_up: CatchUp | None = None
     overlap: Overlap | None = None
     paused: bool | None = None
 
-    def asked(self) -> dict[str, Any]:
-        """By field, without those that are null: none of them can be nothing."""
-        found = {field: getattr(self, field) for field in self.model_fields_set}
+    def changes(self) -> dict[str, Any]:
+        """Return the new values by field. Null means unchanged: none of the fields can be null."""
+        values = {field: getattr(self, field) for field in self.model_fields_set}
         if self.job is not None:
-            found["job"] = spec_of(self.job)
-        return {field: value for field, value in found.items() if value is not None}
+            values["job"] = job_spec(self.job)
+        return {field: value for field, value in values.items() if value is not None}
 
 
-JobState = Annotated[str | None, Field(description="of its job now; null when there is none any more")]
-ThenState = Annotated[
-    str | None, Field(description="of the job that scores with what a training made; null when there is none")
+RunJobState = Annotated[str | None, Field(description="state of the run's job; null if it was deleted")]
+FollowUpState = Annotated[
+    str | None,
+    Field(description="state of the job that scores with a training's version; null if none was started"),
 ]
-Thens = Mapping[int, jobs.FollowUpJob]
-"""By training."""
+FollowUpJobs = Mapping[int, jobs.FollowUpJob]
+"""By the id of the training."""
 
 
 class LastRun(BaseModel):
     at: datetime
     job: int | None
-    job_state: JobState
-    then_state: ThenState
-    outcome: Outcome
+    job_state: RunJobState
+    then_state: FollowUpState
+    outcome: RunOutcome
 
     @classmethod
-    def of(cls, row: ScheduleRunRow, then: Thens) -> LastRun:
+    def of(cls, row: ScheduleRunRow, follow_ups: FollowUpJobs) -> LastRun:
         return cls(
             at=row.at,
             job=row.job_id,
-            job_state=_state(row),
-            then_state=_then_state(row, then),
+            job_state=_job_state(row),
+            then_state=_follow_up_state(row, follow_ups),
             outcome=row.outcome,  # type: ignore[arg-type]
         )
 
@@ -149,13 +151,15 @@ class ScheduleRecord(BaseModel):
     catch_up: bool
     overlap: bool
     paused: bool
-    next_at: Annotated[datetime | None, Field(description="null while it is paused")]
+    next_at: Annotated[datetime | None, Field(description="null while the schedule is paused")]
     last_run: LastRun | None
     created_at: datetime
     created_by: str
 
     @classmethod
-    def of(cls, row: ScheduleRow, last: ScheduleRunRow | None, then: Thens) -> ScheduleRecord:
+    def of(
+        cls, row: ScheduleRow, last_run: ScheduleRunRow | None, follow_ups: FollowUpJobs
+    ) -> ScheduleRecord:
         return cls(
             name=row.name,
             job=row.job,
@@ -167,33 +171,33 @@ class ScheduleRecord(BaseModel):
             overlap=row.overlap,
             paused=row.paused,
             next_at=None if row.paused else row.next_at,
-            last_run=None if last is None else LastRun.of(last, then),
+            last_run=None if last_run is None else LastRun.of(last_run, follow_ups),
             created_at=row.created_at,
             created_by=row.created_by,
         )
 
 
-class ScheduleMade(ScheduleRecord):
-    """A schedule whose job was just looked at."""
+class CheckedScheduleRecord(ScheduleRecord):
+    """A schedule after a request that examined its job."""
 
-    warnings: Annotated[list[str], Field(description="why a run would fail, were it now")]
+    warnings: Annotated[list[str], Field(description="reasons why a run would fail now")]
 
 
 class RunRecord(BaseModel):
-    """A moment at which a run was due, and what came of it."""
+    """A time at which a run was due, and its outcome."""
 
     id: int
     schedule: str
     due_at: datetime
     at: datetime
-    outcome: Outcome
+    outcome: RunOutcome
     reason: str | None
     job: int | None
-    job_state: JobState
-    then_state: ThenState
+    job_state: RunJobState
+    then_state: FollowUpState
 
     @classmethod
-    def of(cls, row: ScheduleRunRow, then: Thens) -> RunRecord:
+    def of(cls, row: ScheduleRunRow, follow_ups: FollowUpJobs) -> RunRecord:
         return cls(
             id=row.id,
             schedule=row.schedule,
@@ -202,15 +206,15 @@ class RunRecord(BaseModel):
             outcome=row.outcome,  # type: ignore[arg-type]
             reason=row.reason,
             job=row.job_id,
-            job_state=_state(row),
-            then_state=_then_state(row, then),
+            job_state=_job_state(row),
+            then_state=_follow_up_state(row, follow_ups),
         )
 
 
-def _state(row: ScheduleRunRow) -> str | None:
+def _job_state(row: ScheduleRunRow) -> str | None:
     return None if row.job is None else row.job.state
 
 
-def _then_state(row: ScheduleRunRow, then: Thens) -> str | None:
-    found = None if row.job_id is None else then.get(row.job_id)
-    return None if found is None else found.state
+def _follow_up_state(row: ScheduleRunRow, follow_ups: FollowUpJobs) -> str | None:
+    follow_up = None if row.job_id is None else follow_ups.get(row.job_id)
+    return None if follow_up is None else follow_up.state

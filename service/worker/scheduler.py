@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from registry import db
 from registry.errors import TriviumError
-from registry.jobs import due
-from registry.jobs.schedules import FAILED, Start
+from registry.jobs import schedules
+from registry.jobs.schedules import FAILED, StartJob
 from registry.jobs.tables import JobRow, ScheduleRow
 from service import telemetry
 
@@ -21,15 +21,15 @@ LOOK_S = 0.5
 log = telemetry.logger(__name__)
 
 
-def step(sessions: db.Sessions, start: Start) -> int:
+def step(sessions: db.Sessions, start: StartJob) -> int:
     """Do what is due now; how many runs were started, skipped or failed."""
     with db.reading(sessions) as session:  # a look costs the writers nothing
-        if not due.is_due(session):
+        if not schedules.is_due(session):
             return 0
     done = 0
     while True:
         with sessions.begin() as session:
-            made = due.tick(session, _told(start))
+            made = schedules.tick(session, _told(start))
         if made is None:
             return done
         done += len(made)
@@ -38,7 +38,7 @@ def step(sessions: db.Sessions, start: Start) -> int:
             tell(f"schedule.{run.outcome}", schedule=run.schedule, job=run.job_id, reason=run.reason)
 
 
-def _told(start: Start) -> Start:
+def _told(start: StartJob) -> StartJob:
     """An error that nobody has foreseen is one run's failure, and must not stop all schedules."""
 
     def told(session: Session, schedule: ScheduleRow) -> JobRow:

@@ -267,7 +267,7 @@ def test_tasks_of_one_concurrency_key_run_up_to_the_limit(sessions: Sessions) ->
     assert first is not None
     assert second is not None
     assert third is not None
-    assert [first.id, second.id, third.id] == [ids[0], ids[3], ids[4]]  # tasks above the limit do not block others
+    assert [first.id, second.id, third.id] == [ids[0], ids[3], ids[4]]
     assert claim(1) is None
     _expire_lease(sessions, first)  # an expired lease does not count as running
     again = claim(1)
@@ -331,9 +331,7 @@ def test_a_replacement_task_continues_the_fence(sessions: Sessions) -> None:
 
 
 @pytest.mark.parametrize("hours", [5, -5])
-def test_a_clock_jump_loses_no_task(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, hours: int
-) -> None:
+def test_a_clock_jump_loses_no_task(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
     """A jump forwards ends all leases at once; a jump backwards would keep leases of dead workers alive."""
     jump = timedelta(hours=hours)
     _enqueue(sessions, "dead")

@@ -1,4 +1,4 @@
-"""Schedules and their jobs for tests: the moment is given, and a job is as small as one can be."""
+"""Helpers for tests of schedules: minimal jobs, and a fixed time instead of the clock."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from registry.db import Sessions
-from registry.jobs import due, jobs, schedules
-from registry.jobs.recurrence import When
+from registry.jobs import jobs, schedules
+from registry.jobs.recurrence import Recurrence
 from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import JobRow, ScheduleRow
 from registry.vocabulary import SCORE
 from tests.registry import child_actions
 
 NOW = datetime(2026, 11, 22, 20, tzinfo=UTC)  # a Sunday
-WEEKLY = When(cron="0 3 * * MON")
+WEEKLY = Recurrence(cron="0 3 * * MON")
 JOB = {"kind": "score", "model": "fraud"}
 
 
@@ -25,10 +25,10 @@ def add(
     name: str = "weekly",
     *,
     job: dict[str, Any] = JOB,
-    when: When | None = None,
-    **more: Any,
+    rule: Recurrence = WEEKLY,
+    **options: Any,
 ) -> ScheduleRow:
-    new = NewSchedule(name=name, job=job, when=when or When(cron="0 3 * * MON"), **more)
+    new = NewSchedule(name=name, job=job, recurrence=rule, **options)
     with sessions.begin() as session:
         return schedules.create(session, new, by="ann", moment=NOW)
 
@@ -44,10 +44,10 @@ def end(sessions: Sessions, job_id: int) -> None:
 
 
 def work(url: str, moments: list[datetime]) -> None:
-    """Another process: tick until nothing is due, at each of `moments`."""
+    """Tick at each of `moments` until nothing is due. Runs in another process."""
     with child_actions.connected(url) as sessions:
         for moment in moments:
             while True:
                 with sessions.begin() as session:
-                    if due.tick(session, start, moment=moment) is None:
+                    if schedules.tick(session, start, moment=moment) is None:
                         break

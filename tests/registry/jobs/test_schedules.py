@@ -1,23 +1,29 @@
-"""Schedules: made, found, changed, run by hand, deleted. What is due: `test_due`."""
+"""Schedules: records, edits, and the runs that are due. The time is passed in; no test waits for it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from registry import db
 from registry.db import Sessions
 from registry.errors import Conflict, Invalid, NotFound
 from registry.jobs import jobs, schedules
-from registry.jobs.recurrence import When
+from registry.jobs.recurrence import Recurrence
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
-from tests.registry.helpers import threads
+from tests.registry.helpers import processes, threads
+from tests.registry.jobs import scheduled
 from tests.registry.jobs.scheduled import NOW, add, end, start
 
-HOUR = timedelta(hours=1)
+SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
+HOURLY = Recurrence(every_s=3600, start_at=NOW + HOUR)
+BY_CRON = Recurrence(cron="0 * * * *", start_at=NOW + HOUR)
 
 
 def edit(sessions: Sessions, changes: dict[str, Any], moment: datetime = NOW) -> ScheduleRow:
@@ -30,9 +36,9 @@ def run_now(sessions: Sessions, name: str = "weekly") -> JobRow:
         return schedules.run_now(session, name, start, by="bob")
 
 
-def test_a_schedule_is_kept_as_it_was_asked_for(sessions: Sessions) -> None:
+def test_a_schedule_stores_the_fields_it_was_created_with(sessions: Sessions) -> None:
     job = {"kind": "score", "model": "fraud", "input": {"uri": "/data/größe.csv"}}
-    add(sessions, job=job, when=When(cron="0 3 * * *", timezone="Europe/Berlin"), overlap=True)
+    add(sessions, job=job, rule=Recurrence(cron="0 3 * * *", timezone="Europe/Berlin"), overlap=True)
     with db.reading(sessions) as session:
         row = schedules.get(session, "weekly")
     assert (row.job, row.cron, row.every_s, row.timezone) == (job, "0 3 * * *", None, "Europe/Berlin")
@@ -41,40 +47,40 @@ def test_a_schedule_is_kept_as_it_was_asked_for(sessions: Sessions) -> None:
     assert row.next_at == datetime(2026, 11, 23, 2, tzinfo=UTC)
 
 
-def test_a_name_is_taken_once(sessions: Sessions) -> None:
+def test_a_schedule_name_is_unique_and_valid(sessions: Sessions) -> None:
     outcomes = threads(*[lambda: add(sessions)] * 4)
     assert sorted(type(o).__name__ for o in outcomes) == ["Conflict"] * 3 + ["ScheduleRow"]
     with pytest.raises(Invalid):
         add(sessions, "Not A Name")
 
 
-def test_what_is_not_there_is_said_by_name(sessions: Sessions) -> None:
+def test_an_unknown_schedule_is_not_found(sessions: Sessions) -> None:
     with sessions.begin() as session:
         for call in (
-            lambda: schedules.get(session, "nobody"),
-            lambda: schedules.edit(session, "nobody", {"paused": True}),
-            lambda: schedules.remove(session, "nobody"),
-            lambda: schedules.runs(session, "nobody"),
-            lambda: schedules.run_now(session, "nobody", start, by="bob"),
+            lambda: schedules.get(session, "missing"),
+            lambda: schedules.edit(session, "missing", {"paused": True}),
+            lambda: schedules.remove(session, "missing"),
+            lambda: schedules.runs(session, "missing"),
+            lambda: schedules.run_now(session, "missing", start, by="bob"),
         ):
-            with pytest.raises(NotFound, match="nobody"):
+            with pytest.raises(NotFound, match="missing"):
                 call()
 
 
-def test_schedules_have_pages_by_name(sessions: Sessions) -> None:
+def test_search_returns_pages_of_schedules_by_name(sessions: Sessions) -> None:
     for name in ("d", "b", "a", "c"):
         add(sessions, name)
-    seen, token = [], None
+    pages, token = [], None
     while True:
         with db.reading(sessions) as session:
             page = schedules.search(session, page_size=3, page_token=token)
-        seen.append([s.name for s in page.items])
+        pages.append([s.name for s in page.items])
         if (token := page.next_token) is None:
             break
-    assert seen == [["a", "b", "c"], ["d"]]
+    assert pages == [["a", "b", "c"], ["d"]]
 
 
-def test_only_schedules_of_some_models_are_found_when_asked(sessions: Sessions) -> None:
+def test_search_can_be_restricted_to_models(sessions: Sessions) -> None:
     add(sessions, "score", job={"kind": "score", "model": "fraud"})
     add(sessions, "train", job={"kind": "train", "publish": {"name": "fraud"}})
     add(sessions, "other", job={"kind": "score", "model": "price"})
@@ -88,23 +94,23 @@ def test_only_schedules_of_some_models_are_found_when_asked(sessions: Sessions) 
             assert [s.name for s in schedules.search(session, models=models).items] == expected
 
 
-def test_a_pause_keeps_what_was_to_come(sessions: Sessions) -> None:
-    made = add(sessions, when=When(cron="0 3 * * MON", start_in_s=5))
+def test_a_pause_keeps_the_next_run(sessions: Sessions) -> None:
+    schedule = add(sessions, rule=Recurrence(cron="0 3 * * MON", start_in_s=5))
     assert edit(sessions, {"paused": True}).paused
     resumed = edit(sessions, {"paused": False})
-    assert (resumed.paused, resumed.next_at) == (False, made.next_at)
+    assert (resumed.paused, resumed.next_at) == (False, schedule.next_at)
 
 
-def test_what_was_due_during_a_pause_was_not_missed(sessions: Sessions) -> None:
-    add(sessions, when=When(every_s=3600, start_at=NOW), paused=True)
+def test_runs_due_during_a_pause_are_not_missed_runs(sessions: Sessions) -> None:
+    add(sessions, rule=Recurrence(every_s=3600, start_at=NOW), paused=True)
     resumed = edit(sessions, {"paused": False}, NOW + 10.5 * HOUR)
     assert resumed.next_at == NOW + 11 * HOUR
     again = edit(sessions, {"paused": False}, NOW + 10.6 * HOUR)
     assert again.next_at == NOW + 11 * HOUR
 
 
-def test_one_of_cron_and_interval_takes_the_place_of_the_other(sessions: Sessions) -> None:
-    add(sessions, when=When(every_s=3600, start_at=NOW))
+def test_setting_cron_or_interval_removes_the_other(sessions: Sessions) -> None:
+    add(sessions, rule=Recurrence(every_s=3600, start_at=NOW))
     row = edit(sessions, {"cron": "30 20 * * *", "timezone": "Europe/Berlin"}, NOW + 0.1 * HOUR)
     assert (row.cron, row.every_s, row.timezone) == ("30 20 * * *", None, "Europe/Berlin")
     assert row.next_at == datetime(2026, 11, 23, 19, 30, tzinfo=UTC)
@@ -115,59 +121,62 @@ def test_one_of_cron_and_interval_takes_the_place_of_the_other(sessions: Session
     assert row.next_at == row.start_at == NOW + timedelta(seconds=5)
 
 
-@pytest.mark.parametrize("given", [{}, {"start_in_s": 7 * 86400.0}], ids=["nobody said it", "said"])
-def test_a_new_rhythm_waits_only_for_a_start_that_somebody_said(
-    sessions: Sessions, given: dict[str, float]
-) -> None:
-    add(sessions, when=When(every_s=7 * 86400.0, **given))
+@pytest.mark.parametrize("start", [{}, {"start_in_s": 7 * 86400.0}], ids=["default start", "fixed start"])
+def test_a_changed_interval_keeps_only_a_fixed_start(sessions: Sessions, start: dict[str, float]) -> None:
+    add(sessions, rule=Recurrence(every_s=7 * 86400.0, **start))
     week = NOW + timedelta(days=7)
     hourly = edit(sessions, {"every_s": 3600.0})
-    assert hourly.next_at == (week if given else NOW + HOUR)
+    assert hourly.next_at == (week if start else NOW + HOUR)
     daily = edit(sessions, {"cron": "30 3 * * *"})
     assert daily.next_at is not None
-    assert (daily.next_at < NOW + timedelta(days=1)) is (not given)
+    assert (daily.next_at < NOW + timedelta(days=1)) is (not start)
 
 
-def test_an_edit_that_is_wrong_changes_nothing(sessions: Sessions) -> None:
-    made = add(sessions)
-    for wrong in (
+def test_an_invalid_edit_changes_nothing(sessions: Sessions) -> None:
+    schedule = add(sessions)
+    for changes in (
         {"cron": "x", "paused": True},
         {"cron": "* * * * *", "every_s": 5},
         {"timezone": "Mars/Olympus"},
         {"start_in_s": 5, "start_at": NOW},
     ):
         with pytest.raises(Invalid):
-            edit(sessions, wrong)
+            edit(sessions, changes)
     with db.reading(sessions) as session:
         row = schedules.get(session, "weekly")
-    assert (row.paused, row.cron, row.next_at) == (False, made.cron, made.next_at)
+    assert (row.paused, row.cron, row.next_at) == (False, schedule.cron, schedule.next_at)
 
 
-def test_a_first_run_that_was_promised_stays_when_only_the_zone_changes(sessions: Sessions) -> None:
-    made = add(sessions, when=When(cron="0 2 * * *", start_in_s=3600))
-    assert made.next_at == NOW + timedelta(hours=1)
-    assert edit(sessions, {"timezone": "Europe/Berlin"}).next_at == made.next_at
+def test_changing_only_the_time_zone_keeps_a_fixed_first_run(sessions: Sessions) -> None:
+    schedule = add(sessions, rule=Recurrence(cron="0 2 * * *", start_in_s=3600))
+    assert schedule.next_at == NOW + timedelta(hours=1)
+    assert edit(sessions, {"timezone": "Europe/Berlin"}).next_at == schedule.next_at
     assert edit(sessions, {"start_in_s": 60.0}).next_at == NOW + timedelta(minutes=1)
 
 
-def test_the_job_is_replaced_and_the_times_stay(sessions: Sessions) -> None:
-    made = add(sessions)
+def test_replacing_the_job_keeps_the_next_run(sessions: Sessions) -> None:
+    schedule = add(sessions)
     row = edit(sessions, {"job": {"kind": "score", "model": "price"}, "catch_up": True, "overlap": True})
-    assert (row.job["model"], row.catch_up, row.overlap, row.next_at) == ("price", True, True, made.next_at)
+    assert (row.job["model"], row.catch_up, row.overlap, row.next_at) == (
+        "price",
+        True,
+        True,
+        schedule.next_at,
+    )
 
 
-def test_run_now_starts_a_job_and_the_next_run_stays(sessions: Sessions) -> None:
-    made = add(sessions, paused=True)
+def test_run_now_starts_a_job_and_keeps_the_next_run(sessions: Sessions) -> None:
+    schedule = add(sessions, paused=True)
     job = run_now(sessions)
     assert (job.state, job.schedule, job.model) == ("queued", "weekly", "fraud")
     with db.reading(sessions) as session:
         (entry,) = schedules.runs(session, "weekly").items
-        assert schedules.get(session, "weekly").next_at == made.next_at
-        assert schedules.last_runs(session, ["weekly", "nobody"]) == {"weekly": entry}
-    assert (entry.outcome, entry.job_id, entry.reason) == ("started", job.id, "asked for by bob")
+        assert schedules.get(session, "weekly").next_at == schedule.next_at
+        assert schedules.last_runs(session, ["weekly", "missing"]) == {"weekly": entry}
+    assert (entry.outcome, entry.job_id, entry.reason) == ("started", job.id, "requested by bob")
 
 
-def test_run_now_does_not_overlap_unless_asked(sessions: Sessions) -> None:
+def test_run_now_overlaps_only_if_the_schedule_allows_it(sessions: Sessions) -> None:
     add(sessions)
     first = run_now(sessions)
     with pytest.raises(Conflict, match=f"job {first.id}"):
@@ -178,14 +187,14 @@ def test_run_now_does_not_overlap_unless_asked(sessions: Sessions) -> None:
     assert run_now(sessions).id > second.id
 
 
-def test_of_many_who_run_it_now_one_does(sessions: Sessions) -> None:
+def test_concurrent_run_now_calls_start_one_job(sessions: Sessions) -> None:
     add(sessions)
     outcomes = threads(*[lambda: run_now(sessions)] * 4)
     assert sorted(type(o).__name__ for o in outcomes) == ["Conflict"] * 3 + ["JobRow"]
 
 
-def test_the_history_has_pages_and_an_end(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules, "KEPT", 5)
+def test_the_history_has_pages_and_a_limit(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "MAX_HISTORY_ENTRIES", 5)
     add(sessions, overlap=True)
     add(sessions, "other", overlap=True)
     run_now(sessions, "other")
@@ -206,7 +215,7 @@ def test_a_deleted_schedule_leaves_its_jobs(sessions: Sessions) -> None:
     with db.reading(sessions) as session:
         assert jobs.get(session, job.id).schedule == "weekly"
         assert session.scalars(select(ScheduleRunRow)).all() == []
-    add(sessions)  # the name is free again
+    add(sessions)  # the name can be used again
 
 
 def test_the_history_outlives_its_jobs(sessions: Sessions) -> None:
@@ -220,3 +229,268 @@ def test_the_history_outlives_its_jobs(sessions: Sessions) -> None:
     with db.reading(sessions) as session:
         (entry,) = schedules.runs(session, "weekly").items
     assert (entry.outcome, entry.job_id) == ("started", None)
+
+
+def tick(sessions: Sessions, moment: datetime) -> list[ScheduleRunRow]:
+    """Tick until nothing is due; return the new entries."""
+    entries: list[ScheduleRunRow] = []
+    while True:
+        with sessions.begin() as session:
+            new_entries = schedules.tick(session, start, moment=moment)
+        if new_entries is None:
+            return entries
+        entries += new_entries
+
+
+def history(sessions: Sessions, name: str = "weekly") -> list[ScheduleRunRow]:
+    """Return the entries, oldest first."""
+    with db.reading(sessions) as session:
+        return schedules.runs(session, name, page_size=1000).items[::-1]
+
+
+def outcomes(sessions: Sessions, name: str = "weekly") -> list[tuple[str, datetime]]:
+    return [(e.outcome, e.due_at) for e in history(sessions, name)]
+
+
+def next_at(sessions: Sessions, name: str = "weekly") -> datetime | None:
+    with db.reading(sessions) as session:
+        return schedules.get(session, name).next_at
+
+
+def finish_jobs(sessions: Sessions) -> None:
+    """End all open jobs."""
+    with db.reading(sessions) as session:
+        job_ids = session.scalars(select(JobRow.id).where(JobRow.state.in_(jobs.OPEN_STATES))).all()
+    for job_id in job_ids:
+        end(sessions, job_id)
+
+
+def test_a_weekly_schedule_starts_after_five_seconds(sessions: Sessions) -> None:
+    add(sessions, rule=Recurrence(every_s=7 * 86400, start_in_s=5))
+    assert tick(sessions, NOW + 4.9 * SECOND) == []
+    (entry,) = tick(sessions, NOW + 5.2 * SECOND)
+    assert (entry.outcome, entry.due_at, entry.at) == ("started", NOW + 5 * SECOND, NOW + 5.2 * SECOND)
+    assert tick(sessions, NOW + 6 * SECOND) == []
+    assert next_at(sessions) == NOW + 5 * SECOND + timedelta(days=7)
+    with db.reading(sessions) as session:
+        job = jobs.get(session, entry.job_id or 0)
+    assert (job.schedule, job.state, job.created_by) == ("weekly", "queued", "ann")
+
+
+def test_is_due_reports_a_due_run_without_starting_it(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY)
+    with db.reading(sessions) as session:
+        assert not schedules.is_due(session, moment=NOW)
+        assert schedules.is_due(session, moment=NOW + HOUR)
+
+
+def test_a_run_is_skipped_while_the_previous_job_is_open(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY)
+    (first,) = tick(sessions, NOW + HOUR)
+    (second,) = tick(sessions, NOW + 2 * HOUR)
+    assert (second.outcome, second.job_id) == ("skipped", None)
+    assert f"job {first.job_id}" in (second.reason or "")
+    finish_jobs(sessions)
+    (third,) = tick(sessions, NOW + 3 * HOUR)
+    assert third.outcome == "started"
+
+
+def test_runs_overlap_if_the_schedule_allows_it(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY, overlap=True)
+    entries = [tick(sessions, NOW + n * HOUR)[0] for n in (1, 2, 3)]
+    assert len({e.job_id for e in entries if e.outcome == "started"}) == 3
+
+
+def test_a_job_of_run_now_counts_as_the_previous_job(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY)
+    with sessions.begin() as session:
+        schedules.run_now(session, "weekly", start, by="bob")
+    assert [e.outcome for e in tick(sessions, NOW + HOUR)] == ["skipped"]
+
+
+def test_a_paused_schedule_is_not_due(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY, paused=True)
+    assert tick(sessions, NOW + 100 * HOUR) == []
+
+
+@pytest.mark.parametrize("delay_s", [0, 30, 60])
+def test_a_run_up_to_a_minute_late_still_starts(sessions: Sessions, delay_s: float) -> None:
+    add(sessions, rule=HOURLY)
+    assert [e.outcome for e in tick(sessions, NOW + HOUR + delay_s * SECOND)] == ["started"]
+
+
+def test_missed_runs_are_skipped_and_counted_in_one_entry(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY)
+    (entry,) = tick(sessions, NOW + 10.5 * HOUR)
+    assert (entry.outcome, entry.due_at, entry.job_id) == ("skipped", NOW + HOUR, None)
+    assert "10 runs were missed" in (entry.reason or "")
+    assert next_at(sessions) == NOW + 11 * HOUR
+    assert tick(sessions, NOW + 10.6 * HOUR) == []
+
+
+def test_the_newest_due_run_starts_if_it_is_in_time(sessions: Sessions) -> None:
+    add(sessions, rule=Recurrence(every_s=5, start_at=NOW))
+    entries = tick(sessions, NOW + 22 * SECOND)
+    assert [(e.outcome, e.due_at) for e in entries] == [("skipped", NOW), ("started", NOW + 20 * SECOND)]
+    assert "4 runs were missed" in (entries[0].reason or "")
+    assert next_at(sessions) == NOW + 25 * SECOND
+
+
+def test_one_missed_run_is_reported_in_the_singular(sessions: Sessions) -> None:
+    add(sessions)
+    (entry,) = tick(sessions, NOW + 30 * HOUR)
+    assert entry.reason is not None
+    assert entry.reason.startswith("1 run was missed")
+
+
+def test_missed_runs_are_counted_up_to_a_limit(sessions: Sessions) -> None:
+    add(sessions, rule=Recurrence(cron="* * * * * *"))
+    entries = tick(sessions, NOW + timedelta(days=365))
+    assert [e.outcome for e in entries] == ["skipped", "started"]
+    assert f"{schedules.MAX_COUNTED_RUNS} or more" in (entries[0].reason or "")
+
+
+def test_catch_up_starts_missed_runs_one_after_another(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY, catch_up=True)
+    moment = NOW + 3.5 * HOUR
+    for n in (1, 2, 3):
+        entries = tick(sessions, moment)
+        assert [(e.outcome, e.due_at) for e in entries] == [("started", NOW + n * HOUR)]
+        assert tick(sessions, moment) == []  # it waits for the job
+        finish_jobs(sessions)
+    assert tick(sessions, moment) == []
+    assert next_at(sessions) == NOW + 4 * HOUR
+
+
+def test_overlapping_catch_up_starts_all_missed_runs_oldest_first(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY, catch_up=True, overlap=True)
+    entries = tick(sessions, NOW + 3.5 * HOUR)
+    assert [e.due_at for e in entries] == [NOW + n * HOUR for n in (1, 2, 3)]
+    ids = [e.job_id or 0 for e in entries]
+    assert all(a < b for a, b in pairwise(ids))
+
+
+@pytest.mark.parametrize("rule", [HOURLY, BY_CRON], ids=["every", "cron"])
+def test_catch_up_starts_the_newest_hundred_missed_runs(sessions: Sessions, rule: Recurrence) -> None:
+    add(sessions, rule=rule, catch_up=True, overlap=True)
+    entries = tick(sessions, NOW + 250.5 * HOUR)
+    assert Counter(e.outcome for e in entries) == {"started": 100, "skipped": 1}
+    assert "150 runs were missed" in (entries[0].reason or "")
+    started = [e.due_at for e in entries[1:]]
+    assert started == [NOW + n * HOUR for n in range(151, 251)]
+
+
+def test_a_schedule_that_catches_up_does_not_block_others(sessions: Sessions) -> None:
+    add(sessions, "behind", rule=Recurrence(every_s=1, start_at=NOW), catch_up=True)
+    add(sessions, "other", rule=HOURLY)
+    tick(sessions, NOW + 0.5 * HOUR)
+    assert [e.schedule for e in tick(sessions, NOW + HOUR)] == ["other"]
+
+
+def test_a_run_that_cannot_start_is_recorded_with_its_reason(sessions: Sessions) -> None:
+    def refuse(session: Session, schedule: ScheduleRow) -> JobRow:
+        start(session, schedule)  # rolled back
+        raise NotFound("model", "fraud")
+
+    add(sessions, rule=HOURLY)
+    with sessions.begin() as session:
+        entries = schedules.tick(session, refuse, moment=NOW + HOUR)
+    assert entries is not None
+    (entry,) = history(sessions)
+    assert (entry.outcome, entry.reason, entry.job_id) == ("failed", "there is no model 'fraud'", None)
+    with db.reading(sessions) as session:
+        assert session.scalars(select(JobRow)).all() == []
+    assert [e.outcome for e in tick(sessions, NOW + 2 * HOUR)] == ["started"]
+
+
+def test_a_worker_that_dies_while_it_starts_a_run_leaves_it_due(sessions: Sessions) -> None:
+    def die(session: Session, schedule: ScheduleRow) -> JobRow:
+        start(session, schedule)
+        raise KeyboardInterrupt
+
+    add(sessions, rule=HOURLY)
+    with pytest.raises(KeyboardInterrupt), sessions.begin() as session:
+        schedules.tick(session, die, moment=NOW + HOUR)
+    assert [e.outcome for e in tick(sessions, NOW + HOUR)] == ["started"]
+    assert len(history(sessions)) == 1
+
+
+def test_a_schedule_with_an_unknown_time_zone_does_not_block_others(sessions: Sessions) -> None:
+    add(sessions, "broken", rule=HOURLY)
+    add(sessions, "weekly", rule=Recurrence(cron="0 21 * * *"))
+    with sessions.begin() as session:
+        values = {"cron": "0 3 * * *", "every_s": None, "timezone": "Mars/Olympus"}
+        session.execute(update(ScheduleRow).where(ScheduleRow.name == "broken").values(values))
+    assert {e.schedule: e.outcome for e in tick(sessions, NOW + HOUR)} == {
+        "broken": "failed",
+        "weekly": "started",
+    }
+    assert "Mars/Olympus" in (history(sessions, "broken")[0].reason or "")
+    assert next_at(sessions, "broken") is None
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+def test_four_workers_start_one_job_per_due_time(url: str, sessions: Sessions, catch_up: bool) -> None:
+    names = [f"s{n}" for n in range(5)]
+    for name in names:
+        add(sessions, name, rule=Recurrence(every_s=5, start_at=NOW), catch_up=catch_up, overlap=True)
+    due_at = [NOW + n * 5 * SECOND for n in range(10)]
+    processes(scheduled.work, [(url, due_at)] * 4)
+    with db.reading(sessions) as session:
+        runs = session.scalars(select(ScheduleRunRow).order_by(ScheduleRunRow.job_id)).all()
+        ids = session.scalars(select(JobRow.id).order_by(JobRow.id)).all()
+    assert [r.job_id for r in runs if r.outcome == "started"] == ids
+    started = Counter((r.schedule, r.due_at) for r in runs if r.outcome == "started")
+    assert set(started.values()) == {1}
+    if catch_up:  # without it, a worker that is ahead makes others skip runs
+        assert set(started) == {(name, moment) for name in names for moment in due_at}
+
+
+def test_four_workers_never_start_overlapping_runs(url: str, sessions: Sessions) -> None:
+    add(sessions, rule=Recurrence(every_s=3600, start_at=NOW), catch_up=True)
+    processes(scheduled.work, [(url, [NOW + 3 * HOUR])] * 4)
+    assert outcomes(sessions) == [("started", NOW)]
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+def test_a_schedule_continues_after_a_clock_was_years_ahead(sessions: Sessions, catch_up: bool) -> None:
+    add(sessions, rule=HOURLY, catch_up=catch_up)
+    assert [e.outcome for e in tick(sessions, NOW + HOUR)] == ["started"]
+    finish_jobs(sessions)
+    tick(sessions, NOW + timedelta(days=3650))
+    finish_jobs(sessions)
+    (entry,) = tick(sessions, NOW + 1.5 * HOUR)
+    assert "clock was set back" in (entry.reason or "")
+    assert next_at(sessions) == NOW + 2 * HOUR
+    assert [(e.outcome, e.due_at) for e in tick(sessions, NOW + 2 * HOUR)] == [("started", NOW + 2 * HOUR)]
+
+
+def test_a_run_started_by_a_fast_clock_is_not_repeated(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY)
+    (early,) = tick(sessions, NOW + HOUR + SECOND)  # by a clock that is fast by half an hour
+    finish_jobs(sessions)
+    tick(sessions, NOW + 0.5 * HOUR)
+    assert next_at(sessions) == NOW + 2 * HOUR
+    assert tick(sessions, NOW + HOUR) == []
+    (late,) = tick(sessions, NOW + 2 * HOUR)
+    assert (early.due_at, late.due_at) == (NOW + HOUR, NOW + 2 * HOUR)
+
+
+def test_a_clock_set_back_by_seconds_changes_nothing(sessions: Sessions) -> None:
+    add(sessions, rule=HOURLY)
+    tick(sessions, NOW + HOUR)
+    assert tick(sessions, NOW + HOUR - 30 * SECOND) == []
+    assert len(history(sessions)) == 1
+
+
+def test_tick_uses_the_current_time_by_default(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        new = schedules.NewSchedule(
+            name="soon", job=scheduled.JOB, recurrence=Recurrence(every_s=60, start_in_s=0)
+        )
+        schedules.create(session, new, by="ann")
+    with db.reading(sessions) as session:
+        assert schedules.is_due(session)
+    with sessions.begin() as session:
+        entries: Any = schedules.tick(session, start)
+    assert [e.outcome for e in entries] == ["started"]

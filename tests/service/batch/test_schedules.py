@@ -21,7 +21,7 @@ from registry.jobs import jobs, schedules
 from registry.jobs.tables import JobRow, ScheduleRow
 from registry.vocabulary import SCORE
 from service.config import Settings
-from service.submit import schedule_admission
+from service.submit import job_kinds
 from service.worker import scheduler
 from service.worker.repeating import Repeating
 from tests.service.api import Api, refused, running
@@ -73,7 +73,7 @@ class Batch(NamedTuple):
 
     def step(self) -> int:
         """What a worker does twice a second."""
-        return scheduler.step(self.api.services.sessions, schedule_admission.starter(self.api.services.store))
+        return scheduler.step(self.api.services.sessions, job_kinds.scheduled_job_starter(self.api.services.store))
 
     def put_back(self, by: timedelta) -> None:
         """As if every schedule had been made, and had its runs, so long ago."""
@@ -107,7 +107,7 @@ async def test_a_schedule_is_made_and_found_where_location_says(batch: Batch) ->
     answer = await batch.api.client.post(PATH, json=batch.body(cron="0 3 * * MON", every_s=None))
     assert answer.status_code == 201, answer.text
     warnings = answer.json()["warnings"]
-    assert warnings == [f"there is nothing at {batch.root}/rows.csv; each run looks again"]
+    assert warnings == [f"no file or directory exists at {batch.root}/rows.csv; each run checks again"]
     record = {k: v for k, v in answer.json().items() if k != "warnings"}
     assert set(record) == RECORD
     assert answer.headers["location"] == f"{PATH}/weekly"
@@ -170,7 +170,7 @@ async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
     (run,) = await batch.runs()
     assert (run["job_state"], run["then_state"]) == ("queued", "failed")
     assert (await batch.get())["last_run"]["then_state"] == "failed"
-    assert record["warnings"] == [f"there is nothing at {batch.root}/rows.csv; each run looks again"]
+    assert record["warnings"] == [f"no file or directory exists at {batch.root}/rows.csv; each run checks again"]
     outside = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
     lost = {"estimator": {"artifact": "0" * 64}}
     for wrong, field in [(outside, "job.then.input.uri"), (lost, "job.estimator.artifact")]:
@@ -198,7 +198,7 @@ async def test_an_error_that_nobody_has_foreseen_is_one_runs_failure(batch: Batc
     def start(session: Session, schedule: ScheduleRow) -> JobRow:
         if schedule.name == "other":
             raise ZeroDivisionError("by zero")
-        return schedule_admission.starter(batch.api.services.store)(session, schedule)
+        return job_kinds.scheduled_job_starter(batch.api.services.store)(session, schedule)
 
     assert scheduler.step(batch.api.services.sessions, start) == 2
     assert [r["outcome"] for r in await batch.runs()] == ["started"]
@@ -217,7 +217,7 @@ async def test_nor_the_files_of_its_directory(batch: Batch, form: dict[str, str]
     (batch.root / "weekly").mkdir(exist_ok=True)
     place = {"uri": f"{batch.root}/weekly", **form}
     made = await batch.create(job=batch.job | {"input": place})
-    assert [w.partition(" ")[0] for w in made["warnings"]] == ["there" if form else "the"]
+    assert [w.partition(" ")[0] for w in made["warnings"]] == ["no" if form else "the"]
 
 
 async def test_an_input_that_is_there_is_looked_at_as_a_jobs_is(batch: Batch) -> None:
@@ -266,7 +266,7 @@ async def test_a_run_does_not_overlap_unless_asked(batch: Batch) -> None:
     assert f"job {first.json()['id']}" in problem["detail"]
     assert (await batch.api.client.patch(f"{PATH}/weekly", json={"overlap": True})).status_code == 200
     assert (await batch.api.client.post(f"{PATH}/weekly/run")).status_code == 202
-    assert [r["reason"] for r in await batch.runs()] == ["asked for by admin"] * 2
+    assert [r["reason"] for r in await batch.runs()] == ["requested by admin"] * 2
 
 
 async def test_a_request_that_is_sent_again_takes_effect_once(batch: Batch) -> None:
@@ -410,7 +410,7 @@ async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) 
 
 async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
     services = batch.api.services
-    start = schedule_admission.starter(services.store)
+    start = job_kinds.scheduled_job_starter(services.store)
     thread = Repeating("schedules", lambda: scheduler.step(services.sessions, start), scheduler.LOOK_S)
     thread.start()
     try:
