@@ -1,94 +1,97 @@
-"""What a forked child does with its channel: build or export one version, do a step of a training,
-or answer for an isolated version."""
+"""What a forked child does on its channel: one build, export or fit, or the calls of an isolated model."""
 
 from __future__ import annotations
 
 import socket
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
-from registry.build_records import BuildJob, Built, Exported, ExportJob
-from service.builds.messages import Broke, Done
-from service.compiler import build as child
-from service.compiler import export
-from service.compiler.fit import child as fit
-from service.compiler.fit.fit_records import Fitted, Step
+from registry.errors import describe_error
+from service.builds.protocol import (
+    BUILD,
+    EXPORT,
+    FIT,
+    Crash,
+    JobRecord,
+    OneShotRole,
+    Role,
+    Verdict,
+    VerdictRecord,
+)
+from service.compiler import build, export
+from service.compiler.fit import steps
 from service.compiler.safeload import load
 from service.compiler.sandbox import confine
-from service.compiler.signature.estimator import Estimator
-from service.runtime import arrays, child_protocol
+from service.compiler.signature.estimator import EstimatorRuntime
+from service.runtime import isolated_protocol
+from service.runtime.isolated_protocol import (
+    LoadModel,
+    ModelFailed,
+    ModelLoaded,
+    RowOutputs,
+    RowsRejected,
+    RunRows,
+)
+from service.runtime.message_channel import receive, send
 
-MOST_CHARACTERS = 500
-
-Job = TypeVar("Job", BuildJob, ExportJob, Step)
-
-
-def build(channel: socket.socket) -> None:
-    """One `BuildJob` in, one `Done` or `Broke` out."""
-    _once(channel, BuildJob, child.build)
-
-
-def export_(channel: socket.socket) -> None:
-    """One `ExportJob` in, one `Done` or `Broke` out."""
-    _once(channel, ExportJob, export.export)
+MAX_ERROR_CHARACTERS = 500
 
 
-def fit_(channel: socket.socket) -> None:
-    """One `Step` in, one `Done` or `Broke` out."""
-    _once(channel, Step, fit.fit)
-
-
-def _once(channel: socket.socket, kind: type[Job], work: Callable[[Job], Built | Exported | Fitted]) -> None:
-    job: Job = child_protocol.receive(channel, kind)
+def run_once(
+    role: OneShotRole[JobRecord, VerdictRecord],
+    work: Callable[[JobRecord], VerdictRecord],
+    channel: socket.socket,
+) -> None:
+    """Receive one job, send one `Verdict` or `Crash`."""
+    job: JobRecord = receive(channel, role.job)
+    message: Verdict | Crash
     try:
         confine(job.memory_mb)
-        answer: Done | Broke = Done(msgspec.json.encode(work(job)))
+        message = Verdict(msgspec.json.encode(work(job)))
     except MemoryError:
-        answer = Broke("MemoryError", memory=True)
+        message = Crash("MemoryError", memory=True)
     except Exception as error:
-        answer = Broke(said(error))
-    child_protocol.send(channel, answer)
+        message = Crash(_text(error))
+    send(channel, message)
 
 
-def isolated(channel: socket.socket) -> None:
+def serve_isolated(channel: socket.socket) -> None:
     """Load the model, then answer calls until the server closes the channel."""
-    warnings.simplefilter("ignore")  # said at build time; a line for each call helps nobody
-    order = child_protocol.receive(channel, child_protocol.Load)
+    warnings.simplefilter("ignore")  # the build reports warnings; repeating them for each call helps nobody
+    order: LoadModel = receive(channel, LoadModel)
     try:
         confine(order.memory_mb)
-        estimator = Estimator(load(Path(order.artifact)), order.signature)
+        estimator = EstimatorRuntime(load(Path(order.artifact)), order.signature)
     except Exception as error:
-        child_protocol.send(channel, child_protocol.Failure(said(error)))
+        send(channel, ModelFailed(_text(error)))
         return
-    child_protocol.send(channel, child_protocol.Loaded())
+    send(channel, ModelLoaded())
     while True:
-        child_protocol.send(channel, answer(estimator, child_protocol.receive(channel, child_protocol.Call)))
+        send(channel, _answer(estimator, receive(channel, RunRows)))
 
 
-def answer(
-    estimator: Estimator, call: child_protocol.Call
-) -> child_protocol.Answer | child_protocol.Refusal | child_protocol.Failure:
+def _answer(estimator: EstimatorRuntime, call: RunRows) -> RowOutputs | RowsRejected | ModelFailed:
     try:
-        outputs = estimator.run(arrays.unpack_rows(call))
+        outputs = estimator.run(isolated_protocol.unpack_rows(call))
     except (ValueError, TypeError) as error:
-        return child_protocol.Refusal(str(error)[:MOST_CHARACTERS])
+        return RowsRejected(str(error)[:MAX_ERROR_CHARACTERS])
     except Exception as error:
-        return child_protocol.Failure(said(error))
-    return child_protocol.Answer({name: arrays.pack(array) for name, array in outputs.items()})
+        return ModelFailed(_text(error))
+    return RowOutputs({name: isolated_protocol.pack(array) for name, array in outputs.items()})
 
 
-def said(error: BaseException) -> str:
-    """The error without its traceback, whose paths are nobody's business."""
-    return f"{type(error).__name__}: {error}"[:MOST_CHARACTERS]
+def _text(error: Exception) -> str:
+    """The error without its traceback, which would reveal paths of the server."""
+    return describe_error(error)[:MAX_ERROR_CHARACTERS]
 
 
-ROLES: dict[str, Callable[[socket.socket], None]] = {
-    "build": build,
-    "export": export_,
-    "fit": fit_,
-    "isolated": isolated,
+ROLES: dict[Role, Callable[[socket.socket], None]] = {
+    "build": partial(run_once, BUILD, build.build_version),
+    "export": partial(run_once, EXPORT, export.export_version),
+    "fit": partial(run_once, FIT, steps.run),
+    "isolated": serve_isolated,
 }

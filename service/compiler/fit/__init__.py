@@ -1,5 +1,5 @@
-"""Training over partitions, one step at a time: each reads some rows and what the steps before have left, and
-leaves one file.
+"""Train an estimator over partitions of a table, one step at a time.
 
-Only called inside a build child. The worker uses `job`, `sampling` and `dealing`, which touch no model.
+Each step reads rows and the files of earlier steps, and writes one file. `steps.run` runs only in a build
+child; the worker imports `fit_records`, `splitting` and `sampling`, which run no code of a model.
 """

@@ -1,4 +1,4 @@
-"""What a step of a training is asked for, and what it answers: the messages between worker and child."""
+"""Messages between the worker and the child that runs one step of a training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import msgspec
 
 from registry.signature import DType, Scalar
 
-Do = Literal["check", "transform", "fit", "merge", "predict", "measure"]
+FitAction = Literal["check", "transform", "fit", "merge", "predict", "measure"]
 Strategy = Literal["partial_fit", "ensemble", "single"]
 
 SEED = 0
-"""Of everything that is left to chance and that the estimator does not seed itself."""
+"""Seed of all random choices that the estimator does not seed itself."""
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -21,61 +21,67 @@ class Feature(msgspec.Struct, frozen=True):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """Rows in an Arrow file: those batches whose index modulo `of` is `slot`."""
+    """Rows in an Arrow file: the record batches whose index modulo `of` is `slot`."""
 
     file: str
     slot: int
     of: int
 
 
-class Share(msgspec.Struct, frozen=True):
-    """Of a class's `of` rows in all partitions `most` are taken; `before` are in the partitions before."""
+class ClassShare(msgspec.Struct, frozen=True):
+    """Train on `take` of the `of` rows that a class has in all partitions.
 
-    most: int
+    `before` of those rows are in earlier partitions.
+    """
+
+    take: int
     of: int
     before: int
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. All paths are absolute and on this machine.
+class FitStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a training. All paths are absolute paths on this machine.
 
-    `check`: can the estimator be trained so? `transform`: pass `index` of fitting the transformers goes on
-    with one more partition. `fit`: the model itself, on one partition (or all of them). `merge`: one fitted
-    pipeline of all that. `predict`: its answers for rows held out. `measure`: figures of those answers.
+    - `check`: check that the strategy can train the estimator.
+    - `transform`: continue pass `index` over the data, which fits transformers, with one partition.
+    - `fit`: fit the model on one partition, or on all of them.
+    - `merge`: write one fitted pipeline.
+    - `predict`: predict the validation rows.
+    - `measure`: compute metrics of those predictions.
     """
 
-    do: Do
+    do: FitAction
     estimator: str
     strategy: Strategy
     target: str
-    out: str = ""  # an existing, empty directory: the file that `Fitted` names is in it
+    out: str = ""  # an existing, empty directory for the file of this step
     features: tuple[Feature, ...] = ()
     classes: tuple[Scalar, ...] | None = None  # sorted; None: regression
     slots: tuple[Slot, ...] = ()
-    shares: tuple[Share, ...] | None = None  # by class, as `classes`; None: take all rows
+    shares: tuple[ClassShare, ...] | None = None  # one per class, in the order of `classes`; None: all rows
     number: int = 0  # of the partition
-    index: int = 0  # of the pass over the data in which transformers are fitted
-    ends: bool = False  # this partition is the last one of its pass
-    transformers: str | None = None  # as the step before has left them
-    state: str | None = None  # of the model, as the partition before has left it
-    files: tuple[str, ...] = ()  # to be merged, or measured
+    index: int = 0  # of the pass over the data
+    ends: bool = False  # this is the last partition of the pass
+    transformers: str | None = None  # the file of the `transform` step before
+    state: str | None = None  # the model as fitted on the partition before
+    files: tuple[str, ...] = ()  # to merge, to predict with, or to measure
     memory_mb: int = 8192
 
 
-class Fitted(msgspec.Struct, kw_only=True):
-    """What became of a step. For a rejected one `report["reason"]` says why."""
+class FitResult(msgspec.Struct, kw_only=True):
+    """Outcome of a step. When it is rejected, `report["reason"]` holds the reason."""
 
     state: Literal["ready", "rejected"]
     report: dict[str, Any] = msgspec.field(default_factory=dict)
-    file: str | None = None  # a file name in `out`; None when there was nothing to leave
-    rows: int = 0  # that were used
+    file: str | None = None  # a file name in `out`; None: the step wrote no file
+    rows: int = 0  # rows that the step used
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """The report of `check`: what the estimator is, and the steps that its training takes."""
+class FitPlan(msgspec.Struct, frozen=True):
+    """Report of the `check` step: the estimator, and the passes that its training takes."""
 
-    name: str  # of the model at the end of the pipeline
+    name: str  # class name of the model at the end of the pipeline
     task: Literal["classification", "regression"]
-    passes: tuple[str, ...]  # over the data, before the model is fitted: what each of them fits
-    merged: str | None = None  # how an ensemble's members become one model, for people
+    passes: tuple[str, ...]  # one per pass over the data before the model is fitted: the steps of the pass
+    merged: str | None = None  # describes how the members of an ensemble become one model

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import ray
 from registry.artifacts import Store
 from registry.errors import Changed, TriviumError, Unavailable
 from registry.jobs import jobs
-from service.builds.forkserver import Forked, ForkServer
+from service.builds.forkserver import ForkServer
 from service.compiler.fit.fit_records import FitStep
 from service.formats.dataset import Dataset, FileRange
-from service.runtime.isolated_runtime import IsolatedSpec
+from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, start_bulk_runtime
-from service.submit.score_admission import layout
+from service.submit.score_admission import columns_to_read
 from service.worker.job_kind import Hopeless, Piece
 from service.worker.ray.messages import Descriptor, Part, Report, Scores, Steps
 from service.worker.score import score
@@ -37,8 +38,7 @@ class Actor:
 
     def __init__(self, shared: bytes) -> None:
         self._shared = msgspec.msgpack.decode(shared, type=Scores | Steps)
-        self._runtime: ModelRuntime | None = None
-        self._forks: ForkServer | None = None
+        self._forks = ForkServer()  # started when an isolated model or a training step needs it
         self._me = f"{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -71,17 +71,14 @@ class Actor:
         with attempt(home, f"{part.stage}-{part.number:06d}-{part.fence}") as path:
             if isinstance(self._shared, Scores):
                 return self._score(self._shared, part.part, path)
-            fit = in_children(self._shared.timeout_s, self._template)
+            fit = in_children(self._shared.timeout_s, self._forks)
             return do_step(msgspec.convert(part.part, FitStep), fit, path, lambda: None)
 
     def _score(self, shared: Scores, part: Descriptor, path: Path) -> Piece:
-        if self._runtime is None:
-            store = Store(Path(shared.blobs))
-            self._runtime = start_bulk_runtime(shared.version, store, self._spawn, shared.deadline_s)
         return score(
             msgspec.convert(shared.dataset, Dataset),
             msgspec.convert(part, FileRange),
-            layout(shared.spec, shared.version.signature),
+            columns_to_read(shared.spec, shared.version.signature),
             shared.version.signature,
             self._runtime,
             path,
@@ -89,17 +86,13 @@ class Actor:
             lambda rows, failed: None,  # who works for nobody any more is ended by Ray
         )
 
-    def _spawn(self, spec: IsolatedSpec) -> Forked:
-        """The `Spawn` of `IsolatedRuntime`."""
-        assert isinstance(self._shared, Scores)
-        return self._template().isolated(spec, self._shared.memory_mb)
-
-    def _template(self) -> ForkServer:
-        """An actor's own, started when it is needed: an isolated model and a step are confined here, too."""
-        if self._forks is None:
-            self._forks = ForkServer()
-            self._forks.start()
-        return self._forks
+    @cached_property
+    def _runtime(self) -> ModelRuntime:
+        """The runtime of the job's version, loaded once."""
+        shared = self._shared
+        assert isinstance(shared, Scores)
+        isolation = Isolation(lambda: self._forks.fork("isolated"), shared.memory_mb, shared.deadline_s)
+        return start_bulk_runtime(shared.version, Store(Path(shared.blobs)), isolation)
 
 
 @contextmanager

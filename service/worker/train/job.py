@@ -25,6 +25,7 @@ from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
+from service.builds.protocol import FIT
 from service.compiler.fit.fit_records import FitPlan, FitResult, FitStep
 from service.compiler.fit.splitting import SplitLayout, layout_features, split_partition
 from service.config import Settings
@@ -43,14 +44,14 @@ Fit = Callable[[FitStep, Callable[[], None]], FitResult]
 `Unavailable` when it was no fault of the step's that it could not be done."""
 
 
-def in_children(timeout_s: float, forks: Callable[[], ForkServer]) -> Fit:
-    """On this machine, each step in a child of its own. `forks` starts the template if it has to."""
+def in_children(timeout_s: float, forks: ForkServer) -> Fit:
+    """Run each step in a child of its own, on this machine."""
 
     def fit(step: FitStep, beat: Callable[[], None]) -> FitResult:
         try:
-            return oneshot.fit(forks(), step, timeout_s, beat)
-        except oneshot.Lost as lost:
-            raise Unavailable(str(lost)) from lost
+            return oneshot.run(forks, FIT, step, timeout_s, beat)
+        except oneshot.ChildLost as error:
+            raise Unavailable(str(error)) from error
 
     return fit
 
@@ -70,7 +71,7 @@ class Training:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fetch_estimator(job, home)
         place = input_locations.locate_input(self._settings, self._store, job.spec["input"])
-        dtypes = train_admission.dtypes_of(job.spec)
+        dtypes = train_admission.column_dtypes(job.spec)
         dataset = reading.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes)
         parts = reading.split(dataset)
         check = self._check(job, home, alive)
@@ -202,8 +203,8 @@ def _layout(spec: dict[str, Any], dataset: Dataset, check: FitPlan, parts: int) 
         target=truth,
         labelled=labelled,
         validation=spec["validation"],
-        hands=(spec["partitions"] or parts) if dealt else 1,
-        by_class=by_class,
+        training_slots=(spec["partitions"] or parts) if dealt else 1,
+        stratified=by_class,
     )
 
 

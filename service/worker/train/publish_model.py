@@ -27,7 +27,7 @@ from service.compiler.fit.fit_records import SEED
 from service.compiler.fit.sampling import Quota
 from service.compiler.fit.splitting import VALIDATION_SLOT
 from service.formats.media_types import PARQUET
-from service.submit import score_admission
+from service.submit.job_kinds import admission_of
 from service.worker.job_kind import Hopeless, Later, Whole
 from service.worker.train.stages import Frozen
 
@@ -117,7 +117,9 @@ def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> Non
     spec = {**then, "model": job.model, "version": version.number, "alias": None}
     try:
         by, schedule = job.created_by, job.schedule  # whose next run waits for this one, too
-        score_admission.accept(session, store, spec, version, by=by, schedule=schedule, parent_id=job.id)
+        admission_of(then["kind"]).accept(
+            session, store, spec, version, by=by, schedule=schedule, parent_id=job.id
+        )
     except (NotFound, Invalid) as missing:
         raise Hopeless(f"{job.model}:{version.number} is published, but then: {missing}") from missing
 

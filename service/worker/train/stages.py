@@ -56,7 +56,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
         """Partitions that the model is trained on."""
         if self.strategy == "single":
             return 1
-        return self.layout.hands if self.layout.hands > 1 else len(self.trained)
+        return self.layout.training_slots if self.layout.training_slots > 1 else len(self.trained)
 
 
 def stages(frozen: Frozen) -> list[str]:
@@ -145,7 +145,7 @@ def _shares(frozen: Frozen, read: Sequence[PartitionRow]) -> list[list[list[int]
 
 def _pieces(frozen: Frozen) -> list[list[tuple[int, int]]]:
     """For each partition to train on: the dealt files and slots that it consists of."""
-    hands = frozen.layout.hands
+    hands = frozen.layout.training_slots
     if frozen.strategy == "single":
         return [[(file, slot) for file in frozen.trained for slot in range(1, 1 + hands)]]
     if hands > 1:

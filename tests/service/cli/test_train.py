@@ -10,7 +10,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import RobustScaler, StandardScaler
 
-from tests.service.compiler.fit.data import cancer, cut
+from tests.service.compiler.fit.datasets import cancer, split_frame
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def data(server, request):
     """Four files where the server may read."""
     folder = server.root / request.node.name
     folder.mkdir()
-    for number, part in enumerate(cut(cancer(), 4)):
+    for number, part in enumerate(split_frame(cancer(), 4)):
         part.to_csv(folder / f"part-{number}.csv", index=False)
     return folder
 
@@ -98,7 +98,7 @@ def test_a_column_is_what_dtype_says(live, saved, data):
         "y",
     )
     ran = live(*order, "--dtype", "mean_radius=float64", "--dtype", "nobody=string", "--json")
-    assert (ran.code, "no column 'nobody' to give a type to" in ran.err) == (1, True)
+    assert (ran.code, "dtypes: the input has no column 'nobody'" in ran.err) == (1, True)
     ran = live(*order, "--dtype", "mean_radius=float32")
     assert (ran.code, "dtypes.mean_radius" in ran.err) == (1, True)
 
@@ -107,7 +107,7 @@ def test_a_target_that_is_no_column_is_refused_before_anything_is_enqueued(live,
     order = ("train", saved(SGDClassifier()), data, "--name", "nothing", "--strategy", "single")
     ran = live(*order, "--target", "label")
     assert ran.code == 1
-    assert "the target 'label' is no column of the input" in ran.err
+    assert "the target 'label' is not a column of the input" in ran.err
     assert live("jobs", "--model", "nothing", "--json").record["items"] == []
 
 
@@ -128,7 +128,7 @@ def test_a_training_goes_on_without_whoever_started_it(live, saved, data):
     job = msgspec.json.decode(ran.out)["id"]
     assert live("jobs", "watch", job).code == 0
     assert "alone" in live("models").out
-    assert "makes a version, alone:1" in live("jobs", "output", job, "--out", "scores.parquet").err
+    assert "publishes a version, alone:1" in live("jobs", "output", job, "--out", "scores.parquet").err
 
 
 def test_a_schedule_says_what_is_scored_with_what_it_trains(live, saved, data, tmp_path):

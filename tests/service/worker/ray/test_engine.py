@@ -28,18 +28,19 @@ from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.versions import NewVersion
 from registry.vocabulary import SCORE, TRAIN
-from service.batch.schemas import ScoreBody
+from service.batch.score_schemas import ScoreBody
 from service.builds.forkserver import ForkServer
-from service.builds.task_kinds import Builds
+from service.builds.task_kinds import BuildTasks
 from service.config import Settings
+from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import BulkLoader, is_shared
-from service.submit import score_admission
-from service.worker.job_kind import Work, folder
+from service.submit.score_admission import ScoreAdmission
+from service.worker.job_kind import Work
 from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
 from service.worker.ray.engine import Engine
 from service.worker.score import Scoring
-from tests.service.compiler.fit.data import cancer, cut, rows
+from tests.service.compiler.fit.datasets import cancer, split_frame, without_target
 from tests.service.estimators import NAP, Naps, numbers
 from tests.service.worker.ray.ray_cluster import two_nodes
 from tests.service.worker.train.trainings import Trainings
@@ -78,7 +79,7 @@ class Bench:
         )
         with self.sessions.begin() as session:
             versions.publish(session, self.store, new, by="tests")
-        builds = Builds(self.settings, self.sessions, self.store, self.forks)
+        builds = BuildTasks(self.settings, self.sessions, self.store, self.forks)
         with self.sessions.begin() as session:
             task = queue.claim(session, [builds.kind], "tests", 60.0)
         assert task is not None
@@ -108,15 +109,16 @@ class Bench:
         body = ScoreBody.model_validate({"kind": "score", "model": model, **given, **more})
         spec = body.model_dump(mode="json", exclude={"dry_run"})
         with db.reading(self.sessions) as session:
-            version = score_admission.version_of(session, spec)
-        score_admission.examine(self.settings, self.store, spec, version)
+            version = ScoreAdmission().resolve_version(session, spec)
+        ScoreAdmission().examine(self.settings, self.store, spec, version)
         with self.sessions.begin() as session:
-            return score_admission.accept(session, self.store, spec, version, by="tests").id
+            return ScoreAdmission().accept(session, self.store, spec, version, by="tests").id
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """A worker in this process."""
-        models = LaneModels(BulkLoader(self.sessions, self.store, self._isolated, 30.0), is_shared)
+        isolation = Isolation(lambda: self.forks.fork("isolated"), self.settings.build_memory_mb, 30.0)
+        models = LaneModels(BulkLoader(self.sessions, self.store, isolation), is_shared)
         scoring = Scoring(self.settings, self.sessions, self.store, models)
         works = {(SCORE, "local"): scoring, (SCORE, "ray"): scoring}
         spread = Engine(self.settings, self.sessions, {SCORE: scoring.spread}).run
@@ -132,9 +134,6 @@ class Bench:
         given = {"TRIVIUM_HOME": str(self.settings.home), "TRIVIUM_BATCH_ROOTS": str(self.data)}
         trivium = Path(sys.executable).with_name("trivium")
         return subprocess.Popen([trivium, "worker"], env=os.environ | given, stderr=subprocess.DEVNULL)
-
-    def _isolated(self, spec: Any) -> Any:
-        return self.forks.isolated(spec, self.settings.build_memory_mb)
 
     def job(self, job_id: int) -> JobRow:
         with db.reading(self.sessions) as session:
@@ -193,7 +192,7 @@ def check_once_each(bench: Bench, job_id: int, parts: int) -> None:
     assert bench.output(job_id)["id"].tolist() == [i for i in wanted if i not in bad]
     assert [p.rows + p.failed for p in found] == [ROWS] * parts
     assert (job.manifest or {})["rows"] == ROWS * parts - len(bad)
-    assert not folder(bench.settings, job_id).exists()
+    assert not bench.settings.job_directory(job_id).exists()
 
 
 @pytest.fixture(scope="module")
@@ -303,14 +302,14 @@ def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
     answers = []
     for number, name in ((1, "local"), (2, "ray")):
         forest = RandomForestClassifier(5)
-        job_id = trainings.start(forest, cut(cancer(), 3), strategy="ensemble", engine=name)
+        job_id = trainings.start(forest, split_frame(cancer(), 3), strategy="ensemble", engine=name)
         while trainings.job(job_id).state in jobs.OPEN_STATES:
             worker.step()
             worker.spread()
             trainings.build()
         job = trainings.job(job_id)
         assert (job.state, job.version, job.error) == (jobs.DONE, number, None)
-        answers.append(trainings.model(number).predict_proba(rows(cancer())))
+        answers.append(trainings.model(number).predict_proba(without_target(cancer())))
     np.testing.assert_array_equal(*answers)
     here = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ_STAGE}
     assert here.isdisjoint(p.worker for p in trainings.partitions(job_id) if p.stage.endswith("fit"))

@@ -28,7 +28,7 @@ from registry.vocabulary import JOB_TASKS
 from service.builds.forkserver import ForkServer
 from service.worker.train import publish_model
 from service.worker.train.stages import Frozen
-from tests.service.compiler.fit.data import cancer, cut, diabetes, digits, rows
+from tests.service.compiler.fit.datasets import cancer, diabetes, digits, split_frame, without_target
 from tests.service.worker.train.trainings import Trainings
 
 
@@ -51,7 +51,7 @@ def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) ->
     pipeline = make_pipeline(StandardScaler(), IncrementalPCA(20), SGDClassifier(loss="log_loss"))
     job = trainings.run(
         trainings.start(
-            pipeline, cut(digits(), 4), ".csv",
+            pipeline, split_frame(digits(), 4), ".csv",
             publish={"name": "m", "alias": "champion", "tags": {"from": "batch"}},
         )
     )  # fmt: skip
@@ -73,7 +73,9 @@ def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) ->
 
 
 def test_an_ensemble_has_a_forest_for_each_partition(trainings: Trainings) -> None:
-    job = trainings.run(trainings.start(RandomForestClassifier(5), cut(cancer(), 4), strategy="ensemble"))
+    job = trainings.run(
+        trainings.start(RandomForestClassifier(5), split_frame(cancer(), 4), strategy="ensemble")
+    )
     assert job.state == "done", job.error
     assert len(trainings.model().estimators_) == 20
     assert trainings.version().metrics["roc_auc"] > 0.9
@@ -83,23 +85,27 @@ def test_a_training_that_is_done_again_gives_the_same_model(trainings: Trainings
     answers = []
     for number in (1, 2):
         start = trainings.start(
-            RandomForestClassifier(5), cut(cancer(), 3),
+            RandomForestClassifier(5), split_frame(cancer(), 3),
             strategy="ensemble", sampling="stratified", partitions=4,
         )  # fmt: skip
         assert trainings.run(start).version == number
-        answers.append(trainings.model(number).predict_proba(rows(cancer())))
+        answers.append(trainings.model(number).predict_proba(without_target(cancer())))
     np.testing.assert_array_equal(*answers)
     assert trainings.version(1).metrics == trainings.version(2).metrics
 
 
 def test_a_regression_is_measured_by_its_errors(trainings: Trainings) -> None:
-    job = trainings.run(trainings.start(make_pipeline(StandardScaler(), SGDRegressor()), cut(diabetes(), 3)))
+    job = trainings.run(
+        trainings.start(make_pipeline(StandardScaler(), SGDRegressor()), split_frame(diabetes(), 3))
+    )
     assert job.state == "done", job.error
     assert set(trainings.version().metrics) == {"r2", "mae", "rmse"}
 
 
 def test_what_cannot_be_trained_fails_at_once_and_by_name(trainings: Trainings) -> None:
-    job = trainings.run(trainings.start(make_pipeline(RobustScaler(), SGDClassifier()), cut(cancer(), 3)))
+    job = trainings.run(
+        trainings.start(make_pipeline(RobustScaler(), SGDClassifier()), split_frame(cancer(), 3))
+    )
     assert job.state == "failed"
     assert "RobustScaler (step 'robustscaler') has no partial_fit" in str(job.error)
     assert trainings.partitions(job.id) == []
@@ -107,7 +113,7 @@ def test_what_cannot_be_trained_fails_at_once_and_by_name(trainings: Trainings) 
 
 def test_rows_held_out_are_never_trained_on_and_are_what_it_is_measured_by(trainings: Trainings) -> None:
     table = cancer().assign(row=np.arange(569.0))
-    job = trainings.run(trainings.start(KNeighborsClassifier(1), cut(table, 4), strategy="single"))
+    job = trainings.run(trainings.start(KNeighborsClassifier(1), split_frame(table, 4), strategy="single"))
     assert job.state == "done", job.error
     trained = set(trainings.model()._fit_X[:, -1].astype(int).tolist())
     version = trainings.version()
@@ -117,13 +123,15 @@ def test_rows_held_out_are_never_trained_on_and_are_what_it_is_measured_by(train
     assert not trained & held
     malignant = example.y.eq("malignant").mean()
     assert abs(malignant - 212 / 569) < 0.02
-    right = trainings.model().predict(rows(example)) == example.y
+    right = trainings.model().predict(without_target(example)) == example.y
     assert version.metrics["accuracy"] == pytest.approx(right.mean())
 
 
 def test_without_validation_nothing_is_held_out_and_nothing_measured(trainings: Trainings) -> None:
     job = trainings.run(
-        trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", validation=0)
+        trainings.start(
+            RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", validation=0
+        )
     )
     assert job.state == "done", job.error
     assert trainings.version().metrics == {}
@@ -135,7 +143,11 @@ def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Train
     table = cancer().assign(row=np.arange(569.0))
     job = trainings.run(
         trainings.start(
-            KNeighborsClassifier(1), cut(table, 3), strategy="single", sampling="balanced", validation=0
+            KNeighborsClassifier(1),
+            split_frame(table, 3),
+            strategy="single",
+            sampling="balanced",
+            validation=0,
         )
     )
     assert job.state == "done", job.error
@@ -146,7 +158,9 @@ def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Train
 
 def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings: Trainings) -> None:
     job = trainings.run(
-        trainings.start(RandomForestClassifier(3), cut(digits(), 2), strategy="ensemble", partitions=5)
+        trainings.start(
+            RandomForestClassifier(3), split_frame(digits(), 2), strategy="ensemble", partitions=5
+        )
     )
     assert job.state == "done", job.error
     assert len(trainings.model().estimators_) == 15
@@ -155,19 +169,19 @@ def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings:
 
 
 def test_a_partition_with_other_columns_is_refused_by_its_name_and_the_column(trainings: Trainings) -> None:
-    parts = cut(cancer(), 4)
+    parts = split_frame(cancer(), 4)
     parts[3] = parts[3].rename(columns={"mean_radius": "radius"})
     with pytest.raises(Invalid, match=r"part-3.parquet.*mean_radius"):
         trainings.start(SGDClassifier(), parts)
 
 
 def test_an_input_without_the_target_is_refused(trainings: Trainings) -> None:
-    with pytest.raises(Invalid, match="the target 'label' is no column of the input"):
-        trainings.start(SGDClassifier(), cut(cancer(), 2), target="label")
+    with pytest.raises(Invalid, match="the target 'label' is not a column of the input"):
+        trainings.start(SGDClassifier(), split_frame(cancer(), 2), target="label")
 
 
 def test_an_input_that_changed_since_it_was_planned_fails_the_job(trainings: Trainings) -> None:
-    parts = cut(cancer(), 4)
+    parts = split_frame(cancer(), 4)
     job_id = trainings.start(SGDClassifier(), parts, max_attempts=1)
     trainings.worker.step()  # planned
     parts[3].iloc[::-1].to_parquet(trainings.data / "part-3.parquet")
@@ -177,7 +191,7 @@ def test_an_input_that_changed_since_it_was_planned_fails_the_job(trainings: Tra
 
 
 def test_columns_of_another_type_in_another_file_are_refused(trainings: Trainings) -> None:
-    parts = cut(cancer(), 4)
+    parts = split_frame(cancer(), 4)
     parts[3]["mean_radius"] = parts[3].mean_radius.astype(str) + " cm"
     told = 'column "mean_radius" is double in "part-0.csv" and string in "part-3.csv"'
     with pytest.raises(Invalid, match=told):
@@ -199,7 +213,7 @@ def test_a_cell_that_is_not_like_the_first_rows_is_told_by_its_column_and_the_fi
 
 
 def test_missing_values_that_an_estimator_refuses_fail_the_job_with_its_words(trainings: Trainings) -> None:
-    parts = cut(cancer(), 3)
+    parts = split_frame(cancer(), 3)
     parts[1].loc[5, "mean_radius"] = np.nan
     job = trainings.run(trainings.start(SGDClassifier(), parts, validation=0))
     assert job.state == "failed"
@@ -208,7 +222,7 @@ def test_missing_values_that_an_estimator_refuses_fail_the_job_with_its_words(tr
 
 
 def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainings) -> None:
-    parts = cut(diabetes(), 3)
+    parts = split_frame(diabetes(), 3)
     parts[0].loc[:9, "y"] = np.nan
     job = trainings.run(trainings.start(SGDRegressor(), parts, validation=0))
     assert job.state == "done", job.error
@@ -219,7 +233,7 @@ def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainin
 
 def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> None:
     job_id = trainings.start(
-        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), cut(cancer(), 4)
+        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), split_frame(cancer(), 4)
     )
     for _ in range(8):  # planned, read 4 times, assembled, two partitions of the scaler's pass
         trainings.worker.step()
@@ -231,7 +245,7 @@ def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> No
     assert job.state == "done", job.error
     now = {(p.stage, p.number): p.result for p in trainings.partitions(job_id)}
     assert {place: now[place] for place in done} == done, "what was done was not done again"
-    whole = StandardScaler().fit(rows(cancer()))
+    whole = StandardScaler().fit(without_target(cancer()))
     assert trainings.model()[0].n_samples_seen_ == trainings.version().lineage["training"]["rows"]
     assert trainings.model()[0].mean_.shape == whole.mean_.shape
 
@@ -242,7 +256,7 @@ def claimed(trainings: Trainings) -> None:
 
 
 def test_a_failed_training_goes_on_when_it_is_resumed(trainings: Trainings) -> None:
-    parts = cut(cancer(), 3)
+    parts = split_frame(cancer(), 3)
     job_id = trainings.start(SGDClassifier(loss="log_loss"), parts, ".csv", max_attempts=1)
     trainings.worker.step()
     place = trainings.data / "part-1.csv"
@@ -257,7 +271,7 @@ def test_a_failed_training_goes_on_when_it_is_resumed(trainings: Trainings) -> N
 
 
 def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Trainings) -> None:
-    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble")
+    job_id = trainings.start(RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble")
     while trainings.job(job_id).version is None:
         trainings.worker.step()
     with trainings.sessions.begin() as session:
@@ -271,7 +285,9 @@ def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Traini
 
 def test_what_follows_is_scored_with_exactly_the_version_that_was_trained(trainings: Trainings) -> None:
     then = {"kind": "score", "input": {"uri": str(trainings.data)}, "passthrough": ["y"]}
-    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", then=then)
+    job_id = trainings.start(
+        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", then=then
+    )
     job = trainings.run(job_id)
     assert job.state == "done", job.error
     with db.reading(trainings.sessions) as session:
@@ -283,7 +299,7 @@ def test_what_follows_is_scored_with_exactly_the_version_that_was_trained(traini
 
 
 def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
-    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble")
+    job_id = trainings.start(RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble")
     for _ in range(5):
         trainings.worker.step()
     with trainings.sessions.begin() as session:
@@ -296,7 +312,9 @@ def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
 
 def test_a_training_that_is_cancelled_while_its_version_is_built_starts_nothing(trainings: Trainings) -> None:
     then = {"kind": "score", "input": {"uri": str(trainings.data)}}
-    job_id = trainings.start(RandomForestClassifier(3), cut(cancer(), 2), strategy="ensemble", then=then)
+    job_id = trainings.start(
+        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", then=then
+    )
     while trainings.job(job_id).version is None:
         trainings.worker.step()
     trainings.build()
@@ -316,7 +334,7 @@ def mixed() -> list[pd.DataFrame]:
     table = pd.DataFrame({"age": age, "city": city, "visits": random.poisson(3, n)})
     table["y"] = (age > 40) ^ (city == "Oslo")
     table.loc[::17, "age"] = np.nan
-    return cut(table.sort_values("city", ignore_index=True), 3)
+    return split_frame(table.sort_values("city", ignore_index=True), 3)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -345,14 +363,14 @@ def test_strings_and_missing_numbers_are_trained_on_as_they_are_served(
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_columns_that_are_no_features_are_left_out(trainings: Trainings, suffix: str) -> None:
-    parts = cut(cancer(), 2)
+    parts = split_frame(cancer(), 2)
     for part in parts:
         part.insert(0, "patient", [f"P{n}" for n in range(len(part))])
         part["seen"] = pd.Timestamp("2026-01-02").date()
     model = RandomForestClassifier(5)
     job = trainings.run(trainings.start(model, parts, suffix, strategy="ensemble", max_attempts=1))
     assert job.state == "failed"
-    assert "'patient', 'seen' hold text: exclude what is no feature" in str(job.error)
+    assert "text columns: 'patient', 'seen': exclude those that are not features" in str(job.error)
 
     left = {"strategy": "ensemble", "exclude": ["patient", "seen"]}
     job = trainings.run(trainings.start(model, parts, suffix, **left))
@@ -368,7 +386,7 @@ def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
     words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}
     labels = random.choice(list(words), 300)
     texts = [" ".join(random.choice([*words[label], "the", "a"], 8)) for label in labels]
-    parts = cut(pd.DataFrame({"text": texts, "y": labels}), 3)
+    parts = split_frame(pd.DataFrame({"text": texts, "y": labels}), 3)
     pipeline = make_pipeline(HashingVectorizer(n_features=2**10), SGDClassifier(loss="log_loss"))
     job = trainings.run(trainings.start(pipeline, parts, ".csv"))
     assert job.state == "done", job.error
@@ -378,14 +396,14 @@ def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
 def test_a_fit_stays_within_its_memory(trainings: Trainings) -> None:
     hungry = make_pipeline(PolynomialFeatures(5), SGDClassifier())
     trainings.settings.build_memory_mb = 1024
-    job = trainings.run(trainings.start(hungry, cut(cancer(), 2), strategy="single"))
+    job = trainings.run(trainings.start(hungry, split_frame(cancer(), 2), strategy="single"))
     assert job.state == "failed"
     assert "more memory than" in str(job.error)
     assert "1024 MB" in str(job.error)
 
 
 def test_a_step_whose_file_is_gone_fails_the_job_and_names_it(trainings: Trainings) -> None:
-    job_id = trainings.start(SGDClassifier(loss="log_loss"), cut(cancer(), 2))
+    job_id = trainings.start(SGDClassifier(loss="log_loss"), split_frame(cancer(), 2))
     while not any(p.stage == "01-fit" for p in trainings.partitions(job_id)):
         trainings.worker.step()
     gone = trainings.settings.jobs / str(job_id) / "00-read-000001-1.arrow"
@@ -396,18 +414,18 @@ def test_a_step_whose_file_is_gone_fails_the_job_and_names_it(trainings: Trainin
 
 
 def test_one_class_alone_is_nothing_to_learn(trainings: Trainings) -> None:
-    job = trainings.run(trainings.start(SGDClassifier(), cut(cancer().assign(y="benign"), 2)))
+    job = trainings.run(trainings.start(SGDClassifier(), split_frame(cancer().assign(y="benign"), 2)))
     assert job.state == "failed"
     assert "the target 'y' is 'benign' in every row" in str(job.error)
 
 
 def test_sampling_by_class_is_refused_for_a_regressor(trainings: Trainings) -> None:
-    job = trainings.run(trainings.start(SGDRegressor(), cut(diabetes(), 2), sampling="balanced"))
+    job = trainings.run(trainings.start(SGDRegressor(), split_frame(diabetes(), 2), sampling="balanced"))
     assert "sampling balanced needs classes, and SGDRegressor has none" in str(job.error)
 
 
 def test_a_regressor_needs_numbers(trainings: Trainings) -> None:
-    job = trainings.run(trainings.start(SGDRegressor(), cut(cancer(), 2)))
+    job = trainings.run(trainings.start(SGDRegressor(), split_frame(cancer(), 2)))
     assert "the target 'y' holds strings, and SGDRegressor answers with numbers" in str(job.error)
 
 
@@ -416,7 +434,7 @@ def test_a_training_runs_on_postgresql_too(tmp_path: Path, forks: ForkServer, ur
     trainings = Trainings(tmp_path, forks, url)
     job = trainings.run(
         trainings.start(
-            make_pipeline(StandardScaler(), RandomForestClassifier(3)), cut(digits(), 3),
+            make_pipeline(StandardScaler(), RandomForestClassifier(3)), split_frame(digits(), 3),
             strategy="ensemble", sampling="balanced", partitions=2,
         )
     )  # fmt: skip

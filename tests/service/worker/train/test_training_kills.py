@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from registry.jobs import jobs
 from service.builds.forkserver import ForkServer
-from tests.service.compiler.fit.data import cut, digits, rows
+from tests.service.compiler.fit.datasets import digits, split_frame, without_target
 from tests.service.worker.train.trainings import Trainings
 
 TRIVIUM = Path(sys.executable).with_name("trivium")
@@ -81,7 +81,7 @@ def test_a_worker_killed_again_and_again_trains_the_same_model_as_one_that_is_no
     for name, kills in (("calm", 0), ("killed", 2)):
         (tmp_path / name).mkdir()
         trainings = Trainings(tmp_path / name, forks)
-        job_id = trainings.start(estimator, cut(digits(), 4), **given)
+        job_id = trainings.start(estimator, split_frame(digits(), 4), **given)
         for kill in range(kills):
             with worker(trainings):  # at its end it is killed, whatever it is at
                 work(trainings, job_id, until=2 + 7 * kill)
@@ -93,7 +93,9 @@ def test_a_worker_killed_again_and_again_trains_the_same_model_as_one_that_is_no
         assert set(places.values()) == {1}
         assert trainings.progress(job_id).rows_done == 1797
         assert trainings.version().number == job.version == 1
-        answers.append((trainings.model().predict_proba(rows(digits())), trainings.version().metrics))
+        answers.append(
+            (trainings.model().predict_proba(without_target(digits())), trainings.version().metrics)
+        )
         trainings.engine.dispose()
     np.testing.assert_array_equal(answers[0][0], answers[1][0])
     assert answers[0][1] == answers[1][1]

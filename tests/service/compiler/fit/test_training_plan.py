@@ -1,3 +1,5 @@
+"""Estimators and strategies that cannot be trained, and the messages that name the cause."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,12 +16,12 @@ from sklearn.svm import LinearSVC
 
 from registry.errors import Refused
 from service.compiler.fit.fit_records import Strategy
-from tests.service.compiler.fit.data import cancer, cut
-from tests.service.compiler.fit.trainer import Trainer
+from tests.service.compiler.fit.datasets import cancer, split_frame
+from tests.service.compiler.fit.in_process_training import TrainingRun
 
 
 @pytest.mark.parametrize(
-    ("estimator", "strategy", "words"),
+    ("estimator", "strategy", "message"),
     [
         (make_pipeline(RobustScaler(), SGDClassifier()), "partial_fit", "robustscaler.* has no partial_fit"),
         (make_pipeline(RobustScaler(), LogisticRegression()), "ensemble", "RobustScaler"),
@@ -27,30 +29,30 @@ from tests.service.compiler.fit.trainer import Trainer
         (make_pipeline(SimpleImputer(strategy="median"), SGDClassifier()), "partial_fit", "median"),
         (make_pipeline(OneHotEncoder(min_frequency=3), SGDClassifier()), "partial_fit", "Encoder.*counts"),
         (LogisticRegression(), "partial_fit", "LogisticRegression has no partial_fit"),
-        (LinearSVC(), "ensemble", "LinearSVC gives no probabilities"),
-        (SGDClassifier(), "ensemble", "SGDClassifier gives no probabilities"),
+        (LinearSVC(), "ensemble", "LinearSVC has no predict_proba"),
+        (SGDClassifier(), "ensemble", "SGDClassifier has no predict_proba"),
         (KMeans(), "single", "KMeans is neither a classifier nor a regressor"),
         (IsolationForest(), "ensemble", "IsolationForest is neither"),
-        ({"no": "estimator"}, "single", "'dict' and no scikit-learn estimator"),
-        (SGDClassifier, "single", "no scikit-learn estimator"),
+        ({"no": "estimator"}, "single", "'dict', not a scikit-learn estimator"),
+        (SGDClassifier, "single", "not a scikit-learn estimator"),
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_trained_so_is_refused_by_name(
-    tmp_path: Path, estimator: Any, strategy: Strategy, words: str
+def test_an_impossible_training_is_refused_and_the_cause_named(
+    tmp_path: Path, estimator: Any, strategy: Strategy, message: str
 ) -> None:
-    with pytest.raises(Refused, match=words):
-        Trainer(tmp_path, cut(cancer(), 3)).fit(estimator, strategy)
+    with pytest.raises(Refused, match=message):
+        TrainingRun(tmp_path, split_frame(cancer(), 3)).fit(estimator, strategy)
 
 
-def test_a_partition_without_a_class_is_told_of_stratified_sampling(tmp_path: Path) -> None:
+def test_a_partition_without_a_class_is_refused_with_a_hint_at_stratified_sampling(tmp_path: Path) -> None:
     table = cancer().sort_values("y", ignore_index=True)
     with pytest.raises(Refused, match=r"no rows of class 'malignant'.*stratified"):
-        Trainer(tmp_path, cut(table, 3)).fit(RandomForestClassifier(3), "ensemble")
+        TrainingRun(tmp_path, split_frame(table, 3)).fit(RandomForestClassifier(3), "ensemble")
 
 
 def test_stratified_sampling_gives_each_partition_every_class(tmp_path: Path) -> None:
     table = cancer().sort_values("y", ignore_index=True)
-    trainer = Trainer(tmp_path, cut(table, 3), hands=3, by_class=True)
-    assert len(trainer.fit(RandomForestClassifier(3), "ensemble").estimators_) == 9
-    assert max(trainer.used) - min(trainer.used) <= 6
+    run = TrainingRun(tmp_path, split_frame(table, 3), training_slots=3, stratified=True)
+    assert len(run.fit(RandomForestClassifier(3), "ensemble").estimators_) == 9
+    assert max(run.fitted_rows) - min(run.fitted_rows) <= 6
