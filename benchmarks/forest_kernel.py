@@ -60,7 +60,7 @@ def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
     def reference() -> list[parity.ReferenceBlock]:
         return parity.reference(answer, comparison_rows.rows_by_kind(model, signature, None))
 
-    chosen = candidates.run(model, signature, reference, folder, OnnxRuntime).chosen
+    chosen = candidates.choose(model, signature, reference, folder, OnnxRuntime).chosen
     onnx = OnnxRuntime(chosen.file, signature) if chosen and chosen.file else None
     return ForestRuntime(folder / "forest.npz", signature), onnx
 

@@ -22,7 +22,7 @@ MAX_ROWS = 10_000
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleTable:
     """Columns by name, in the file's order, each of a signature's five types; null is missing."""
 
     columns: dict[str, pa.Array]
@@ -38,7 +38,7 @@ class Example:
         return bool(self.columns[name].null_count)
 
 
-def read(path: str | Path, media_type: str | None, target: str | None = None) -> Example:
+def read(path: str | Path, media_type: str | None, target: str | None = None) -> ExampleTable:
     """Raises `Refused`, saying what is wrong, when the file is not such a table of at least one row."""
     try:
         table = _table(Path(path), media_type).slice(0, MAX_ROWS).combine_chunks()
@@ -55,7 +55,7 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     if target is not None and target not in columns:
         raise Refused(f"the target {target!r} is no column of the example; it has {', '.join(names)}")
     truth = columns.pop(target) if target is not None else None
-    return Example(columns, truth)
+    return ExampleTable(columns, truth)
 
 
 def _table(path: Path, media_type: str | None) -> pa.Table:
@@ -157,7 +157,7 @@ def cast(name: str, column: pa.Array, dtype: DType) -> pa.Array:
         raise Refused(f"the example's column {name!r} does not fit the dtype {dtype}: {error}") from error
 
 
-def require_safe(name: str, column: pa.Array) -> None:
+def require_exact_in_float64(name: str, column: pa.Array) -> None:
     """Raises `Refused` when one of the integers is another once it is float64."""
     beyond = column.filter(pc.or_(pc.greater(column, SAFE), pc.less(column, -SAFE)))
     if len(beyond):

@@ -1,4 +1,4 @@
-"""Which library versions made an upload, who says so, and which ones build it."""
+"""The library versions that made an upload, the sources of those versions, and the versions that build it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import sklearn
 from sklearn.exceptions import InconsistentVersionWarning
 
 LIBRARIES = ("scikit-learn", "numpy", "python")
-BLOCK = 1 << 20  # bytes of a file that are looked through at a time
-SINCE_2, BEFORE_2 = b"numpy._core.", b"numpy.core."
-"""How pickles of arrays and numbers name numpy's module, which version 2 renamed."""
-BOUNDS = (">=2", "<2")
+BLOCK_BYTES = 1 << 20  # a file is searched in blocks of this size
+NUMPY_2_MODULE, NUMPY_1_MODULE = b"numpy._core.", b"numpy.core."
+"""The name of numpy's module in pickles of arrays and numbers; version 2 renamed it."""
+NUMPY_BOUNDS = (">=2", "<2")
 
 Versions = dict[str, str | None]
-"""By library; None where nothing is told."""
+"""By library; None where the version is unknown."""
 
 
-def builder() -> dict[str, str]:
+def builder_versions() -> dict[str, str]:
+    """The versions in this environment."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -31,75 +32,80 @@ def builder() -> dict[str, str]:
     }
 
 
-def told_by(file: Path, model: Any, caught: list[warnings.WarningMessage]) -> Versions:
-    """What a pickle tells of its maker, where `model` is what it holds and `caught` its warnings at loading.
+def recorded_versions(file: Path, model: Any, caught: list[warnings.WarningMessage]) -> Versions:
+    """The versions that a pickle records; `model` is its content, `caught` are its warnings at loading.
 
-    scikit-learn's version, as its estimators carry it: they warn when it is not the one here. Of numpy's
-    no more than the side of version 2, ">=2" or "<2", and of a compressed file not that. Nothing of Python's.
+    scikit-learn's version is recorded in its estimators, which warn when it is not the installed one. Of
+    numpy's version an uncompressed file shows ">=2" or "<2" at most. Python's version is not recorded.
     """
-    told: Versions = {"scikit-learn": None, "numpy": _numpy(file), "python": None}
+    recorded: Versions = {"scikit-learn": None, "numpy": _numpy_bound(file), "python": None}
     for warning in caught:
         if isinstance(warning.message, InconsistentVersionWarning):
-            return told | {"scikit-learn": str(warning.message.original_sklearn_version)}
+            return recorded | {"scikit-learn": str(warning.message.original_sklearn_version)}
     if type(model).__module__.startswith("sklearn."):
-        return told | {"scikit-learn": sklearn.__version__}
-    return told
+        return recorded | {"scikit-learn": sklearn.__version__}
+    return recorded
 
 
-def settle(told: Versions, said: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`made_by` of the record, `{library: {"version", "said_by"} or None}`, and warnings.
+def merge_versions(recorded: Versions, stated: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`made_by` of the version record, `{library: {"version", "said_by"} or None}`, and warnings.
 
-    `told` is the file's word and goes before all others. Then comes the publisher's, in `said["made_by"]`;
-    where it contradicts the file there is a warning. Last comes the environment that the version was
-    published from, `said["published_from"]`: it is taken for the maker's only if its scikit-learn is the
-    one that the file names.
+    Exact versions in the file (`recorded`) come first. The publisher's versions, `stated["made_by"]`, come
+    next; where they contradict the file, they are dropped with a warning. The environment that the version
+    was published from, `stated["published_from"]`, counts only if its scikit-learn is the file's. The file's
+    bound on numpy's version comes last.
     """
-    sources = {"publisher": {name: word["version"] for name, word in said.get("made_by", {}).items()}}
-    environment = said.get("published_from", {})
-    if told["scikit-learn"] is not None and environment.get("scikit-learn") == told["scikit-learn"]:
+    sources = {"publisher": {name: entry["version"] for name, entry in stated.get("made_by", {}).items()}}
+    environment = stated.get("published_from", {})
+    if recorded["scikit-learn"] is not None and environment.get("scikit-learn") == recorded["scikit-learn"]:
         sources["environment"] = environment
-    made: dict[str, Any] = {}
+    made_by: dict[str, Any] = {}
     contradictions = []
     for library in LIBRARIES:
-        word = told[library]
-        exact, bound = (None, word) if word in BOUNDS else (word, None)
-        words = [("file", exact)]
-        for source, versions in sources.items():
-            claimed = versions.get(library)
-            if claimed is None or _agree(claimed, word):
-                words.append((source, claimed))
+        in_file = recorded[library]
+        exact, bound = (None, in_file) if in_file in NUMPY_BOUNDS else (in_file, None)
+        versions = [("file", exact)]
+        for source, claims in sources.items():
+            claimed = claims.get(library)
+            if claimed is None or _agree(claimed, in_file):
+                versions.append((source, claimed))
             elif source == "publisher":
-                contradictions.append(f"its publisher says that {library} {claimed} made it, its file {word}")
-        words.append(("file", bound))
-        made[library] = next(({"version": v, "said_by": s} for s, v in words if v is not None), None)
-    return made, contradictions
+                contradictions.append(
+                    f"the publisher states {library} {claimed}, but the file records {in_file}"
+                )
+        versions.append(("file", bound))
+        made_by[library] = next(
+            ({"version": version, "said_by": source} for source, version in versions if version is not None),
+            None,
+        )
+    return made_by, contradictions
 
 
-def warning(made: dict[str, Any]) -> str | None:
-    """That it was made by another scikit-learn than the one here."""
-    version = (made["scikit-learn"] or {}).get("version")
+def version_warning(made_by: dict[str, Any]) -> str | None:
+    """A warning when the model was made by another scikit-learn than the installed one."""
+    version = (made_by["scikit-learn"] or {}).get("version")
     if version is None or version == sklearn.__version__:
         return None
     return (
         f"made by scikit-learn {version}, built and measured with {sklearn.__version__}: "
-        "its answers may differ from those it gave where it was trained"
+        "its answers may differ from those in the environment where it was trained"
     )
 
 
-def _agree(version: str, told: str | None) -> bool:
-    if told in BOUNDS:
-        return (int(version.partition(".")[0]) >= 2) == (told == ">=2")
-    return told is None or version == told
+def _agree(version: str, recorded: str | None) -> bool:
+    if recorded in NUMPY_BOUNDS:
+        return (int(version.partition(".")[0]) >= 2) == (recorded == ">=2")
+    return recorded is None or version == recorded
 
 
-def _numpy(file: Path) -> str | None:
-    before = False
+def _numpy_bound(file: Path) -> str | None:
+    version_1 = False
     with file.open("rb") as opened:
-        end = b""  # of the block before: a name may lie across two
-        while block := opened.read(BLOCK):
-            seen = end + block
-            if SINCE_2 in seen:
+        end = b""  # of the block before: a name may start in it
+        while block := opened.read(BLOCK_BYTES):
+            searched = end + block
+            if NUMPY_2_MODULE in searched:
                 return ">=2"
-            before = before or BEFORE_2 in seen
-            end = seen[-len(SINCE_2) :]
-    return "<2" if before else None
+            version_1 = version_1 or NUMPY_1_MODULE in searched
+            end = searched[-len(NUMPY_2_MODULE) :]
+    return "<2" if version_1 else None

@@ -1,4 +1,4 @@
-"""What builds and exports do alike: the report as it grows, reading the example, accuracy, a refusal."""
+"""Parts that builds and exports share: the growing report, the example, accuracy, a rejection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from registry.build_records import BuildJob, Built, ExportJob
 from registry.errors import Refused
 from registry.rows import Outputs
@@ -16,18 +18,19 @@ from service.compiler import example, lineage
 from service.compiler.measure import metrics
 
 
-class Report:
-    """The report as it grows: warnings, seconds of each step, then the figures."""
+class BuildReport:
+    """The report of one build or export: warnings, seconds per step, and further fields."""
 
     def __init__(self, job: BuildJob | ExportJob) -> None:
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
         self.fields: dict[str, Any] = {}
-        self.lineage: dict[str, Any] = {"built_by": lineage.builder()}
+        self.lineage: dict[str, Any] = {"built_by": lineage.builder_versions()}
         self.bytes = {"artifact": Path(job.artifact).stat().st_size}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Record the seconds that the block takes."""
         started = time.perf_counter()
         try:
             yield
@@ -38,21 +41,23 @@ class Report:
         return {**self.fields, "bytes": self.bytes, "seconds": self.seconds, "warnings": self.warnings}
 
 
-def rejected(reason: str) -> Built:
+def rejected_build(reason: str) -> Built:
     return Built(state="rejected", report={"reason": reason})
 
 
-def read_example(job: BuildJob | ExportJob) -> example.Example | None:
-    """Raises `Refused` when it is not readable, or a target is named and there is no example."""
+def read_example(job: BuildJob | ExportJob) -> example.ExampleTable | None:
+    """Raises `Refused` when it cannot be read, or when there is a target but no example."""
     if job.example is None:
         if job.target is not None:
-            raise Refused(f"the target {job.target!r} names a column of the example, and there is none")
+            raise Refused(f"the target {job.target!r} names a column of the example, but there is no example")
         return None
     return example.read(job.example, job.example_media_type, job.target)
 
 
-def measured(signature: Signature, answered: Outputs, truth: Any, report: Report) -> dict[str, float]:
-    """Accuracy or R2 against the true values; when they are of the wrong kind, a warning instead."""
+def measure_metrics(
+    signature: Signature, answered: Outputs, truth: pa.Array, report: BuildReport
+) -> dict[str, float]:
+    """Accuracy or R2 against the true values; a warning in the report when they are of the wrong type."""
     try:
         return metrics.measure(signature, answered, truth)
     except ValueError as error:

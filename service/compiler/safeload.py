@@ -1,7 +1,7 @@
-"""The one place that unpickles. Only ever called in a build child or an isolated runtime's child.
+"""The only place that unpickles. Called in build children and in the children of isolated runtimes.
 
-There is no allow-list yet: what a pickle does here is bounded by `sandbox.confine` alone. The
-allow-list goes into `load`, and nowhere else.
+There is no allow-list: `sandbox.confine` alone limits what a pickle can do here. An allow-list would belong
+into `load`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 
 import joblib
 
-from registry.errors import Refused
+from registry.errors import Refused, describe_error
 
 _BROKEN = (EOFError, IndexError, KeyError, UnicodeDecodeError, pickle.UnpicklingError, zlib.error, LZMAError)
-"""What a pickle machine trips over when the bytes are not, or no longer, a pickle."""
+"""Errors of the unpickler for bytes that are not a pickle, or only a part of one."""
 
-_ABSENT = (
-    re.compile(r"Can't get attribute '(?P<what>[^']*)' (on|from) <module '(?P<module>[^']*)'"),
-    re.compile(r"module '(?P<module>[^']*)' has no attribute '(?P<what>[^']*)'"),  # of old pickle protocols
+_MISSING_ATTRIBUTE = (
+    re.compile(r"Can't get attribute '(?P<name>[^']*)' (on|from) <module '(?P<module>[^']*)'"),
+    re.compile(r"module '(?P<module>[^']*)' has no attribute '(?P<name>[^']*)'"),  # of old pickle protocols
 )
 
 
 def load(path: Path | str) -> object:
     """The object in a joblib file (plain or compressed) or a raw pickle.
 
-    Raises `Refused` with a sentence for people when the file is cut short, is no pickle, or needs
-    something that is not installed here.
+    Raises `Refused`, with the reason, when the file is truncated, is not a pickle, or needs something that
+    is not installed.
     """
     try:
         return joblib.load(path)
@@ -38,21 +38,21 @@ def load(path: Path | str) -> object:
     except ImportError as error:  # a name that the module lacks; Python adds the module's path
         raise Refused(f"the pickle does not load: {str(error).replace(f' ({error.path})', '')}") from error
     except AttributeError as error:
-        raise Refused(_absent(error)) from error
+        raise Refused(_explain_missing(error)) from error
     except _BROKEN as error:
-        raise Refused(f"the file is cut short or is no pickle ({type(error).__name__}: {error})") from error
+        raise Refused(f"the file is cut short or is not a pickle ({describe_error(error)})") from error
     except Exception as error:
-        raise Refused(f"the pickle does not load: {type(error).__name__}: {error}") from error
+        raise Refused(f"the pickle does not load: {describe_error(error)}") from error
 
 
-def _absent(error: AttributeError) -> str:
-    """What the pickle wants of a module that has no such thing. Python's own words end with a path."""
-    found = next(filter(None, (pattern.match(str(error)) for pattern in _ABSENT)), None)
-    if found is None:
-        return f"the pickle does not load: AttributeError: {error}"
-    if found["module"] == "__main__":
+def _explain_missing(error: AttributeError) -> str:
+    """The attribute that a module lacks. Python's own message is not used: it ends with a path."""
+    match = next(filter(None, (pattern.match(str(error)) for pattern in _MISSING_ATTRIBUTE)), None)
+    if match is None:
+        return f"the pickle does not load: {describe_error(error)}"
+    if match["module"] == "__main__":
         return (
-            f"the pickle needs {found['what']!r}, defined in the script that made it (__main__); "
+            f"the pickle needs {match['name']!r}, defined in the script that made it (__main__); "
             "put it into a module that is installed here"
         )
-    return f"the pickle needs {found['what']!r} of the module {found['module']!r}, which has none here"
+    return f"the pickle needs {match['name']!r} of the module {match['module']!r}, which lacks it here"

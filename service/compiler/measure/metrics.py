@@ -1,4 +1,4 @@
-"""How good a model is on the example, when the example holds the true values."""
+"""Accuracy or R2 on the example, when the example has a column of true values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from registry.signature import Signature
 
 
 def measure(signature: Signature, answered: Outputs, truth: pa.Array) -> dict[str, float]:
-    """`accuracy` for a classifier, `r2` for a regressor with one target; empty for anything else.
+    """`accuracy` for a classifier, `r2` for a regressor with one target; empty for every other model.
 
-    Raises `ValueError`, saying why, when the true values are not of the kind the model answers.
+    Raises ValueError, with the reason, when the true values are not of the type that the model returns.
     """
     present = np.asarray(truth.is_valid())
     true = np.array(truth.drop_null().to_pylist())
@@ -27,7 +27,7 @@ def measure(signature: Signature, answered: Outputs, truth: pa.Array) -> dict[st
         return {"accuracy": float(accuracy_score(true.astype(label.dtype), label))}
     if signature.task == "regression" and "value" in answered:
         if true.dtype.kind not in "iufb":
-            raise ValueError(f"the target column holds {truth.type}, the model answers with numbers")
+            raise ValueError(f"the target column holds {truth.type}, the model returns numbers")
         if len(true) < 2:
             raise ValueError("R2 needs at least two rows")
         return {"r2": float(r2_score(true.astype(np.float64), answered["value"][present]))}

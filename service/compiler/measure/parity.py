@@ -1,7 +1,7 @@
-"""Are two callables the same function? Figures, not a bool.
+"""How far a candidate's answers are from a reference's.
 
-The reference answers each block of rows once; every candidate is then measured against the same answers.
-Nothing in here knows which of the two is scikit-learn and which is a serving runtime.
+The reference answers each block of rows once; every candidate is then compared with the same answers. The
+module depends neither on scikit-learn nor on a serving runtime.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from registry.signature import Output, Signature
 
 TOLERANCE = 1e-6
 """Of a probability: absolute. Of another number: relative to it, or to the output's usual size if larger."""
-REFUSED_TRIES = 64
-"""When the reference refuses a block, so many of its rows are tried one by one."""
+MAX_SINGLE_ROWS = 64
+"""Rows of a block that are answered one by one when the reference does not accept the whole block."""
 
-Answer = Callable[[Rows], Outputs]
+AnswerRows = Callable[[Rows], Outputs]
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows of one kind, and what the reference answers to them."""
+class ReferenceBlock:
+    """Rows of one kind, and the reference's answers to them."""
 
     kind: str
     rows: Rows
     answers: Outputs
 
 
-class Figures(msgspec.Struct, kw_only=True):
-    """How far a candidate is from the reference; differences are of anything but labels."""
+class ParityFigures(msgspec.Struct, kw_only=True):
+    """How far a candidate is from the reference; differences are those of outputs other than labels."""
 
     rows: dict[str, int]
     label_mismatches: int = 0
-    largest_difference: float = 0.0  # as the tolerance is stated: absolute, or relative
+    largest_difference: float = 0.0  # absolute or relative, as `TOLERANCE`
     beyond: int = 0  # numbers outside the tolerance
     broken: int = 0  # numbers that are NaN or infinite on one side, another number on the other
     worst: str | None = None  # the kind of rows with the most faults
@@ -50,30 +50,30 @@ class Figures(msgspec.Struct, kw_only=True):
         return self.error is None and not self.label_mismatches and not self.beyond
 
 
-def reference(answer: Answer, kinds: dict[str, Rows]) -> list[Block]:
-    """Blocks of the rows that `answer` itself takes; rows it refuses are no question of parity."""
+def reference(answer: AnswerRows, kinds: dict[str, Rows]) -> list[ReferenceBlock]:
+    """One block per kind, of the rows that `answer` accepts; the others cannot be compared."""
     blocks = []
     for kind, rows in kinds.items():
-        taken, answers = _taken(answer, rows)
+        accepted, answers = _accepted(answer, rows)
         if answers is not None:
-            blocks.append(Block(kind, taken, answers))
+            blocks.append(ReferenceBlock(kind, accepted, answers))
     return blocks
 
 
-def _taken(answer: Answer, rows: Rows) -> tuple[Rows, Outputs | None]:
+def _accepted(answer: AnswerRows, rows: Rows) -> tuple[Rows, Outputs | None]:
     if not len(rows):
         return rows, None
-    if (whole := _answers(answer, rows)) is not None:
-        return rows, whole
-    chosen = np.unique(np.linspace(0, len(rows) - 1, REFUSED_TRIES).astype(int))
-    good = [i for i in chosen.tolist() if _answers(answer, rows.take([i])) is not None]
-    if not good:
+    if (answers := _try_answer(answer, rows)) is not None:
+        return rows, answers
+    chosen = np.unique(np.linspace(0, len(rows) - 1, MAX_SINGLE_ROWS).astype(int))
+    accepted = [i for i in chosen.tolist() if _try_answer(answer, rows.take([i])) is not None]
+    if not accepted:
         return rows, None
-    rows = rows.take(good)
-    return rows, _answers(answer, rows)
+    rows = rows.take(accepted)
+    return rows, _try_answer(answer, rows)
 
 
-def _answers(answer: Answer, rows: Rows) -> Outputs | None:
+def _try_answer(answer: AnswerRows, rows: Rows) -> Outputs | None:
     try:
         return answer(rows)
     except Exception:  # an estimator may raise anything for rows outside its domain
@@ -81,7 +81,7 @@ def _answers(answer: Answer, rows: Rows) -> Outputs | None:
 
 
 def bounds(tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """As a report states them."""
+    """The bounds as a report states them."""
     return {
         "label_mismatches": 0,
         "probabilities": {"absolute": tolerance},
@@ -89,74 +89,86 @@ def bounds(tolerance: float = TOLERANCE) -> dict[str, Any]:
     }
 
 
+def report_entry(figures: ParityFigures, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """The figures and their bounds as a report states them."""
+    return {
+        "bounds": bounds(tolerance),
+        "rows": figures.rows,
+        "label_mismatches": figures.label_mismatches,
+        "largest_difference": figures.largest_difference,
+    }
+
+
 def compare(
-    blocks: list[Block],
-    answer: Answer,
+    blocks: list[ReferenceBlock],
+    answer: AnswerRows,
     signature: Signature,
     tolerance: float = TOLERANCE,
     scales: dict[str, Any] | None = None,
-) -> Figures:
-    """`answer` against the reference. An exception of `answer` is a figure too.
+) -> ParityFigures:
+    """Compare `answer` with the reference. An exception of `answer` is recorded in the figures.
 
-    `scales` are the `usual_sizes` in more blocks than these, when only some are compared.
+    `scales` are the `output_scales` of more blocks than these, when only some blocks are compared.
     """
-    figures = Figures(rows={b.kind: len(b.rows) for b in blocks})
-    scales = scales if scales is not None else usual_sizes(blocks, signature)
-    most = 0
+    figures = ParityFigures(rows={b.kind: len(b.rows) for b in blocks})
+    scales = scales if scales is not None else output_scales(blocks, signature)
+    largest_count = 0
     for block in blocks:
         try:
-            got = answer(block.rows)
+            answers = answer(block.rows)
         except Exception as error:
             figures.error = f"{block.kind} rows: {error}"
             figures.worst = block.kind
             return figures
         faults = 0
         for o in signature.outputs:
-            faults += _measure(figures, o, block.answers[o.name], got[o.name], scales[o.name], tolerance)
-        if faults > most:
-            figures.worst, most = block.kind, faults
+            faults += _compare_output(
+                figures, o, block.answers[o.name], answers[o.name], scales[o.name], tolerance
+            )
+        if faults > largest_count:
+            figures.worst, largest_count = block.kind, faults
     return figures
 
 
-def _measure(
-    figures: Figures, output: Output, expected: Array, got: Array, scale: Any, tolerance: float
+def _compare_output(
+    figures: ParityFigures, output: Output, expected: Array, actual: Array, scale: Any, tolerance: float
 ) -> int:
-    """Adds one output of one block to the figures; returns how many of its numbers are at fault."""
-    if expected.shape != got.shape:
-        figures.error = f"{output.name} has the shape {got.shape} instead of {expected.shape}"
+    """Add one output of one block to the figures; return the number of its faults."""
+    if expected.shape != actual.shape:
+        figures.error = f"{output.name} has the shape {actual.shape} instead of {expected.shape}"
         return expected.size
     if is_label(output):
-        same = (expected == got) | ((expected != expected) & (got != got))
+        same = (expected == actual) | ((expected != expected) & (actual != actual))
         mismatches = int(np.count_nonzero(~same))
         figures.label_mismatches += mismatches
         return mismatches
-    expected, got = expected.astype(np.float64), got.astype(np.float64)
-    same = (expected == got) | (np.isnan(expected) & np.isnan(got))
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
     with np.errstate(all="ignore"):
         size = np.maximum(np.abs(expected), scale)
-        difference = np.where(same, 0.0, np.abs(expected - got) / np.where(size > 0, size, 1.0))
-        bad = ~(difference <= tolerance)
+        difference = np.where(same, 0.0, np.abs(expected - actual) / np.where(size > 0, size, 1.0))
+        outside = ~(difference <= tolerance)
     finite = difference[np.isfinite(difference)]
     if finite.size:
         figures.largest_difference = max(figures.largest_difference, float(finite.max()))
     figures.broken += int(np.count_nonzero(~np.isfinite(difference)))
-    beyond = int(np.count_nonzero(bad))
+    beyond = int(np.count_nonzero(outside))
     figures.beyond += beyond
     return beyond
 
 
 def is_label(output: Output) -> bool:
-    """Equal or not; everything else differs by some amount."""
+    """Labels are equal or not; numbers of other outputs differ by an amount."""
     return output.dtype not in ("float64", "float32") or output.name.rpartition(".")[2] == "label"
 
 
-def usual_sizes(blocks: list[Block], signature: Signature) -> dict[str, Any]:
-    """By output: what the differences of its numbers are relative to, where they are smaller themselves."""
-    return {o.name: _scale(o, blocks) for o in signature.outputs}
+def output_scales(blocks: list[ReferenceBlock], signature: Signature) -> dict[str, Any]:
+    """By output: the size that differences are relative to where the numbers themselves are smaller."""
+    return {o.name: _output_scale(o, blocks) for o in signature.outputs}
 
 
-def _scale(output: Output, blocks: list[Block]) -> Any:
-    """The usual size of an output, per column: 1 for probabilities, else its mean magnitude on plain rows."""
+def _output_scale(output: Output, blocks: list[ReferenceBlock]) -> Any:
+    """1 for probabilities, else the mean magnitude on example and random rows, per column."""
     if output.dtype not in ("float64", "float32"):
         return 0.0
     if output.name.rpartition(".")[2] == "probabilities":
@@ -170,12 +182,15 @@ def _scale(output: Output, blocks: list[Block]) -> Any:
     return np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1)
 
 
-def trial(runtime: Any, rows: Rows) -> Outputs:
-    """What a graph that nobody can be asked about answers. Raises `Refused` when it does not, row by row."""
+def run_checked(runtime: Any, rows: Rows) -> Outputs:
+    """The answers of a published graph, which has no reference to compare with.
+
+    Raises `Refused` when the graph fails or does not return one answer per row.
+    """
     try:
-        answered: Outputs = runtime.run(rows)
+        answers: Outputs = runtime.run(rows)
     except Invalid as error:
         raise Refused(f"the graph fails on {len(rows)} rows: {error}") from error
-    if any(len(np.atleast_1d(a)) != len(rows) for a in answered.values()):
-        raise Refused("the graph does not answer row by row")
-    return answered
+    if any(len(np.atleast_1d(a)) != len(rows) for a in answers.values()):
+        raise Refused("the graph does not return one answer per row")
+    return answers

@@ -1,4 +1,4 @@
-"""Trying a model's candidate graphs until one answers as the estimator does."""
+"""Try a model's candidate graphs until one gives the estimator's own answers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from registry.signature import Signature
 from service.compiler.measure import parity
 from service.compiler.onnx import convert, gate
 
+MAX_ERROR_CHARACTERS = 200
 
-class Runtime(Protocol):
+
+class ServingRuntime(Protocol):
     def run(self, rows: Rows) -> Outputs: ...
 
 
-Load = Callable[[Path, Signature], Runtime]
+LoadRuntime = Callable[[Path, Signature], ServingRuntime]
 
 
 @dataclass
-class Trial:
-    """What came of one candidate. `file` is its graph when it is within the bounds."""
+class CandidateTrial:
+    """The result of one candidate. `file` is its graph when its answers are within the bounds."""
 
     candidate: convert.Candidate
-    figures: parity.Figures | None = None
+    figures: parity.ParityFigures | None = None
     error: str | None = None
     bytes: int = 0
     convert_s: float = 0.0
@@ -37,7 +39,7 @@ class Trial:
     file: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "input_dtype": self.candidate.floats,
             "form": self.candidate.title,
             "outcome": "within bounds" if self.file else "failed" if self.error else "drifts",
@@ -46,52 +48,56 @@ class Trial:
             "parity_s": round(self.parity_s, 4),
         }
         if self.error:
-            plain["error"] = self.error
+            entry["error"] = self.error
         if self.figures:
-            plain.update(msgspec.to_builtins(self.figures))
-        return plain
+            entry.update(msgspec.to_builtins(self.figures))
+        return entry
 
 
 @dataclass
-class Verdict:
-    """The candidate to serve, or in one sentence why there is none."""
+class CandidateChoice:
+    """The candidate to serve and the reason in one sentence, or the reason why none is served."""
 
-    chosen: Trial | None
+    chosen: CandidateTrial | None
     reason: str
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[CandidateTrial] = field(default_factory=list)
 
 
-def run(
-    model: Any, signature: Signature, reference: Callable[[], list[parity.Block]], out: Path, load: Load
-) -> Verdict:
-    """Tries the likelier candidates first and stops at the first within the bounds.
+def choose(
+    model: Any,
+    signature: Signature,
+    reference: Callable[[], list[parity.ReferenceBlock]],
+    out: Path,
+    load: LoadRuntime,
+) -> CandidateChoice:
+    """Try the candidates in order and stop at the first one within the bounds.
 
-    `reference` gives what to measure against, and is only asked if there is something to measure. `load`
-    makes the serving runtime itself of a graph: what is measured is what will answer.
+    `reference` is called only when there is a candidate to compare. `load` loads a graph into the runtime
+    that serves it, so that the served code itself is measured.
     """
     try:
         candidates = convert.candidates(model, signature)
     except Refused as error:
-        return Verdict(None, str(error))
+        return CandidateChoice(None, str(error))
     blocks = reference()
-    trials: list[Trial] = []
+    trials: list[CandidateTrial] = []
     for number, candidate in enumerate(candidates):
         trial = _try(model, signature, blocks, candidate, out / f"candidate-{number}.onnx", load)
         trials.append(trial)
         if trial.file is not None:
-            return Verdict(trial, f"answers as scikit-learn does, fed as {candidate.title}", trials)
-    return Verdict(None, _why_not(trials), trials)
+            return CandidateChoice(trial, f"answers as scikit-learn does, fed as {candidate.title}", trials)
+    return CandidateChoice(None, _explain_failure(trials), trials)
 
 
 def _try(
     model: Any,
     signature: Signature,
-    blocks: list[parity.Block],
+    blocks: list[parity.ReferenceBlock],
     candidate: convert.Candidate,
     path: Path,
-    load: Load,
-) -> Trial:
-    trial = Trial(candidate)
+    load: LoadRuntime,
+) -> CandidateTrial:
+    trial = CandidateTrial(candidate)
     started = time.perf_counter()
     try:
         graph = convert.convert(model, signature, candidate)
@@ -102,8 +108,8 @@ def _try(
         trial.error = str(error)
     except MemoryError:
         trial.error = "converting it needs more memory than a build may use"
-    except Exception as error:  # converters raise anything for what they cannot do
-        trial.error = _sentence(error)
+    except Exception as error:  # converters raise anything for what they do not support
+        trial.error = _first_line(error)
     trial.convert_s = time.perf_counter() - started
     if trial.error is None:
         started = time.perf_counter()
@@ -116,14 +122,14 @@ def _try(
     return trial
 
 
-def _sentence(error: Exception) -> str:
-    """The first line of a converter's error, cut to a readable length."""
+def _first_line(error: Exception) -> str:
+    """The type and the first line of an error, cut to a readable length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= MAX_ERROR_CHARACTERS else text[: MAX_ERROR_CHARACTERS - 3] + "..."
 
 
-def _why_not(trials: list[Trial]) -> str:
+def _explain_failure(trials: list[CandidateTrial]) -> str:
     measured = [t.figures for t in trials if t.figures is not None]
     if not measured:
         return f"it does not convert to ONNX ({trials[0].error})"

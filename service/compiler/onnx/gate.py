@@ -1,4 +1,4 @@
-"""What every .onnx passes before it may be loaded: format, domains, and the structure of its trees."""
+"""The checks of every .onnx file before it is loaded: format, domains, and the structure of its trees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 
 def check(model: ModelProto) -> None:
-    """Raises `Refused`, saying what is wrong. A graph that passes may still answer nonsense: trial-run it."""
+    """Raise `Refused`, with the reason, for a graph that must not be loaded.
+
+    A graph that passes may still return meaningless answers: it has to run on rows as well.
+    """
     if model.functions:
         raise Refused("the graph defines functions of its own")
     for graph in _graphs(model.graph):
@@ -35,6 +38,7 @@ def check(model: ModelProto) -> None:
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph` and all its subgraphs."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -54,10 +58,10 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def _check_trees(node: NodeProto) -> None:
-    """Every child exists, has one parent, and no tree has a circle: a circle hangs the runtime."""
+    """Every child exists and has one parent, and no tree has a cycle: a cycle makes the runtime hang."""
     attributes = {a.name: a for a in node.attribute}
     if node.op_type == "TreeEnsemble":
-        _check_flat(attributes)
+        _check_flat_trees(attributes)
         return
     tree, identity = _ints(attributes, "nodes_treeids"), _ints(attributes, "nodes_nodeids")
     left, right = _ints(attributes, "nodes_truenodeids"), _ints(attributes, "nodes_falsenodeids")
@@ -69,26 +73,26 @@ def _check_trees(node: NodeProto) -> None:
         raise Refused(f"{node.op_type} splits on a feature that does not exist")
     base = int(identity.max()) + 1 if identity.min() >= 0 else 0
     if not base or int(tree.max()) >= 2**62 // base or tree.min() < 0:
-        raise Refused(f"{node.op_type} numbers its nodes out of bounds")
+        raise Refused(f"{node.op_type} has node numbers out of range")
     key = tree * base + identity
     order = np.argsort(key, kind="stable")
-    ranked = key[order]
-    if (np.diff(ranked) == 0).any():
-        raise Refused(f"{node.op_type} has two nodes of one number")
+    sorted_keys = key[order]
+    if (np.diff(sorted_keys) == 0).any():
+        raise Refused(f"{node.op_type} has two nodes with the same number")
     children = []
     for side in (left, right):
         if (side[inner] < 0).any() or (side[inner] >= base).any():
             raise Refused(f"{node.op_type} has a branch to a node that does not exist")
-        wanted = (tree * base + side)[inner]
-        at = np.minimum(np.searchsorted(ranked, wanted), len(ranked) - 1)
-        if (ranked[at] != wanted).any():
+        child_keys = (tree * base + side)[inner]
+        at = np.minimum(np.searchsorted(sorted_keys, child_keys), len(sorted_keys) - 1)
+        if (sorted_keys[at] != child_keys).any():
             raise Refused(f"{node.op_type} has a branch to a node that does not exist")
         children.append(order[at])
     _check_acyclic(node.op_type, np.flatnonzero(inner), children[0], children[1], len(key))
 
 
-def _check_flat(attributes: dict[str, AttributeProto]) -> None:
-    """The newer TreeEnsemble: children are indices, into the nodes or, when flagged, into the leaves."""
+def _check_flat_trees(attributes: dict[str, AttributeProto]) -> None:
+    """The newer TreeEnsemble: children are indices into the nodes or, where flagged, into the leaves."""
     left, right = _ints(attributes, "nodes_truenodeids"), _ints(attributes, "nodes_falsenodeids")
     left_leaf, right_leaf = _ints(attributes, "nodes_trueleafs"), _ints(attributes, "nodes_falseleafs")
     leaves = len(_ints(attributes, "leaf_targetids"))
@@ -100,33 +104,35 @@ def _check_flat(attributes: dict[str, AttributeProto]) -> None:
     if (_ints(attributes, "nodes_featureids") < 0).any():
         raise Refused("TreeEnsemble splits on a feature that does not exist")
     nodes = np.arange(len(left))
-    # a leaf under a node stands for the node itself being done: point those at an extra, childless node
-    end = len(left)
-    ends = [np.where(leaf != 0, end, side) for side, leaf in ((left, left_leaf), (right, right_leaf))]
-    _check_acyclic("TreeEnsemble", nodes, ends[0], ends[1], end + 1, shared=end)
+    # all branches to leaves get one extra node without children, which may have several parents
+    shared = len(left)
+    ends = [np.where(leaf != 0, shared, side) for side, leaf in ((left, left_leaf), (right, right_leaf))]
+    _check_acyclic("TreeEnsemble", nodes, ends[0], ends[1], shared + 1, shared=shared)
 
 
 def _check_acyclic(
-    what: str, parents: Array, left: Array, right: Array, count: int, shared: int = -1
+    operator: str, parents: Array, left: Array, right: Array, count: int, shared: int = -1
 ) -> None:
-    """Peels nodes off from the roots, a level at a time; what is left over hangs in a circle."""
+    """Remove the nodes level by level from the roots on; nodes that are never reached are in a cycle.
+
+    `shared` is a node that may have several parents; -1 for none.
+    """
     children = np.concatenate([left, right])
-    real = children[children != shared]
-    if len(np.unique(real)) != len(real):
-        raise Refused(f"{what} has a node with two parents")
-    one, two = np.full(count, -1), np.full(count, -1)
-    one[parents], two[parents] = left, right
-    level = np.setdiff1d(np.arange(count), real)
+    single = children[children != shared]
+    if len(np.unique(single)) != len(single):
+        raise Refused(f"{operator} has a node with two parents")
+    left_of, right_of = np.full(count, -1), np.full(count, -1)
+    left_of[parents], right_of[parents] = left, right
+    level = np.setdiff1d(np.arange(count), single)
     reached = 0
     while len(level):
         reached += len(level)
-        level = np.concatenate([one[level], two[level]])
+        level = np.concatenate([left_of[level], right_of[level]])
         level = level[(level >= 0) & (level != shared)]
     if reached < count:
-        raise Refused(f"{what} has a tree that runs in a circle")
+        raise Refused(f"{operator} has a tree with a cycle")
 
 
 def _ints(attributes: dict[str, AttributeProto], name: str) -> Array:
-    return (
-        np.array(attributes[name].ints, dtype=np.int64) if name in attributes else np.empty(0, dtype=np.int64)
-    )
+    values = attributes[name].ints if name in attributes else []
+    return np.array(values, dtype=np.int64)

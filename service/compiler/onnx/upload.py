@@ -1,7 +1,8 @@
-"""A .onnx file published as it is: checked, described, and its inputs and outputs named as a signature's.
+"""A published .onnx file: checked, described, and its inputs and outputs renamed to those of a signature.
 
 The graph's first output is the answer: a label (with probabilities [n, k] as the second output, or a ZipMap
-of them, which is taken off), or numbers. `scores` beside a label are an outlier's [n, 1] or a clustering's.
+of them, which is removed), or numbers. `scores` next to a label are an outlier detector's [n, 1] or a
+clustering's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from registry.errors import Refused
 from registry.rows import Outputs, Rows
 from registry.signature import DType, Input, Output, Scalar, Signature, Task
-from service.compiler.example import Example
+from service.compiler.example import ExampleTable
 from service.compiler.measure import comparison_rows, parity
 from service.compiler.onnx import gate, graph
-from service.compiler.signature import describe
 from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.inputs import describe_input, example_rows
 
 DTYPES: dict[int, DType] = {
     TensorProto.FLOAT: "float32",
@@ -30,69 +31,70 @@ DTYPES: dict[int, DType] = {
     TensorProto.BOOL: "bool",
     TensorProto.STRING: "string",
 }
-LABELS = frozenset({"int64", "string", "bool"})
+LABEL_DTYPES = frozenset({"int64", "string", "bool"})
 
 
-class Adopted:
-    """The graph while it is taken in. `load` makes the serving runtime of a file and a signature."""
+class OnnxUpload:
+    """A published graph, while it is checked and described."""
 
-    def __init__(self, path: Path, sample: Example | None, corrections: Corrections) -> None:
-        """Raises `Refused` when the file is no graph that passes the gate."""
+    def __init__(self, path: Path, sample: ExampleTable | None, corrections: Corrections) -> None:
+        """Raises `Refused` when the file is not a graph that passes the gate."""
         try:
             self.model = onnx.load_model(path, load_external_data=False)
-        except Exception as error:  # protobuf's DecodeError, whose stubs we don't have
-            raise Refused("the file is no ONNX graph") from error
+        except Exception as error:  # protobuf's DecodeError, which has no stubs
+            raise Refused("the file is not an ONNX graph") from error
         self.warnings: list[str] = []
         self.sample = sample
         self.corrections = corrections
-        classes = _strip_zipmap(self.model)
+        classes = _remove_zipmap(self.model)
         gate.check(self.model)
-        _label_first(self.model)
+        _put_label_first(self.model)
         self.classes = classes or _class_constant(self.model)
 
-    def serve(self, out: Path, load: Callable[[Path, Signature], Any]) -> tuple[Signature, Rows | None, Any]:
-        """Writes the graph to `out`, and returns its signature, the example's rows and the runtime.
+    def prepare(
+        self, out: Path, load: Callable[[Path, Signature], Any]
+    ) -> tuple[Signature, Rows | None, Any]:
+        """Write the graph to `out`; return its signature, the example's rows and the loaded runtime.
 
-        Raises `Refused` when the graph fails on the example's rows or on made-up ones.
+        `load` makes the serving runtime of a file and a signature. Raises `Refused` when the graph fails on
+        the example's rows or on random ones.
         """
         inputs, columns = self._inputs()
-        rows = describe.table(inputs, self.sample) if self.sample is not None else None
+        rows = example_rows(inputs, self.sample) if self.sample is not None else None
         task = self.corrections.task or _task(self.model)
-        first = Signature(task, inputs, _outputs(self.model, task))
-        probe = comparison_rows.kinds(None, first, rows)
-        plain = probe["example"] if rows is not None else probe["random"]
-        graph.name_values(self.model, first, columns)
-        self._write(out)
-        answered = parity.trial(load(out, first), plain)
-        signature = Signature(task, inputs, self.corrections.check_outputs(self._typed(first, answered)))
+        declared = Signature(task, inputs, _declared_outputs(self.model, task))
+        kinds = comparison_rows.rows_by_kind(None, declared, rows)
+        plain = kinds["example"] if rows is not None else kinds["random"]
+        graph.name_values(self.model, declared, columns)
+        out.write_bytes(self.model.SerializeToString())
+        answered = parity.run_checked(load(out, declared), plain)
+        outputs = self.corrections.check_outputs(self._measured_outputs(declared, answered))
+        signature = Signature(task, inputs, outputs)
         runtime = load(out, signature)
         for size in (1, 3):
-            parity.trial(runtime, plain.take(slice(0, size)))
+            parity.run_checked(runtime, plain.take(slice(0, size)))
         return signature, rows, runtime
 
-    def _write(self, out: Path) -> None:
-        out.write_bytes(self.model.SerializeToString())
-
     def _inputs(self) -> tuple[tuple[Input, ...], bool]:
-        """The features, and whether the graph has an input for each."""
-        known = {i.name for i in self.model.graph.initializer}
-        given = [i for i in self.model.graph.input if i.name not in known]
-        dtypes = [_dtype(i) for i in given]
-        dims = [i.type.tensor_type.shape.dim for i in given]
-        for shape in dims:
+        """The features, and whether the graph has one input per feature."""
+        constants = {i.name for i in self.model.graph.initializer}
+        values = [i for i in self.model.graph.input if i.name not in constants]
+        dtypes = [_dtype(i) for i in values]
+        shapes = [i.type.tensor_type.shape.dim for i in values]
+        for shape in shapes:
             if len(shape) not in (1, 2):
                 raise Refused(
                     f"the graph takes {len(shape)}-dimensional tensors; rows of features have 1 or 2"
                 )
             shape[0].Clear()
             shape[0].dim_param = "N"
-        if len(given) == 1 and len(dims[0]) == 2:
-            names = self._tensor_names(dims[0][1].dim_value or None, given[0].name)
+        if len(values) == 1 and len(shapes[0]) == 2:
+            names = self._tensor_names(shapes[0][1].dim_value or None, values[0].name)
             return tuple(self._input(n, dtypes[0]) for n in names), False
-        if any(len(shape) == 2 and shape[1].dim_value not in (0, 1) for shape in dims):
+        if any(len(shape) == 2 and shape[1].dim_value not in (0, 1) for shape in shapes):
             raise Refused("the graph has several inputs, and one of them takes more than one column")
-        names = [i.name for i in given]
-        self.corrections.require_known(names)
+        names = [i.name for i in values]
+        self.corrections.require_features(names)
         return tuple(self._input(n, d) for n, d in zip(names, dtypes, strict=True)), True
 
     def _tensor_names(self, width: int | None, input_name: str) -> list[str]:
@@ -101,84 +103,87 @@ class Adopted:
         elif self.corrections.names:
             names = self.corrections.names
         elif width is None:
-            raise Refused("the graph does not tell how many features it takes; publish it with an example")
+            raise Refused("the graph does not declare its number of features; publish it with an example")
         else:
             names = [input_name] if width == 1 else [f"x{i}" for i in range(width)]
         if width is not None and len(names) != width:
             raise Refused(f"the graph takes {width} features, not {len(names)} ({', '.join(names[:10])})")
-        self.corrections.require_known(names)
+        self.corrections.require_features(names)
         return names
 
     def _input(self, name: str, dtype: DType) -> Input:
         if self.sample is not None and name not in self.sample.columns:
             raise Refused(f"the example lacks {name!r}, which the graph takes")
-        found = self.corrections.apply((describe.describe_input(name, self.sample, dtype),))[0]
-        if found.dtype != dtype:
-            raise Refused(f"the given dtype of {name!r} is {found.dtype}; the graph takes {dtype}")
-        if found.nullable and dtype not in ("float32", "float64"):
+        feature = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
+        if feature.dtype != dtype:
+            raise Refused(f"the given dtype of {name!r} is {feature.dtype}; the graph takes {dtype}")
+        if feature.nullable and dtype not in ("float32", "float64"):
             raise Refused(f"{name!r} has missing values, which a graph's {dtype} cannot hold")
-        return found
+        return feature
 
-    def _typed(self, signature: Signature, answered: Outputs) -> tuple[Output, ...]:
-        """The outputs with the shapes that a trial run gave, and the classes."""
+    def _measured_outputs(self, declared: Signature, answered: Outputs) -> tuple[Output, ...]:
+        """The outputs with their classes and with the shapes of `answered`, the answers of a first run."""
         given = {o.name: o.classes for o in self.corrections.outputs}
-        typed = []
-        for output in signature.outputs:
+        outputs = []
+        for output in declared.outputs:
             shape = (-1, *answered[output.name].shape[1:])
             classes: tuple[Scalar, ...] | None = None
-            if signature.task == "classification":
+            if declared.task == "classification":
                 classes = given.get("label") or given.get("probabilities") or self.classes
                 if output.name == "probabilities":
-                    classes = classes or self._numbered(signature, shape[1])
+                    classes = classes or self._numbered_classes(declared, shape[1])
                     if len(classes) != shape[1]:
-                        raise Refused(f"the graph gives {shape[1]} probabilities for {len(classes)} classes")
+                        raise Refused(
+                            f"the graph returns {shape[1]} probabilities for {len(classes)} classes"
+                        )
             elif output.name == "values":
                 classes = given.get("values") or tuple(f"y{i}" for i in range(shape[1]))
-            typed.append(Output(output.name, output.dtype, shape, classes))
-        if typed[0].name == "label" and len(typed) == 2 and typed[0].classes is None:
-            typed[0] = Output("label", typed[0].dtype, typed[0].shape, typed[1].classes)
-        return tuple(typed)
+            outputs.append(Output(output.name, output.dtype, shape, classes))
+        label = outputs[0]
+        if label.name == "label" and len(outputs) == 2 and label.classes is None:
+            outputs[0] = Output("label", label.dtype, label.shape, outputs[1].classes)
+        return tuple(outputs)
 
-    def _numbered(self, signature: Signature, count: int) -> tuple[Scalar, ...]:
-        if signature.outputs[0].dtype != "int64":
-            raise Refused("the graph does not tell its classes; give them in the signature")
-        self.warnings.append(f"the graph does not tell its classes: taken to be 0 to {count - 1}")
+    def _numbered_classes(self, declared: Signature, count: int) -> tuple[Scalar, ...]:
+        if declared.outputs[0].dtype != "int64":
+            raise Refused("the graph does not name its classes; give them in the signature")
+        self.warnings.append(f"the graph does not name its classes: 0 to {count - 1} are assumed")
         return tuple(range(count))
 
 
-def _strip_zipmap(model: ModelProto) -> tuple[Scalar, ...] | None:
-    """Take the ZipMap off an output, so that it is an array again. Returns its classes."""
+def _remove_zipmap(model: ModelProto) -> tuple[Scalar, ...] | None:
+    """Replace a ZipMap output by the array of probabilities. Returns the ZipMap's classes."""
     for number, node in enumerate(model.graph.node):
         if node.op_type != "ZipMap":
             continue
         for output in model.graph.output:
             if output.name == node.output[0]:
                 output.CopyFrom(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, [None, None]))
-        classes = _classes(node)
+        classes = _node_classes(node)
         del model.graph.node[number]
         return classes
     return None
 
 
 def _class_constant(model: ModelProto) -> tuple[Scalar, ...] | None:
-    """From a classifier node, or from the constant that the label is looked up in."""
+    """The classes of a classifier node, or the constant from which the label is gathered."""
     for node in model.graph.node:
-        if node.op_type.endswith("Classifier") and (classes := _classes(node)):
+        if node.op_type.endswith("Classifier") and (classes := _node_classes(node)):
             return classes
-    made_by = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     constants = {t.name: t for t in model.graph.initializer}
-    for output in model.graph.output:
-        name = output.name
-        while name in made_by and made_by[name].input:  # a graph has no circles: the checker saw to it
-            name = made_by[name].input[0]
-            if name in constants and len(constants[name].dims) == 1:
-                values = numpy_helper.to_array(constants[name]).tolist()
-                return tuple(v.decode() if isinstance(v, bytes) else v for v in values)
-        break
+    if not model.graph.output:
+        return None
+    name = model.graph.output[0].name
+    while name in producers and producers[name].input:  # ends: the gate has checked that there are no cycles
+        name = producers[name].input[0]
+        if name in constants and len(constants[name].dims) == 1:
+            values = numpy_helper.to_array(constants[name]).tolist()
+            return tuple(v.decode() if isinstance(v, bytes) else v for v in values)
     return None
 
 
-def _classes(node: NodeProto) -> tuple[Scalar, ...] | None:
+def _node_classes(node: NodeProto) -> tuple[Scalar, ...] | None:
     for attribute in node.attribute:
         if attribute.name.startswith("classlabels"):
             if attribute.strings:
@@ -191,13 +196,13 @@ def _classes(node: NodeProto) -> tuple[Scalar, ...] | None:
 def _dtype(value: ValueInfoProto) -> DType:
     element = value.type.tensor_type.elem_type
     if element not in DTYPES:
-        raise Refused(f"{value.name!r} is of a type that no feature and no answer can be")
+        raise Refused(f"{value.name!r} has an element type that neither features nor answers can have")
     return DTYPES[element]
 
 
-def _label_first(model: ModelProto) -> None:
+def _put_label_first(model: ModelProto) -> None:
     outputs = list(model.graph.output)
-    labels = [o for o in outputs if o.type.tensor_type.elem_type in DTYPES and _dtype(o) in LABELS]
+    labels = [o for o in outputs if o.type.tensor_type.elem_type in DTYPES and _dtype(o) in LABEL_DTYPES]
     if len(labels) == 1 and labels[0] is not outputs[0]:
         ordered = [labels[0], *(o for o in outputs if o is not labels[0])]
         copies = [ValueInfoProto.FromString(o.SerializeToString()) for o in ordered]
@@ -207,29 +212,29 @@ def _label_first(model: ModelProto) -> None:
 
 def _task(model: ModelProto) -> Task:
     outputs = list(model.graph.output)
-    if _dtype(outputs[0]) not in LABELS:
+    if _dtype(outputs[0]) not in LABEL_DTYPES:
         return "regression"
     if len(outputs) > 1 and outputs[1].name.startswith("scores"):
-        dim = outputs[1].type.tensor_type.shape.dim
-        return "outlier" if len(dim) < 2 or dim[1].dim_value == 1 else "clustering"
+        shape = outputs[1].type.tensor_type.shape.dim
+        return "outlier" if len(shape) < 2 or shape[1].dim_value == 1 else "clustering"
     return "classification"
 
 
-def _outputs(model: ModelProto, task: Task) -> tuple[Output, ...]:
-    """Names and dtypes by task; the shapes are those of the graph's declaration, -1 where it is silent."""
-    found = list(model.graph.output)
-    first = _dtype(found[0])
+def _declared_outputs(model: ModelProto, task: Task) -> tuple[Output, ...]:
+    """Names and dtypes by task; shapes as the graph declares them, -1 where it does not."""
+    values = list(model.graph.output)
+    first = _dtype(values[0])
     if task == "classification":
         label = Output("label", first, (-1,))
-        return (label, Output("probabilities", "float64", (-1, -1))) if len(found) > 1 else (label,)
+        return (label, Output("probabilities", "float64", (-1, -1))) if len(values) > 1 else (label,)
     if task == "clustering":
         return (Output("cluster", "int64", (-1,)),)
     if task == "outlier":
-        if len(found) < 2:
-            raise Refused("an outlier detector answers with a label and a score; the graph has one output")
-        return (Output("label", "int64", (-1,)), Output("score", _dtype(found[1]), (-1,)))
+        if len(values) < 2:
+            raise Refused("an outlier detector returns a label and a score; the graph has one output")
+        return (Output("label", "int64", (-1,)), Output("score", _dtype(values[1]), (-1,)))
     if task == "transform":
-        return (Output("vector", _dtype(found[-1]), (-1, -1)),)
-    dims = found[0].type.tensor_type.shape.dim
-    several = len(dims) == 2 and dims[1].dim_value > 1
+        return (Output("vector", _dtype(values[-1]), (-1, -1)),)
+    shape = values[0].type.tensor_type.shape.dim
+    several = len(shape) == 2 and shape[1].dim_value > 1
     return (Output("values", first, (-1, -1)) if several else Output("value", first, (-1,)),)

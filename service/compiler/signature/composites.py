@@ -50,7 +50,7 @@ _FOREIGN_ATTRIBUTES = ("best_estimator_", "estimator_", "regressor_", "classifie
 """Where classes outside scikit-learn usually hold the estimator they wrap."""
 
 
-class Part(NamedTuple):
+class CompositePart(NamedTuple):
     """An estimator that a composite passes rows to."""
 
     name: str
@@ -59,7 +59,7 @@ class Part(NamedTuple):
     """Positions of its columns in the composite's input, None for computed ones. None: all, in order."""
 
 
-class Source(NamedTuple):
+class ColumnSource(NamedTuple):
     """Where a column comes from: a feature, and the transformers that changed it on the way.
 
     Each step is a transformer and the column's position in it. Every step is an invertible function of that
@@ -70,26 +70,26 @@ class Source(NamedTuple):
     steps: tuple[tuple[Any, int], ...] = ()
 
 
-Sources = Sequence[Source | None]
+ColumnSources = Sequence[ColumnSource | None]
 """One per column; None where a column does not come from one feature alone. Missing at the end: unknown."""
 
 
-class Visit(NamedTuple):
+class EstimatorVisit(NamedTuple):
     """One estimator inside a model, as `walk` visits it."""
 
     estimator: Any
-    sources: Sources  # of the columns it receives
+    sources: ColumnSources  # of the columns it receives
     is_composite: bool
 
 
-def walk(model: Any, sources: Sources = ()) -> Iterator[Visit]:
+def walk(model: Any, sources: ColumnSources = ()) -> Iterator[EstimatorVisit]:
     """Yield `model` and every estimator inside that receives rows when `model` answers, outermost first.
 
     `sources` are those of `model`'s own columns; leave them out when only the estimators matter.
     """
     inner = _parts_or_none(model)
     is_pipeline = isinstance(model, pipeline.Pipeline)
-    yield Visit(model, sources, is_pipeline or bool(inner))
+    yield EstimatorVisit(model, sources, is_pipeline or bool(inner))
     if is_pipeline:
         for step in steps(model):
             yield from walk(step, sources)
@@ -146,7 +146,7 @@ def delegate(model: Any) -> Any | None:
     return None if attribute is None else getattr(model, attribute, None)
 
 
-def parts(model: Any) -> list[Part]:
+def parts(model: Any) -> list[CompositePart]:
     """The parts of a composite other than a pipeline; empty for everything else.
 
     Raises AttributeError for a composite that is not fitted.
@@ -157,10 +157,12 @@ def parts(model: Any) -> list[Part]:
     if type(model).__module__.partition(".")[0] == "sklearn":
         return []
     wrapped = (getattr(model, name, None) for name in _FOREIGN_ATTRIBUTES)
-    return [Part("estimator", e) for e in wrapped if hasattr(e, "fit") and not isinstance(e, type)][:1]
+    return [CompositePart("estimator", e) for e in wrapped if hasattr(e, "fit") and not isinstance(e, type)][
+        :1
+    ]
 
 
-def sources_after(transformer: Any, sources: Sources) -> Sources:
+def sources_after(transformer: Any, sources: ColumnSources) -> ColumnSources:
     """The sources of the columns that `transformer` makes of columns with `sources`.
 
     Empty (all unknown) where a column may be made of several, and for a transformer that cannot be read, for
@@ -172,7 +174,7 @@ def sources_after(transformer: Any, sources: Sources) -> Sources:
         return []
 
 
-def _after(transformer: Any, sources: Sources) -> Sources:
+def _after(transformer: Any, sources: ColumnSources) -> ColumnSources:
     if transformer is None or isinstance(transformer, str):
         return sources
     if (inner := delegate(transformer)) is not None:
@@ -193,7 +195,7 @@ def _after(transformer: Any, sources: Sources) -> Sources:
         return sources
     if isinstance(transformer, INVERTIBLE_SCALERS) or getattr(transformer, "inverse_func", None) is not None:
         return [
-            source and Source(source.feature, (*source.steps, (transformer, position)))
+            source and ColumnSource(source.feature, (*source.steps, (transformer, position)))
             for position, source in enumerate(sources)
         ]
     return []
@@ -204,16 +206,16 @@ def _is_identity(function: Any) -> bool:
     return function is None or getattr(function, "func", None) is check_array
 
 
-def _after_imputer(imputer: Any, sources: Sources) -> Sources:
+def _after_imputer(imputer: Any, sources: ColumnSources) -> ColumnSources:
     """Imputers change missing values only. They may drop empty columns and append indicator columns."""
     names = getattr(imputer, "feature_names_in_", [f"x{i}" for i in range(imputer.n_features_in_)])
     by_name = dict(zip(names, sources, strict=True))
     return [by_name.get(name) for name in imputer.get_feature_names_out()]
 
 
-def _after_column_transformer(transformer: Any, sources: Sources) -> Sources:
+def _after_column_transformer(transformer: Any, sources: ColumnSources) -> ColumnSources:
     slices = transformer.output_indices_
-    columns: list[Source | None] = [None] * max((s.stop for s in slices.values()), default=0)
+    columns: list[ColumnSource | None] = [None] * max((s.stop for s in slices.values()), default=0)
     for part in parts(transformer):
         made = _after_part(transformer, part, _pick(sources, part.columns))
         place = slices[part.name]
@@ -222,8 +224,8 @@ def _after_column_transformer(transformer: Any, sources: Sources) -> Sources:
     return columns
 
 
-def _after_union(union: Any, sources: Sources) -> Sources:
-    columns: list[Source | None] = []
+def _after_union(union: Any, sources: ColumnSources) -> ColumnSources:
+    columns: list[ColumnSource | None] = []
     for part in parts(union):
         made = _after_part(union, part, sources)
         width = len(sources) if part.estimator is None else len(part.estimator.get_feature_names_out())
@@ -231,20 +233,20 @@ def _after_union(union: Any, sources: Sources) -> Sources:
     return columns
 
 
-def _after_part(composite: Any, part: Part, sources: Sources) -> Sources:
+def _after_part(composite: Any, part: CompositePart, sources: ColumnSources) -> ColumnSources:
     """All unknown when the composite multiplies the part's columns by a weight."""
     if part.name in (composite.transformer_weights or {}):
         return []
     return _after(part.estimator, sources)
 
 
-def _pick(sources: Sources, columns: Sequence[int | None] | None) -> Sources:
+def _pick(sources: ColumnSources, columns: Sequence[int | None] | None) -> ColumnSources:
     if columns is None:
         return sources
     return [None if c is None or c >= len(sources) else sources[c] for c in columns]
 
 
-def _parts_or_none(model: Any) -> list[Part]:
+def _parts_or_none(model: Any) -> list[CompositePart]:
     """A composite that cannot be read, for instance one of another version, counts as a single estimator."""
     try:
         return parts(model)
@@ -252,58 +254,61 @@ def _parts_or_none(model: Any) -> list[Part]:
         return []
 
 
-def _single(attribute: str) -> Callable[[Any], list[Part]]:
-    return lambda model: [Part(attribute, getattr(model, attribute))]
+def _single(attribute: str) -> Callable[[Any], list[CompositePart]]:
+    return lambda model: [CompositePart(attribute, getattr(model, attribute))]
 
 
-def _members(model: Any) -> list[Part]:
+def _members(model: Any) -> list[CompositePart]:
     """Members that all receive the composite's rows (chains append the answers of the members before)."""
-    return [Part(str(number), member) for number, member in enumerate(model.estimators_)]
+    return [CompositePart(str(number), member) for number, member in enumerate(model.estimators_)]
 
 
-def _named_members(model: Any) -> list[Part]:
+def _named_members(model: Any) -> list[CompositePart]:
     names = [name for name, member in model.estimators if not isinstance(member, str)]
-    return [Part(name, member) for name, member in zip(names, model.estimators_, strict=True)]
+    return [CompositePart(name, member) for name, member in zip(names, model.estimators_, strict=True)]
 
 
-def _stacking(model: Any) -> list[Part]:
+def _stacking(model: Any) -> list[CompositePart]:
     """The final estimator receives the members' answers and, with `passthrough`, the features after them."""
     final = model.final_estimator_
     features = list(range(model.n_features_in_)) if model.passthrough else []
     answers = [None] * (getattr(final, "n_features_in_", len(features)) - len(features))
-    return [*_named_members(model), Part("final_estimator", final, [*answers, *features])]
+    return [*_named_members(model), CompositePart("final_estimator", final, [*answers, *features])]
 
 
-def _bagging(model: Any) -> list[Part]:
+def _bagging(model: Any) -> list[CompositePart]:
     pairs = zip(model.estimators_, model.estimators_features_, strict=True)
-    return [Part(str(i), member, np.asarray(columns).tolist()) for i, (member, columns) in enumerate(pairs)]
+    return [
+        CompositePart(str(i), member, np.asarray(columns).tolist())
+        for i, (member, columns) in enumerate(pairs)
+    ]
 
 
-def _calibrated(model: Any) -> list[Part]:
-    return [Part(str(i), c.estimator) for i, c in enumerate(model.calibrated_classifiers_)]
+def _calibrated(model: Any) -> list[CompositePart]:
+    return [CompositePart(str(i), c.estimator) for i, c in enumerate(model.calibrated_classifiers_)]
 
 
-def _column_transformer(model: Any) -> list[Part]:
+def _column_transformer(model: Any) -> list[CompositePart]:
     """In the order of the output columns, the remainder last. Parts without columns are left out."""
     positions = model._transformer_to_input_indices
     found = []
     for name, transformer, _ in model.transformers_:
         columns = list(positions[name])
         if columns and not (isinstance(transformer, str) and transformer == "drop"):
-            found.append(Part(name, None if transformer in PASSTHROUGH else transformer, columns))
+            found.append(CompositePart(name, None if transformer in PASSTHROUGH else transformer, columns))
     return found
 
 
-def _union(model: Any) -> list[Part]:
+def _union(model: Any) -> list[CompositePart]:
     return [
-        Part(name, None if transformer in PASSTHROUGH else transformer)
+        CompositePart(name, None if transformer in PASSTHROUGH else transformer)
         for name, transformer in model.transformer_list
         if not (isinstance(transformer, str) and transformer == "drop")
     ]
 
 
-def _eliminated(model: Any) -> list[Part]:
-    return [Part("estimator", model.estimator_, np.flatnonzero(model.support_).tolist())]
+def _eliminated(model: Any) -> list[CompositePart]:
+    return [CompositePart("estimator", model.estimator_, np.flatnonzero(model.support_).tolist())]
 
 
 _DELEGATES: dict[type, str] = {
@@ -314,7 +319,7 @@ _DELEGATES: dict[type, str] = {
 }
 """Composites that answer exactly as the estimator in this attribute does."""
 
-_PARTS: list[tuple[tuple[type, ...], Callable[[Any], list[Part]]]] = [
+_PARTS: list[tuple[tuple[type, ...], Callable[[Any], list[CompositePart]]]] = [
     *(((kind,), _single(attribute)) for kind, attribute in _DELEGATES.items()),
     ((compose.TransformedTargetRegressor,), _single("regressor_")),
     (

@@ -1,11 +1,12 @@
-"""The signature a user passes with a model: whole, or only what he corrects.
+"""The signature that a user passes with a model: complete, or only the fields that he corrects.
 
-    {"task": "...",                                  which of the tasks the model can be served as
-     "inputs": [{"name": "age", "dtype": "int64"}],  by name; what is left out stays as found
+    {"task": "...",                                  one of the tasks that the model can be served as
+     "inputs": [{"name": "age", "dtype": "int64"}],  by name; fields left out keep their measured values
      "outputs": [{"name": "values", "classes": ["north", "south"]}]}
 
-Inputs of a model that knows no feature names, published without an example, name its features in order.
-`closed` and the outputs' dtypes and shapes are measured: giving them is no fault, contradicting them is.
+For a model without feature names, published without an example, the inputs name its features in order.
+`closed` and the outputs' dtypes and shapes are measured: they may be given, but must not contradict the
+measured values.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from registry.errors import Refused
 from registry.signature import DType, Input, Output, Scalar, Task
 
 
-class GivenInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InputCorrection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     dtype: DType | None = None
     nullable: bool | None = None
@@ -29,7 +30,7 @@ class GivenInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     example: Scalar | None = None
 
 
-class GivenOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class OutputCorrection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     dtype: DType | None = None
     shape: tuple[int, ...] | None = None
@@ -38,19 +39,19 @@ class GivenOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task: Task | None = None
-    inputs: tuple[GivenInput, ...] = ()
-    outputs: tuple[GivenOutput, ...] = ()
+    inputs: tuple[InputCorrection, ...] = ()
+    outputs: tuple[OutputCorrection, ...] = ()
 
     @classmethod
     def read(cls, value: dict[str, Any] | None) -> Corrections:
-        """Raises `Refused`, naming the place, when `value` is no signature or part of one."""
+        """Raises `Refused`, naming the place, when `value` is not a signature or part of one."""
         try:
             corrections = msgspec.convert(value or {}, cls)
         except msgspec.ValidationError as error:
             raise Refused(f"the given signature is not one: {error}") from error
         names = corrections.names
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise Refused(f"the given signature names the input {twice[0]!r} more than once")
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise Refused(f"the given signature names the input {repeated[0]!r} more than once")
         return corrections
 
     @property
@@ -60,18 +61,20 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def dtype(self, name: str) -> DType | None:
         return next((i.dtype for i in self.inputs if i.name == name), None)
 
-    def require_known(self, names: list[str]) -> None:
+    def require_features(self, names: list[str]) -> None:
+        """Raise `Refused` when the given inputs name anything but these features."""
         if unknown := [n for n in self.names if n not in names]:
             raise Refused(
-                f"the given signature names the input {unknown[0]!r}, which is no feature of the model"
+                f"the given signature names the input {unknown[0]!r}, which is not a feature of the model"
             )
 
     def apply(self, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
-        """`inputs` with everything that was given for them."""
+        """`inputs` with the given fields replaced."""
         by_name = {i.name: i for i in self.inputs}
-        return tuple(_apply(i, by_name[i.name]) if i.name in by_name else i for i in inputs)
+        return tuple(_corrected_input(i, by_name[i.name]) if i.name in by_name else i for i in inputs)
 
     def pick_task(self, model: str, possible: tuple[Task, ...]) -> Task:
+        """The given task, else the first possible one. Raises `Refused` for a task that is not possible."""
         if self.task is None:
             return possible[0]
         if self.task not in possible:
@@ -81,39 +84,41 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.task
 
     def check_outputs(self, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
-        """`outputs` with the targets' names that were given. Raises `Refused` for a contradiction."""
-        found = {o.name: o for o in outputs}
-        for wanted in self.outputs:
-            if wanted.name not in found:
+        """`outputs` with the given names of targets. Raises `Refused` for a contradiction."""
+        by_name = {o.name: o for o in outputs}
+        for correction in self.outputs:
+            if correction.name not in by_name:
                 raise Refused(
-                    f"the given signature names the output {wanted.name!r}; the model has {', '.join(found)}"
+                    f"the given signature names the output {correction.name!r}; "
+                    f"the model has {', '.join(by_name)}"
                 )
-            found[wanted.name] = _check(found[wanted.name], wanted)
-        return tuple(found.values())
+            by_name[correction.name] = _corrected_output(by_name[correction.name], correction)
+        return tuple(by_name.values())
 
 
-def _apply(found: Input, given: GivenInput) -> Input:
+def _corrected_input(feature: Input, correction: InputCorrection) -> Input:
     fields: tuple[Literal["dtype", "nullable", "categories", "minimum", "maximum", "example"], ...]
     fields = ("dtype", "nullable", "categories", "minimum", "maximum", "example")
-    changed = {f: getattr(given, f) for f in fields if getattr(given, f) is not None}
-    if given.categories is not None:
-        kind = str if changed.get("dtype", found.dtype) == "string" else (bool, int, float)
-        if not all(isinstance(v, kind) for v in given.categories):
-            raise Refused(f"the given categories of {given.name!r} are not all of its dtype")
-    return msgspec.structs.replace(found, **changed)
+    changed = {f: getattr(correction, f) for f in fields if getattr(correction, f) is not None}
+    if correction.categories is not None:
+        kind = str if changed.get("dtype", feature.dtype) == "string" else (bool, int, float)
+        if not all(isinstance(v, kind) for v in correction.categories):
+            raise Refused(f"the given categories of {feature.name!r} are not all of its dtype")
+    return msgspec.structs.replace(feature, **changed)
 
 
-def _check(found: Output, given: GivenOutput) -> Output:
+def _corrected_output(output: Output, correction: OutputCorrection) -> Output:
     for field in ("dtype", "shape"):
-        wanted, actual = getattr(given, field), getattr(found, field)
-        if wanted is not None and wanted != actual:
+        value, measured = getattr(correction, field), getattr(output, field)
+        if value is not None and value != measured:
             raise Refused(
-                f"the given {field} of the output {given.name!r} is {wanted}; the model gives {actual}"
+                f"the given {field} of the output {output.name!r} is {value}; the model returns {measured}"
             )
-    if given.classes is None or given.classes == found.classes:
-        return found
-    if found.name == "values" and len(given.classes) == found.shape[1] == len(set(given.classes)):
-        return msgspec.structs.replace(found, classes=tuple(str(c) for c in given.classes))
+    classes = correction.classes
+    if classes is None or classes == output.classes:
+        return output
+    if output.name == "values" and len(classes) == output.shape[1] == len(set(classes)):
+        return msgspec.structs.replace(output, classes=tuple(str(c) for c in classes))
     raise Refused(
-        f"the given classes of the output {given.name!r} are not the model's: {list(found.classes or ())}"
+        f"the given classes of the output {output.name!r} are not the model's: {list(output.classes or ())}"
     )

@@ -1,34 +1,111 @@
-"""A fitted estimator behind the serving interface: the answer every other runtime is measured against."""
+"""How a fitted estimator takes rows, and the estimator behind the serving interface.
+
+The form of the rows is derived from the fitted estimator alone: its tags, its feature names and its number of
+features.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import get_tags
+from sklearn.utils.validation import check_is_fitted
 
+from registry.errors import Refused
 from registry.rows import NUMPY, Array, Outputs, Rows
 from registry.signature import Input, Signature
-from service.compiler.signature import answers, row_layout
+from service.compiler.signature import answers, composites
+
+InputForm = Literal["frame", "matrix", "texts", "labels", "records"]
+"""`frame`: a DataFrame with the names it was fitted with. `matrix`: a 2-D array. `texts`: a sequence of
+strings (CountVectorizer). `labels`: a 1-D array (LabelEncoder). `records`: dicts (DictVectorizer)."""
 
 
-class Estimator:
-    """`model` answering rows as its `signature` says. The reference of parity, and the isolated runtime."""
+class EstimatorRuntime:
+    """`model` behind the serving interface. Parity compares with it, and the isolated runtime runs it."""
 
     def __init__(self, model: Any, signature: Signature) -> None:
         self.model = model
         self.signature = signature
-        self._kind = row_layout.kind(model)
+        self._form = input_form(model)
 
     def run(self, rows: Rows) -> Outputs:
-        """The estimator's own answer. Raises whatever it raises (mostly ValueError) for rows it refuses."""
-        answered = answers.answer(
-            self.model, self.signature.task, arrange(self._kind, rows, self.signature.inputs)
-        )
-        typed = {o.name: as_dtype(answered[o.name], o.dtype) for o in self.signature.outputs}
+        """The estimator's own outputs, in the signature's dtypes.
+
+        Raises whatever the estimator raises (mostly ValueError) for rows it does not accept.
+        """
+        arranged = arrange(self._form, rows, self.signature.inputs)
+        outputs = answers.answer(self.model, self.signature.task, arranged)
+        typed = {o.name: as_dtype(outputs[o.name], o.dtype) for o in self.signature.outputs}
         if any(len(array) != len(rows) for array in typed.values()):
-            raise ValueError(f"{row_layout.name(self.model)} does not answer row by row")
+            raise ValueError(f"{type(self.model).__name__} does not return one answer per row")
         return typed
+
+
+def require_servable(model: Any) -> None:
+    """Raise `Refused`, naming the type, unless `model` is a fitted estimator with predict or transform."""
+    name = type(model).__name__
+    if isinstance(model, type):
+        raise Refused(f"the pickle holds the class {model.__name__} itself, not a fitted estimator")
+    if not hasattr(model, "fit"):
+        raise Refused(f"the pickle holds {_with_article(name)}, not a scikit-learn estimator")
+    try:
+        check_is_fitted(model)
+    except NotFittedError as error:
+        raise Refused(f"{name} is not fitted; call fit before publishing it") from error
+    except (TypeError, AttributeError) as error:
+        raise Refused(f"the pickle holds {_with_article(name)}, not a scikit-learn estimator") from error
+    if not (hasattr(model, "predict") or hasattr(model, "transform")):
+        raise Refused(f"{name} has neither predict nor transform after fit, so it cannot answer for new rows")
+
+
+def _with_article(name: str) -> str:
+    """Examples: "an int", "a dict". Type names with U ("UserDict") are pronounced with a consonant."""
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+
+
+def input_form(model: Any) -> InputForm:
+    """Raises `Refused` for estimators that take neither rows of features, texts, labels nor records."""
+    receiver = first_receiver(model)
+    tags = get_tags(receiver)
+    if tags.input_tags.string and not tags.input_tags.two_d_array:
+        return "texts"
+    if tags.input_tags.dict and getattr(receiver, "input_type", "dict") == "dict":
+        return "records"
+    if tags.target_tags.one_d_labels:
+        return "labels"
+    if tags.target_tags.two_d_labels or tags.input_tags.three_d_array or tags.input_tags.dict:
+        raise Refused(f"{type(receiver).__name__} does not take rows of features and cannot be served")
+    if feature_names(model) is None and (feature_count(model) is not None or tags.input_tags.one_d_array):
+        return "matrix"
+    return "frame"
+
+
+def first_receiver(model: Any) -> Any:
+    """The innermost estimator that receives the model's rows unchanged, e.g. a pipeline's first step."""
+    return list(composites.row_receivers(model))[-1]
+
+
+def feature_names(model: Any) -> tuple[str, ...] | None:
+    """The names that `model` was fitted with; None when it was fitted without names."""
+    names = _first_attribute(model, "feature_names_in_")
+    return None if names is None else tuple(str(n) for n in names)
+
+
+def feature_count(model: Any) -> int | None:
+    """The number of features that `model` was fitted with; None when it does not record it."""
+    count = _first_attribute(model, "n_features_in_")
+    if count is None and get_tags(first_receiver(model)).input_tags.one_d_array:  # IsotonicRegression
+        return 1
+    return None if count is None else int(count)
+
+
+def _first_attribute(model: Any, attribute: str) -> Any:
+    receivers = composites.row_receivers(model)
+    return next((getattr(e, attribute) for e in receivers if hasattr(e, attribute)), None)
 
 
 def as_dtype(array: Array, dtype: str) -> Array:
@@ -38,43 +115,42 @@ def as_dtype(array: Array, dtype: str) -> Array:
     return array.astype(NUMPY[dtype], copy=False)
 
 
-def arrange(kind: row_layout.Kind, rows: Rows, inputs: tuple[Input, ...]) -> Any:
-    """`rows` in the form an estimator of that kind takes."""
-    if kind == "matrix":
+def arrange(form: InputForm, rows: Rows, inputs: tuple[Input, ...]) -> Any:
+    """`rows` in the form that an estimator's methods take."""
+    if form == "matrix":
         return _matrix(rows, inputs)
     columns = _columns(rows, inputs)
-    if kind in ("texts", "labels"):
+    if form in ("texts", "labels"):
         return columns[0]
-    if kind == "records":
+    if form == "records":
         return _records(columns, inputs)
-    return pd.DataFrame(
-        {i.name: c for i, c in zip(inputs, columns, strict=True)}, columns=[i.name for i in inputs]
-    )
+    names = [i.name for i in inputs]
+    return pd.DataFrame(dict(zip(names, columns, strict=True)), columns=names)
 
 
 def _columns(rows: Rows, inputs: tuple[Input, ...]) -> list[Array]:
     """One array per feature in the signature's dtypes; missing values are NaN in all of them."""
     if rows.columns is None:
         assert rows.matrix is not None
-        return [_typed(rows.matrix[:, i], given) for i, given in enumerate(inputs)]
-    return [_typed(column, given) for column, given in zip(rows.columns, inputs, strict=True)]
+        return [_typed(rows.matrix[:, i], feature) for i, feature in enumerate(inputs)]
+    return [_typed(column, feature) for column, feature in zip(rows.columns, inputs, strict=True)]
 
 
-def _typed(column: Array, given: Input) -> Array:
-    if given.dtype == "string":
+def _typed(column: Array, feature: Input) -> Array:
+    if feature.dtype == "string":
         return np.array([np.nan if v is None else v for v in column], dtype=object)
-    if given.dtype in ("int64", "bool") and column.dtype.kind == "f" and np.isnan(column).any():
+    if feature.dtype in ("int64", "bool") and column.dtype.kind == "f" and np.isnan(column).any():
         return column
-    return column.astype(NUMPY[given.dtype], copy=False)
+    return column.astype(NUMPY[feature.dtype], copy=False)
 
 
 def _matrix(rows: Rows, inputs: tuple[Input, ...]) -> Array:
-    """[n, features]: of the one dtype all features have, else float64; objects when there are strings."""
+    """[n, features]: the features' common dtype, else float64; objects when there are strings."""
     dtypes = {i.dtype for i in inputs}
     if rows.matrix is not None:
-        wanted = NUMPY[dtypes.pop()] if len(dtypes) == 1 else np.float64
-        whole = np.issubdtype(wanted, np.floating) or not np.isnan(rows.matrix).any()
-        return rows.matrix.astype(wanted, copy=False) if whole else rows.matrix
+        dtype = NUMPY[dtypes.pop()] if len(dtypes) == 1 else np.float64
+        fits = np.issubdtype(dtype, np.floating) or not np.isnan(rows.matrix).any()
+        return rows.matrix.astype(dtype, copy=False) if fits else rows.matrix
     matrix = np.empty((len(rows), len(inputs)), dtype=object)
     for i, column in enumerate(_columns(rows, inputs)):
         matrix[:, i] = column

@@ -10,8 +10,8 @@ import pandas as pd
 
 from registry.build_records import BuildJob, Built
 from service.compiler import safeload
-from service.compiler.build import build
-from service.compiler.signature.estimator import Estimator
+from service.compiler.build import build_version
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
 
 
@@ -29,7 +29,7 @@ def build_file(folder: Path, artifact: Path, frame: pd.DataFrame | None = None, 
         frame.to_csv(folder / "example.csv", index=False)
         job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
     job.setdefault("format", "sklearn-joblib")
-    return build(BuildJob(artifact=str(artifact), out=str(out), **job))
+    return build_version(BuildJob(artifact=str(artifact), out=str(out), **job))
 
 
 def runtime(folder: Path, built: Built) -> Any:
@@ -39,4 +39,4 @@ def runtime(folder: Path, built: Built) -> Any:
     if built.runtime == "onnx":
         assert built.servable is not None
         return OnnxRuntime(folder / "out" / built.servable, built.signature)
-    return Estimator(safeload.load(folder / "model.joblib"), built.signature)
+    return EstimatorRuntime(safeload.load(folder / "model.joblib"), built.signature)

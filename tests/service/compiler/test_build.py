@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from registry.rows import Rows
-from service.compiler.trees import flatten, measured_table
-from service.runtime.nodes import Nodes
+from service.compiler.trees import flatten, forest_table
+from service.runtime.nodes import NodeTable
 from tests.service.compiler.helpers import publish, runtime
 
 
@@ -58,7 +58,7 @@ def test_what_is_no_tree_ensemble_has_no_table_and_the_report_says_so(tmp_path: 
     frame = pd.DataFrame({"a": [1.5, 2.0, 9.0, 4.0] * 5})
     built = publish(tmp_path, LinearRegression().fit(frame, frame["a"]), frame)
     assert (built.state, built.forest) == ("ready", None)
-    assert built.report["forest"] == {"reason": "LinearRegression is no tree ensemble"}
+    assert built.report["forest"] == {"reason": "LinearRegression is not a tree ensemble"}
 
 
 def test_a_scaler_before_the_trees_is_in_the_table_unless_it_works_in_float32(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_scaler_before_the_trees_is_in_the_table_unless_it_works_in_float32(tm
 
 
 def test_a_table_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(model: Any) -> Nodes:
+    def shifted(model: Any) -> NodeTable:
         nodes = flatten.flatten(model)
         return replace(nodes, base=nodes.base + 1e-3)
 
@@ -83,7 +83,7 @@ def test_a_table_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch:
     model = RandomForestRegressor(3, random_state=0).fit(frame, frame["a"])
     with monkeypatch.context() as patched:
         patched.setattr(
-            measured_table, "forests", SimpleNamespace(is_forest=flatten.is_forest, flatten=shifted)
+            forest_table, "flatten", SimpleNamespace(is_forest=flatten.is_forest, flatten=shifted)
         )
         built = publish(tmp_path, model, frame)
     assert (built.runtime, built.forest) == ("onnx", None)

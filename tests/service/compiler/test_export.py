@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from registry.build_records import Bounds, Exported, ExportJob
 from registry.rows import Rows
-from service.compiler.export import export
+from service.compiler.export import export_version
 from service.compiler.tflite import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.builds.jobs import job_of, table
@@ -60,7 +60,7 @@ def reason(exported: Exported) -> str:
 
 def test_a_forest_as_tflite_answers_alike_one_ulp_beside_its_thresholds(job_for: JobFor) -> None:
     job = job_for(forest())
-    report = ready(export(job))
+    report = ready(export_version(job))
     assert report["label_agreement"] == 1.0
     assert report["kinds"]["threshold"]["rows"] > 500
     assert all(kind["label_mismatches"] == 0 and kind["judged"] for kind in report["kinds"].values())
@@ -69,7 +69,7 @@ def test_a_forest_as_tflite_answers_alike_one_ulp_beside_its_thresholds(job_for:
 
 def test_the_file_answers_on_litert_and_names_its_features_and_classes(job_for: JobFor) -> None:
     job = job_for(forest())
-    exported = export(job)
+    exported = export_version(job)
     ready(exported)
     assert exported.file is not None
     file = Path(job.out, exported.file)
@@ -84,7 +84,7 @@ def test_the_file_answers_on_litert_and_names_its_features_and_classes(job_for: 
 
 def test_the_compressed_copy_is_the_same_file(job_for: JobFor) -> None:
     job = job_for(forest())
-    exported = export(job)
+    exported = export_version(job)
     report = ready(exported)
     assert exported.file is not None
     assert exported.zstd is not None
@@ -95,7 +95,7 @@ def test_the_compressed_copy_is_the_same_file(job_for: JobFor) -> None:
 
 
 def test_the_report_says_what_a_device_must_know(job_for: JobFor) -> None:
-    exported = export(job_for(LogisticRegression()))
+    exported = export_version(job_for(LogisticRegression()))
     report = ready(exported)
     assert report["min_runtime"] == exported.min_runtime
     assert "FULLY_CONNECTED" in report["operators"]
@@ -108,14 +108,14 @@ def test_the_report_says_what_a_device_must_know(job_for: JobFor) -> None:
 
 
 def test_the_bounds_that_were_not_asked_for_are_stated(job_for: JobFor) -> None:
-    strict = ready(export(job_for(forest())))["bounds"]
+    strict = ready(export_version(job_for(forest())))["bounds"]
     assert strict == {"labels": 0.0, "numbers": 0.001, "accuracy_drop": 0.002, "bytes": None}
 
 
 def test_a_regression_is_held_to_its_largest_relative_error(tmp_path: Path) -> None:
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
-    report = ready(export(job_of(tmp_path, model, rows)))
+    report = ready(export_version(job_of(tmp_path, model, rows)))
     assert report["label_agreement"] is None
     assert report["largest_difference"] < 1e-5
     assert report["accuracy"]["measure"] == "r2"
@@ -126,11 +126,11 @@ def test_a_regression_outside_of_the_asked_error_is_rejected(tmp_path: Path) -> 
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
     job = job_of(tmp_path, model, rows, bounds=Bounds(max_disagreement=0.0))
-    assert "a number differs from the model's" in reason(export(job))
+    assert "a number differs from the model's" in reason(export_version(job))
 
 
 def test_an_estimator_without_a_tflite_form_is_refused_by_name(job_for: JobFor) -> None:
-    said = reason(export(job_for(KNeighborsClassifier())))
+    said = reason(export_version(job_for(KNeighborsClassifier())))
     assert "KNeighborsClassifier has no TFLite form; these do: " in said
     assert "LogisticRegression" in said
 
@@ -143,16 +143,16 @@ def test_text_features_are_refused_by_name(tmp_path: Path) -> None:
     job = msgspec.structs.replace(
         job, signature=msgspec.structs.replace(job.signature, inputs=inputs), example=None, target=None
     )
-    assert "'colour' is text" in reason(export(job))
+    assert "'colour' is text" in reason(export_version(job))
 
 
 def test_onnx_versions_are_refused_by_name(job_for: JobFor) -> None:
     job = msgspec.structs.replace(job_for(forest()), format="onnx")
-    assert "format onnx has no TFLite form" in reason(export(job))
+    assert "format onnx has no TFLite form" in reason(export_version(job))
 
 
 def test_a_file_that_is_larger_than_asked_is_rejected_with_both_numbers(job_for: JobFor) -> None:
-    said = reason(export(job_for(LogisticRegression(), bounds=Bounds(max_bytes=100))))
+    said = reason(export_version(job_for(LogisticRegression(), bounds=Bounds(max_bytes=100))))
     assert "the bound is 100" in said
     assert "bytes" in said
 
@@ -161,19 +161,19 @@ def test_a_bound_that_cannot_be_measured_is_not_passed_over(tmp_path: Path) -> N
     rows = table()
     model = LogisticRegression().fit(rows.drop(columns="y"), rows["y"])
     job = job_of(tmp_path, model, rows.drop(columns="y"), bounds=Bounds(max_accuracy_drop=0.1))
-    assert "no example with a target column" in reason(export(job))
+    assert "no example with a target column" in reason(export_version(job))
 
 
 def test_an_artifact_that_is_no_model_is_rejected(job_for: JobFor) -> None:
     job = job_for(forest())
     Path(job.artifact).write_bytes(b"no pickle")
-    assert "pickle" in reason(export(job))
+    assert "pickle" in reason(export_version(job))
 
 
 def test_integers_that_float32_cannot_hold_are_warned_of(tmp_path: Path) -> None:
     rows = table().assign(f0=lambda t: np.arange(len(t)) + 1_700_000_000)
     model = forest().fit(rows.drop(columns="y"), rows["y"])
-    exported = export(job_of(tmp_path, model, rows))
+    exported = export_version(job_of(tmp_path, model, rows))
     assert any("cannot tell all values of f0 apart" in warning for warning in exported.report["warnings"])
 
 
@@ -182,25 +182,27 @@ def test_what_rounding_the_input_to_float32_changes_is_measured_and_said(tmp_pat
     rows = table().assign(f0=lambda t: np.where(np.arange(len(t)) % 2, 0.1, np.nextafter(0.1, 1)))
     rows["y"] = np.where(rows["f0"] > 0.1, "yes", "no")
     model = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=1).fit(rows[["f0"]], rows["y"])
-    exported = export(job_of(tmp_path, model, rows[["f0", "y"]]))
+    exported = export_version(job_of(tmp_path, model, rows[["f0", "y"]]))
     rounding = exported.report["input_rounding"]
     assert (rounding["rows"], rounding["label_mismatches"]) == (400, 200)
     assert any("rounded" in warning for warning in exported.report["warnings"])
     (folder := tmp_path / "forest").mkdir()
     forest_job = job_of(folder, forest().fit(rows[["f0"]], rows["y"]), rows[["f0", "y"]])
-    assert export(forest_job).report["input_rounding"]["label_mismatches"] == 0, "it rounds its input itself"
+    assert export_version(forest_job).report["input_rounding"]["label_mismatches"] == 0, (
+        "it rounds its input itself"
+    )
 
 
 def test_an_export_without_an_example_is_measured_on_made_up_rows(tmp_path: Path) -> None:
     rows = table()
     model = forest().fit(rows.drop(columns="y"), rows["y"])
-    report = ready(export(job_of(tmp_path, model, None)))
+    report = ready(export_version(job_of(tmp_path, model, None)))
     assert set(report["kinds"]) == {"random", "wide", "threshold"}
     assert report["accuracy"] is None
 
 
 def test_int8_is_calibrated_with_one_half_of_the_example_and_measured_on_the_other(job_for: JobFor) -> None:
-    report = ready(export(job_for(network(), quantize="int8")))
+    report = ready(export_version(job_for(network(), quantize="int8")))
     assert report["calibration"] == {"rows": 200, "from": "the version's example"}
     assert report["kinds"]["example"] == {**report["kinds"]["example"], "rows": 200, "judged": True}
     assert not report["kinds"]["random"]["judged"]
@@ -212,8 +214,8 @@ def test_int8_is_calibrated_with_one_half_of_the_example_and_measured_on_the_oth
 
 
 def test_a_small_example_calibrates_and_is_measured_on_and_the_report_says_so(job_for: JobFor) -> None:
-    report = ready(export(job_for(network(), table(20), quantize="int8", bounds=Bounds(1.0, 1.0))))
-    assert any("20 rows" in warning and "as well" in warning for warning in report["warnings"])
+    report = ready(export_version(job_for(network(), table(20), quantize="int8", bounds=Bounds(1.0, 1.0))))
+    assert any("20 rows" in warning and "also" in warning for warning in report["warnings"])
 
 
 def test_given_rows_calibrate_int8_and_the_whole_example_is_measured_on(
@@ -222,7 +224,7 @@ def test_given_rows_calibrate_int8_and_the_whole_example_is_measured_on(
     file = tmp_path / "rows.json"
     file.write_text(table(50, seed=3).to_json(orient="records"))
     given = {"calibration": str(file), "calibration_media_type": "application/json"}
-    report = ready(export(job_for(network(), quantize="int8", **given)))
+    report = ready(export_version(job_for(network(), quantize="int8", **given)))
     assert report["calibration"] == {"rows": 50, "from": "the given rows"}
     assert report["kinds"]["example"]["rows"] == 400
 
@@ -230,13 +232,13 @@ def test_given_rows_calibrate_int8_and_the_whole_example_is_measured_on(
 def test_int8_without_any_rows_says_what_to_give(tmp_path: Path) -> None:
     rows = table()
     model = network().fit(rows.drop(columns="y"), rows["y"])
-    said = reason(export(job_of(tmp_path, model, None, quantize="int8")))
+    said = reason(export_version(job_of(tmp_path, model, None, quantize="int8")))
     assert "give calibration rows, or publish it with an example" in said
 
 
 @pytest.mark.parametrize("how", ["float16", "dynamic", "int8"])
 def test_quantizing_a_forest_brings_nothing_and_the_report_says_so(job_for: JobFor, how: str) -> None:
-    report = ready(export(job_for(forest(), quantize=how)))
+    report = ready(export_version(job_for(forest(), quantize=how)))
     assert report["bytes"]["tflite"] == report["bytes"]["float32"]
     assert "brings nothing" in report["notes"][0]
     assert report["label_agreement"] == 1.0
@@ -244,7 +246,7 @@ def test_quantizing_a_forest_brings_nothing_and_the_report_says_so(job_for: JobF
 
 @pytest.mark.parametrize("how", ["float16", "dynamic"])
 def test_a_network_gets_smaller_within_its_bounds(job_for: JobFor, how: str) -> None:
-    report = ready(export(job_for(network(), quantize=how)))
+    report = ready(export_version(job_for(network(), quantize=how)))
     assert report["bytes"]["tflite"] < 0.75 * report["bytes"]["float32"]
     assert report["label_agreement"] > 0.97
 
@@ -255,15 +257,15 @@ def test_int8_calibrated_with_rows_of_another_kind_is_rejected_with_its_figures(
     file = tmp_path / "rows.csv"
     (table(50).drop(columns="y") * 1e-3).to_csv(file, index=False)
     given = {"calibration": str(file), "calibration_media_type": "text/csv"}
-    said = reason(export(job_for(network(), quantize="int8", **given)))
+    said = reason(export_version(job_for(network(), quantize="int8", **given)))
     assert "labels differ from the model's" in said
     assert "the bound is 0.05" in said
 
 
 def test_a_forest_gives_up_trees_and_leaves_for_its_size_and_the_report_says_which(job_for: JobFor) -> None:
     job = job_for(RandomForestClassifier(50, random_state=0))
-    whole = ready(export(job))["bytes"]["tflite"]
-    exported = export(msgspec.structs.replace(job, bounds=Bounds(max_bytes=whole // 3)))
+    whole = ready(export_version(job))["bytes"]["tflite"]
+    exported = export_version(msgspec.structs.replace(job, bounds=Bounds(max_bytes=whole // 3)))
     report = ready(exported)
     assert exported.file is not None
     assert whole // 5 < Path(job.out, exported.file).stat().st_size == report["bytes"]["tflite"] <= whole // 3
@@ -276,12 +278,12 @@ def test_a_forest_gives_up_trees_and_leaves_for_its_size_and_the_report_says_whi
 
 def test_a_forest_that_gave_up_too_much_is_rejected(job_for: JobFor) -> None:
     job = job_for(RandomForestClassifier(50, random_state=0))
-    whole = ready(export(job))["bytes"]["tflite"]
-    said = reason(export(msgspec.structs.replace(job, bounds=Bounds(0.0, None, whole // 3))))
+    whole = ready(export_version(job))["bytes"]["tflite"]
+    said = reason(export_version(msgspec.structs.replace(job, bounds=Bounds(0.0, None, whole // 3))))
     assert "labels differ from the model's" in said
 
 
 def test_a_forest_that_cannot_get_so_small_says_how_small_it_can(job_for: JobFor) -> None:
-    said = reason(export(job_for(forest(), bounds=Bounds(max_bytes=200))))
+    said = reason(export_version(job_for(forest(), bounds=Bounds(max_bytes=200))))
     assert "the bound is 200" in said
     assert "not less than" in said

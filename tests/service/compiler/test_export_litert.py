@@ -12,7 +12,7 @@ import pytest
 from registry.build_records import Bounds, Built, Exported, ExportJob
 from registry.rows import Rows
 from registry.vocabulary import Format, Quantize
-from service.compiler.export import export
+from service.compiler.export import export_version
 from service.compiler.tflite import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler.keras import keras_models as made
@@ -38,7 +38,7 @@ def exported(
         target="digit",
         **more,
     )
-    return job, export(job)
+    return job, export_version(job)
 
 
 @pytest.mark.parametrize(

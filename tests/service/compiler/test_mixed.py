@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from service.compiler.example import read
-from service.compiler.signature.describe import table
+from service.compiler.signature.inputs import example_rows
 from tests.service.compiler.helpers import publish, runtime
 
 
@@ -64,7 +64,7 @@ def test_a_mixed_pipeline_answers_as_the_estimator_does(
     model = pipeline(classifier).fit(frame, SURVIVED)
     built = publish(tmp_path, model, frame)
     served = runtime(tmp_path, built)
-    rows = table(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
+    rows = example_rows(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
     answered = served.run(rows)
     assert answered["label"].tolist() == model.predict(frame).tolist()
     np.testing.assert_allclose(answered["probabilities"], model.predict_proba(frame), atol=1e-5)
@@ -124,7 +124,7 @@ def test_features_called_like_outputs_do_not_get_in_the_way(tmp_path: Path) -> N
     model = make_pipeline(columns, LogisticRegression()).fit(frame, [0, 1, 2] * 10)
     built = publish(tmp_path, model, frame)
     assert built.runtime == "onnx", built.runtime_reason
-    rows = table(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
+    rows = example_rows(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
     np.testing.assert_allclose(
         runtime(tmp_path, built).run(rows)["probabilities"], model.predict_proba(frame), atol=1e-9
     )

@@ -39,8 +39,8 @@ def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: A
     ("model", "words"),
     [
         (LogisticRegression(), "LogisticRegression is not fitted"),
-        (7, "the pickle holds an int, which is no scikit-learn estimator"),
-        ({"a": 1}, "a dict, which is no scikit-learn estimator"),
+        (7, "the pickle holds an int, not a scikit-learn estimator"),
+        ({"a": 1}, "a dict, not a scikit-learn estimator"),
         (LinearRegression, "the class LinearRegression itself"),
         (DBSCAN().fit(FRAME), "DBSCAN has neither predict nor transform"),
         (LocalOutlierFactor(2).fit(FRAME), "LocalOutlierFactor has neither predict nor transform"),
@@ -62,8 +62,8 @@ def test_integers_that_float64_does_not_tell_apart_are_refused_by_name(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"this is no pickle", "no pickle"),
-        (b"", "no pickle"),
+        (b"this is no pickle", "is not a pickle"),
+        (b"", "is not a pickle"),
         (pickle.dumps(fitted())[:-50], "cut short"),
         (b"cnot_installed_here\nThing\n.", "needs the module 'not_installed_here'"),
         (b"csklearn.linear_model\nNoSuchModel\n.", "NoSuchModel"),

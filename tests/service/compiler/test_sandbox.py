@@ -60,4 +60,4 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
     ],
 )
 def test_why_a_build_failed_names_its_limit_where_that_may_be_it(error: Exception, said: str) -> None:
-    assert sandbox.why("build", error, 400) == said
+    assert sandbox.explain_failure("build", error, 400) == said

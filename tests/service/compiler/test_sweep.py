@@ -11,7 +11,7 @@ import pytest
 
 from registry.rows import Array
 from service.compiler.example import read
-from service.compiler.signature.describe import table
+from service.compiler.signature.inputs import example_rows
 from tests.service.compiler import sweep
 from tests.service.compiler.helpers import runtime
 
@@ -65,7 +65,7 @@ def test_every_estimator_answers_as_it_does_itself_or_is_refused_by_name(tmp_pat
         return
     assert built.state == "ready", built.report
     assert built.signature is not None
-    rows = table(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))
+    rows = example_rows(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))
     if name in ("HashingVectorizer", "FeatureHasher"):  # a million numbers for each row
         case.frame, case.rows, rows = case.frame[:4], case.rows[:4], rows.take(slice(0, 4))
     with warnings.catch_warnings():

@@ -80,7 +80,7 @@ def test_a_circle_away_from_the_root_is_found(forest: ModelProto) -> None:
     below = next(i for i in branches if any(left[j] == node[i] for j in branches))
     above = next(j for j in branches if left[j] == node[below])
     left[below] = node[above]
-    with pytest.raises(Refused, match=r"circle|two parents"):
+    with pytest.raises(Refused, match=r"cycle|two parents"):
         gate.check(forest)
 
 

@@ -98,7 +98,7 @@ def test_an_input_per_feature_gives_their_names_and_any_number_of_rows(tmp_path:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "ONNX"), (b"certainly not a graph", "no ONNX graph"), (b"\x80\x04K\x01.", "ONNX")],
+    [(b"", "ONNX"), (b"certainly not a graph", "not an ONNX graph"), (b"\x80\x04K\x01.", "ONNX")],
 )
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     artifact = tmp_path / "model.onnx"

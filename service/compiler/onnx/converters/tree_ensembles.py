@@ -1,4 +1,4 @@
-"""ONNX converters of tree ensembles, registered with skl2onnx in place of its own."""
+"""Tree ensembles in ONNX, with answers that add up doubles as scikit-learn does (see `node_writer`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sklearn.tree import (
 )
 
 from registry.rows import Array
-from service.compiler.onnx.tree_attributes import Nodes
+from service.compiler.onnx.converters.node_writer import NodeWriter
 from service.compiler.trees.tree_arrays import Tree, from_predictor, from_tree
 
 
@@ -40,127 +40,133 @@ def _members(model: Any) -> list[Any]:
 
 def forest_classifier(scope: Any, operator: Any, container: Any) -> None:
     """The mean of the trees' class fractions; the first of the largest is the label."""
-    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
+    model, nodes = operator.raw_operator, NodeWriter(scope, operator, container)
     members = _members(model)
-    sums = nodes.trees([from_tree(t, t.value[:, 0, : len(model.classes_)]) for t in members], rounded=True)
-    _answer(nodes, operator, nodes.add("Div", sums, nodes.double(len(members)), version=14))
+    trees = [from_tree(t, t.value[:, 0, : len(model.classes_)]) for t in members]
+    sums = nodes.trees(trees, rounded=True)
+    _write_classes(nodes, operator, nodes.add("Div", sums, nodes.double(len(members)), version=14))
 
 
 def forest_regressor(scope: Any, operator: Any, container: Any) -> None:
-    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
+    model, nodes = operator.raw_operator, NodeWriter(scope, operator, container)
     members = _members(model)
     sums = nodes.trees([from_tree(t, t.value[:, :, 0]) for t in members], rounded=True)
-    _as_declared(nodes, nodes.add("Div", sums, nodes.double(len(members)), version=14), operator.outputs[0])
+    mean = nodes.add("Div", sums, nodes.double(len(members)), version=14)
+    _cast_to_declared(nodes, mean, operator.outputs[0])
 
 
-def _raw_boosted(nodes: Nodes, model: Any) -> str:
+def _histogram_raw(nodes: NodeWriter, model: Any) -> str:
     if model.is_categorical_ is not None:
         raise NotImplementedError("histogram boosting with categorical features")
     width = model.n_trees_per_iteration_
-    tables: list[Tree] = [
+    trees: list[Tree] = [
         from_predictor(predictor, k, width)
         for iteration in model._predictors
         for k, predictor in enumerate(iteration)
     ]
     baseline = np.asarray(model._baseline_prediction, dtype=np.float64).ravel()
-    return nodes.add("Add", nodes.trees(tables, rounded=False), nodes.double(*baseline.tolist()), version=14)
+    return nodes.add("Add", nodes.trees(trees, rounded=False), nodes.double(*baseline.tolist()), version=14)
 
 
 def histogram_classifier(scope: Any, operator: Any, container: Any) -> None:
-    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
-    raw = _raw_boosted(nodes, model)
-    several = model.n_trees_per_iteration_ > 1
-    _answer(nodes, operator, nodes.add("Softmax", raw, axis=1) if several else _two_classes(nodes, raw))
+    model, nodes = operator.raw_operator, NodeWriter(scope, operator, container)
+    raw = _histogram_raw(nodes, model)
+    multiclass = model.n_trees_per_iteration_ > 1
+    probabilities = nodes.add("Softmax", raw, axis=1) if multiclass else _two_classes(nodes, raw)
+    _write_classes(nodes, operator, probabilities)
 
 
 def histogram_regressor(scope: Any, operator: Any, container: Any) -> None:
-    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
-    raw = _raw_boosted(nodes, model)
+    model, nodes = operator.raw_operator, NodeWriter(scope, operator, container)
+    raw = _histogram_raw(nodes, model)
     link = type(model._loss.link).__name__
     if link not in ("IdentityLink", "LogLink"):
         raise NotImplementedError(f"histogram boosting with a {link}")
-    _as_declared(nodes, nodes.add("Exp", raw) if link == "LogLink" else raw, operator.outputs[0])
+    value = nodes.add("Exp", raw) if link == "LogLink" else raw
+    _cast_to_declared(nodes, value, operator.outputs[0])
 
 
-def _raw_gradient(nodes: Nodes, model: Any) -> str:
+def _gradient_raw(nodes: NodeWriter, model: Any) -> str:
     if model.init_ != "zero" and not isinstance(model.init_, DummyClassifier | DummyRegressor):
         raise NotImplementedError(f"boosting that starts from a {type(model.init_).__name__}")
     start = model._raw_predict_init(np.zeros((1, model.n_features_in_), dtype=np.float32)).ravel()
     width = model.n_trees_per_iteration_
-    tables = []
+    trees = []
     for iteration in model.estimators_:
         for k, member in enumerate(iteration):
             values = np.zeros((member.tree_.node_count, width))
             values[:, k] = model.learning_rate * member.tree_.value[:, 0, 0]
-            tables.append(from_tree(member.tree_, values))
-    return nodes.add("Add", nodes.trees(tables, rounded=True), nodes.double(*start.tolist()), version=14)
+            trees.append(from_tree(member.tree_, values))
+    return nodes.add("Add", nodes.trees(trees, rounded=True), nodes.double(*start.tolist()), version=14)
 
 
 def gradient_classifier(scope: Any, operator: Any, container: Any) -> None:
-    """Two classes: the second from a raw score of 0 on, as `GradientBoostingClassifier.predict`."""
-    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
-    raw = _raw_gradient(nodes, model)
+    """With two classes: the second one from a raw score of 0 on, as `GradientBoostingClassifier.predict`."""
+    model, nodes = operator.raw_operator, NodeWriter(scope, operator, container)
+    raw = _gradient_raw(nodes, model)
     if model.n_trees_per_iteration_ > 1:
-        _answer(
-            nodes, operator, nodes.add("Softmax", raw, axis=1), nodes.add("ArgMax", raw, axis=1, keepdims=0)
-        )
+        index = nodes.add("ArgMax", raw, axis=1, keepdims=0)
+        _write_classes(nodes, operator, nodes.add("Softmax", raw, axis=1), index)
         return
     positive = nodes.cast(nodes.add("GreaterOrEqual", raw, nodes.double(0.0), version=16), TensorProto.INT64)
     index = nodes.add("Reshape", positive, nodes.constant(TensorProto.INT64, [1], [-1]))
     if model.loss == "exponential":
         raw = nodes.add("Mul", raw, nodes.double(2.0), version=14)
-    _answer(nodes, operator, _two_classes(nodes, raw), index)
+    _write_classes(nodes, operator, _two_classes(nodes, raw), index)
 
 
 def gradient_regressor(scope: Any, operator: Any, container: Any) -> None:
-    nodes = Nodes(scope, operator, container)
-    _as_declared(nodes, _raw_gradient(nodes, operator.raw_operator), operator.outputs[0])
+    nodes = NodeWriter(scope, operator, container)
+    _cast_to_declared(nodes, _gradient_raw(nodes, operator.raw_operator), operator.outputs[0])
 
 
-def _two_classes(nodes: Nodes, raw: str) -> str:
+def _two_classes(nodes: NodeWriter, raw: str) -> str:
     positive = nodes.add("Sigmoid", raw)
     return nodes.add("Concat", nodes.add("Sub", nodes.double(1.0), positive, version=14), positive, axis=1)
 
 
 def isolation_forest(scope: Any, operator: Any, container: Any) -> None:
     """score = 2 ** -(mean depth / expected depth), as `IsolationForest.score_samples`, less the offset."""
-    model, nodes = operator.raw_operator, Nodes(scope, operator, container)
-    tables = []
-    for tree, lengths, rest, features in zip(
+    model, nodes = operator.raw_operator, NodeWriter(scope, operator, container)
+    trees = []
+    for tree, lengths, remaining, features in zip(
         _members(model),
         model._decision_path_lengths,
         model._average_path_length_per_tree,
         model.estimators_features_,
         strict=True,
     ):
-        tables.append(from_tree(tree, (lengths + rest - 1.0).reshape(-1, 1), features))
-    scale = -1.0 / (len(tables) * float(_average_path_length([model._max_samples])[0]))
-    depth = nodes.add("Mul", nodes.trees(tables, rounded=True), nodes.double(scale), version=14)
+        trees.append(from_tree(tree, (lengths + remaining - 1.0).reshape(-1, 1), features))
+    scale = -1.0 / (len(trees) * float(_average_path_length([model._max_samples])[0]))
+    depth = nodes.add("Mul", nodes.trees(trees, rounded=True), nodes.double(scale), version=14)
     power = nodes.add("Pow", nodes.double(2.0), depth, version=15)
     score = nodes.add("Sub", nodes.double(-float(model.offset_)), power, version=14)
     outside = nodes.cast(nodes.add("Less", score, nodes.double(0.0)), TensorProto.INT64)
     two, one = (nodes.constant(TensorProto.INT64, [1], [n]) for n in (2, 1))
     doubled = nodes.add("Mul", outside, two, version=14)
     nodes.add("Sub", one, doubled, version=14, out=operator.outputs[0].full_name)
-    _as_declared(nodes, score, operator.outputs[1])
+    _cast_to_declared(nodes, score, operator.outputs[1])
 
 
-def _answer(nodes: Nodes, operator: Any, chances: str, index: str | None = None) -> None:
-    """Label and probabilities of a classifier, from double probabilities [n, k] (the first largest wins)."""
+def _write_classes(nodes: NodeWriter, operator: Any, probabilities: str, index: str | None = None) -> None:
+    """Label and probabilities of a classifier, from double probabilities [n, k].
+
+    `index` [n] is the label's position; without it, the position of the first largest probability.
+    """
     classes: Array = np.asarray(operator.raw_operator.classes_)
-    label, probabilities = operator.outputs[0], operator.outputs[1]
+    label, declared = operator.outputs[0], operator.outputs[1]
     if isinstance(label.type, StringTensorType):
         names = nodes.constant(TensorProto.STRING, [len(classes)], [str(c).encode() for c in classes])
     else:
         names = nodes.constant(TensorProto.INT64, [len(classes)], [int(c) for c in classes])
-    index = index or nodes.add("ArgMax", chances, axis=1, keepdims=0)
+    index = index or nodes.add("ArgMax", probabilities, axis=1, keepdims=0)
     nodes.add("Gather", names, index, axis=0, out=label.full_name)
-    _as_declared(nodes, chances, probabilities)
+    _cast_to_declared(nodes, probabilities, declared)
 
 
-def _as_declared(nodes: Nodes, name: str, output: Any) -> None:
-    wanted = TensorProto.DOUBLE if isinstance(output.type, DoubleTensorType) else TensorProto.FLOAT
-    nodes.add("Cast", name, to=wanted, out=output.full_name)
+def _cast_to_declared(nodes: NodeWriter, name: str, output: Any) -> None:
+    double = isinstance(output.type, DoubleTensorType)
+    nodes.add("Cast", name, to=TensorProto.DOUBLE if double else TensorProto.FLOAT, out=output.full_name)
 
 
 CONVERTERS: dict[type, Any] = {
@@ -181,7 +187,7 @@ CONVERTERS: dict[type, Any] = {
 
 
 def register() -> None:
-    for estimator, ours in CONVERTERS.items():
+    for estimator, converter in CONVERTERS.items():
         alias = f"Sklearn{estimator.__name__}"
         choices = ["decision_path", "decision_leaf", "score_samples"]
         if "Classifier" in alias:
@@ -189,31 +195,34 @@ def register() -> None:
         update_registered_converter(
             estimator,
             alias,
-            _shapes(get_shape_calculator(alias)),
-            _or_library(ours, get_converter(alias)),
+            _double_shapes(get_shape_calculator(alias)),
+            _for_single_output(converter, get_converter(alias)),
             overwrite=True,
             options={choice: [True, False] for choice in choices},
         )
 
 
-def _or_library(ours: Any, library: Any) -> Any:
-    """The library's own converter for classifiers with several outputs, which ours do not cover."""
+def _for_single_output(converter: Any, library_converter: Any) -> Any:
+    """`converter`, but skl2onnx's own for classifiers with several outputs, which `converter` lacks."""
 
     def convert_trees(scope: Any, operator: Any, container: Any) -> None:
-        several = isinstance(getattr(operator.raw_operator, "classes_", None), list)
-        (library if several else ours)(scope, operator, container)
+        chosen = library_converter if _has_several_outputs(operator) else converter
+        chosen(scope, operator, container)
 
     return convert_trees
 
 
-def _shapes(library: Any) -> Any:
-    """The library's output shapes, but a double input gives doubles."""
+def _double_shapes(library_shapes: Any) -> Any:
+    """skl2onnx's output shapes, but double outputs for a double input."""
 
     def shape_trees(operator: Any) -> None:
-        library(operator)
-        several = isinstance(getattr(operator.raw_operator, "classes_", None), list)
-        if not several and isinstance(operator.inputs[0].type, DoubleTensorType):
+        library_shapes(operator)
+        if not _has_several_outputs(operator) and isinstance(operator.inputs[0].type, DoubleTensorType):
             last = operator.outputs[-1]
             last.type = DoubleTensorType(last.type.shape)
 
     return shape_trees
+
+
+def _has_several_outputs(operator: Any) -> bool:
+    return isinstance(getattr(operator.raw_operator, "classes_", None), list)

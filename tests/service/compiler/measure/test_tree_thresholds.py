@@ -19,7 +19,8 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEnc
 
 from registry.signature import Input
 from service.compiler.example import read
-from service.compiler.measure import comparison_rows, inverse_transforms, tree_thresholds
+from service.compiler.measure import comparison_rows, tree_thresholds
+from service.compiler.signature.composites import ColumnSource
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
 from tests.service.compiler.helpers import publish, runtime
@@ -53,7 +54,7 @@ def numbers(*steps: Any) -> tuple[str, Any, list[str]]:
 def kinds_of(model: Any, folder: Path) -> tuple[dict[str, Any], list[str]]:
     FRAME.to_csv(folder / "example.csv", index=False)
     described = describe(model, read(str(folder / "example.csv"), "text/csv", None), Corrections.read(None))
-    made = comparison_rows.kinds(model, described.signature, described.rows)
+    made = comparison_rows.rows_by_kind(model, described.signature, described.rows)
     return made, [i.name for i in described.signature.inputs]
 
 
@@ -102,8 +103,8 @@ def test_a_threshold_is_where_the_label_of_a_stump_changes(tmp_path: Path) -> No
     )
     signature = publish(tmp_path, stump, FRAME).signature
     assert signature is not None
-    found = inverse_transforms.ways(stump, signature.inputs)
-    [(feature, value)] = inverse_transforms.back(found, tree_thresholds.thresholds(stump)).tolist()
+    points = tree_thresholds.split_points(stump, signature.inputs)
+    [(feature, value)] = points.sample(10, RANDOM).tolist()
     name = signature.inputs[int(feature)].name
     beside = FRAME.iloc[[1, 1]].assign(**{name: [value - 1e-4, value + 1e-4]})
     below, above = stump.predict_proba(beside)
@@ -131,7 +132,9 @@ def test_histogram_boosting_that_moves_its_categories_ahead_keeps_the_way_to_its
     frame = FRAME[["fare", "port"]].assign(port=FRAME.port.astype("category"))
     model = HistGradientBoostingClassifier(max_iter=3, categorical_features="from_dtype").fit(frame, BOUGHT)
     inputs = (Input(name="fare", dtype="float64"), Input(name="port", dtype="string"))
-    assert inverse_transforms.ways(model, inputs) == [None, inverse_transforms.Way(0)]
+    points = tree_thresholds.split_points(model, inputs)
+    assert points.sources == [ColumnSource(0)]
+    assert len(points.threshold) > 0
 
 
 def test_a_step_that_was_taken_apart_leaves_no_way_and_raises_nothing() -> None:
@@ -139,11 +142,8 @@ def test_a_step_that_was_taken_apart_leaves_no_way_and_raises_nothing() -> None:
     inputs = tuple(Input(name=n, dtype="string" if n == "port" else "float64") for n in FRAME)
     scaler: BaseEstimator = model[0].named_transformers_["numbers"][-1]
     del scaler.scale_
-    assert (
-        len(
-            inverse_transforms.back(inverse_transforms.ways(model, inputs), tree_thresholds.thresholds(model))
-        )
-        == 0
-    )
+    points = tree_thresholds.split_points(model, inputs)
+    assert len(points.threshold) > 0
+    assert len(points.sample(100, RANDOM)) == 0
     del model[0].output_indices_
-    assert inverse_transforms.ways(model, inputs) == []
+    assert tree_thresholds.split_points(model, inputs).sources == []

@@ -1,0 +1,91 @@
+"""Build a scikit-learn version: describe the estimator, convert it to ONNX and compare the answers.
+
+When no ONNX graph answers as the estimator does, the estimator itself is served, in an isolated process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from registry.build_records import BuildJob, Built
+from service.compiler import lineage, safeload
+from service.compiler.measure import comparison_rows, parity, tree_thresholds
+from service.compiler.onnx import candidates
+from service.compiler.onnx.candidates import CandidateChoice, CandidateTrial
+from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.describe import describe
+from service.compiler.signature.estimator import EstimatorRuntime
+from service.compiler.trees.forest_table import build_forest_table
+from service.runtime.onnx_runtime import OnnxRuntime
+
+SERVABLE = "model.onnx"
+NOT_CONVERTED = CandidateChoice(None, "converting it was not tried")
+THRESHOLDS_NOT_COMPARED = (
+    "thresholds were not tried: the trees split no column that comes from a numeric feature"
+)
+
+
+def build_sklearn(job: BuildJob, report: BuildReport) -> Built:
+    """Raises `Refused` when the model cannot be loaded or described."""
+    corrections = Corrections.read(job.signature)
+    with report.step("load"):
+        model = _load(job, report)
+    with report.step("describe"):
+        described = describe(model, read_example(job), corrections)
+        report.warnings.extend(described.warnings)
+    signature = described.signature
+    runtime = EstimatorRuntime(model, signature)
+    out = Path(job.out)
+
+    @cache
+    def reference() -> list[parity.ReferenceBlock]:
+        with report.step("reference"):
+            kinds = comparison_rows.rows_by_kind(model, signature, described.rows)
+            return parity.reference(runtime.run, kinds)
+
+    choice = NOT_CONVERTED
+    with report.step("compile"):
+        if job.convert:
+            choice = candidates.choose(model, signature, reference, out, OnnxRuntime)
+    report.fields["candidates"] = [t.to_json() for t in choice.trials]
+    built = Built(
+        state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=choice.reason
+    )
+    if choice.chosen is not None and choice.chosen.file is not None:
+        choice.chosen.file.rename(out / SERVABLE)
+        built.runtime, built.servable = "onnx", SERVABLE
+        report.bytes["onnx"] = choice.chosen.bytes
+        report.fields["parity"] = _parity_entry(choice.chosen, model)
+    if job.convert:
+        built.forest = build_forest_table(model, signature, reference, out, report)
+    if described.truth is not None and described.rows is not None:
+        built.metrics = measure_metrics(signature, runtime.run(described.rows), described.truth, report)
+    return built
+
+
+def _load(job: BuildJob, report: BuildReport) -> Any:
+    """The unpickled model; its lineage and the warnings about its versions go into the report."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = safeload.load(job.artifact)
+    recorded = lineage.recorded_versions(Path(job.artifact), model, caught)
+    made_by, contradictions = lineage.merge_versions(recorded, job.lineage)
+    report.lineage["made_by"] = made_by
+    report.warnings.extend(contradictions)
+    if (warning := lineage.version_warning(made_by)) is not None:
+        report.warnings.append(warning)
+    return model
+
+
+def _parity_entry(chosen: CandidateTrial, model: Any) -> dict[str, Any]:
+    """The report's `parity`; `untried` where trees were compared without rows at their thresholds."""
+    assert chosen.figures is not None
+    entry = parity.report_entry(chosen.figures)
+    entry["input_dtype"] = chosen.candidate.floats
+    if "threshold" not in chosen.figures.rows and tree_thresholds.has_splits(model):
+        entry["untried"] = THRESHOLDS_NOT_COMPARED
+    return entry

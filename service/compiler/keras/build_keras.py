@@ -1,0 +1,73 @@
+"""Build a Keras version: convert the model to .tflite and compare the two; LiteRT serves the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.build_records import BuildJob, Built
+from registry.errors import Refused
+from registry.rows import Outputs, Rows
+from service.compiler.keras import describe_keras, keras_parity
+from service.compiler.keras.load import KerasModel
+from service.compiler.measure import parity
+from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.signature.corrections import Corrections
+from service.runtime.tflite_runtime import TfliteRuntime
+
+SERVABLE = "model.tflite"
+
+
+def build_keras(job: BuildJob, report: BuildReport) -> Built:
+    """Raises `Refused` when the model cannot be loaded or converted, or answers differently on LiteRT."""
+    corrections = Corrections.read(job.signature)
+    file = Path(job.out) / SERVABLE
+    with report.step("load"):
+        model = KerasModel(Path(job.artifact), Path(job.out), job.memory_mb)
+    keras_version = {"keras": {"version": model.archive.keras_version, "said_by": "file"}}
+    report.lineage["made_by"] = job.lineage.get("made_by", {}) | keras_version
+    report.lineage["built_by"] |= model.versions
+    with report.step("describe"):
+        described = describe_keras.describe_model(model, read_example(job), corrections)
+    report.warnings.extend([*model.warnings, *described.warnings])
+    signature, heads = described.signature, described.heads
+
+    def answer(rows: Rows) -> Outputs:
+        return model.run(rows, heads, signature)
+
+    with report.step("reference"):
+        blocks = parity.reference(answer, keras_parity.rows_by_kind(signature, described.rows))
+    with report.step("convert"):
+        file.write_bytes(model.to_tflite(heads, signature))
+    report.bytes["tflite"] = file.stat().st_size
+    with report.step("parity"):
+        converted = keras_parity.tolerate_rounding(TfliteRuntime(file, signature).run, blocks, signature)
+        figures = parity.compare(blocks, converted, signature, keras_parity.TOLERANCE)
+    report.fields["parity"] = parity.report_entry(figures, keras_parity.TOLERANCE)
+    if not figures.within:
+        raise Refused(_explain_difference(figures, signature.outputs[0].name == "values"))
+    metrics = {}
+    if described.truth is not None and described.rows is not None:
+        metrics = measure_metrics(signature, answer(described.rows), described.truth, report)
+    return Built(
+        state="ready",
+        report={},
+        signature=signature,
+        runtime="tflite",
+        runtime_reason="converted to LiteRT, where it answers as the Keras model does",
+        metrics=metrics,
+        servable=SERVABLE,
+    )
+
+
+def _explain_difference(figures: parity.ParityFigures, may_be_features: bool) -> str:
+    if figures.error:
+        return f"the model's LiteRT form fails on {figures.error}"
+    hint = (
+        " (if its numbers are features and not targets, give the task transform)" if may_be_features else ""
+    )
+    return (
+        "the model's LiteRT form answers differently from Keras: "
+        f"{figures.label_mismatches} labels differ and {figures.beyond} numbers are off by up to "
+        f"{figures.largest_difference:.2g} in {sum(figures.rows.values())} rows, "
+        f"most on {figures.worst} rows{hint}"
+    )

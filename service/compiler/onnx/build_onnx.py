@@ -1,0 +1,37 @@
+"""Build an ONNX version: the published graph itself is served, under the signature's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.build_records import BuildJob, Built
+from service.compiler.onnx.upload import OnnxUpload
+from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.signature.corrections import Corrections
+from service.runtime.onnx_runtime import OnnxRuntime
+
+SERVABLE = "model.onnx"
+
+
+def build_onnx(job: BuildJob, report: BuildReport) -> Built:
+    """Raises `Refused` when the graph does not pass the gate or fails on rows."""
+    corrections = Corrections.read(job.signature)
+    file = Path(job.out) / SERVABLE
+    with report.step("check"):
+        sample = read_example(job)
+        upload = OnnxUpload(Path(job.artifact), sample, corrections)
+    with report.step("trial"):
+        signature, rows, runtime = upload.prepare(file, OnnxRuntime)
+    report.warnings.extend(upload.warnings)
+    report.bytes["onnx"] = file.stat().st_size
+    built = Built(
+        state="ready",
+        report={},
+        signature=signature,
+        runtime="onnx",
+        runtime_reason="published as ONNX; there is no estimator to compare it with",
+        servable=SERVABLE,
+    )
+    if sample is not None and sample.target is not None and rows is not None:
+        built.metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
+    return built

@@ -1,0 +1,36 @@
+"""Build a .tflite version: LiteRT serves the published file, or a copy with the signature's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.build_records import BuildJob, Built
+from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.signature.corrections import Corrections
+from service.compiler.tflite.tflite_upload import TfliteUpload
+from service.runtime.tflite_runtime import TfliteRuntime
+
+SERVABLE = "model.tflite"
+
+
+def build_tflite(job: BuildJob, report: BuildReport) -> Built:
+    """Raises `Refused` when the file does not pass the gate or fails on rows."""
+    with report.step("check"):
+        sample = read_example(job)
+        upload = TfliteUpload(Path(job.artifact), sample, Corrections.read(job.signature))
+    file = Path(job.out) / SERVABLE
+    with report.step("trial"):
+        signature, rows, runtime, copied = upload.serve(file, TfliteRuntime)
+    report.warnings.extend(upload.warnings)
+    metrics = {}
+    if sample is not None and sample.target is not None and rows is not None:
+        metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
+    return Built(
+        state="ready",
+        report={},
+        signature=signature,
+        runtime="tflite",
+        runtime_reason="published as .tflite; there is no other model to compare it with",
+        metrics=metrics,
+        servable=SERVABLE if copied else None,
+    )
