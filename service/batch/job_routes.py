@@ -1,4 +1,4 @@
-"""Jobs over HTTP: start one, see how far it is, stop it, go on with it, fetch what it made."""
+"""HTTP routes of jobs: create, list, watch, cancel and resume them, and download their files."""
 
 from __future__ import annotations
 
@@ -12,55 +12,68 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BeforeValidator
 from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from registry import db
 from registry.errors import Conflict, NotFound
 from registry.jobs import jobs
+from registry.jobs.schedules import model_of
 from registry.jobs.tables import JobRow
-from registry.keys import Key, is_live
-from registry.vocabulary import TRAIN
-from service.batch import starting
-from service.batch.bodies import JobBody
-from service.batch.job_records import record, summary
-from service.batch.schemas import Checkup, JobQuery, JobRecord, JobSummary
-from service.batch.train_schemas import TrainBody
+from registry.keys import Key, is_active
+from registry.tables import VersionRow
+from service.batch.job_records import job_record, job_summary
+from service.batch.job_schemas import (
+    DryRunReport,
+    JobBody,
+    JobQuery,
+    JobRecord,
+    JobSummary,
+    is_dry_run,
+    job_spec,
+)
 from service.formats import media_types
-from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
-from service.web.fields import MAX_NUMBER, digits
-from service.web.file_response import Delivery
-from service.web.idempotency import IdempotencyKey
-from service.web.pages import Listed, PageQuery, listed
+from service.submit.admission import HeadReport, JobSpec
+from service.submit.job_kinds import admission_of
+from service.web.auth import denial_reason
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
+from service.web.file_response import ConditionalFileResponse
+from service.web.idempotency import IdempotencyKey, IdempotentResult, is_repeat, run_once
+from service.web.pages import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
+from service.web.request_models import MAX_NUMBER, require_digits
 from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
-JobId = Annotated[int, BeforeValidator(digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
+JobId = Annotated[int, BeforeValidator(require_digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
 WATCH_S = 0.5
-REST = 9  # times what a look took, until the next: who watches a large job takes a tenth of a core at most
-KEEP_ALIVE = 30  # looks without a change until a comment line shows that the connection is alive
+"""Shortest pause between two reads of a watched job's record."""
+PAUSE_PER_READ = 9
+"""Each pause is at least this many times the last read, so a watcher uses at most a tenth of a core."""
+KEEP_ALIVE_READS = 30
+"""Unchanged reads until a comment line is sent, which shows that the connection is alive."""
 FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file",
-        "content": {t: {"schema": {"type": "string", "format": "binary"}} for t in media_types.OUTPUTS},
+        "content": {t: {"schema": {"type": "string", "format": "binary"}} for t in media_types.OUTPUT_TYPES},
     },
     206: {"description": "The part of the file that Range names"},
-    304: {"description": "It is what the caller has already"},
+    304: {"description": "The caller's copy is current"},
     **problem_responses(404, 406, 409, 412, 416, 422),
 }
 
 
-class ListQuery(PageQuery, JobQuery):
-    """Which jobs."""
+class JobListQuery(PageQuery, JobQuery):
+    """Filters and page of a list of jobs."""
 
 
 @router.post(
     "/v1/jobs",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     status_code=202,
     response_model=JobRecord,
     responses={
-        200: {"model": Checkup, "description": "What a dry run found"},
+        200: {"model": DryRunReport, "description": "Result of a dry run"},
         **problem_responses(404, 409, 413, 422),
     },
 )
@@ -71,23 +84,56 @@ def create_job(
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Start a job. It is checked against the first rows before it is accepted; ask `Location` how far it is.
+    """Start a job. Its first rows are checked before it is accepted; poll `Location` for its progress.
 
-    With `dry_run` that check is all, and nothing is enqueued. A training publishes a new version at its end.
+    With `dry_run` only this check is made, and nothing is enqueued. A training publishes a new version when
+    it ends.
     """
-    start = starting.train if isinstance(body, TrainBody) else starting.score
-    return start(body, request, services, caller, idempotency_key)  # type: ignore[arg-type]
+    spec = job_spec(body)
+    require_start_access(caller, spec)
+    admission = admission_of(spec["kind"])
+    version = None
+    with db.reading(services.sessions) as session:
+        is_new = is_dry_run(body) or not is_repeat(session, idempotency_key, caller)
+        if is_new:
+            version = admission.resolve_version(session, spec)
+    if is_new:
+        report = admission.examine(services.settings, services.store, spec, version)
+        if is_dry_run(body):
+            return _dry_run_response(spec, version, report)
+    with write_transaction(services) as session:
+
+        def start() -> IdempotentResult:
+            # `version` is also None if the stored answer of the key expired a moment ago.
+            current = version or admission.resolve_version(session, spec)
+            job = admission.accept(session, services.store, spec, current, by=caller.name)
+            return IdempotentResult(job_record(job, None, []), 202, f"/v1/jobs/{job.id}")
+
+        return run_once(session, idempotency_key, caller, request, body, start)
 
 
-@router.get("/v1/jobs", dependencies=[guarded("batch")], responses=problem_responses(422))
+def _dry_run_response(spec: JobSpec, version: VersionRow | None, head: HeadReport) -> Response:
+    assert version is not None, "kinds without a version have no dry run"
+    report = DryRunReport(
+        model=spec["model"],
+        version=version.number,
+        columns=head.columns,
+        rows_checked=head.rows,
+        rows_failed=head.failed,
+        warnings=head.warnings,
+    )
+    return Response(report.model_dump_json(), media_type="application/json")
+
+
+@router.get("/v1/jobs", dependencies=[require_scope("batch")], responses=problem_responses(422))
 def list_jobs(
     request: Request,
     response: Response,
     session: ReadDep,
     caller: CallerDep,
-    query: Annotated[ListQuery, Query()],
-) -> Listed[JobSummary]:
-    """Jobs, newest first."""
+    query: Annotated[JobListQuery, Query()],
+) -> ListResponse[JobSummary]:
+    """List jobs, newest first."""
     page = jobs.search(
         session,
         state=query.state,
@@ -96,198 +142,226 @@ def list_jobs(
         page_size=query.page_size,
         page_token=query.page_token,
     )
-    found = jobs.progress(session, [j.id for j in page.items])
-    return listed(page, lambda j: summary(j, found.get(j.id)), request, response)
+    progress = jobs.progress(session, [j.id for j in page.items])
+    return list_response(page, lambda j: job_summary(j, progress.get(j.id)), request, response)
 
 
 @router.get(
     "/v1/jobs/{job_id}",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_model=JobRecord,
     responses=problem_responses(404, 422),
 )
 def get_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> Response:
-    """How far it is, partition by partition."""
-    return Response(_look(services, job_id, caller).text, media_type="application/json")
+    """Get the job's record with the state of each partition."""
+    return Response(_read_record(services, job_id, caller).text, media_type="application/json")
 
 
 @router.post(
-    "/v1/jobs/{job_id}/cancel", dependencies=[guarded("batch")], responses=problem_responses(404, 409, 422)
+    "/v1/jobs/{job_id}/cancel",
+    dependencies=[require_scope("batch")],
+    responses=problem_responses(404, 409, 422),
 )
 def cancel_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
-    """Stop it. What is done is kept: `resume` goes on from there."""
+    """Stop the job. Finished partitions are kept, and `resume` continues from there."""
     _job(session, job_id, caller)
     return _record(session, jobs.cancel(session, job_id))
 
 
 @router.post(
-    "/v1/jobs/{job_id}/resume", dependencies=[guarded("batch")], responses=problem_responses(404, 409, 422)
+    "/v1/jobs/{job_id}/resume",
+    dependencies=[require_scope("batch")],
+    responses=problem_responses(404, 409, 422),
 )
 def resume_job(job_id: JobId, session: WriteDep, caller: CallerDep) -> JobRecord:
-    """Go on with a failed or cancelled job; partitions that are done are not done again."""
-    starting.check_may_start(caller, _job(session, job_id, caller).spec)
+    """Continue a failed or cancelled job. Finished partitions are not run again."""
+    require_start_access(caller, _job(session, job_id, caller).spec)
     return _record(session, jobs.resume(session, job_id))
 
 
 @router.get(
     "/v1/jobs/{job_id}/events",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "The record, as server-sent events, whenever it changed; ends with the job",
+            "description": "The record as a server-sent event after each change; ends with the job",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
         **problem_responses(404, 422),
     },
 )
 async def watch_job(job_id: JobId, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
-    """The job's record again and again until it has ended."""
-    first = await run_sync(_look, services, job_id, caller)
+    """Stream the job's record after each change until the job has ended."""
+    first = await run_sync(_read_record, services, job_id, caller)
     stream = _events(services, first, job_id, caller)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 @router.head(
     "/v1/jobs/{job_id}/output",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=Response,
     responses=FILE_RESPONSES,
 )
 @router.get(
     "/v1/jobs/{job_id}/output",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=Response,
     responses=FILE_RESPONSES,
 )
 def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
-    """All that was scored, in the order of the input: resumable, with a strong ETag."""
+    """Download the output, in the order of the input. Resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
-    if job.kind == TRAIN:
-        made = "" if job.version is None else f", {job.model}:{job.version}"
-        raise NotFound("output of job", job_id, f"a training makes a version{made}")
+    admission = admission_of(job.kind)
+    if admission.output_stage is None:
+        raise NotFound("output of job", job_id, admission.output_hint(job))
     if job.output is None:
-        raise Conflict(f"job {job_id} is {job.state} and has no output; its done partitions have theirs")
-    return _deliver(
-        services.store.path, job.output, job.spec["output"]["media_type"], f"{job.model}-job-{job.id}"
-    )
+        raise Conflict(
+            f"job {job_id} is {job.state} and has no output yet; finished partitions have their own"
+        )
+    media_type = job.spec["output"]["media_type"]
+    return _deliver(services.store.path, job.output, media_type, f"{job.model}-job-{job.id}")
 
 
 @router.head(
     "/v1/jobs/{job_id}/errors",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=Response,
     responses=FILE_RESPONSES,
 )
 @router.get(
     "/v1/jobs/{job_id}/errors",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=Response,
     responses=FILE_RESPONSES,
 )
 def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: CallerDep) -> Response:
-    """The rows that were not scored, and why: `row,id,field,message,file,file_row`. `row` counts in the
-    whole input, `file_row` in its file, both from 0."""
+    """Download the list of failed rows: `row,id,field,message,file,file_row`.
+
+    `row` counts in the whole input, `file_row` in its file, both from 0.
+    """
     job = _job(session, job_id, caller)
-    if job.kind == TRAIN:
-        hint = "a training counts the rows that have no target, and lists none"
+    hint = admission_of(job.kind).errors_hint
+    if hint is not None:
         raise NotFound("errors file of job", job_id, hint)
     if job.errors is None and job.state == jobs.DONE:
         raise NotFound("errors file of job", job_id, "no row failed")
     if job.errors is None:
-        raise Conflict(f"job {job_id} is {job.state}; its errors file comes with its output")
+        raise Conflict(f"job {job_id} is {job.state}; its errors file is written together with its output")
     return _deliver(services.store.path, job.errors, media_types.CSV, f"{job.model}-job-{job.id}-errors")
 
 
 @router.head(
     "/v1/jobs/{job_id}/partitions/{number}/output",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=Response,
     responses=FILE_RESPONSES,
 )
 @router.get(
     "/v1/jobs/{job_id}/partitions/{number}/output",
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     response_class=Response,
     responses=FILE_RESPONSES,
 )
 def partition_output(
     job_id: JobId,
-    number: Annotated[int, BeforeValidator(digits), Path(ge=0, le=MAX_NUMBER)],
+    number: Annotated[int, BeforeValidator(require_digits), Path(ge=0, le=MAX_NUMBER)],
     services: ServicesDep,
     session: ReadDep,
     caller: CallerDep,
 ) -> Response:
-    """A part that is done, while the job is not: resumable, with a strong ETag."""
+    """Download the output of a finished partition of an unfinished job. Resumable, with a strong ETag."""
     job = _job(session, job_id, caller)
-    made = jobs.partition(session, job.id, jobs.SCORE_STAGE, number).result
-    hint = f"the whole output is at /v1/jobs/{job_id}/output" if job.output else "the partition is not done"
+    admission = admission_of(job.kind)
+    if admission.output_stage is None:
+        raise NotFound("output of job", job_id, admission.output_hint(job))
+    result = jobs.partition(session, job.id, admission.output_stage, number).result
+    hint = f"the whole output is at /v1/jobs/{job_id}/output" if job.output else "the partition is unfinished"
     missing = NotFound("output of partition", f"{job_id}/{number}", hint)
-    if made is None:
+    if result is None:
         raise missing
-    file: FilePath = services.settings.job_directory(job.id) / made["file"]
+    file: FilePath = services.settings.job_directory(job.id) / result["file"]
 
     def find(_: str) -> FilePath:
         if not file.is_file():
             raise missing
         return file
 
-    find("")  # also a condition, which is answered without the file, is about one that is there
+    find("")  # a conditional request is answered without opening the file, which must exist nevertheless
     media_type = job.spec["output"]["media_type"]
-    return _deliver(find, made["sha256"], media_type, f"{job.model}-job-{job.id}-partition-{number}")
+    return _deliver(find, result["sha256"], media_type, f"{job.model}-job-{job.id}-partition-{number}")
+
+
+def require_start_access(caller: Key, spec: JobSpec) -> None:
+    """Answer 403 if the key may not start or resume the job."""
+    require_model_access(caller, model_of(spec))
+    scope = admission_of(spec["kind"]).required_scope
+    if scope is not None and denial_reason(caller, scope) is not None:
+        raise HTTPException(
+            403, f"a {spec['kind']} job also needs the scope {scope}: this key lacks the scope {scope}"
+        )
+
+
+def require_model_access(caller: Key, model: str | None) -> None:
+    """Answer 403 if the key may not use batch jobs of this model."""
+    if model is not None and (reason := denial_reason(caller, "batch", model=model)) is not None:
+        raise HTTPException(403, reason)
 
 
 def _job(session: Session, job_id: int, caller: Key) -> JobRow:
     job = jobs.get(session, job_id)
-    starting.check_reach(caller, job.model)
+    require_model_access(caller, job.model)
     return job
 
 
 def _record(session: Session, job: JobRow) -> JobRecord:
     session.flush()
-    found = jobs.progress(session, [job.id]).get(job.id)
-    then = jobs.follow_up_jobs(session, [job.id] if job.kind == TRAIN else [])
-    return record(job, found, jobs.partition_summaries(session, job.id), then.get(job.id))
+    progress = jobs.progress(session, [job.id]).get(job.id)
+    follow_up = jobs.follow_up_jobs(session, [job.id]).get(job.id) if "then" in job.spec else None
+    return job_record(job, progress, jobs.partition_summaries(session, job.id), follow_up)
 
 
-class _Look(NamedTuple):
-    """A record as it is sent: thousands of partitions are not written out on the event loop."""
+class _RecordText(NamedTuple):
+    """A record in JSON. A job with thousands of partitions must not be encoded on the event loop."""
 
     state: str
     text: str
-    seconds: float
+    seconds: float  # that reading and encoding took
 
 
-def _look(services: Services, job_id: int, caller: Key) -> _Look:
+def _read_record(services: Services, job_id: int, caller: Key) -> _RecordText:
     started = time.monotonic()
     with db.reading(services.sessions) as session:
-        found = _record(session, _job(session, job_id, caller))
-    return _Look(found.state, found.model_dump_json(), time.monotonic() - started)
+        record = _record(session, _job(session, job_id, caller))
+    return _RecordText(record.state, record.model_dump_json(), time.monotonic() - started)
 
 
-async def _events(services: Services, found: _Look, job_id: int, caller: Key) -> AsyncIterator[str]:
-    said, silent = "", 0
+async def _events(services: Services, record: _RecordText, job_id: int, caller: Key) -> AsyncIterator[str]:
+    sent_text, unchanged_reads = "", 0
     while True:
-        if found.text != said:
-            yield f"event: job\ndata: {found.text}\n\n"
-            said, silent = found.text, 0
-        elif (silent := silent + 1) % KEEP_ALIVE == 0:
+        if record.text != sent_text:
+            yield f"event: job\ndata: {record.text}\n\n"
+            sent_text, unchanged_reads = record.text, 0
+        elif (unchanged_reads := unchanged_reads + 1) % KEEP_ALIVE_READS == 0:
             yield ": still here\n\n"
-        if found.state not in jobs.OPEN_STATES:
+        if record.state not in jobs.OPEN_STATES:
             return
-        await asyncio.sleep(max(WATCH_S, REST * found.seconds))
-        if services.leaving.is_set():  # the shutdown waits for us; who listens asks the next server
+        await asyncio.sleep(max(WATCH_S, PAUSE_PER_READ * record.seconds))
+        if services.shutting_down.is_set():  # the shutdown waits for this stream; clients reconnect
             return
-        if not is_live(caller, services.snapshot.state.keys):
+        if not is_active(caller, services.snapshot.state.keys):
             return
         try:
-            found = await run_sync(_look, services, job_id, caller)
-        except NotFound:  # it was forgotten: its end was told, or nobody was to see it
+            record = await run_sync(_read_record, services, job_id, caller)
+        except NotFound:  # the job expired and was deleted
             return
 
 
-def _deliver(find: Callable[[str], FilePath], sha256: str, media_type: str, name: str) -> Delivery:
-    return Delivery(
+def _deliver(
+    find: Callable[[str], FilePath], sha256: str, media_type: str, name: str
+) -> ConditionalFileResponse:
+    return ConditionalFileResponse(
         find,
         sha256,
         None,

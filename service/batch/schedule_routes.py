@@ -1,4 +1,4 @@
-"""Schedules over HTTP: make one, change it, pause it, run it now, see what became of its runs."""
+"""HTTP routes of schedules: create, list, edit, delete and run them, and list their runs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from registry.jobs import jobs, schedules
 from registry.jobs.tables import ScheduleRow, ScheduleRunRow
 from registry.keys import Key
 from registry.names import NAME_PATTERN
-from service.batch.job_records import record
+from service.batch.job_records import job_record
+from service.batch.job_routes import require_model_access, require_start_access
+from service.batch.job_schemas import JobRecord
 from service.batch.schedule_schemas import (
+    CheckedScheduleRecord,
     RunRecord,
     ScheduleBody,
     ScheduleEdit,
-    ScheduleMade,
     ScheduleRecord,
 )
-from service.batch.schemas import JobRecord
-from service.batch.starting import check_may_start, check_reach
-from service.submit import schedule_admission
-from service.submit.score_admission import Spec, within
-from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
-from service.web.fields import Strict
-from service.web.idempotency import Done, IdempotencyKey, once, seen
-from service.web.pages import Listed, PageQuery, listed
+from service.submit import job_kinds
+from service.submit.admission import JobSpec, prefixed_fields
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
+from service.web.idempotency import IdempotencyKey, IdempotentResult, is_repeat, run_once
+from service.web.pages import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
+from service.web.request_models import RequestBody
 from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
 PATH = "/v1/schedules"
-ONE = PATH + "/{schedule}"
+SCHEDULE_PATH = PATH + "/{schedule}"
 ScheduleName = Annotated[str, Path(description="the schedule's name", pattern=NAME_PATTERN)]
 
 
 @router.post(
     PATH,
-    dependencies=[guarded("batch")],
+    dependencies=[require_scope("batch")],
     status_code=201,
-    response_model=ScheduleMade,
+    response_model=CheckedScheduleRecord,
     responses=problem_responses(404, 409, 413, 422),
 )
 def create_schedule(
@@ -52,78 +52,87 @@ def create_schedule(
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Start a job again and again, by cron or at an interval.
+    """Create a schedule that starts a job repeatedly, by cron or at an interval.
 
-    The job is checked as any other; if its input is not there yet, `warnings` says so, and each run looks
-    again. Each run takes the version that the alias points to then.
+    The job is checked like any other. If its input does not exist yet, `warnings` contains a message, and
+    each run checks again. Each run uses the version that the alias points to at that time.
     """
-    new = body.asked()
-    check_may_start(caller, new.job)
+    new = body.new_schedule()
+    require_start_access(caller, new.job)
     with db.reading(services.sessions) as session:
-        known = seen(session, idempotency_key, caller)
-    warnings = [] if known else _look(services, new.job)
-    with writing(services) as session:
+        is_repeated = is_repeat(session, idempotency_key, caller)
+    warnings = [] if is_repeated else _examine(services, new.job)
+    with write_transaction(services) as session:
 
-        def create() -> Done:
+        def create() -> IdempotentResult:
             _check(session, services, new.job)
             row = schedules.create(session, new, by=caller.name)
-            return Done(_made(session, row, warnings), 201, f"{PATH}/{row.name}")
+            return IdempotentResult(_checked_record(session, row, warnings), 201, f"{PATH}/{row.name}")
 
-        return once(session, idempotency_key, caller, request, body, create)
+        return run_once(session, idempotency_key, caller, request, body, create)
 
 
-@router.get(PATH, dependencies=[guarded("batch")], responses=problem_responses(422))
+@router.get(PATH, dependencies=[require_scope("batch")], responses=problem_responses(422))
 def list_schedules(
     request: Request,
     response: Response,
     session: ReadDep,
     caller: CallerDep,
     query: Annotated[PageQuery, Query()],
-) -> Listed[ScheduleRecord]:
-    """Schedules by name. A key for some models sees only theirs."""
+) -> ListResponse[ScheduleRecord]:
+    """List schedules by name. A key for some models lists only the schedules of these models."""
     page = schedules.search(
         session, models=caller.models, page_size=query.page_size, page_token=query.page_token
     )
-    last = schedules.last_runs(session, [s.name for s in page.items])
-    then = _then(session, last.values())
-    return listed(page, lambda s: ScheduleRecord.of(s, last.get(s.name), then), request, response)
+    last_runs = schedules.last_runs(session, [s.name for s in page.items])
+    follow_ups = _follow_up_jobs(session, last_runs.values())
+    return list_response(
+        page, lambda s: ScheduleRecord.of(s, last_runs.get(s.name), follow_ups), request, response
+    )
 
 
-@router.get(ONE, dependencies=[guarded("batch")], responses=problem_responses(404, 422))
+@router.get(SCHEDULE_PATH, dependencies=[require_scope("batch")], responses=problem_responses(404, 422))
 def get_schedule(schedule: ScheduleName, session: ReadDep, caller: CallerDep) -> ScheduleRecord:
-    """When it runs next, and what came of its last run."""
+    """Get the schedule with its next run and the outcome of its last run."""
     return _record(session, _schedule(session, schedule, caller))
 
 
-@router.patch(ONE, dependencies=[guarded("batch")], responses=problem_responses(404, 409, 413, 422))
+@router.patch(
+    SCHEDULE_PATH, dependencies=[require_scope("batch")], responses=problem_responses(404, 409, 413, 422)
+)
 def edit_schedule(
     schedule: ScheduleName, body: ScheduleEdit, services: ServicesDep, caller: CallerDep
-) -> ScheduleMade:
-    """Change all but the name; pause it, or let it go on. What was due during a pause was not missed."""
-    changes = body.asked()
+) -> CheckedScheduleRecord:
+    """Change any field except the name; pause or unpause. Runs due during a pause do not count as missed."""
+    changes = body.changes()
     job = changes.get("job")
     with db.reading(services.sessions) as session:
-        check_may_start(caller, _schedule(session, schedule, caller).job)
+        require_start_access(caller, _schedule(session, schedule, caller).job)
     if job is not None:
-        check_may_start(caller, job)
-    warnings = [] if job is None else _look(services, job)
-    with writing(services) as session:
-        check_may_start(caller, _schedule(session, schedule, caller).job)
+        require_start_access(caller, job)
+    warnings = [] if job is None else _examine(services, job)
+    with write_transaction(services) as session:
+        require_start_access(caller, _schedule(session, schedule, caller).job)
         if job is not None:
             _check(session, services, job)
-        return _made(session, schedules.edit(session, schedule, changes), warnings)
+        return _checked_record(session, schedules.edit(session, schedule, changes), warnings)
 
 
-@router.delete(ONE, dependencies=[guarded("batch")], status_code=204, responses=problem_responses(404, 422))
+@router.delete(
+    SCHEDULE_PATH,
+    dependencies=[require_scope("batch")],
+    status_code=204,
+    responses=problem_responses(404, 422),
+)
 def delete_schedule(schedule: ScheduleName, session: WriteDep, caller: CallerDep) -> None:
-    """Delete it with its history. Jobs that it started go on."""
+    """Delete the schedule and its history. Jobs that it started continue."""
     _schedule(session, schedule, caller)
     schedules.remove(session, schedule)
 
 
 @router.post(
-    ONE + "/run",
-    dependencies=[guarded("batch")],
+    SCHEDULE_PATH + "/run",
+    dependencies=[require_scope("batch")],
     status_code=202,
     response_model=JobRecord,
     responses=problem_responses(404, 409, 422),
@@ -136,17 +145,20 @@ def run_schedule(
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Start its job now, paused or not: ask `Location` how far it is. When it runs next stays as it is."""
+    """Start the job now, also if the schedule is paused; poll `Location`. The next run stays as planned."""
 
-    def run() -> Done:
-        check_may_start(caller, _schedule(session, schedule, caller).job)
-        job = schedules.run_now(session, schedule, schedule_admission.starter(services.store), by=caller.name)
-        return Done(record(job, None, []), 202, f"/v1/jobs/{job.id}")
+    def run() -> IdempotentResult:
+        require_start_access(caller, _schedule(session, schedule, caller).job)
+        start = job_kinds.scheduled_job_starter(services.store)
+        job = schedules.run_now(session, schedule, start, by=caller.name)
+        return IdempotentResult(job_record(job, None, []), 202, f"/v1/jobs/{job.id}")
 
-    return once(session, idempotency_key, caller, request, Strict(), run)
+    return run_once(session, idempotency_key, caller, request, RequestBody(), run)
 
 
-@router.get(ONE + "/runs", dependencies=[guarded("batch")], responses=problem_responses(404, 422))
+@router.get(
+    SCHEDULE_PATH + "/runs", dependencies=[require_scope("batch")], responses=problem_responses(404, 422)
+)
 def list_runs(
     schedule: ScheduleName,
     request: Request,
@@ -154,41 +166,39 @@ def list_runs(
     session: ReadDep,
     caller: CallerDep,
     query: Annotated[PageQuery, Query()],
-) -> Listed[RunRecord]:
-    """What came of each run that was due, newest first."""
+) -> ListResponse[RunRecord]:
+    """List the outcome of each run that was due, newest first."""
     _schedule(session, schedule, caller)
     page = schedules.runs(session, schedule, page_size=query.page_size, page_token=query.page_token)
-    then = _then(session, page.items)
-    return listed(page, lambda run: RunRecord.of(run, then), request, response)
+    follow_ups = _follow_up_jobs(session, page.items)
+    return list_response(page, lambda run: RunRecord.of(run, follow_ups), request, response)
 
 
 def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
     row = schedules.get(session, name)
-    check_reach(caller, schedules.model_of(row.job))
+    require_model_access(caller, schedules.model_of(row.job))
     return row
 
 
-def _look(services: Services, job: Spec) -> list[str]:
-    with within("job", job):
-        return schedule_admission.look(services.settings, services.sessions, services.store, job)
+def _examine(services: Services, job: JobSpec) -> list[str]:
+    with prefixed_fields("job", job):
+        return job_kinds.examine_scheduled(services.settings, services.sessions, services.store, job)
 
 
-def _check(session: Session, services: Services, job: Spec) -> None:
-    """Raises what a run of this job would meet, fields named as they stand in a schedule."""
-    for place, part in (("job", job), ("job.then", job.get("then"))):
-        if part is not None:
-            with within(place, part):
-                schedule_admission.check(session, services.settings, services.store, part)
+def _check(session: Session, services: Services, job: JobSpec) -> None:
+    """Raise the error that a run of this job would raise; fields are named as in the schedule's body."""
+    with prefixed_fields("job", job):
+        job_kinds.admission_of(job["kind"]).check(session, services.settings, services.store, job)
 
 
-def _made(session: Session, row: ScheduleRow, warnings: list[str]) -> ScheduleMade:
-    return ScheduleMade(**dict(_record(session, row)), warnings=warnings)
+def _checked_record(session: Session, row: ScheduleRow, warnings: list[str]) -> CheckedScheduleRecord:
+    return CheckedScheduleRecord(**dict(_record(session, row)), warnings=warnings)
 
 
 def _record(session: Session, row: ScheduleRow) -> ScheduleRecord:
-    last = schedules.last_runs(session, [row.name])
-    return ScheduleRecord.of(row, last.get(row.name), _then(session, last.values()))
+    last_runs = schedules.last_runs(session, [row.name])
+    return ScheduleRecord.of(row, last_runs.get(row.name), _follow_up_jobs(session, last_runs.values()))
 
 
-def _then(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, jobs.FollowUpJob]:
+def _follow_up_jobs(session: Session, runs: Iterable[ScheduleRunRow]) -> dict[int, jobs.FollowUpJob]:
     return jobs.follow_up_jobs(session, [run.job_id for run in runs if run.job_id is not None])

@@ -1,4 +1,4 @@
-"""The wire types of training jobs."""
+"""Request body of training jobs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from service.batch.schemas import Attempts, ColumnName, Input, Name, Scoring
-from service.web.fields import Sha256, Strict
+from registry.vocabulary import DEFAULT_MAX_ATTEMPTS, LOCAL, RAY, Engine
+from service.batch.body_fields import ColumnName, JobInput, MaxAttempts, Name
+from service.batch.score_schemas import ScoringFields
+from service.web.request_models import RequestBody, Sha256
 
 MAX_PARTITIONS = 1000
 
 
-class Estimator(Strict):
-    """An unfitted scikit-learn estimator or Pipeline: a joblib file that was uploaded."""
+class Estimator(RequestBody):
+    """An unfitted scikit-learn estimator or Pipeline: an uploaded joblib file."""
 
     artifact: Sha256
 
 
-class Publish(Strict):
+class Publish(RequestBody):
     name: Name
     alias: Annotated[Name | None, Field(description="moved to the new version once it is ready")] = None
     tags: Annotated[dict[str, Annotated[str, Field(max_length=1000)]], Field(max_length=100)] = Field(
@@ -26,11 +28,11 @@ class Publish(Strict):
     )
 
 
-class Then(Scoring):
-    """Score this input, with exactly the version that was trained."""
+class Then(ScoringFields):
+    """Score this input with exactly the version that was trained."""
 
 
-EXAMPLE: dict[str, Any] = {
+TRAIN_EXAMPLE: dict[str, Any] = {
     "kind": "train",
     "estimator": {"artifact": "9f86d081884c7d65" + "0" * 48},
     "input": {"uri": "file:///data/2026/", "media_type": "text/csv"},
@@ -40,56 +42,61 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class TrainBody(Strict):
-    """Fit an estimator to partitioned data, and publish what it becomes. Needs the scope `publish` too."""
+class TrainBody(RequestBody):
+    """Fit an estimator to partitioned data and publish the model. Also requires the scope `publish`."""
 
-    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
+    model_config = ConfigDict(json_schema_extra={"example": TRAIN_EXAMPLE})
 
     kind: Literal["train"]
     estimator: Estimator
-    input: Input
-    target: Annotated[ColumnName, Field(description="the column that holds the true values")]
+    input: JobInput
+    target: Annotated[ColumnName, Field(description="column that holds the true values")]
     exclude: Annotated[
-        list[ColumnName], Field(max_length=10_000, description="columns that are no features: ids, dates")
+        list[ColumnName],
+        Field(max_length=10_000, description="columns that are not features, such as ids and dates"),
     ] = Field(default_factory=list)
     dtypes: Annotated[
         dict[ColumnName, Literal["float64", "int64", "bool", "string"]],
-        Field(max_length=10_000, description="what columns hold, where their first rows look otherwise"),
+        Field(max_length=10_000, description="types of columns whose first rows suggest another type"),
     ] = Field(default_factory=dict)
     strategy: Annotated[
         Literal["partial_fit", "ensemble", "single"],
         Field(
-            description="partial_fit: one model, partition after partition. ensemble: a model for each "
-            "partition, merged into one. single: one fit over all rows, which have to fit into memory"
+            description="partial_fit: one model, fitted to one partition after another. ensemble: one model "
+            "for each partition, merged into one. single: one fit over all rows, which must fit into memory"
         ),
     ]
     sampling: Annotated[
         Literal["none", "balanced", "stratified"],
         Field(
-            description="balanced: as many rows of each class as the rarest has. stratified: rows are dealt "
-            "so that each partition has each class's share"
+            description="balanced: the same number of rows of each class. stratified: every partition has "
+            "the same share of each class"
         ),
     ] = "none"
     partitions: Annotated[
         int | None,
-        Field(ge=1, le=MAX_PARTITIONS, description="deal the rows into so many; unset: those of the input"),
+        Field(
+            ge=1,
+            le=MAX_PARTITIONS,
+            description="number of partitions to distribute the rows to; default: those of the input",
+        ),
     ] = None
     validation: Annotated[
-        float, Field(ge=0, le=0.9, description="share of rows held out, to measure the model")
+        float, Field(ge=0, le=0.9, description="share of the rows that is held out to measure the model")
     ] = 0.2
     publish: Publish
     then: Then | None = None
-    engine: Literal["local", "ray"] = "local"
-    max_attempts: Attempts = 4
+    engine: Engine = LOCAL
+    max_attempts: MaxAttempts = DEFAULT_MAX_ATTEMPTS
 
     @model_validator(mode="after")
-    def _one_fit(self) -> TrainBody:
+    def _single_has_no_partitions(self) -> TrainBody:
         if self.strategy == "single" and self.partitions is not None:
-            raise ValueError("the strategy single is one fit over all rows: leave partitions out")
+            raise ValueError("the strategy single fits all rows at once: remove partitions")
         return self
 
     @model_validator(mode="after")
-    def _by_ray(self) -> TrainBody:
-        if self.engine == "ray" and self.strategy != "ensemble":
-            raise ValueError("on Ray there is the strategy ensemble: the others have nothing to spread")
+    def _ray_fits_ensembles(self) -> TrainBody:
+        if self.engine == RAY and self.strategy != "ensemble":
+            raise ValueError("the engine ray supports only the strategy ensemble")
         return self

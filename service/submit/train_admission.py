@@ -1,6 +1,6 @@
-"""Is this a training that can be done? As far as it can be said without opening the estimator.
+"""Admission of training jobs: everything that can be checked without opening the estimator.
 
-Planning checks it all again, and has a child open the estimator.
+The estimator is opened in a child process when the job is planned.
 """
 
 from __future__ import annotations
@@ -11,95 +11,81 @@ from sqlalchemy.orm import Session
 
 from registry import versions
 from registry.artifacts import Store
-from registry.errors import FieldError, Invalid, invalid_field
+from registry.errors import FieldError, Invalid
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
+from registry.tables import VersionRow
 from registry.vocabulary import TRAIN
 from service.config import Settings
-from service.submit import engines, inputs
-from service.submit.score_admission import Spec, check_extra, some, within
+from service.submit.admission import (
+    HeadReport,
+    JobAdmission,
+    JobSpec,
+    check_location,
+    one_of_columns,
+    prefixed_fields,
+    require_artifact,
+    require_engine,
+    warn_if_missing,
+)
+from service.submit.input_locations import locate_input
+from service.submit.score_admission import require_copied_columns
 
 
-def examine(settings: Settings, store: Store, spec: Spec) -> list[str]:
-    """The features. Raises `Invalid` when the input cannot be read, or lacks the target."""
-    # pyarrow comes with the first job, not with the start
-    from service.formats import reading
+class TrainAdmission(JobAdmission):
+    required_scope = "publish"
+    errors_hint = "a training counts the rows without a target and does not list them"
+    has_eta = False  # all rows are read long before the last stage
 
-    engines.require_engine(spec["engine"])
-    place = inputs.find(settings, store, spec["input"])
-    dataset = reading.open_dataset(place.location, place.media_type, alike=True, dtypes=dtypes_of(spec))
-    target = spec["target"]
-    if target not in dataset.columns:
-        reading.check_commas(dataset)
-        message = f"the target {target!r} is no column of the input; it has {', '.join(dataset.columns)}"
-        raise invalid_field("target", "no such column", "a column's name", detail=message)
-    _check_named(spec, target, dataset.columns)
-    return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
+    def output_hint(self, job: JobRow) -> str:
+        published = "" if job.version is None else f", {job.model}:{job.version}"
+        return f"a training publishes a version{published}"
 
+    def check(self, session: Session, settings: Settings, store: Store, spec: JobSpec) -> None:
+        versions.lock_blobs(session, shared=True)
+        require_artifact(store, spec, "estimator")
+        check_location(settings, store, spec)
+        if (then := spec["then"]) is not None:
+            with prefixed_fields("then", then):
+                check_location(settings, store, then)
 
-def dtypes_of(spec: Spec) -> dict[str, str]:
-    """By column. One that is left out may be anything."""
-    return dict.fromkeys(spec["exclude"], "string") | dict(spec["dtypes"])
+    def examine(
+        self, settings: Settings, store: Store, spec: JobSpec, version: VersionRow | None
+    ) -> HeadReport:
+        features = self._examine_input(settings, store, spec)
+        self._examine_then(settings, store, spec, features)
+        return HeadReport(features, rows=0, failed=0, warnings=[])
 
+    def examine_scheduled(
+        self, settings: Settings, store: Store, spec: JobSpec, version: VersionRow | None
+    ) -> list[str]:
+        warnings: list[str] = []
+        features: list[str] = []
+        with warn_if_missing(warnings):
+            features = self._examine_input(settings, store, spec)
+        with warn_if_missing(warnings):
+            self._examine_then(settings, store, spec, features)
+        return warnings
 
-def examine_then(settings: Settings, store: Store, spec: Spec, features: Sequence[str]) -> None:
-    """Raises `Invalid` when what is to be scored then cannot be read, or lacks a column: a version would have
-    been trained, and an alias moved, before anybody noticed."""
-    from service.formats import reading
-
-    if (then := spec["then"]) is None:
-        return
-    with within("then", then):
-        if (artifact := then["input"].get("artifact")) is not None:
-            versions.require_blob(store, artifact, "input.artifact")
-        place = inputs.find(settings, store, then["input"])
-        dataset = reading.open_dataset(place.location, place.media_type)
-        check_extra(then, dataset)
-    lacking = [name for name in features if name not in dataset.columns]
-    if lacking:
-        faults = [
-            FieldError(f"what is to be scored then has no column {n!r}, which is trained on", field=n)
-            for n in lacking
-        ]
-        raise Invalid(faults[0].message, faults)
-
-
-def _check_named(spec: Spec, target: str, columns: Sequence[str]) -> None:
-    """Raises `Invalid` naming each that is no column, or when nothing is left to learn from."""
-    names = spec["exclude"]
-    faults = [
-        FieldError(f"the input has no column {name!r} {what}", field=field, expected=some(columns))
-        for field, what in (("exclude", "to leave out"), ("dtypes", "to give a type to"))
-        for name in spec[field]
-        if name not in columns
-    ]
-    if target in names:
-        faults.append(FieldError(f"the target {target!r} cannot be left out", field="exclude"))
-    elif not set(columns) - {target, *names}:
-        faults.append(FieldError("no column is left to learn from", field="exclude"))
-    if faults:
-        raise Invalid(faults[0].message, faults)
-
-
-def accept(
-    session: Session,
-    store: Store,
-    spec: Spec,
-    *,
-    by: str,
-    schedule: str | None = None,
-    parent_id: int | None = None,
-) -> JobRow:
-    """Enqueue it, in the caller's transaction. Raises `Invalid` when something it names was not uploaded."""
-    engines.require_engine(spec["engine"])
-    versions.hold_blobs(session, shared=True)
-    versions.require_blob(store, spec["estimator"]["artifact"], "estimator.artifact")
-    for field, part in (("input.artifact", spec), ("then.input.artifact", spec["then"] or {})):
-        if (artifact := part.get("input", {}).get("artifact")) is not None:
-            versions.require_blob(store, artifact, field)
-    return jobs.create(
-        session,
-        jobs.NewJob(
+    def accept(
+        self,
+        session: Session,
+        store: Store,
+        spec: JobSpec,
+        version: VersionRow | None,
+        *,
+        by: str,
+        schedule: str | None = None,
+        parent_id: int | None = None,
+    ) -> JobRow:
+        require_engine(spec["engine"])
+        versions.lock_blobs(session, shared=True)
+        require_artifact(store, spec, "estimator")
+        require_artifact(store, spec, "input")
+        if (then := spec["then"]) is not None:
+            with prefixed_fields("then", then):
+                require_artifact(store, then, "input")
+        new_job = jobs.NewJob(
             kind=TRAIN,
             engine=spec["engine"],
             spec=spec,
@@ -107,6 +93,78 @@ def accept(
             max_attempts=spec["max_attempts"],
             schedule=schedule,
             parent_id=parent_id,
-        ),
-        by=by,
-    )
+        )
+        return jobs.create(session, new_job, by=by)
+
+    def _examine_input(self, settings: Settings, store: Store, spec: JobSpec) -> list[str]:
+        """Return the names of the features.
+
+        Raises `Invalid` if the input cannot be read, or if the target or a named column is missing.
+        """
+        from service.formats import reading  # imports pyarrow, which a server loads with its first job
+
+        require_engine(spec["engine"])
+        place = locate_input(settings, store, spec["input"])
+        dtypes = column_dtypes(spec)
+        dataset = reading.open_dataset(place.location, place.media_type, uniform=True, dtypes=dtypes)
+        target = spec["target"]
+        if target not in dataset.columns:
+            reading.check_separator(dataset)
+            raise Invalid(
+                missing_target(target, dataset.columns),
+                [FieldError("no such column", field="target", expected="a column's name")],
+            )
+        _check_column_fields(spec, dataset.columns)
+        return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
+
+    def _examine_then(self, settings: Settings, store: Store, spec: JobSpec, features: Sequence[str]) -> None:
+        """Examine the input of the scoring job that follows the training.
+
+        Otherwise its faults would appear after a version was trained and an alias moved. Raises `Invalid` if
+        the input cannot be read or lacks a feature.
+        """
+        from service.formats import reading
+
+        if (then := spec["then"]) is None:
+            return
+        with prefixed_fields("then", then):
+            require_artifact(store, then, "input")
+            place = locate_input(settings, store, then["input"])
+            dataset = reading.open_dataset(place.location, place.media_type)
+            require_copied_columns(then, dataset)
+        errors = [
+            FieldError(f"the input of then has no column {name!r}, which the model is trained on", field=name)
+            for name in features
+            if name not in dataset.columns
+        ]
+        if errors:
+            raise Invalid(errors[0].message, errors)
+
+
+def column_dtypes(spec: JobSpec) -> dict[str, str]:
+    """Return the dtypes to read columns as. Excluded columns are read as text: they may hold anything."""
+    return dict.fromkeys(spec["exclude"], "string") | dict(spec["dtypes"])
+
+
+def missing_target(target: str, columns: Sequence[str]) -> str:
+    """Return the message for a target that is missing in the input."""
+    return f"the target {target!r} is not a column of the input; the input has {', '.join(columns)}"
+
+
+def _check_column_fields(spec: JobSpec, columns: Sequence[str]) -> None:
+    """Raises `Invalid` if `exclude` or `dtypes` name missing columns, or if no feature remains."""
+    target, excluded = spec["target"], spec["exclude"]
+    errors = [
+        FieldError(
+            f"{field}: the input has no column {name!r}", field=field, expected=one_of_columns(columns)
+        )
+        for field in ("exclude", "dtypes")
+        for name in spec[field]
+        if name not in columns
+    ]
+    if target in excluded:
+        errors.append(FieldError(f"the target {target!r} cannot be excluded", field="exclude"))
+    elif not set(columns) - {target, *excluded}:
+        errors.append(FieldError("every column but the target is excluded", field="exclude"))
+    if errors:
+        raise Invalid(errors[0].message, errors)

@@ -1,7 +1,11 @@
-"""The worker: lanes that claim tasks of jobs, do them, and record what came of them.
+"""The worker's lanes: threads that claim tasks of jobs, run them and record the results.
 
-A lane is a thread; what it runs releases the GIL. One more thread keeps the leases. A worker that is killed
-is noticed when its leases run out; one that sleeps through them is told by its fence that it changes nothing.
+Lanes are threads because their work releases the GIL. One more thread extends the leases. If a worker dies,
+its leases expire and other workers claim its tasks. If a worker was suspended until its leases expired, the
+fences of its claims are outdated, and the registry rejects its results.
+
+A task passes through four methods: `Worker.step` claims it, `Worker._run` handles its errors,
+`Worker._execute` calls the job kind, `Worker._finish` records the result.
 """
 
 from __future__ import annotations
@@ -26,273 +30,343 @@ from registry.tables import now
 from registry.vocabulary import ASSEMBLE_TASK, JOB_TASKS, PARTITION_TASK, PLAN_TASK, RAY_TASK
 from service import telemetry
 from service.config import Settings
-from service.worker.flight import Flight, Stopping, held
-from service.worker.job_kind import Gone, Hopeless, Later, Piece, Stage, Whole, Work, discard, told
+from service.worker.job_work import (
+    JobResult,
+    JobWork,
+    PartitionResult,
+    PartsMissing,
+    PermanentFailure,
+    PlannedStage,
+    RetryLater,
+    delete_job_directory,
+    describe_failure,
+)
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 POLL_S = 0.1
-ERROR_S = 2.0
+ERROR_PAUSE_S = 2.0
+"""Pause after an error of the database."""
 FIRST_BACKOFF_S = 1.0
-MOST_BACKOFF_S = 60.0
-OURS = (PLAN_TASK, PARTITION_TASK, ASSEMBLE_TASK)  # what lanes do themselves
+MAX_BACKOFF_S = 60.0
+LANE_TASKS = (PLAN_TASK, PARTITION_TASK, ASSEMBLE_TASK)
 
 log = telemetry.logger(__name__)
 
 
+class WorkerStopping(Exception):
+    """The worker is shutting down: its tasks go back to the queue."""
+
+
+class RunningTask:
+    """A claimed task while a lane runs it."""
+
+    def __init__(self, task: ClaimedTask, stopping: threading.Event) -> None:
+        self.task = task
+        self.rows, self.failed = 0, 0
+        self.is_stale = False
+        self._stopping = stopping
+
+    def report_progress(self, rows: int, failed: int) -> None:
+        """Store the numbers of rows done and failed so far.
+
+        Raises `StaleTask` if the claim is no longer valid, `WorkerStopping` if the worker shuts down.
+        """
+        self.rows, self.failed = rows, failed
+        if self.is_stale:
+            raise StaleTask(self.task.id)
+        if self._stopping.is_set():
+            raise WorkerStopping
+
+    @property
+    def job_id(self) -> int:
+        return int(self.task.subject.partition("/")[0])
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Stage and number of the partition."""
+        _, stage, number = self.task.subject.split("/")
+        return stage, int(number)
+
+
+def lock_job(session: Session, running: RunningTask) -> JobRow:
+    """Lock and return the task's job. Raises `StaleTask` if the claim is not valid or the job was deleted.
+
+    The order of locks is: job, task, partition. A different order could deadlock.
+    """
+    try:
+        job = jobs.lock(session, running.job_id)
+    except NotFound as error:
+        raise StaleTask(running.task.id) from error
+    queue.heartbeat(session, running.task.id, running.task.fence, queue.JOB_LEASE_S)
+    return job
+
+
 class Worker:
-    """`works` by kind of job and engine. `spread` does a task of kind `RAY` and finishes it, on a lane of its
-    own, for it only waits. `nice`: lanes let others go first; what keeps the leases does not."""
+    """Lanes that run the tasks of jobs.
+
+    `works`: by job kind. `run_on_ray` runs and finishes a task of kind `RAY_TASK`; it has a lane of its own,
+    which mostly waits. `nice`: process priority of the lanes; the thread that extends the leases keeps the
+    normal priority.
+    """
 
     def __init__(
         self,
         settings: Settings,
         sessions: db.Sessions,
-        works: Mapping[tuple[str, str], Work],
-        spread: Callable[[JobRow, Flight], None] | None = None,
+        works: Mapping[str, JobWork],
+        run_on_ray: Callable[[JobRow, RunningTask], None] | None = None,
         nice: int = 0,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._works, self._spread = works, spread
+        self._works = works
+        self._run_on_ray = run_on_ray
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping, self._stopped = threading.Event(), threading.Event()
-        self._claiming = threading.Lock()  # one lane looks for a task at a time
-        self._more = threading.Event()  # something was done: what follows from it may be there
-        self._flights: set[Flight] = set()
+        self._claiming = threading.Lock()  # one lane at a time looks for a task
+        self._finished = threading.Event()  # a task was finished: its successor may be claimable
+        self._running: set[RunningTask] = set()
         self._lanes = [
             threading.Thread(target=self._loop, args=(self.step, nice), name=f"lane {n}", daemon=True)
             for n in range(settings.batch_lanes)
         ]
-        if spread is not None:
-            lane = threading.Thread(target=self._loop, args=(self.spread,), name="lane of Ray", daemon=True)
+        if run_on_ray is not None:
+            lane = threading.Thread(target=self._loop, args=(self.ray_step,), name="Ray lane", daemon=True)
             self._lanes.append(lane)
-        self._leases = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
+        self._leases = threading.Thread(target=self._extend_leases, name="leases", daemon=True)
 
     def start(self) -> None:
         for thread in (*self._lanes, self._leases):
             thread.start()
 
     def stop(self, grace_s: float) -> None:
-        """Give unfinished work back to the queue. A lane that does not come to an end is left alone: its
-        lease runs out."""
+        """Release unfinished tasks. A lane that does not end within `grace_s` is left: its lease expires."""
         self._stopping.set()
-        self._more.set()
-        until = time.monotonic() + grace_s
+        self._finished.set()
+        deadline = time.monotonic() + grace_s
         for thread in self._lanes:
             if thread.ident is not None:
-                thread.join(max(0.0, until - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
         self._stopped.set()
         if self._leases.ident is not None:
             self._leases.join()
 
-    def spread(self) -> None:
-        """Do one task on Ray, or wait a little when there is none."""
-        flight = self._take_off((RAY_TASK,))
-        if flight is None:
+    def step(self) -> None:
+        """Run one task, or wait for a moment if none is available."""
+        with self._claiming:
+            self._finished.clear()
+            running = self._claim(LANE_TASKS)
+            if running is None:
+                self._finished.wait(POLL_S)
+                return
+        self._run(running)
+        self._finished.set()
+
+    def ray_step(self) -> None:
+        """Run one task on Ray, or wait for a moment if none is available."""
+        running = self._claim((RAY_TASK,))
+        if running is None:
             self._stopping.wait(POLL_S)
         else:
-            self._fly(flight)
+            self._run(running)
 
-    def step(self) -> None:
-        """Do one task, or wait a little when there is none."""
-        with self._claiming:
-            self._more.clear()
-            flight = self._take_off(OURS)
-            if flight is None:
-                self._more.wait(POLL_S)
-                return
-        self._fly(flight)
-        self._more.set()
+    def heartbeat(self) -> None:
+        """Extend the leases of all running tasks and record their progress."""
+        for running in list(self._running):
+            task = running.task
+            try:
+                with self._sessions.begin() as session:
+                    queue.heartbeat(session, task.id, task.fence, queue.JOB_LEASE_S)
+                    if task.kind == PARTITION_TASK:
+                        row = jobs.partition(session, running.job_id, *running.place)
+                        if row.result is None:
+                            row.rows, row.failed = running.rows, running.failed
+            except (StaleTask, NotFound):
+                running.is_stale = True
+            except Exception:  # most likely of the database: the next heartbeat may be in time
+                log.exception("worker.beat_failed")
 
-    def _take_off(self, kinds: Sequence[str]) -> Flight | None:
-        task = None if self._stopping.is_set() else self._claim(kinds)
-        if task is None:
+    def _claim(self, kinds: Sequence[str]) -> RunningTask | None:
+        if self._stopping.is_set():
             return None
-        flight = Flight(task, self._stopping)
-        self._flights.add(flight)
-        return flight
-
-    def _claim(self, kinds: Sequence[str]) -> ClaimedTask | None:
-        with db.reading(self._sessions) as session:  # a look costs the writers nothing
-            if not queue.has_claimable(session, kinds, self._settings.batch_lanes_per_model):
+        max_per_model = self._settings.batch_lanes_per_model
+        with db.reading(self._sessions) as session:  # polling must not take the write lock
+            if not queue.has_claimable(session, kinds, max_per_model):
                 return None
         with self._sessions.begin() as session:
-            self._tell_lost(session)
-            most = self._settings.batch_lanes_per_model
-            return queue.claim(session, kinds, self._name, queue.JOB_LEASE_S, max_per_key=most)
+            _fail_lost_task(session)
+            task = queue.claim(session, kinds, self._name, queue.JOB_LEASE_S, max_per_key=max_per_model)
+        if task is None:
+            return None
+        running = RunningTask(task, self._stopping)
+        self._running.add(running)
+        return running
 
-    def _tell_lost(self, session: Session) -> None:
-        lost = queue.peek_lost(session, JOB_TASKS)
-        if lost is None:
-            return
-        with contextlib.suppress(NotFound):
-            job = jobs.lock(session, int(lost.subject.partition("/")[0]))  # before its task, like everybody
-            if queue.fail_lost(session, JOB_TASKS, lost.id):
-                reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
-                jobs.end(session, job, jobs.FAILED, reason)
-
-    def _fly(self, flight: Flight) -> None:
-        task = flight.task
+    def _run(self, running: RunningTask) -> None:
+        """Execute a task. An error retries, releases or fails it."""
         try:
-            self._try(flight)
-        except StaleTask as stale:  # done elsewhere, cancelled, or forgotten meanwhile
-            log.info("task.dropped", task=task.id, of=task.subject, why=str(stale))
-            self._tidy(flight.job_id)
+            try:
+                self._execute(running)
+            except Exception as error:
+                self._handle_error(running, error)
+        except StaleTask as error:  # cancelled, deleted, or finished by another worker
+            log.info("task.dropped", task=running.task.id, of=running.task.subject, why=str(error))
+            self._delete_late_files(running.job_id)
         finally:
-            self._flights.discard(flight)
+            self._running.discard(running)
 
-    def _try(self, flight: Flight) -> None:
-        """Do the task, or say that it failed. Raises `StaleTask` when it is another's by now."""
-        task = flight.task
-        try:
-            self._do(flight)
-        except StaleTask:
-            raise
-        except Later as later:
-            self._put_back(task, later.in_s)
-        except Gone as gone:
-            self._do_again(flight, gone)
-        except Stopping:
-            self._put_back(task, 0.0)
-        except (OperationalError, InternalError) as error:  # the database's trouble is no failure of the task
-            log.warning("task.put_back", task=task.id, of=task.subject, why=str(error.orig))
-            self._put_back(task, ERROR_S)
-        except Exception as error:
-            if self._stopping.is_set():  # what it was using may be closed by now
-                self._put_back(task, 0.0)
-                return
-            if not isinstance(error, TriviumError | OSError):
-                log.exception("task.failed", task=task.id, kind=task.kind, of=task.subject)
-            self._fail(flight, error)
-
-    def _tidy(self, job_id: int) -> None:
-        """Of a job that is done or forgotten, leave nothing that was written too late."""
-        with db.reading(self._sessions) as session:
-            job = session.get(JobRow, job_id)
-        if job is None or job.state == jobs.DONE:
-            discard(self._settings, job_id)
-
-    def _do(self, flight: Flight) -> None:
-        job, row = self._begin(flight)
-        if flight.task.kind == RAY_TASK:
-            assert self._spread is not None, "no other claims it"
-            self._spread(job, flight)
+    def _execute(self, running: RunningTask) -> None:
+        job, row = self._begin(running)
+        work, task = self._works[job.kind], running.task
+        result: PlannedStage | PartitionResult | JobResult
+        if task.kind == RAY_TASK:
+            assert self._run_on_ray is not None, "workers without Ray do not claim such tasks"
+            self._run_on_ray(job, running)
             return
-        work = self._works[job.kind, job.engine]
-        made: Stage | Piece | Whole
-        if flight.task.kind == PLAN_TASK:
-            made = work.plan(job, flight.alive)
+        if task.kind == PLAN_TASK:
+            result = work.plan(job, running.report_progress)
         elif row is not None:
-            made = work.partition(job, row, flight.task.fence, flight.alive)
+            result = work.partition(job, row, task.fence, running.report_progress)
         else:
             with db.reading(self._sessions) as session:
-                pieces = jobs.partitions(session, job.id)
-            made = work.assemble(job, pieces, flight.alive)
-        with self._sessions.begin() as session:
-            job = held(session, flight)
-            queue.finish(session, flight.task.id, flight.task.fence)
-            _record(session, job, flight, made)
-        if job.state == jobs.DONE:
-            discard(self._settings, job.id)
-            log.info("job.done", job=job.id, kind=job.kind, model=job.model)
+                partitions = jobs.partitions(session, job.id)
+            result = work.assemble(job, partitions, running.report_progress)
+        self._finish(running, result)
 
-    def _begin(self, flight: Flight) -> tuple[JobRow, PartitionRow | None]:
-        """The job, and the partition if the task is one; both as of now, and detached."""
+    def _begin(self, running: RunningTask) -> tuple[JobRow, PartitionRow | None]:
+        """Mark the task as started; return its job and its partition, if it has one. Both are detached."""
         with self._sessions.begin() as session:
-            job = held(session, flight)
+            job = lock_job(session, running)
             if job.state == jobs.QUEUED:
                 job.state, job.started_at = jobs.RUNNING, job.started_at or now()
             row = None
-            if flight.task.kind == PARTITION_TASK:
-                row = jobs.partition(session, job.id, *flight.place)
+            if running.task.kind == PARTITION_TASK:
+                row = jobs.partition(session, job.id, *running.place)
                 row.worker, row.started_at, row.rows, row.failed = self._name, now(), 0, 0
         return job, row
 
-    def _put_back(self, task: ClaimedTask, in_s: float) -> None:
+    def _finish(self, running: RunningTask, result: PlannedStage | PartitionResult | JobResult) -> None:
         with self._sessions.begin() as session:
-            queue.release(session, task.id, task.fence, in_s)
+            job = lock_job(session, running)
+            queue.finish(session, running.task.id, running.task.fence)
+            if isinstance(result, PartitionResult):
+                row = jobs.partition(session, job.id, *running.place)
+                jobs.finish_partition(
+                    session, job, row, rows=result.rows, failed=result.failed, result=result.result
+                )
+            elif isinstance(result, PlannedStage):
+                job.plan = result.plan
+                jobs.add_partitions(session, job, result.name, result.parts)
+            else:
+                job.output, job.errors, job.manifest = result.output, result.errors, result.manifest
+                jobs.end(session, job, jobs.DONE)
+        if job.state == jobs.DONE:
+            delete_job_directory(self._settings, job.id)
+            log.info("job.done", job=job.id, kind=job.kind, model=job.model)
 
-    def _fail(self, flight: Flight, error: Exception) -> None:
-        """Let the task be tried again after a while; when it has failed too often, the job has."""
-        task = flight.task
-        if isinstance(error, msgspec.ValidationError):  # of the plan: nothing else here is read from outside
-            error = Hopeless(f"it was planned by another release ({str(error)[:200]}); start a new job")
-        why = told(error)
-        log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=why)
-        with self._sessions.begin() as session:
-            job = held(session, flight)
-            failures = _count_failure(session, flight)
-            hopeless = isinstance(error, Hopeless | Changed) or failures >= job.max_attempts
-            backoff = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MOST_BACKOFF_S)
-            again = queue.fail(session, task.id, task.fence, why, None if hopeless else backoff)
-            if not again:
-                known = error if isinstance(error, Hopeless) else None
-                job.errors = known.errors if known else None
-                what = f"{task.kind} {task.subject.partition('/')[2]}".strip()
-                of_all = task.kind == PLAN_TASK or (known and task.kind == ASSEMBLE_TASK)
-                jobs.end(session, job, jobs.FAILED, why if of_all else f"{what}: {why}")
+    def _handle_error(self, running: RunningTask, error: Exception) -> None:
+        """Release, repeat or fail the task. Raises `StaleTask` if the claim is no longer valid."""
+        task = running.task
+        if isinstance(error, StaleTask):
+            raise error
+        if isinstance(error, RetryLater):
+            self._release(task, error.delay_s)
+        elif isinstance(error, PartsMissing):
+            self._redo_partitions(running, error)
+        elif isinstance(error, WorkerStopping):
+            self._release(task, 0.0)
+        elif isinstance(error, OperationalError | InternalError):  # of the database: not a failed attempt
+            log.warning("task.put_back", task=task.id, of=task.subject, why=str(error.orig))
+            self._release(task, ERROR_PAUSE_S)
+        elif self._stopping.is_set():  # the shutdown may have closed something that the task used
+            self._release(task, 0.0)
+        else:
+            if not isinstance(error, TriviumError | OSError):
+                log.error("task.failed", task=task.id, kind=task.kind, of=task.subject, exc_info=error)
+            self._fail(running, error)
 
-    def _do_again(self, flight: Flight, gone: Gone) -> None:
-        """Instead of assembling: what is gone has to be made again. Too often, and the job has failed."""
-        log.warning("parts.gone", job=flight.job_id, why=str(gone))
+    def _release(self, task: ClaimedTask, delay_s: float) -> None:
         with self._sessions.begin() as session:
-            job = held(session, flight)
-            queue.finish(session, flight.task.id, flight.task.fence)
-            rows = [jobs.partition(session, job.id, *place) for place in gone.places]
+            queue.release(session, task.id, task.fence, delay_s)
+
+    def _fail(self, running: RunningTask, error: Exception) -> None:
+        """Retry the task after a pause, or fail the job if no attempt is left or none can succeed."""
+        task = running.task
+        if isinstance(error, msgspec.ValidationError):  # of the plan: the only data that is decoded here
+            message = f"another release planned this job ({str(error)[:200]}): start a new job"
+            error = PermanentFailure(message)
+        reason = describe_failure(error)
+        log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=reason)
+        with self._sessions.begin() as session:
+            job = lock_job(session, running)
+            failures = _count_failure(session, running)
+            is_final = isinstance(error, PermanentFailure | Changed) or failures >= job.max_attempts
+            backoff_s = min(FIRST_BACKOFF_S * 2 ** (failures - 1), MAX_BACKOFF_S)
+            will_retry = queue.fail(session, task.id, task.fence, reason, None if is_final else backoff_s)
+            if not will_retry:
+                is_permanent = isinstance(error, PermanentFailure)
+                job.errors = error.errors if isinstance(error, PermanentFailure) else None
+                concerns_job = task.kind == PLAN_TASK or (is_permanent and task.kind == ASSEMBLE_TASK)
+                step = f"{task.kind} {task.subject.partition('/')[2]}".strip()
+                jobs.end(session, job, jobs.FAILED, reason if concerns_job else f"{step}: {reason}")
+
+    def _redo_partitions(self, running: RunningTask, missing: PartsMissing) -> None:
+        """Run partitions again whose files are missing. Fails the job if this happens too often."""
+        log.warning("parts.gone", job=running.job_id, why=str(missing))
+        with self._sessions.begin() as session:
+            job = lock_job(session, running)
+            queue.finish(session, running.task.id, running.task.fence)
+            rows = [jobs.partition(session, job.id, *place) for place in missing.places]
             for row in rows:
                 jobs.redo_partition(session, job, row)
             if any(row.failures >= job.max_attempts for row in rows):
-                jobs.end(session, job, jobs.FAILED, str(gone))
+                jobs.end(session, job, jobs.FAILED, str(missing))
 
-    def _keep_leases(self) -> None:
-        while not self._stopped.wait(BEAT_S):  # also while the lanes come to an end
-            self.beat()
+    def _delete_late_files(self, job_id: int) -> None:
+        """Delete files that a stale task wrote after its job was finished or deleted."""
+        with db.reading(self._sessions) as session:
+            job = session.get(JobRow, job_id)
+        if job is None or job.state == jobs.DONE:
+            delete_job_directory(self._settings, job_id)
 
-    def beat(self) -> None:
-        """Extend the leases of all that is in flight, and note how far it is."""
-        for flight in list(self._flights):
-            try:
-                with self._sessions.begin() as session:
-                    queue.heartbeat(session, flight.task.id, flight.task.fence, queue.JOB_LEASE_S)
-                    if flight.task.kind == PARTITION_TASK:
-                        row = jobs.partition(session, flight.job_id, *flight.place)
-                        if row.result is None:
-                            row.rows, row.failed = flight.rows, flight.failed
-            except (StaleTask, NotFound):
-                flight.lost = True
-            except Exception:  # of the database, most likely: the next beat may be in time
-                log.exception("worker.beat_failed")
+    def _extend_leases(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):  # also while the lanes finish
+            self.heartbeat()
 
     def _loop(self, step: Callable[[], None], nice: int = 0) -> None:
-        os.nice(nice)  # on Linux that of this thread alone
+        os.nice(nice)  # on Linux this changes the calling thread only
         while not self._stopping.is_set():
             try:
                 step()
-            except Exception:  # of the database, most likely: what is in flight comes back by its lease
+            except Exception:  # most likely of the database: running tasks return when their leases expire
                 log.exception("worker.thread_failed")
-                self._stopping.wait(ERROR_S)
+                self._stopping.wait(ERROR_PAUSE_S)
 
 
-def _count_failure(session: Session, flight: Flight) -> int:
-    """How often this has failed. What is on Ray has failed with each partition that was not done."""
-    if flight.task.kind == PARTITION_TASK:
-        rows = [jobs.partition(session, flight.job_id, *flight.place)]
-    elif flight.task.kind == RAY_TASK:
-        rows = [p for p in jobs.partitions(session, flight.job_id) if p.result is None]
+def _fail_lost_task(session: Session) -> None:
+    """Fail the job of a task whose worker died at its last attempt, if there is such a task."""
+    lost = queue.peek_lost(session, JOB_TASKS)
+    if lost is None:
+        return
+    with contextlib.suppress(NotFound):
+        job = jobs.lock(session, int(lost.subject.partition("/")[0]))  # before its task, as in `lock_job`
+        if queue.fail_lost(session, JOB_TASKS, lost.id):
+            reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
+            jobs.end(session, job, jobs.FAILED, reason)
+
+
+def _count_failure(session: Session, running: RunningTask) -> int:
+    """Count a failed attempt and return the number of failures.
+
+    A task on Ray counts one failure for each unfinished partition and returns the largest number.
+    """
+    task = running.task
+    if task.kind == PARTITION_TASK:
+        rows = [jobs.partition(session, running.job_id, *running.place)]
+    elif task.kind == RAY_TASK:
+        rows = [p for p in jobs.partitions(session, running.job_id) if p.result is None]
     else:
-        return flight.task.failures + 1
+        return task.failures + 1
     for row in rows:
         row.failures += 1
-    return max((row.failures for row in rows), default=flight.task.attempt)
-
-
-def _record(session: Session, job: JobRow, flight: Flight, made: Stage | Piece | Whole) -> None:
-    if isinstance(made, Piece):
-        row = jobs.partition(session, job.id, *flight.place)
-        jobs.finish_partition(session, job, row, rows=made.rows, failed=made.failed, result=made.result)
-    elif isinstance(made, Stage):
-        job.plan = made.plan
-        jobs.add_partitions(session, job, made.name, made.parts)
-    else:
-        job.output, job.errors, job.manifest = made.output, made.errors, made.manifest
-        jobs.end(session, job, jobs.DONE)
+    return max((row.failures for row in rows), default=task.attempt)

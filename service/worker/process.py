@@ -1,4 +1,7 @@
-"""The worker process: `trivium worker`, and the child of `trivium serve`. Without FastAPI and Starlette."""
+"""The worker process: `trivium worker`, and the child process of `trivium serve`.
+
+It imports neither FastAPI nor Starlette.
+"""
 
 from __future__ import annotations
 
@@ -9,123 +12,94 @@ from collections.abc import Callable
 
 from registry import db, queue
 from registry.artifacts import Store
-from registry.vocabulary import RAY, SCORE, TRAIN
-from service import telemetry
-from service.builds.child_process import end_with_parent, stop_signal
-from service.builds.forkserver import Forked, ForkServer
+from registry.vocabulary import JOB_KINDS
+from service import startup, telemetry
+from service.builds.forkserver import ForkServer
+from service.builds.process_signals import end_with_parent, stop_signal
 from service.config import Settings
 from service.prepare import prepare
-from service.runtime.isolated_runtime import IsolatedSpec
+from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import BulkLoader, is_shared
-from service.runtime.without import numba_without_scipy
-from service.submit import schedule_admission
-from service.submit.engines import ray_is_installed
+from service.submit.admission import ray_is_installed
+from service.submit.job_kinds import scheduled_job_starter, work_class
 from service.worker import scheduler
-from service.worker.job_kind import Work
+from service.worker.job_work import JobWork, WorkContext
 from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.maintenance import CHORES_S, Chores
-from service.worker.ray.engine import Engine, Spread
-from service.worker.repeating import Repeating
-from service.worker.score import Scoring
-from service.worker.train.job import Training, in_children
+from service.worker.maintenance import MAINTENANCE_S, Maintenance, PeriodicThread
+from service.worker.ray.engine import RayEngine
 
-NICE = 10
-"""A server's predictions go first: where both want a processor, its worker's lanes get a tenth of it."""
+CHILD_NICE = 10
+"""Priority of a server's worker: if both need a core, its lanes get a tenth of it, predictions the rest."""
 
-STEP_S = 5.0
-"""What a sweep at hand may take when the worker ends; it goes on where it was, in another."""
+STEP_GRACE_S = 5.0
+"""Time that a scheduler or maintenance step may take at shutdown. Another worker continues it."""
 
 log = telemetry.logger(__name__)
 
 
-class Forks:
-    """The template that children are forked from, started by the first who needs one: most never do."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._server = ForkServer()
-        self._started = False
-        self._lock = threading.Lock()
-
-    def server(self) -> ForkServer:
-        with self._lock:
-            if not self._started:
-                self._server.start()
-                self._started = True
-        return self._server
-
-    def isolated(self, spec: IsolatedSpec) -> Forked:
-        """The `Spawn` of `IsolatedRuntime`. Raises `Unavailable`."""
-        return self.server().isolated(spec, self._settings.build_memory_mb)
-
-    def stop(self) -> None:
-        with self._lock:
-            if self._started:
-                self._server.stop()
-
-
 def run(
     settings: Settings,
-    stopped: Callable[[], object],
-    up: Callable[[], object] = lambda: None,
+    wait_for_stop: Callable[[], object],
+    on_started: Callable[[], object] = lambda: None,
     nice: int = 0,
 ) -> None:
-    """Work until `stopped` returns; then give back what is unfinished. `up` is called once it works."""
+    """Run a worker until `wait_for_stop` returns, then release its unfinished tasks.
+
+    Calls `on_started` once the lanes run. `nice`: process priority of the lanes.
+    """
     prepare(settings)
     engine = db.connect(settings.url, most_idle_s=queue.JOB_LEASE_S)
-    sessions, store, forks = db.sessions(engine), Store(settings.blobs), Forks(settings)
-    models = LaneModels(BulkLoader(sessions, store, forks.isolated, settings.predict_deadline_s), is_shared)
-    scoring = Scoring(settings, sessions, store, models)
-    fit = in_children(settings.build_timeout_s, forks.server)
-    training = Training(settings, sessions, store, fit)
-    works: dict[tuple[str, str], Work] = {
-        (SCORE, "local"): scoring,
-        (SCORE, RAY): scoring,  # planned and assembled as any other
-        (TRAIN, "local"): training,
-        (TRAIN, RAY): training,
-    }
-    kinds: dict[str, Spread] = {SCORE: scoring.spread, TRAIN: training.spread}
-    spread = Engine(settings, sessions, kinds).run if ray_is_installed() else None
-    worker = Worker(settings, sessions, works, spread, nice)
-    start = schedule_admission.starter(store)
-    beside = [
-        Repeating("schedules", lambda: scheduler.step(sessions, start), scheduler.LOOK_S),
-        Repeating("chores", Chores(settings, engine, sessions, store).step, CHORES_S),
+    sessions, store, forks = db.sessions(engine), Store(settings.blobs), ForkServer()
+    isolation = Isolation(
+        lambda: forks.fork("isolated"), settings.build_memory_mb, settings.predict_deadline_s
+    )
+    models = LaneModels(BulkLoader(sessions, store, isolation), is_shared)
+    context = WorkContext(settings, sessions, store, models, forks)
+    works: dict[str, JobWork] = {kind: work_class(kind)(context) for kind in JOB_KINDS}
+    run_on_ray = RayEngine(settings, sessions, works).run if ray_is_installed() else None
+    worker = Worker(settings, sessions, works, run_on_ray, nice)
+    start_job = scheduled_job_starter(store)
+    maintenance = Maintenance(settings, engine, sessions, store)
+    periodic_threads = [
+        PeriodicThread("schedules", lambda: scheduler.step(sessions, start_job), scheduler.POLL_S),
+        PeriodicThread("chores", maintenance.step, MAINTENANCE_S),
     ]
     worker.start()
-    for thread in beside:
+    for thread in periodic_threads:
         thread.start()
     log.info("worker.started", lanes=settings.batch_lanes)
     threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
-    up()
-    stopped()
-    for thread in beside:
-        thread.leave()
+    on_started()
+    wait_for_stop()
+    for thread in periodic_threads:
+        thread.request_stop()
     worker.stop(settings.shutdown_grace_s)
-    for thread in beside:
-        thread.stop(STEP_S)
+    for thread in periodic_threads:
+        thread.stop(STEP_GRACE_S)
     models.close()
     forks.stop()
     engine.dispose()
 
 
 def _warm_up() -> None:
-    """What a first job would wait for, half a second, is loaded while there is none."""
-    numba_without_scipy()
-    import service.formats.plain_csv
+    """Import modules that take half a second, so that the first job need not wait for them."""
+    startup.import_numba()
+    import service.formats.fast_csv.blocks
     import service.runtime.forest_runtime  # noqa: F401
 
 
-def child(parent: int, told: int) -> None:
-    """The worker that a server keeps alive; it ends with its server, and its lanes let that go first. A
-    byte into the pipe `told` says that it works."""
-    stopped = stop_signal()
+def run_child(parent: int, started_fd: int) -> None:
+    """Run the worker of a server; it ends with the server's process `parent`.
+
+    Writes a byte into the pipe `started_fd` once it runs. Its lanes have a lower priority than the server.
+    """
+    wait_for_stop = stop_signal()
     end_with_parent(parent)
     telemetry.configure_logging()
-    with os.fdopen(told, "wb", buffering=0) as pipe:
-        run(Settings(), stopped, lambda: pipe.write(b"1"), NICE)
+    with os.fdopen(started_fd, "wb", buffering=0) as pipe:
+        run(Settings(), wait_for_stop, lambda: pipe.write(b"1"), CHILD_NICE)
 
 
 if __name__ == "__main__":
-    child(int(sys.argv[1]), int(sys.argv[2]))
+    run_child(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,7 +1,7 @@
-"""Schedules at work: check a schedule's job when it is made, start it when it is due.
+"""The scheduler: start the jobs of schedules when they are due.
 
-A job that a schedule starts is not checked against its first rows: its planning does that, and is tried
-again when the input is not there yet. Nothing here knows HTTP.
+The input of such a job is not examined before it starts: planning does that, and is retried while the input
+is missing. Nothing here imports a web framework.
 """
 
 from __future__ import annotations
@@ -10,44 +10,44 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from registry import db
-from registry.errors import TriviumError
+from registry.errors import TriviumError, describe_error
 from registry.jobs import schedules
 from registry.jobs.schedules import FAILED, StartJob
 from registry.jobs.tables import JobRow, ScheduleRow
 from service import telemetry
 
-LOOK_S = 0.5
+POLL_S = 0.5
 
 log = telemetry.logger(__name__)
 
 
 def step(sessions: db.Sessions, start: StartJob) -> int:
-    """Do what is due now; how many runs were started, skipped or failed."""
-    with db.reading(sessions) as session:  # a look costs the writers nothing
+    """Process all runs that are due; return how many were started, skipped or failed."""
+    with db.reading(sessions) as session:  # polling must not take the write lock
         if not schedules.is_due(session):
             return 0
-    done = 0
+    count = 0
     while True:
         with sessions.begin() as session:
-            made = schedules.tick(session, _told(start))
-        if made is None:
-            return done
-        done += len(made)
-        for run in made:
-            tell = log.warning if run.outcome == FAILED else log.info
-            tell(f"schedule.{run.outcome}", schedule=run.schedule, job=run.job_id, reason=run.reason)
+            runs = schedules.tick(session, _only_known_errors(start))
+        if runs is None:
+            return count
+        count += len(runs)
+        for run in runs:
+            write_log = log.warning if run.outcome == FAILED else log.info
+            write_log(f"schedule.{run.outcome}", schedule=run.schedule, job=run.job_id, reason=run.reason)
 
 
-def _told(start: StartJob) -> StartJob:
-    """An error that nobody has foreseen is one run's failure, and must not stop all schedules."""
+def _only_known_errors(start: StartJob) -> StartJob:
+    """Turn unexpected errors into `TriviumError`: one run fails, and the other schedules continue."""
 
-    def told(session: Session, schedule: ScheduleRow) -> JobRow:
+    def wrapped(session: Session, schedule: ScheduleRow) -> JobRow:
         try:
             return start(session, schedule)
         except (TriviumError, SQLAlchemyError):
             raise
         except Exception as error:
             log.exception("schedule.broken", schedule=schedule.name)
-            raise TriviumError(f"{type(error).__name__}: {error}") from error
+            raise TriviumError(describe_error(error)) from error
 
-    return told
+    return wrapped

@@ -18,7 +18,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from service import serve
-from service.worker.process import NICE
+from service.worker.process import CHILD_NICE
 from tests.harness.server import Server
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
@@ -145,7 +145,7 @@ def test_a_killed_batch_worker_is_replaced_at_once_each_time_and_ends_with_its_s
             (victim,) = worker_processes(server)
             if sys.platform == "linux":  # predictions go before its lanes, and those not before the leases
                 nice = {os.getpriority(os.PRIO_PROCESS, t.id) - victim.nice() for t in victim.threads()}
-                assert nice == {0, NICE}
+                assert nice == {0, CHILD_NICE}
             victim.kill()
             psutil.wait_procs([victim], timeout=10)
         (last,) = eventually(lambda: worker_processes(server), lambda found: len(found) == 1)

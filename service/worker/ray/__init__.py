@@ -1,9 +1,9 @@
-"""The engine `ray`: a job's partitions on a Ray cluster, as descriptors over actors that hold the model.
+"""The engine `ray`: partitions of a job run on a Ray cluster, in actors that hold the model.
 
-engine     in the worker: hands the partitions to a driver and records what comes back
-driver     a process of its own, the one that Ray knows; it has neither database nor keys
-actor      on the cluster's nodes: does one partition after another, as a lane would
-messages   what they say to each other
+    engine     in the worker: sends partitions to a driver and records the reports
+    driver     a process of its own and the only one connected to Ray; it has no database access and no keys
+    actor      on the nodes of the cluster: runs one partition after another, like a lane
+    messages   what these three exchange
 
-Only `driver` and `actor` import Ray (extra `ray`), and no web process and no worker imports those.
+Only `driver` and `actor` import Ray (extra `ray`). Web processes and workers do not import them.
 """

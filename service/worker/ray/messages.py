@@ -1,6 +1,6 @@
-"""What engine, driver and actors say to each other: plain data, no Ray.
+"""Messages between the engine, the driver and the actors: plain data without Ray types.
 
-Nobody is told more than paths and what a partition needs: no key, and no address of the database.
+They contain paths and the input of partitions, but no key and no database address.
 """
 
 from __future__ import annotations
@@ -9,54 +9,35 @@ from typing import Any
 
 import msgspec
 
-from service.runtime.loading import Found
 
-
-class Shared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What all partitions of a job have in common. Paths are absolute, and the same on every node."""
-
-    home: str  # the job's folder, where parts are written
-
-
-class Scores(Shared, frozen=True, kw_only=True, tag=True):
-    """Of a scoring. A part is a `files.Part`."""
-
-    spec: dict[str, Any]  # of the job
-    dataset: dict[str, Any]
-    version: Found
-    blobs: str
-    deadline_s: float  # of a call of an isolated model
-    memory_mb: int  # that an isolated model may use
-
-
-class Steps(Shared, frozen=True, kw_only=True, tag=True):
-    """Of a training. A part is a `Step`, which says how much memory it may use."""
-
-    timeout_s: float
-
-
-Descriptor = dict[str, Any]
-"""What to do for a partition, in plain data."""
-
-
-class Part(msgspec.Struct, frozen=True):
+class RayPartition(msgspec.Struct, frozen=True):
     stage: str
     number: int
     fence: int  # of the task
-    part: Descriptor
+    part: dict[str, Any]  # an entry of `RayInput.parts`
 
 
-class Order(msgspec.Struct, frozen=True):
-    """What the driver is to do."""
+class RayOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """The work of one driver."""
 
-    address: str | None  # of a cluster; None: Ray is started on this machine, and ended
-    actors: int  # on this machine; a cluster has as many as it has CPUs
-    shared: Scores | Steps
-    parts: list[Part]
+    address: str | None  # of a cluster; None: start and end Ray on this machine
+    local_actors: int  # for Ray on this machine; on a cluster there is one actor per CPU
+    kind: str  # of the job
+    directory: str  # of the job: an absolute path that is the same on every node
+    shared: dict[str, Any]  # `RayInput.shared`
+    partitions: list[RayPartition]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A partition that was done, or could not be: then `error` says why."""
+class ActorOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of `RayOrder` that every actor receives."""
+
+    kind: str
+    directory: str
+    shared: dict[str, Any]
+
+
+class RayReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished partition, or a failed one with its `error`."""
 
     stage: str
     number: int
@@ -66,4 +47,4 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     result: dict[str, Any] | None = None
     error: str | None = None
-    hopeless: bool = False  # no further attempt can help
+    is_permanent: bool = False  # retrying cannot help

@@ -1,19 +1,21 @@
-"""The end of a training: its model becomes a version, and what is to follow with that version is enqueued.
+"""End of a training: publish the model as a version and start the job that follows.
 
-Each of the two happens once, whatever dies meanwhile: the job says which version it published, in the
-transaction that published it, and a job that follows names its parent.
+Each happens once, even if workers die in between: the transaction that publishes the version also records it
+in the job, and the job that follows names the training as its parent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sqlalchemy.orm import Session
 
 from registry import db, versions
 from registry.artifacts import Store
@@ -28,124 +30,143 @@ from service.compiler.fit.sampling import Quota
 from service.compiler.fit.splitting import VALIDATION_SLOT
 from service.formats.media_types import PARQUET
 from service.submit.job_kinds import admission_of
-from service.worker.job_kind import Hopeless, Later, Whole
-from service.worker.train.stages import Frozen
+from service.worker.job_work import JobResult, PermanentFailure, RetryLater
+from service.worker.train.stages import TrainingPlan
 
-WAIT_S = 0.5
-MOST_NAMES = 20
+BUILD_POLL_S = 0.5
+MAX_FILE_NAMES = 20
+"""Names of input files in the version's lineage."""
 
 
-def publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, home: Path) -> Whole:
-    """The version, ready. Raises `Later` while it is built, `Hopeless` when it is rejected."""
+def publish(
+    sessions: db.Sessions, store: Store, job: JobRow, plan: TrainingPlan, directory: Path
+) -> JobResult:
+    """Publish the model, wait for its build, start the job that follows.
+
+    Raises `RetryLater` while the version is being built, `PermanentFailure` if it is rejected.
+    """
     if job.version is None:
-        _publish(sessions, store, job, frozen, home)
-        raise Later(WAIT_S)
+        _publish_version(sessions, store, job, plan, directory)
+        raise RetryLater(BUILD_POLL_S)
     name = f"{job.model}:{job.version}"
     with sessions.begin() as session:
-        held = jobs.lock(session, job.id)
-        version = session.get(VersionRow, held.version_id) if held.version_id else None
+        current = jobs.lock(session, job.id)
+        version = session.get(VersionRow, current.version_id) if current.version_id else None
         if version is None:
-            raise Hopeless(f"{name} was deleted before it was built")
+            raise PermanentFailure(f"{name} was deleted before it was built")
         if version.state == versions.BUILDING:
-            raise Later(WAIT_S)
+            raise RetryLater(BUILD_POLL_S)
         if version.state == versions.REJECTED:
-            raise Hopeless(f"{name} was rejected: {(version.report or {}).get('reason')}")
-        if held.state in jobs.OPEN_STATES:  # a job that was cancelled meanwhile is not to go on in another
-            _follow(session, store, held, version)
-    return Whole({"model": job.model, "version": job.version, **summary(job, frozen)})
+            raise PermanentFailure(f"{name} was rejected: {(version.report or {}).get('reason')}")
+        if current.state in jobs.OPEN_STATES:  # a cancelled job starts no other job
+            _start_follow_up(session, store, current, version)
+    return JobResult({"model": job.model, "version": job.version, **training_summary(job, plan)})
 
 
-def _publish(sessions: db.Sessions, store: Store, job: JobRow, frozen: Frozen, home: Path) -> None:
+def _publish_version(
+    sessions: db.Sessions, store: Store, job: JobRow, plan: TrainingPlan, directory: Path
+) -> None:
     spec = job.spec
-    assert frozen.model is not None
-    artifact = store.put_file(home / frozen.model).sha256
+    assert plan.model is not None
+    artifact = store.put_file(directory / plan.model).sha256
     new = NewVersion(
         model=spec["publish"]["name"],
         artifact=artifact,
         format="sklearn-joblib",
-        example={"artifact": _example(store, frozen, home), "media_type": PARQUET},
-        target=frozen.layout.target.name if frozen.layout.validation else None,
-        metrics=frozen.metrics,
+        example={"artifact": _store_example(store, plan, directory), "media_type": PARQUET},
+        target=plan.layout.target.name if plan.layout.validation else None,
+        metrics=plan.metrics,
         tags=spec["publish"]["tags"],
         description=f"trained by job {job.id}",
         alias=spec["publish"]["alias"],
     )
     with sessions.begin() as session:
-        held = jobs.lock(session, job.id)
-        if held.version is not None or held.state not in jobs.OPEN_STATES:  # somebody else was faster
-            return
+        current = jobs.lock(session, job.id)
+        if current.version is not None or current.state not in jobs.OPEN_STATES:
+            return  # another worker published it, or the job was cancelled
         version = versions.publish(session, store, new, by=job.created_by)
-        version.lineage = {**version.lineage, "training": {"job": job.id, **summary(job, frozen)}}
-        held.version, held.version_id = version.number, version.id
+        version.lineage = {**version.lineage, "training": {"job": job.id, **training_summary(job, plan)}}
+        current.version, current.version_id = version.number, version.id
 
 
-def summary(job: JobRow, frozen: Frozen) -> dict[str, Any]:
-    """What the version's lineage keeps of the training when the job is forgotten."""
+def training_summary(job: JobRow, plan: TrainingPlan) -> dict[str, Any]:
+    """Return the facts that the version's lineage keeps after the job is deleted."""
     return {
         "estimator": job.spec["estimator"]["artifact"],
-        "strategy": frozen.strategy,
-        "merged": frozen.check.merged,
+        "strategy": plan.strategy,
+        "merged": plan.fit_plan.merged,
         "sampling": job.spec["sampling"],
-        "target": frozen.layout.target.name,
+        "target": plan.layout.target.name,
         "excluded": job.spec["exclude"],
-        "partitions": frozen.parts,
-        "rows": frozen.fitted,
-        "rows_without_target": frozen.without_target,
-        "held_out": frozen.held_out,
-        "metrics": frozen.metrics,
+        "partitions": plan.training_partitions,
+        "rows": plan.fitted,
+        "rows_without_target": plan.without_target,
+        "held_out": plan.held_out,
+        "metrics": plan.metrics,
         "seed": SEED,
-        "input": _input(frozen.dataset["files"]),
+        "input": _input_summary(plan.dataset["files"]),
     }
 
 
-def _input(files: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was read: one digest of all files, and the first of them by name."""
-    told = [f"{f['name']} {f['bytes']} {f['fingerprint']}" for f in files]
+def _input_summary(files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Describe the input by one digest of all files and the names of the first ones."""
+    lines = [f"{f['name']} {f['bytes']} {f['fingerprint']}" for f in files]
     return {
         "files": len(files),
         "bytes": sum(f["bytes"] for f in files),
-        "digest": hashlib.sha256("\n".join(told).encode()).hexdigest(),
-        "names": [f["name"] for f in files[:MOST_NAMES]],
+        "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "names": [f["name"] for f in files[:MAX_FILE_NAMES]],
     }
 
 
-def _follow(session: Any, store: Store, job: JobRow, version: VersionRow) -> None:
-    """Enqueue the scoring that is to follow, with exactly this version, unless that was done."""
+def _start_follow_up(session: Session, store: Store, job: JobRow, version: VersionRow) -> None:
+    """Start the job in `then` with exactly this version, unless it was started before."""
     then = job.spec.get("then")
     if then is None or jobs.follow_up_jobs(session, [job.id]):
         return
     spec = {**then, "model": job.model, "version": version.number, "alias": None}
     try:
-        by, schedule = job.created_by, job.schedule  # whose next run waits for this one, too
         admission_of(then["kind"]).accept(
-            session, store, spec, version, by=by, schedule=schedule, parent_id=job.id
+            session,
+            store,
+            spec,
+            version,
+            by=job.created_by,
+            schedule=job.schedule,  # the schedule's next run waits for this job, too
+            parent_id=job.id,
         )
-    except (NotFound, Invalid) as missing:
-        raise Hopeless(f"{job.model}:{version.number} is published, but then: {missing}") from missing
+    except (NotFound, Invalid) as error:
+        name = f"{job.model}:{version.number}"
+        raise PermanentFailure(f"{name} is published, but its job in then cannot start: {error}") from error
 
 
-def _example(store: Store, frozen: Frozen, home: Path) -> str:
-    """A sample of the rows held out, with the truth; of rows trained on, without it. The blob's sha256."""
-    held = bool(frozen.layout.validation)
-    total = frozen.held_out if held else frozen.rows
+def _store_example(store: Store, plan: TrainingPlan, directory: Path) -> str:
+    """Store a sample of rows as the version's example; return the sha256 of the blob.
+
+    The sample consists of validation rows with their target; without validation, of training rows without it.
+    """
+    from_validation = bool(plan.layout.validation)
+    total = plan.held_out if from_validation else plan.rows
     quota = Quota(min(total, MAX_ROWS), total)
-    names = [f.name for f in frozen.layout.features] + ([frozen.layout.target.name] if held else [])
+    names = [f.name for f in plan.layout.features]
+    names += [plan.layout.target.name] if from_validation else []
     with tempfile.TemporaryFile() as file:
         writer = None
-        for name in frozen.dealt:
-            for batch in _batches(home / name, frozen.layout.slots, held):
-                most = quota.take(batch.num_rows)
-                taken = batch.select(names).take(pa.array(np.arange(most) * batch.num_rows // max(most, 1)))
-                writer = writer or pq.ParquetWriter(file, taken.schema)
-                writer.write_batch(taken)
-        assert writer is not None, "there are rows: planning has seen to it"
+        for name in plan.split_files:
+            for batch in _batches(directory / name, plan.layout.slots, from_validation):
+                count = quota.take(batch.num_rows)
+                positions = pa.array(np.arange(count) * batch.num_rows // max(count, 1))
+                sample = batch.select(names).take(positions)
+                writer = writer or pq.ParquetWriter(file, sample.schema)
+                writer.write_batch(sample)
+        assert writer is not None, "planning has checked that there are rows"
         writer.close()
         file.seek(0)
         return store.put(iter(lambda: file.read(1 << 20), b"")).sha256
 
 
-def _batches(path: Path, slots: int, held: bool) -> Any:
+def _batches(path: Path, slots: int, from_validation: bool) -> Iterator[Any]:
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
         for index in range(file.num_record_batches):
-            if (index % slots == VALIDATION_SLOT) == held:
+            if (index % slots == VALIDATION_SLOT) == from_validation:
                 yield file.get_batch(index)

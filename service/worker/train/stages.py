@@ -1,13 +1,13 @@
-"""The stages of a training: which come when, their partitions, and the step that each of those is.
+"""Stages of a training: their order, their partitions, and the step that each partition runs.
 
-    read       each partition of the input is dealt into an Arrow file; here, in the worker
-    transform  one for each pass over the data that its transformers need; partition after partition
-    fit        the model: partition after partition (partial_fit), all at once (ensemble), or one (single)
-    merge      one fitted pipeline of all that
-    predict    its answers for the rows held out, in each partition
-    measure    the figures of those answers
+    read       split each partition of the input into an Arrow file; runs in the worker
+    transform  one pass over the data that fits transformers; one partition after another
+    fit        the model: one partition after another (partial_fit), all at once (ensemble), or one (single)
+    merge      write one fitted pipeline
+    predict    predict the validation rows of each partition
+    measure    compute metrics of these predictions
 
-Nothing here touches a file or the database. A stage's name begins with its place, so that names sort.
+This module reads no files and no database. Stage names start with a number, so that they sort in order.
 """
 
 from __future__ import annotations
@@ -18,143 +18,158 @@ from typing import Any, Protocol
 
 import msgspec
 
-from registry.jobs import jobs
-from registry.jobs.jobs import NewPartition
+from registry.jobs.jobs import SEQUENTIAL, NewPartition
 from registry.jobs.tables import PartitionRow
 from registry.signature import Scalar
 from service.compiler.fit.fit_records import ClassShare, FitAction, FitPlan, FitStep, Slot, Strategy
 from service.compiler.fit.splitting import VALIDATION_SLOT, SplitLayout
-from service.worker.job_kind import Hopeless
+from service.worker.job_work import PermanentFailure
 
 ESTIMATOR = "estimator.joblib"
 
 
-class Frozen(msgspec.Struct, frozen=True, kw_only=True):
-    """A training's plan: what was frozen at first, and what each stage has added. Files are names in the
-    job's folder."""
+class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Plan of a training: frozen when the job is planned, extended after each stage.
+
+    Files are names in the job's directory.
+    """
 
     dataset: dict[str, Any]
     layout: SplitLayout
-    check: FitPlan
+    fit_plan: FitPlan
     strategy: Strategy
     balanced: bool
-    classes: tuple[Scalar, ...] | None = None  # sorted; None: a regression
-    dealt: tuple[str, ...] = ()
-    trained: tuple[int, ...] = ()  # the numbers of dealt files that hold rows to train on
-    rows: int = 0  # to train on, before sampling
-    fitted: int = 0  # after it
+    classes: tuple[Scalar, ...] | None = None  # sorted; None: regression
+    split_files: tuple[str, ...] = ()
+    training_files: tuple[int, ...] = ()  # indices of split files that hold training rows
+    rows: int = 0  # training rows before sampling
+    fitted: int = 0  # training rows after sampling
     without_target: int = 0
     held_out: int = 0
     transformers: str | None = None
-    members: tuple[str, ...] = ()  # fitted models, to be merged
+    members: tuple[str, ...] = ()  # fitted models to merge
     model: str | None = None
-    answers: tuple[str, ...] = ()
+    predictions: tuple[str, ...] = ()
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
-    def parts(self) -> int:
-        """Partitions that the model is trained on."""
+    def training_partitions(self) -> int:
+        """Number of partitions that the model is fitted to."""
         if self.strategy == "single":
             return 1
-        return self.layout.training_slots if self.layout.training_slots > 1 else len(self.trained)
+        return self.layout.training_slots if self.layout.training_slots > 1 else len(self.training_files)
 
 
-def stages(frozen: Frozen) -> list[str]:
-    """The names of all stages, in their order."""
-    work = ["read", *["transform"] * len(frozen.check.passes), "fit", "merge"]
-    work += ["predict", "measure"] if frozen.layout.validation else []
-    return [f"{place:02d}-{do}" for place, do in enumerate(work)]
+def stage_names(plan: TrainingPlan) -> list[str]:
+    """Return the names of all stages in order."""
+    actions = ["read", *["transform"] * len(plan.fit_plan.passes), "fit", "merge"]
+    actions += ["predict", "measure"] if plan.layout.validation else []
+    return [f"{position:02d}-{action}" for position, action in enumerate(actions)]
 
 
-def do(stage: str) -> str:
+def action_of(stage: str) -> str:
     return stage.partition("-")[2]
 
 
-def add(frozen: Frozen, stage: str, done: Sequence[PartitionRow]) -> Frozen:
-    """The plan, and what a finished stage has made. Raises `Hopeless` when there is nothing to go on with."""
-    results = [p.result or {} for p in done]
+def with_results(plan: TrainingPlan, stage: str, partitions: Sequence[PartitionRow]) -> TrainingPlan:
+    """Return the plan extended by the results of a finished stage.
+
+    Raises `PermanentFailure` if the training cannot continue.
+    """
+    action = action_of(stage)
+    results = [p.result or {} for p in partitions]
     files = tuple(r["file"] for r in results if "file" in r)
     replace = msgspec.structs.replace
-    if do(stage) == "read":
-        frozen = replace(frozen, without_target=sum(p.failed for p in done))
-        return _read(frozen, files, results)
-    if do(stage) == "transform":
-        return replace(frozen, transformers=files[-1])
-    if do(stage) == "fit":
-        members = files if frozen.strategy == "ensemble" else files[-1:]
-        return replace(frozen, members=members, fitted=sum(r["rows"] for r in results))
-    if do(stage) == "merge":
-        return replace(frozen, model=files[0])
-    if do(stage) == "predict":
-        return replace(frozen, answers=files)
-    return replace(frozen, metrics=results[0]["metrics"])
+    if action == "read":
+        plan = replace(plan, without_target=sum(p.failed for p in partitions))
+        return _with_split_files(plan, files, results)
+    if action == "transform":
+        return replace(plan, transformers=files[-1])
+    if action == "fit":
+        members = files if plan.strategy == "ensemble" else files[-1:]
+        return replace(plan, members=members, fitted=sum(r["rows"] for r in results))
+    if action == "merge":
+        return replace(plan, model=files[0])
+    if action == "predict":
+        return replace(plan, predictions=files)
+    return replace(plan, metrics=results[0]["metrics"])
 
 
-def _read(frozen: Frozen, files: tuple[str, ...], results: Sequence[dict[str, Any]]) -> Frozen:
-    counts = [[n for _, n in r["counts"]] for r in results]  # rows in each slot, by partition and class
-    held = sum(n[VALIDATION_SLOT] for part in counts for n in part)
-    rows = [sum(sum(n[VALIDATION_SLOT + 1 :]) for n in part) for part in counts]
-    target = frozen.layout.target.name
+def _with_split_files(
+    plan: TrainingPlan, files: tuple[str, ...], results: Sequence[dict[str, Any]]
+) -> TrainingPlan:
+    counts = [[slots for _, slots in r["counts"]] for r in results]  # rows per slot, by partition and class
+    held_out = sum(slots[VALIDATION_SLOT] for part in counts for slots in part)
+    rows = [sum(sum(slots[VALIDATION_SLOT + 1 :]) for slots in part) for part in counts]
+    target = plan.layout.target.name
     if not sum(rows):
-        raise Hopeless(f"the input has no rows to train on that have a value in {target!r}")
-    if frozen.layout.validation and not held:
-        raise Hopeless(f"validation {frozen.layout.validation:g} of {sum(rows)} rows holds out none")
+        raise PermanentFailure(f"no training row of the input has a value in the target {target!r}")
+    if plan.layout.validation and not held_out:
+        share = f"{plan.layout.validation:g}"
+        raise PermanentFailure(f"validation {share} of {sum(rows)} rows is less than one row")
     classes = None
-    if frozen.layout.labelled:
+    if plan.layout.labelled:
         classes = tuple(sorted({value for r in results for value, _ in r["counts"]}))
         if len(classes) < 2:
-            raise Hopeless(f"the target {target!r} is {classes[0]!r} in every row: there is nothing to learn")
+            raise PermanentFailure(
+                f"the target {target!r} is {classes[0]!r} in every row: two classes are needed"
+            )
     return msgspec.structs.replace(
-        frozen,
-        dealt=files,
-        trained=tuple(number for number, n in enumerate(rows) if n),
+        plan,
+        split_files=files,
+        training_files=tuple(number for number, count in enumerate(rows) if count),
         rows=sum(rows),
-        held_out=held,
+        held_out=held_out,
         classes=classes,
     )
 
 
-def partitions(frozen: Frozen, stage: str, read: Sequence[PartitionRow]) -> list[NewPartition]:
-    """The partitions of a stage; `read` are those of the first one."""
-    if do(stage) == "predict":
-        return [NewPartition({}) for _ in frozen.dealt]
-    if do(stage) not in ("transform", "fit"):
+def new_partitions(
+    plan: TrainingPlan, stage: str, read_partitions: Sequence[PartitionRow]
+) -> list[NewPartition]:
+    """Return the partitions of a stage. `read_partitions`: the finished ones of the first stage."""
+    action = action_of(stage)
+    if action == "predict":
+        return [NewPartition({}) for _ in plan.split_files]
+    if action not in ("transform", "fit"):
         return [NewPartition({})]
-    in_turn = {jobs.SEQUENTIAL: True} if do(stage) == "transform" or frozen.strategy == "partial_fit" else {}
-    shares = _shares(frozen, read) if frozen.balanced else [None] * frozen.parts
-    return [NewPartition({"shares": s, **in_turn}) for s in shares]
+    order = {SEQUENTIAL: True} if action == "transform" or plan.strategy == "partial_fit" else {}
+    shares = _class_shares(plan, read_partitions) if plan.balanced else [None] * plan.training_partitions
+    return [NewPartition({"shares": s, **order}) for s in shares]
 
 
-def _shares(frozen: Frozen, read: Sequence[PartitionRow]) -> list[list[list[int]]]:
-    """For each partition, and in it for each class: how many rows of how many are taken, and how many are in
-    the partitions before."""
-    found = [dict((p.result or {})["counts"]) for p in read]
-    none = [0] * frozen.layout.slots
-    classes = frozen.classes or ()
-    rows = [[sum(found[f].get(c, none)[slot] for f, slot in p) for c in classes] for p in _pieces(frozen)]
+def _class_shares(plan: TrainingPlan, read_partitions: Sequence[PartitionRow]) -> list[list[list[int]]]:
+    """Return the `ClassShare` fields of each class, for each training partition."""
+    counts = [dict((p.result or {})["counts"]) for p in read_partitions]
+    no_rows = [0] * plan.layout.slots
+    classes = plan.classes or ()
+    rows = [
+        [sum(counts[file].get(c, no_rows)[slot] for file, slot in slots) for c in classes]
+        for slots in _training_slots(plan)
+    ]
     totals = [sum(part[i] for part in rows) for i in range(len(classes))]
     rarest = min(totals)
     if not rarest:
-        raise Hopeless(f"no rows of class {classes[totals.index(0)]!r} are left to train on")
+        raise PermanentFailure(f"the class {classes[totals.index(0)]!r} has no training rows")
     before, shares = [0] * len(classes), []
     for part in rows:
-        shares.append([[rarest, total, seen] for total, seen in zip(totals, before, strict=True)])
+        shares.append([[rarest, total, earlier] for total, earlier in zip(totals, before, strict=True)])
         before = [b + n for b, n in zip(before, part, strict=True)]
     return shares
 
 
-def _pieces(frozen: Frozen) -> list[list[tuple[int, int]]]:
-    """For each partition to train on: the dealt files and slots that it consists of."""
-    hands = frozen.layout.training_slots
-    if frozen.strategy == "single":
-        return [[(file, slot) for file in frozen.trained for slot in range(1, 1 + hands)]]
-    if hands > 1:
-        return [[(file, 1 + hand) for file in frozen.trained] for hand in range(hands)]
-    return [[(file, 1)] for file in frozen.trained]
+def _training_slots(plan: TrainingPlan) -> list[list[tuple[int, int]]]:
+    """Return, for each training partition, the indices of its split files and the slots in them."""
+    slots = plan.layout.training_slots
+    if plan.strategy == "single":
+        return [[(file, slot) for file in plan.training_files for slot in range(1, 1 + slots)]]
+    if slots > 1:
+        return [[(file, 1 + slot) for file in plan.training_files] for slot in range(slots)]
+    return [[(file, 1)] for file in plan.training_files]
 
 
-class Place(Protocol):
-    """What a step needs to know of a partition."""
+class PartitionPlace(Protocol):
+    """The fields of a partition that its step depends on."""
 
     @property
     def stage(self) -> str: ...
@@ -164,47 +179,55 @@ class Place(Protocol):
     def part(self) -> dict[str, Any]: ...
 
 
-def step(frozen: Frozen, row: Place, home: Path, before: str | None, memory_mb: int) -> FitStep:
-    """What a child is to do for a partition; `before` is the file that the partition before it has left."""
-    what: Any = do(row.stage)
+def fit_step(
+    plan: TrainingPlan, row: PartitionPlace, directory: Path, previous_file: str | None, memory_mb: int
+) -> FitStep:
+    """Return the step that a child process runs for a partition.
+
+    `previous_file`: file of the previous partition, if this one continues from it.
+    """
+    action: Any = action_of(row.stage)
     shares = row.part.get("shares")
+    transformers = previous_file if action == "transform" and previous_file else plan.transformers
     return FitStep(
-        do=what,
-        estimator=str(home / ESTIMATOR),
-        strategy=frozen.strategy,
-        target=frozen.layout.target.name,
-        features=frozen.layout.features,
-        classes=frozen.classes,
-        slots=_slots(frozen, what, row.number, home),
+        do=action,
+        estimator=str(directory / ESTIMATOR),
+        strategy=plan.strategy,
+        target=plan.layout.target.name,
+        features=plan.layout.features,
+        classes=plan.classes,
+        slots=_step_slots(plan, action, row.number, directory),
         shares=tuple(ClassShare(*s) for s in shares) if shares else None,
         number=row.number,
         index=int(row.stage[:2]) - 1,
-        ends=row.number == frozen.parts - 1,
-        transformers=_path(home, before if what == "transform" and before else frozen.transformers),
-        state=_path(home, before if what == "fit" else None),
-        files=tuple(str(home / name) for name in _files(frozen, what)),
+        ends=row.number == plan.training_partitions - 1,
+        transformers=_path(directory, transformers),
+        state=_path(directory, previous_file if action == "fit" else None),
+        files=tuple(str(directory / name) for name in _step_files(plan, action)),
         memory_mb=memory_mb,
     )
 
 
-def _slots(frozen: Frozen, what: FitAction, number: int, home: Path) -> tuple[Slot, ...]:
-    if what in ("transform", "fit"):
-        pieces = _pieces(frozen)[number]
-    elif what == "predict":
-        pieces = [(number, VALIDATION_SLOT)]
+def _step_slots(plan: TrainingPlan, action: FitAction, number: int, directory: Path) -> tuple[Slot, ...]:
+    if action in ("transform", "fit"):
+        slots = _training_slots(plan)[number]
+    elif action == "predict":
+        slots = [(number, VALIDATION_SLOT)]
     else:
-        pieces = [piece for part in _pieces(frozen) for piece in part]
-    return tuple(Slot(str(home / frozen.dealt[file]), slot, frozen.layout.slots) for file, slot in pieces)
+        slots = [slot for part in _training_slots(plan) for slot in part]
+    return tuple(
+        Slot(str(directory / plan.split_files[file]), slot, plan.layout.slots) for file, slot in slots
+    )
 
 
-def _files(frozen: Frozen, what: FitAction) -> tuple[str, ...]:
-    if what == "merge":
-        return frozen.members
-    if what == "predict":
-        assert frozen.model is not None
-        return (frozen.model,)
-    return frozen.answers if what == "measure" else ()
+def _step_files(plan: TrainingPlan, action: FitAction) -> tuple[str, ...]:
+    if action == "merge":
+        return plan.members
+    if action == "predict":
+        assert plan.model is not None
+        return (plan.model,)
+    return plan.predictions if action == "measure" else ()
 
 
-def _path(home: Path, name: str | None) -> str | None:
-    return None if name is None else str(home / name)
+def _path(directory: Path, name: str | None) -> str | None:
+    return None if name is None else str(directory / name)

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from service.batch import schedule_schemas, schemas, train_schemas
-from service.batch.bodies import JobBody
+from service.batch.job_schemas import JobBody
+from service.batch.schedule_schemas import SCHEDULE_EXAMPLE, ScheduleBody
+from service.batch.score_schemas import SCORE_EXAMPLE
+from service.batch.train_schemas import TRAIN_EXAMPLE
 
 
 @pytest.mark.parametrize(
     ("kind", "example"),
     [
-        (JobBody, schemas.EXAMPLE),
-        (JobBody, train_schemas.EXAMPLE),
-        (schedule_schemas.ScheduleBody, schedule_schemas.EXAMPLE),
+        (JobBody, SCORE_EXAMPLE),
+        (JobBody, TRAIN_EXAMPLE),
+        (ScheduleBody, SCHEDULE_EXAMPLE),
     ],
     ids=["score", "train", "schedule"],
 )

@@ -131,7 +131,7 @@ async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings
     path.write_text(path.read_text().replace("1,1,0,0", "1,odd,0,0"))
     record = await scorings.finish(location)
     assert (record["state"], record["error"]) == (
-        "failed", "each of the 103 rows failed; the errors file says why",
+        "failed", "each of the 103 rows failed; see the errors file for the reasons",
     )  # fmt: skip
     assert len((await scorings.text(record["errors"])).splitlines()) == 104
 
@@ -179,19 +179,19 @@ async def test_a_dry_run_looks_at_the_first_rows_and_enqueues_nothing(scorings: 
         ({"model": "nobody"}, 404, None, "there is no model 'nobody'"),
         ({"alias": "nobody"}, 404, None, "there is no alias"),
         ({"version": 9}, 404, None, "there is no version 'flag:9'"),
-        ({"version": 1, "alias": "champion"}, 422, None, "say version or alias, not both"),
-        ({"input": {}}, 422, "input", "say either artifact or uri"),
-        ({"input": {"uri": "/etc/passwd"}}, 422, "input.uri", "is in no batch root"),
-        ({"input": {"uri": "https://127.0.0.1/x.csv"}}, 422, "input.uri", "there is no reading from https"),
-        ({"input": {"artifact": "0" * 64}}, 422, "input", "say its media_type"),
+        ({"version": 1, "alias": "champion"}, 422, None, "set version or alias, not both"),
+        ({"input": {}}, 422, "input", "set either artifact or uri"),
+        ({"input": {"uri": "/etc/passwd"}}, 422, "input.uri", "is outside the batch roots"),
+        ({"input": {"uri": "https://127.0.0.1/x.csv"}}, 422, "input.uri", "input cannot be read from https"),
+        ({"input": {"artifact": "0" * 64}}, 422, "input", "set media_type"),
         ({"input": {"artifact": "0" * 64, "media_type": CSV}}, 422, "input.artifact", "was not uploaded"),
         ({"model": "mixed"}, 422, "age", "is missing"),
         ({"id_column": "who"}, 422, "id_column", "has no column 'who'"),
-        ({"passthrough": ["x0", "label"]}, 422, "passthrough", "a column 'label' of its own"),
+        ({"passthrough": ["x0", "label"]}, 422, "passthrough", "already has a column 'label'"),
         ({"error_threshold": 1.5}, 422, "error_threshold", "error_threshold"),
         ({"max_attempts": 0}, 422, "max_attempts", "max_attempts"),
         ({"expires_in": 0}, 422, "expires_in", "expires_in"),
-        ({"output": {"media_type": "text/html"}}, 422, "output.media_type", "none of the choices"),
+        ({"output": {"media_type": "text/html"}}, 422, "output.media_type", "not one of the allowed values"),
         ({"kind": "guess"}, 422, "kind", "send one of"),
         ({"sample": 0.1}, 422, "sample", "no such field"),
     ],
@@ -268,7 +268,7 @@ async def test_a_version_that_goes_out_of_use_fails_its_job_until_it_is_back(
     refused(await scorings.api.client.delete(place), 409)
     await scorings.api.client.patch(place, json={"archived": True})
     record = await scorings.finish(location)
-    said = "flag:2 is archived; bring it back (archived: false), then resume the job"
+    said = "flag:2 is archived; unarchive it (archived: false), then resume the job"
     assert (record["state"], record["error"]) == ("failed", f"partition score/1: {said}")
     await scorings.api.client.patch(place, json={"archived": False})
     resumed = await scorings.api.client.post(f"{location}/resume")
@@ -356,7 +356,7 @@ async def test_events_show_the_job_until_it_is_over(scorings: Scorings, name: st
     watching = asyncio.create_task(scorings.api.client.get(f"{location}/events"))
     services, number = scorings.api.services, int(location.rpartition("/")[2])
     key = next(k for k in services.snapshot.state.keys.values() if k.models is None)
-    begun = job_routes._events(services, job_routes._look(services, number, key), number, key)
+    begun = job_routes._events(services, job_routes._read_record(services, number, key), number, key)
     assert '"state":"queued"' in await anext(begun)
     record = await scorings.finish(location)
     assert '"state":"done"' in await anext(begun)
@@ -381,13 +381,13 @@ async def test_events_end_with_the_key_and_with_the_job(
     services, number = scorings.api.services, int(location.rpartition("/")[2])
     secret = await scorings.api.key("batch")
     key = services.snapshot.state.keys[secret.split("_")[1]]
-    events = job_routes._events(services, job_routes._look(services, number, key), number, key)
+    events = job_routes._events(services, job_routes._read_record(services, number, key), number, key)
     assert '"state":"queued"' in await anext(events)
     assert (await scorings.api.client.delete(f"/v1/keys/{key.id}")).status_code in (200, 204)
     with pytest.raises(StopAsyncIteration):
         await anext(events)
     admin = next(k for k in services.snapshot.state.keys.values() if k.models is None)
-    look = job_routes._look(services, number, admin)
+    look = job_routes._read_record(services, number, admin)
     events = job_routes._events(services, look, 999_999, admin)  # forgotten by the second look
     await anext(events)
     with pytest.raises(StopAsyncIteration):

@@ -23,7 +23,7 @@ from registry.vocabulary import SCORE
 from service.config import Settings
 from service.submit import job_kinds
 from service.worker import scheduler
-from service.worker.repeating import Repeating
+from service.worker.maintenance import PeriodicThread
 from tests.service.api import Api, refused, running
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,9 @@ class Batch(NamedTuple):
 
     def step(self) -> int:
         """What a worker does twice a second."""
-        return scheduler.step(self.api.services.sessions, job_kinds.scheduled_job_starter(self.api.services.store))
+        return scheduler.step(
+            self.api.services.sessions, job_kinds.scheduled_job_starter(self.api.services.store)
+        )
 
     def put_back(self, by: timedelta) -> None:
         """As if every schedule had been made, and had its runs, so long ago."""
@@ -170,7 +172,9 @@ async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
     (run,) = await batch.runs()
     assert (run["job_state"], run["then_state"]) == ("queued", "failed")
     assert (await batch.get())["last_run"]["then_state"] == "failed"
-    assert record["warnings"] == [f"no file or directory exists at {batch.root}/rows.csv; each run checks again"]
+    assert record["warnings"] == [
+        f"no file or directory exists at {batch.root}/rows.csv; each run checks again"
+    ]
     outside = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
     lost = {"estimator": {"artifact": "0" * 64}}
     for wrong, field in [(outside, "job.then.input.uri"), (lost, "job.estimator.artifact")]:
@@ -217,7 +221,7 @@ async def test_nor_the_files_of_its_directory(batch: Batch, form: dict[str, str]
     (batch.root / "weekly").mkdir(exist_ok=True)
     place = {"uri": f"{batch.root}/weekly", **form}
     made = await batch.create(job=batch.job | {"input": place})
-    assert [w.partition(" ")[0] for w in made["warnings"]] == ["no" if form else "the"]
+    assert [w.partition(" ")[0] for w in made["warnings"]] == ["there" if form else "the"]
 
 
 async def test_an_input_that_is_there_is_looked_at_as_a_jobs_is(batch: Batch) -> None:
@@ -411,7 +415,7 @@ async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) 
 async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
     services = batch.api.services
     start = job_kinds.scheduled_job_starter(services.store)
-    thread = Repeating("schedules", lambda: scheduler.step(services.sessions, start), scheduler.LOOK_S)
+    thread = PeriodicThread("schedules", lambda: scheduler.step(services.sessions, start), scheduler.POLL_S)
     thread.start()
     try:
         await batch.create(start_in_s=0)

@@ -73,7 +73,7 @@ async def test_a_training_names_the_job_that_scores_with_what_it_trained(shop: S
         (scoring, "queued", None),
         (None, None, training["id"]),
     ]
-    for what, said in (("output", "makes a version"), ("errors", "that have no target")):
+    for what, said in (("output", "publishes a version"), ("errors", "without a target")):
         assert said in refused(await shop.api.client.get(f"{PATH}/{training['id']}/{what}"), 404)["detail"]
 
 
@@ -141,7 +141,7 @@ async def test_what_follows_is_looked_at_before_anything_is_trained(
 
 async def test_one_fit_over_all_rows_has_no_partitions(shop: Shop) -> None:
     answer = await shop.api.client.post(PATH, json=shop.body | {"strategy": "single", "partitions": 4})
-    assert "leave partitions out" in refused(answer, 422)["detail"]
+    assert "remove partitions" in refused(answer, 422)["detail"]
 
 
 async def test_on_ray_there_are_only_ensembles(shop: Shop) -> None:

@@ -17,7 +17,7 @@ from registry import db
 from registry.artifacts import Store
 from registry.garbage import GRACE_S
 from registry.jobs import jobs
-from service.submit import score_admission
+from service.submit.score_admission import ScoreAdmission
 from tests.service.cli.conftest import TRIVIUM
 from tests.service.estimators import yes_or_no
 
@@ -156,8 +156,9 @@ def test_a_worker_process_does_a_job_without_any_server_and_ends_when_told(publi
         "expires_in": None,
     }
     with db.sessions(engine).begin() as session:
-        version = score_admission.version_of(session, spec)
-        job_id = score_admission.accept(session, Store(home / "blobs"), spec, version, by="a test").id
+        admission = ScoreAdmission()
+        version = admission.resolve_version(session, spec)
+        job_id = admission.accept(session, Store(home / "blobs"), spec, version, by="a test").id
     env = os.environ | {"TRIVIUM_HOME": str(home), "TRIVIUM_BATCH_ROOTS": str(home)}
     worker = subprocess.Popen([TRIVIUM, "worker"], env=env, stderr=subprocess.DEVNULL)
     try:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import typer
 
-from service.cli.shared import seconds
+from service.cli.options import parse_span
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_cron_in_a_time_zone(live, weekly, champion):
     )
     assert ran.code == 0, ran.err
     assert f"schedule {champion}: runs 0 3 * * MON Europe/Berlin, next at 20" in ran.err
-    assert "made up for; runs may overlap" in live("schedules", "show", champion).out
+    assert "missed runs are started later; runs may overlap" in live("schedules", "show", champion).out
     record = live("schedules", "show", champion, "--json").record
     assert (record["catch_up"], record["overlap"], record["job"]["model"]) == (True, True, champion)
 
@@ -95,7 +95,7 @@ def test_a_schedule_is_edited(live, weekly, champion, data, tmp_path):
     assert (record["every_s"], record["cron"], record["catch_up"]) == (86400, None, False)
     assert record["job"]["max_attempts"] == 3
     nothing = live("schedules", "edit", champion)
-    assert (nothing.code, "say what is to change" in " ".join(nothing.err.split())) == (2, True)
+    assert (nothing.code, "nothing to change" in " ".join(nothing.err.split())) == (2, True)
 
 
 def test_a_schedule_without_a_time_is_told_the_options(live, weekly):
@@ -105,7 +105,7 @@ def test_a_schedule_without_a_time_is_told_the_options(live, weekly):
 
 def test_a_time_zone_without_cron_is_refused_at_once(live, weekly):
     ran = live(*weekly, "--timezone", "Europe/Berlin")
-    assert (ran.code, "leave --timezone out" in " ".join(ran.err.split())) == (2, True)
+    assert (ran.code, "remove --timezone" in " ".join(ran.err.split())) == (2, True)
 
 
 def test_a_job_of_any_kind_is_given_as_a_file(live, champion, data, tmp_path):
@@ -128,7 +128,7 @@ def test_a_job_of_any_kind_is_given_as_a_file(live, champion, data, tmp_path):
 def test_an_input_that_is_not_there_yet_is_a_warning(live, weekly, champion, data):
     made = live(*weekly[:5], "--data", data.with_name("later.csv"), "--every", "1w")
     assert made.code == 0
-    assert f"warning: there is nothing at {data.with_name('later.csv').as_uri()}" in made.err
+    assert f"warning: no file or directory exists at {data.with_name('later.csv').as_uri()}" in made.err
 
 
 def test_what_the_server_refuses_is_exit_code_1_with_its_fields(live, weekly, champion, data, tmp_path):
@@ -155,7 +155,7 @@ def test_what_the_server_refuses_is_exit_code_1_with_its_fields(live, weekly, ch
         (["--model", "m", "--data", "d", "--every", "1w", "--out", "xlsx"], "parquet"),
         (["--model", "m:latest", "--data", "d", "--every", "1w"], "name:version"),
         (["--job", "{file}", "--every", "1w"], "job.json"),
-        (["--job", "{file}", "--every", "1w", "--model", "m"], "leave out --model"),
+        (["--job", "{file}", "--every", "1w", "--model", "m"], "remove --model"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_what_is_right(live, tmp_path, args, said):
@@ -168,8 +168,8 @@ def test_wrong_usage_is_exit_code_2_and_says_what_is_right(live, tmp_path, args,
 
 def test_spans_of_time_are_added_up():
     spans = {"5s": 5, "30m": 1800, "1h30m": 5400, "1.5h": 5400, "1d": 86400, "1w": 604800}
-    assert {span: seconds(span) for span in spans} == spans
-    assert seconds(None) is None
+    assert {span: parse_span(span) for span in spans} == spans
+    assert parse_span(None) is None
     for wrong in ("", "5", "-5s", "s", "1 w", "1y", "1..5h"):
         with pytest.raises(typer.BadParameter):
-            seconds(wrong)
+            parse_span(wrong)

@@ -145,6 +145,6 @@ def test_a_schedule_says_what_is_scored_with_what_it_trains(live, saved, data, t
     assert made.code == 0, made.err
     shown = live("schedules", "show", "nightly").out
     assert f"starts: train nightly on {data.as_uri()}" in shown
-    assert f"then scores {data.as_uri()} with what was trained" in shown
+    assert f"then scores {data.as_uri()} with the trained version" in shown
     assert live("schedules", "delete", "nightly").code == 0
     assert live("jobs", "watch", trained.record["id"]).code == 0

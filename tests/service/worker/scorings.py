@@ -15,11 +15,14 @@ from sqlalchemy import update
 from registry.jobs import jobs
 from registry.tables import TaskRow, now
 from registry.vocabulary import SCORE
+from service.builds.forkserver import ForkServer
 from service.config import Settings
+from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import BulkLoader, is_shared
+from service.worker.job_work import WorkContext
 from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.score import Scoring
+from service.worker.score_work import ScoreWork
 from tests.service.api import Api, running
 
 CSV = "text/csv"
@@ -32,10 +35,11 @@ class Scorings:
     def __init__(self, api: Api, data: Path) -> None:
         self.api, self.data = api, data
         services = api.services
-        load = BulkLoader(services.sessions, services.store, services.supervisor.spawn_isolated, 30.0)
+        isolation = Isolation(services.supervisor.fork_isolated, api.settings.build_memory_mb, 30.0)
+        load = BulkLoader(services.sessions, services.store, isolation)
         self.models = LaneModels(load, is_shared)
-        scoring = Scoring(api.settings, services.sessions, services.store, self.models)
-        self.worker = Worker(api.settings, services.sessions, {(SCORE, "local"): scoring})
+        context = WorkContext(api.settings, services.sessions, services.store, self.models, ForkServer())
+        self.worker = Worker(api.settings, services.sessions, {SCORE: ScoreWork(context)})
 
     def write(self, name: str, *rows: str, header: str = HEADER) -> Path:
         """A CSV file; each row is its cells, with commas."""

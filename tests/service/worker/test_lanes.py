@@ -23,13 +23,21 @@ from registry.jobs.tables import JobRow, PartitionRow
 from registry.tables import TaskRow, now
 from registry.vocabulary import ASSEMBLE_TASK, JOB_TASKS, PARTITION_TASK, SCORE
 from service.batch import job_records
-from service.batch.schemas import PartitionRecord
+from service.batch.job_schemas import PartitionRecord
 from service.config import Settings
-from service.worker.job_kind import Alive, Gone, Hopeless, Later, Piece, Stage, Whole, folder
-from service.worker.lanes import FIRST_BACKOFF_S, MOST_BACKOFF_S, Worker
+from service.worker.job_work import (
+    JobResult,
+    PartitionResult,
+    PartsMissing,
+    PermanentFailure,
+    PlannedStage,
+    ReportProgress,
+    RetryLater,
+)
+from service.worker.lanes import FIRST_BACKOFF_S, MAX_BACKOFF_S, Worker
 from tests.registry.helpers import threads
 
-Do = Callable[[PartitionRow, Alive], None]
+Do = Callable[[PartitionRow, ReportProgress], None]
 
 
 class Small:
@@ -39,21 +47,23 @@ class Small:
         self.parts = parts
         self.do: Do = lambda row, alive: None
         self.on_plan: Callable[[], None] = lambda: None
-        self.on_assemble: Callable[[Alive], None] = lambda alive: None
+        self.on_assemble: Callable[[ReportProgress], None] = lambda alive: None
         self.done: list[tuple[int, int]] = []  # numbers and fences
 
-    def plan(self, job: JobRow, alive: Alive) -> Stage:
+    def plan(self, job: JobRow, alive: ReportProgress) -> PlannedStage:
         self.on_plan()
-        return Stage(jobs.SCORE_STAGE, [NewPartition({"n": n}, 10) for n in range(self.parts)], {"frozen": 1})
+        return PlannedStage(
+            jobs.SCORE_STAGE, [NewPartition({"n": n}, 10) for n in range(self.parts)], {"frozen": 1}
+        )
 
-    def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: Alive) -> Piece:
+    def partition(self, job: JobRow, row: PartitionRow, fence: int, alive: ReportProgress) -> PartitionResult:
         self.do(row, alive)
         self.done.append((row.number, fence))
-        return Piece(9, 1, {"file": f"{row.number}-{fence}"})
+        return PartitionResult(9, 1, {"file": f"{row.number}-{fence}"})
 
-    def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: Alive) -> Whole:
+    def assemble(self, job: JobRow, pieces: Sequence[PartitionRow], alive: ReportProgress) -> JobResult:
         self.on_assemble(alive)
-        return Whole({"parts": [p.result for p in pieces]})
+        return JobResult({"parts": [p.result for p in pieces]})
 
 
 class Bench:
@@ -64,7 +74,7 @@ class Bench:
         self.settings = Settings(home=home, batch_lanes=1, **settings)
 
     def worker(self) -> Worker:
-        return Worker(self.settings, self.sessions, {(SCORE, "local"): self.work})
+        return Worker(self.settings, self.sessions, {SCORE: self.work})
 
     def create(self, **more: Any) -> int:
         with self.sessions.begin() as session:
@@ -108,7 +118,7 @@ class Bench:
     def shown(self, job_id: int) -> list[PartitionRecord]:
         """The partitions as the API shows them."""
         with db.reading(self.sessions) as session:
-            return job_records.record(
+            return job_records.job_record(
                 self.job(job_id), None, jobs.partition_summaries(session, job_id)
             ).partitions
 
@@ -133,7 +143,7 @@ def bench(sessions: Sessions, tmp_path: Path) -> Bench:
 def failing(error: Exception, times: int = 1, number: int = 1) -> Do:
     left = times
 
-    def do(row: PartitionRow, alive: Alive) -> None:
+    def do(row: PartitionRow, alive: ReportProgress) -> None:
         nonlocal left
         if row.number == number and left:
             left -= 1
@@ -144,7 +154,7 @@ def failing(error: Exception, times: int = 1, number: int = 1) -> Do:
 
 def test_a_job_is_planned_worked_on_and_assembled(bench: Bench) -> None:
     job_id = bench.create()
-    folder(bench.settings, job_id).mkdir(parents=True)
+    bench.settings.job_directory(job_id).mkdir(parents=True)
     job = bench.run(job_id)
     assert (job.state, job.error, job.plan) == (jobs.DONE, None, {"frozen": 1})
     assert job.manifest == {"parts": [{"file": f"{n}-1"} for n in range(4)]}
@@ -154,7 +164,7 @@ def test_a_job_is_planned_worked_on_and_assembled(bench: Bench) -> None:
     assert {(p.rows, p.failed, p.failures) for p in parts} == {(9, 1, 0)}
     assert all(p.worker and p.started_at <= p.finished_at for p in parts)  # type: ignore[operator]
     assert bench.tasks("queued") == bench.tasks("running") == []
-    assert not folder(bench.settings, job_id).exists()
+    assert not bench.settings.job_directory(job_id).exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Invalid("odd"), ValueError("bug")])
@@ -190,9 +200,9 @@ def test_the_pauses_grow_and_have_an_end(bench: Bench) -> None:
         with bench.sessions.begin() as session:  # nothing else is done meanwhile
             others = TaskRow.subject != task.subject
             session.execute(update(TaskRow).where(others).values(state="cancelled"))
-    meant = [min(FIRST_BACKOFF_S * 2**n, MOST_BACKOFF_S) for n in range(10)]
+    meant = [min(FIRST_BACKOFF_S * 2**n, MAX_BACKOFF_S) for n in range(10)]
     assert [least <= pause <= most for pause, (least, most) in zip(meant, pauses, strict=True)] == [True] * 10
-    assert meant[-1] == meant[-2] == MOST_BACKOFF_S
+    assert meant[-1] == meant[-2] == MAX_BACKOFF_S
     assert bench.job(job_id).state == jobs.RUNNING
 
 
@@ -209,7 +219,7 @@ def test_a_partition_that_fails_at_every_attempt_fails_the_job_and_says_why(benc
 
 
 @pytest.mark.parametrize(
-    "error", [Hopeless("fraud:1 is archived"), Changed("a.csv", "it has 5 bytes now, not 7")], ids=str
+    "error", [PermanentFailure("fraud:1 is archived"), Changed("a.csv", "it has 5 bytes now, not 7")], ids=str
 )
 def test_what_cannot_be_helped_is_not_tried_again(bench: Bench, error: Exception) -> None:
     job_id = bench.planned()
@@ -250,7 +260,7 @@ def test_what_a_partition_needs_and_does_not_find_is_a_failure_of_it(bench: Benc
 
 def test_what_has_to_wait_counts_no_attempt(bench: Bench) -> None:
     job_id = bench.planned(max_attempts=1)
-    bench.work.do = failing(Later(30.0), times=5, number=0)
+    bench.work.do = failing(RetryLater(30.0), times=5, number=0)
     worker = bench.worker()
     worker.step()
     first = next(t for t in bench.tasks("queued") if t.subject.endswith("/0"))
@@ -270,7 +280,7 @@ def test_a_worker_that_is_stopped_gives_back_what_it_holds_and_takes_no_more(ben
     job_id = bench.planned()
     worker = bench.worker()
 
-    def stopped(row: PartitionRow, alive: Alive) -> None:
+    def stopped(row: PartitionRow, alive: ReportProgress) -> None:
         worker.stop(0.0)
         alive(5, 0)
 
@@ -290,7 +300,7 @@ def test_what_breaks_while_a_worker_stops_is_no_failure(bench: Bench) -> None:
     bench.planned(max_attempts=1)
     worker = bench.worker()
 
-    def closed(row: PartitionRow, alive: Alive) -> None:
+    def closed(row: PartitionRow, alive: ReportProgress) -> None:
         worker.stop(0.0)
         raise ValueError("the runtime was closed")
 
@@ -303,7 +313,7 @@ def test_lanes_end_with_the_worker_and_the_leases_are_kept_until_then(bench: Ben
     job_id = bench.planned()
     inside, go_on = threading.Event(), threading.Event()
 
-    def wait(row: PartitionRow, alive: Alive) -> None:
+    def wait(row: PartitionRow, alive: ReportProgress) -> None:
         inside.set()
         assert go_on.wait(60)
         alive(1, 0)
@@ -331,11 +341,11 @@ def test_a_beat_keeps_a_slow_partition_and_says_how_far_it_is(bench: Bench) -> N
     job_id = bench.planned()
     worker, other = bench.worker(), bench.worker()
 
-    def slow(row: PartitionRow, alive: Alive) -> None:
+    def slow(row: PartitionRow, alive: ReportProgress) -> None:
         if row.number == 0:
             bench.lapse()
             alive(4, 3)
-            worker.beat()
+            worker.heartbeat()
             (task,) = bench.tasks("running")
             assert timedelta(0) < task.lease_until - now() <= timedelta(seconds=queue.JOB_LEASE_S)  # type: ignore[operator]
             for _ in range(4):
@@ -351,16 +361,16 @@ def test_a_beat_keeps_a_slow_partition_and_says_how_far_it_is(bench: Bench) -> N
 def test_who_slept_through_a_lease_changes_nothing(bench: Bench) -> None:
     job_id = bench.planned(max_attempts=1)
     worker, other = bench.worker(), bench.worker()
-    late = folder(bench.settings, job_id)
+    late = bench.settings.job_directory(job_id)
 
-    def sleepy(row: PartitionRow, alive: Alive) -> None:
+    def sleepy(row: PartitionRow, alive: ReportProgress) -> None:
         if row.number == 0 and not bench.work.done:
             bench.lapse()
             for _ in range(5):  # the other three, then this one, and the assembly
                 other.step()
             assert bench.job(job_id).state == jobs.DONE
             late.mkdir(parents=True)
-            worker.beat()
+            worker.heartbeat()
             with pytest.raises(Exception, match="held by another worker now"):
                 alive(1, 0)
             # and goes on all the same
@@ -383,7 +393,7 @@ def test_who_holds_a_partition_of_a_cancelled_job_changes_nothing(
 ) -> None:
     job_id = bench.planned()
 
-    def cancelled(row: PartitionRow, alive: Alive) -> None:
+    def cancelled(row: PartitionRow, alive: ReportProgress) -> None:
         bench.cancel(job_id)
         if broken:
             raise broken
@@ -401,7 +411,7 @@ def test_who_holds_a_partition_of_a_cancelled_job_changes_nothing(
 def test_a_job_that_is_forgotten_under_its_worker_is_gone(bench: Bench) -> None:
     job_id = bench.planned()
 
-    def forgotten(row: PartitionRow, alive: Alive) -> None:
+    def forgotten(row: PartitionRow, alive: ReportProgress) -> None:
         bench.cancel(job_id)
         with bench.sessions.begin() as session:
             session.execute(update(JobRow).values(expires_at=now() - timedelta(hours=1)))
@@ -445,7 +455,9 @@ def test_a_job_at_which_workers_die_and_die_has_failed_and_says_so(bench: Bench)
             assert queue.claim(session, JOB_TASKS, "dead", queue.JOB_LEASE_S) is not None
         bench.lapse()
     troubles = [p.error for p in bench.shown(job_id)]
-    said = f"{jobs.MAX_LOST_WORKERS} of its workers died; {jobs.MAX_LOST_WORKERS} may"
+    said = (
+        f"{jobs.MAX_LOST_WORKERS} workers died on this partition; the job fails after {jobs.MAX_LOST_WORKERS}"
+    )
     assert [t for t in troubles if t is not None] == [troubles[2]] == [said]
     bench.worker().step()
     job = bench.job(job_id)
@@ -487,14 +499,14 @@ def test_what_the_database_says_of_its_statement_is_for_the_log(bench: Bench) ->
 def test_a_plan_that_cannot_be_read_needs_a_new_job(bench: Bench) -> None:
     job_id = bench.planned()
 
-    def unread(row: PartitionRow, alive: Alive) -> None:
+    def unread(row: PartitionRow, alive: ReportProgress) -> None:
         raise msgspec.ValidationError("Object missing required field `schema`")
 
     bench.work.do = unread
     bench.worker().step()
     job = bench.job(job_id)
     assert job.state == jobs.FAILED
-    assert "planned by another release" in str(job.error)
+    assert "another release planned this job" in str(job.error)
     assert "start a new job" in str(job.error)
 
 
@@ -503,7 +515,7 @@ def test_of_one_model_no_more_partitions_run_than_are_allowed(sessions: Sessions
     first, other = bench.planned(), bench.planned(model="other")
     seen: list[str] = []
 
-    def look(row: PartitionRow, alive: Alive) -> None:
+    def look(row: PartitionRow, alive: ReportProgress) -> None:
         if not seen:
             seen.append("inside")
             bench.worker().step()  # a second lane: takes the other model's
@@ -517,9 +529,9 @@ def test_of_one_model_no_more_partitions_run_than_are_allowed(sessions: Sessions
 
 
 def test_what_is_gone_at_the_assembly_is_made_again(bench: Bench) -> None:
-    job_id, gone = bench.planned(), [Gone([(jobs.SCORE_STAGE, 1), (jobs.SCORE_STAGE, 3)])]
+    job_id, gone = bench.planned(), [PartsMissing([(jobs.SCORE_STAGE, 1), (jobs.SCORE_STAGE, 3)])]
 
-    def assemble(alive: Alive) -> None:
+    def assemble(alive: ReportProgress) -> None:
         if gone:
             raise gone.pop()
 
@@ -531,13 +543,13 @@ def test_what_is_gone_at_the_assembly_is_made_again(bench: Bench) -> None:
 
 
 def test_what_is_gone_again_and_again_fails_the_job(bench: Bench) -> None:
-    def assemble(alive: Alive) -> None:
-        raise Gone([(jobs.SCORE_STAGE, 1)])
+    def assemble(alive: ReportProgress) -> None:
+        raise PartsMissing([(jobs.SCORE_STAGE, 1)])
 
     bench.work.on_assemble = assemble
     job_id = bench.planned(max_attempts=2)
     job = bench.run(job_id)
-    assert (job.state, job.error) == (jobs.FAILED, "the files of 1 partitions are gone or cut short (1)")
+    assert (job.state, job.error) == (jobs.FAILED, "the files of 1 partitions are missing or truncated (1)")
     assert bench.tasks("queued") == []
     bench.work.on_assemble = lambda alive: None
     bench.resume(job_id)

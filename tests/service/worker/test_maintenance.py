@@ -22,14 +22,13 @@ from registry.jobs.tables import JobRow
 from registry.tables import now
 from registry.vocabulary import SCORE
 from service.config import Settings
-from service.worker.job_kind import folder
-from service.worker.maintenance import ORPHAN_S, Chores
+from service.worker.maintenance import ORPHAN_S, Maintenance
 
 
 class Home:
     def __init__(self, engine: Engine, sessions: Sessions, home: Path) -> None:
         self.sessions, self.settings = sessions, Settings(home=home)
-        self.chores = Chores(self.settings, engine, sessions, Store(home / "blobs"))
+        self.maintenance = Maintenance(self.settings, engine, sessions, Store(home / "blobs"))
 
     def job(self, state: str, *, over: bool = False, silent_s: float = 0.0) -> int:
         """A job with a folder that was last written to so many seconds ago."""
@@ -46,7 +45,7 @@ class Home:
         return job_id
 
     def folder(self, job_id: int, silent_s: float) -> None:
-        place = folder(self.settings, job_id)
+        place = self.settings.job_directory(job_id)
         place.mkdir(parents=True)
         (place / "part").write_text("rows")
         then = time.time() - silent_s
@@ -65,7 +64,7 @@ def home(engine: Engine, sessions: Sessions, tmp_path: Path) -> Home:
 def test_jobs_whose_time_is_over_go_with_their_files(home: Home) -> None:
     ended = [home.job(state) for state in (jobs.FAILED, jobs.CANCELLED, jobs.QUEUED)]
     over = [home.job(state, over=True) for state in (jobs.FAILED, jobs.CANCELLED)]
-    home.chores.step()
+    home.maintenance.step()
     assert home.left == set(map(str, ended))
     with db.reading(home.sessions) as session:
         assert sorted(j.id for j in jobs.search(session).items) == ended
@@ -78,7 +77,7 @@ def test_a_folder_is_left_behind_for_an_hour_and_not_for_ever(home: Home) -> Non
     home.folder(990, 0.0)
     home.folder(991, ORPHAN_S + 60)
     (home.settings.jobs / "notes").mkdir()
-    home.chores.step()
+    home.maintenance.step()
     assert home.left == {str(just_done), "990", "notes"}
     assert str(done) not in home.left
 
@@ -86,7 +85,7 @@ def test_a_folder_is_left_behind_for_an_hour_and_not_for_ever(home: Home) -> Non
 @pytest.mark.parametrize("state", [jobs.QUEUED, jobs.FAILED, jobs.CANCELLED])
 def test_the_parts_of_a_job_that_may_go_on_stay_however_old_they_are(home: Home, state: str) -> None:
     job_id = home.job(state, silent_s=30 * 86400)
-    home.chores.step()
+    home.maintenance.step()
     assert home.left == {str(job_id)}
 
 
@@ -96,19 +95,19 @@ def test_half_an_output_of_a_killed_worker_goes_after_an_hour(home: Home) -> Non
         (incoming / name).write_text("rows")
         then = time.time() - silent_s
         os.utime(incoming / name, (then, then))
-    home.chores.step()
+    home.maintenance.step()
     assert [p.name for p in incoming.iterdir()] == ["new"]
 
 
 def test_there_may_be_no_folder_at_all(home: Home) -> None:
-    home.chores.step()
+    home.maintenance.step()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_the_log_of_sqlite_stays_short(home: Home) -> None:
     for _ in range(20):
         home.job(jobs.QUEUED)
-    home.chores.step()
+    home.maintenance.step()
     alone = home.settings.home / "alone.db"  # without its log
     shutil.copy(home.settings.home / "registry.db", alone)
     with contextlib.closing(sqlite3.connect(alone)) as database:

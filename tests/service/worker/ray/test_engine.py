@@ -27,7 +27,7 @@ from registry.errors import Invalid, Unavailable
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.versions import NewVersion
-from registry.vocabulary import SCORE, TRAIN
+from registry.vocabulary import SCORE
 from service.batch.score_schemas import ScoreBody
 from service.builds.forkserver import ForkServer
 from service.builds.task_kinds import BuildTasks
@@ -35,11 +35,11 @@ from service.config import Settings
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import BulkLoader, is_shared
 from service.submit.score_admission import ScoreAdmission
-from service.worker.job_kind import Work
+from service.worker.job_work import WorkContext
 from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.ray.engine import Engine
-from service.worker.score import Scoring
+from service.worker.ray.engine import RayEngine
+from service.worker.score_work import ScoreWork
 from tests.service.compiler.fit.datasets import cancer, split_frame, without_target
 from tests.service.estimators import NAP, Naps, numbers
 from tests.service.worker.ray.ray_cluster import two_nodes
@@ -119,10 +119,10 @@ class Bench:
         """A worker in this process."""
         isolation = Isolation(lambda: self.forks.fork("isolated"), self.settings.build_memory_mb, 30.0)
         models = LaneModels(BulkLoader(self.sessions, self.store, isolation), is_shared)
-        scoring = Scoring(self.settings, self.sessions, self.store, models)
-        works = {(SCORE, "local"): scoring, (SCORE, "ray"): scoring}
-        spread = Engine(self.settings, self.sessions, {SCORE: scoring.spread}).run
-        worker = Worker(self.settings, self.sessions, works, spread)
+        context = WorkContext(self.settings, self.sessions, self.store, models, self.forks)
+        works = {SCORE: ScoreWork(context)}
+        run_on_ray = RayEngine(self.settings, self.sessions, works).run
+        worker = Worker(self.settings, self.sessions, works, run_on_ray)
         worker.start()
         try:
             yield
@@ -296,8 +296,8 @@ def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
     bench: Bench, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     trainings = Trainings(tmp_path, bench.forks)
-    works: dict[tuple[str, str], Work] = {(TRAIN, e): trainings.training for e in ("local", "ray")}
-    engine = Engine(trainings.settings, trainings.sessions, {TRAIN: trainings.training.spread})
+    works = trainings.works()
+    engine = RayEngine(trainings.settings, trainings.sessions, works)
     worker = Worker(trainings.settings, trainings.sessions, works, engine.run)
     answers = []
     for number, name in ((1, "local"), (2, "ray")):
@@ -305,7 +305,7 @@ def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
         job_id = trainings.start(forest, split_frame(cancer(), 3), strategy="ensemble", engine=name)
         while trainings.job(job_id).state in jobs.OPEN_STATES:
             worker.step()
-            worker.spread()
+            worker.ray_step()
             trainings.build()
         job = trainings.job(job_id)
         assert (job.state, job.version, job.error) == (jobs.DONE, number, None)
@@ -374,7 +374,7 @@ def test_what_has_killed_so_many_processes_is_given_up_on(tmp_path: Path) -> Non
     with attempt(tmp_path, "score-000002-1"):
         pass
     with (
-        pytest.raises(Unavailable, match=f"died {jobs.MAX_LOST_WORKERS} times"),
+        pytest.raises(Unavailable, match=f"{jobs.MAX_LOST_WORKERS} processes died on this partition"),
         attempt(tmp_path, "score-000001-1"),
     ):
         pass

@@ -27,7 +27,7 @@ from registry.tables import VersionRow
 from registry.vocabulary import JOB_TASKS
 from service.builds.forkserver import ForkServer
 from service.worker.train import publish_model
-from service.worker.train.stages import Frozen
+from service.worker.train.stages import TrainingPlan
 from tests.service.compiler.fit.datasets import cancer, diabetes, digits, split_frame, without_target
 from tests.service.worker.train.trainings import Trainings
 
@@ -207,7 +207,7 @@ def test_a_cell_that_is_not_like_the_first_rows_is_told_by_its_column_and_the_fi
     table.iloc[-1, table.columns.get_loc("worst_area")] = 2.5
     job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv"))
     assert job.state == "failed"
-    assert "column \"worst_area\": invalid value '2.5'; say what the column holds" in str(job.error)
+    assert "column \"worst_area\": invalid value '2.5'; set the column's type" in str(job.error)
     job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv", dtypes={"worst_area": "float64"}))
     assert job.state == "done", job.error
 
@@ -321,8 +321,8 @@ def test_a_training_that_is_cancelled_while_its_version_is_built_starts_nothing(
     job = trainings.job(job_id)
     with trainings.sessions.begin() as session:
         jobs.cancel(session, job_id)
-    frozen = msgspec.convert(job.plan, Frozen)
-    publish_model.publish(trainings.sessions, trainings.store, job, frozen, trainings.data)
+    plan = msgspec.convert(job.plan, TrainingPlan)
+    publish_model.publish(trainings.sessions, trainings.store, job, plan, trainings.data)
     with db.reading(trainings.sessions) as session:
         assert session.scalars(select(JobRow.id)).all() == [job_id]
 
@@ -410,7 +410,7 @@ def test_a_step_whose_file_is_gone_fails_the_job_and_names_it(trainings: Trainin
     gone.unlink()
     job = trainings.run(job_id)
     assert job.state == "failed"
-    assert "00-read-000001-1.arrow, which an earlier step left, is gone" in str(job.error)
+    assert "the file 00-read-000001-1.arrow of an earlier step is missing" in str(job.error)
 
 
 def test_one_class_alone_is_nothing_to_learn(trainings: Trainings) -> None:
@@ -421,12 +421,12 @@ def test_one_class_alone_is_nothing_to_learn(trainings: Trainings) -> None:
 
 def test_sampling_by_class_is_refused_for_a_regressor(trainings: Trainings) -> None:
     job = trainings.run(trainings.start(SGDRegressor(), split_frame(diabetes(), 2), sampling="balanced"))
-    assert "sampling balanced needs classes, and SGDRegressor has none" in str(job.error)
+    assert "sampling balanced needs classes, but SGDRegressor is a regressor" in str(job.error)
 
 
 def test_a_regressor_needs_numbers(trainings: Trainings) -> None:
     job = trainings.run(trainings.start(SGDRegressor(), split_frame(cancer(), 2)))
-    assert "the target 'y' holds strings, and SGDRegressor answers with numbers" in str(job.error)
+    assert "the target 'y' holds text, but SGDRegressor predicts numbers" in str(job.error)
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])

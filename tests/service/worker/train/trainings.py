@@ -15,17 +15,19 @@ from registry.artifacts import Store
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.tables import VersionRow
+from registry.vocabulary import SCORE, TRAIN
 from service.batch.train_schemas import TrainBody
-from service.builds.forkserver import Forked, ForkServer
-from service.builds.task_kinds import Builds
+from service.builds.forkserver import ForkServer
+from service.builds.task_kinds import BuildTasks
 from service.config import Settings
-from service.runtime.isolated_runtime import IsolatedSpec
+from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import BulkLoader, is_shared
-from service.submit import train_admission
+from service.submit.train_admission import TrainAdmission
+from service.worker.job_work import JobWork, WorkContext
 from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
-from service.worker.score import Scoring
-from service.worker.train.job import Training, in_children
+from service.worker.score_work import ScoreWork
+from service.worker.train.train_work import TrainWork
 
 
 class Trainings:
@@ -40,22 +42,20 @@ class Trainings:
         self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
         self.forks = forks
         self.engine = engine
-        self.training = Training(
-            self.settings,
-            self.sessions,
-            self.store,
-            in_children(self.settings.build_timeout_s, lambda: forks),
-        )
         self.worker = self.new_worker()
 
-    def new_worker(self) -> Worker:
-        load = BulkLoader(self.sessions, self.store, self.isolated, self.settings.predict_deadline_s)
-        scoring = Scoring(self.settings, self.sessions, self.store, LaneModels(load, is_shared))
-        works = {("train", "local"): self.training, ("score", "local"): scoring}
-        return Worker(self.settings, self.sessions, works)
+    def works(self) -> dict[str, JobWork]:
+        isolation = Isolation(
+            lambda: self.forks.fork("isolated"),
+            self.settings.build_memory_mb,
+            self.settings.predict_deadline_s,
+        )
+        models = LaneModels(BulkLoader(self.sessions, self.store, isolation), is_shared)
+        context = WorkContext(self.settings, self.sessions, self.store, models, self.forks)
+        return {SCORE: ScoreWork(context), TRAIN: TrainWork(context)}
 
-    def isolated(self, spec: IsolatedSpec) -> Forked:
-        return self.forks.isolated(spec, self.settings.build_memory_mb)
+    def new_worker(self) -> Worker:
+        return Worker(self.settings, self.sessions, self.works())
 
     def write(self, parts: list[pd.DataFrame], suffix: str = ".parquet") -> str:
         for number, part in enumerate(parts):
@@ -79,9 +79,9 @@ class Trainings:
             **given,
         }
         spec = TrainBody.model_validate(body).model_dump(mode="json")
-        train_admission.examine(self.settings, self.store, spec)
+        TrainAdmission().examine(self.settings, self.store, spec, None)
         with self.sessions.begin() as session:
-            return train_admission.accept(session, self.store, spec, by="tests").id
+            return TrainAdmission().accept(session, self.store, spec, None, by="tests").id
 
     def run(self, job_id: int, steps: int = 500) -> JobRow:
         """Work until the job has ended, at most so many steps."""
@@ -94,7 +94,7 @@ class Trainings:
 
     def build(self) -> None:
         """Build the versions that wait for it, as a server would."""
-        builds = Builds(self.settings, self.sessions, self.store, self.forks)
+        builds = BuildTasks(self.settings, self.sessions, self.store, self.forks)
         with self.sessions.begin() as session:
             task = queue.claim(session, [builds.kind], "tests", 60.0)
         if task is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from service.worker.repeating import Repeating
+from service.worker.maintenance import PeriodicThread
 
 
 def test_a_step_that_fails_is_not_the_last_one() -> None:
@@ -17,10 +17,10 @@ def test_a_step_that_fails_is_not_the_last_one() -> None:
             raise OSError("the disk is away")
         again.set()
 
-    repeating = Repeating("tests", step, 0.001)
-    repeating.start()
+    periodic = PeriodicThread("tests", step, 0.001)
+    periodic.start()
     assert again.wait(60)
-    repeating.stop()
+    periodic.stop()
 
 
 def test_who_cannot_wait_for_the_step_at_hand_goes_on_without_it() -> None:
@@ -30,14 +30,14 @@ def test_who_cannot_wait_for_the_step_at_hand_goes_on_without_it() -> None:
         inside.set()
         assert go_on.wait(60)
 
-    repeating = Repeating("slow", step, 0.001)
-    repeating.start()
+    periodic = PeriodicThread("slow", step, 0.001)
+    periodic.start()
     assert inside.wait(60)
-    repeating.leave()
-    repeating.stop(0.01)
+    periodic.request_stop()
+    periodic.stop(0.01)
     assert "slow" in {thread.name for thread in threading.enumerate()}
     go_on.set()
-    repeating.stop()
+    periodic.stop()
 
 
 def test_the_end_waits_for_the_step_at_hand_and_there_is_no_other_after_it() -> None:
@@ -48,12 +48,12 @@ def test_the_end_waits_for_the_step_at_hand_and_there_is_no_other_after_it() -> 
         assert go_on.wait(60)
         done.append(1)
 
-    repeating = Repeating("tests", step, 0.001)
-    repeating.start()
+    periodic = PeriodicThread("tests", step, 0.001)
+    periodic.start()
     assert inside.wait(60)
-    stopping = threading.Thread(target=repeating.stop)
+    stopping = threading.Thread(target=periodic.stop)
     stopping.start()
-    assert repeating._stopping.wait(60)
+    assert periodic._stopping.wait(60)
     go_on.set()
     stopping.join(60)
     assert not stopping.is_alive()

@@ -1,4 +1,4 @@
-"""The registry's databases, SQLite and PostgreSQL, for what a worker does with them."""
+"""Fixtures for tests on both databases, SQLite and PostgreSQL."""
 
 from tests.registry.conftest import (
     dialect,

@@ -9,8 +9,8 @@ import pytest
 
 from registry.errors import Unavailable
 from registry.rows import Outputs, Rows
-from service.runtime.loading import Runtime
-from service.worker.model_cache import KEPT, Models
+from service.runtime.loading import ModelRuntime
+from service.worker.lane_models import MAX_UNUSED, LaneModels
 from tests.registry.helpers import threads
 
 
@@ -33,15 +33,15 @@ class Loads:
 
     def __init__(self) -> None:
         self.made: list[Small] = []
-        self.models = Models(self._load, lambda runtime: self.number(runtime) <= 100)
+        self.models = LaneModels(self._load, lambda runtime: self.number(runtime) <= 100)
 
-    def _load(self, version_id: int) -> Runtime:
+    def _load(self, version_id: int) -> ModelRuntime:
         if version_id == 13:
             raise Unavailable("it is broken")
         self.made.append(Small(version_id))
         return self.made[-1]
 
-    def number(self, runtime: Runtime) -> int:
+    def number(self, runtime: ModelRuntime) -> int:
         assert isinstance(runtime, Small)
         return runtime.version_id
 
@@ -64,11 +64,11 @@ def loads() -> Loads:
     return Loads()
 
 
-def together(loads: Loads, version_id: int, lanes: int = 4) -> list[Runtime | BaseException]:
+def together(loads: Loads, version_id: int, lanes: int = 4) -> list[ModelRuntime | BaseException]:
     """The runtimes that lanes have in use at the same moment."""
     gate = threading.Barrier(lanes)
 
-    def use() -> Runtime:
+    def use() -> ModelRuntime:
         with loads.models.using(version_id) as runtime:
             gate.wait(60)
             return runtime
@@ -89,7 +89,7 @@ def test_each_lane_has_its_own_of_what_cannot_be_shared(loads: Loads) -> None:
 
 
 def test_the_least_recently_used_go_first(loads: Loads) -> None:
-    loads.use(*range(1, KEPT + 1), 1, 50)
+    loads.use(*range(1, MAX_UNUSED + 1), 1, 50)
     assert loads.closed == [2]
     loads.use(2)
     assert loads.loaded[2] == 2
@@ -98,13 +98,13 @@ def test_the_least_recently_used_go_first(loads: Loads) -> None:
 
 def test_all_of_a_versions_runtimes_go_together(loads: Loads) -> None:
     together(loads, 101, lanes=3)
-    loads.use(*range(1, KEPT + 1))
+    loads.use(*range(1, MAX_UNUSED + 1))
     assert loads.closed == [101] * 3
 
 
 def test_what_a_lane_uses_stays_however_many_others_come(loads: Loads) -> None:
     with loads.models.using(1), loads.models.using(101):
-        loads.use(*range(2, KEPT + 4))
+        loads.use(*range(2, MAX_UNUSED + 4))
         assert not {1, 101} & set(loads.closed)
     loads.use(60)
     assert {1, 101} <= set(loads.closed)

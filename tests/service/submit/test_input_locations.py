@@ -9,8 +9,8 @@ import pytest
 from registry.artifacts import Store
 from registry.errors import Invalid, NotFound
 from service.config import Settings
-from service.submit import inputs
-from service.submit.inputs import Found
+from service.submit import input_locations
+from service.submit.input_locations import InputLocation
 
 CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
@@ -27,9 +27,11 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def find(root: Path, uri: str, media_type: str | None = None) -> Found:
+def find(root: Path, uri: str, media_type: str | None = None) -> InputLocation:
     settings = Settings(home=root.parent / "home", batch_roots=str(root))
-    return inputs.find(settings, Store(settings.blobs), {"uri": uri, "media_type": media_type})
+    return input_locations.locate_input(
+        settings, Store(settings.blobs), {"uri": uri, "media_type": media_type}
+    )
 
 
 def refusal(root: Path, uri: str) -> str:
@@ -43,7 +45,7 @@ def refusal(root: Path, uri: str) -> str:
     "uri", ["{}/a.csv", "file://{}/a.csv", "file://localhost{}/a.csv", "{}/sub/../a.csv", "{}//a.csv"]
 )
 def test_a_file_in_a_root_is_found_however_it_is_written(root: Path, uri: str) -> None:
-    assert find(root, uri.format(root)) == Found(str(root / "a.csv"), CSV)
+    assert find(root, uri.format(root)) == InputLocation(str(root / "a.csv"), CSV)
 
 
 def test_escapes_are_read_in_uris_and_not_in_paths(root: Path) -> None:
@@ -70,7 +72,7 @@ def test_escapes_are_read_in_uris_and_not_in_paths(root: Path) -> None:
 )
 def test_what_lies_outside_is_refused_whatever_is_there(root: Path, uri: str) -> None:
     given = uri.format(root=root, out=root.parent / "secret")
-    assert "is in no batch root" in refusal(root, given)
+    assert "is outside the batch roots" in refusal(root, given)
 
 
 def test_links_are_followed_and_may_not_lead_out(root: Path) -> None:
@@ -78,7 +80,7 @@ def test_links_are_followed_and_may_not_lead_out(root: Path) -> None:
     (root / "out.csv").symlink_to(root.parent / "secret" / "c.csv")
     (root / "in.csv").symlink_to(root / "sub" / "b.csv")
     for uri in (f"{root}/out/c.csv", f"{root}/out", f"{root}/out.csv"):
-        assert "is in no batch root" in refusal(root, uri)
+        assert "is outside the batch roots" in refusal(root, uri)
     assert find(root, f"{root}/in.csv").location == str(root / "sub" / "b.csv")
 
 
@@ -92,19 +94,19 @@ def test_a_root_may_be_a_link_itself(root: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("a.csv", "is no absolute path"),
-        ("../elsewhere/a.csv", "is no absolute path"),
-        ("", "is no absolute path"),
-        ("https://127.0.0.1/a.csv", "there is no reading from https://127.0.0.1"),
-        ("file://elsewhere/a.csv", "there is no reading from file://elsewhere"),
-        ("ftp:a.csv", "there is no reading from ftp://"),
-        ("http://[", "is no URI"),
-        ("{}/a\0.csv", "leads nowhere"),
-        ("file://{}/a%00.csv", "leads nowhere"),
+        ("a.csv", "is not an absolute path"),
+        ("../elsewhere/a.csv", "is not an absolute path"),
+        ("", "is not an absolute path"),
+        ("https://127.0.0.1/a.csv", "input cannot be read from https://127.0.0.1"),
+        ("file://elsewhere/a.csv", "input cannot be read from file://elsewhere"),
+        ("ftp:a.csv", "input cannot be read from ftp://"),
+        ("http://[", "is not a valid URI"),
+        ("{}/a\0.csv", "cannot be resolved"),
+        ("file://{}/a%00.csv", "cannot be resolved"),
         ("{}/circle", "circle"),
-        ("{}/none.csv", "there is nothing at"),
-        ("{}/" + "x" * 300 + ".csv", "there is nothing at"),
-        ("{}/sub/none", "there is nothing at"),
+        ("{}/none.csv", "no file or directory exists at"),
+        ("{}/" + "x" * 300 + ".csv", "no file or directory exists at"),
+        ("{}/sub/none", "no file or directory exists at"),
     ],
 )
 def test_what_names_no_file_is_refused_with_a_reason(root: Path, uri: str, says: str) -> None:
@@ -114,8 +116,8 @@ def test_what_names_no_file_is_refused_with_a_reason(root: Path, uri: str, says:
 
 def test_without_a_root_nothing_can_be_read(root: Path) -> None:
     settings = Settings(home=root.parent / "home")
-    with pytest.raises(Invalid, match=r"there are no batch roots\); the operator allows places with"):
-        inputs.find(settings, Store(settings.blobs), {"uri": str(root / "a.csv")})
+    with pytest.raises(Invalid, match=r"none are configured\); the operator configures them in"):
+        input_locations.locate_input(settings, Store(settings.blobs), {"uri": str(root / "a.csv")})
 
 
 @pytest.mark.parametrize(
@@ -136,10 +138,10 @@ def test_places_in_object_stores_are_roots_too(root: Path, uri: str, allowed: bo
     settings = Settings(home=root.parent / "home", batch_roots=f"s3://bucket/in:{root}:az://container")
     assert settings.roots == ("s3://bucket/in", str(root), "az://container")
     if allowed:
-        assert inputs.inside(settings.roots, uri) == uri
+        assert input_locations.resolve_in_roots(settings.roots, uri) == uri
     else:
-        with pytest.raises(Invalid, match="is in no batch root"):
-            inputs.inside(settings.roots, uri)
+        with pytest.raises(Invalid, match="is outside the batch roots"):
+            input_locations.resolve_in_roots(settings.roots, uri)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_places_in_object_stores_are_roots_too(root: Path, uri: str, allowed: bo
     ],
 )
 def test_a_name_says_what_is_in_a_file(name: str, media_type: str | None) -> None:
-    assert inputs.by_name(f"/data/{name}") == media_type
+    assert input_locations.media_type_by_name(f"/data/{name}") == media_type
 
 
 def test_a_directory_is_what_its_first_file_is(root: Path) -> None:
@@ -167,9 +169,9 @@ def test_a_directory_is_what_its_first_file_is(root: Path) -> None:
     folder.mkdir()
     for name in ("_SUCCESS", ".hidden.csv", "readme.txt", "part-1.parquet", "part-2.csv"):
         (folder / name).touch()
-    assert find(root, str(folder)) == Found(str(folder), PARQUET)
-    assert "does not say what is in it" in refusal(root, str(root.joinpath("many", "readme.txt")))
-    assert find(root, f"{folder}/readme.txt", CSV) == Found(f"{folder}/readme.txt", CSV)
+    assert find(root, str(folder)) == InputLocation(str(folder), PARQUET)
+    assert "does not show its media type" in refusal(root, str(root.joinpath("many", "readme.txt")))
+    assert find(root, f"{folder}/readme.txt", CSV) == InputLocation(f"{folder}/readme.txt", CSV)
     (root / "empty").mkdir()
     assert "is empty" in refusal(root, f"{root}/empty")
 
@@ -178,11 +180,11 @@ def test_an_artifact_is_where_the_store_has_it(root: Path) -> None:
     settings = Settings(home=root.parent / "home")
     store = Store(settings.blobs)
     sha256 = store.put([b"x\n1\n"]).sha256
-    found = inputs.find(settings, store, {"artifact": sha256, "media_type": CSV})
-    assert found == Found(str(store.path(sha256)), CSV)
+    found = input_locations.locate_input(settings, store, {"artifact": sha256, "media_type": CSV})
+    assert found == InputLocation(str(store.path(sha256)), CSV)
     assert Path(found.location).is_absolute()
     with pytest.raises(NotFound):
-        inputs.find(settings, store, {"artifact": "0" * 64, "media_type": CSV})
+        input_locations.locate_input(settings, store, {"artifact": "0" * 64, "media_type": CSV})
 
 
 def test_a_directory_that_the_server_may_not_read_is_refused(

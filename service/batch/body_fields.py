@@ -1,0 +1,41 @@
+"""Fields that the request bodies of several job kinds share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from registry.names import NAME_PATTERN
+from service.formats.media_types import InputType, OutputType
+from service.web.request_models import RequestBody, Sha256
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
+ColumnName = Annotated[str, Field(min_length=1, max_length=1000)]
+MaxAttempts = Annotated[
+    int, Field(ge=1, le=20, description="attempts per partition: the first run and its retries")
+]
+
+
+class JobInput(RequestBody):
+    """The rows to read: an uploaded artifact, or a path or URI inside the operator's batch roots."""
+
+    artifact: Sha256 | None = None
+    uri: Annotated[str | None, Field(min_length=1, max_length=4000, examples=["file:///data/2026-11/"])] = (
+        None
+    )
+    media_type: Annotated[
+        InputType | None, Field(description="default: derived from the suffix of the file at `uri`")
+    ] = None
+
+    @model_validator(mode="after")
+    def _exactly_one_place(self) -> JobInput:
+        if (self.artifact is None) == (self.uri is None):
+            raise ValueError("set either artifact or uri")
+        if self.artifact is not None and self.media_type is None:
+            raise ValueError("an artifact has no file name: set media_type")
+        return self
+
+
+class JobOutput(RequestBody):
+    media_type: OutputType = "application/vnd.apache.parquet"

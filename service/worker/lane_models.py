@@ -1,0 +1,73 @@
+"""The models that a worker's lanes score with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from registry.errors import Unavailable
+from service.runtime.loading import ModelRuntime
+from service.runtime.model_cache import ModelCache
+
+MAX_UNUSED = 4
+"""Versions that stay loaded although no lane uses them."""
+
+IsShared = Callable[[ModelRuntime], bool]
+
+
+class LaneModels:
+    """A cache of version id to runtimes. Each version is loaded once; unused ones are evicted.
+
+    Lanes share a runtime for which `is_shared` is true. Of any other, each lane uses its own.
+    """
+
+    def __init__(self, load: Callable[[int], ModelRuntime], is_shared: IsShared) -> None:
+        self._cache = ModelCache(lambda version_id: VersionRuntimes(lambda: load(version_id), is_shared))
+
+    @contextmanager
+    def using(self, version_id: int) -> Iterator[ModelRuntime]:
+        """Yield a runtime of the version for the calling thread. Raises what `load` raises."""
+        entry = self._cache.acquire(version_id)
+        try:
+            entry.load.result()
+            with entry.model.using() as runtime:
+                yield runtime
+        finally:
+            self._cache.release(entry)
+            self._evict()
+
+    def close(self) -> None:
+        self._cache.close(Unavailable("the worker is shutting down"))
+
+    def _evict(self) -> None:
+        unused = [entry for entry in self._cache.entries() if not entry.users]
+        for entry in unused[: max(0, len(unused) - MAX_UNUSED)]:
+            self._cache.retire(entry)
+
+
+class VersionRuntimes:
+    """The runtimes of one version: one that all lanes share, or as many as lanes use at the same time."""
+
+    def __init__(self, load: Callable[[], ModelRuntime], is_shared: IsShared) -> None:
+        self._load = load
+        self._loading = threading.Lock()  # one load at a time
+        runtime = load()
+        self._shared = runtime if is_shared(runtime) else None
+        self._free = [] if is_shared(runtime) else [runtime]
+
+    @contextmanager
+    def using(self) -> Iterator[ModelRuntime]:
+        if self._shared is not None:
+            yield self._shared
+            return
+        with self._loading:
+            runtime = self._free.pop() if self._free else self._load()
+        try:
+            yield runtime
+        finally:
+            self._free.append(runtime)
+
+    def close(self) -> None:
+        for runtime in [self._shared] if self._shared is not None else self._free:
+            runtime.close()

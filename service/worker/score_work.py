@@ -1,0 +1,325 @@
+"""Work of scoring jobs: score each partition of the input with one version, then join the output files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from registry import db, versions
+from registry.artifacts import BlobWriter, Store
+from registry.jobs import jobs
+from registry.jobs.tables import JobRow, PartitionRow
+from registry.rows import NUMPY_DTYPES, Array, Outputs
+from registry.signature import Signature
+from registry.tables import VersionRow
+from service.builds.forkserver import ForkServer
+from service.formats import assembly, reading
+from service.formats.assembly import PartErrors
+from service.formats.dataset import Dataset, FileRange
+from service.formats.media_types import SUFFIXES
+from service.formats.writing import ErrorWriter, PartWriter
+from service.runtime.codec.answers import Answers
+from service.runtime.isolated_runtime import Isolation
+from service.runtime.loading import ModelRuntime, RuntimeSpec, read_runtime_spec, start_bulk_runtime
+from service.submit.input_locations import locate_input
+from service.submit.score_admission import columns_to_read
+from service.worker.job_work import (
+    JobResult,
+    PartitionResult,
+    PartsMissing,
+    PermanentFailure,
+    PlannedStage,
+    RayInput,
+    RayRunner,
+    ReportProgress,
+    WorkContext,
+)
+
+
+class ScoreWork:
+    """The `JobWork` of kind `score`."""
+
+    def __init__(self, context: WorkContext) -> None:
+        self._settings = context.settings
+        self._sessions = context.sessions
+        self._store = context.store
+        self._models = context.models
+
+    def plan(self, job: JobRow, report_progress: ReportProgress) -> PlannedStage:
+        """Raises `Invalid` if the input does not fit the version's signature."""
+        columns = columns_to_read(job.spec, self._signature(job))
+        place = locate_input(self._settings, self._store, job.spec["input"])
+        dataset = reading.open_dataset(place.location, place.media_type)
+        reading.read_head(dataset, columns.features, columns.copied, columns.id_column, 1)
+        ranges = reading.split(dataset, self._settings.batch_lanes)
+        partitions = [jobs.NewPartition(msgspec.to_builtins(r), r.rows) for r in ranges]
+        return PlannedStage(jobs.SCORE_STAGE, partitions, {"dataset": msgspec.to_builtins(dataset)})
+
+    def partition(
+        self, job: JobRow, row: PartitionRow, fence: int, report_progress: ReportProgress
+    ) -> PartitionResult:
+        signature = self._signature(job)
+        self._check_error_threshold(job)
+        directory = self._settings.job_directory(job.id)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        assert job.version_id is not None, "_signature has checked it"
+        with self._models.using(job.version_id) as runtime:
+            return score_range(
+                msgspec.convert((job.plan or {})["dataset"], Dataset),
+                msgspec.convert(row.part, FileRange),
+                job.spec,
+                signature,
+                runtime,
+                directory / f"part-{row.number:06d}-{fence}",
+                report_progress,
+            )
+
+    def assemble(
+        self, job: JobRow, partitions: Sequence[PartitionRow], report_progress: ReportProgress
+    ) -> JobResult:
+        """Join the parts into one output and one errors file.
+
+        Raises `PermanentFailure` if too many rows failed.
+        """
+        rows, failed = sum(p.rows for p in partitions), sum(p.failed for p in partitions)
+        directory = self._settings.job_directory(job.id)
+        parts = [p.result or {} for p in partitions]
+        if missing := [
+            (p.stage, p.number) for p in partitions if not _is_complete(directory, p.result or {})
+        ]:
+            raise PartsMissing(missing)
+
+        def check() -> None:
+            report_progress(rows, failed)
+
+        errors = self._assemble_errors(job, partitions, check) if failed else None
+        reason = _failure_reason(job.spec.get("error_threshold"), rows, failed)
+        if reason is not None:
+            raise PermanentFailure(reason, errors)
+        with self._store.writing() as sink:
+            files = [directory / p["file"] for p in parts]
+            assembly.assemble(files, job.spec["output"]["media_type"], _CancellableSink(sink, check))
+            output = sink.commit()
+        manifest = {
+            "rows": rows,
+            "failed": failed,
+            "sha256": output.sha256,
+            "bytes": output.bytes,
+            "parts": parts,
+        }
+        return JobResult(manifest, output.sha256, errors)
+
+    def ray_input(self, job: JobRow, rows: Sequence[PartitionRow]) -> RayInput:
+        self._signature(job)
+        self._check_error_threshold(job)
+        assert job.version_id is not None, "_signature has checked it"
+        shared = SharedScoreInput(
+            spec=job.spec,
+            dataset=(job.plan or {})["dataset"],
+            version=read_runtime_spec(self._sessions, job.version_id),
+            blobs=str(self._settings.blobs.absolute()),
+            deadline_s=self._settings.predict_deadline_s,
+            memory_mb=self._settings.build_memory_mb,
+        )
+        return RayInput(msgspec.to_builtins(shared), [row.part for row in rows])
+
+    @staticmethod
+    def on_ray(shared: dict[str, Any], fork_server: ForkServer) -> RayRunner:
+        return ActorScorer(msgspec.convert(shared, SharedScoreInput), fork_server)
+
+    def _check_error_threshold(self, job: JobRow) -> None:
+        """Raises `PermanentFailure` if more rows have failed already than the job allows in total."""
+        threshold = job.spec.get("error_threshold")
+        if threshold is None:
+            return
+        with db.reading(self._sessions) as session:
+            progress = jobs.progress(session, [job.id])[job.id]
+            if progress.rows_total is None:
+                return
+            rows = progress.rows_total - progress.rows_failed
+            reason = _failure_reason(threshold, rows, progress.rows_failed)
+            if reason is None:
+                return
+            partitions = jobs.partitions(session, job.id)
+        raise PermanentFailure(reason, self._assemble_errors(job, partitions, lambda: None))
+
+    def _assemble_errors(
+        self, job: JobRow, partitions: Sequence[PartitionRow], check: Callable[[], None]
+    ) -> str:
+        """Write the failed rows of all finished partitions into a blob; return its sha256."""
+        directory = self._settings.job_directory(job.id)
+        with self._store.writing() as sink:
+            part_errors = _error_files(directory, job, partitions)
+            assembly.assemble_errors(part_errors, _CancellableSink(sink, check))
+            return sink.commit().sha256
+
+    def _signature(self, job: JobRow) -> Signature:
+        """Return the signature of the job's version.
+
+        Raises `PermanentFailure` if the version was deleted or archived in the meantime.
+        """
+        name = f"{job.model}:{job.version}"
+        with db.reading(self._sessions) as session:
+            version = session.get(VersionRow, job.version_id) if job.version_id else None
+            if version is None:
+                raise PermanentFailure(f"{name} was deleted; start a new job with another version")
+            if version.state != versions.READY:
+                raise PermanentFailure(
+                    f"{name} is {version.state}; unarchive it (archived: false), then resume the job"
+                )
+            return versions.signature_of(version)
+
+
+class SharedScoreInput(msgspec.Struct, frozen=True, kw_only=True):
+    """What all partitions of a scoring job on Ray have in common. The path is the same on every node."""
+
+    spec: dict[str, Any]
+    dataset: dict[str, Any]
+    version: RuntimeSpec
+    blobs: str
+    deadline_s: float  # of one call of an isolated model
+    memory_mb: int  # limit of an isolated model
+
+
+class ActorScorer:
+    """The `RayRunner` of scoring jobs. It loads the model once."""
+
+    def __init__(self, shared: SharedScoreInput, fork_server: ForkServer) -> None:
+        self._shared = shared
+        self._isolation = Isolation(lambda: fork_server.fork("isolated"), shared.memory_mb, shared.deadline_s)
+        self._dataset = msgspec.convert(shared.dataset, Dataset)
+        self._runtime: ModelRuntime | None = None
+
+    def __call__(self, part: dict[str, Any], base: Path) -> PartitionResult:
+        shared = self._shared
+        if self._runtime is None:
+            store = Store(Path(shared.blobs))
+            self._runtime = start_bulk_runtime(shared.version, store, self._isolation)
+        return score_range(
+            self._dataset,
+            msgspec.convert(part, FileRange),
+            shared.spec,
+            shared.version.signature,
+            self._runtime,
+            base,
+            lambda rows, failed: None,  # Ray ends an actor whose job was cancelled
+        )
+
+
+class _CancellableSink:
+    """A sink that calls `check` before each write; an exception ends the assembly."""
+
+    def __init__(self, sink: BlobWriter, check: Callable[[], None]) -> None:
+        self._sink, self._check = sink, check
+
+    def write(self, chunk: bytes) -> None:
+        self._check()
+        self._sink.write(chunk)
+
+
+def score_range(
+    dataset: Dataset,
+    file_range: FileRange,
+    spec: dict[str, Any],
+    signature: Signature,
+    runtime: ModelRuntime,
+    base: Path,
+    report_progress: ReportProgress,
+) -> PartitionResult:
+    """Score the rows of `file_range`. Writes an output file, and an errors file if rows failed.
+
+    `base` is the prefix of their names.
+    """
+    started, answers = time.monotonic(), Answers(signature)
+    columns, media_type = columns_to_read(spec, signature), spec["output"]["media_type"]
+    schema = _output_schema(dataset, columns.copied, answers.table(_empty_outputs(signature)))
+    rows = failed = 0
+    output = PartWriter(base.with_name(base.name + SUFFIXES[media_type][0]), media_type, schema)
+    errors = ErrorWriter(base.with_name(base.name + ".errors.csv"))
+    with output, errors:
+        for batch in reading.read_batches(
+            dataset, file_range, columns.features, columns.copied, columns.id_column
+        ):
+            report_progress(rows, failed)
+            if len(batch.rows):
+                table = answers.table(runtime.run(batch.rows))
+                arrays = [*batch.extra.columns, *map(_to_arrow, table.values())]
+                output.write(pa.record_batch(arrays, schema=schema))
+            for fault in batch.faults:
+                errors.write(fault)
+            rows, failed = rows + len(batch.rows), failed + len(batch.faults)
+        report_progress(rows, failed)
+        written, errors_file = output.close(), errors.close()
+    result = {
+        "file": written.file,
+        "rows": rows,
+        "failed": failed,
+        "sha256": written.sha256,
+        "bytes": written.bytes,
+        "errors": errors_file,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return PartitionResult(rows, failed, result)
+
+
+def _output_schema(dataset: Dataset, copied: Sequence[str], table: dict[str, Array]) -> Any:
+    fields = [pa.field(name, _arrow_type(array)) for name, array in table.items()]
+    return pa.schema([*reading.extra_schema(dataset, copied), *fields])
+
+
+def _empty_outputs(signature: Signature) -> Outputs:
+    return {
+        o.name: np.empty((0, *(max(d, 0) for d in o.shape[1:])), NUMPY_DTYPES[o.dtype])
+        for o in signature.outputs
+    }
+
+
+def _arrow_type(array: Array) -> Any:
+    return pa.string() if array.dtype.kind in "OU" else pa.from_numpy_dtype(array.dtype)
+
+
+def _to_arrow(array: Array) -> Any:
+    return pa.array(array, type=pa.string() if array.dtype.kind in "OU" else None)
+
+
+def _failure_reason(threshold: float | None, rows: int, failed: int) -> str | None:
+    """Return why a job with this many failed rows fails, or None if it does not."""
+    if threshold is None and failed and not rows:
+        return f"each of the {failed} rows failed; see the errors file for the reasons"
+    if threshold is not None and failed > threshold * (rows + failed):
+        share = failed / (rows + failed)
+        return f"{failed} of {rows + failed} rows failed ({share:.2%}), the threshold is {threshold:.2%}"
+    return None
+
+
+def _is_complete(directory: Path, result: dict[str, Any]) -> bool:
+    """Whether the files of a partition exist, the output with all its bytes."""
+    output, errors = directory / result["file"], result["errors"]
+    try:
+        return output.stat().st_size == result["bytes"] and (errors is None or (directory / errors).is_file())
+    except FileNotFoundError:
+        return False
+
+
+def _error_files(directory: Path, job: JobRow, partitions: Sequence[PartitionRow]) -> Iterator[PartErrors]:
+    """Yield the errors file of each partition that has one.
+
+    The name of the input file is left out for an uploaded input, which is named by its digest.
+    """
+    names = [f["name"] for f in (job.plan or {})["dataset"]["files"]]
+    is_upload = job.spec["input"].get("artifact") is not None
+    first_row = first_row_in_file = current_file = 0
+    for partition in partitions:
+        if partition.part["file"] != current_file:
+            current_file, first_row_in_file = partition.part["file"], 0
+        if errors := (partition.result or {}).get("errors"):
+            name = "" if is_upload else names[current_file]
+            yield PartErrors(directory / errors, first_row, name, first_row_in_file)
+        first_row += partition.rows_total or 0
+        first_row_in_file += partition.rows_total or 0
