@@ -112,13 +112,14 @@ def bare(home: Path, model: str) -> dict[str, float]:
     from registry.rows import Rows
     from registry.tables import ModelRow, VersionRow
     from service.config import Settings
+    from service.runtime.isolated_runtime import Isolation
     from service.runtime.loading import BulkLoader
 
     settings = Settings(home=home)
     sessions = db.sessions(db.connect(settings.url))
     with db.reading(sessions) as session:
         version = session.query(VersionRow.id).join(ModelRow).filter(ModelRow.name == model).scalar()
-    runtime = BulkLoader(sessions, Store(settings.blobs), _no_child, 30.0)(version)
+    runtime = BulkLoader(sessions, Store(settings.blobs), Isolation(_no_child, 0, 30.0))(version)
     matrix = np.ascontiguousarray(frame(BARE_ROWS, 1).to_numpy(dtype=np.float64))
     blocks = [Rows(matrix=matrix[at : at + 65_536]) for at in range(0, len(matrix), 65_536)]
     runtime.run(blocks[0])
@@ -129,7 +130,7 @@ def bare(home: Path, model: str) -> dict[str, float]:
     return {"seconds": time.monotonic() - start, "rows": len(matrix) * BARE_ROUNDS}
 
 
-def _no_child(_: object) -> Any:
+def _no_child() -> Any:
     raise RuntimeError("this model has neither a table of nodes nor an ONNX graph")
 
 

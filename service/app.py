@@ -24,15 +24,15 @@ from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
 from service.web import health
 from service.web.auth import Guard, check_public
-from service.web.docs import docs_routes
+from service.web.body_limits import BodyLimits
+from service.web.docs_page import docs_routes
 from service.web.lazy_app import Late
-from service.web.limits import Limits
 from service.web.services import Services
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from service.runtime.loading import Loaded
+    from service.runtime.loading import LoadedModel
 
 PREDICT_THREADS = 4
 CHORES_S = 5.0
@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> App:
     check_public(front)
     rest = _Front(front, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services))
     inside = HotPath(rest, services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
-    limited = Limits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
+    limited = BodyLimits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
     return App(Guard(limited, services.snapshot), services, management)
 
 
@@ -87,11 +87,13 @@ def _services(settings: Settings) -> Services:
 
 
 def _loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor: Supervisor) -> Load:
-    def load(version_id: int) -> Loaded:
+    def load(version_id: int) -> LoadedModel:
         # numpy and ONNX Runtime double the time to start: they come with the first model, in its thread
-        from service.runtime.loading import Loader
+        from service.runtime.isolated_runtime import Isolation
+        from service.runtime.loading import ModelLoader
 
-        return Loader(sessions, store, supervisor.spawn_isolated, settings.predict_deadline_s)(version_id)
+        isolation = Isolation(supervisor.fork_isolated, settings.build_memory_mb, settings.predict_deadline_s)
+        return ModelLoader(sessions, store, isolation)(version_id)
 
     return load
 
@@ -146,7 +148,7 @@ async def _look_after(services: Services) -> None:
         await asyncio.sleep(CHORES_S)
         try:
             await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
-            await asyncio.to_thread(health.note_gauges, services)
+            await asyncio.to_thread(health.update_gauges, services)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # the database may come back
             log.warning("chores.failed", error=str(error))
 

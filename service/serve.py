@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import shutil
 import signal
@@ -15,9 +14,11 @@ from pathlib import Path
 
 from prometheus_client import multiprocess
 
-from service import telemetry
-from service.builds.child_process import Keeper, end_with_parent, stop_signal
+from service import startup, telemetry
+from service.builds.process_signals import end_with_parent, stop_signal
+from service.builds.supervised_process import SupervisedProcess
 from service.config import Settings
+from service.prepare import prepare
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -37,8 +38,6 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
-    from service.prepare import prepare
-
     prepare(settings)
     log.info(
         "serving",
@@ -54,7 +53,7 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
         finally:
             _stop(settings, beside)
         return 0
-    gc.enable()  # the command line switched it off, and this process only watches
+    startup.resume_collector()  # the command line paused it; this process only watches
     return _keep(settings, listening, workers, beside)
 
 
@@ -63,7 +62,7 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
 
     Raises what the making of the management routes raised: without them nothing goes on serving.
     """
-    gc.disable()  # what a start makes, stays: looking through it for garbage is a tenth of the time
+    startup.pause_collector()
     # While it serves, uvicorn has these; it shuts down in order and then raises the signal again, which
     # would end us with its number.
     for number in STOPS:
@@ -80,7 +79,7 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
             self.completion = asyncio.create_task(self._complete())
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.services.leaving.set()
+            app.services.shutting_down.set()
             await super().shutdown(sockets)
 
         async def _complete(self) -> None:
@@ -89,8 +88,7 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
             except Exception:
                 self.should_exit = True
                 raise
-            gc.freeze()  # nor is it looked through while requests wait
-            gc.enable()
+            startup.resume_collector()
             when_up()
 
     config = uvicorn.Config(
@@ -119,7 +117,7 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _worker_process() -> Keeper:
+def _worker_process() -> SupervisedProcess:
     reading = -1
 
     def start() -> subprocess.Popen[bytes]:
@@ -139,10 +137,10 @@ def _worker_process() -> Keeper:
         with os.fdopen(reading, "rb") as said:
             return said.read(1) != b""
 
-    return Keeper("the worker", start, is_up)
+    return SupervisedProcess("the worker", start, is_up)
 
 
-def _keep(settings: Settings, listening: socket.socket, count: int, beside: list[Keeper]) -> int:
+def _keep(settings: Settings, listening: socket.socket, count: int, beside: list[SupervisedProcess]) -> int:
     figures = _figures(settings.home / "metrics")
     keepers = [*(_web_process(n + 1, listening, figures.absolute()) for n in range(count)), *beside]
     stopped = stop_signal()
@@ -178,12 +176,12 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _start(keepers: list[Keeper]) -> None:
+def _start(keepers: list[SupervisedProcess]) -> None:
     for keeper in keepers:
         keeper.start()
 
 
-def _stop(settings: Settings, keepers: list[Keeper]) -> None:
+def _stop(settings: Settings, keepers: list[SupervisedProcess]) -> None:
     """All at once, so that their graces run together."""
     for keeper in keepers:
         keeper.terminate()
@@ -191,7 +189,7 @@ def _stop(settings: Settings, keepers: list[Keeper]) -> None:
         keeper.stop(settings.shutdown_grace_s + 5)
 
 
-def _web_process(number: int, listening: socket.socket, figures: Path) -> Keeper:
+def _web_process(number: int, listening: socket.socket, figures: Path) -> SupervisedProcess:
     argv = [sys.executable, "-m", "service.serve", str(listening.fileno()), str(os.getpid())]
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(figures)}
     last: subprocess.Popen[bytes] | None = None
@@ -203,7 +201,7 @@ def _web_process(number: int, listening: socket.socket, figures: Path) -> Keeper
         last = subprocess.Popen(argv, pass_fds=[listening.fileno()], env=environment)
         return last
 
-    return Keeper(f"web process {number}", start)
+    return SupervisedProcess(f"web process {number}", start)
 
 
 def web_process(descriptor: int, parent: int) -> None:

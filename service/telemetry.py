@@ -24,15 +24,11 @@ from prometheus_client import (
 )
 from prometheus_client.registry import REGISTRY
 
-# structlog would import rich, for tracebacks in colours that nobody here asks for: 50 ms of every start.
-_hide = "rich" not in sys.modules
-if _hide:
-    sys.modules["rich"] = None  # type: ignore[assignment]
-import structlog  # noqa: E402
-from structlog.tracebacks import ExceptionDictTransformer  # noqa: E402
+from service import startup
 
-if _hide:
-    del sys.modules["rich"]
+with startup.hidden("rich"):  # structlog would import it for coloured tracebacks, which are not used here
+    import structlog
+    from structlog.tracebacks import ExceptionDictTransformer
 
 REQUESTS = Counter("trivium_requests_total", "HTTP requests", ["route", "method", "status"])
 REQUEST_SECONDS = Histogram("trivium_request_seconds", "Time to answer an HTTP request", ["route"])

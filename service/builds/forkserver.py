@@ -1,4 +1,4 @@
-"""The server's side of the template: have it running, fork a child from it, end the child."""
+"""The fork server: keeps the template running, forks children from it, and ends them."""
 
 from __future__ import annotations
 
@@ -10,36 +10,34 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 import service
 from registry.errors import Unavailable
 from service import telemetry
-from service.builds.child_process import Keeper
-from service.builds.messages import End, Ended, Fork, Role, Started
-from service.runtime import child_protocol
-
-if TYPE_CHECKING:  # numpy comes with the first model, not with the start
-    from service.runtime.isolated_runtime import IsolatedSpec
+from service.builds.protocol import ChildEnded, EndChild, Fork, Forked, Role
+from service.builds.supervised_process import SupervisedProcess
+from service.runtime import message_channel
+from service.runtime.message_channel import ChannelBroken
 
 START_S = 60.0
-"""Longest a template may take for its imports; on a cold disk they have taken 8 s."""
+"""Longest time a template may take for its imports; on a cold disk they have taken 8 s."""
 EXIT_S = 2.0
-"""Longest a template that closed its socket may take to end by itself, which tells more than our signal."""
-MOST_CHARACTERS = 200
+"""Longest time a template that closed its socket may take to exit with its own exit code."""
 COMMAND_S = 10.0
-"""Longest the template may take to fork or to end a child; one that takes longer is replaced."""
+"""Longest time the template may take to fork or end a child; a slower one is replaced."""
+MAX_ERROR_CHARACTERS = 200
 
-KEPT = (
+INHERITED = (
     *("HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "PYTHONPATH", "TMPDIR", "TZ", "VIRTUAL_ENV"),
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "NUMBA_CACHE_DIR"),
 )
-"""All that a child sees of the server's environment: no key, no database, nobody's cloud account."""
+"""The only variables of the server's environment that children see: no key, database or cloud credentials."""
 
-SET = {
-    # One thread each: the server's own work needs the other cores, and the template may not have any.
+FIXED = {
+    # One thread each: the server's own work needs the other cores, and the template must not have any.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -48,43 +46,43 @@ SET = {
 }
 
 
-class Said:
-    """A process's stderr: passed on to ours as it comes, and its last line kept, for it says why it ended."""
+class StderrRelay:
+    """Copies a process's stderr to ours, and keeps its end, which explains why the process ended."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._tail = b""
-        self._thread = threading.Thread(target=self._pass_on, name="stderr of the template", daemon=True)
+        self._thread = threading.Thread(target=self._copy, name="stderr of the template", daemon=True)
         self._thread.start()
 
-    def last(self) -> str:
-        """Its last words, once it has ended: up to `MOST_CHARACTERS`, "" when it said nothing."""
+    def last_line(self) -> str:
+        """Return the last line of a process that has ended, up to `MAX_ERROR_CHARACTERS`; "" without any."""
         self._thread.join(EXIT_S)
         lines = self._tail.decode(errors="replace").strip().splitlines()
-        return lines[-1].strip()[:MOST_CHARACTERS] if lines else ""
+        return lines[-1].strip()[:MAX_ERROR_CHARACTERS] if lines else ""
 
-    def _pass_on(self) -> None:
+    def _copy(self) -> None:
         stderr = self._process.stderr
         assert stderr is not None
         with stderr:
-            while said := os.read(stderr.fileno(), 1 << 16):  # lines may be as long as a model likes
-                self._tail = (self._tail + said)[-4096:]
+            while chunk := os.read(stderr.fileno(), 1 << 16):  # a model may write lines of any length
+                self._tail = (self._tail + chunk)[-4096:]
                 with contextlib.suppress(OSError):  # ours may be closed; the template must never block on it
-                    os.write(2, said)
+                    os.write(2, chunk)
 
 
 class Template(NamedTuple):
     process: subprocess.Popen[bytes]
     control: socket.socket
-    said: Said
+    stderr: StderrRelay
 
     def end(self) -> None:
         self.control.close()
-        self.process.kill()  # closing is not enough for one that hangs
+        self.process.kill()  # a template that hangs does not see the closed socket
 
 
-class Forked:
-    """A child of the template, and our end of the channel to it."""
+class ChildProcess:
+    """A child of the template, and the server's end of the channel to it."""
 
     def __init__(self, server: ForkServer, template: Template, pid: int, channel: socket.socket) -> None:
         self._server = server
@@ -95,8 +93,11 @@ class Forked:
         self.channel = channel
 
     def end(self) -> int | None:
-        """Kill the child if it still runs, and close the channel. Its exit code, or minus the signal that
-        ended it; None when the template died, and the child with it."""
+        """Kill the child if it still runs, and close the channel.
+
+        Returns its exit code, or minus the signal that ended it. None when the template died, and the child
+        with it.
+        """
         if not self._ended:
             self._ended = True
             self.channel.close()
@@ -105,63 +106,60 @@ class Forked:
 
 
 class ForkServer:
-    """One template, kept alive. Thread-safe."""
+    """One template, started at the first use and kept running. Thread-safe."""
 
     def __init__(self) -> None:
-        self._keeper = Keeper("the build template", self._start, self._await_up, self._why)
-        self._turn = threading.Condition()  # one command at a time; notified when a template is up
-        self._starting: Template  # used by the keeper's thread alone, as is the next
-        self._was_up = False  # has that one been up?
-        self._template: Template | None = None  # the one that is up
-        self._started = False
+        self._process = SupervisedProcess(
+            "the build template", self._start_template, self._await_ready, self._start_error
+        )
+        self._turn = threading.Condition()  # one command at a time; notified when a template is ready
+        self._is_started = False
+        self._starting: Template  # used only by the supervised process's thread, as is the next
+        self._starting_is_ready = False
+        self._template: Template | None = None  # the one that is ready
+        self._restarts = -1
         self._stopped = False
 
     def start(self) -> None:
-        self._keeper.start()
+        """Start the template now, so that the first child does not wait for its imports."""
+        with self._turn:
+            if not self._is_started:
+                self._is_started = True
+                self._process.start()
 
     def stop(self, grace_s: float = 2.0) -> None:
-        """End the template and every child. Commands under way raise `Unavailable`."""
+        """End the template and every child. Commands in progress raise `Unavailable`."""
         self._stopped = True
-        self._keeper.stop(grace_s)
+        self._process.stop(grace_s)
         with self._turn:
-            self._give_up()
+            self._discard_template()
             self._turn.notify_all()
 
     def problem(self) -> str | None:
-        """Why there is no template and will be none soon; None while it is starting or usable."""
-        return self._keeper.problem()
+        """Why the template cannot be kept running; None while it is starting or usable."""
+        return self._process.problem()
 
     @property
     def pid(self) -> int | None:
-        return self._keeper.pid
+        return self._process.pid
 
-    def fork(self, role: Role) -> Forked:
-        """A new child, waiting for its order. Waits for the template to be ready.
+    def fork(self, role: Role) -> ChildProcess:
+        """Return a new child that waits for its first message. Waits until the template is ready.
 
-        Raises `Unavailable` when the template cannot be kept alive, or the server shuts down.
+        Raises `Unavailable` when the template cannot be kept running, or the server is shutting down.
         """
+        self.start()
         deadline = time.monotonic() + START_S
         while True:
             with self._turn:
-                template = self._wait_up(deadline)
+                template = self._ready_template(deadline)
                 ours, theirs = socket.socketpair()
                 with theirs:
                     try:
-                        return Forked(self, template, _fork(template.control, role, theirs), ours)
-                    except (child_protocol.Broken, OSError):
+                        return ChildProcess(self, template, _fork(template.control, role, theirs), ours)
+                    except (ChannelBroken, OSError):
                         ours.close()
-                        self._give_up()
-
-    def isolated(self, spec: IsolatedSpec, memory_mb: int) -> Forked:
-        """A child that is loading `spec` within `memory_mb` MiB. Raises `Unavailable`."""
-        child = self.fork("isolated")
-        order = child_protocol.Load(str(spec.artifact), spec.format, spec.signature, memory_mb)
-        try:
-            child_protocol.send(child.channel, order, time.monotonic() + COMMAND_S)
-        except (child_protocol.Broken, TimeoutError) as error:
-            child.end()
-            raise Unavailable("the model's process ended before it was told its model") from error
-        return child
+                        self._discard_template()
 
     def _end(self, template: Template, pid: int) -> int | None:
         with self._turn:
@@ -169,56 +167,63 @@ class ForkServer:
                 return None
             deadline = time.monotonic() + COMMAND_S
             try:
-                child_protocol.send(template.control, End(pid), deadline)
-                ended: Ended = child_protocol.receive(template.control, Ended, deadline)
-            except (child_protocol.Broken, TimeoutError):
-                self._give_up()
+                message_channel.send(template.control, EndChild(pid), deadline)
+                ended: ChildEnded = message_channel.receive(template.control, ChildEnded, deadline)
+            except (ChannelBroken, TimeoutError):
+                self._discard_template()
                 return None
             return ended.code
 
-    def _wait_up(self, deadline: float) -> Template:
-        """The template, once it is up. Called with the turn."""
+    def _ready_template(self, deadline: float) -> Template:
+        """Wait for the template to be ready, and return it. The caller holds the turn."""
         while self._template is None:
             if self._stopped:
                 raise Unavailable("the server is shutting down")
             if (problem := self.problem()) is not None:
                 raise Unavailable(problem)
-            if (left := deadline - time.monotonic()) <= 0:
+            if (remaining_s := deadline - time.monotonic()) <= 0:
                 raise Unavailable(f"the build template was not ready within {START_S:g} s")
-            self._turn.wait(min(left, 1.0))
+            self._turn.wait(min(remaining_s, 1.0))
         return self._template
 
-    def _give_up(self) -> None:
-        """Be rid of a template that is dead or does not answer; the keeper starts another."""
+    def _discard_template(self) -> None:
+        """End a template that is dead or does not answer; the supervised process starts another one."""
         if self._template is not None:
             self._template.end()
         self._template = None
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start_template(self) -> subprocess.Popen[bytes]:
         ours, theirs = socket.socketpair()
         with theirs:
+            argv = [
+                sys.executable,
+                "-P",
+                "-m",
+                "service.builds.template",
+                str(theirs.fileno()),
+                str(os.getpid()),
+            ]
             try:
-                module, given = "service.builds.template", [str(theirs.fileno()), str(os.getpid())]
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, *given],
+                    argv,
                     env=environment(),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # the server's stdout is not a model's to write to
+                    stdout=subprocess.DEVNULL,  # models must not write to the server's stdout
                     stderr=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C is for the server, which then ends its children in order
+                    start_new_session=True,  # Ctrl-C stops the server, which then ends its children in order
                 )
             except OSError:
                 ours.close()
                 raise
-        self._starting, self._was_up = Template(process, ours, Said(process)), False
+        self._starting, self._starting_is_ready = Template(process, ours, StderrRelay(process)), False
         return process
 
-    def _await_up(self) -> bool:
-        """Wait for a new template to say that it is ready, then use it."""
+    def _await_ready(self) -> bool:
+        """Wait until a new template reports that it is ready, then use it."""
         try:
-            child_protocol.receive(self._starting.control, Started, time.monotonic() + START_S)
-        except child_protocol.Broken:
+            message_channel.receive(self._starting.control, Forked, time.monotonic() + START_S)
+        except ChannelBroken:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._starting.process.wait(EXIT_S)
             self._starting.end()
@@ -227,30 +232,31 @@ class ForkServer:
             self._starting.end()
             return False
         with self._turn:
-            if self._started:
+            self._restarts += 1
+            if self._restarts:
                 telemetry.CHILD_RESTARTS.labels("template").inc()
-            self._started = self._was_up = True
-            self._give_up()
+            self._starting_is_ready = True
+            self._discard_template()
             self._template = self._starting
             self._turn.notify_all()
         return True
 
-    def _why(self) -> str:
-        """What a template that ended during its start said last; later it is its models that speak."""
-        return "" if self._was_up else self._starting.said.last()
+    def _start_error(self) -> str:
+        """The last line of a template that ended during its start. Later lines come from models."""
+        return "" if self._starting_is_ready else self._starting.stderr.last_line()
 
 
 def _fork(control: socket.socket, role: Role, descriptor: socket.socket) -> int:
     body = msgspec.msgpack.encode(Fork(role))
     control.settimeout(COMMAND_S)
-    socket.send_fds(control, [child_protocol.HEADER.pack(len(body)) + body], [descriptor.fileno()])
-    started: Started = child_protocol.receive(control, Started, time.monotonic() + COMMAND_S)
-    return started.pid
+    socket.send_fds(control, [message_channel.HEADER.pack(len(body)) + body], [descriptor.fileno()])
+    forked: Forked = message_channel.receive(control, Forked, time.monotonic() + COMMAND_S)
+    return forked.pid
 
 
 def environment() -> dict[str, str]:
-    """The environment of the template and its children: what they need, and no secret."""
-    kept = {name: value for name in KEPT if (value := os.environ.get(name))}
-    root = str(Path(service.__file__ or "").absolute().parents[1])  # -P keeps the working directory out
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
-    return kept | SET
+    """Return the environment of the template and its children: what they need, without secrets."""
+    inherited = {name: value for name in INHERITED if (value := os.environ.get(name))}
+    root = str(Path(service.__file__ or "").absolute().parents[1])  # -P excludes the working directory
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
+    return inherited | FIXED

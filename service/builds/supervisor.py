@@ -1,7 +1,7 @@
-"""Builds and exports: claim a task, have a child do it, record what came of it.
+"""The build supervisor: claims builds and exports, runs each in a child, and records the verdict.
 
-The queue makes either survive its server: a task whose lease runs out is claimed again, here or by
-another server, and an answer that comes too late changes nothing.
+Tasks survive their server: one whose lease expires is claimed again, here or by another server, and a verdict
+that arrives too late changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from registry import db, queue
 from registry.artifacts import Store
@@ -23,58 +23,54 @@ from registry.errors import NotFound, StaleTask, Unavailable
 from registry.vocabulary import SUPERVISOR_TASKS
 from service import telemetry
 from service.builds import oneshot
-from service.builds.forkserver import Forked, ForkServer
-from service.builds.task_kinds import Builds, Exports, Work
+from service.builds.forkserver import ChildProcess, ForkServer
+from service.builds.task_kinds import BuildTasks, ExportTasks, TaskKind
 from service.config import Settings
-
-if TYPE_CHECKING:  # numpy comes with the first model, not with the start
-    from service.runtime.isolated_runtime import IsolatedSpec
 
 POLL_S = 1.0
 RETRY_S = 1.0
-LOST_ATTEMPTS = 3
-"""A child that keeps being killed under a living server is most likely too large for the machine."""
+MAX_LOST_ATTEMPTS = 3
+"""Reject after this many lost children: the model is probably too large for the machine."""
 ERROR_S = 5.0
-"""How long a build thread rests after an error that is not the model's, for instance of the database."""
+"""Pause of a build thread after an error that the model did not cause, for example of the database."""
 
 log = telemetry.logger(__name__)
 
 
 class Supervisor:
-    """Starts, watches and ends every child that handles models. One for each server process."""
+    """Starts, watches and ends every child that handles models. One per server process."""
 
     def __init__(
         self, settings: Settings, sessions: db.Sessions, store: Store, on_change: Callable[[], None]
     ) -> None:
-        """`on_change` is called, in a build thread, after each version or export that is made or rejected."""
+        """`on_change` is called in a build thread when a version or export has become ready or rejected."""
         self._settings = settings
         self._sessions = sessions
-        self._store = store
         self._on_change = on_change
         self._tmp = settings.home.absolute() / "tmp"
         self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._forks = ForkServer()
-        self._kinds: dict[str, Work[Any]] = {
-            kind.kind: kind(settings, sessions, store, self._forks) for kind in (Builds, Exports)
+        self._kinds: dict[str, TaskKind[Any]] = {
+            kind.kind: kind(settings, sessions, store, self._forks) for kind in (BuildTasks, ExportTasks)
         }
         self._stopping = threading.Event()
-        self._waiting = threading.Semaphore(0)  # released when there may be a task
+        self._wake = threading.Semaphore(0)  # released when there may be a task
         self._threads = [
-            threading.Thread(target=self._loop, name=f"build {n}", daemon=True)
+            threading.Thread(target=self._run, name=f"build {n}", daemon=True)
             for n in range(settings.build_concurrency)
         ]
 
     def start(self) -> None:
         """Start the template and the build threads; returns at once."""
-        sweep(self._tmp, older_than_s=self._settings.build_timeout_s + 60.0)
+        delete_abandoned(self._tmp, older_than_s=self._settings.build_timeout_s + 60.0)
         self._forks.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self, grace_s: float) -> None:
-        """End every child. Unfinished work goes back to the queue, for the next server to take."""
+        """End every child. Unfinished tasks return to the queue, for the next server to claim."""
         self._stopping.set()
-        self._waiting.release(len(self._threads))
+        self._wake.release(len(self._threads))
         self._forks.stop(grace_s)
         for thread in self._threads:
             if thread.ident is not None:
@@ -86,85 +82,85 @@ class Supervisor:
 
     def wake(self) -> None:
         """Look for a task now: one was enqueued."""
-        self._waiting.release()
+        self._wake.release()
 
-    def spawn_isolated(self, spec: IsolatedSpec) -> Forked:
-        """A child that loads `spec` (the `Spawn` of `IsolatedRuntime`). Raises `Unavailable`."""
-        return self._forks.isolated(spec, self._settings.build_memory_mb)
+    def fork_isolated(self) -> ChildProcess:
+        """Fork the child of an isolated model. Raises `Unavailable`."""
+        return self._forks.fork("isolated")
 
     def step(self) -> bool:
-        """Do one build or export, if one is due. False when there was none."""
+        """Run one build or export, if one is due. Return whether one was."""
         with self._sessions.begin() as session:
-            given_up = queue.fail_lost(session, SUPERVISOR_TASKS)
-            if given_up is not None:
-                reason = f"each of the {given_up.attempt} {given_up.kind}s of this model ended with its server"
+            failed = queue.fail_lost(session, SUPERVISOR_TASKS)
+            if failed is not None:
+                reason = f"each of the {failed.attempt} {failed.kind}s of this model ended with its server"
                 with contextlib.suppress(NotFound):  # it was deleted meanwhile
-                    self._kinds[given_up.kind].reject(session, int(given_up.subject), reason)
-            claimed = queue.claim(session, SUPERVISOR_TASKS, _worker())
+                    self._kinds[failed.kind].reject(session, int(failed.subject), reason)
+            task = queue.claim(session, SUPERVISOR_TASKS, _worker_name())
             telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
-        if given_up is not None:
+        if failed is not None:
             self._on_change()
-        if claimed is None:
+        if task is None:
             return False
         try:
-            self._do(claimed)
-        except (StaleTask, NotFound) as gone:  # done elsewhere meanwhile, or deleted
-            self._drop(claimed, str(gone))
-        except oneshot.Lost as lost:
+            self._do(task)
+        except (StaleTask, NotFound) as error:  # finished by another server meanwhile, or deleted
+            self._drop(task, str(error))
+        except oneshot.ChildLost as error:
             if self._stopping.is_set():
-                self._postpone(claimed, "the server is shutting down")
+                self._postpone(task, "the server is shutting down")
             else:
-                self._give_back(claimed, str(lost))
-        except Unavailable as problem:  # no child can be started: that is not the model's fault
-            self._postpone(claimed, str(problem))
+                self._retry(task, str(error))
+        except Unavailable as error:  # no child can be started: the model is not the cause
+            self._postpone(task, str(error))
             return False
         return True
 
     def _do(self, task: queue.ClaimedTask) -> None:
-        log.info(f"{task.kind}.started", **_named(task), attempt=task.attempt)
+        log.info(f"{task.kind}.started", **_log_fields(task), attempt=task.attempt)
         started = time.monotonic()
-        work, subject = self._kinds[task.kind], int(task.subject)
+        kind, subject = self._kinds[task.kind], int(task.subject)
         with tempfile.TemporaryDirectory(prefix="build-", dir=self._tmp, ignore_cleanup_errors=True) as out:
-            made = work.do(subject, Path(out), lambda: self._beat(task))
+            result = kind.run(subject, Path(out), lambda: self._heartbeat(task))
         with self._sessions.begin() as session:
-            queue.finish(session, task.id, task.fence, {"state": made.state})
-            name = work.record(session, subject, made)
+            queue.finish(session, task.id, task.fence, {"state": result.state})
+            name = kind.record(session, subject, result)
         seconds = time.monotonic() - started
-        log.info(f"{task.kind}.finished", **work.observe(name, made, seconds), seconds=round(seconds, 2))
+        log.info(f"{task.kind}.finished", **kind.observe(name, result, seconds), seconds=round(seconds, 2))
         self._on_change()
 
-    def _beat(self, task: queue.ClaimedTask) -> None:
+    def _heartbeat(self, task: queue.ClaimedTask) -> None:
         with self._sessions.begin() as session:
             queue.heartbeat(session, task.id, task.fence)
 
-    def _drop(self, task: queue.ClaimedTask, why: str) -> None:
-        """Nobody waits for it any more: nobody needs to claim it again."""
-        log.info(f"{task.kind}.dropped", **_named(task), why=why)
+    def _drop(self, task: queue.ClaimedTask, reason: str) -> None:
+        """Fail a task whose verdict is not needed any more, so that no server claims it again."""
+        log.info(f"{task.kind}.dropped", **_log_fields(task), why=reason)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
-            queue.fail(session, task.id, task.fence, why)
+            queue.fail(session, task.id, task.fence, reason)
 
     def _postpone(self, task: queue.ClaimedTask, reason: str) -> None:
-        """Put the task back with no attempt counted: another server may be able to, or this one later."""
-        log.warning(f"{task.kind}.postponed", **_named(task), why=reason)
+        """Return the task to the queue without counting the attempt: a later one may succeed."""
+        log.warning(f"{task.kind}.postponed", **_log_fields(task), why=reason)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             queue.release(session, task.id, task.fence)
 
-    def _give_back(self, task: queue.ClaimedTask, reason: str) -> None:
-        """Let the task be tried again; when it has no attempt left, what it is for is rejected."""
-        retry_in_s = RETRY_S if task.attempt < LOST_ATTEMPTS else None
+    def _retry(self, task: queue.ClaimedTask, reason: str) -> None:
+        """Let the task be tried again; after its last attempt, reject its version or export."""
+        retry_in_s = RETRY_S if task.attempt < MAX_LOST_ATTEMPTS else None
         try:
             with self._sessions.begin() as session:
-                if again := queue.fail(session, task.id, task.fence, reason, retry_in_s):
-                    log.warning(f"{task.kind}.lost", **_named(task), why=reason)
+                if is_retried := queue.fail(session, task.id, task.fence, reason, retry_in_s):
+                    log.warning(f"{task.kind}.lost", **_log_fields(task), why=reason)
                 else:
                     self._kinds[task.kind].reject(session, int(task.subject), reason)
-        except (StaleTask, NotFound) as gone:
-            self._drop(task, str(gone))
+        except (StaleTask, NotFound) as error:
+            self._drop(task, str(error))
             return
-        if not again:
+        if not is_retried:
             self._on_change()
 
-    def _loop(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 worked = self.step()
@@ -173,23 +169,23 @@ class Supervisor:
                 self._stopping.wait(ERROR_S)
                 continue
             if not worked:
-                self._waiting.acquire(timeout=POLL_S)
+                self._wake.acquire(timeout=POLL_S)
 
 
-def sweep(tmp: Path, older_than_s: float) -> None:
-    """Remove the directories of work that was killed: older than any may run."""
-    for left in tmp.glob("build-*"):
+def delete_abandoned(tmp: Path, older_than_s: float) -> None:
+    """Delete the directories of builds and exports that were killed: older than any may run."""
+    for path in tmp.glob("build-*"):
         try:
-            age = time.time() - left.stat().st_mtime
-        except FileNotFoundError:  # another process swept it
+            age_s = time.time() - path.stat().st_mtime
+        except FileNotFoundError:  # another process deleted it
             continue
-        if age > older_than_s:
-            shutil.rmtree(left, ignore_errors=True)
+        if age_s > older_than_s:
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _named(task: queue.ClaimedTask) -> dict[str, object]:
+def _log_fields(task: queue.ClaimedTask) -> dict[str, object]:
     return {"task": task.id, f"{task.kind}_of": task.subject}
 
 
-def _worker() -> str:
+def _worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"

@@ -1,7 +1,7 @@
-"""The kinds of work that the queue has for a child: builds and exports, one small class for each.
+"""The task kinds of the build supervisor: builds and exports, one class each.
 
-Both go the same way: read what the task is about, have a child do it, put the files that it made into the
-store, and then, in one transaction that the supervisor owns, record what came of it.
+Both follow the same steps: read the task's subject, run a one-shot child, put the files that it wrote into
+the store, and record the verdict in one transaction, which the supervisor owns.
 """
 
 from __future__ import annotations
@@ -15,40 +15,44 @@ from sqlalchemy.orm import Session
 
 from registry import db, exports, versions
 from registry.artifacts import Blob, Store
-from registry.build_records import BuildJob, Built, Exported, ExportJob
+from registry.build_messages import BuildRequest, BuildResult, ExportRequest, ExportResult
 from registry.errors import NotFound
 from registry.vocabulary import BUILD_TASK, EXPORT_TASK, Format
 from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
+from service.builds.protocol import BUILD, EXPORT
 from service.config import Settings
 
 Beat = Callable[[], None]
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-class Work(Protocol[Made]):
-    """`subject` is the id of what a task is for. It may be deleted at any time: then all raise `NotFound`."""
+class TaskKind(Protocol[Result]):
+    """One kind of task. `subject` is the id of the row that a task belongs to.
 
-    kind: str  # of the tasks
+    The row may be deleted at any time: then every method raises `NotFound`.
+    """
 
-    def do(self, subject: int, out: Path, beat: Beat) -> Made:
-        """Have a child do it in the empty directory `out`. Raises what `oneshot` raises."""
+    kind: str
+
+    def run(self, subject: int, out: Path, beat: Beat) -> Result:
+        """Run a child that writes into the empty directory `out`. Raises what `oneshot.run` raises."""
         ...
 
-    def record(self, session: Session, subject: int, made: Made) -> str:
-        """In the caller's transaction. The version's name, for people."""
+    def record(self, session: Session, subject: int, result: Result) -> str:
+        """Record the result in the caller's transaction. Return the version's name, for the log."""
         ...
 
     def reject(self, session: Session, subject: int, reason: str) -> object: ...
 
-    def observe(self, name: str, made: Made, seconds: float) -> dict[str, object]:
-        """Count it; what the log says of it."""
+    def observe(self, name: str, result: Result, seconds: float) -> dict[str, object]:
+        """Update the metrics. Return the fields of the log line."""
         ...
 
 
-class Builds:
-    """An upload becomes what is served."""
+class BuildTasks:
+    """Compile an upload into the files that are served."""
 
     kind = BUILD_TASK
 
@@ -58,49 +62,56 @@ class Builds:
         self._store = store
         self._forks = forks
 
-    def do(self, subject: int, out: Path, beat: Beat) -> Built:
+    def run(self, subject: int, out: Path, beat: Beat) -> BuildResult:
         with db.reading(self._sessions) as session:
             inputs = versions.build_inputs(session, subject)
         try:
             job = self._job(inputs, out)
-        except NotFound as missing:
-            return oneshot.rejected(Built, str(missing))
-        built = oneshot.build(self._forks, job, self._settings.build_timeout_s, beat)
+        except NotFound as error:
+            return oneshot.rejected(BUILD, str(error))
+        built = oneshot.run(self._forks, BUILD, job, self._settings.build_timeout_s, beat)
         if built.report.get("ended") and job.format == "sklearn-joblib":
-            built = self._without_converting(job, built, beat)
-        made = {name: file for name in ("servable", "forest") if (file := getattr(built, name)) is not None}
-        try:
-            kept = {name: keep(self._store, out, file).sha256 for name, file in made.items()}
-            return msgspec.structs.replace(built, **kept)
-        except FileNotFoundError:
-            return oneshot.rejected(Built, "the build's answer names a file that it did not write")
+            built = self._without_conversion(job, built, beat)
+        return self._store_files(built, out)
 
-    def record(self, session: Session, subject: int, made: Built) -> str:
-        version = versions.finish_build(session, subject, made)
+    def record(self, session: Session, subject: int, result: BuildResult) -> str:
+        version = versions.finish_build(session, subject, result)
         return f"{version.model.name}:{version.number}"
 
     def reject(self, session: Session, subject: int, reason: str) -> object:
         return versions.reject(session, subject, reason)
 
-    def observe(self, name: str, made: Built, seconds: float) -> dict[str, object]:
-        telemetry.BUILDS.labels(made.state, made.runtime or "").inc()
+    def observe(self, name: str, result: BuildResult, seconds: float) -> dict[str, object]:
+        telemetry.BUILDS.labels(result.state, result.runtime or "").inc()
         telemetry.BUILD_SECONDS.observe(seconds)
-        if made.state == versions.READY and made.runtime == "isolated":
+        if result.state == versions.READY and result.runtime == "isolated":
             telemetry.FALLBACKS.labels(name.partition(":")[0]).inc()
-        reason = made.report.get("reason")
-        return {"version": name, "state": made.state, "runtime": made.runtime, "reason": reason}
+        reason = result.report.get("reason")
+        return {"version": name, "state": result.state, "runtime": result.runtime, "reason": reason}
 
-    def _without_converting(self, job: BuildJob, ended: Built, beat: Beat) -> Built:
-        """A converter that hangs or crashes is no reason not to serve the model: it stays a pickle then."""
-        again = msgspec.structs.replace(job, convert=False)
-        built = oneshot.build(self._forks, again, self._settings.build_timeout_s, beat)
+    def _without_conversion(self, job: BuildRequest, ended: BuildResult, beat: Beat) -> BuildResult:
+        """Build again without converting: a converter that hangs or crashes must not reject the model.
+
+        The model is then served as a pickle. If this build fails as well, the first verdict stands.
+        """
+        job = msgspec.structs.replace(job, convert=False)
+        built = oneshot.run(self._forks, BUILD, job, self._settings.build_timeout_s, beat)
         if built.state != versions.READY:
             return ended
         reason = f"it was not converted: {ended.report['reason']}"
         return msgspec.structs.replace(built, runtime_reason=reason)
 
-    def _job(self, inputs: versions.BuildInputs, out: Path) -> BuildJob:
-        return BuildJob(
+    def _store_files(self, built: BuildResult, out: Path) -> BuildResult:
+        """Replace the names of the files in `out` by the digests of their blobs."""
+        files = {name: file for name in ("servable", "forest") if (file := getattr(built, name)) is not None}
+        try:
+            digests = {name: store_file(self._store, out, file).sha256 for name, file in files.items()}
+        except FileNotFoundError:
+            return oneshot.rejected(BUILD, "the build's answer names a file that it did not write")
+        return msgspec.structs.replace(built, **digests)
+
+    def _job(self, inputs: versions.BuildInputs, out: Path) -> BuildRequest:
+        return BuildRequest(
             artifact=str(self._store.path(inputs.artifact).absolute()),
             format=cast(Format, inputs.format),  # `versions.publish` has checked it
             out=str(out),
@@ -113,8 +124,8 @@ class Builds:
         )
 
 
-class Exports:
-    """A ready version becomes a .tflite, and the same compressed."""
+class ExportTasks:
+    """Export a ready version as a .tflite file, and compress that file."""
 
     kind = EXPORT_TASK
 
@@ -124,46 +135,50 @@ class Exports:
         self._store = store
         self._forks = forks
 
-    def do(self, subject: int, out: Path, beat: Beat) -> exports.Finished:
+    def run(self, subject: int, out: Path, beat: Beat) -> exports.FinishedExport:
         with db.reading(self._sessions) as session:
             inputs = exports.inputs(session, subject)
         try:
-            made = oneshot.export(self._forks, self._job(inputs, out), self._settings.build_timeout_s, beat)
-        except NotFound as missing:
-            made = oneshot.rejected(Exported, str(missing))
-        if made.state == versions.READY:
-            try:
-                return self._kept(made, out)
-            except FileNotFoundError:
-                made = oneshot.rejected(Exported, "the export's answer names a file that it did not write")
-        return exports.Finished(state=made.state, report=made.report)
+            job = self._job(inputs, out)
+        except NotFound as error:
+            return exports.FinishedExport(state=versions.REJECTED, report={"reason": str(error)})
+        exported = oneshot.run(self._forks, EXPORT, job, self._settings.build_timeout_s, beat)
+        return self._store_files(exported, out)
 
-    def record(self, session: Session, subject: int, made: exports.Finished) -> str:
-        version = exports.finish(session, subject, made).version
+    def record(self, session: Session, subject: int, result: exports.FinishedExport) -> str:
+        version = exports.finish(session, subject, result).version
         return f"{version.model.name}:{version.number}"
 
     def reject(self, session: Session, subject: int, reason: str) -> object:
         return exports.reject(session, subject, reason)
 
-    def observe(self, name: str, made: exports.Finished, seconds: float) -> dict[str, object]:
-        telemetry.EXPORTS.labels(made.state).inc()
+    def observe(self, name: str, result: exports.FinishedExport, seconds: float) -> dict[str, object]:
+        telemetry.EXPORTS.labels(result.state).inc()
         telemetry.EXPORT_SECONDS.observe(seconds)
-        return {"version": name, "state": made.state, "reason": made.report.get("reason")}
+        return {"version": name, "state": result.state, "reason": result.report.get("reason")}
 
-    def _kept(self, made: Exported, out: Path) -> exports.Finished:
-        plain, zstd = (keep(self._store, out, name or "") for name in (made.file, made.zstd))
-        return exports.Finished(
-            state=made.state,
-            report=made.report,
+    def _store_files(self, exported: ExportResult, out: Path) -> exports.FinishedExport:
+        if exported.state != versions.READY:
+            return exports.FinishedExport(state=exported.state, report=exported.report)
+        try:
+            plain, zstd = (
+                store_file(self._store, out, name or "") for name in (exported.file, exported.zstd)
+            )
+        except FileNotFoundError:
+            reason = "the export's answer names a file that it did not write"
+            return exports.FinishedExport(state=versions.REJECTED, report={"reason": reason})
+        return exports.FinishedExport(
+            state=exported.state,
+            report=exported.report,
             blob=plain.sha256,
             bytes=plain.bytes,
             zstd=zstd.sha256,
-            min_runtime=made.min_runtime,
+            min_runtime=exported.min_runtime,
         )
 
-    def _job(self, inputs: exports.ExportInputs, out: Path) -> ExportJob:
+    def _job(self, inputs: exports.ExportInputs, out: Path) -> ExportRequest:
         example, calibration = inputs.example or {}, inputs.calibration or {}
-        return ExportJob(
+        return ExportRequest(
             artifact=str(self._store.path(inputs.artifact).absolute()),
             format=cast(Format, inputs.format),
             signature=inputs.signature,
@@ -180,14 +195,15 @@ class Exports:
             memory_mb=self._settings.build_memory_mb,
         )
 
-    def _path(self, given: dict[str, str]) -> str | None:
-        return str(self._store.path(given["artifact"]).absolute()) if given else None
+    def _path(self, table: dict[str, str]) -> str | None:
+        """The local path of an uploaded table, if there is one."""
+        return str(self._store.path(table["artifact"]).absolute()) if table else None
 
 
-def keep(store: Store, out: Path, name: str) -> Blob:
-    """Put a file that a child made into the store. The child named it, so the name is not trusted.
+def store_file(store: Store, out: Path, name: str) -> Blob:
+    """Put a file that a child wrote into the store. The name comes from the child and is not trusted.
 
-    Raises `FileNotFoundError` when there is no such plain file in `out`.
+    Raises `FileNotFoundError` when `out` has no regular file of this name.
     """
     file = out / Path(name).name
     if file.is_symlink() or not file.is_file():

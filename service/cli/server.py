@@ -1,36 +1,42 @@
-"""The commands that work on this machine's data directory: serve, worker, migrate, gc."""
+"""Commands that work on this machine's data directory: `trivium serve`, `worker`, `migrate` and `gc`."""
 
 from __future__ import annotations
 
-import gc
 from typing import Annotated
 
 from typer import Exit, Option
 
-from service.cli.shared import Json, emit, read_settings, say
+from service import startup
+from service.cli.connection import read_settings
+from service.cli.options import Json
+from service.cli.output import print_message, print_record
 
-Host = Annotated[str | None, Option(help="The address to bind (127.0.0.1, or TRIVIUM_HOST).")]
+Host = Annotated[str | None, Option(help="The address to bind (default: TRIVIUM_HOST, else 127.0.0.1).")]
 Port = Annotated[
-    int | None, Option(min=0, max=65535, help="The port; 0 takes a free one (8080, or TRIVIUM_PORT).")
+    int | None,
+    Option(min=0, max=65535, help="The port; 0 takes a free one (default: TRIVIUM_PORT, else 8080)."),
 ]
 
 
 def serve(
     host: Host = None,
     port: Port = None,
-    workers: Annotated[int, Option(min=1, help="Web processes.")] = 1,
-    no_worker: Annotated[bool, Option("--no-worker", help="Start no worker child.")] = False,
+    workers: Annotated[int, Option(min=1, help="Number of web processes.")] = 1,
+    no_worker: Annotated[bool, Option("--no-worker", help="Start no worker for jobs.")] = False,
 ) -> None:
     """Serve the API until Ctrl-C or SIGTERM."""
-    gc.disable()  # until it serves, see run_web: nothing that a start makes is garbage
+    startup.pause_collector()
     from service.serve import serve as run
 
     raise Exit(run(read_settings(host=host, port=port), workers=workers, worker=not no_worker))
 
 
 def worker() -> None:
-    """Work on batch jobs in a process of its own, until Ctrl-C or SIGTERM; several share the work."""
-    from service.builds.child_process import stop_signal
+    """Run jobs until Ctrl-C or SIGTERM.
+
+    `trivium serve` starts one worker itself; several workers share the jobs.
+    """
+    from service.builds.process_signals import stop_signal
     from service.telemetry import configure_logging
     from service.worker.process import run
 
@@ -39,7 +45,7 @@ def worker() -> None:
 
 
 def migrate(json: Json = False) -> None:
-    """Bring the database to this version's schema."""
+    """Upgrade the database schema to this version."""
     from registry import db
 
     settings = read_settings()
@@ -48,15 +54,15 @@ def migrate(json: Json = False) -> None:
     db.migrate(engine, settings.home)
     after = db.schema_revision(engine)
     engine.dispose()
-    done = "was current" if before == after else f"went from {before or 'empty'} to {after}"
-    emit(json, {"before": before, "after": after}, lambda: say(f"the database {done}"))
+    result = "was current" if before == after else f"was upgraded from {before or 'empty'} to {after}"
+    print_record(json, {"before": before, "after": after}, lambda: print_message(f"the database {result}"))
 
 
 def collect_garbage(
-    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show what would be deleted, delete nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete blobs that nothing refers to any more, once they are older than a day."""
+    """Delete unreferenced files older than a day."""
     from registry import db
     from registry.artifacts import Store
     from registry.garbage import collect
@@ -69,8 +75,8 @@ def collect_garbage(
     engine.dispose()
     verb = "would delete" if dry_run else "deleted"
     size = f"{collected.bytes / 1e6:.1f} MB"
-    emit(
+    print_record(
         json,
         collected,
-        lambda: say(f"{verb} {len(collected.blobs)} blobs ({size}), keeping {collected.kept}"),
+        lambda: print_message(f"{verb} {len(collected.blobs)} blobs ({size}), keeping {collected.kept}"),
     )

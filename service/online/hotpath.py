@@ -25,7 +25,7 @@ from service import telemetry
 from service.online.negotiation import CSV, JSON, negotiate
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, Version
-from service.web.auth import Call, forbid
+from service.web.auth import RequestContext, denial_reason
 
 if TYPE_CHECKING:  # numpy comes with the first model, not with the start
     from registry.rows import Rows
@@ -58,11 +58,11 @@ class HotPath:
             await self._app(scope, receive, send)
             return
         name, number = match.groups()
-        call: Call = scope["call"]
+        call: RequestContext = scope["context"]
         call.route = ROUTES[number is not None]
         if scope["method"] != "POST":
             raise HTTPException(405, "predict takes POST", headers={"Allow": "POST"})
-        if (reason := forbid(call.key, "predict", model=name)) is not None:
+        if (reason := denial_reason(call.key, "predict", model=name)) is not None:
             raise HTTPException(403, reason)
         version = await self._resolve(scope, name, number)
         content_type, accept = negotiate(scope)
@@ -90,11 +90,12 @@ class HotPath:
     async def _predict(
         self, version: Version, body: bytes, content_type: str, accept: str, prediction_id: str
     ) -> tuple[bytes, LoadedModel, int]:
-        loaded = await self._pool.take(version.id)
+        entry = await self._pool.acquire(version.id)
+        loaded = entry.model
         try:
             if content_type == JSON and len(body) <= INLINE_BYTES:
                 rows = loaded.codec.decode_json(body)
-                if accept == JSON and loaded.quick(len(rows)):
+                if accept == JSON and loaded.is_cheap(len(rows)):
                     return _run(loaded, rows, accept, prediction_id), loaded, len(rows)
                 answer = await self._in_thread(loaded, _run, loaded, rows, accept, prediction_id)
                 return answer, loaded, len(rows)
@@ -103,15 +104,15 @@ class HotPath:
             )
             return answer, loaded, count
         finally:
-            self._pool.release(loaded)
+            self._pool.release(entry)
 
     async def _in_thread(self, loaded: LoadedModel, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
         loop = asyncio.get_running_loop()
-        if loaded.line is None:
+        if loaded.thread is None:
             return await loop.run_in_executor(self._executor, function, *args)
         try:
             async with asyncio.timeout(self._deadline_s):  # of the wait in line; the call itself has its own
-                return await loop.run_in_executor(loaded.line, function, *args)
+                return await loop.run_in_executor(loaded.thread, function, *args)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the model did not answer within {self._deadline_s:g} s: it is busy with other calls"

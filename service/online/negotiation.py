@@ -7,6 +7,8 @@ from functools import lru_cache
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from service.web.header_values import parse_qualities
+
 JSON = "application/json"
 CSV = "text/csv"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -33,7 +35,7 @@ def negotiate(scope: Scope) -> tuple[str, str]:
 @lru_cache(maxsize=256)  # callers say the same thing again and again
 def accepted(accept: str) -> str | None:
     """What `accept` likes best of what there is; of equals, what it names first. None: nothing at all."""
-    ranges = [_range(part) for part in accept.lower().split(",")]
+    ranges = parse_qualities(accept)
     liked = []
     for index, media_type in enumerate(MEDIA_TYPES):
         major = media_type.partition("/")[0]
@@ -44,14 +46,3 @@ def accepted(accept: str) -> str | None:
                 break
     best = min((choice for choice in liked if choice[0] < 0), default=None)
     return None if best is None else MEDIA_TYPES[best[2]]
-
-
-def _range(part: str) -> tuple[str, float]:
-    name, *parameters = (p.strip() for p in part.split(";"))
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return name, float(parameter[2:])
-            except ValueError:
-                return name, 0.0
-    return name, 1.0

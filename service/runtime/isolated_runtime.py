@@ -1,7 +1,7 @@
-"""A model that stays a pickle: it lives in a child process of its own and is asked over a socket.
+"""Runtime of a model that stays a pickle: it runs in a child process of its own.
 
-What starts the child is handed in (`Spawn`): starting processes is the supervisor's business. The
-server sends arrays and receives arrays (`wire.py`, `arrays.py`) and never sees the model itself.
+The server exchanges arrays with the child (`isolated_protocol.py`) and never loads the model itself. How a
+child process is started is passed in as `Isolation.fork`.
 """
 
 from __future__ import annotations
@@ -12,33 +12,29 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service import telemetry
-from service.runtime import arrays, child_protocol
+from service.runtime import isolated_protocol, message_channel
+from service.runtime.isolated_protocol import FromChild, LoadModel, ModelLoaded, RowOutputs, RowsRejected
+from service.runtime.message_channel import ChannelBroken, MessageUnread
 
-LOAD_S = 120.0
-"""Longest a child may take to load its model."""
-MEASURE_S = 10.0
-"""How often a child's memory is measured: it takes the kernel 5 ms."""
+MAX_LOAD_S = 120.0
+"""Longest time a child may take to load its model."""
+SEND_S = 10.0
+"""Longest time a new child may take to read which model to load."""
+MEASURE_INTERVAL_S = 10.0
+"""Interval between two measurements of a child's memory: one takes the kernel 5 ms."""
 BACKOFF_S = 0.5
-MOST_BACKOFF_S = 30.0
+MAX_BACKOFF_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class IsolatedSpec:
-    artifact: Path
-    format: str
-    signature: Signature
-
-
-class SpawnedChild(Protocol):
-    """A child that has been told its model: our end of the talk, and the way to be rid of it."""
+class IsolatedChild(Protocol):
+    """A child process that serves `isolated_protocol`, and the server's end of the channel to it."""
 
     @property
     def pid(self) -> int: ...
@@ -47,71 +43,75 @@ class SpawnedChild(Protocol):
     def channel(self) -> socket.socket: ...
 
     def end(self) -> int | None:
-        """Kill it if it still runs and close the channel. Its exit code, or minus the signal, if known."""
+        """Kill the child if it still runs, and close the channel. Return its exit code, or minus the signal
+        that ended it, if known."""
         ...
 
 
-Spawn = Callable[[IsolatedSpec], SpawnedChild]
-"""Raises `Unavailable` when no child can be started."""
+class Isolation(NamedTuple):
+    """How isolated models run."""
+
+    fork: Callable[[], IsolatedChild]  # raises `Unavailable` when no child can be started
+    memory_mb: int  # limit of a child
+    deadline_s: float  # limit of one call
 
 
-class _Unasked(Unavailable):
-    """The child was dead before it had read the call: another may be asked."""
+class _CallUnread(Unavailable):
+    """The child ended before it read the call: the call may be sent to another child."""
 
 
 class IsolatedRuntime:
-    """One version in one child. Calls take turns; a child that died is replaced at the next call."""
+    """One version in one child. Calls take turns; a child that ended is replaced at the next call."""
 
-    def __init__(
-        self, spawn: Spawn, artifact: Path, format: str, signature: Signature, deadline_s: float
-    ) -> None:
-        """Start the child and wait for it to load the model. Raises `Unavailable` when it cannot."""
-        self._spawn = spawn
-        self._spec = IsolatedSpec(artifact.absolute(), format, signature)
-        self._deadline_s = deadline_s
-        self._turn = threading.Lock()  # its holder alone starts, asks and drops the child
-        self._child: SpawnedChild | None = None
+    def __init__(self, isolation: Isolation, artifact: Path, signature: Signature) -> None:
+        """Start the child and wait until it has loaded the model. Raises `Unavailable` when it cannot."""
+        self._isolation = isolation
+        self._deadline_s = isolation.deadline_s
+        self._signature = signature
+        self._load_model = LoadModel(str(artifact.absolute()), signature, isolation.memory_mb)
+        self._turn = threading.Lock()  # only its holder starts, calls and drops the child
+        self._child: IsolatedChild | None = None
         self._load_until: float | None = None  # set while the child loads its model
-        self._crashes = 0  # since it last answered
+        self._crashes = 0  # since the last answer
         self._not_before = 0.0
         self._bytes = 0
-        self._measured = 0.0
+        self._measured_at = 0.0
         self._closed = False
         with self._turn:
-            self._ready(math.inf)
+            self._ready_child(math.inf)
 
     def run(self, rows: Rows) -> Outputs:
-        """The estimator's own answer to `rows`, shaped as the signature says.
+        """Return the estimator's own answer to `rows`, in the signature's shapes.
 
-        Raises `Invalid` with the model's message when it does not take these rows, `DeadlineExceeded`
-        when there is no answer within the deadline (which counts the wait for other calls and for a
-        restart), and `Unavailable` when the child died or the model failed.
+        Raises `Invalid` with the model's message when it rejects these rows, `DeadlineExceeded` when it does
+        not answer within the deadline (including the wait for other calls and for a restart), and
+        `Unavailable` when the child ended or the model failed.
         """
         deadline = time.monotonic() + self._deadline_s
         if not self._turn.acquire(timeout=self._deadline_s):
-            raise self._late("it is busy with other calls")
+            raise self._deadline_exceeded("it is busy with other calls")
         try:
-            self._drop_if_dead()
+            self._drop_if_ended()
             try:
-                return self._ask(self._ready(deadline), rows, deadline)
-            except _Unasked:  # it died after we looked; once only: the next may fare no better
-                return self._ask(self._ready(deadline), rows, deadline)
+                return self._call(self._ready_child(deadline), rows, deadline)
+            except _CallUnread:  # the child ended after the check above; retried once
+                return self._call(self._ready_child(deadline), rows, deadline)
         finally:
             self._turn.release()
 
     @property
     def pid(self) -> int | None:
-        """The child's, for logs and tests."""
+        """Process id of the child, for logs and tests."""
         child = self._child
         return None if child is None else child.pid
 
     @property
     def bytes(self) -> int:
-        """What the child holds for itself alone, as last measured; 0 while there is no child."""
+        """Private memory of the child as last measured; 0 without a child."""
         return 0 if self._child is None else self._bytes
 
     def close(self) -> None:
-        """End the child at once. The call in flight and later ones raise `Unavailable`."""
+        """End the child at once. The call in flight and later calls raise `Unavailable`."""
         self._closed = True
         if (child := self._child) is not None:
             with contextlib.suppress(OSError):
@@ -119,73 +119,80 @@ class IsolatedRuntime:
         with self._turn:
             self._drop()
 
-    def _ready(self, deadline: float) -> SpawnedChild:
-        """The child with its model loaded; a new one when there is none."""
+    def _ready_child(self, deadline: float) -> IsolatedChild:
+        """Return the child with its model loaded; start one if there is none."""
         if self._closed:
             raise Unavailable("the model has been unloaded")
         if self._child is None:
-            if (wait := self._not_before - time.monotonic()) > 0:
-                raise Unavailable(f"the model's process keeps dying; it is started again in {wait:.1f} s")
-            self._child = self._spawn(self._spec)
+            if (wait_s := self._not_before - time.monotonic()) > 0:
+                raise Unavailable(f"the model's process keeps dying; it is restarted in {wait_s:.1f} s")
+            self._child = self._start()
             if self._crashes:
                 telemetry.CHILD_RESTARTS.labels("isolated").inc()
-            self._load_until = time.monotonic() + LOAD_S
+            self._load_until = time.monotonic() + MAX_LOAD_S
         if self._load_until is not None:
             self._await_load(self._child, self._load_until, deadline)
             self._load_until = None
-            self._measured = -math.inf
+            self._measured_at = -math.inf
             self._measure(self._child)
         return self._child
 
-    def _await_load(self, child: SpawnedChild, load_until: float, deadline: float) -> None:
+    def _start(self) -> IsolatedChild:
+        child = self._isolation.fork()
         try:
-            message = child_protocol.receive(
-                child.channel, child_protocol.FromChild, min(deadline, load_until)
-            )
-        except child_protocol.Broken as error:
+            message_channel.send(child.channel, self._load_model, time.monotonic() + SEND_S)
+        except (ChannelBroken, TimeoutError) as error:
+            child.end()
+            raise Unavailable("the model's process ended before it began to load the model") from error
+        return child
+
+    def _await_load(self, child: IsolatedChild, load_until: float, deadline: float) -> None:
+        try:
+            message = message_channel.receive(child.channel, FromChild, min(deadline, load_until))
+        except ChannelBroken as error:
             raise self._crashed("while it loaded the model") from error
         except TimeoutError as error:
-            if time.monotonic() < load_until:  # it loads on: the next call finds it further
-                raise self._late("it is still being loaded") from error
-            raise self._crashed(f"because loading took more than {LOAD_S:g} s") from error
-        if not isinstance(message, child_protocol.Loaded):
+            if time.monotonic() < load_until:  # the load continues, and a later call waits for it again
+                raise self._deadline_exceeded("it is still being loaded") from error
+            raise self._crashed(f"because loading took more than {MAX_LOAD_S:g} s") from error
+        if not isinstance(message, ModelLoaded):
             self._crashed("")
-            raise Unavailable(f"the model cannot be loaded: {getattr(message, 'message', 'no reason given')}")
+            raise Unavailable(f"the model cannot be loaded: {_reason(message)}")
 
-    def _ask(self, child: SpawnedChild, rows: Rows, deadline: float) -> Outputs:
+    def _call(self, child: IsolatedChild, rows: Rows, deadline: float) -> Outputs:
         try:
-            child_protocol.send(child.channel, arrays.pack_rows(rows), deadline)
-            answer = child_protocol.receive(child.channel, child_protocol.FromChild, deadline)
-            if isinstance(answer, child_protocol.Answer):
-                outputs = arrays.unpack_outputs(answer, self._spec.signature, len(rows))
+            message_channel.send(child.channel, isolated_protocol.pack_rows(rows), deadline)
+            message = message_channel.receive(child.channel, FromChild, deadline)
+            if isinstance(message, RowOutputs):
+                outputs = isolated_protocol.unpack_outputs(message, self._signature, len(rows))
                 self._crashes = 0
                 self._measure(child)
                 return outputs
-        except child_protocol.Unread as error:
-            raise _Unasked(str(self._crashed("before it had read the call"))) from error
-        except child_protocol.Broken as error:
+        except MessageUnread as error:
+            raise _CallUnread(str(self._crashed("before it had read the call"))) from error
+        except ChannelBroken as error:
             raise self._crashed("during the call") from error
         except TimeoutError as error:
-            self._drop()  # what it would answer later is no answer to the next call
-            raise self._late("its process was ended") from error
-        if isinstance(answer, child_protocol.Refusal):
-            raise Invalid(f"the model refuses these rows: {answer.message}", [FieldError(answer.message)])
-        raise Unavailable(f"the model failed: {getattr(answer, 'message', 'no reason given')}")
+            self._drop()  # a late answer must not be read as the answer to the next call
+            raise self._deadline_exceeded("its process was ended") from error
+        if isinstance(message, RowsRejected):
+            raise Invalid(f"the model refuses these rows: {message.message}", [FieldError(message.message)])
+        raise Unavailable(f"the model failed: {_reason(message)}")
 
-    def _measure(self, child: SpawnedChild) -> None:
-        """Note the child's memory: after loading, and now and then after calls, which may make it grow."""
-        if (moment := time.monotonic()) - self._measured > MEASURE_S:
-            self._bytes, self._measured = private_bytes(child.pid), moment
+    def _measure(self, child: IsolatedChild) -> None:
+        """Measure the child's memory after the load, and at intervals after calls, which may increase it."""
+        if (now := time.monotonic()) - self._measured_at > MEASURE_INTERVAL_S:
+            self._bytes, self._measured_at = private_bytes(child.pid), now
 
-    def _drop_if_dead(self) -> None:
-        """Notice a child that died between two calls, so that the next call does not pay for it."""
+    def _drop_if_ended(self) -> None:
+        """Detect a child that ended between two calls, so that the next call does not fail."""
         if self._child is None or self._load_until is not None:
             return
         self._child.channel.setblocking(False)
         try:
             self._child.channel.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
-            return  # alive and silent, as it should be
+            return  # it runs, and has sent nothing
         except OSError:
             pass
         self._crashed("between two calls")
@@ -196,11 +203,11 @@ class IsolatedRuntime:
             return Unavailable("the model has been unloaded")
         self._crashes += 1
         if self._crashes > 1:  # the first restart is immediate
-            self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (self._crashes - 2), MOST_BACKOFF_S)
+            self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (self._crashes - 2), MAX_BACKOFF_S)
         return Unavailable(f"the model's process ended {when}")
 
-    def _late(self, why: str) -> DeadlineExceeded:
-        return DeadlineExceeded(f"the model did not answer within {self._deadline_s:g} s: {why}")
+    def _deadline_exceeded(self, reason: str) -> DeadlineExceeded:
+        return DeadlineExceeded(f"the model did not answer within {self._deadline_s:g} s: {reason}")
 
     def _drop(self) -> None:
         child, self._child, self._load_until = self._child, None, None
@@ -208,9 +215,15 @@ class IsolatedRuntime:
             child.end()
 
 
+def _reason(message: object) -> str:
+    return getattr(message, "message", "the process sent no reason")
+
+
 def private_bytes(pid: int) -> int:
-    """The memory of a process that it does not share, so what its end would free. Where the system does
-    not tell (no Linux, or the process is gone): 0."""
+    """Return the memory that a process does not share, which its end would free.
+
+    0 when the system does not report it: not on Linux, or the process has ended.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -17,12 +17,11 @@ from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
 from registry.vocabulary import Runtime
-from service import telemetry
+from service import startup, telemetry
 from service.runtime.codec import Codec
-from service.runtime.isolated_runtime import IsolatedRuntime, Spawn
+from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
 from service.runtime.onnx_runtime import OnnxRuntime
 from service.runtime.tflite_runtime import TfliteRuntime
-from service.runtime.without import numba_without_scipy
 
 INLINE_S = 0.001
 """Calls faster than this run on the event loop: moving to a thread and back costs about 0.1 ms."""
@@ -122,55 +121,52 @@ def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
     )
 
 
-def start_runtime(spec: RuntimeSpec, store: Store, spawn: Spawn, deadline_s: float) -> ModelRuntime:
+def start_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:
     """Start the runtime that the version's build chose. Raises `Unavailable`."""
     path = store.path(spec.blob)
     if spec.runtime == "onnx":
         return OnnxRuntime(path, spec.signature)
     if spec.runtime == "tflite":
         return TfliteRuntime(path, spec.signature)
-    return IsolatedRuntime(spawn, path, spec.format, spec.signature, deadline_s)
+    return IsolatedRuntime(isolation, path, spec.signature)
 
 
 class ModelLoader:
     """Loads versions for predict calls: the `Load` of the pool."""
 
-    def __init__(self, sessions: db.Sessions, store: Store, spawn: Spawn, deadline_s: float) -> None:
-        self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
+    def __init__(self, sessions: db.Sessions, store: Store, isolation: Isolation) -> None:
+        self._sessions, self._store, self._isolation = sessions, store, isolation
 
     def __call__(self, version_id: int) -> LoadedModel:
-        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` when it cannot load."""
+        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` if it cannot load."""
         spec = read_runtime_spec(self._sessions, version_id)
-        runtime = start_runtime(spec, self._store, self._spawn, self._deadline_s)
+        runtime = start_runtime(spec, self._store, self._isolation)
         return LoadedModel(spec.name, spec.number, spec.runtime, spec.signature, runtime)
 
 
 class BulkLoader:
-    """Loads versions for batch scoring, in worker processes: a web process does not import numba.
+    """Loads versions for batch scoring, in worker processes: a web process does not import numba."""
 
-    `spawn` starts the process of an isolated model, `deadline_s` bounds one call to it.
-    """
-
-    def __init__(self, sessions: db.Sessions, store: Store, spawn: Spawn, deadline_s: float) -> None:
-        self._sessions, self._store, self._spawn, self._deadline_s = sessions, store, spawn, deadline_s
+    def __init__(self, sessions: db.Sessions, store: Store, isolation: Isolation) -> None:
+        self._sessions, self._store, self._isolation = sessions, store, isolation
 
     def __call__(self, version_id: int) -> ModelRuntime:
-        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` when it cannot load."""
+        """Raises `NotReady` when the version was deleted or is not built, `Unavailable` if it cannot load."""
         spec = read_runtime_spec(self._sessions, version_id)
-        return start_bulk_runtime(spec, self._store, self._spawn, self._deadline_s)
+        return start_bulk_runtime(spec, self._store, self._isolation)
 
 
-def start_bulk_runtime(spec: RuntimeSpec, store: Store, spawn: Spawn, deadline_s: float) -> ModelRuntime:
+def start_bulk_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:
     """Start the fastest runtime: the forest kernel if the build wrote a table of nodes, otherwise the runtime
     of predict calls. Raises `Unavailable`."""
     if spec.forest is None:
-        return start_runtime(spec, store, spawn, deadline_s)
-    numba_without_scipy()
+        return start_runtime(spec, store, isolation)
+    startup.import_numba()
     from service.runtime.forest_runtime import ForestRuntime  # numba takes 0.3 s and 70 MB: only if needed
 
     return ForestRuntime(store.path(spec.forest), spec.signature)
 
 
 def is_shared(runtime: ModelRuntime) -> bool:
-    """Whether several threads may call the runtime at the same time. Each lane loads its own of the others."""
+    """Whether lanes may call the runtime at the same time. Of any other, each lane loads its own."""
     return not isinstance(runtime, TfliteRuntime | IsolatedRuntime)

@@ -1,178 +1,140 @@
-"""Models in memory: loaded on first use, swapped when an alias moves, evicted least recently used.
+"""Models in the server's memory: loaded on first use, replaced when an alias moves, evicted under a limit.
 
-The new version is loaded before the old one goes: a version that requests still use is closed only
-when the last of them is done. Everything but loading and closing happens on the event loop, so the
-books need no lock; all the same, a prediction that finds its model loaded waits for nothing.
-
-Loads have threads of their own: one that takes minutes keeps no prediction waiting.
+A new version is loaded before the old one is dropped, and a version in use is closed only after its last
+request. Loads run in threads of their own: a slow load delays no prediction, and a prediction with a loaded
+model waits for no load.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from registry.errors import TriviumError, Unavailable
 from service import telemetry
+from service.runtime.model_cache import CacheEntry, ModelCache
 
-if TYPE_CHECKING:  # numpy and ONNX Runtime come with the first load, not with the start
-    from service.runtime.loading import Loaded
+if TYPE_CHECKING:  # see service/startup.py
+    from service.runtime.loading import LoadedModel
 
-LOADS = 4
-"""How many versions are loaded at once: it takes memory, and a core each."""
+MAX_LOADS = 4
+"""Versions loaded at the same time: a load takes memory and a core."""
 
 log = telemetry.logger(__name__)
 
-Load = Callable[[int], "Loaded"]
+Load = Callable[[int], "LoadedModel"]
 """Load the version with this id. Blocks. Raises `NotReady`, `NotFound`, `Unavailable`."""
 
 
 class Pool:
+    """Loaded versions by id, up to `limit_bytes`. The version loaded last always stays."""
+
     def __init__(self, load: Load, limit_bytes: int) -> None:
         self._load = load
         self._limit = limit_bytes
-        self._executor = ThreadPoolExecutor(LOADS, thread_name_prefix="load")
-        self._models: OrderedDict[int, Loaded] = OrderedDict()  # by version id, least recently used first
-        self._loading: dict[int, asyncio.Task[Loaded]] = {}
-        self._waiting: Counter[int] = Counter()  # requests for each version that is being loaded
+        self._executor = ThreadPoolExecutor(MAX_LOADS, thread_name_prefix="load")
+        self._cache: ModelCache[LoadedModel] = ModelCache(self._load_version, self._run, self._evict)
+        self._evicting = threading.Lock()
 
-    def peek(self, version_id: int) -> Loaded | None:
-        """The version if it is loaded; counts as a use."""
-        loaded = self._models.get(version_id)
-        if loaded is not None:
-            self._models.move_to_end(version_id)
-        return loaded
-
-    async def get(self, version_id: int) -> Loaded:
-        """The version, loaded now if need be. Requests that arrive meanwhile wait for the same load.
+    async def get(self, version_id: int) -> LoadedModel:
+        """Return the version, loaded if necessary. It may be closed at any time: requests use `acquire`.
 
         Raises what `Load` raises.
         """
-        loaded = self.peek(version_id)
-        return loaded if loaded is not None else await asyncio.shield(self._load_of(version_id))
+        entry = await self.acquire(version_id)
+        self.release(entry)
+        return entry.model
 
-    async def take(self, version_id: int) -> Loaded:
-        """`get` for a request: until it calls `release` the version is not closed under it."""
-        loaded = self.peek(version_id)
-        if loaded is not None:
-            loaded.users += 1
-            return loaded
-        load = self._load_of(version_id)
-        self._waiting[version_id] += 1  # `_bring` counts those who wait as users
-        try:
-            return await asyncio.shield(load)
-        except asyncio.CancelledError:
-            if version_id in self._waiting and not load.done():
-                self._waiting[version_id] -= 1
-            elif not load.cancelled() and load.exception() is None:
-                self.release(load.result())
-            raise
+    async def acquire(self, version_id: int) -> CacheEntry[LoadedModel]:
+        """Return the entry of a loaded version. The version stays open until the caller calls `release`.
 
-    def release(self, loaded: Loaded) -> None:
-        loaded.users -= 1
-        if loaded.retired and loaded.users == 0:
-            self._executor.submit(loaded.close)
+        Concurrent callers wait for the same load; it continues when they are cancelled. Raises what `Load`
+        raises.
+        """
+        entry = self._cache.acquire(version_id)
+        if not entry.is_loaded:
+            try:
+                await asyncio.wrap_future(entry.load)
+            except BaseException:
+                self._cache.release(entry)
+                raise
+        return entry
+
+    def release(self, entry: CacheEntry[LoadedModel]) -> None:
+        self._cache.release(entry)
 
     async def warm(self, version_ids: list[int]) -> None:
-        """Load these as far as memory allows; what cannot be loaded is logged, not raised."""
+        """Load these versions until memory is full. Logs the versions that cannot be loaded."""
         for version_id in version_ids:
-            if version_id in self._models:
+            if version_id in self._cache:
                 continue
-            held = len(self._models)
+            count = len(self._cache.entries())
             try:
                 await self.get(version_id)
-                if len(self._models) <= held:
-                    return  # it took another's place: memory is full, and going on would only go round
+                if len(self._cache.entries()) <= count:
+                    return  # it evicted another version: more loads would evict what was just loaded
             except TriviumError as error:
                 log.warning("model.not_loaded", version_id=version_id, error=str(error))
 
     def keep(self, version_ids: set[int]) -> None:
-        """Drop every loaded version that is not among these: deleted or archived."""
-        for version_id in [i for i in self._models if i not in version_ids]:
-            self._drop(version_id)
+        """Drop the loaded versions that are not among `version_ids`: deleted or archived ones."""
+        for entry in self._cache.entries():
+            if entry.key not in version_ids:
+                self._unload(entry)
 
     @property
     def bytes(self) -> int:
-        return sum(m.runtime.bytes for m in list(self._models.values()))  # a list: other threads ask too
+        return sum(model.runtime.bytes for model in self.loaded())
 
-    def by_kind(self) -> dict[str, int]:
-        """How many versions are loaded, by runtime."""
-        kinds = [m.kind for m in list(self._models.values())]
+    def count_by_runtime(self) -> dict[str, int]:
+        """Count the loaded versions of each runtime."""
+        kinds = [model.kind for model in self.loaded()]
         return {kind: kinds.count(kind) for kind in ("onnx", "tflite", "isolated")}
 
+    def loaded(self) -> list[LoadedModel]:
+        """Return the loaded versions, least recently used first."""
+        return [entry.model for entry in self._cache.entries()]
+
     async def close(self) -> None:
-        """End every load and every runtime."""
-        loads = list(self._loading.values())
-        for task in loads:
-            task.cancel()
-        await asyncio.gather(*loads, return_exceptions=True)
+        """Cancel the loads that have not begun, and close every model."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-        while self._models:
-            _, loaded = self._models.popitem()
-            await asyncio.to_thread(loaded.close)
+        await asyncio.to_thread(self._cache.close, Unavailable("the server is shutting down"))
 
-    def _load_of(self, version_id: int) -> asyncio.Task[Loaded]:
-        """The load of this version, begun now if need be. A client that goes away does not stop it."""
-        load = self._loading.get(version_id)
-        if load is None:
-            load = asyncio.create_task(self._bring(version_id))
-            load.add_done_callback(_noted)
-            self._loading[version_id] = load
-        return load
-
-    async def _bring(self, version_id: int) -> Loaded:
-        start = time.perf_counter()
-        thread = self._executor.submit(self._load, version_id)
+    def _run(self, job: Callable[[], object]) -> None:
         try:
-            loaded = await asyncio.wrap_future(thread)
-            loaded.users += self._waiting[version_id]
-        except asyncio.CancelledError:
-            thread.add_done_callback(_discard)
-            raise
+            self._executor.submit(job)
+        except RuntimeError:  # it was shut down
+            job()
+
+    def _load_version(self, version_id: int) -> LoadedModel:
+        start = time.perf_counter()
+        try:
+            model = self._load(version_id)
         except TriviumError:
             raise
         except Exception as error:
             log.exception("model.load_failed", version_id=version_id)
             raise Unavailable(f"the model could not be loaded: {error}") from error
-        finally:
-            del self._loading[version_id]
-            self._waiting.pop(version_id, None)
-        self._models[version_id] = loaded
         seconds = round(time.perf_counter() - start, 3)
-        log.info(
-            "model.loaded", model=loaded.name, version=loaded.number, runtime=loaded.kind, seconds=seconds
-        )
-        self._evict(keep=version_id)
-        return loaded
+        log.info("model.loaded", model=model.name, version=model.number, runtime=model.kind, seconds=seconds)
+        return model
 
-    def _evict(self, keep: int) -> None:
-        held = self.bytes
-        for version_id in [i for i in self._models if i != keep]:
-            if held <= self._limit:
-                return
-            held -= self._models[version_id].runtime.bytes
-            telemetry.EVICTIONS.inc()
-            self._drop(version_id)
+    def _evict(self, loaded: CacheEntry[LoadedModel]) -> None:
+        """Drop the least recently used versions, except `loaded`, until the others fit the limit."""
+        with self._evicting:
+            excess = self.bytes - self._limit
+            for entry in self._cache.entries():
+                if excess <= 0:
+                    return
+                if entry is not loaded:
+                    excess -= entry.model.runtime.bytes
+                    telemetry.EVICTIONS.inc()
+                    self._unload(entry)
 
-    def _drop(self, version_id: int) -> None:
-        loaded = self._models.pop(version_id)
-        loaded.retired = True
-        log.info("model.unloaded", model=loaded.name, version=loaded.number)
-        if loaded.users == 0:
-            self._executor.submit(loaded.close)
-
-
-def _noted(load: asyncio.Task[Loaded]) -> None:
-    """A load may fail when nobody waits for it any more."""
-    if not load.cancelled():
-        load.exception()
-
-
-def _discard(load: Future[Loaded]) -> None:
-    """Close what a thread goes on loading after the pool was closed."""
-    if not load.cancelled() and load.exception() is None:
-        load.result().close()
+    def _unload(self, entry: CacheEntry[LoadedModel]) -> None:
+        if self._cache.retire(entry):
+            log.info("model.unloaded", model=entry.model.name, version=entry.model.number)

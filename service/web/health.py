@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, and what this process holds. Answers before there is a FastAPI."""
+"""Liveness and readiness probes, and the gauges of this process. Served before FastAPI is loaded."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from service import telemetry
 from service.runtime.snapshot import STALE_S
 from service.web.services import Services
 
-LEAST_FREE = 1 << 20
-"""Bytes: with less, nothing that is worth it can be kept."""
+MIN_FREE_BYTES = 1 << 20
+"""With less free space in the data directory the server is not ready."""
 
 
 def health_routes(services: Services) -> list[Route]:
-    """The probes; none of them asks for a key."""
+    """Build the routes of the probes. All are public."""
     ready = partial(readyz, services)
     return [Route("/livez", livez), Route("/readyz", ready), Route("/healthz", ready)]
 
 
 async def livez(_: Request) -> Response:
-    """The process answers."""
+    """Respond with 200: the process is alive."""
     return JSONResponse({"status": "alive"})
 
 
 def readyz(services: Services, _: Request) -> Response:
-    """It can serve: the database answers and is migrated, the snapshot is fresh, the builder works."""
-    checks = _checks(services)
-    ready = all(found == "ok" for found in checks.values())
+    """Respond with 200 when every check passes, else with 503; the body has the result of each check."""
+    checks = _run_checks(services)
+    ready = all(result == "ok" for result in checks.values())
     return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
 
 
-def note_gauges(services: Services) -> None:
-    """What this process holds, as of now: a scrape is answered by one of several processes, for all."""
-    for kind, count in services.pool.count_by_runtime().items():
-        telemetry.LOADED_MODELS.labels(kind).set(count)
+def update_gauges(services: Services) -> None:
+    """Set the gauges of this process. Each process sets its own: one of them answers for all."""
+    for runtime, count in services.pool.count_by_runtime().items():
+        telemetry.LOADED_MODELS.labels(runtime).set(count)
     telemetry.LOADED_BYTES.set(services.pool.bytes)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
     with db.reading(services.sessions) as session:
         telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
 
 
-def _checks(services: Services) -> dict[str, str]:
+def _run_checks(services: Services) -> dict[str, str]:
     checks = {}
     try:
         current = db.is_current(services.engine)
@@ -58,18 +58,21 @@ def _checks(services: Services) -> dict[str, str]:
     except SQLAlchemyError as error:
         checks["database"] = f"does not answer: {type(error).__name__}"
     age = services.snapshot.age_s
-    checks["snapshot"] = "ok" if age < STALE_S else f"the registry was last seen {age:.0f} s ago"
+    checks["snapshot"] = (
+        "ok" if age < STALE_S else f"the last successful read of the registry is {age:.0f} s old"
+    )
     checks["builder"] = services.supervisor.problem() or "ok"
-    checks["data"] = _data(services.store.incoming)
+    checks["data"] = _check_data_directory(services.store.incoming)
     return checks
 
 
-def _data(place: Path) -> str:
-    """Whether what is uploaded could be kept."""
+def _check_data_directory(incoming: Path) -> str:
+    """Check that uploads can be stored."""
     try:
-        space = os.statvfs(place)
+        filesystem = os.statvfs(incoming)
     except OSError as error:
         return f"the data directory cannot be used: {error.strerror}"
-    if not os.access(place, os.W_OK) or space.f_flag & os.ST_RDONLY:
+    if not os.access(incoming, os.W_OK) or filesystem.f_flag & os.ST_RDONLY:
         return "the data directory is read-only"
-    return "ok" if space.f_bavail * space.f_frsize >= LEAST_FREE else "the disk of the data directory is full"
+    free = filesystem.f_bavail * filesystem.f_frsize
+    return "ok" if free >= MIN_FREE_BYTES else "the disk of the data directory is full"

@@ -49,7 +49,7 @@ def run(
     Calls `on_started` once the lanes run. `nice`: process priority of the lanes.
     """
     prepare(settings)
-    engine = db.connect(settings.url, most_idle_s=queue.JOB_LEASE_S)
+    engine = db.connect(settings.url, max_idle_s=queue.JOB_LEASE_S)
     sessions, store, forks = db.sessions(engine), Store(settings.blobs), ForkServer()
     isolation = Isolation(
         lambda: forks.fork("isolated"), settings.build_memory_mb, settings.predict_deadline_s

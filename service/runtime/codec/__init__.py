@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
-from service.runtime.bounds import MAX_INSTANCES
 from service.runtime.codec.answers import Answers
 from service.runtime.codec.columns import columns_of
 from service.runtime.codec.json import JsonRows
 from service.runtime.codec.tables import decode_csv
 
 __all__ = ["MAX_INSTANCES", "Codec"]
+
+MAX_INSTANCES = 10_000  # rows in one predict call
 
 
 class Codec:

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 from registry.errors import Invalid
 from registry.rows import Array, Rows
+from service import startup
 from service.runtime.codec.columns import Column, Faults, show
 from service.runtime.codec.tables import check_names, finish, refuse, walk
-from service.runtime.without import arrow_without_pandas
 
-arrow_without_pandas()
+startup.import_pyarrow()
 
 MAX_TEXT_BYTES = 256 * 2**20  # all strings of a body; views and slices may name the same bytes many times
 

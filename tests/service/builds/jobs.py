@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from registry.build_records import ExportJob
+from registry.build_messages import ExportRequest
 from registry.signature import Signature
 from service.compiler import example
 from service.compiler.signature import describe
@@ -33,7 +33,7 @@ def signature_of(model: Any, file: Path | None, target: str | None = None) -> Si
 
 def job_of(
     folder: Path, model: Any, rows: pd.DataFrame | None, target: str | None = "y", **given: Any
-) -> ExportJob:
+) -> ExportRequest:
     """`model` is fitted, `rows` its example."""
     out, artifact, file = folder / "out", folder / "model.joblib", None
     out.mkdir()
@@ -42,7 +42,7 @@ def job_of(
         file = folder / "example.parquet"
         rows.to_parquet(file)
     target = target if rows is not None and target in rows else None
-    return ExportJob(
+    return ExportRequest(
         artifact=str(artifact),
         format="sklearn-joblib",
         signature=signature_of(model, file, target),

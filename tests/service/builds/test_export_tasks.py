@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 
 from registry import db, exports, models, queue, versions
 from registry.artifacts import Store
-from registry.build_records import Bounds, Built
+from registry.build_messages import BuildResult, ExportBounds
 from registry.exports import NewExport
 from registry.tables import ExportRow, TaskRow, now
 from registry.vocabulary import BUILD_TASK, EXPORT_TASK, SUPERVISOR_TASKS
@@ -44,7 +44,7 @@ def export(sessions: db.Sessions, store: Store, tmp_path: Path) -> Export:
         file = tmp_path / "model.joblib"
         joblib.dump(Loading(model, *loading) if loading else model, file)
         published = versions.NewVersion("m", store.put_file(file).sha256, "sklearn-joblib")
-        built = Built(state="ready", report={}, signature=signature_of(model, None), runtime="isolated")
+        built = BuildResult(state="ready", report={}, signature=signature_of(model, None), runtime="isolated")
         with sessions.begin() as session:
             version = versions.publish(session, store, published, by="test")
             queue.cancel(session, BUILD_TASK, str(version.id))
@@ -94,7 +94,7 @@ def test_an_export_becomes_ready_with_both_its_files_in_the_store(
 def test_an_export_outside_of_its_bounds_is_rejected_and_leaves_no_file(
     running: Supervisor, export: Export, sessions: db.Sessions, store: Store, changes: Changes
 ) -> None:
-    export_id = export(new=NewExport(bounds=Bounds(max_bytes=10)))
+    export_id = export(new=NewExport(bounds=ExportBounds(max_bytes=10)))
     blobs = len(list(store))
     running.wake()
     changes.get(timeout=60)

@@ -10,26 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from registry.rows import Rows
 from registry.vocabulary import Format
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
+from service.builds.protocol import BUILD
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler.keras import keras_models as made
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def job(folder: Path, content: bytes, format: Format, memory_mb: int = 8192) -> BuildJob:
+def job(folder: Path, content: bytes, format: Format, memory_mb: int = 8192) -> BuildRequest:
     (folder / "artifact").write_bytes(content)
     out = folder / "out"
     out.mkdir(exist_ok=True)
-    return BuildJob(artifact=str(folder / "artifact"), format=format, out=str(out), memory_mb=memory_mb)
+    return BuildRequest(artifact=str(folder / "artifact"), format=format, out=str(out), memory_mb=memory_mb)
 
 
-def build(forks: ForkServer, asked: BuildJob) -> Built:
-    return oneshot.build(forks, asked, 120, lambda: None)
+def build(forks: ForkServer, asked: BuildRequest) -> BuildResult:
+    return oneshot.run(forks, BUILD, asked, 120, lambda: None)
 
 
 def keras_file(folder: Path) -> bytes:

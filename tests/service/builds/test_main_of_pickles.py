@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from registry.build_records import BuildJob
+from registry.build_messages import BuildRequest
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
+from service.builds.protocol import BUILD
 
 SCRIPT = """
 import sys
@@ -36,8 +37,8 @@ def test_a_pickle_that_needs_the_script_that_made_it_is_refused_by_name_and_no_p
     script, artifact = tmp_path / "train.py", tmp_path / "model.joblib"
     script.write_text(SCRIPT.format(name=name, protocol=protocol))
     subprocess.run([sys.executable, script, artifact], check=True)
-    job = BuildJob(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
-    built = oneshot.build(shared_forks, job, 60, lambda: None)
+    job = BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
+    built = oneshot.run(shared_forks, BUILD, job, 60, lambda: None)
     assert built.state == "rejected"
     assert built.report["reason"] == (
         f"the pickle needs {name!r}, defined in the script that made it (__main__); "
@@ -50,7 +51,7 @@ def test_a_pickle_that_needs_what_a_module_lacks_is_refused_without_the_modules_
 ) -> None:
     artifact = tmp_path / "model.joblib"
     artifact.write_bytes(b"\x80\x04\x8c\x14sklearn.linear_model\x8c\x0bNoSuchModel\x93.")
-    job = BuildJob(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
-    reason = oneshot.build(shared_forks, job, 60, lambda: None).report["reason"]
+    job = BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
+    reason = oneshot.run(shared_forks, BUILD, job, 60, lambda: None).report["reason"]
     assert "needs 'NoSuchModel' of the module 'sklearn.linear_model'" in reason
     assert "/" not in reason

@@ -14,25 +14,26 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import StaleTask
 from registry.rows import Rows
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
+from service.builds.protocol import BUILD
 from service.runtime.onnx_runtime import OnnxRuntime
 from tests.service.builds.odd_models import Exits, Hungry, Odd, Says, Segfaults, SlowToLoad
 from tests.service.builds.processes import alive, ends
 
-JobFor = Callable[..., BuildJob]
+JobFor = Callable[..., BuildRequest]
 
 
 @pytest.fixture
 def job_for(tmp_path: Path) -> JobFor:
-    def job_for(model: Any, **kwargs: Any) -> BuildJob:
+    def job_for(model: Any, **kwargs: Any) -> BuildRequest:
         artifact, out = tmp_path / "model.joblib", tmp_path / "out"
         out.mkdir()
         joblib.dump(model, artifact)
-        return BuildJob(artifact=str(artifact), format="sklearn-joblib", out=str(out), **kwargs)
+        return BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(out), **kwargs)
 
     return job_for
 
@@ -45,7 +46,7 @@ def nothing() -> None:
     pass
 
 
-def reason(built: Built) -> str:
+def reason(built: BuildResult) -> str:
     assert built.state == "rejected"
     return str(built.report["reason"])
 
@@ -55,7 +56,7 @@ def test_a_forest_is_built_and_answers_as_it_did(shared_forks: ForkServer, job_f
     X = random.normal(size=(200, 5)).astype(np.float32)
     model = RandomForestClassifier(10, random_state=0).fit(X, X[:, 0] > 0)
     job = job_for(model)
-    built = oneshot.build(shared_forks, job, 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job, 60, nothing)
     assert (built.state, built.runtime) == ("ready", "onnx"), built.report
     assert built.servable is not None
     assert built.signature is not None
@@ -67,23 +68,23 @@ def test_a_build_beyond_its_time_is_rejected_and_its_process_gone(
     shared_forks: ForkServer, job_for: JobFor, tmp_path: Path
 ) -> None:
     says = tmp_path / "pid"
-    built = oneshot.build(shared_forks, job_for(fitted(Says(str(says)))), 1.0, nothing)
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Says(str(says)))), 1.0, nothing)
     assert reason(built) == "the build was ended after 1 s (TRIVIUM_BUILD_TIMEOUT_S)"
     assert not alive(int(says.read_text()))
 
 
 def test_a_build_beyond_its_memory_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.build(shared_forks, job_for(fitted(Hungry()), memory_mb=1024), 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Hungry()), memory_mb=1024), 60, nothing)
     assert "emory" in reason(built)
 
 
 def test_a_build_that_crashes_its_process_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.build(shared_forks, job_for(fitted(Segfaults())), 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Segfaults())), 60, nothing)
     assert "crashed with SIGSEGV" in reason(built)
 
 
 def test_a_build_that_exits_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.build(shared_forks, job_for(fitted(Exits())), 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Exits())), 60, nothing)
     assert "exit code 3" in reason(built)
 
 
@@ -100,28 +101,28 @@ def test_a_build_that_is_killed_from_outside_is_lost_not_rejected(
             seen.set()
 
     with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oneshot, "BEAT_S", 0.05)
-        building = threads.submit(oneshot.build, own_forks, job, 60, beat)
+        patch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
+        building = threads.submit(oneshot.run, own_forks, BUILD, job, 60, beat)
         assert seen.wait(20)
         child = int(says.read_text())
         pid = child if victim == "child" else own_forks.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         lost = building.exception(timeout=10)
-    assert isinstance(lost, oneshot.Lost)
-    assert victim == "template" or "want of memory" in str(lost)
+    assert isinstance(lost, oneshot.ChildLost)
+    assert victim == "template" or "memory ran out" in str(lost)
     assert ends(child)
 
 
 def test_a_beat_that_finds_the_task_gone_ends_the_build_at_once(
     shared_forks: ForkServer, job_for: JobFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oneshot, "BEAT_S", 0.1)
+    monkeypatch.setattr(oneshot, "BEAT_INTERVAL_S", 0.1)
 
     def beat() -> None:
         raise StaleTask(1)
 
     began = time.monotonic()
     with pytest.raises(StaleTask):
-        oneshot.build(shared_forks, job_for(fitted(SlowToLoad())), 60, beat)
+        oneshot.run(shared_forks, BUILD, job_for(fitted(SlowToLoad())), 60, beat)
     assert time.monotonic() - began < 30  # loading takes 60

@@ -15,15 +15,17 @@ from registry.errors import NotReady, Unavailable
 from registry.rows import Rows
 from registry.tables import ModelRow, VersionRow
 from service.config import Settings
-from service.runtime.bulk import BatchLoader, is_shared
 from service.runtime.forest_runtime import ForestRuntime
-from service.runtime.isolated_runtime import IsolatedSpec, SpawnedChild
-from service.runtime.loading import look_up, start
+from service.runtime.isolated_runtime import IsolatedChild, Isolation
+from service.runtime.loading import BulkLoader, is_shared, read_runtime_spec, start_runtime
 from service.runtime.onnx_runtime import OnnxRuntime
 
 
-def no_children(spec: IsolatedSpec) -> SpawnedChild:
-    raise Unavailable(f"{spec.format} would have a process of its own")
+def refuse_to_fork() -> IsolatedChild:
+    raise Unavailable("this test starts no child")
+
+
+NO_CHILDREN = Isolation(refuse_to_fork, memory_mb=0, deadline_s=30.0)
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def version(sessions: db.Sessions, model: str) -> int:
 
 def test_a_forest_is_scored_from_its_table_and_answers_as_online(sessions: db.Sessions, store: Store) -> None:
     version_id = version(sessions, "forest")
-    runtime = BatchLoader(sessions, store, no_children, 30.0)(version_id)
-    online = start(look_up(sessions, version_id), store, no_children, 30.0)
+    runtime = BulkLoader(sessions, store, NO_CHILDREN)(version_id)
+    online = start_runtime(read_runtime_spec(sessions, version_id), store, NO_CHILDREN)
     assert isinstance(runtime, ForestRuntime)
     assert isinstance(online, OnnxRuntime)
     assert is_shared(runtime)
@@ -58,12 +60,12 @@ def test_a_forest_is_scored_from_its_table_and_answers_as_online(sessions: db.Se
 
 
 def test_what_has_no_table_runs_as_it_does_online(sessions: db.Sessions, store: Store) -> None:
-    load = BatchLoader(sessions, store, no_children, 30.0)
+    load = BulkLoader(sessions, store, NO_CHILDREN)
     assert isinstance(load(version(sessions, "ridge")), OnnxRuntime)
-    with pytest.raises(Unavailable, match="sklearn-joblib would have a process"):
+    with pytest.raises(Unavailable, match="this test starts no child"):
         load(version(sessions, "naps"))
 
 
 def test_a_version_that_was_deleted_is_not_ready(sessions: db.Sessions, store: Store) -> None:
     with pytest.raises(NotReady, match="deleted"):
-        BatchLoader(sessions, store, no_children, 30.0)(10**6)
+        BulkLoader(sessions, store, NO_CHILDREN)(10**6)

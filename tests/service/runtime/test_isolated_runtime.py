@@ -28,10 +28,10 @@ from sklearn.preprocessing import OneHotEncoder
 from registry.errors import DeadlineExceeded, Invalid, Unavailable
 from registry.rows import Rows
 from registry.signature import Input, Output, Signature
-from service.builds.forkserver import Forked, ForkServer
-from service.compiler.signature.estimator import Estimator
+from service.builds.forkserver import ChildProcess, ForkServer
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime import isolated_runtime
-from service.runtime.isolated_runtime import IsolatedRuntime, IsolatedSpec
+from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
 from tests.service.builds.odd_models import Hungry, Obeys, SlowToLoad
 from tests.service.builds.processes import alive, ends
 
@@ -53,24 +53,24 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.fixture
-def spawned() -> list[Forked]:
+def spawned() -> list[ChildProcess]:
     """Every child that was started, in order."""
     return []
 
 
 @pytest.fixture
-def start(forks: ForkServer, spawned: list[Forked], tmp_path: Path) -> Iterator[Start]:
+def start(forks: ForkServer, spawned: list[ChildProcess], tmp_path: Path) -> Iterator[Start]:
     """Persist a model and serve it from a child of its own."""
     started: list[IsolatedRuntime] = []
 
-    def spawn(spec: IsolatedSpec) -> Forked:
-        spawned.append(forks.isolated(spec, MEMORY_MB))
+    def fork() -> ChildProcess:
+        spawned.append(forks.fork("isolated"))
         return spawned[-1]
 
     def start(model: Any, signature: Signature = NUMBERS, deadline_s: float = 20.0) -> IsolatedRuntime:
         artifact = tmp_path / "model.joblib"
         joblib.dump(model, artifact)
-        started.append(IsolatedRuntime(spawn, artifact, "sklearn-joblib", signature, deadline_s))
+        started.append(IsolatedRuntime(Isolation(fork, MEMORY_MB, deadline_s), artifact, signature))
         return started[-1]
 
     yield start
@@ -99,7 +99,7 @@ def test_a_forest_answers_as_the_estimator_does(start: Start) -> None:
     )
     runtime = start(model, signature)
     rows = Rows(matrix=random.normal(size=(1000, 4)))
-    got, expected = runtime.run(rows), Estimator(model, signature).run(rows)
+    got, expected = runtime.run(rows), EstimatorRuntime(model, signature).run(rows)
     assert got["label"].tolist() == expected["label"].tolist()
     np.testing.assert_array_equal(got["probabilities"], expected["probabilities"])
 
@@ -118,7 +118,7 @@ def test_a_pipeline_of_strings_and_missing_values_answers_as_the_estimator_does(
         NUMBERS.outputs,
     )
     rows = Rows(columns=(np.array(["blue", None, "grün"], object), np.array([2.0, np.nan, 1.0])))
-    expected = Estimator(model, signature).run(rows)
+    expected = EstimatorRuntime(model, signature).run(rows)
     np.testing.assert_array_equal(start(model, signature).run(rows)["value"], expected["value"])
 
 
@@ -186,7 +186,7 @@ def test_a_process_killed_between_calls_costs_no_call(start: Start) -> None:
 
 @pytest.mark.parametrize("rows", [1, 1 << 20])  # sent whole at once, and still being sent
 def test_a_process_killed_before_it_read_the_call_costs_no_call(
-    start: Start, spawned: list[Forked], rows: int
+    start: Start, spawned: list[ChildProcess], rows: int
 ) -> None:
     runtime = start(Obeys().fit([[0.0]], [0.0]))
     os.kill(spawned[0].pid, signal.SIGSTOP)
@@ -211,7 +211,7 @@ def test_what_is_said_of_a_process_that_died_holds_no_number_of_the_systems(star
 
 
 def test_a_model_that_always_kills_its_process_is_not_started_all_the_time(
-    start: Start, spawned: list[Forked]
+    start: Start, spawned: list[ChildProcess]
 ) -> None:
     runtime = start(Obeys().fit([[0.0]], [0.0]))
     for _ in range(2):
@@ -238,15 +238,17 @@ def test_what_cannot_be_loaded_is_unavailable_with_the_reason(start: Start, tmp_
 
 
 def test_loading_that_takes_too_long_ends(
-    start: Start, spawned: list[Forked], monkeypatch: pytest.MonkeyPatch
+    start: Start, spawned: list[ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolated_runtime, "LOAD_S", 0.5)
+    monkeypatch.setattr(isolated_runtime, "MAX_LOAD_S", 0.5)
     with pytest.raises(Unavailable, match=r"loading took more than 0\.5 s"):
         start(SlowToLoad().fit([[0.0]], [0.0]))
     assert not alive(spawned[0].pid)
 
 
-def test_closing_ends_the_process_and_wakes_the_call_in_flight(start: Start, spawned: list[Forked]) -> None:
+def test_closing_ends_the_process_and_wakes_the_call_in_flight(
+    start: Start, spawned: list[ChildProcess]
+) -> None:
     runtime = start(Obeys().fit([[0.0]], [0.0]))
     entered = threading.Event()
 

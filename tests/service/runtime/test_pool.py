@@ -1,4 +1,4 @@
-"""Models in memory: shared loads, eviction under a bound, swaps under load, isolated ones in nobody's way."""
+"""Models in the server's memory: shared loads, eviction under a limit, version changes under load."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from registry.errors import Unavailable
 from service.config import Settings
-from service.runtime.loading import Loaded
+from service.runtime.loading import LoadedModel
 from service.runtime.pool import Pool
 from tests.service.api import Api, refused, running
 from tests.service.estimators import DEATH, NAP
@@ -27,17 +28,24 @@ NUMERIC = ("forest", "ridge", "two-labels", "price", "two-prices", "groups", "od
 
 
 def nap(seconds: float) -> dict[str, float]:
+    """A row that the model `naps` answers after `seconds`."""
     return ROW | {"x0": NAP + seconds}
 
 
-def loaded(api: Api) -> dict[str, Loaded]:
-    return {f"{m.name}:{m.number}": m for m in api.services.pool._models.values()}
+def loaded(api: Api) -> dict[str, LoadedModel]:
+    return {f"{m.name}:{m.number}": m for m in api.services.pool.loaded()}
 
 
-async def until(found: Any, within_s: float = 30.0) -> None:
-    """Wait, on the event loop, for what other tasks are about to do."""
+def users(api: Api, name: str) -> int:
+    """The number of requests that use or wait for a loaded version."""
+    entries = api.services.pool._cache.entries()
+    return next(e.users for e in entries if f"{e.model.name}:{e.model.number}" == name)
+
+
+async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
+    """Wait on the event loop until `condition` holds."""
     deadline = time.monotonic() + within_s
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
@@ -49,12 +57,12 @@ async def test_champions_are_loaded_at_start_and_others_are_not(home: Path):
         assert "flag:2" not in loaded(api)
 
 
-async def test_requests_at_once_share_the_first_load(home: Path):
+async def test_concurrent_requests_share_the_first_load(home: Path):
     async with running(Settings(home=home)) as api:
         loads: list[int] = []
         load = api.services.pool._load
 
-        def counted(version_id: int) -> Loaded:
+        def counted(version_id: int) -> LoadedModel:
             loads.append(version_id)
             return load(version_id)
 
@@ -62,27 +70,26 @@ async def test_requests_at_once_share_the_first_load(home: Path):
         path = "/v1/models/flag/versions/2/predict"
         answers = await asyncio.gather(*(api.client.post(path, json={"instances": [ROW]}) for _ in range(20)))
         assert {a.status_code for a in answers} == {200}
-        second = loaded(api)["flag:2"]
-        assert loads.count(next(i for i, m in api.services.pool._models.items() if m is second)) == 1
+        assert "flag:2" in loaded(api)
+        assert loads.count(api.services.snapshot.resolve("flag", number=2).id) == 1
 
 
-async def test_the_least_recently_used_goes_first_and_none_goes_that_is_in_use(home: Path):
+async def test_eviction_takes_the_least_recently_used_and_closes_no_version_in_use(home: Path):
     async with running(Settings(home=home)) as api:
         pool = api.services.pool
         await until(lambda: len(loaded(api)) == 11)
         naps = loaded(api)["naps:1"]
         call = asyncio.create_task(api.predict("naps", nap(0.5)))
-        await until(lambda: naps.users == 1)
+        await until(lambda: users(api, "naps:1") == 1)
         pool._limit = 0
         second = await api.client.post("/v1/models/flag/versions/2/predict", json={"instances": [ROW]})
         assert second.status_code == 200
-        assert set(loaded(api)) == {"flag:2"}  # what was just loaded stays, whatever it takes
-        assert naps.retired
+        assert set(loaded(api)) == {"flag:2"}  # the version loaded last stays, whatever its size
         assert (await call).json()["predictions"] == [{"value": NAP + 0.5}]
-        await until(lambda: naps.runtime.pid is None)  # closed when its last request was done
+        await until(lambda: naps.runtime.pid is None)  # closed after its last request
 
 
-async def test_a_bound_that_holds_two_models_answers_for_all(home: Path):
+async def test_a_limit_of_two_models_serves_every_model(home: Path):
     async with running(Settings(home=home)) as api:
         await until(lambda: len(loaded(api)) == 11)
         each = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
@@ -94,7 +101,7 @@ async def test_a_bound_that_holds_two_models_answers_for_all(home: Path):
         assert sum(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx") <= 2 * each
 
 
-async def test_champions_that_do_not_fit_are_not_loaded_round_and_round(home: Path):
+async def test_champions_that_do_not_fit_are_not_loaded_again_and_again(home: Path):
     async with running(Settings(home=home)) as api:
         await until(lambda: len(loaded(api)) == 11)
         pool = api.services.pool
@@ -108,97 +115,119 @@ async def test_champions_that_do_not_fit_are_not_loaded_round_and_round(home: Pa
         assert 0 < len(loads) < len(champions)
 
 
-async def test_a_version_evicted_before_its_first_request_takes_it_is_not_closed():
-    class Made:
-        """What the pool asks of a loaded version."""
+class FakeModel:
+    """The attributes of a `LoadedModel` that the pool uses."""
 
-        def __init__(self, number: int) -> None:
-            self.name, self.number, self.kind, self.users, self.retired = "m", number, "onnx", 0, False
-            self.runtime = self
-            self.bytes = 10
-            self.closed = False
+    def __init__(self, number: int) -> None:
+        self.name, self.number, self.kind = "m", number, "onnx"
+        self.runtime = self
+        self.bytes = 10
+        self.closed = threading.Event()
 
-        def close(self) -> None:
-            self.closed = True
+    def close(self) -> None:
+        self.closed.set()
 
-    pool = Pool(Made, 10)  # type: ignore[arg-type]
+
+async def test_a_version_evicted_before_its_first_request_uses_it_is_not_closed():
+    pool = Pool(FakeModel, 10)  # type: ignore[arg-type]
     try:
         for numbers in itertools.permutations(range(4)):
-            taken = await asyncio.gather(*(pool.take(n) for n in numbers))
-            assert [m.number for m in taken] == list(numbers)
-            assert not any(m.closed for m in taken)  # type: ignore[attr-defined]
-            for model in taken:
-                pool.release(model)
+            entries = await asyncio.gather(*(pool.acquire(n) for n in numbers))
+            assert [e.model.number for e in entries] == list(numbers)
+            assert not any(e.model.closed.is_set() for e in entries)  # type: ignore[attr-defined]
+            for entry in entries:
+                pool.release(entry)
     finally:
         await pool.close()
 
 
-async def test_a_load_that_fails_is_told_to_all_who_wait_and_tried_again_by_the_next():
+async def test_a_failed_load_is_reported_to_all_waiting_requests_and_tried_again_by_the_next():
     calls: list[int] = []
+    gate = threading.Event()
 
-    def fail(version_id: int) -> Loaded:
+    def fail(version_id: int) -> LoadedModel:
+        gate.wait(10)
         calls.append(version_id)
         raise Unavailable("not today")
 
     pool = Pool(fail, 10)
-    found = await asyncio.gather(*(pool.take(1) for _ in range(5)), return_exceptions=True)
-    assert [str(e) for e in found] == ["not today"] * 5
+    waiting = [asyncio.create_task(pool.acquire(1)) for _ in range(5)]
+    await asyncio.sleep(0)  # all five wait for the same load
+    gate.set()
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(e) for e in errors] == ["not today"] * 5
     with pytest.raises(Unavailable):
-        await pool.take(1)
+        await pool.acquire(1)
     assert calls == [1, 1]
     await pool.close()
 
 
-async def test_closing_ends_a_load_that_nobody_waits_for_any_more():
-    gate, closed = threading.Event(), threading.Event()
+async def test_closing_the_pool_closes_a_load_that_finishes_later():
+    gate, begun, model = threading.Event(), threading.Event(), FakeModel(1)
 
-    class Late:
-        def close(self) -> None:
-            closed.set()
+    def slow(version_id: int) -> Any:
+        begun.set()
+        gate.wait(10)
+        return model
+
+    pool = Pool(slow, 10)
+    waiting = asyncio.create_task(pool.acquire(1))
+    assert await asyncio.to_thread(begun.wait, 10)
+    waiting.cancel()
+    await pool.close()
+    assert not model.closed.is_set()
+    gate.set()
+    assert await asyncio.to_thread(model.closed.wait, 10)
+
+
+async def test_closing_the_pool_fails_the_requests_that_wait_for_a_load():
+    gate, model = threading.Event(), FakeModel(1)
 
     def slow(version_id: int) -> Any:
         gate.wait(10)
-        return Late()
+        return model
 
     pool = Pool(slow, 10)
-    waiting = asyncio.create_task(pool.take(1))
+    waiting = asyncio.create_task(pool.acquire(1))
     await asyncio.sleep(0.05)
-    waiting.cancel()
     await pool.close()
-    assert not closed.is_set()
+    with pytest.raises(Unavailable, match="shutting down"):
+        await waiting
     gate.set()
-    assert await asyncio.to_thread(closed.wait, 10)  # what came too late is closed all the same
+    assert await asyncio.to_thread(model.closed.wait, 10)
+    with pytest.raises(Unavailable, match="shutting down"):
+        await pool.acquire(2)
 
 
-async def test_an_alias_moves_under_load_without_a_dropped_or_a_wrong_answer(home: Path):
+async def test_moving_an_alias_under_load_drops_no_request_and_gives_no_wrong_answer(home: Path):
     async with running(Settings(home=home)) as api:
-        pointed = {1}  # what the alias may answer with at the moment: the old, the new, or both
+        allowed = {1}  # versions that the alias may answer with now: the old one, the new one, or both
         stop = asyncio.Event()
-        asked = 0
+        calls = 0
 
-        async def ask() -> None:
-            nonlocal asked
+        async def predict() -> None:
+            nonlocal calls
             while not stop.is_set():
-                before = set(pointed)
+                before = set(allowed)
                 answer = await api.predict("flag", ROW)
                 assert answer.status_code == 200, answer.text
                 body = answer.json()
                 version = body["model"]["version"]
-                assert version in before | pointed
+                assert version in before | allowed
                 assert body["predictions"][0]["label"] == {1: "yes", 2: "no"}[version]
-                asked += 1
+                calls += 1
                 await asyncio.sleep(0)  # where a server would wait for its socket
 
         async def move() -> None:
             for version in [2, 1] * 10:
-                pointed.add(version)
+                allowed.add(version)
                 await api.promote("flag", version)
-                pointed.intersection_update({version})
+                allowed.intersection_update({version})
                 assert (await api.predict("flag", ROW)).json()["model"]["version"] == version
             stop.set()
 
-        await asyncio.gather(move(), *(ask() for _ in range(8)))
-        assert asked > 100
+        await asyncio.gather(move(), *(predict() for _ in range(8)))
+        assert calls > 100
 
 
 async def test_a_promotion_loads_the_version_before_the_alias_moves(home: Path):
@@ -207,7 +236,7 @@ async def test_a_promotion_loads_the_version_before_the_alias_moves(home: Path):
         assert "flag:2" in loaded(api)
 
 
-async def test_what_is_archived_or_deleted_leaves_memory(home: Path):
+async def test_an_archived_version_is_unloaded(home: Path):
     async with running(Settings(home=home)) as api:
         await api.client.post("/v1/models/flag/versions/2/predict", json={"instances": [ROW]})
         await api.client.patch("/v1/models/flag/versions/2", json={"archived": True})
@@ -215,24 +244,24 @@ async def test_what_is_archived_or_deleted_leaves_memory(home: Path):
 
 
 @pytest.fixture
-async def hasty(home: Path):
-    """Isolated models have 0.6 s per call."""
+async def short_deadline(home: Path):
+    """A server with a deadline of 0.6 s per call."""
     async with running(Settings(home=home, predict_deadline_s=0.6)) as api:
         await until(lambda: "naps:1" in loaded(api))
         yield api
 
 
-async def test_an_isolated_model_that_is_late_is_504_and_comes_back(hasty: Api):
-    first = loaded(hasty)["naps:1"].runtime.pid
-    assert "0.6 s" in refused(await hasty.predict("naps", nap(30)), 504)["detail"]
-    assert loaded(hasty)["naps:1"].runtime.pid != first
-    answers = [await hasty.predict("naps", ROW) for _ in range(20)]
+async def test_an_isolated_model_beyond_its_deadline_is_504_and_is_replaced(short_deadline: Api):
+    first = loaded(short_deadline)["naps:1"].runtime.pid
+    assert "0.6 s" in refused(await short_deadline.predict("naps", nap(30)), 504)["detail"]
+    assert loaded(short_deadline)["naps:1"].runtime.pid != first
+    answers = [await short_deadline.predict("naps", ROW) for _ in range(20)]
     assert answers[-1].json()["predictions"] == [{"value": 2.0}]
 
 
-async def test_whoever_waits_behind_a_late_call_is_told_in_time(hasty: Api):
+async def test_calls_that_wait_behind_a_slow_call_get_504_at_their_own_deadline(short_deadline: Api):
     start = time.monotonic()
-    answers = await asyncio.gather(*(hasty.predict("naps", nap(30)) for _ in range(6)))
+    answers = await asyncio.gather(*(short_deadline.predict("naps", nap(30)) for _ in range(6)))
     assert {a.status_code for a in answers} == {504}
     assert time.monotonic() - start < 3
 
@@ -250,51 +279,54 @@ async def test_an_isolated_model_that_is_killed_is_replaced(home: Path):
         assert (await api.predict("naps", ROW)).status_code == 200
 
 
-async def test_a_busy_isolated_model_holds_up_neither_the_loop_nor_other_models(home: Path):
+async def test_a_busy_isolated_model_delays_neither_the_event_loop_nor_other_models(home: Path):
     async with running(Settings(home=home)) as api:
         await until(lambda: "naps:1" in loaded(api))
         busy = [asyncio.create_task(api.predict("naps", nap(2.0 if n == 0 else 0))) for n in range(6)]
-        await until(lambda: loaded(api)["naps:1"].users == 6)
+        await until(lambda: users(api, "naps:1") == 6)
         slowest = 0.0
         while not busy[0].done():
             start = time.perf_counter()
             assert (await api.anonymous.get("/livez")).status_code == 200
-            sheet = b"x0,x1,x2\n2,0,0\n"  # decoded in a worker thread
+            csv = b"x0,x1,x2\n2,0,0\n"  # decoded in a worker thread
             answer = await api.client.post(
-                "/v1/models/price/predict", content=sheet, headers={"Content-Type": "text/csv"}
+                "/v1/models/price/predict", content=csv, headers={"Content-Type": "text/csv"}
             )
             assert answer.status_code == 200
             slowest = max(slowest, time.perf_counter() - start)
             await asyncio.sleep(0.01)
-        assert slowest < 1.5  # a machine busy with other tests; a held loop would take 2
+        assert slowest < 1.5  # allows for a machine busy with other tests; a blocked loop would take 2
         assert [c.status_code for c in await asyncio.gather(*busy)] == [200] * 6
 
 
-async def test_a_load_that_takes_long_holds_up_no_other_load(home: Path):
+async def test_a_slow_load_delays_no_other_load(home: Path):
     async with running(Settings(home=home)) as api:
-        gate = threading.Event()
+        gate, begun = threading.Event(), threading.Event()
         load = api.services.pool._load
         slow = api.services.snapshot.resolve("flag", number=2).id
 
-        def gated(version_id: int) -> Loaded:
+        def gated(version_id: int) -> LoadedModel:
             if version_id == slow:
+                begun.set()
                 gate.wait(10)
             return load(version_id)
 
         api.services.pool._load = gated
         path = "/v1/models/flag/versions/2/predict"
         waiting = asyncio.create_task(api.client.post(path, json={"instances": [ROW]}))
-        await until(lambda: slow in api.services.pool._loading)
+        await until(begun.is_set)
         assert (await api.predict("price", ROW)).status_code == 200
         assert not waiting.done()
         gate.set()
         assert (await waiting).status_code == 200
 
 
-async def test_figures_may_be_read_while_models_come_and_go(home: Path):
+async def test_metrics_can_be_read_while_models_are_loaded_and_evicted(home: Path):
     async with running(Settings(home=home)) as api:
         api.services.pool._limit = 1
-        asks = [api.predict(n, ROW) for n in NUMERIC * 3]
-        figures = [api.client.get("/metrics") for _ in asks]
-        answers = await asyncio.gather(*(c for pair in zip(asks, figures, strict=True) for c in pair))
+        predictions = [api.predict(n, ROW) for n in NUMERIC * 3]
+        metrics = [api.client.get("/metrics") for _ in predictions]
+        answers = await asyncio.gather(
+            *(call for pair in zip(predictions, metrics, strict=True) for call in pair)
+        )
         assert {a.status_code for a in answers} == {200}

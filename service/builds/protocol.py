@@ -1,0 +1,72 @@
+"""Messages between the server, the template, and the children that build, export or fit.
+
+The template receives `Fork` and `EndChild` and answers each of them. A one-shot child receives one job and
+sends `Verdict` or `Crash`. The jobs and verdicts of each role are the table below; `child_roles.py` has the
+functions that the child runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from registry.build_messages import BuildRequest, BuildResult, ExportRequest, ExportResult
+from service.compiler.fit.fit_records import FitResult, FitStep
+
+Role = Literal["build", "export", "fit", "isolated"]
+
+JobRecord = TypeVar("JobRecord", BuildRequest, ExportRequest, FitStep)
+VerdictRecord = TypeVar("VerdictRecord", BuildResult, ExportResult, FitResult)
+
+
+@dataclass(frozen=True, slots=True)
+class OneShotRole(Generic[JobRecord, VerdictRecord]):
+    """What a one-shot child receives and returns."""
+
+    name: Role
+    job: type[JobRecord]
+    verdict: type[VerdictRecord]
+
+
+BUILD = OneShotRole("build", BuildRequest, BuildResult)
+EXPORT = OneShotRole("export", ExportRequest, ExportResult)
+FIT = OneShotRole("fit", FitStep, FitResult)
+
+
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """To the template, together with the file descriptor that becomes the child's channel."""
+
+    role: Role
+
+
+class Forked(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Fork`. The template sends one with pid 0 when it is ready."""
+
+    pid: int
+
+
+class EndChild(msgspec.Struct, frozen=True, tag=True):
+    """To the template: kill the child if it still runs, and reap it."""
+
+    pid: int
+
+
+class ChildEnded(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `EndChild`. `code` as in `subprocess`: the exit code, or minus the signal."""
+
+    code: int
+
+
+class Verdict(msgspec.Struct, frozen=True, tag=True):
+    """From a one-shot child: its verdict as JSON."""
+
+    verdict: bytes
+
+
+class Crash(msgspec.Struct, frozen=True, tag=True):
+    """From a one-shot child: an exception ended its work."""
+
+    error: str
+    memory: bool = False  # the exception was a MemoryError

@@ -1,0 +1,99 @@
+"""The cache of loaded models that the server's pool and the worker's lanes share."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from registry.errors import Unavailable
+from service.runtime.model_cache import ModelCache
+from tests.registry.helpers import threads
+
+
+class Model:
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.times_closed = 0
+
+    def close(self) -> None:
+        self.times_closed += 1
+
+
+def test_a_model_is_loaded_once_for_all_users() -> None:
+    cache = ModelCache(Model)
+    entries = [cache.acquire(1), cache.acquire(1)]
+    assert entries[0] is entries[1]
+    assert entries[0].users == 2
+    assert 1 in cache
+
+
+def test_entries_are_ordered_by_their_last_use() -> None:
+    cache = ModelCache(Model)
+    for key in (1, 2, 3, 1):
+        cache.release(cache.acquire(key))
+    assert [entry.key for entry in cache.entries()] == [2, 3, 1]
+
+
+def test_a_retired_model_is_closed_by_its_last_user_and_loaded_again_by_the_next() -> None:
+    cache = ModelCache(Model)
+    first, _ = cache.acquire(1), cache.acquire(1)
+    assert cache.retire(first)
+    assert not cache.retire(first)
+    assert 1 not in cache
+    cache.release(first)
+    assert first.model.times_closed == 0
+    cache.release(first)
+    assert first.model.times_closed == 1
+    assert cache.acquire(1).model is not first.model
+
+
+def test_a_failed_load_leaves_no_entry() -> None:
+    errors = [Unavailable("broken")]
+
+    def load(key: int) -> Model:
+        if errors:
+            raise errors.pop()
+        return Model(key)
+
+    cache = ModelCache(load)
+    entry = cache.acquire(1)
+    with pytest.raises(Unavailable, match="broken"):
+        entry.load.result(0)
+    cache.release(entry)
+    assert 1 not in cache
+    assert cache.acquire(1).model.key == 1
+
+
+def test_callers_wait_for_a_load_in_another_thread() -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def load(key: int) -> Model:
+        begun.set()
+        gate.wait(10)
+        return Model(key)
+
+    cache = ModelCache(load)
+
+    def second() -> Model:
+        assert begun.wait(10)
+        entry = cache.acquire(1)
+        assert not entry.is_loaded
+        gate.set()
+        entry.load.result(10)
+        return entry.model
+
+    models = threads(lambda: cache.acquire(1).model, second)
+    assert models[0] is models[1]
+
+
+def test_a_closed_cache_has_closed_each_model_once_and_loads_none() -> None:
+    cache = ModelCache(Model)
+    used, unused = cache.acquire(1), cache.acquire(2)
+    cache.release(unused)
+    cache.close(Unavailable("closed"))
+    cache.close(Unavailable("closed"))
+    cache.release(used)
+    assert [used.model.times_closed, unused.model.times_closed] == [1, 1]
+    with pytest.raises(Unavailable, match="closed"):
+        cache.acquire(3)
