@@ -1,8 +1,8 @@
 """The vocabularies that several layers share, one table each.
 
 A new entry is added here and in the code that implements it. Request bodies, command options, checks and
-messages read these tables. Two vocabularies live elsewhere: media types in `service/formats/media_types.py`,
-scopes of API keys in `registry/keys.py`.
+messages read these tables. Media types are in `service/formats/`. This module imports nothing heavy, because
+the command line reads it too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ Runtime = Literal["onnx", "tflite", "isolated"]
 Quantize = Literal["none", "float16", "dynamic", "int8"]
 JobKind = Literal["score", "train"]
 Engine = Literal["local", "ray"]
+Scope = Literal["predict", "publish", "promote", "edge", "batch", "admin"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -26,7 +27,17 @@ TRAIN: Final = "train"
 LOCAL: Final = "local"  # the engines of jobs
 RAY: Final = "ray"
 
-FORMAT_SUFFIXES: dict[Format, tuple[str, ...]] = {
+SCOPES: dict[Scope, str] = {
+    "predict": "run online predictions",
+    "publish": "upload artifacts, publish and edit versions, export",
+    "promote": "move, roll back and delete aliases",
+    "edge": "download files for devices, and report from devices",
+    "batch": "create and manage jobs and schedules",
+    "admin": "all of these, and manage keys, deletions and garbage collection",
+}
+"""What a key with each scope may do."""
+
+FORMAT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "sklearn-joblib": (".joblib", ".pkl", ".pickle"),
     "onnx": (".onnx",),
     "keras": (".keras",),

@@ -14,7 +14,7 @@ from sklearn.datasets import load_breast_cancer
 
 from demo_steps import FILES, Failed, say
 from demo_steps.online import EXAMPLE, NAME, TARGET, TOLERANCE, body
-from service.cli.progress import showing
+from service.cli.progress import job_progress
 from service.client import Client, ModelRef, Record, ServerRefused, download, jobs, path
 
 ROWS = 1_000_000
@@ -76,7 +76,7 @@ def _request(rows: Path, media_type: str = "application/vnd.apache.parquet", **m
 
 def _followed(client: Client, job: Record) -> Record:
     given_up = time.monotonic() + DONE_S
-    with showing(tell=lambda line: say("", line)) as show:
+    with job_progress(print_line=lambda line: say("", line)) as show:
 
         def seen(record: Record) -> None:
             show(record)
@@ -120,7 +120,7 @@ def _schedule(client: Client) -> None:
     run = _first_run(client, before)
     record = _followed(client, {"id": run["job"]})
     scores = pd.read_csv(
-        pa.BufferReader(b"".join(download.checked(client, download.look(client, record["output"]))))
+        pa.BufferReader(b"".join(download.verified_blocks(client, download.head(client, record["output"]))))
     )
     accuracy = (scores["label"] == scores[TARGET]).mean()
     say(

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from demo_steps import Failed, say
-from service.cli.record_lines import parity_words
+from service.cli.descriptions import parity_line
 from service.client import Client, Record, ServerRefused, path
 
 
@@ -64,6 +64,6 @@ def _describe(version: Record) -> None:
     say("Runtime", f"{version['runtime']}: {version['runtime_reason']}")
     report = version["report"]
     if "parity" in report:
-        say("Parity", parity_words(report["parity"]))
+        say("Parity", parity_line(report["parity"]))
     for warning in report["warnings"]:
         say("Warning", warning)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from demo_steps import FILES, HOME, Failed, say
 from demo_steps.signals import held
-from service.client import Client, ServerRefused, Unreachable
-from service.client.builder_watch import BuilderBroken
+from service.client import BuilderBroken, Client, ServerRefused, Unreachable
 
 START_S = 60.0
 

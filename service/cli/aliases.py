@@ -1,4 +1,4 @@
-"""Aliases: which version is live, which was, and how to go back."""
+"""`trivium promote`, `rollback` and `history`: which version an alias points at."""
 
 from __future__ import annotations
 
@@ -6,74 +6,65 @@ from typing import Annotated
 
 from typer import Option
 
-from service.cli.shared import (
-    Json,
-    Model,
-    Name,
-    Reason,
-    connect,
-    emit,
-    one_version,
-    only_name,
-    say,
-    table,
-    when,
-)
+from service.cli.connection import connect
+from service.cli.options import Json, Name, Reason, Version, parse_name, parse_version, without_none
+from service.cli.output import format_time, print_message, print_record, print_table
 
-Alias = Annotated[str, Option("--alias", help="Which alias.")]
+Alias = Annotated[str, Option("--alias", help="The alias.")]
 
 
 def promote(
-    model: Model,
+    model: Version,
     alias: Alias = "champion",
     reason: Reason = None,
     edge_percent: Annotated[
         int | None,
-        Option(min=0, max=100, help="Give it to this share of the devices; the others keep the one before."),
+        Option(
+            min=0, max=100, help="Share of devices that get the version; the others keep the previous one."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Point an alias at a version (name:version)."""
+    """Point an alias at a version."""
     from service.client import path
 
-    ref = one_version(model)
-    asked = {"version": ref.version, "reason": reason, "edge_percent": edge_percent}
-    body = {name: value for name, value in asked.items() if value is not None}
+    ref = parse_version(model)
+    body = without_none({"version": ref.version, "reason": reason, "edge_percent": edge_percent})
     with connect() as client:
         record = client.call("PUT", path("models", ref.name, "aliases", alias), body)
     share = "" if edge_percent is None else f", for {edge_percent} % of the devices"
-    emit(json, record, lambda: say(f"{ref.name}@{alias} is version {record['version']}{share}"))
+    print_record(
+        json, record, lambda: print_message(f"{ref.name}@{alias} is version {record['version']}{share}")
+    )
 
 
 def rollback(name: Name, alias: Alias = "champion", reason: Reason = None, json: Json = False) -> None:
-    """Point an alias back at the version before."""
+    """Point an alias at its previous version."""
     from service.client import path
 
-    model = only_name(name)
+    model = parse_name(name)
     with connect() as client:
         body = {"reason": reason} if reason else {}
         record = client.call("POST", path("models", model, "aliases", alias, "rollback"), body)
-    emit(json, record, lambda: say(f"{model}@{alias} is version {record['version']} again"))
+    print_record(json, record, lambda: print_message(f"{model}@{alias} is version {record['version']} again"))
 
 
 def history(
     name: Name,
     alias: Alias = "champion",
     at: Annotated[
-        str | None, Option(metavar="TIME", help="What it was then: RFC 3339, 2026-03-03T12:00:00Z.")
+        str | None,
+        Option(metavar="TIME", help="Show only the version at this time, as 2026-03-03T12:00:00Z."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Every move of an alias, newest first; with --at, what it was then."""
+    """List an alias's moves, newest first."""
     from service.client import path
 
-    where = path("models", only_name(name), "aliases", alias, "history")
+    url = path("models", parse_name(name), "aliases", alias, "history")
     with connect() as client:
-        answer = client.call("GET", where, params={"at": at}) if at else client.pages(where)
+        answer = client.call("GET", url, params={"at": at}) if at else client.pages(url)
     events = answer.get("items", [answer])
-    rows = ([when(e["at"]), e["version"], e["action"], e["by"], e["reason"]] for e in events)
-    emit(
-        json,
-        answer,
-        lambda: table(("at (UTC)", "version", "move", "by", "reason"), rows, f"{alias} was never set"),
-    )
+    columns = ("at (UTC)", "version", "move", "by", "reason")
+    rows = ([format_time(e["at"]), e["version"], e["action"], e["by"], e["reason"]] for e in events)
+    print_record(json, answer, lambda: print_table(columns, rows, f"{alias} was never set"))

@@ -1,4 +1,4 @@
-"""`trivium batch score`: rows in a file or a directory, scored by the server, the output beside you."""
+"""`trivium batch score`: score a file or a directory on the server and download the output."""
 
 from __future__ import annotations
 
@@ -7,63 +7,66 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option, echo
 
-from service.cli.job_inputs import (
-    OUTPUTS,
-    Attempts,
+from service.cli.connection import connect
+from service.cli.descriptions import accepted_line, scored_line
+from service.cli.job_options import (
     Data,
-    Engine,
+    EngineOption,
     ErrorThreshold,
     IdColumn,
+    MaxAttempts,
     MediaType,
     NoWait,
     Passthrough,
-    started,
+    start_job,
 )
-from service.cli.progress import follow, require_done
-from service.cli.record_lines import accepted_line, scored_line
-from service.cli.shared import Json, connect, emit, given, model_ref, say
-from service.cli.transfer import fetch, require_directory
+from service.cli.options import Json, ModelOption, parse_model, without_none
+from service.cli.output import print_message, print_record
+from service.cli.progress import follow_job, require_done
+from service.cli.transfer import download_file, require_parent_directory
+from service.formats.media_types import OUTPUT_TYPE_BY_SUFFIX
 
 if TYPE_CHECKING:
     from service.client import Client, Record
 
-Version = Annotated[str, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")]
 Out = Annotated[
     Path | None,
     Option(
         dir_okay=False,
-        help="The scores' file: .parquet, .csv, .jsonl or .ndjson. Needed but with --dry-run or --no-wait.",
+        help=f"The file for the scores: {', '.join(OUTPUT_TYPE_BY_SUFFIX)}. "
+        "Required unless --dry-run or --no-wait.",
     ),
 ]
 
 
 def score(
     data: Data,
-    model: Version,
+    model: ModelOption,
     out: Out = None,
     id_column: IdColumn = None,
     passthrough: Passthrough = None,
     error_threshold: ErrorThreshold = None,
-    max_attempts: Attempts = None,
-    engine: Engine = None,
+    max_attempts: MaxAttempts = None,
+    engine: EngineOption = None,
     media_type: MediaType = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Only check the first rows.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check the first rows and start no job.")] = False,
     no_wait: NoWait = False,
     json: Json = False,
 ) -> None:
-    """Score all rows of a file or a directory, and fetch the output.
+    """Score a file or a directory and download the output.
 
-    Rows that cannot be scored are listed in OUT.errors.csv, with the reason. They do not make the exit code
-    1; a job that fails does, because all of its rows cannot be scored or more than --error-threshold allows.
-    Ctrl-C asks whether the job shall go on without you.
+    Rows that cannot be scored are written to OUT.errors.csv with the reasons; the exit code is still 0. It is
+    1 when the job fails: no row can be scored, or more rows fail than --error-threshold allows.
+
+    Ctrl-C asks whether to leave the job running, to cancel it, or to wait.
     """
-    ref = model_ref(model)
-    asked: Record = {
+    ref = parse_model(model)
+    request: Record = {
         "kind": "score",
         "model": ref.name,
         "version": ref.version,
         "alias": ref.alias,
-        "output": _output(out, needed=not (dry_run or no_wait)),
+        "output": _output_format(out, required=not (dry_run or no_wait)),
         "id_column": id_column,
         "passthrough": passthrough,
         "error_threshold": error_threshold,
@@ -72,51 +75,53 @@ def score(
         "dry_run": dry_run or None,
     }
     with connect() as client:
-        record = started(client, data, media_type, given(asked))
+        record = start_job(client, data, media_type, without_none(request))
         if dry_run:
-            emit(json, record, lambda: echo("\n".join(_checked(record))))
+            print_record(json, record, lambda: echo("\n".join(_dry_run_lines(record))))
         elif no_wait:
-            emit(json, record, lambda: echo(accepted_line(record)))
+            print_record(json, record, lambda: echo(accepted_line(record)))
         else:
-            _finish(client, follow(client, record["id"]), out, json)
+            assert out is not None, "_output_format requires it"
+            _download_results(client, follow_job(client, record["id"]), out, json)
 
 
-def _output(out: Path | None, needed: bool) -> dict[str, str] | None:
+def _output_format(out: Path | None, required: bool) -> dict[str, str] | None:
+    """Return the request's `output` for the suffix of `--out`."""
     if out is None:
-        if needed:
-            raise BadParameter("say where the scores go with --out FILE")
+        if required:
+            raise BadParameter("--out FILE is required: the file for the scores")
         return None
-    if out.suffix.lower() not in OUTPUTS:
-        raise BadParameter(f"--out {out}: scores are written as {', '.join(OUTPUTS)}")
-    require_directory(out)
-    return {"media_type": OUTPUTS[out.suffix.lower()]}
+    if out.suffix.lower() not in OUTPUT_TYPE_BY_SUFFIX:
+        raise BadParameter(f"--out {out}: the suffix must be one of {', '.join(OUTPUT_TYPE_BY_SUFFIX)}")
+    require_parent_directory(out)
+    return {"media_type": OUTPUT_TYPE_BY_SUFFIX[out.suffix.lower()]}
 
 
-def _checked(found: Record) -> list[str]:
-    good = found["rows_checked"] - found["rows_failed"]
-    line = (
-        f"{found['model']}:{found['version']} can score {good:,} of the first {found['rows_checked']:,} rows"
-    )
-    return [line, *(f"warning: {warning}" for warning in found["warnings"])]
+def _dry_run_lines(report: Record) -> list[str]:
+    checked = report["rows_checked"]
+    good = checked - report["rows_failed"]
+    line = f"{report['model']}:{report['version']} can score {good:,} of the first {checked:,} rows"
+    return [line, *(f"warning: {warning}" for warning in report["warnings"])]
 
 
-def _finish(client: Client, record: Record, out: Path | None, json: bool) -> None:
-    """Fetch what an ended job made, the errors before the output: when that is there, all is. A job that
-    failed by its bad rows has made the errors."""
-    assert out is not None, "`_output` has seen to it"
+def _download_results(client: Client, record: Record, out: Path, json: bool) -> None:
+    """Download the errors file, then the output: once the output exists, both are complete.
+
+    A job that failed because of its rows has an errors file but no output.
+    """
     errors = out.with_name(f"{out.name}.errors.csv")
     if record["errors"]:
-        fetch(client, record["errors"], errors)
+        download_file(client, record["errors"], errors)
         if record["state"] != "done":
-            say(f"what is wrong with the rows is in {errors}")
+            print_message(f"{errors} lists the rows that failed and the reasons")
     elif record["state"] == "done":
-        errors.unlink(missing_ok=True)  # of a run before this one
+        errors.unlink(missing_ok=True)  # from an earlier run
     require_done(record, json)
-    size = fetch(client, record["output"], out)
+    size = download_file(client, record["output"], out)
     lines = [f"{scored_line(record)}: {out}, {size:,} bytes"]
     if record["errors"]:
         failed, total = record["rows_failed"], record["rows_done"] + record["rows_failed"]
         lines.append(
             f"warning: not scored: {failed:,} of {total:,} rows ({failed / total:.2%}), see {errors}"
         )
-    emit(json, record, lambda: echo("\n".join(lines)))
+    print_record(json, record, lambda: echo("\n".join(lines)))

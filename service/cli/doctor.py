@@ -1,4 +1,4 @@
-"""`trivium doctor`: what this installation is made of, and what is wrong with it. Changes nothing."""
+"""`trivium doctor`: check versions, data directory, database and server. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from typer import Exit, echo, style
 
-from service.cli.error_messages import one_line
-from service.cli.shared import Json, connect, emit, read_settings
+from service.cli.connection import connect, read_settings
+from service.cli.exit_codes import FAILURE, one_line
+from service.cli.options import Json
+from service.cli.output import print_record
 
 if TYPE_CHECKING:
     from service.config import Settings
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
+COLOURS = {OK: "green", WARNING: "yellow", WRONG: "red"}
 LIBRARIES = (
     "fastapi",
     "uvicorn",
@@ -36,8 +39,8 @@ LIBRARIES = (
 GIB = 1 << 30
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at. `warning`: it works, and somebody should know; `wrong`: it does not work."""
+class CheckResult(msgspec.Struct, frozen=True):
+    """The result of one check. `warning`: it works but needs attention; `wrong`: it does not work."""
 
     check: str
     status: str
@@ -45,72 +48,81 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def doctor(json: Json = False) -> None:
-    """Say versions, disk, database and server, and what is wrong.
+    """Check the installation and the server.
 
-    Exit code 1 when something is wrong; warnings alone leave it 0.
+    The exit code is 1 when something is wrong; warnings leave it 0.
     """
     settings = read_settings()
-    found = [*_versions(), *_data_directory(settings), *_database(settings), _server(settings)]
-    wrong = [finding for finding in found if finding.status == WRONG]
-    emit(json, {"ok": not wrong, "checks": found}, lambda: _show(found))
-    if wrong:
-        raise Exit(1)
+    results = [
+        *_check_versions(),
+        *_check_data_directory(settings),
+        *_check_database(settings),
+        _check_server(settings),
+    ]
+    ok = all(result.status != WRONG for result in results)
+    print_record(json, {"ok": ok, "checks": results}, lambda: _print_results(results))
+    if not ok:
+        raise Exit(FAILURE)
 
 
-def _show(found: list[Finding]) -> None:
-    colours = {OK: "green", WARNING: "yellow", WRONG: "red"}
-    for finding in found:
-        echo(f"{style(finding.status.ljust(8), colours[finding.status])} {finding.check}: {finding.detail}")
+def _print_results(results: list[CheckResult]) -> None:
+    for result in results:
+        echo(f"{style(result.status.ljust(8), COLOURS[result.status])} {result.check}: {result.detail}")
 
 
-def _versions() -> Iterator[Finding]:
-    # Read from the packages' metadata: importing them would take seconds, and fail where they are broken.
+def _check_versions() -> Iterator[CheckResult]:
+    # Versions come from the packages' metadata: imports would take seconds, and broken packages would fail.
     from importlib.metadata import PackageNotFoundError, version
     from platform import machine, python_version, system
 
-    yield Finding("trivium", OK, f"{version('trivium')} on Python {python_version()}, {system()} {machine()}")
-    there, missing = [], []
+    platform = f"Python {python_version()}, {system()} {machine()}"
+    yield CheckResult("trivium", OK, f"{version('trivium')} on {platform}")
+    installed, missing = [], []
     for library in LIBRARIES:
         try:
-            there.append(f"{library} {version(library)}")
+            installed.append(f"{library} {version(library)}")
         except PackageNotFoundError:
             missing.append(library)
     if missing:
-        yield Finding("libraries", WRONG, f"not installed: {', '.join(missing)}; run scripts/setup")
-    yield Finding("libraries", OK, ", ".join(there))
+        yield CheckResult("libraries", WRONG, f"not installed: {', '.join(missing)}; run scripts/setup")
+    yield CheckResult("libraries", OK, ", ".join(installed))
 
 
-def _data_directory(settings: Settings) -> Iterator[Finding]:
+def _check_data_directory(settings: Settings) -> Iterator[CheckResult]:
     home = settings.home.absolute()
-    there = next(path for path in (home, *home.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     status = WRONG if free < GIB // 10 else WARNING if free < GIB else OK
-    yield Finding("disk", status, f"{free / GIB:.1f} GiB free at {there}")
+    yield CheckResult("disk", status, f"{free / GIB:.1f} GiB free at {existing}")
     if not home.exists():
-        able = os.access(there, os.W_OK)
-        then = "the first start makes it" if able else f"{there} is not writable"
-        yield Finding("data directory", OK if able else WRONG, f"{home} is not there yet; {then}")
+        writable = os.access(existing, os.W_OK)
+        note = "the first start creates it" if writable else f"{existing} is not writable"
+        yield CheckResult("data directory", OK if writable else WRONG, f"{home} does not exist; {note}")
         return
     if not home.is_dir() or not os.access(home, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding("data directory", WRONG, f"{home} is no directory that you can read and write")
+        yield CheckResult("data directory", WRONG, f"{home} is not a readable and writable directory")
         return
-    open_to_others = home.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    hint = f"{home} is writable by others; run chmod go-w {home}"
-    yield Finding("data directory", WRONG if open_to_others else OK, hint if open_to_others else str(home))
-    yield _admin_key(settings.admin_key_file)
+    if home.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        yield CheckResult(
+            "data directory", WRONG, f"{home} is writable by other users; run chmod go-w {home}"
+        )
+    else:
+        yield CheckResult("data directory", OK, str(home))
+    yield _check_admin_key(settings.admin_key_file)
 
 
-def _admin_key(file: Path) -> Finding:
+def _check_admin_key(file: Path) -> CheckResult:
     if not file.exists():
-        how = "another machine may hold it" if os.environ.get("TRIVIUM_API_KEY") else "set TRIVIUM_API_KEY"
-        return Finding("admin key", WARNING, f"there is no {file}; {how}")
+        has_key = os.environ.get("TRIVIUM_API_KEY")
+        note = "it may be on another machine" if has_key else "set TRIVIUM_API_KEY"
+        return CheckResult("admin key", WARNING, f"{file} does not exist; {note}")
     mode = stat.S_IMODE(file.stat().st_mode)
     if mode & 0o077:
-        return Finding("admin key", WRONG, f"{file} has mode {mode:04o}; run chmod 600 {file}")
-    return Finding("admin key", OK, f"{file}, readable by its owner alone")
+        return CheckResult("admin key", WRONG, f"{file} has mode {mode:04o}; run chmod 600 {file}")
+    return CheckResult("admin key", OK, f"{file}, readable only by its owner")
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
+def _check_database(settings: Settings) -> Iterator[CheckResult]:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import DBAPIError
 
@@ -118,65 +130,67 @@ def _database(settings: Settings) -> Iterator[Finding]:
     from registry import db
 
     url = make_url(settings.url)
-    sqlite = url.drivername.startswith("sqlite")
-    if sqlite:
-        yield _sqlite_version()
+    is_sqlite = url.drivername.startswith("sqlite")
+    if is_sqlite:
+        yield _check_sqlite_version()
         if not (url.database and Path(url.database).exists()):
-            yield Finding("database", OK, f"{url.database} is not there yet; the first start makes it")
+            yield CheckResult("database", OK, f"{url.database} does not exist; the first start creates it")
             return
-    shown = url.render_as_string(hide_password=True)
+    address = url.render_as_string(hide_password=True)
     try:
         engine = db.connect(settings.url)
         revision = db.schema_revision(engine)
-        damage = _damage(engine) if sqlite else None
+        damage = _find_damage(engine) if is_sqlite else None
         engine.dispose()
     except DBAPIError as error:
-        yield Finding("database", WRONG, f"{shown} does not answer: {one_line(error.orig)}")
+        yield CheckResult("database", WRONG, f"{address} does not answer: {one_line(error.orig)}")
         return
     if damage:
-        yield Finding("database", WRONG, f"{shown} is damaged: {damage}; restore a copy")
+        yield CheckResult("database", WRONG, f"{address} is damaged: {damage}; restore a backup")
     elif revision == HEAD:
-        yield Finding("database", OK, f"{shown}, at revision {revision}")
+        yield CheckResult("database", OK, f"{address}, at revision {revision}")
     else:
-        way_out = "the next start migrates it" if sqlite else "run trivium migrate"
-        at = f"is at revision {revision}" if revision else "is empty"
-        yield Finding("database", WARNING if sqlite else WRONG, f"{shown} {at}, not {HEAD}; {way_out}")
+        remedy = "the next start upgrades it" if is_sqlite else "run trivium migrate"
+        current = f"is at revision {revision}" if revision else "is empty"
+        status = WARNING if is_sqlite else WRONG
+        yield CheckResult("database", status, f"{address} {current}, expected {HEAD}; {remedy}")
 
 
-def _damage(engine: Any) -> str | None:
+def _find_damage(engine: Any) -> str | None:
     with engine.connect() as connection:
-        said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    return None if said == "ok" else str(said)
+        result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    return None if result == "ok" else str(result)
 
 
-def _sqlite_version() -> Finding:
+def _check_sqlite_version() -> CheckResult:
     import sqlite3
 
     from registry.db import WAL_RESET_FIXED
 
     if sqlite3.sqlite_version_info >= WAL_RESET_FIXED:
-        return Finding("sqlite", OK, sqlite3.sqlite_version)
+        return CheckResult("sqlite", OK, sqlite3.sqlite_version)
     fixed = ".".join(map(str, WAL_RESET_FIXED))
-    return Finding(
+    return CheckResult(
         "sqlite",
         WARNING,
         f"{sqlite3.sqlite_version} has the WAL-reset bug (fixed in {fixed}): two connections that write or "
-        "checkpoint at the instant the log is reset can corrupt it. Trivium lets one process checkpoint at a "
-        "time; let no other program write to the database",
+        "checkpoint while the log is reset can corrupt the database. Trivium lets one process checkpoint at "
+        "a time; do not let other programs write to the database",
     )
 
 
-def _server(settings: Settings) -> Finding:
+def _check_server(settings: Settings) -> CheckResult:
     from service.client import ServerRefused, Unreachable
 
     with connect(timeout_s=5.0) as client:
         try:
             checks = client.readiness()
         except Unreachable:
-            return Finding("server", WARNING, f"none answers at {client.url}; start one with trivium serve")
+            hint = "start a server with trivium serve"
+            return CheckResult("server", WARNING, f"no server answers at {client.url}; {hint}")
         except ServerRefused as error:
-            return Finding("server", WRONG, f"{client.url} is not ready: {error}")
-        failing = "; ".join(f"{check}: {found}" for check, found in checks.items() if found != "ok")
-        if failing:
-            return Finding("server", WRONG, f"{client.url} is not ready: {failing}")
-        return Finding("server", OK, f"ready at {client.url}")
+            return CheckResult("server", WRONG, f"{client.url} is not ready: {error}")
+        failures = "; ".join(f"{check}: {state}" for check, state in checks.items() if state != "ok")
+        if failures:
+            return CheckResult("server", WRONG, f"{client.url} is not ready: {failures}")
+        return CheckResult("server", OK, f"ready at {client.url}")

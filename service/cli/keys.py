@@ -1,4 +1,4 @@
-"""API keys. A secret is shown once, alone on stdout, so that `KEY=$(trivium keys create ...)` works."""
+"""`trivium keys`: API keys. A new secret is the only line on stdout: `KEY=$(trivium keys create ...)`."""
 
 from __future__ import annotations
 
@@ -6,43 +6,49 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
-from service.cli.shared import Json, connect, emit, say, seconds, table, when
+from service.cli.connection import connect
+from service.cli.options import Json, parse_span, without_none
+from service.cli.output import format_time, print_message, print_record, print_table
 
 if TYPE_CHECKING:
     from service.client import Record
 
-KeyId = Annotated[str, Argument(metavar="ID", help="The key's id, from `trivium keys list`.")]
+KeyId = Annotated[
+    str, Argument(metavar="ID", show_default=False, help="The key's id, from `trivium keys list`.")
+]
 
 
 def create(
     scope: Annotated[
         list[str], Option("--scope", help="predict, publish, promote, edge, batch or admin; may be repeated.")
     ],
-    name: Annotated[str | None, Option("--name", help="Who or what it is for.")] = None,
-    model: Annotated[list[str] | None, Option("--model", help="Only this model; may be repeated.")] = None,
+    name: Annotated[str | None, Option("--name", help="A name that describes the key's use.")] = None,
+    model: Annotated[
+        list[str] | None, Option("--model", help="Limit the key to this model; may be repeated.")
+    ] = None,
     expires_in: Annotated[
-        str | None, Option("--expires-in", metavar="SPAN", help="When it stops working: 90d, 12h, 600s.")
+        str | None, Option("--expires-in", metavar="SPAN", help="The key's lifetime: 90d, 12h, 600s.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a key, and show its secret once."""
+    """Create a key and show its secret once."""
     from service.client import path
 
-    scopes = [part for given in scope for part in given.split(",")]
-    span = seconds(expires_in)
+    scopes = [name for option in scope for name in option.split(",")]
+    lifetime = parse_span(expires_in)
     body = {
         "name": name or "+".join(scopes),
         "scopes": scopes,
         "models": model,
-        "expires_in": None if span is None else round(span),
+        "expires_in": None if lifetime is None else round(lifetime),
     }
     with connect() as client:
-        record = client.create(path("keys"), {key: value for key, value in body.items() if value is not None})
-    emit(json, record, lambda: _secret(record))
+        record = client.create(path("keys"), without_none(body))
+    print_record(json, record, lambda: _print_secret(record))
 
 
 def list_keys(json: Json = False) -> None:
-    """List the keys, without their secrets."""
+    """List keys without their secrets."""
     from service.client import path
 
     with connect() as client:
@@ -54,35 +60,34 @@ def list_keys(json: Json = False) -> None:
             k["name"],
             k["scopes"],
             k.get("models") or "all",
-            when(k["created_at"]),
-            when(k.get("expires_at")),
-            when(k.get("revoked_at")),
+            format_time(k["created_at"]),
+            format_time(k.get("expires_at")),
+            format_time(k.get("revoked_at")),
         ]
         for k in page["items"]
     )
-    emit(json, page, lambda: table(columns, rows, "no keys"))
+    print_record(json, page, lambda: print_table(columns, rows, "no keys"))
 
 
 def revoke(key: KeyId, json: Json = False) -> None:
-    """End a key. It stops working at once."""
+    """Revoke a key: the server refuses it from now on."""
     from service.client import path
 
     with connect() as client:
         record = client.call("DELETE", path("keys", key))
-    emit(json, record, lambda: say(f"key {key} is revoked"))
+    print_record(json, record, lambda: print_message(f"key {key} is revoked"))
 
 
 def rotate(key: KeyId, json: Json = False) -> None:
-    """Give a key a new secret, shown once; the old one stops working."""
+    """Replace a key's secret and show the new one once."""
     from service.client import path
 
     with connect() as client:
         record = client.call("POST", path("keys", key, "rotate"))
-    emit(json, record, lambda: _secret(record))
+    print_record(json, record, lambda: _print_secret(record))
 
 
-def _secret(record: Record) -> None:
-    say(
-        f"key {record['id']} ({record['name']}): {', '.join(record['scopes'])}; this secret is shown only now"
-    )
+def _print_secret(record: Record) -> None:
+    scopes = ", ".join(record["scopes"])
+    print_message(f"key {record['id']} ({record['name']}): {scopes}; this secret is shown only now")
     echo(record["key"])

@@ -1,4 +1,4 @@
-"""Models and their versions: list, show, edit, archive, delete."""
+"""`trivium models`, `versions`, `show`, `edit`, `archive`, `unarchive` and `delete`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Annotated, Any
 
 from typer import BadParameter, Option, confirm, echo
 
-from service.cli.record_lines import model_lines, version_lines
-from service.cli.shared import (
+from service.cli.connection import connect
+from service.cli.descriptions import alias_names, model_lines, version_lines
+from service.cli.options import (
     Json,
     Model,
     Name,
     Tags,
-    aliases_of,
-    connect,
-    emit,
-    model_ref,
-    one_version,
-    only_name,
-    pairs,
-    say,
-    table,
-    when,
+    Version,
+    parse_model,
+    parse_name,
+    parse_pairs,
+    parse_version,
 )
+from service.cli.output import format_time, print_message, print_record, print_table
 
-Search = Annotated[str | None, Option("--search", "-q", help="Only those whose name or description has it.")]
-Tagged = Annotated[
-    list[str] | None, Option("--tag", metavar="KEY=VALUE", help="Only those with this tag; may be repeated.")
+Search = Annotated[
+    str | None, Option("--search", "-q", help="List only those with this text in name or description.")
+]
+TagFilter = Annotated[
+    list[str] | None,
+    Option("--tag", metavar="KEY=VALUE", help="List only those with this tag; may be repeated."),
 ]
 
 
-def models(search: Search = None, tag: Tagged = None, json: Json = False) -> None:
-    """List the models."""
+def list_models(search: Search = None, tag: TagFilter = None, json: Json = False) -> None:
+    """List models."""
     from service.client import path
 
     with connect() as client:
@@ -43,44 +43,44 @@ def models(search: Search = None, tag: Tagged = None, json: Json = False) -> Non
             m["name"],
             m["versions"],
             m["latest_version"],
-            aliases_of(m),
-            when(m["created_at"]),
+            alias_names(m),
+            format_time(m["created_at"]),
             m["created_by"],
         ]
         for m in page["items"]
     )
-    emit(json, page, lambda: table(columns, rows, "no models"))
+    print_record(json, page, lambda: print_table(columns, rows, "no models"))
 
 
-def versions(name: Name, search: Search = None, tag: Tagged = None, json: Json = False) -> None:
-    """List a model's versions."""
+def list_versions(name: Name, search: Search = None, tag: TagFilter = None, json: Json = False) -> None:
+    """List a model's versions, newest first."""
     from service.client import path
 
     with connect() as client:
-        page = client.pages(path("models", only_name(name), "versions"), _filter(search, tag))
+        page = client.pages(path("models", parse_name(name), "versions"), _filter(search, tag))
     columns = ("version", "state", "runtime", "aliases", "metrics", "tags", "created (UTC)", "by")
     rows = (
         [
             v["version"],
             v["state"],
             v["runtime"],
-            aliases_of(v),
+            alias_names(v),
             v["metrics"],
             v["tags"],
-            when(v["created_at"]),
+            format_time(v["created_at"]),
             v["created_by"],
         ]
         for v in page["items"]
     )
-    emit(json, page, lambda: table(columns, rows, "no versions"))
+    print_record(json, page, lambda: print_table(columns, rows, "no versions"))
 
 
 def show(model: Model, json: Json = False) -> None:
-    """Show a model, or one version of it."""
+    """Show a model, or a version with its build report."""
     from registry.errors import NotFound
     from service.client import path
 
-    ref = model_ref(model)
+    ref = parse_model(model)
     with connect() as client:
         record: dict[str, Any] = client.call("GET", path("models", ref.name))
         version = record["aliases"].get(ref.alias) if ref.alias else ref.version
@@ -89,77 +89,86 @@ def show(model: Model, json: Json = False) -> None:
         if version is not None:
             record = client.call("GET", path("models", ref.name, "versions", version))
     lines = version_lines(record) if "version" in record else model_lines(record)
-    emit(json, record, lambda: echo("\n".join(lines)))
+    print_record(json, record, lambda: echo("\n".join(lines)))
 
 
 def edit(
-    model: Model,
+    model: Version,
     tag: Tags = None,
-    untag: Annotated[list[str] | None, Option("--untag", metavar="KEY", help="May be repeated.")] = None,
+    untag: Annotated[
+        list[str] | None, Option("--untag", metavar="KEY", help="A tag to remove; may be repeated.")
+    ] = None,
     description: Annotated[str | None, Option(help="The new description.")] = None,
     json: Json = False,
 ) -> None:
-    """Change the tags or the description of a version."""
+    """Change the tags or the description of a version.
+
+    Tags without an option stay as they are.
+    """
     if tag is None and untag is None and description is None:
-        raise BadParameter("nothing to change; give --tag, --untag or --description")
+        raise BadParameter("nothing to change: add --tag, --untag or --description")
     from service.client import path
 
-    ref = one_version(model)
-    where = path("models", ref.name, "versions", ref.version)
-    added = pairs(tag)
-    change: dict[str, Any] = {} if description is None else {"description": description}
+    ref = parse_version(model)
+    url = path("models", ref.name, "versions", ref.version)
+    new_tags = parse_pairs(tag)
+    changes: dict[str, Any] = {} if description is None else {"description": description}
     with connect() as client:
         if tag or untag:
-            tags = client.call("GET", where)["tags"] | added
-            change["tags"] = {key: value for key, value in tags.items() if key not in (untag or ())}
-        record = client.call("PATCH", where, change)
-    emit(json, record, lambda: say(f"{ref} is changed"))
+            tags = client.call("GET", url)["tags"] | new_tags
+            changes["tags"] = {key: value for key, value in tags.items() if key not in (untag or ())}
+        record = client.call("PATCH", url, changes)
+    print_record(json, record, lambda: print_message(f"{ref} is changed"))
 
 
-def archive(model: Model, json: Json = False) -> None:
-    """Archive a version: it keeps its record and answers no longer."""
+def archive(model: Version, json: Json = False) -> None:
+    """Take a version out of service; its record stays."""
     _set_archived(model, True, json)
 
 
-def unarchive(model: Model, json: Json = False) -> None:
-    """Bring an archived version back."""
+def unarchive(model: Version, json: Json = False) -> None:
+    """Return an archived version to service."""
     _set_archived(model, False, json)
 
 
 def _set_archived(model: str, archived: bool, json: bool) -> None:
     from service.client import path
 
-    ref = one_version(model)
+    ref = parse_version(model)
     with connect() as client:
         record = client.call(
             "PATCH", path("models", ref.name, "versions", ref.version), {"archived": archived}
         )
-    emit(json, record, lambda: say(f"{ref} is {record['state']}"))
+    print_record(json, record, lambda: print_message(f"{ref} is {record['state']}"))
 
 
 def delete(
     model: Model,
-    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Delete without confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete a model (name), a version (name:version) or an alias (name@alias)."""
+    """Delete a model, a version or an alias.
+
+    MODEL is the name of a model, name:version or name@alias.
+    """
     from service.client import path
 
-    ref = model_ref(model)
+    ref = parse_model(model)
     if ref.version is not None:
-        what, where = f"version {ref}", path("models", ref.name, "versions", ref.version)
+        subject, url = f"version {ref}", path("models", ref.name, "versions", ref.version)
     elif ref.alias:
-        what, where = f"alias {ref}", path("models", ref.name, "aliases", ref.alias)
+        subject, url = f"alias {ref}", path("models", ref.name, "aliases", ref.alias)
     else:
-        what, where = f"model {ref} with all its versions", path("models", ref.name)
+        subject, url = f"model {ref} with all its versions", path("models", ref.name)
     if not yes:
         if not sys.stdin.isatty():
-            raise BadParameter("nobody is there to ask; add --yes")
-        confirm(f"delete {what}?", abort=True, err=True)
+            raise BadParameter("stdin is not a terminal, so the deletion cannot be confirmed; add --yes")
+        confirm(f"delete {subject}?", abort=True, err=True)
     with connect() as client:
-        record = client.call("DELETE", where)
-    emit(json, record, lambda: say(f"deleted {what}"))
+        record = client.call("DELETE", url)
+    print_record(json, record, lambda: print_message(f"deleted {subject}"))
 
 
 def _filter(search: str | None, tag: list[str] | None) -> dict[str, Any]:
-    return {"q": search, "tag": [f"{key}:{value}" for key, value in pairs(tag).items()] or None}
+    """Return the query parameters of a filtered list."""
+    return {"q": search, "tag": [f"{key}:{value}" for key, value in parse_pairs(tag).items()] or None}

@@ -1,4 +1,4 @@
-"""`trivium predict`: rows from a file or stdin, predictions as a table or as the API's record."""
+"""`trivium predict`: predict rows of a file or of stdin."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter
 
-from service.cli.shared import Json, Model, connect, emit, model_ref, table
+from service.cli.connection import connect
+from service.cli.options import Json, Model, parse_model
+from service.cli.output import print_record, print_table
+from service.formats import media_types
 
 Rows = Annotated[
     str,
     Argument(
         metavar="ROWS",
         show_default=False,
-        help='A .json file (a list of objects, one object, or {"instances": [...]}), a .csv file, '
-        "or - for JSON on stdin.",
+        help='A .json file (a list of objects, one object, or {"instances": [...]}), a .csv file, or - for '
+        "JSON on stdin.",
     ),
 ]
 
 
 def predict(model: Model, rows: Rows, json: Json = False) -> None:
-    """Predict rows of a file."""
-    ref = model_ref(model)
-    given = _read(rows)
-    as_csv = rows.lower().endswith(".csv")
-    body = given if as_csv else json_body(given, rows)
+    """Predict the rows of a .json or .csv file."""
+    ref = parse_model(model)
+    content = _read(rows)
+    is_csv = rows.lower().endswith(".csv")
+    body = content if is_csv else request_body(content, rows)
     with connect() as client:
-        answer = client.predict(ref, body, "text/csv" if as_csv else "application/json")
-    emit(json, answer, lambda: _show(answer["predictions"]))
+        answer = client.predict(ref, body, media_types.CSV if is_csv else "application/json")
+    print_record(json, answer, lambda: _print_predictions(answer["predictions"]))
 
 
 def _read(rows: str) -> bytes:
@@ -41,16 +44,16 @@ def _read(rows: str) -> bytes:
         raise BadParameter(f"{rows}: {error.strerror}") from error
 
 
-def json_body(given: bytes, source: str) -> bytes:
-    """The predict call's body from any of the three forms that people write."""
+def request_body(content: bytes, source: str) -> bytes:
+    """Return the body of a predict call for a list of objects, one object, or a whole body."""
     import msgspec
 
     try:
-        value = msgspec.json.decode(given)
+        value = msgspec.json.decode(content)
     except msgspec.DecodeError as error:
         raise BadParameter(f"{source} is not JSON: {error}") from error
     if isinstance(value, dict) and isinstance(value.get("instances"), list):
-        return given  # as it is: the server, not we, judges what else is in it
+        return content  # unchanged: the server checks the other fields
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -58,16 +61,16 @@ def json_body(given: bytes, source: str) -> bytes:
     return msgspec.json.encode({"instances": value})
 
 
-def _show(predictions: list[dict[str, Any]]) -> None:
-    flat = [_flatten(prediction) for prediction in predictions]
-    columns = list(dict.fromkeys(name for row in flat for name in row))
-    table(columns, ([row.get(name) for name in columns] for row in flat), "no predictions")
+def _print_predictions(predictions: list[dict[str, Any]]) -> None:
+    rows = [_flatten(prediction) for prediction in predictions]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    print_table(columns, ([row.get(name) for name in columns] for row in rows), "no predictions")
 
 
-def _flatten(prediction: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested objects as dotted columns, as the CSV answers have them: `probability.<class>`."""
-    flat: dict[str, Any] = {}
+def _flatten(prediction: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested objects into columns named as in CSV answers: `probability.<class>`."""
+    row: dict[str, Any] = {}
     for name, value in prediction.items():
-        shown = before + {"probabilities": "probability", "values": "value"}.get(name, name)
-        flat.update(_flatten(value, f"{shown}.") if isinstance(value, dict) else {shown: value})
-    return flat
+        column = prefix + {"probabilities": "probability", "values": "value"}.get(name, name)
+        row.update(_flatten(value, f"{column}.") if isinstance(value, dict) else {column: value})
+    return row

@@ -1,6 +1,6 @@
-"""How far a job is: a bar on a terminal, plain lines elsewhere; and what Ctrl-C means to it.
+"""Waiting for jobs and builds: progress on stderr, and the choice at Ctrl-C.
 
-Every command that waits for a job waits here.
+Progress is a bar or a spinner on a terminal, plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -13,108 +13,160 @@ from typing import TYPE_CHECKING
 
 from typer import Abort, Exit, prompt
 
-from service.cli.record_lines import failure_lines
-from service.cli.shared import emit, say
+from service.cli.descriptions import failure_lines
+from service.cli.exit_codes import FAILURE, INTERRUPTED
+from service.cli.output import print_message, print_record
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from service.client import Client, Record
 
-LINE_S = 5.0
-"""Without a terminal, a job that is at work gets a line at most so often."""
-STEPS = {
+LINE_INTERVAL_S = 5.0
+"""Without a terminal, a running job prints at most one line per phase in this time."""
+TRAINING_STEPS = {
     "read": "reading",
     "transform": "fitting the transformers",
     "fit": "fitting the model",
     "merge": "merging",
-    "predict": "answering the rows held out",
+    "predict": "predicting the held-out rows",
     "measure": "measuring",
 }
-INTERRUPTED = 130
+"""What a training does, by the name of its stage after the number: `00-read`, `01-transform`."""
 LEAVE, CANCEL, WAIT = "leave", "cancel", "wait"
 
 
-def follow(client: Client, job_id: int, tell: Callable[[str], None] = say) -> Record:
-    """The job's record once it has ended. `tell` gets the lines that stand for a bar where there is none.
+def follow_job(client: Client, job_id: int) -> Record:
+    """Show a job's progress and return its record when it has ended.
 
-    Ctrl-C leaves the job to the server, after a question when there is somebody to ask. Raises `Exit` then.
+    At Ctrl-C, asks on a terminal whether to leave, cancel or wait. Raises `Exit` unless the answer is to
+    wait.
     """
     from service.client import jobs
 
     while True:
         try:
-            with showing(tell) as show:
-                return jobs.wait(client, job_id, show, say)
+            with job_progress() as show:
+                return jobs.wait(client, job_id, show, print_message)
         except KeyboardInterrupt:
             try:
-                interrupted(client, job_id)
-            except KeyboardInterrupt:  # once more, before or after the question
-                say(f"`trivium jobs watch {job_id}` says what becomes of job {job_id}")
+                handle_interrupt(client, job_id)
+            except KeyboardInterrupt:  # a second Ctrl-C, before or during the question
+                print_message(f"interrupted; `trivium jobs watch {job_id}` follows job {job_id}")
                 raise Exit(INTERRUPTED) from None
 
 
 def require_done(record: Record, json: bool) -> None:
-    """Raises `Exit` with code 1, and says why, when a job that has ended made nothing."""
+    """Print why an ended job has no result and raise `Exit`, unless it is done."""
     if record["state"] != "done":
-        emit(json, record, lambda: None)
-        say("\n".join(failure_lines(record)))
-        raise Exit(1)
+        print_record(json, record, lambda: None)
+        print_message("\n".join(failure_lines(record)))
+        raise Exit(FAILURE)
 
 
-@contextmanager
-def showing(tell: Callable[[str], None] = say) -> Iterator[Callable[[Record], None]]:
-    """What to call with a job's record whenever it changed."""
-    if not sys.stderr.isatty():
-        yield _lines(tell)
-        return
-    with _bar() as bar:
-        task = bar.add_task("", total=None, done="", rate="", left="")
-        yield lambda record: bar.update(
-            task,
-            description=f"job {record['id']}: {phase(record)}",
-            total=_measure(record)[1],
-            completed=_measure(record)[0],
-            done=_done(record),
-            rate=_rate(record),
-            left=_left(record),
-        )
-
-
-def interrupted(client: Client, job_id: int) -> None:
-    """Leave the job running, cancel it, or go on waiting: then it returns. Else raises `Exit`."""
+def handle_interrupt(client: Client, job_id: int) -> None:
+    """Leave or cancel the job and raise `Exit`, or return to wait on."""
     from service.client import ServerRefused, jobs
 
-    choice = _asked() if sys.stdin.isatty() and sys.stderr.isatty() else LEAVE
+    choice = _ask_choice() if sys.stdin.isatty() and sys.stderr.isatty() else LEAVE
     if choice == CANCEL:
         try:
             jobs.cancel(client, job_id)
         except ServerRefused as refused:
-            if refused.status != 409:  # 409: it has ended meanwhile, and says how
+            if refused.status != 409:  # 409: the job has ended meanwhile, and waiting on shows its end
                 raise
         else:
-            say(f"job {job_id} is cancelled; `trivium jobs resume {job_id}` goes on from there")
+            print_message(f"job {job_id} is cancelled; continue it with `trivium jobs resume {job_id}`")
             raise Exit(INTERRUPTED)
     if choice == LEAVE:
-        say(f"job {job_id} goes on without you; follow it with `trivium jobs watch {job_id}`")
+        print_message(f"job {job_id} continues on the server; follow it with `trivium jobs watch {job_id}`")
         raise Exit(INTERRUPTED)
 
 
-def _asked() -> str:
-    words = "\nleave the job running, cancel it, or go on waiting? (leave, cancel, wait, or a first letter)"
+def _ask_choice() -> str:
+    question = "\nleave the job running, cancel it, or wait? (leave, cancel, wait or a first letter)"
     try:
         while True:
-            answer = prompt(words, default=WAIT, err=True).strip().lower()
+            answer = prompt(question, default=WAIT, err=True).strip().lower()
             for choice in (LEAVE, CANCEL, WAIT):
                 if answer and choice.startswith(answer):
                     return choice
-            say(f"{answer!r} is none of them")
-    except Abort:  # Ctrl-C once more
+            print_message(f"{answer!r} is not one of leave, cancel, wait")
+    except Abort:  # another Ctrl-C
         return LEAVE
 
 
+@contextmanager
+def build_progress(label: str) -> Iterator[Callable[[Record], None]]:
+    """Show that a build runs; yields a function that takes the record at each look."""
+    if not sys.stderr.isatty():
+        print_message(label)
+        yield lambda record: None
+        return
+    from rich.console import Console
+
+    start = time.monotonic()
+    with Console(stderr=True).status(label) as status:
+        yield lambda record: status.update(f"{label}, {time.monotonic() - start:.0f} s")
+
+
+@contextmanager
+def job_progress(print_line: Callable[[str], None] = print_message) -> Iterator[Callable[[Record], None]]:
+    """Show a job's progress; yields a function that takes the record whenever it changed.
+
+    `print_line` prints the lines that replace the bar where there is no terminal.
+    """
+    if not sys.stderr.isatty():
+        yield _line_printer(print_line)
+        return
+    with _progress_bar() as bar:
+        task = bar.add_task("", total=None, amount="", rate="", remaining="")
+
+        def update(record: Record) -> None:
+            completed, total, _ = _amount(record)
+            bar.update(
+                task,
+                description=f"job {record['id']}: {phase(record)}",
+                total=total,
+                completed=completed,
+                amount=_format_amount(record),
+                rate=_format_rate(record),
+                remaining=_format_remaining(record),
+            )
+
+        yield update
+
+
+def _progress_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    texts = ("{task.fields[amount]}", "{task.fields[rate]}", "{task.fields[remaining]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), *map(TextColumn, texts))
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _line_printer(print_line: Callable[[str], None]) -> Callable[[Record], None]:
+    """Return a function that prints a line when the phase changes, and then every `LINE_INTERVAL_S`."""
+    last_phase, last_time = "", 0.0
+
+    def update(record: Record) -> None:
+        nonlocal last_phase, last_time
+        if phase(record) != last_phase or time.monotonic() - last_time > LINE_INTERVAL_S:
+            print_line(f"job {record['id']}: {progress_line(record)}")
+            last_phase, last_time = phase(record), time.monotonic()
+
+    return update
+
+
+def progress_line(record: Record) -> str:
+    """Return `scoring, 400,000 of 1,000,000 rows (40%), 3 failed, 350,000 rows/s, 2 s left`."""
+    parts = [phase(record), _format_amount(record), _format_rate(record), _format_remaining(record)]
+    return ", ".join(part for part in parts if part)
+
+
 def phase(record: Record) -> str:
-    """What is being done, in a word or two."""
+    """Return what the job does at the moment, in a few words."""
     if record["state"] == "queued":
         return "waiting for a worker"
     if record["state"] != "running":
@@ -122,73 +174,55 @@ def phase(record: Record) -> str:
     if not record["partitions_total"]:
         return "planning"
     if record["kind"] == "train":
-        return _step(record)
+        return _training_phase(record)
     if record["partitions_done"] == record["partitions_total"]:
         return "assembling"
     return "scoring"
 
 
-def _step(record: Record) -> str:
-    """What a training is at: its stages are named `00-read`, `01-transform`, ..."""
+def _training_phase(record: Record) -> str:
     if record["version"] is not None:
         return f"building version {record['version']}"
-    return STEPS[max(p["stage"] for p in record["partitions"]).partition("-")[2]]
+    return TRAINING_STEPS[_stage_name(record)]
 
 
-def _measure(record: Record) -> tuple[int, int | None, str]:
-    """How much is done, of how much, and of what: rows, of which a training reads all at first; then it is
-    the partitions of one stage after the other that count."""
-    stage = max((p["stage"] for p in record["partitions"]), default="")
-    if record["kind"] == "train" and stage.partition("-")[2] != "read":
-        parts = [p for p in record["partitions"] if p["stage"] == stage]
+def _stage_name(record: Record) -> str:
+    """The name of the latest stage, without its number."""
+    return str(_latest_stage(record).partition("-")[2])
+
+
+def _latest_stage(record: Record) -> str:
+    return max((str(p["stage"]) for p in record["partitions"]), default="")
+
+
+def _amount(record: Record) -> tuple[int, int | None, str]:
+    """How much is completed, the total if known, and the unit.
+
+    The unit is rows; for a training whose rows are all read, it is the partitions of the latest stage.
+    """
+    if record["kind"] == "train" and _stage_name(record) != "read":
+        parts = [p for p in record["partitions"] if p["stage"] == _latest_stage(record)]
         return sum(p["state"] == "done" for p in parts), len(parts), "partitions"
     return record["rows_done"] + record["rows_failed"], record["rows_total"], "rows"
 
 
-def progress_line(record: Record) -> str:
-    """`scoring, 400,000 of 1,000,000 rows (40%), 350,000 rows/s, 2 s left, 3 failed`"""
-    parts = [phase(record), _done(record), _rate(record), _left(record)]
-    return ", ".join(part for part in parts if part)
-
-
-def _lines(tell: Callable[[str], None]) -> Callable[[Record], None]:
-    told_phase, told_at = "", 0.0
-
-    def show(record: Record) -> None:
-        nonlocal told_phase, told_at
-        if phase(record) != told_phase or time.monotonic() - told_at > LINE_S:
-            tell(f"job {record['id']}: {progress_line(record)}")
-            told_phase, told_at = phase(record), time.monotonic()
-
-    return show
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    texts = ("{task.fields[done]}", "{task.fields[rate]}", "{task.fields[left]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), *map(TextColumn, texts))
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def _done(record: Record) -> str:
+def _format_amount(record: Record) -> str:
     if not record["partitions_total"]:
         return ""
-    done, total, what = _measure(record)
-    if what == "partitions" and total == 1:
+    completed, total, unit = _amount(record)
+    if unit == "partitions" and total == 1:
         return ""
-    words = f"{done:,} {what}" if total is None else f"{done:,} of {total:,} {what}"
-    if total and what == "rows":
-        words += f" ({done / total:.0%})"
-    return words + (f", {record['rows_failed']:,} failed" if record["rows_failed"] else "")
+    text = f"{completed:,} {unit}" if total is None else f"{completed:,} of {total:,} {unit}"
+    if total and unit == "rows":
+        text += f" ({completed / total:.0%})"
+    return text + (f", {record['rows_failed']:,} failed" if record["rows_failed"] else "")
 
 
-def _rate(record: Record) -> str:
-    return f"{record['rate']:,.0f} rows/s" if record["rate"] and _measure(record)[2] == "rows" else ""
+def _format_rate(record: Record) -> str:
+    return f"{record['rate']:,.0f} rows/s" if record["rate"] and _amount(record)[2] == "rows" else ""
 
 
-def _left(record: Record) -> str:
+def _format_remaining(record: Record) -> str:
     seconds = record["eta_s"]
     if seconds is None or record["state"] != "running":
         return ""

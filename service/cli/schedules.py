@@ -1,4 +1,4 @@
-"""`trivium schedules`: jobs that are started again and again; made, paused, run now, looked back at."""
+"""`trivium schedules`: create, list, change, pause and delete schedules, and start their jobs by hand."""
 
 from __future__ import annotations
 
@@ -7,98 +7,127 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option, echo
 
-from service.cli.job_inputs import OUTPUTS, Attempts, Engine, ErrorThreshold, IdColumn, MediaType, Passthrough
-from service.cli.record_lines import accepted_line
-from service.cli.schedule_lines import (
-    last_cells,
-    lines,
-    model_words,
-    rhythm,
-    say_made,
-    state_words,
+from service.cli.connection import connect
+from service.cli.descriptions import (
+    accepted_line,
+    last_run_cells,
+    requested_model,
+    run_state,
+    schedule_line,
+    schedule_lines,
+    schedule_times,
 )
-from service.cli.shared import Json, connect, emit, given, model_ref, say, seconds, table, when
+from service.cli.job_options import (
+    EngineOption,
+    ErrorThreshold,
+    IdColumn,
+    MaxAttempts,
+    MediaType,
+    Passthrough,
+)
+from service.cli.options import Json, parse_model, parse_span, without_none
+from service.cli.output import format_time, print_message, print_record, print_table
+from service.formats.media_types import OUTPUT_TYPE_BY_SUFFIX
 
 if TYPE_CHECKING:
     from service.client import Client, Record
 
+OUTPUT_FORMATS = {
+    suffix.removeprefix("."): media_type for suffix, media_type in OUTPUT_TYPE_BY_SUFFIX.items()
+}
 
-Schedule = Annotated[str, Argument(metavar="NAME", show_default=False, help="The schedule's name.")]
-Model = Annotated[str | None, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")]
-Data = Annotated[
-    str | None,
-    Option(metavar="PLACE", help="What the server scores: a file, a directory or a URI."),
+ScheduleName = Annotated[str, Argument(metavar="NAME", show_default=False, help="The schedule's name.")]
+ScheduleModel = Annotated[
+    str | None, Option("--model", metavar="MODEL", help="name, name@alias or name:version.")
 ]
-Job = Annotated[
+ScheduleData = Annotated[
+    str | None,
+    Option("--data", metavar="LOCATION", help="The rows to score: a file, a directory or a URI."),
+]
+JobFile = Annotated[
     Path | None,
     Option(
+        "--job",
         exists=True,
         dir_okay=False,
-        help="In place of --model and --data: a body of POST /v1/jobs, as JSON.",
+        help="A JSON file with the body of POST /v1/jobs, in place of --model and --data.",
     ),
 ]
-Cron = Annotated[str | None, Option(help='minute hour day month weekday: "0 3 * * MON".')]
-Every = Annotated[str | None, Option(metavar="SPAN", help="In place of --cron: 1w, 30m, 1h30m, 5s.")]
-Zone = Annotated[str | None, Option(metavar="ZONE", help="That --cron is read in: Europe/Berlin. Else UTC.")]
-StartIn = Annotated[str | None, Option(metavar="SPAN", help="The first run is so long from now: 5s.")]
-StartAt = Annotated[str | None, Option(metavar="TIME", help="No run is before it: 2027-01-04T03:00:00Z.")]
-CatchUp = Annotated[bool, Option("--catch-up", help="Start missed runs too, one after another.")]
-Overlap = Annotated[bool, Option("--overlap", help="Start a run though the one before is not finished.")]
-Paused = Annotated[bool, Option("--paused", help="Start nothing until it is resumed.")]
-Out = Annotated[str | None, Option(metavar="FORMAT", help="parquet, csv or jsonl.")]
+Cron = Annotated[str | None, Option(help='minute hour day month weekday, as "0 3 * * MON".')]
+Every = Annotated[
+    str | None, Option(metavar="SPAN", help="Time between runs, in place of --cron: 1w, 30m, 1h30m, 5s.")
+]
+Timezone = Annotated[
+    str | None, Option(metavar="ZONE", help="Time zone for --cron, as Europe/Berlin (default UTC).")
+]
+StartIn = Annotated[str | None, Option(metavar="SPAN", help="Time from now to the first run: 5s.")]
+StartAt = Annotated[
+    str | None, Option(metavar="TIME", help="No run starts before this time: 2027-01-04T03:00:00Z.")
+]
+CatchUp = Annotated[bool, Option("--catch-up", help="Start missed runs later, one after another.")]
+Overlap = Annotated[bool, Option("--overlap", help="Start a run while the previous one is unfinished.")]
+OutputFormat = Annotated[
+    str | None, Option("--out", metavar="FORMAT", help=f"The output's format: {', '.join(OUTPUT_FORMATS)}.")
+]
 
 
 def create(
-    name: Schedule,
-    model: Model = None,
-    data: Data = None,
-    job: Job = None,
+    name: ScheduleName,
+    model: ScheduleModel = None,
+    data: ScheduleData = None,
+    job: JobFile = None,
     cron: Cron = None,
     every: Every = None,
-    timezone: Zone = None,
+    timezone: Timezone = None,
     start_in: StartIn = None,
     start_at: StartAt = None,
-    out: Out = None,
+    out: OutputFormat = None,
     id_column: IdColumn = None,
     passthrough: Passthrough = None,
     error_threshold: ErrorThreshold = None,
-    max_attempts: Attempts = None,
-    engine: Engine = None,
+    max_attempts: MaxAttempts = None,
+    engine: EngineOption = None,
     media_type: MediaType = None,
     catch_up: CatchUp = False,
     overlap: Overlap = False,
-    paused: Paused = False,
+    paused: Annotated[bool, Option("--paused", help="Create the schedule paused.")] = False,
     json: Json = False,
 ) -> None:
-    """Score data again and again: each run with the version that the alias points to then."""
+    """Create a schedule.
+
+    Each run scores --data with the version that the alias points at by then, or starts the job in --job. One
+    of --cron and --every is required.
+    """
     from service.client import path
 
-    times = _times(cron, every, timezone, start_in, start_at)
+    times = _request_times(cron, every, timezone, start_in, start_at)
     if cron is None and every is None:
-        raise BadParameter('say when it runs: --cron "0 3 * * MON" or --every 1w')
+        raise BadParameter('--cron or --every is required: --cron "0 3 * * MON" or --every 1w')
     if timezone and not cron:
-        raise BadParameter("a time zone is what --cron is read in; --every has none: leave --timezone out")
-    rules = {"catch_up": catch_up, "overlap": overlap, "paused": paused}
-    more: Record = {
+        raise BadParameter(
+            "--timezone applies only to --cron; remove --timezone or replace --every by --cron"
+        )
+    options: Record = {
         "id_column": id_column,
         "passthrough": passthrough,
         "error_threshold": error_threshold,
         "max_attempts": max_attempts,
         "engine": engine,
     }
-    if job and any((model, data, out, media_type, *given(more))):
-        raise BadParameter(
-            "--job says all of what is done; leave out --model, --data and what goes with them"
-        )
+    if job and any((model, data, out, media_type, *without_none(options))):
+        raise BadParameter("--job describes the whole job; remove --model, --data and the options of the job")
     with connect() as client:
-        asked = _read(job) if job else _scoring(client, model, data, media_type, out) | given(more)
-        request = {"name": name, "job": asked, **times, **rules}
-        record = client.create(path("schedules"), request)
-    emit(json, record, lambda: say_made(record))
+        if job:
+            body = _read_job(job)
+        else:
+            body = _score_request(client, model, data, media_type, out) | without_none(options)
+        rules = {"catch_up": catch_up, "overlap": overlap, "paused": paused}
+        record = client.create(path("schedules"), {"name": name, "job": body, **times, **rules})
+    print_record(json, record, lambda: _print_schedule(record))
 
 
 def list_schedules(json: Json = False) -> None:
-    """List the schedules."""
+    """List schedules."""
     from service.client import path
 
     with connect() as client:
@@ -107,149 +136,172 @@ def list_schedules(json: Json = False) -> None:
     rows = (
         [
             s["name"],
-            rhythm(s),
+            schedule_times(s),
             s["job"]["kind"],
-            model_words(s["job"]),
-            "paused" if s["paused"] else when(s["next_at"]),
-            *last_cells(s),
+            requested_model(s["job"]),
+            "paused" if s["paused"] else format_time(s["next_at"]),
+            *last_run_cells(s),
         ]
         for s in page["items"]
     )
-    emit(json, page, lambda: table(columns, rows, "no schedules"))
+    print_record(json, page, lambda: print_table(columns, rows, "no schedules"))
 
 
-def show(name: Schedule, json: Json = False) -> None:
-    """Show a schedule: what it starts, when, and what came of its last run."""
+def show(name: ScheduleName, json: Json = False) -> None:
+    """Show a schedule, its job and its last run."""
     from service.client import path
 
     with connect() as client:
         record = client.call("GET", path("schedules", name))
-    emit(json, record, lambda: echo("\n".join(lines(record))))
+    print_record(json, record, lambda: echo("\n".join(schedule_lines(record))))
 
 
 def edit(
-    name: Schedule,
-    job: Job = None,
+    name: ScheduleName,
+    job: JobFile = None,
     cron: Cron = None,
     every: Every = None,
-    timezone: Zone = None,
+    timezone: Timezone = None,
     start_in: StartIn = None,
     start_at: StartAt = None,
-    catch_up: Annotated[bool | None, Option(help="Start missed runs too, one after another.")] = None,
-    overlap: Annotated[bool | None, Option(help="Start a run though the one before goes on.")] = None,
+    catch_up: Annotated[bool | None, Option(help="Start missed runs later, one after another.")] = None,
+    overlap: Annotated[bool | None, Option(help="Start a run while the previous one is unfinished.")] = None,
     json: Json = False,
 ) -> None:
-    """Change when a schedule runs, or with --job what it starts. All else stays."""
-    rules: Record = {"catch_up": catch_up, "overlap": overlap, "job": _read(job) if job else None}
-    changes = _times(cron, every, timezone, start_in, start_at) | given(rules)
+    """Change when a schedule runs, or the job it starts.
+
+    Everything without an option stays as it is.
+    """
+    rules: Record = {"catch_up": catch_up, "overlap": overlap, "job": _read_job(job) if job else None}
+    changes = _request_times(cron, every, timezone, start_in, start_at) | without_none(rules)
     if not changes:
-        raise BadParameter("say what is to change, such as --every 1w; `trivium schedules edit --help`")
-    _edit(name, changes, json)
+        raise BadParameter("nothing to change: add an option such as --every 1w; see --help")
+    _update(name, changes, json)
 
 
-def pause(name: Schedule, json: Json = False) -> None:
-    """Start nothing until it is resumed. A job that goes on is not touched."""
-    _edit(name, {"paused": True}, json)
+def pause(name: ScheduleName, json: Json = False) -> None:
+    """Start no runs until the schedule is resumed.
+
+    A job that is running continues.
+    """
+    _update(name, {"paused": True}, json)
 
 
-def resume(name: Schedule, json: Json = False) -> None:
-    """Let it go on, with the next run that is due from now on."""
-    _edit(name, {"paused": False}, json)
+def resume(name: ScheduleName, json: Json = False) -> None:
+    """Start runs again, beginning with the next one due."""
+    _update(name, {"paused": False}, json)
 
 
-def run(name: Schedule, json: Json = False) -> None:
-    """Start its job now, paused or not."""
+def run(name: ScheduleName, json: Json = False) -> None:
+    """Start the schedule's job now, also when it is paused."""
     from service.client import path
 
     with connect() as client:
         job = client.create(path("schedules", name, "run"), None)
-    emit(json, job, lambda: say(accepted_line(job)))
+    print_record(json, job, lambda: print_message(accepted_line(job)))
 
 
-def history(name: Schedule, json: Json = False) -> None:
-    """What came of each run that was due, newest first."""
+def history(name: ScheduleName, json: Json = False) -> None:
+    """List the runs that were due, newest first."""
     from service.client import path
 
     with connect() as client:
         page = client.pages(path("schedules", name, "runs"))
     columns = ("due (UTC)", "outcome", "job", "is", "at (UTC)", "reason")
     rows = (
-        [when(r["due_at"]), r["outcome"], r["job"], state_words(r), when(r["at"]), r["reason"]]
+        [
+            format_time(r["due_at"]),
+            r["outcome"],
+            r["job"],
+            run_state(r),
+            format_time(r["at"]),
+            r["reason"],
+        ]
         for r in page["items"]
     )
-    emit(json, page, lambda: table(columns, rows, "no runs yet"))
+    print_record(json, page, lambda: print_table(columns, rows, "no runs yet"))
 
 
-def delete(name: Schedule, json: Json = False) -> None:
-    """Delete a schedule and its history. Jobs that it started stay."""
+def delete(name: ScheduleName, json: Json = False) -> None:
+    """Delete a schedule and its history.
+
+    Jobs that it started stay.
+    """
     from service.client import path
 
     with connect() as client:
         record = client.call("GET", path("schedules", name))
         client.call("DELETE", path("schedules", name))
-    emit(json, record, lambda: say(f"schedule {name} is deleted"))
+    print_record(json, record, lambda: print_message(f"schedule {name} is deleted"))
 
 
-def _times(
+def _print_schedule(record: Record) -> None:
+    print_message(f"schedule {record['name']}: {schedule_line(record)}")
+    for warning in record["warnings"]:
+        print_message(f"warning: {warning}")
+
+
+def _request_times(
     cron: str | None, every: str | None, timezone: str | None, start_in: str | None, start_at: str | None
 ) -> Record:
+    """Return the request's fields for the options of time."""
     times: Record = {
         "cron": cron,
-        "every_s": seconds(every),
+        "every_s": parse_span(every),
         "timezone": timezone,
         "start_at": start_at,
-        "start_in_s": seconds(start_in),
+        "start_in_s": parse_span(start_in),
     }
-    return given(times)
+    return without_none(times)
 
 
-def _scoring(
+def _score_request(
     client: Client, model: str | None, data: str | None, media_type: str | None, out: str | None
 ) -> Record:
+    """Return the body of POST /v1/jobs that scores `data` with `model`."""
     if model is None or data is None:
-        raise BadParameter("say with --model and --data what is scored, or with --job what is done")
-    ref = model_ref(model)
-    place: Record = {"uri": _uri(client, data)}
-    asked: Record = {
+        raise BadParameter("--model and --data are required, or --job with the whole job")
+    ref = parse_model(model)
+    location: Record = {"uri": _server_uri(client, data)}
+    request: Record = {
         "kind": "score",
         "model": ref.name,
         "version": ref.version,
         "alias": ref.alias,
-        "input": place | ({"media_type": media_type} if media_type else {}),
-        "output": {"media_type": _output(out)} if out else None,
+        "input": location | ({"media_type": media_type} if media_type else {}),
+        "output": {"media_type": _output_media_type(out)} if out else None,
     }
-    return given(asked)
+    return without_none(request)
 
 
-def _uri(client: Client, data: str) -> str:
-    """A path is one on the server. When that is this machine, it may be relative."""
+def _server_uri(client: Client, data: str) -> str:
+    """Return a URI on the server. A path may be relative if the server runs on this machine."""
     if "://" in data or not client.is_local:
         return data
     return Path(data).absolute().as_uri()
 
 
-def _output(out: str) -> str:
-    if f".{out}" not in OUTPUTS:
-        formats = ", ".join(s[1:] for s in OUTPUTS)
+def _output_media_type(out: str) -> str:
+    if out not in OUTPUT_FORMATS:
         raise BadParameter(
-            f"--out {out}: of a schedule this is a format, one of {formats}; `trivium jobs output` fetches "
-            "the file of each run"
+            f"--out {out}: a schedule's output is a format, one of {', '.join(OUTPUT_FORMATS)}; "
+            "`trivium jobs output` downloads the file of each run"
         )
-    return OUTPUTS[f".{out}"]
+    return OUTPUT_FORMATS[out]
 
 
-def _read(job: Path) -> Record:
+def _read_job(file: Path) -> Record:
     import msgspec
 
     try:
-        return msgspec.json.decode(job.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise BadParameter(f"{job}: {error}") from error
+        raise BadParameter(f"{file}: {error}") from error
 
 
-def _edit(name: str, changes: Record, json: bool) -> None:
+def _update(name: str, changes: Record, json: bool) -> None:
     from service.client import path
 
     with connect() as client:
         record = client.call("PATCH", path("schedules", name), changes)
-    emit(json, record, lambda: say_made(record))
+    print_record(json, record, lambda: _print_schedule(record))

@@ -1,4 +1,4 @@
-"""`trivium train`: an unfitted estimator and rows in files become a new version of a model."""
+"""`trivium train`: fit an estimator on the server, partition by partition, and publish the model."""
 
 from __future__ import annotations
 
@@ -7,99 +7,105 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
-from service.cli.job_inputs import Attempts, Data, Engine, MediaType, NoWait, started
-from service.cli.progress import follow, require_done
-from service.cli.record_lines import accepted_line, trained_line
-from service.cli.shared import Json, Tags, connect, emit, given, pairs
-from service.cli.transfer import upload
+from service.cli.connection import connect
+from service.cli.descriptions import accepted_line, trained_line
+from service.cli.job_options import Data, EngineOption, MaxAttempts, MediaType, NoWait, start_job
+from service.cli.options import Json, NameOption, ReadyAlias, Tags, parse_pairs, without_none
+from service.cli.output import print_record
+from service.cli.progress import follow_job, require_done
+from service.cli.transfer import upload_file
 
 if TYPE_CHECKING:
     from service.client import Record
 
-File = Annotated[
+EstimatorFile = Annotated[
     Path,
     Argument(
         metavar="ESTIMATOR",
         exists=True,
         dir_okay=False,
         readable=True,
+        show_default=False,
         help="An unfitted scikit-learn estimator or Pipeline, saved with joblib.",
     ),
 ]
 Strategy = Annotated[
     str,
     Option(
-        help="partial_fit: one model, partition after partition; ensemble: a model for each partition, "
+        help="partial_fit: one model, fitted partition by partition; ensemble: one model per partition, then "
         "merged; single: one fit over all rows."
     ),
 ]
 Exclude = Annotated[
-    list[str] | None, Option(metavar="COLUMN", help="A column that is no feature; may be repeated.")
+    list[str] | None, Option(metavar="COLUMN", help="A column that is not a feature; may be repeated.")
 ]
 Dtypes = Annotated[
     list[str] | None,
     Option(
         metavar="COLUMN=TYPE",
-        help="What a column holds where its first rows look otherwise: float64, int64, bool or string; may "
-        "be repeated.",
+        help="The type of a column, if its first rows suggest another one: float64, int64, bool or string; "
+        "may be repeated.",
     ),
 ]
 Sampling = Annotated[
     str | None,
     Option(
-        help="none; balanced: as many rows of each class as the rarest has; stratified: each partition has "
-        "each class's share."
+        help="none; balanced: as many rows of each class as of the rarest one; stratified: the same share of "
+        "each class in every partition."
     ),
 ]
-Partitions = Annotated[int | None, Option(min=1, help="Deal the rows into so many; else those of DATA.")]
+Partitions = Annotated[
+    int | None, Option(min=1, help="Number of partitions for the rows (default: those of DATA).")
+]
 Validation = Annotated[
-    float | None, Option(min=0, max=0.9, help="The share of rows held out to measure the model (0.2).")
+    float | None, Option(min=0, max=0.9, help="Share of rows held out to measure the model (default 0.2).")
 ]
 
 
 def train(
-    estimator: File,
+    estimator: EstimatorFile,
     data: Data,
-    name: Annotated[str, Option("--name", help="The model's name.")],
-    target: Annotated[str, Option(help="The column that holds the true values.")],
+    name: NameOption,
+    target: Annotated[str, Option(help="The column with the true values.")],
     strategy: Strategy,
     exclude: Exclude = None,
     dtype: Dtypes = None,
     sampling: Sampling = None,
     partitions: Partitions = None,
     validation: Validation = None,
-    alias: Annotated[str | None, Option(help="Move this alias to the version once it is ready.")] = None,
+    alias: ReadyAlias = None,
     tag: Tags = None,
-    max_attempts: Attempts = None,
-    engine: Engine = None,
+    max_attempts: MaxAttempts = None,
+    engine: EngineOption = None,
     media_type: MediaType = None,
     no_wait: NoWait = False,
     json: Json = False,
 ) -> None:
-    """Fit an estimator to the rows of a file or a directory, and publish what it becomes.
+    """Train an estimator on files and publish the model.
 
-    Exit code 1 when the job fails. Ctrl-C asks whether the job shall go on without you.
+    The exit code is 1 when the job fails. Ctrl-C asks whether to leave the job running, to cancel it, or to
+    wait.
     """
-    publish = {"name": name, "alias": alias, "tags": pairs(tag)}
-    asked: Record = {
+    publish: Record = {"name": name, "alias": alias, "tags": parse_pairs(tag)}
+    request: Record = {
         "kind": "train",
         "target": target,
         "exclude": exclude,
-        "dtypes": pairs(dtype, last=True) if dtype else None,
+        "dtypes": parse_pairs(dtype, split_at_last=True) if dtype else None,
         "strategy": strategy,
         "sampling": sampling,
         "partitions": partitions,
         "validation": validation,
-        "publish": given(publish),
+        "publish": without_none(publish),
         "max_attempts": max_attempts,
         "engine": engine,
     }
     with connect() as client:
-        request = given(asked) | {"estimator": {"artifact": upload(client, estimator)}}
-        record = started(client, data, media_type, request)
+        request["estimator"] = {"artifact": upload_file(client, estimator)}
+        record = start_job(client, data, media_type, without_none(request))
         if no_wait:
-            emit(json, record, lambda: echo(accepted_line(record)))
+            print_record(json, record, lambda: echo(accepted_line(record)))
             return
-        record = follow(client, record["id"])
+        record = follow_job(client, record["id"])
     require_done(record, json)
-    emit(json, record, lambda: echo(trained_line(record)))
+    print_record(json, record, lambda: echo(trained_line(record)))

@@ -1,4 +1,4 @@
-"""Files on their way to the server and back, with a progress bar when they are large and somebody watches."""
+"""Uploads and downloads, with a progress bar on a terminal when the file is large."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from typer import BadParameter
 if TYPE_CHECKING:
     from service.client import Client
 
-LARGE = 8 << 20  # bytes from which a transfer shows a progress bar
+LARGE_BYTES = 8 << 20
+"""Transfers of at least this size show a progress bar."""
 
 
-def upload(client: Client, file: Path) -> str:
-    """Upload `file`; its sha256."""
+def upload_file(client: Client, file: Path) -> str:
+    """Upload `file` as an artifact and return its sha256."""
     size = file.stat().st_size
-    with _bar(f"uploading {file.name}") as show:
-        return client.upload(file, lambda sent: show(sent, size))
+    with _progress_bar(f"uploading {file.name}") as update:
+        return client.upload(file, lambda sent: update(sent, size))
 
 
-def fetch(client: Client, url: str, file: Path) -> int:
-    """What the server has at `url`, as `file`, whole and checked; its size in bytes."""
+def download_file(client: Client, url: str, file: Path) -> int:
+    """Download `url` to `file`, verify its digest, and return its size in bytes."""
     from service.client import download
 
-    with _bar(f"fetching {file.name}") as show:
-        return download.save(client, url, file, show).bytes
+    with _progress_bar(f"downloading {file.name}") as update:
+        return download.save(client, url, file, update).bytes
 
 
-def require_directory(out: Path) -> None:
-    """Raises `BadParameter` when there is no directory for it: that is better known before than after."""
+def require_parent_directory(out: Path) -> None:
+    """Raise `BadParameter` when the directory of `--out` does not exist, before any work is done."""
     if not out.absolute().parent.is_dir():
-        raise BadParameter(f"--out {out}: there is no directory {out.parent}")
+        raise BadParameter(f"--out {out}: the directory {out.parent} does not exist")
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """What to call with the bytes that have gone and those in all."""
+def _progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes the bytes transferred and the total."""
     if not sys.stderr.isatty():
-        yield lambda gone, size: None
+        yield lambda transferred, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, visible=False)
-        yield lambda gone, size: bar.update(task, completed=gone, total=size, visible=size >= LARGE)
+        task = bar.add_task(label, visible=False)
+        yield lambda transferred, total: bar.update(
+            task, completed=transferred, total=total, visible=total >= LARGE_BYTES
+        )

@@ -1,5 +1,8 @@
-"""TUF keys and signatures. Works on this machine's data directory, but for `sign`, which needs no registry:
-the machine with the offline key runs it."""
+"""`trivium tuf`: the keys and documents that sign files for devices (TUF, The Update Framework).
+
+The commands work on this machine's data directory, except `sign`: it needs only the document and the key, and
+runs on the machine that has the offline key.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from service.cli.shared import Json, emit, read_settings, say, table
+from service.cli.connection import read_settings
+from service.cli.options import Json
+from service.cli.output import print_message, print_record, print_table
 
 if TYPE_CHECKING:
     from service.edge.tuf_keys import KeyFiles
     from service.edge.tuf_repository import Repository
 
-Role = Annotated[str, Argument(metavar="ROLE", help="root, targets, snapshot or timestamp.")]
-File = Annotated[Path, Argument(metavar="FILE", help="The targets document.")]
+Role = Annotated[
+    str, Argument(metavar="ROLE", show_default=False, help="root, targets, snapshot or timestamp.")
+]
+TargetsFile = Annotated[
+    Path, Argument(metavar="FILE", show_default=False, help="The file of the targets document.")
+]
 
 
 def status(json: Json = False) -> None:
-    """Show the roles, when their documents expire, which keys are here, and what waits for a signature."""
+    """Show roles, expiry dates, keys and pending signatures."""
     with _repository() as (repository, _):
-        found = repository.status()
-    rows = [[r.role, r.version, r.expires.date(), "here" if r.online else "elsewhere"] for r in found.roles]
+        state = repository.status()
+    rows = [[r.role, r.version, r.expires.date(), "here" if r.online else "elsewhere"] for r in state.roles]
 
-    def human() -> None:
-        table(("role", "version", "expires", "key"), rows, "nothing is signed yet")
-        for name in found.pending:
-            say(f"waits for the targets key: {name}")
+    def print_status() -> None:
+        print_table(("role", "version", "expires", "key"), rows, "nothing is signed yet")
+        for name in state.pending:
+            print_message(f"waits for the targets key: {name}")
 
-    emit(json, found, human)
+    print_record(json, state, print_status)
 
 
 def root(json: Json = False) -> None:
-    """Print the first root document: what a device is given when it is set up. Always JSON."""
+    """Print the first root document, always as JSON.
+
+    A device trusts it from its installation on.
+    """
     import msgspec
 
     from registry import db, tuf_documents
@@ -47,72 +59,82 @@ def root(json: Json = False) -> None:
             document = tuf_documents.get(session, "root", 1)
     finally:
         engine.dispose()
-    emit(json, msgspec.json.decode(document), lambda: echo(document))  # byte for byte as it was signed
+    print_record(json, msgspec.json.decode(document), lambda: echo(document))  # the bytes that were signed
 
 
 def offline(
     role: Role,
-    to: Annotated[Path, Option("--to", help="The directory, for instance on a stick.")],
+    to: Annotated[Path, Option("--to", help="The directory for the key, for example on a USB stick.")],
     json: Json = False,
 ) -> None:
-    """Move the key of root or targets out of the data directory."""
+    """Move the key of root or targets to another directory."""
     with _repository() as (_, keys):
-        taken = keys.take(role, to)
-    emit(
-        json,
-        {"role": role, "file": str(taken)},
-        lambda: say(f"the key of {role} is now {taken}, and only there"),
-    )
+        file = keys.take(role, to)
+    record = {"role": role, "file": str(file)}
+    print_record(json, record, lambda: print_message(f"the key of {role} is now {file}, and only there"))
 
 
 def rotate(
     role: Role,
-    root_key: Annotated[Path | None, Option("--root-key", help="The root key, where it is offline.")] = None,
+    root_key: Annotated[
+        Path | None, Option("--root-key", help="The root key, if it is not in the data directory.")
+    ] = None,
     to: Annotated[
-        Path | None, Option("--to", help="The new key's directory, where the role's key is offline.")
+        Path | None,
+        Option("--to", help="The directory for the new key, if the role's key is not in the data directory."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Give a role a new key. Devices follow by themselves."""
+    """Replace a role's key.
+
+    Devices follow without further steps.
+    """
     from service.edge.tuf_keys import KeyFiles, read
 
     with _repository() as (repository, _):
-        signer, place = read(root_key) if root_key else None, KeyFiles(to) if to else None
-        version = repository.rotate(role, signer, place)
-    emit(
-        json, {"role": role, "root": version}, lambda: say(f"{role} has a new key; root is version {version}")
-    )
+        signer, directory = read(root_key) if root_key else None, KeyFiles(to) if to else None
+        version = repository.rotate(role, signer, directory)
+    record = {"role": role, "root": version}
+    print_record(json, record, lambda: print_message(f"{role} has a new key; root is version {version}"))
 
 
-def prepare(file: File, json: Json = False) -> None:
-    """Write what is offered now as a targets document that waits for a signature."""
+def prepare(file: TargetsFile, json: Json = False) -> None:
+    """Write the targets document for offline signing."""
     with _repository() as (repository, _):
         file.write_bytes(repository.prepare())
-    then = f"trivium tuf sign {file} --key targets.pem"
-    emit(json, {"file": str(file), "then": then}, lambda: say(f"sign it where the key is: {then}"))
+    command = f"trivium tuf sign {file} --key targets.pem"
+    record = {"file": str(file), "then": command}
+    print_record(json, record, lambda: print_message(f"sign it where the key is: {command}"))
 
 
 def sign(
-    file: File, key: Annotated[Path, Option("--key", help="The offline targets key.")], json: Json = False
+    file: TargetsFile,
+    key: Annotated[Path, Option("--key", help="The offline key of targets.")],
+    json: Json = False,
 ) -> None:
-    """Sign a prepared targets document. Needs the file and the key, nothing else."""
+    """Sign a prepared targets document.
+
+    Needs the document and the key, no registry.
+    """
     from service.edge.tuf_keys import read
-    from service.edge.tuf_repository import sign as signed
+    from service.edge.tuf_repository import sign as sign_document
 
-    file.write_bytes(signed(file.read_bytes(), read(key)))
-    then = f"trivium tuf submit {file}"
-    emit(json, {"file": str(file), "then": then}, lambda: say(f"bring it back: {then}"))
+    file.write_bytes(sign_document(file.read_bytes(), read(key)))
+    command = f"trivium tuf submit {file}"
+    record = {"file": str(file), "then": command}
+    print_record(json, record, lambda: print_message(f"return it to the server: {command}"))
 
 
-def submit(file: File, json: Json = False) -> None:
-    """Take a signed targets document: devices get what it names."""
+def submit(file: TargetsFile, json: Json = False) -> None:
+    """Publish a signed targets document to devices."""
     with _repository() as (repository, _):
         version = repository.submit(file.read_bytes())
-    emit(json, {"targets": version}, lambda: say(f"targets version {version} is in force"))
+    print_record(json, {"targets": version}, lambda: print_message(f"targets version {version} is in force"))
 
 
 @contextmanager
 def _repository() -> Iterator[tuple[Repository, KeyFiles]]:
+    """Yield the TUF repository of the data directory, locked and in a transaction, and its key files."""
     from registry import db
     from service.edge.tuf_keys import KeyFiles
     from service.edge.tuf_repository import Repository

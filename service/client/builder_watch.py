@@ -1,48 +1,45 @@
-"""How long to wait for a build: without bound, as long as there is anybody who builds."""
+"""Waiting for a build: without limit, while the server's builder works."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-LOOK_S = 5.0
-"""How often one that waits for a build asks whether there is anybody who builds."""
-BROKEN_S = 30.0
-"""A builder that does not work for this long is not waited for: it needs somebody to look at it."""
+from service.client.errors import BuilderBroken
 
-
-class BuilderBroken(Exception):
-    """What is waited for is not built, because the server's builder does not work."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(f"the server cannot build now: {why}")
+CHECK_INTERVAL_S = 5.0
+"""Time between two checks of the builder while a build is waited for."""
+MAX_BROKEN_S = 30.0
+"""A builder that has been broken for this long needs repair: stop waiting."""
 
 
 class BuilderWatch:
-    """Looks now and then whether the server's builder works, for one that waits for it."""
+    """Checks the server's builder regularly while a build is waited for."""
 
-    def __init__(self, ask: Callable[[], str | None], on_trouble: Callable[[str], None]) -> None:
-        """`ask` answers "ok", what is wrong with the builder, or None when that cannot be known now.
-        `on_trouble` is told, once, that nothing is built and why."""
-        self._ask, self._on_trouble = ask, on_trouble
-        self._next = time.monotonic() + LOOK_S
+    def __init__(self, get_state: Callable[[], str | None], on_problem: Callable[[str], None]) -> None:
+        """`get_state` returns "ok", what is wrong with the builder, or None if that is unknown.
+
+        `on_problem` is called once, with a message, when the builder does not work.
+        """
+        self._get_state, self._on_problem = get_state, on_problem
+        self._next_check = time.monotonic() + CHECK_INTERVAL_S
         self._broken_since: float | None = None
-        self._told = False
+        self._reported = False
 
-    def look(self) -> None:
-        """Ask, when it is time to. Raises `BuilderBroken` when the builder has been broken for `BROKEN_S`."""
-        if (moment := time.monotonic()) < self._next:
+    def check(self) -> None:
+        """Check the builder if it is time to. Raises `BuilderBroken` after `MAX_BROKEN_S`."""
+        if (now := time.monotonic()) < self._next_check:
             return
-        self._next = moment + LOOK_S
-        if (found := self._ask()) is None:
+        self._next_check = now + CHECK_INTERVAL_S
+        if (state := self._get_state()) is None:
             return
-        if found == "ok":
+        if state == "ok":
             self._broken_since = None
             return
         if self._broken_since is None:
-            self._broken_since = moment
-        if moment - self._broken_since >= BROKEN_S:
-            raise BuilderBroken(found)
-        if not self._told:
-            self._told = True
-            self._on_trouble(f"the server cannot build now: {found}")
+            self._broken_since = now
+        if now - self._broken_since >= MAX_BROKEN_S:
+            raise BuilderBroken(state)
+        if not self._reported:
+            self._reported = True
+            self._on_problem(f"the server cannot build now: {state}")

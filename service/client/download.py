@@ -1,6 +1,6 @@
-"""A large file from the server: as it comes, resumed where it broke off, and checked against its sha256.
+"""Downloads of large files: streamed, resumed after a broken connection, verified by sha256.
 
-Nothing of it is in memory but the block at hand, and no byte that arrived is asked for again.
+Only one block is in memory, and no byte is downloaded twice.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from service.client.errors import ServerRefused, Unreachable, WrongBytes, is_away
+from service.client.errors import ServerRefused, Unreachable, WrongBytes, is_temporary
 from service.client.http import Client
 
-LOST_S = 60.0
-"""How long a transfer is tried again without a single byte arriving."""
+MAX_SILENCE_S = 60.0
+"""A download fails when no byte has arrived for this long."""
+PAUSES_S = (0.1, 2.0)
+"""First and longest pause before a reconnect."""
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
 
 
-class Remote(NamedTuple):
-    """A file that the server has. Its bytes are those of this digest, or it is another file."""
+class RemoteFile(NamedTuple):
+    """A file on the server: its URL, digest, size in bytes and ETag."""
 
     url: str
     sha256: str
@@ -32,30 +34,30 @@ class Remote(NamedTuple):
     etag: str
 
 
-def look(client: Client, url: str) -> Remote:
-    """What there is at `url`. Raises as `Client.send`, and `OSError` when the answer names no digest."""
+def head(client: Client, url: str) -> RemoteFile:
+    """Return what is at `url`. Raises as `Client.send`, and `OSError` when the response has no digest."""
     try:
         headers = client.send("HEAD", url, headers={"Accept-Encoding": "identity"}).headers
     except ServerRefused:
-        client.send("GET", url)  # refused alike, with the reason: the answer to HEAD has no body
+        client.send("GET", url)  # fails with the reason: the response to HEAD has no body
         raise
-    found = _DIGEST.search(headers.get("Repr-Digest", ""))
-    if found is None or "ETag" not in headers:
-        raise OSError(f"the answer for {url} names no digest, so what comes cannot be checked")
+    digest = _DIGEST.search(headers.get("Repr-Digest", ""))
+    if digest is None or "ETag" not in headers:
+        raise OSError(f"the response for {url} has no sha-256 digest, so the download cannot be verified")
     try:
-        sha256 = base64.b64decode(found[1], validate=True).hex()
+        sha256 = base64.b64decode(digest[1], validate=True).hex()
     except binascii.Error as error:
-        raise OSError(f"the answer for {url} names a digest that is none: {found[1]}") from error
-    return Remote(url, sha256, int(headers["Content-Length"]), headers["ETag"])
+        raise OSError(f"the response for {url} has an invalid sha-256 digest: {digest[1]}") from error
+    return RemoteFile(url, sha256, int(headers["Content-Length"]), headers["ETag"])
 
 
-def blocks(client: Client, remote: Remote, start: int = 0) -> Iterator[bytes]:
-    """The file's bytes from `start`, over as many connections as it takes. They are not checked here.
+def blocks(client: Client, remote: RemoteFile, start: int = 0) -> Iterator[bytes]:
+    """Yield the file's bytes from offset `start`, over as many connections as needed. They are not verified.
 
-    Raises `Unreachable` when nothing more came for `LOST_S`, `ServerRefused` (412) when it became another
-    file, and `WrongBytes` when the server does not go on in the middle.
+    Raises `Unreachable` when nothing came for `MAX_SILENCE_S`, `ServerRefused` (412) when the file was
+    replaced, and `WrongBytes` when the server does not support ranges.
     """
-    given_up, pause = time.monotonic() + LOST_S, 0.1
+    deadline, (pause, max_pause) = time.monotonic() + MAX_SILENCE_S, PAUSES_S
     while start < remote.bytes:
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-", "If-Match": remote.etag}
         try:
@@ -65,18 +67,18 @@ def blocks(client: Client, remote: Remote, start: int = 0) -> Iterator[bytes]:
                 for block in response.iter_bytes():
                     start += len(block)
                     yield block
-                    given_up, pause = time.monotonic() + LOST_S, 0.1
+                    deadline, pause = time.monotonic() + MAX_SILENCE_S, PAUSES_S[0]
             if start < remote.bytes:
-                raise Unreachable(remote.url, "the answer ended early")
+                raise Unreachable(remote.url, "the response ended early")
         except (ServerRefused, Unreachable) as error:
-            if not is_away(error) or time.monotonic() > given_up:
+            if not is_temporary(error) or time.monotonic() > deadline:
                 raise
             time.sleep(pause)
-            pause = min(pause * 2, 2.0)
+            pause = min(pause * 2, max_pause)
 
 
-def checked(client: Client, remote: Remote) -> Iterator[bytes]:
-    """The file's bytes as they come. Raises as `blocks`, and `WrongBytes` behind the last one."""
+def verified_blocks(client: Client, remote: RemoteFile) -> Iterator[bytes]:
+    """Yield the file's bytes. Raises as `blocks`, and `WrongBytes` after the last block."""
     digest = hashlib.sha256()
     for block in blocks(client, remote):
         digest.update(block)
@@ -86,24 +88,28 @@ def checked(client: Client, remote: Remote) -> Iterator[bytes]:
 
 
 def save(
-    client: Client, url: str, file: Path, progress: Callable[[int, int], None] = lambda have, of: None
-) -> Remote:
-    """The file at `url` as `file`: whole and checked, or not there. `progress` gets bytes had, bytes in all.
+    client: Client,
+    url: str,
+    file: Path,
+    progress: Callable[[int, int], None] = lambda received, total: None,
+) -> RemoteFile:
+    """Download `url` to `file`, which appears only when it is complete and verified.
 
-    Until then it is `file.<digest>.part`, and a later call goes on from there. Raises as `look` and `blocks`,
-    `WrongBytes` when the whole does not have its digest, and `OSError` of the disk.
+    Until then it is `file.<digest>.part`, and a later call continues it. `progress` gets the bytes received
+    and the total. Raises as `head` and `blocks`, `WrongBytes` when the digest differs, and `OSError` of the
+    disk.
     """
-    remote = look(client, url)
+    remote = head(client, url)
     part = file.with_name(f"{file.name}.{remote.sha256[:8]}.part")
     with part.open("a+b") as out:
         out.seek(0)
-        digest = hashlib.file_digest(out, "sha256")  # of what a call before this one left
-        have = out.tell()
-        for block in blocks(client, remote, have):
+        digest = hashlib.file_digest(out, "sha256")  # of the bytes of an earlier call
+        received = out.tell()
+        for block in blocks(client, remote, received):
             out.write(block)
             digest.update(block)
-            have += len(block)
-            progress(have, remote.bytes)
+            received += len(block)
+            progress(received, remote.bytes)
         out.flush()
         os.fsync(out.fileno())
     if digest.hexdigest() != remote.sha256:

@@ -1,8 +1,9 @@
-"""What can go wrong between a client and its server.
+"""Errors of the client.
 
-Unreachable       no answer came
-ServerRefused     the answer is an error
-WrongBytes        a file arrived with another digest than the server said
+Unreachable       no response came
+ServerRefused     the response is an error
+WrongBytes        a file does not have the sha256 that the server announced
+BuilderBroken     a build does not start, because the server's builder does not work
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 from typing import Any
 
 Record = dict[str, Any]
+"""A JSON object of the API."""
+
+UNAVAILABLE_STATUSES = (502, 503, 504)
+"""A server that starts or ends, or the proxy in front of it."""
 
 
 class Unreachable(Exception):
-    """No answer came from the server. `address` is where it was looked for."""
+    """No response came from the server at `address`."""
 
-    def __init__(self, address: str, why: str) -> None:
-        super().__init__(f"cannot reach the server at {address}: {why}")
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"cannot reach the server at {address}: {reason}")
         self.address = address
 
 
 class ServerRefused(Exception):
-    """The server answered with an error. `problem` is its problem+json, `status` the HTTP status."""
+    """The server answered with an error: `status` is the HTTP status, `problem` the problem document."""
 
     def __init__(self, status: int, problem: Record) -> None:
         super().__init__(str(problem.get("detail") or problem.get("title") or f"status {status}"))
@@ -29,27 +34,33 @@ class ServerRefused(Exception):
         self.problem = problem
 
     def lines(self) -> list[str]:
-        """One line for each entry of `errors`: row, field and message."""
-        found = []
+        """Return one line per entry of `errors`: row, field and message."""
+        lines = []
         for error in self.problem.get("errors") or ():
             row, field = error.get("instance"), error.get("field")
-            where = [f"row {row}"] if row is not None else []
-            where += [str(field)] if field is not None else []
+            location = [f"row {row}"] if row is not None else []
+            location += [str(field)] if field is not None else []
             message = str(error.get("message"))
-            found.append(f"{', '.join(where)}: {message}" if where else message)
-        return found
+            lines.append(f"{', '.join(location)}: {message}" if location else message)
+        return lines
 
 
 class WrongBytes(OSError):
-    """A file's bytes are not those that were announced: the disk or something on the way changed them."""
+    """The bytes of a file were changed on the way or on the disk."""
 
-    def __init__(self, what: object, sha256: str) -> None:
-        super().__init__(f"{what} does not have the sha256 {sha256} that the server announced")
-
-
-AWAY = (502, 503, 504)  # a server that starts or ends, or the proxy before one
+    def __init__(self, name: object, sha256: str) -> None:
+        super().__init__(f"{name} does not have the sha256 {sha256} that the server announced")
 
 
-def is_away(error: Exception) -> bool:
-    """Did the server fail to answer, so that it may answer the same call later?"""
-    return isinstance(error, Unreachable) or (isinstance(error, ServerRefused) and error.status in AWAY)
+class BuilderBroken(Exception):
+    """A build does not start, because the server's builder does not work."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the server cannot build now: {reason}")
+
+
+def is_temporary(error: Exception) -> bool:
+    """Return whether the server may answer the same call later."""
+    if isinstance(error, Unreachable):
+        return True
+    return isinstance(error, ServerRefused) and error.status in UNAVAILABLE_STATUSES

@@ -1,17 +1,19 @@
-"""One connection to a server: what the `trivium` command, the demo and scripts talk through.
+"""The HTTP connection to one server: keys, retries and errors.
 
-It knows addresses, keys, retries and errors, not what a record means: answers are the API's own
-JSON. Retried is what cannot take effect twice: connections that were refused, and calls that are
-idempotent by their method or by an `Idempotency-Key`.
+Records are the API's own JSON. Calls that cannot take effect twice are retried: those whose connection was
+refused, and those that are idempotent by their method or by an `Idempotency-Key`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,27 +21,29 @@ import httpx
 import msgspec
 
 from service.client.builder_watch import BuilderWatch
-from service.client.environment import environment
 from service.client.errors import Record, ServerRefused, Unreachable, WrongBytes
 from service.client.refs import ModelRef, path
 
-CHUNK = 1 << 20  # bytes of an upload between two calls of `progress`
+CHUNK_BYTES = 1 << 20
+"""Bytes of an upload between two calls of `progress`."""
+FIRST_PATIENCE_S = 1.0
+"""A server that has never answered is waited for this long."""
 
 
 class Client:
-    """Talks to one server with one key. `patience_s` is how long a lost server is waited for once it
-    has answered; one that never answered is given a single second."""
+    """A connection to one server with one key."""
 
     def __init__(self, url: str, key: str | None, timeout_s: float = 60.0, patience_s: float = 20.0) -> None:
+        """`patience_s`: calls are repeated for this long when a server that has answered before is lost."""
         address = httpx.URL(url)
         if address.scheme not in ("http", "https") or not address.host:
             raise httpx.InvalidURL(f"{url!r} is not the address of a server; write http://host:port")
         self.url = url.rstrip("/")
-        self._patience = 1.0
-        self._patience_later = patience_s
-        # A proxy from the environment has no business between this machine and itself.
+        self._patience_s = FIRST_PATIENCE_S
+        self._later_patience_s = patience_s
         self.is_local = address.host in ("127.0.0.1", "localhost", "::1")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # Calls to this machine must not go through a proxy from the environment.
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=timeout_s, trust_env=not self.is_local
         )
@@ -60,26 +64,28 @@ class Client:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
-        """One call; its answer below 400. Raises `ServerRefused` and `Unreachable`."""
-        sent = dict(headers or {})
+        """Send a request, with retries, and return the response. Raises `ServerRefused` and `Unreachable`."""
+        all_headers = dict(headers or {})
         if json is not None:
-            content, sent["Content-Type"] = msgspec.json.encode(json), "application/json"
-        given_up, pause, lost = time.monotonic() + self._patience, 0.05, False
+            content, all_headers["Content-Type"] = msgspec.json.encode(json), "application/json"
+        deadline, pause, lost_response = time.monotonic() + self._patience_s, 0.05, False
         while True:
             try:
                 body = content() if callable(content) else content
-                response = self._http.request(method, url, content=body, headers=sent, params=_set(params))
-                self._patience = self._patience_later
-                # After a lost connection a 409 says that the first try is still at work.
-                if not (lost and response.status_code == 409):
-                    return _accepted(response)
+                response = self._http.request(
+                    method, url, content=body, headers=all_headers, params=_drop_none(params)
+                )
+                self._patience_s = self._later_patience_s
+                # After a lost response, 409 means that the server still works on the first try.
+                if not (lost_response and response.status_code == 409):
+                    return _raise_for_status(response)
                 failure: Exception = ServerRefused(response.status_code, _problem(response))
             except httpx.TransportError as error:
                 failure = Unreachable(self.url, str(error) or type(error).__name__)
-                if not _repeatable(error, method, sent):
+                if not _is_repeatable(error, method, all_headers):
                     raise failure from error
-                lost = "Idempotency-Key" in sent
-            if time.monotonic() + pause > given_up:
+                lost_response = "Idempotency-Key" in all_headers
+            if time.monotonic() + pause > deadline:
                 raise failure
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
@@ -88,7 +94,7 @@ class Client:
     def stream(
         self, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = 60.0
     ) -> Iterator[httpx.Response]:
-        """A GET whose body is read as it comes; `timeout_s` is the longest silence. Nothing is sent again.
+        """Send a GET whose body is read as it arrives; `timeout_s` is the longest pause. No retries.
 
         Raises `ServerRefused`, and `Unreachable` also when the body breaks off.
         """
@@ -96,162 +102,175 @@ class Client:
             with self._http.stream("GET", url, headers=dict(headers or {}), timeout=timeout_s) as response:
                 if response.status_code >= 400:
                     response.read()
-                yield _accepted(response)
+                yield _raise_for_status(response)
         except httpx.TransportError as error:
             raise Unreachable(self.url, str(error) or type(error).__name__) from error
 
     def call(
         self, method: str, url: str, json: object = None, params: Mapping[str, Any] | None = None
     ) -> Any:
-        """`send`, with the answer's JSON (None when there is none)."""
+        """Send a request and return the JSON of the response, or None if the body is empty."""
         response = self.send(method, url, json=json, params=params)
         return msgspec.json.decode(response.content) if response.content else None
 
     def pages(self, url: str, params: Mapping[str, Any] | None = None) -> Record:
-        """A list's every page as one: `{"items": [...], "next_page_token": null}`."""
+        """Return all pages of a list as one: `{"items": [...], "next_page_token": null}`."""
         items: list[Any] = []
-        asked = {"page_size": 1000, **(params or {})}
+        query = {"page_size": 1000, **(params or {})}
         while True:
-            page = self.call("GET", url, params=asked)
+            page = self.call("GET", url, params=query)
             items += page["items"]
             if not page.get("next_page_token"):
                 return {**page, "items": items}
-            asked["page_token"] = page["next_page_token"]
+            query["page_token"] = page["next_page_token"]
 
     def upload(self, file: Path, progress: Callable[[int], None] = lambda sent: None) -> str:
-        """Streams `file` into the artifact store; its sha256. `progress` gets the bytes sent so far."""
-        with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        """Upload `file` as an artifact and return its sha256. `progress` gets the number of bytes sent."""
+        with file.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         headers = {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
         self.send("PUT", path("artifacts", sha256), content=lambda: _chunks(file, progress), headers=headers)
         return sha256
 
     def create(self, url: str, json: object) -> Record:
-        """A POST that makes something. Its key makes it take effect once, however often it is sent."""
-        answer = self.send("POST", url, json=json, headers={"Idempotency-Key": str(uuid.uuid4())})
-        created: Record = msgspec.json.decode(answer.content)
-        return created
+        """Send a POST with an Idempotency-Key: it takes effect once, however often it is repeated."""
+        response = self.send("POST", url, json=json, headers={"Idempotency-Key": str(uuid.uuid4())})
+        record: Record = msgspec.json.decode(response.content)
+        return record
 
     def publish(self, name: str, request: Record) -> Record:
-        """A new version of uploaded artifacts: `artifact`, `format` and whatever else the API takes.
+        """Create a version of uploaded artifacts: `artifact`, `format` and the API's other fields.
 
-        Says beside it which versions are installed here.
+        Adds the versions of the libraries that are installed here.
         """
-        said = {"published_from": environment(), **request}
-        return self.create(path("models", name, "versions"), said)
+        body = {"published_from": installed_versions(), **request}
+        return self.create(path("models", name, "versions"), body)
 
     def wait(
         self,
         name: str,
         version: int,
         on_state: Callable[[Record], None] = lambda record: None,
-        on_trouble: Callable[[str], None] = lambda words: None,
+        on_problem: Callable[[str], None] = lambda message: None,
     ) -> Record:
-        """The version's record once its build is over. `on_trouble` is told, once, why nothing is built.
+        """Return the version's record when its build is over; `on_state` gets it at every look.
 
-        Raises `BuilderBroken` when the server's builder does not work and stays so.
+        `on_problem` is called once if the server's builder does not work. Raises `BuilderBroken` if it stays
+        so.
         """
-        return self._settled(path("models", name, "versions", version), on_state, on_trouble)
+        return self._wait_for_build(path("models", name, "versions", version), on_state, on_problem)
 
     def export(self, name: str, version: int, request: Record) -> Record:
-        """A new export of a ready version: `format` and whatever else the API takes."""
+        """Create an export of a ready version: `format` and the API's other fields."""
         return self.create(path("models", name, "versions", version, "exports"), request)
 
     def wait_export(
         self,
         export: Record,
         on_state: Callable[[Record], None] = lambda record: None,
-        on_trouble: Callable[[str], None] = lambda words: None,
+        on_problem: Callable[[str], None] = lambda message: None,
     ) -> Record:
-        """The export's record once it is ready or rejected; all else as `wait`."""
-        where = ("models", export["model"], "versions", export["version"], "exports", export["id"])
-        return self._settled(path(*where), on_state, on_trouble)
+        """Return the export's record when it is ready or rejected; otherwise as `wait`."""
+        parts = ("models", export["model"], "versions", export["version"], "exports", export["id"])
+        return self._wait_for_build(path(*parts), on_state, on_problem)
 
     def readiness(self) -> dict[str, str]:
-        """The server's parts, each "ok" or what is wrong with it. Raises as `send`."""
+        """Return the server's checks, each "ok" or what is wrong. Raises as `send`."""
         try:
             answer = self.call("GET", "/readyz")
         except ServerRefused as error:
             answer = error.problem
-            if not isinstance(answer.get("checks"), dict):  # some other server's
+            if not isinstance(answer.get("checks"), dict):  # not a Trivium server
                 raise
         checks: dict[str, str] = answer["checks"]
         return checks
 
     def download(self, sha256: str) -> bytes:
-        """The file of a ready export. Raises `WrongBytes`."""
+        """Return the file of a ready export. Raises `WrongBytes`."""
         content = self.send("GET", path("blobs", sha256), headers={"Accept-Encoding": "identity"}).content
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise WrongBytes("what came", sha256)
+            raise WrongBytes("the downloaded file", sha256)
         return content
 
-    def _builder(self) -> str | None:
-        """What is wrong with the builder, or "ok"; None when the server does not tell."""
-        try:
-            return self.readiness().get("builder")
-        except (ServerRefused, Unreachable):  # a proxy that hides /readyz, or a server on its way back
-            return None
+    def predict(self, model: ModelRef, rows: bytes, media_type: str = "application/json") -> Record:
+        """Return the answer to the body of a predict call, JSON or CSV."""
+        version = ("versions", model.version) if model.version is not None else ()
+        response = self.send(
+            "POST",
+            path("models", model.name, *version, "predict"),
+            content=rows,
+            headers={"Content-Type": media_type, "Accept": "application/json"},
+            params={"alias": model.alias},
+        )
+        answer: Record = msgspec.json.decode(response.content)
+        return answer
 
-    def _settled(
-        self, url: str, on_state: Callable[[Record], None], on_trouble: Callable[[str], None]
+    def _wait_for_build(
+        self, url: str, on_state: Callable[[Record], None], on_problem: Callable[[str], None]
     ) -> Record:
-        pause, watch = 0.05, BuilderWatch(self._builder, on_trouble)
+        pause, watch = 0.05, BuilderWatch(self._builder_state, on_problem)
         while True:
             record: Record = self.call("GET", url)
             on_state(record)
             if record["state"] != "building":
                 return record
-            watch.look()
+            watch.check()
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
-    def predict(self, model: ModelRef, rows: bytes, media_type: str = "application/json") -> Record:
-        """The API's answer to a whole predict body, JSON or CSV."""
-        where = ("versions", model.version) if model.version is not None else ()
-        answer = self.send(
-            "POST",
-            path("models", model.name, *where, "predict"),
-            content=rows,
-            headers={"Content-Type": media_type, "Accept": "application/json"},
-            params={"alias": model.alias},
-        )
-        answered: Record = msgspec.json.decode(answer.content)
-        return answered
+    def _builder_state(self) -> str | None:
+        """Return what is wrong with the builder, or "ok"; None if the server does not report it."""
+        try:
+            return self.readiness().get("builder")
+        except (ServerRefused, Unreachable):  # a proxy that blocks /readyz, or a server that restarts
+            return None
 
 
-def _repeatable(error: httpx.TransportError, method: str, headers: Mapping[str, str]) -> bool:
-    """May the call be sent again? Yes when it never arrived, or cannot take effect twice."""
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and, if installed, scikit-learn and numpy, without importing them."""
+    versions = {"python": platform.python_version()}
+    for library in ("scikit-learn", "numpy"):
+        try:
+            versions[library] = installed_version(library)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _is_repeatable(error: httpx.TransportError, method: str, headers: Mapping[str, str]) -> bool:
+    """Return whether the call never arrived, or cannot take effect twice."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return True
-    harmless = method != "POST" or "Idempotency-Key" in headers
-    return harmless and not isinstance(error, httpx.TimeoutException)
+    idempotent = method != "POST" or "Idempotency-Key" in headers
+    return idempotent and not isinstance(error, httpx.TimeoutException)
 
 
-def _accepted(response: httpx.Response) -> httpx.Response:
+def _raise_for_status(response: httpx.Response) -> httpx.Response:
+    """Return the response. Raises `ServerRefused` for status 400 and above."""
     if response.status_code >= 400:
         raise ServerRefused(response.status_code, _problem(response))
     return response
 
 
-def _set(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _drop_none(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {key: value for key, value in (params or {}).items() if value is not None} or None
 
 
 def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
     sent = 0
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
+    with file.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
             yield chunk
             sent += len(chunk)
             progress(sent)
 
 
 def _problem(response: httpx.Response) -> Record:
+    """Return the problem document of an error, or the status as one if another program answered."""
     try:
         problem = msgspec.json.decode(response.content)
     except msgspec.DecodeError:
         problem = None
     if isinstance(problem, dict):
         return problem
-    # Something other than our server answered, a proxy say: its status is all there is to show.
     return {"title": response.reason_phrase, "detail": f"{response.status_code} {response.reason_phrase}"}

@@ -1,7 +1,8 @@
-"""Jobs over HTTP: start one, follow it to its end.
+"""Jobs over HTTP: start, follow, cancel and resume them.
 
-A job needs nobody who waits for it. Following one outlasts lost connections and restarts of the server, and
-works through proxies that let no event stream pass: it asks, listens as long as events come, and asks again.
+A job runs without a client. Following it survives lost connections and restarts of the server, and works
+through proxies that block event streams: the record is read, then events are received while they come, then
+the record is read again.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from service.client.errors import Record, ServerRefused, Unreachable, is_away
+from service.client.errors import Record, ServerRefused, Unreachable, is_temporary
 from service.client.http import Client
 from service.client.refs import path
 
-OVER = ("done", "failed", "cancelled")
-LISTEN_S = 30.0
-"""An event stream that is silent for longer is held back by something, or dead."""
-LOST_S = 600.0
-"""How long a server that does not answer is waited for."""
+END_STATES = ("done", "failed", "cancelled")
+STREAM_TIMEOUT_S = 30.0
+"""An event stream without data for this long is blocked or broken."""
+MAX_OUTAGE_S = 600.0
+"""A server that does not answer is waited for this long."""
 PAUSES_S = (0.1, 2.0)
-"""Before a connection is made again: at first, and at most."""
+"""First and longest pause before a reconnect."""
 
 
 def start(client: Client, request: Record) -> Record:
-    """The job that the server made of the body of POST /v1/jobs; one, however often it has to be sent."""
+    """Create a job from the body of POST /v1/jobs; repeated sends create one job only."""
     return client.create(path("jobs"), request)
 
 
@@ -40,7 +41,7 @@ def cancel(client: Client, job_id: int) -> Record:
 
 
 def resume(client: Client, job_id: int) -> Record:
-    """Goes on with what a failed or cancelled job has not done."""
+    """Continue a failed or cancelled job with its unfinished partitions."""
     record: Record = client.call("POST", path("jobs", job_id, "resume"))
     return record
 
@@ -49,59 +50,60 @@ def wait(
     client: Client,
     job_id: int,
     on_record: Callable[[Record], None] = lambda record: None,
-    on_trouble: Callable[[str], None] = lambda words: None,
+    on_problem: Callable[[str], None] = lambda message: None,
 ) -> Record:
-    """The job's record once it has ended; `on_record` gets it whenever it changed.
+    """Return the job's record when it has ended; `on_record` gets it whenever it changed.
 
-    `on_trouble` is told when the server does not answer. Raises `Unreachable` when it stays so for `LOST_S`.
+    `on_problem` gets a message when the server does not answer. Raises `Unreachable` after `MAX_OUTAGE_S`.
     """
-    shortest, longest = PAUSES_S
-    pause = shortest
+    min_pause, max_pause = PAUSES_S
+    pause = min_pause
     while True:
-        record = _present(client, job_id, on_trouble)
+        record = _get_patiently(client, job_id, on_problem)
         on_record(record)
-        if record["state"] in OVER:
+        if record["state"] in END_STATES:
             return record
         for record in _events(client, job_id):
             on_record(record)
-            if record["state"] in OVER:
+            if record["state"] in END_STATES:
                 return record
-            pause = shortest
+            pause = min_pause
         time.sleep(pause)
-        pause = min(pause * 2, longest)
+        pause = min(pause * 2, max_pause)
 
 
-def _present(client: Client, job_id: int, on_trouble: Callable[[str], None]) -> Record:
-    """The job as it is, from a server that may be away for a while."""
-    given_up, (pause, longest), told = time.monotonic() + LOST_S, PAUSES_S, False
+def _get_patiently(client: Client, job_id: int, on_problem: Callable[[str], None]) -> Record:
+    """Return the job's record, from a server that may be down for a while."""
+    deadline, (pause, max_pause), reported = time.monotonic() + MAX_OUTAGE_S, PAUSES_S, False
     while True:
         try:
             return get(client, job_id)
         except (ServerRefused, Unreachable) as error:
-            if not is_away(error) or time.monotonic() > given_up:
+            if not is_temporary(error) or time.monotonic() > deadline:
                 raise
-            if not told:
-                on_trouble(f"{error}; the job needs no client, waiting for the server")
-            told = True
+            if not reported:
+                on_problem(f"{error}; waiting for the server, the job does not depend on this connection")
+            reported = True
         time.sleep(pause)
-        pause = min(pause * 2, longest)
+        pause = min(pause * 2, max_pause)
 
 
 def _events(client: Client, job_id: int) -> Iterator[Record]:
-    """The records that the server sends by itself, until the connection ends, for whatever reason."""
+    """Yield the records of the event stream until the connection ends, for whatever reason."""
+    headers = {"Accept": "text/event-stream"}
     try:
         with client.stream(
-            path("jobs", job_id, "events"), headers={"Accept": "text/event-stream"}, timeout_s=LISTEN_S
+            path("jobs", job_id, "events"), headers=headers, timeout_s=STREAM_TIMEOUT_S
         ) as response:
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                 return
-            yield from _records(response.iter_lines())
+            yield from _parse_events(response.iter_lines())
     except (ServerRefused, Unreachable):
-        return  # what is wrong, if anything, comes out when the record is asked for
+        return  # reading the record shows whether anything is wrong
 
 
-def _records(lines: Iterator[str]) -> Iterator[Record]:
-    """The data of the events named "job" (HTML, 9.2.6: fields by line, a blank line ends an event)."""
+def _parse_events(lines: Iterator[str]) -> Iterator[Record]:
+    """Yield the data of events named "job". Format: HTML standard, section 9.2.6."""
     name: str = ""
     data: list[str] = []
     for line in lines:

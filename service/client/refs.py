@@ -1,4 +1,4 @@
-"""How models and addresses are written."""
+"""How models and the API's paths are written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REF = re.compile(r"(?P<name>[^:@]+)(:(?P<version>[0-9]+)|@(?P<alias>[^:@]+))?")
 
 
 class ModelRef(msgspec.Struct, frozen=True):
-    """A model as people write it: `name`, `name@alias` or `name:version`."""
+    """A model as users write it: `name`, `name@alias` or `name:version`."""
 
     name: str
     version: int | None = None
@@ -19,21 +19,19 @@ class ModelRef(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
-        """Raises `ValueError` with a sentence for people."""
-        found = _REF.fullmatch(text)
-        if found is None:
+        """Raises `ValueError` with a message for users."""
+        match = _REF.fullmatch(text)
+        if match is None:
             raise ValueError(f"{text!r} is not a model; write name, name@alias or name:version")
-        version = found["version"]
-        return cls(found["name"], None if version is None else int(version), found["alias"])
+        version = match["version"]
+        return cls(match["name"], None if version is None else int(version), match["alias"])
 
     def __str__(self) -> str:
-        return (
-            self.name
-            + (f":{self.version}" if self.version is not None else "")
-            + (f"@{self.alias}" if self.alias else "")
-        )
+        version = f":{self.version}" if self.version is not None else ""
+        alias = f"@{self.alias}" if self.alias else ""
+        return f"{self.name}{version}{alias}"
 
 
 def path(*parts: object) -> str:
-    """`/v1/models/<name>/...` with every part quoted."""
+    """Return `/v1/models/<name>/...` with every part quoted."""
     return "/v1/" + "/".join(quote(str(part), safe="") for part in parts)

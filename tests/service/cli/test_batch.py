@@ -221,8 +221,8 @@ def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, 
     number = ran.record["id"]
     watched = live("jobs", "watch", number)
     assert watched.code == 1
-    assert f"`trivium jobs resume {number}` goes on from here\n" in watched.err
-    assert "needs a new job" in watched.err
+    assert f"`trivium jobs resume {number}` continues it\n" in watched.err
+    assert "start a new job" in watched.err
     shown = [line.split()[:4] for line in live("jobs", "show", number).out.splitlines()]
     assert ["0", "score", "0.parquet", "done"] in shown
     assert ["1", "score", "1.parquet", "failed"] in shown
@@ -266,12 +266,12 @@ def test_jobs_are_listed_newest_first_by_state_and_model(live, published, data):
     [
         (["batch", "score", "{data}", "--model", "m"], "--out"),
         (["batch", "score", "{data}", "--model", "m", "--out", "scores.xlsx"], ".parquet"),
-        (["batch", "score", "{data}", "--model", "m", "--out", "nowhere/scores.csv"], "no directory"),
+        (["batch", "score", "{data}", "--model", "m", "--out", "nowhere/scores.csv"], "does not exist"),
         (["batch", "score", "/nowhere.csv", "--model", "m", "--no-wait"], "no such file"),
         (["batch", "score", "{data}", "--model", "m:latest", "--no-wait"], "name:version"),
         (["batch", "score", "{data}", "--no-wait"], "--model"),
         (["jobs", "output", "1", "--json"], "--out"),
-        (["jobs", "output", "1", "--out", "nowhere/scores.csv"], "no directory"),
+        (["jobs", "output", "1", "--out", "nowhere/scores.csv"], "does not exist"),
         (["jobs", "show", "first"], "ID"),
     ],
 )

@@ -49,8 +49,8 @@ def test_doctor_says_which_check_fails_and_why(trivium, unable):
 def test_a_publish_says_once_that_nothing_is_built_and_does_not_wait_for_ever(
     trivium, unable, files, monkeypatch
 ):
-    monkeypatch.setattr(builder_watch, "LOOK_S", 0.1)
-    monkeypatch.setattr(builder_watch, "BROKEN_S", 1.0)
+    monkeypatch.setattr(builder_watch, "CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(builder_watch, "MAX_BROKEN_S", 1.0)
     ran = trivium("publish", files.model, "--name", "stuck", env=unable.env)
     assert ran.code == 1
     said = [line for line in ran.err.splitlines() if WHY in line]

@@ -99,4 +99,4 @@ def test_calibration_rows_that_do_not_fit_are_rejected_naming_the_column(
 def test_calibration_rows_of_an_unknown_kind_are_wrong_usage(live, published, files):
     ran = live("export", published, "--quantize", "int8", "--calibration", files.broken)
     assert ran.code == 2
-    assert ".csv, .parquet or .json" in ran.err
+    assert ".csv, .parquet, .json" in ran.err

@@ -13,6 +13,16 @@ from service.cli import app
 HEAVY = ("httpx", "rich", "fastapi", "starlette", "pydantic", "sqlalchemy", "numpy", "onnxruntime", "sklearn")
 
 
+def group_commands(*path: str) -> dict[str, object]:
+    group = typer.main.get_command(app)
+    for name in path:
+        group = group.commands[name]
+    return group.commands
+
+
+GROUPS = [name for name, command in group_commands().items() if hasattr(command, "commands")]
+
+
 def commands(group=None, prefix=()):
     group = group or typer.main.get_command(app)
     for name, command in group.commands.items():
@@ -37,6 +47,17 @@ def test_help_documents_the_exit_codes_and_the_environment(trivium):
     assert shown.code == 0
     for said in ("Exit codes", "TRIVIUM_URL", "TRIVIUM_API_KEY", "TRIVIUM_HOME", "name@alias", "130"):
         assert said in shown.out
+
+
+@pytest.mark.parametrize(
+    "group", [(), *((name,) for name in GROUPS)], ids=lambda group: " ".join(group) or "app"
+)
+def test_no_summary_is_cut_at_80_columns(trivium, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = trivium(*group, "--help")
+    summaries = shown.out.partition("\nCommands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(summaries) == len(group_commands(*group))
+    assert [line for line in summaries if line.endswith("...") or len(line) > 80] == []
 
 
 @pytest.mark.parametrize("command", list(commands()))

@@ -37,7 +37,7 @@ def test_show_takes_a_name_a_version_and_an_alias(live, two):
     assert live("show", f"{two}@champion", "--json").record["version"] == 1
     shown = live("show", f"{two}:1").out
     assert "age" in shown
-    assert "(says its file), numpy " in shown.partition("made by: scikit-learn ")[2]
+    assert "(read from the file), numpy " in shown.partition("made by: scikit-learn ")[2]
     missing = live("show", f"{two}@nobody")
     assert missing.code == 1
     assert "nobody" in missing.err

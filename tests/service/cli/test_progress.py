@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.cli.progress import phase, progress_line, showing
+from service.cli.progress import job_progress, phase, progress_line
 
 QUEUED = {
     "id": 7,
@@ -50,7 +50,7 @@ def test_a_line_says_what_is_done_how_fast_and_what_is_left(record, line):
 
 def test_lines_come_when_something_else_begins_not_with_every_row():
     told: list[str] = []
-    with showing(told.append) as show:
+    with job_progress(told.append) as show:
         for record in (QUEUED, PLANNING, SCORING, SCORING | {"rows_done": 10}, HALF, ASSEMBLING, DONE):
             show(record)
     assert [line.split(",")[0] for line in told] == [

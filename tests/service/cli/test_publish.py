@@ -53,8 +53,8 @@ def test_the_record_says_what_made_it_as_far_as_file_publisher_and_this_environm
     assert made["numpy"]["version"] == version("numpy")
     assert ran.record["lineage"]["published_from"]["python"] == python_version()
     shown = live("show", "made:1").out
-    assert f"made by: scikit-learn {version('scikit-learn')} (says its file), numpy " in shown
-    assert "python 3.12.1 (says its publisher)" in shown
+    assert f"made by: scikit-learn {version('scikit-learn')} (read from the file), numpy " in shown
+    assert "python 3.12.1 (stated by the publisher)" in shown
 
 
 def test_a_file_that_is_no_model_is_rejected_with_the_reason_and_exit_code_1(live, files):
@@ -77,7 +77,7 @@ def test_no_wait_ends_while_the_version_is_building(live, files):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--example", "{broken}"], ".csv, .parquet or .json"),
+        (["--example", "{broken}"], ".csv, .parquet, .json"),
         (["--metric", "auc=high"], "auc=high"),
         (["--tag", "alone"], "KEY=VALUE"),
         (["--signature", "{broken}"], "JSON"),

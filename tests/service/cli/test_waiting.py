@@ -130,12 +130,12 @@ def test_a_download_that_breaks_off_goes_on_from_there(bad_network, done, tmp_pa
     half = remote.bytes // 2
     assert proxy.ranges[:4] == [f"bytes={n}-" for n in (0, half, half, half + (remote.bytes - half) // 2)]
     assert [f.name for f in tmp_path.iterdir()] == ["scores.csv"]
-    assert b"".join(download.checked(client, remote)) == file.read_bytes()
+    assert b"".join(download.verified_blocks(client, remote)) == file.read_bytes()
 
 
 def test_a_later_download_goes_on_where_one_before_it_ended(bad_network, done, tmp_path):
     proxy, client = bad_network
-    remote = download.look(client, done["output"])
+    remote = download.head(client, done["output"])
     content = b"".join(download.blocks(client, remote))
     part = tmp_path / f"scores.csv.{remote.sha256[:8]}.part"
     part.write_bytes(content[:1000])
@@ -149,7 +149,7 @@ def test_a_later_download_goes_on_where_one_before_it_ended(bad_network, done, t
 
 def test_bytes_that_are_not_those_announced_are_thrown_away(bad_network, done, tmp_path):
     _, client = bad_network
-    remote = download.look(client, done["output"])
+    remote = download.head(client, done["output"])
     (tmp_path / f"scores.csv.{remote.sha256[:8]}.part").write_bytes(b"x" * 1000)
     with pytest.raises(WrongBytes, match=r"scores\.csv"):
         download.save(client, done["output"], tmp_path / "scores.csv")
@@ -251,7 +251,7 @@ def test_an_interrupt_at_a_terminal_asks_and_does_what_is_answered(
         command.send_signal(signal.SIGINT)
         screen.until("[wait]")
         screen.write("what?\n")
-        screen.until("is none of them")
+        screen.until("is not one of")
         screen.write("w\n")
         screen.until("waiting for a worker")
         command.send_signal(signal.SIGINT)
