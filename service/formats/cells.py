@@ -1,8 +1,9 @@
-"""Arrow columns to checked rows. What a value may be is `Column`'s to say; this module only finds out,
-as fast as it can, where it has to be asked.
+"""Arrow columns to checked rows.
 
-A column that is right as a whole is taken as a whole. One that is not is halved until the bad cells
-stand alone, so that a few of them in many rows cost little. Text is looked at once per distinct value.
+`Column.check` of the online codec defines which values a feature accepts. This module avoids calling it for
+every cell: a column that is valid as a whole is converted at once. Any other column is divided in halves
+until the invalid cells are isolated, so that a few of them among many rows cost little. Text is checked
+once per distinct value.
 """
 
 from __future__ import annotations
@@ -16,143 +17,174 @@ import pyarrow.compute as pc
 
 from registry.errors import FieldError
 from registry.rows import Array, Rows
-from registry.signature import SAFE
-from service.formats.dataset import Block, refuse
+from registry.signature import MAX_SAFE_INTEGER
+from service.formats.dataset import Block, invalid_input
 from service.runtime.codec.arrow import arrow_value, check_type, is_number
-from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
+from service.runtime.codec.columns import Column, Faults, ValueRejected, rows_of, show
 from service.runtime.codec.tables import csv_value
 
-Value = Callable[[Any, Column], Any]
-Wrongs = dict[int, list[FieldError]]
+ReadCell = Callable[[Any, Column], Any]
+"""Returns the value that a cell represents: `arrow_value`, or `csv_value` for text (bytes or strings)."""
+CellFaults = dict[int, list[FieldError]]
+"""Faults by row."""
 
-WALKED = 16  # cells: fewer are not worth halving
+MIN_HALVED = 16  # cells; shorter ranges are checked cell by cell
 PLACEHOLDERS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": 0, "float32": 0}
-EXACT = float(SAFE + 1)  # from here on float64 does not tell integers apart
+EXACT_LIMIT = float(MAX_SAFE_INTEGER + 1)  # from here on float64 does not represent every integer
 
 
-class Checked(NamedTuple):
+class CheckedRows(NamedTuple):
+    """Rows with placeholders where a cell is invalid, and the faults of those rows."""
+
     rows: Rows
-    wrong: Wrongs
+    faults: CellFaults
 
 
-def checked(columns: Sequence[Column], batch: Any, value: Value) -> Checked:
-    """The rows of a batch with one Arrow column for each of `columns`, and the faults of the bad ones.
+def check_batch(columns: Sequence[Column], batch: Any, read_cell: ReadCell) -> CheckedRows:
+    """Check a record batch with one Arrow column for each of `columns`."""
+    if _is_numeric(batch):
+        return _check_matrix(columns, batch, _to_matrix(batch), read_cell)
+    faults: CellFaults = {}
+    arrays = [_check_column(c, batch.column(j), read_cell, faults) for j, c in enumerate(columns)]
+    return CheckedRows(rows_of(columns, arrays, batch.num_rows), faults)
 
-    `value` says what a cell stands for: `arrow_value`, or `csv_value` for text (as bytes or strings).
+
+def accept_parsed_csv(columns: Sequence[Column], batch: Any) -> CheckedRows | None:
+    """Check CSV cells whose numbers Arrow has parsed. None if the text of the cells is needed.
+
+    The text is needed where it may mean another value to the codec, and for the messages of invalid cells.
     """
     if _is_numeric(batch):
-        return _matrix(columns, batch, _tensor(batch), value)
-    wrong: Wrongs = {}
-    arrays = [_column(c, batch.column(j), value, wrong) for j, c in enumerate(columns)]
-    return Checked(rows_of(columns, arrays, batch.num_rows), wrong)
-
-
-def parsed(columns: Sequence[Column], batch: Any) -> Checked | None:
-    """The rows of CSV cells whose numbers Arrow has parsed; None where only their text tells."""
-    if _is_numeric(batch):
-        matrix = _tensor(batch)
-        found = None if np.isinf(matrix).any() else _matrix(columns, batch, matrix, csv_value)
+        matrix = _to_matrix(batch)
+        checked = None if np.isinf(matrix).any() else _check_matrix(columns, batch, matrix, csv_value)
     else:
         for column, data in zip(columns, batch.columns, strict=True):
-            if is_number(data.type) and not _trusted(column, data.to_numpy(zero_copy_only=False)):
+            if is_number(data.type) and not _is_exact(column, data.to_numpy(zero_copy_only=False)):
                 return None
-        found = checked(columns, batch, csv_value)
-    return None if found is None or found.wrong else found
+        checked = check_batch(columns, batch, csv_value)
+    return None if checked is None or checked.faults else checked
+
+
+def typed_block(batch: Any, columns: Sequence[Column], extra: Sequence[str]) -> Block:
+    """Convert a record batch of a format with column types. Raises `Invalid` if a type does not fit."""
+    faults = Faults()
+    for column in columns:
+        check_type(column, batch.schema.field(column.name).type, faults)
+    faults.raise_any()
+    if not _is_numeric(batch):
+        try:
+            batch.validate(full=True)  # string offsets of a damaged file may be arbitrary
+        except pa.ArrowInvalid as error:
+            raise invalid_input(f"the input is damaged: {str(error)[:300]}") from error
+    checked = check_batch(columns, batch.select([c.name for c in columns]), arrow_value)
+    return Block(batch.num_rows, checked.rows, batch.select(list(extra)), cell_faults=checked.faults)
 
 
 def _is_numeric(batch: Any) -> bool:
-    """Whether Arrow can make a tensor of it."""
-    kinds = [f.type for f in batch.schema]
-    return bool(kinds) and all(is_number(k) and k != pa.float16() for k in kinds)
+    """Whether Arrow can convert the batch to a tensor."""
+    types = [f.type for f in batch.schema]
+    return bool(types) and all(is_number(t) and t != pa.float16() for t in types)
 
 
-def _tensor(batch: Any) -> Array:
+def _to_matrix(batch: Any) -> Array:
     matrix: Array = batch.to_tensor(null_to_nan=True, row_major=True).to_numpy()
     return matrix.astype(np.float64, copy=False)
 
 
-def _matrix(columns: Sequence[Column], batch: Any, matrix: Array, value: Value) -> Checked:
-    """The rows of a batch of numbers, which `matrix` holds as float64."""
-    whole = all_finite(matrix)
-    wrong: Wrongs = {}
+def _check_matrix(columns: Sequence[Column], batch: Any, matrix: Array, read_cell: ReadCell) -> CheckedRows:
+    """Check a batch of numbers. `matrix` holds the same numbers as float64 and is updated in place."""
+    finite = finite_columns(matrix)
+    faults: CellFaults = {}
     for j, column in enumerate(columns):
-        if not (whole[j] and _is_plain(column, batch.schema.field(j).type)):
-            matrix[:, j] = _column(column, batch.column(j), value, wrong)
-    return Checked(Rows(matrix=matrix), wrong)
+        if not (finite[j] and _accepts_finite(column, batch.schema.field(j).type)):
+            matrix[:, j] = _check_column(column, batch.column(j), read_cell, faults)
+    return CheckedRows(Rows(matrix=matrix), faults)
 
 
-def all_finite(matrix: Array) -> list[bool]:
-    """Of each column, whether all of it is. A sum tells at once, and takes no memory: where it is not finite,
-    which numbers near the largest can do too, each cell is looked at."""
+def finite_columns(matrix: Array) -> list[bool]:
+    """Return for each column whether all of its numbers are finite.
+
+    One sum over the matrix is fast and allocates nothing. If it is not finite, which the largest float64 can
+    also cause, every cell is checked.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(matrix.sum()):
             return [True] * matrix.shape[1]
-    return [bool(whole) for whole in np.all(np.isfinite(matrix), axis=0)]
+    return [bool(finite) for finite in np.all(np.isfinite(matrix), axis=0)]
 
 
-def _is_plain(column: Column, kind: Any) -> bool:
-    """Whether the column takes every finite value of the Arrow type, as it is."""
-    if column.known is not None:
+def _accepts_finite(column: Column, arrow_type: Any) -> bool:
+    """Whether the column accepts every finite value of the Arrow type unchanged."""
+    if column.closed_categories is not None:
         return False
     if column.dtype == "int64":
-        return bool(pa.types.is_integer(kind)) and kind.bit_width <= 32
-    return column.dtype == "float64" or (column.dtype == "float32" and kind == pa.float32())
+        return bool(pa.types.is_integer(arrow_type)) and arrow_type.bit_width <= 32
+    return column.dtype == "float64" or (column.dtype == "float32" and arrow_type == pa.float32())
 
 
-def _column(column: Column, data: Any, value: Value, wrong: Wrongs) -> Array:
-    pieces: list[Array] = []
-    if is_number(data.type):  # parsed already
-        value = arrow_value
-    _take(column, data, value, 0, pieces, wrong)
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+def _check_column(column: Column, data: Any, read_cell: ReadCell, faults: CellFaults) -> Array:
+    arrays: list[Array] = []
+    if is_number(data.type):  # also in CSV, where Arrow has parsed the text
+        read_cell = arrow_value
+    _check_range(column, data, read_cell, 0, arrays, faults)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _take(column: Column, data: Any, value: Value, start: int, pieces: list[Array], wrong: Wrongs) -> None:
-    array = _whole(column, data, value)
-    if array is None and len(data) <= WALKED:
-        array = _walk(column, data, value, range(start, start + len(data)), wrong)
+def _check_range(
+    column: Column, data: Any, read_cell: ReadCell, start: int, arrays: list[Array], faults: CellFaults
+) -> None:
+    """Append the array of `data`, whose first cell is in row `start`, to `arrays`."""
+    array = _convert(column, data, read_cell)
+    if array is None and len(data) <= MIN_HALVED:
+        array = _check_cells(column, data, read_cell, range(start, start + len(data)), faults)
     elif array is None:
-        array = around_missing(column, data, value, start, wrong)
+        array = check_missing(column, data, read_cell, start, faults)
     if array is not None:
-        pieces.append(array)
+        arrays.append(array)
     else:
         half = len(data) // 2
-        _take(column, data.slice(0, half), value, start, pieces, wrong)
-        _take(column, data.slice(half), value, start + half, pieces, wrong)
+        _check_range(column, data.slice(0, half), read_cell, start, arrays, faults)
+        _check_range(column, data.slice(half), read_cell, start + half, arrays, faults)
 
 
-def around_missing(column: Column, data: Any, value: Value, start: int, wrong: Wrongs) -> Array | None:
-    """The column with its missing cells looked at one by one; None when others are wrong too. Where null is
-    not taken there tend to be many, too many to find each by halving."""
+def check_missing(
+    column: Column, data: Any, read_cell: ReadCell, start: int, faults: CellFaults
+) -> Array | None:
+    """Check only the missing cells one by one. None if the column has other invalid cells.
+
+    Columns that do not accept null tend to have many missing cells, too many to isolate each by halving.
+    """
     if column.nullable or column.dtype in ("string", "bool"):
         return None
-    number = is_number(data.type)
-    empty = pc.is_null(data, nan_is_null=True) if number else pc.equal(data.cast(pa.binary()), b"")
-    missing: Array = empty.to_numpy(zero_copy_only=False)
-    rest = _whole(column, data.filter(pa.array(~missing)), value) if missing.any() else None
-    if rest is None:
+    if is_number(data.type):
+        is_empty = pc.is_null(data, nan_is_null=True)
+    else:
+        is_empty = pc.equal(data.cast(pa.binary()), b"")
+    missing: Array = is_empty.to_numpy(zero_copy_only=False)
+    present = _convert(column, data.filter(pa.array(~missing)), read_cell) if missing.any() else None
+    if present is None:
         return None
     array = np.empty(len(data), dtype=column.storage)
-    array[~missing] = rest
-    places = (start + np.flatnonzero(missing)).tolist()
-    array[missing] = _walk(column, data.filter(pa.array(missing)), value, places, wrong)
+    array[~missing] = present
+    rows = (start + np.flatnonzero(missing)).tolist()
+    array[missing] = _check_cells(column, data.filter(pa.array(missing)), read_cell, rows, faults)
     return array
 
 
-def _whole(column: Column, data: Any, value: Value) -> Array | None:
-    """The column in one go; None where a cell has to be looked at."""
+def _convert(column: Column, data: Any, read_cell: ReadCell) -> Array | None:
+    """Convert all cells at once. None if some must be checked one by one."""
     if is_number(data.type):
         return column.numbers(data.to_numpy(zero_copy_only=False))
-    text = _as_text(data)
+    text = _decode(data)
     if text is None:
         return None
-    if value is csv_value and column.dtype not in ("string", "bool"):
-        return _parsed(column, text)
-    return _distinct(column, text, value)
+    if read_cell is csv_value and column.dtype not in ("string", "bool"):
+        return _parse_numbers(column, text)
+    return _convert_distinct(column, text, read_cell)
 
 
-def _as_text(data: Any) -> Any:
-    """`data` with bytes read as UTF-8; None when they are none."""
+def _decode(data: Any) -> Any:
+    """Return `data` with bytes decoded as UTF-8, or None if they are not UTF-8."""
     if not pa.types.is_binary(data.type):
         return data
     try:
@@ -161,100 +193,92 @@ def _as_text(data: Any) -> Any:
         return None
 
 
-def _parsed(column: Column, text: Any) -> Array | None:
+def _parse_numbers(column: Column, text: Any) -> Array | None:
     text = pc.ascii_trim(text, characters=" \t")
     try:
         numbers = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
     except pa.ArrowInvalid:
         return None
     array = numbers.to_numpy(zero_copy_only=False)
-    if not _trusted(column, array) or (np.isnan(array).sum() > numbers.null_count and _odd_nan(text)):
+    if not _is_exact(column, array) or (
+        np.isnan(array).sum() > numbers.null_count and _has_nan_payload(text)
+    ):
         return None
     return column.numbers(array)
 
 
-def _trusted(column: Column, array: Array) -> bool:
-    """Whether numbers that Arrow parsed from text are what `csv_value` makes of it: infinity may be a
-    number too large for a float, and integers may need all their digits."""
+def _is_exact(column: Column, array: Array) -> bool:
+    """Whether numbers that Arrow parsed are the values that `csv_value` returns for the same text.
+
+    Infinity may represent a number too large for a float, and large integers may need all of their digits.
+    """
     if np.isinf(array).any():
         return False
-    return column.dtype != "int64" or not (np.abs(array) >= EXACT).any()
+    return column.dtype != "int64" or not (np.abs(array) >= EXACT_LIMIT).any()
 
 
-def _odd_nan(text: Any) -> bool:
-    return bool(pc.any(pc.match_substring(text, "(")).as_py())  # Arrow takes nan(...) for a number
+def _has_nan_payload(text: Any) -> bool:
+    return bool(pc.any(pc.match_substring(text, "(")).as_py())  # Arrow parses nan(...) as a number
 
 
-def _distinct(column: Column, data: Any, value: Value) -> Array | None:
-    """Each distinct value looked at once, and its array spread over the rows."""
-    if pa.types.is_dictionary(data.type):  # it may hold values that no row names
+def _convert_distinct(column: Column, data: Any, read_cell: ReadCell) -> Array | None:
+    """Check each distinct value once. None if one is invalid."""
+    if pa.types.is_dictionary(data.type):  # decoded, as a dictionary may contain unused values
         data = data.cast(data.type.value_type)
     encoded = data.dictionary_encode()
-    given = encoded.dictionary.to_pylist()
+    cells = encoded.dictionary.to_pylist()
     if data.null_count:
-        given.append(None)
+        cells.append(None)
     try:
-        taken = column.array([column.cell(value(v, column)) for v in given])
-    except Wrong:
+        values = column.array([column.check(read_cell(cell, column)) for cell in cells])
+    except ValueRejected:
         return None
-    index: Array = encoded.indices.fill_null(len(given) - 1).to_numpy()
-    return np.asarray(taken[index])
+    index: Array = encoded.indices.fill_null(len(cells) - 1).to_numpy()
+    return np.asarray(values[index])
 
 
-def _walk(column: Column, data: Any, value: Value, places: Sequence[int], wrong: Wrongs) -> Array:
-    taken = []
-    for index, given in zip(places, data.to_pylist(), strict=True):
+def _check_cells(
+    column: Column, data: Any, read_cell: ReadCell, rows: Sequence[int], faults: CellFaults
+) -> Array:
+    """Check each cell, add the faults of invalid ones, and put placeholders in their place."""
+    values = []
+    for row, cell in zip(rows, data.to_pylist(), strict=True):
         try:
-            if isinstance(given, bytes):
-                given = _decoded(given)
-            taken.append(column.cell(value(given, column)))
-        except Wrong as error:
-            fault = FieldError(f"{show(column.name)} {error}", index, column.name, column.expected)
-            wrong.setdefault(index, []).append(fault)
-            taken.append(PLACEHOLDERS[column.dtype])
-    return column.array(taken)
+            text = _decode_cell(cell) if isinstance(cell, bytes) else cell
+            values.append(column.check(read_cell(text, column)))
+        except ValueRejected as error:
+            fault = FieldError(f"{show(column.name)} {error}", row, column.name, column.expected)
+            faults.setdefault(row, []).append(fault)
+            values.append(PLACEHOLDERS[column.dtype])
+    return column.array(values)
 
 
-def _decoded(given: bytes) -> str:
+def _decode_cell(cell: bytes) -> str:
     try:
-        return given.decode()
+        return cell.decode()
     except UnicodeDecodeError as error:
-        raise Wrong(f"is no valid UTF-8 at byte {error.start} of the cell; send UTF-8") from error
+        raise ValueRejected(f"is not valid UTF-8 at byte {error.start} of the cell; send UTF-8") from error
 
 
-def strings(batch: Any, wrong: Wrongs) -> Any:
-    """Columns of bytes as strings; a cell that is no UTF-8 is a fault of its row."""
+def decode_columns(batch: Any, faults: CellFaults) -> Any:
+    """Decode columns of bytes as UTF-8. A cell that is not UTF-8 is a fault of its row."""
     arrays = [
-        _string(name, data, wrong) for name, data in zip(batch.schema.names, batch.columns, strict=True)
+        _decode_column(name, data, faults)
+        for name, data in zip(batch.schema.names, batch.columns, strict=True)
     ]
-    fields = [pa.field(n, pa.string()) for n in batch.schema.names]
+    fields = [pa.field(name, pa.string()) for name in batch.schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _string(name: str, data: Any, wrong: Wrongs) -> Any:
-    text = _as_text(data)
+def _decode_column(name: str, data: Any, faults: CellFaults) -> Any:
+    text = _decode(data)
     if text is not None:
         return text
-    taken = []
-    for index, given in enumerate(data.to_pylist()):
+    values = []
+    for row, cell in enumerate(data.to_pylist()):
         try:
-            taken.append(_decoded(given))
-        except Wrong as error:
-            wrong.setdefault(index, []).append(FieldError(f"{show(name)} {error}", index, name, "UTF-8"))
-            taken.append("")
-    return pa.array(taken, pa.string())
-
-
-def block_of(batch: Any, columns: Sequence[Column], extra: Sequence[str]) -> Block:
-    """A record batch of typed columns as a block. Raises `Invalid` when a type does not fit its column."""
-    faults = Faults()
-    for column in columns:
-        check_type(column, batch.schema.field(column.name).type, faults)
-    faults.raise_any()
-    if not _is_numeric(batch):
-        try:
-            batch.validate(full=True)  # strings may hold anything
-        except pa.ArrowInvalid as error:
-            raise refuse(f"the input is damaged: {str(error)[:300]}") from error
-    found = checked(columns, batch.select([c.name for c in columns]), arrow_value)
-    return Block(batch.num_rows, found.rows, batch.select(list(extra)), None, found.wrong)
+            values.append(_decode_cell(cell))
+        except ValueRejected as error:
+            faults.setdefault(row, []).append(FieldError(f"{show(name)} {error}", row, name, "UTF-8"))
+            values.append("")
+    return pa.array(values, pa.string())

@@ -15,7 +15,7 @@ from registry.signature import Signature
 from registry.tables import VersionRow
 from registry.vocabulary import SCORE
 from service.config import Settings
-from service.runtime.codec.answers import Answers
+from service.runtime.codec.answers import AnswerEncoder
 from service.runtime.codec.columns import Column, columns_of
 from service.submit.admission import (
     HeadReport,
@@ -115,7 +115,7 @@ class ScoreAdmission(JobAdmission):
 def columns_to_read(spec: JobSpec, signature: Signature) -> ScoreColumns:
     """Return the columns to read. Raises `Invalid` if a copied column has the name of an output column."""
     id_column, copied = spec.get("id_column"), _copied_columns(spec)
-    output_names = {leaf.name for leaf in Answers(signature).leaves}
+    output_names = {leaf.name for leaf in AnswerEncoder(signature).fields}
     for name in copied:
         if name in output_names or any(name.startswith(f"{output}.") for output in output_names):
             field = "id_column" if name == id_column else "passthrough"

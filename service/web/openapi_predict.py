@@ -17,7 +17,7 @@ from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
 from service.formats.media_types import ARROW, CSV
 from service.runtime.codec import MAX_INSTANCES, Codec
-from service.runtime.codec.answers import Answers
+from service.runtime.codec.answers import AnswerEncoder
 from service.web.problems import DESCRIPTIONS, MEDIA_TYPE, build_problem, problem_schemas
 
 JSON = "application/json"
@@ -112,7 +112,7 @@ def _escape_markdown(text: str) -> str:
 def _output_columns(signature: Signature) -> list[str]:
     """Return the columns of a CSV or Arrow response: those of the encoder's table without rows."""
     no_rows = {o.name: np.empty((0, *o.shape[1:])) for o in signature.outputs}
-    return list(Answers(signature).table(no_rows))
+    return list(AnswerEncoder(signature).table(no_rows))
 
 
 def _csv_table(example: dict[str, Any]) -> str:

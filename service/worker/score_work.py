@@ -24,7 +24,7 @@ from service.formats.assembly import PartErrors
 from service.formats.dataset import Dataset, FileRange
 from service.formats.media_types import SUFFIXES
 from service.formats.writing import ErrorWriter, PartWriter
-from service.runtime.codec.answers import Answers
+from service.runtime.codec.answers import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, RuntimeSpec, read_runtime_spec, start_bulk_runtime
 from service.submit.input_locations import locate_input
@@ -102,7 +102,7 @@ class ScoreWork:
         reason = _failure_reason(job.spec.get("error_threshold"), rows, failed)
         if reason is not None:
             raise PermanentFailure(reason, errors)
-        with self._store.writing() as sink:
+        with self._store.writer() as sink:
             files = [directory / p["file"] for p in parts]
             assembly.assemble(files, job.spec["output"]["media_type"], _CancellableSink(sink, check))
             output = sink.commit()
@@ -154,7 +154,7 @@ class ScoreWork:
     ) -> str:
         """Write the failed rows of all finished partitions into a blob; return its sha256."""
         directory = self._settings.job_directory(job.id)
-        with self._store.writing() as sink:
+        with self._store.writer() as sink:
             part_errors = _error_files(directory, job, partitions)
             assembly.assemble_errors(part_errors, _CancellableSink(sink, check))
             return sink.commit().sha256
@@ -177,7 +177,7 @@ class ScoreWork:
 
 
 class SharedScoreInput(msgspec.Struct, frozen=True, kw_only=True):
-    """What all partitions of a scoring job on Ray have in common. The path is the same on every node."""
+    """Input that all partitions of a scoring job on Ray share. `blobs` is the same path on every node."""
 
     spec: dict[str, Any]
     dataset: dict[str, Any]
@@ -236,7 +236,7 @@ def score_range(
 
     `base` is the prefix of their names.
     """
-    started, answers = time.monotonic(), Answers(signature)
+    started, answers = time.monotonic(), AnswerEncoder(signature)
     columns, media_type = columns_to_read(spec, signature), spec["output"]["media_type"]
     schema = _output_schema(dataset, columns.copied, answers.table(_empty_outputs(signature)))
     rows = failed = 0

@@ -1,8 +1,8 @@
-"""Arrow streams to rows, outputs to Arrow streams. The one place that imports pyarrow, and itself imported
-at first use: the server starts without it.
+"""Decodes Arrow streams to rows, and encodes outputs as Arrow streams.
 
-Compressed streams are refused: a few megabytes of them may stand for many gigabytes. What a body may
-grow to in memory is bounded by its own size and `MAX_TEXT_BYTES`.
+Imports pyarrow, and is itself imported at the first use: a server starts without it. Compressed streams are
+rejected: a few megabytes of them may expand to many gigabytes. The memory that a body may need is bounded by
+its own size and by `MAX_TEXT_BYTES`.
 """
 
 from __future__ import annotations
@@ -16,31 +16,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from registry.errors import Invalid
+from registry.errors import Invalid, invalid_field
 from registry.rows import Array, Rows
 from service import startup
 from service.runtime.codec.columns import Column, Faults, show
-from service.runtime.codec.tables import check_names, finish, refuse, walk
+from service.runtime.codec.tables import check_names, read_column, rows_or_raise
 
 startup.import_pyarrow()
 
-MAX_TEXT_BYTES = 256 * 2**20  # all strings of a body; views and slices may name the same bytes many times
+MAX_TEXT_BYTES = 256 * 2**20
+"""Limit of all strings in a body: views and slices may refer to the same bytes many times."""
 
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3  # MessageHeader in Arrow's Message.fbs
 
 
 def decode_arrow(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
-    """1 to `max_rows` rows; raises `Invalid` with every fault that was found."""
+    """Return 1 to `max_rows` rows. Raises `Invalid` with every fault."""
     try:
         return _decode(_read(body, max_rows), columns)
     except Invalid:
         raise
     except Exception as error:  # pyarrow raises a dozen types for malformed streams
-        raise refuse(f"the body cannot be read as an Arrow stream: {str(error)[:300]}") from error
+        raise invalid_field(
+            None, f"the body cannot be read as an Arrow stream: {str(error)[:300]}"
+        ) from error
 
 
 def encode_arrow(table: dict[str, Array]) -> bytes:
-    """One record batch of the columns; NaN and infinity become null."""
+    """Encode the columns as one record batch; NaN and infinity become null."""
     arrays = [
         pa.array(a, mask=~np.isfinite(a)) if a.dtype.kind == "f" else pa.array(a, type=_text_type(a))
         for a in table.values()
@@ -61,7 +64,7 @@ def _read(body: bytes, max_rows: int) -> Any:
     messages = pa.ipc.MessageReader.open_stream(body)
     for message in messages:
         if _compressed(message.metadata.to_pybytes()):
-            raise refuse("the Arrow stream is compressed; send it uncompressed")
+            raise invalid_field(None, "the Arrow stream is compressed; send it uncompressed")
     reader = pa.ipc.open_stream(body)
     batches: list[Any] = []
     rows = 0
@@ -69,17 +72,19 @@ def _read(body: bytes, max_rows: int) -> Any:
         rows += batch.num_rows
         if rows > max_rows or len(batches) > max_rows:  # empty batches cost time too
             message = f"there are more than {max_rows} rows; send the rest in other calls"
-            raise refuse(message, "instances", f"1 to {max_rows} rows")
+            raise invalid_field("instances", message, f"1 to {max_rows} rows")
         batch.validate(full=True)
         batches.append(batch)
     if rows == 0:
-        raise refuse(f"there are no rows; send 1 to {max_rows}", "instances", f"1 to {max_rows} rows")
+        raise invalid_field("instances", f"there are no rows; send 1 to {max_rows}", f"1 to {max_rows} rows")
     return pa.Table.from_batches(batches, reader.schema)
 
 
 def _compressed(metadata: bytes) -> bool:
-    """Whether a message's body is compressed: the `compression` field of its RecordBatch is set
-    (Arrow's Message.fbs; flatbuffer tables start with an offset back to their vtable)."""
+    """Whether a message's body is compressed: the `compression` field of its RecordBatch is set.
+
+    Source: Arrow's Message.fbs. A flatbuffer table starts with an offset back to its vtable.
+    """
 
     def field(table: int, slot: int) -> int:
         vtable = table - struct.unpack_from("<i", metadata, table)[0]
@@ -115,10 +120,10 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
         data = table.column(column.name)
         text_bytes += sum(map(_text_bytes, data.chunks))
         if text_bytes > MAX_TEXT_BYTES:
-            raise refuse(f"the strings hold more than {MAX_TEXT_BYTES} bytes; send fewer rows")
+            raise invalid_field(None, f"the strings hold more than {MAX_TEXT_BYTES} bytes; send fewer rows")
         array = column.numbers(data.to_numpy()) if is_number(data.type) else None
-        arrays.append(walk(column, _values(data), arrow_value, faults) if array is None else array)
-    return finish(columns, arrays, table.num_rows, faults)
+        arrays.append(read_column(column, _values(data), arrow_value, faults) if array is None else array)
+    return rows_or_raise(columns, arrays, table.num_rows, faults)
 
 
 def check_type(column: Column, kind: Any, faults: Faults) -> None:
@@ -144,11 +149,11 @@ def is_text(kind: Any) -> bool:
 
 
 def _text_bytes(array: Any) -> int:
-    """How many bytes of text an array (of one chunk, validated) names."""
+    """The number of bytes of text that an array refers to. The array is one validated chunk."""
     if pa.types.is_dictionary(array.type):
         return _text_bytes(array.dictionary)
     if pa.types.is_string_view(array.type):
-        # 16 bytes each, the length first; pyarrow cannot sum them up
+        # 16 bytes each, beginning with the length; pyarrow has no function that adds them up
         views = np.frombuffer(array.buffers()[1], dtype=np.int32)
         lengths = views[4 * array.offset :: 4][: len(array)]
         return int(lengths[array.is_valid().to_numpy(zero_copy_only=False)].sum(dtype=np.int64))
@@ -156,19 +161,19 @@ def _text_bytes(array: Any) -> int:
 
 
 def _values(data: Any) -> list[Any]:
-    """Python values. A dictionary's strings are made once, however often they are named."""
+    """Return Python values. Each string of a dictionary is created once, however often it is used."""
     if not pa.types.is_dictionary(data.type):
         values: list[Any] = data.to_pylist()
         return values
     values = []
     for chunk in data.chunks:
-        words = chunk.dictionary.to_pylist()
-        values += [None if i is None else words[i] for i in chunk.indices.to_pylist()]
+        strings = chunk.dictionary.to_pylist()
+        values += [None if i is None else strings[i] for i in chunk.indices.to_pylist()]
     return values
 
 
 def arrow_value(value: Any, column: Column) -> Any:
-    """NaN is null; so is infinity where the column takes null."""
+    """NaN is null; infinity is null where the column is nullable."""
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and column.nullable)):
         return None
     return value

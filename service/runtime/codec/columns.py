@@ -1,8 +1,8 @@
-"""One feature's rule: which values it takes, and the numpy array they become.
+"""The rule of one feature: which values it accepts, and the numpy array they become.
 
-`Column.cell` is the definition, for every format, one value at a time. What is faster (a msgspec type, a
-whole column in numpy) may only accept what `cell` accepts; whatever it refuses is walked again with
-`cell`, so that the answer names each fault.
+`Column.check` is the definition for every format, one value at a time. The faster ways (a msgspec type, a
+whole column in numpy) accept only what `check` accepts. Whatever they reject is read again with `check`, so
+that the answer names each fault.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from msgspec import Meta
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
-from registry.signature import SAFE, Input, Scalar, Signature, most
+from registry.signature import MAX_SAFE_INTEGER, Input, Scalar, Signature, max_integer
 
-MAX_FAULTS = 100  # more than a person reads; the rest of the body is not walked
-MAX_HINTS = 5  # a close match among 500 names costs milliseconds
+MAX_FAULTS = 100  # more than a person reads; the rest of the body is not checked
+MAX_HINTS = 5  # finding a close match among 500 names takes milliseconds
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -41,8 +41,8 @@ _NOUNS = {
 }
 
 
-class Wrong(ValueError):
-    """A value that the column does not take; the text completes the sentence "'age' ..."."""
+class ValueRejected(ValueError):
+    """A value that the column does not accept; the text completes the sentence "'age' ..."."""
 
 
 class Faults(list[FieldError]):
@@ -54,17 +54,23 @@ class Faults(list[FieldError]):
 
     def add(self, message: str, instance: int | None, field: str | None, expected: str | None = None) -> None:
         if not self.full:
-            self.append(FieldError(clean(message), instance, field and clean(field), expected))
+            field = field and escape_surrogates(field)
+            self.append(FieldError(escape_surrogates(message), instance, field, expected))
 
-    def add_unknown(self, what: str, name: str, known: Iterable[str], instance: int | None = None) -> None:
-        """The fault that `name` is not among `known`, with the closest of them if one is close."""
-        candidates = list(known)[:1000] if len(self) < MAX_HINTS else []
-        close = difflib.get_close_matches(name[:200], candidates, n=1)
+    def add_unknown(
+        self, predicate: str, name: str, candidates: Iterable[str], instance: int | None = None
+    ) -> None:
+        """Add the fault that `name` is unknown, with the closest of the `candidates` if one is close.
+
+        `predicate` completes the sentence that begins with the name.
+        """
+        names = list(candidates)[:1000] if len(self) < MAX_HINTS else []
+        close = difflib.get_close_matches(name[:200], names, n=1)
         hint = f"did you mean {show(close[0])}?" if close else "leave it out"
-        self.add(f"{show(name)} {what}; {hint}", instance, name)
+        self.add(f"{show(name)} {predicate}; {hint}", instance, name)
 
     def raise_any(self) -> None:
-        """Raises `Invalid` when there is a fault; its message is the first one."""
+        """Raises `Invalid` if there is a fault; its message is the first one."""
         if not self:
             return
         first = self[0]
@@ -74,116 +80,123 @@ class Faults(list[FieldError]):
 
 
 def columns_of(signature: Signature) -> tuple[Column, ...]:
-    """A column for each input."""
+    """One column for each input."""
     in_matrix = signature.numeric
-    return tuple(Column(i, most(i, in_matrix)) for i in signature.inputs)
+    return tuple(Column(i, max_integer(i, in_matrix)) for i in signature.inputs)
 
 
 class Column:
-    """One `Input` of the signature, compiled. `most`: how large an int64 may be."""
+    """One `Input` of the signature, compiled. `max_int` is the largest int64 that it accepts."""
 
-    def __init__(self, spec: Input, most: int = INT64_MAX) -> None:
+    def __init__(self, spec: Input, max_int: int = INT64_MAX) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
         self.nullable = spec.nullable
-        self.most, self.least = most, INT64_MIN if most == INT64_MAX else -most
+        self.max_int, self.min_int = max_int, INT64_MIN if max_int == INT64_MAX else -max_int
         holds_nan = spec.nullable and spec.dtype in ("int64", "bool")
         self.storage = np.dtype(
             "float64" if holds_nan else "object" if spec.dtype == "string" else spec.dtype
         )
-        self.known: frozenset[Scalar] | None = None
+        self.closed_categories: frozenset[Scalar] | None = None  # None: every value of the dtype
         if spec.closed and spec.categories:
-            self.known = frozenset(
-                c if spec.dtype == "string" else self._key(c)
+            self.closed_categories = frozenset(
+                c if spec.dtype == "string" else self._category_key(c)
                 for c in spec.categories
                 if isinstance(c, str) == (spec.dtype == "string")
             )
         noun = _NOUNS[spec.dtype]
-        if self.known:
+        if self.closed_categories:
             shown = [show(c) for c in spec.categories or ()]
             noun = "one of " + ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
         self.expected = f"{noun} or null" if spec.nullable else noun
         self.advice = f"send {self.expected}"
-        if spec.example is not None and not self.known:
+        if spec.example is not None and not self.closed_categories:
             self.advice += f", such as {show(spec.example)}"
 
     @property
     def type(self) -> Any:
-        """The msgspec type of a JSON value; it takes what `cell` takes, but for closed numbers."""
+        """The msgspec type of a JSON value. It accepts what `check` accepts, and any closed number."""
         kind = self._int64 if self.dtype == "int64" else _TYPES[self.dtype]
-        if self.known and self.dtype == "string":
-            kind = Literal[tuple(sorted(self.known, key=str))]
+        if self.closed_categories and self.dtype == "string":
+            kind = Literal[tuple(sorted(self.closed_categories, key=str))]
         return kind | None if self.nullable else kind
 
     @property
     def _int64(self) -> Any:
-        """39.0 is an integer too: JSON does not tell them apart, and many clients write it so."""
-        whole = Annotated[int, Meta(ge=self.least, le=self.most)]
-        return whole | Annotated[float, Meta(ge=float(self.least), lt=float(self.most + 1), multiple_of=1)]
+        """39.0 is an integer too: JSON does not distinguish them, and many clients send it."""
+        integer = Annotated[int, Meta(ge=self.min_int, le=self.max_int)]
+        bounds = Meta(ge=float(self.min_int), lt=float(self.max_int + 1), multiple_of=1)
+        return integer | Annotated[float, bounds]
 
-    def cell(self, value: Any) -> Any:
-        """`value` (None, bool, int, float, str; anything else is wrong) if the column takes it, else
-        raises `Wrong`."""
+    def check(self, value: Any) -> Any:
+        """Return `value` if the column accepts it, else raise `ValueRejected`.
+
+        Values are None, bool, int, float or str; every other type is rejected.
+        """
         if value is None:
             if not self.nullable:
-                raise Wrong(f"is null, and the model takes no missing values here; {self.advice}")
+                raise ValueRejected(f"is null, and the model takes no missing values here; {self.advice}")
             return None
         if self.dtype == "string":
             self._check_string(value)
         elif self.dtype == "bool":
             if not isinstance(value, bool):
-                raise Wrong(f"is {kind_of(value)}; {self.advice}")
+                raise ValueRejected(f"is {describe_value(value)}; {self.advice}")
         else:
             self._check_number(value)
-        if self.known is not None and self._key(value) not in self.known:
-            raise Wrong(f"is {show(value)}, which the model does not know; {self.advice}")
+        if self.closed_categories is not None and self._category_key(value) not in self.closed_categories:
+            raise ValueRejected(f"is {show(value)}, which is not a category of the model; {self.advice}")
         return value
 
     def _check_string(self, value: object) -> None:
         if not isinstance(value, str):
-            raise Wrong(f"is {kind_of(value)}; {self.advice}")
-        if not value.isascii() and clean(value) != value:
-            raise Wrong("is no valid Unicode: it holds half of a surrogate pair; send the whole character")
+            raise ValueRejected(f"is {describe_value(value)}; {self.advice}")
+        if not value.isascii() and escape_surrogates(value) != value:
+            raise ValueRejected(
+                "is not valid Unicode: it holds half of a surrogate pair; send the whole character"
+            )
 
     def _check_number(self, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Wrong(f"is {kind_of(value)}; {self.advice}")
+            raise ValueRejected(f"is {describe_value(value)}; {self.advice}")
         try:
             size = abs(float(value))
         except OverflowError:
             size = math.inf
         if size > FLOAT32_MAX if self.dtype == "float32" else not math.isfinite(size):
-            raise Wrong(f"is {show(value)}, outside the range of {self.dtype}; {self.advice}")
+            raise ValueRejected(f"is {show(value)}, outside the range of {self.dtype}; {self.advice}")
         if self.dtype == "int64":
             if isinstance(value, float) and not value.is_integer():
-                raise Wrong(f"is {show(value)}, no whole number; {self.advice}")
+                raise ValueRejected(f"is {show(value)}, not a whole number; {self.advice}")
             if not INT64_MIN <= value <= INT64_MAX:
-                raise Wrong(f"is {show(value)}, outside the range of int64; {self.advice}")
-            if not self.least <= value <= self.most:
-                raise Wrong(
-                    f"is {show(value)}, and beyond {SAFE} the model's float64 tells no integers apart; "
-                    "publish it with a string for this feature"
+                raise ValueRejected(f"is {show(value)}, outside the range of int64; {self.advice}")
+            if not self.min_int <= value <= self.max_int:
+                raise ValueRejected(
+                    f"is {show(value)}; beyond {MAX_SAFE_INTEGER} the model's float64 cannot distinguish "
+                    "neighbouring integers; publish the model with a string for this feature"
                 )
 
-    def _key(self, value: Any) -> Scalar:
-        """What is looked up among the closed categories: numbers as the model will see them."""
+    def _category_key(self, value: Any) -> Scalar:
+        """The value that is looked up among the closed categories: a number as the model receives it."""
         if self.dtype == "string":
             return str(value)
         if self.dtype == "int64":
             return int(value)
         return float(np.float32(value)) if self.dtype == "float32" else float(value)
 
-    def all_known(self, array: Array) -> bool:
-        """Whether the closed categories hold every number of `array`; missing ones are NaN."""
-        known = self.known
-        if known is None:
+    def in_categories(self, array: Array) -> bool:
+        """Whether the closed categories contain every number of `array`, missing ones (NaN) aside."""
+        categories = self.closed_categories
+        if categories is None:
             return True
         values = array if array.dtype.kind in "iu" else array.astype(np.float64)
-        return all(v in known or v != v for v in values.tolist())
+        return all(v in categories or v != v for v in values.tolist())
 
     def numbers(self, values: Array) -> Array | None:
-        """A column of numbers (any integer or float dtype, missing = NaN) as `array` makes it; None when
-        one of them needs `cell`."""
+        """Convert a column of numbers (any integer or float dtype, missing: NaN) as `array` does.
+
+        None if a value must be read with `check`.
+        """
         if values.dtype.kind == "f":
             values = values.astype(np.float64, copy=False)
         finite = np.isfinite(values)
@@ -197,20 +210,20 @@ class Column:
         if self.dtype == "int64" and not self._are_int64(present):
             return None
         array = self.array(values)
-        return array if self.all_known(array) else None
+        return array if self.in_categories(array) else None
 
     def _are_int64(self, values: Array) -> bool:
         if values.dtype.kind == "f":
-            return bool(((values == np.floor(values)) & (np.abs(values) < float(self.most + 1))).all())
-        return bool(((values <= self.most) & (values >= self.least)).all())
+            return bool(((values == np.floor(values)) & (np.abs(values) < float(self.max_int + 1))).all())
+        return bool(((values <= self.max_int) & (values >= self.min_int)).all())
 
     def array(self, values: Sequence[Any] | Array) -> Array:
-        """Checked values as the array that `registry.rows.Rows` promises; None becomes NaN in numbers."""
+        """Convert checked values to the array that `registry.rows.Rows` requires; None becomes NaN."""
         return np.array(values, dtype=self.storage)
 
 
 def rows_of(columns: Sequence[Column], arrays: Sequence[Array], length: int) -> Rows:
-    """`arrays`, one for each column and `length` long, as `Rows`."""
+    """Combine `arrays`, one of `length` values for each column, to `Rows`."""
     if any(c.dtype == "string" for c in columns):
         return Rows(columns=tuple(arrays))
     matrix = np.empty((length, len(columns)), dtype=np.float64)
@@ -219,21 +232,22 @@ def rows_of(columns: Sequence[Column], arrays: Sequence[Array], length: int) -> 
     return Rows(matrix=matrix)
 
 
-def clean(text: str) -> str:
-    """`text` with lone surrogates written out, so that it can be sent as UTF-8."""
+def escape_surrogates(text: str) -> str:
+    """Write lone surrogates as escapes, so that the text can be sent as UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def show(value: object) -> str:
-    """A value as JSON would write it, cut where it gets long."""
+    """A value as JSON, shortened if it is long."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = clean(json.dumps(value[:80] if isinstance(value, str) else value, ensure_ascii=False, default=str))
+    shortened = value[:80] if isinstance(value, str) else value
+    text = escape_surrogates(json.dumps(shortened, ensure_ascii=False, default=str))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
+def describe_value(value: object) -> str:
+    """The type of a JSON value in words, and a scalar's value."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, str):
@@ -243,9 +257,11 @@ def kind_of(value: object) -> str:
     return f"the boolean {show(value)}" if isinstance(value, bool) else f"the number {show(value)}"
 
 
-def struct_of(columns: Sequence[Column], strict: bool = True) -> type[msgspec.Struct] | None:
-    """A msgspec struct with one field per column, in order; None when a name holds a quote, a backslash
-    or a control character, which msgspec cannot rename to. `strict`: it takes no other fields."""
+def instance_struct(columns: Sequence[Column], strict: bool = True) -> type[msgspec.Struct] | None:
+    """Define a msgspec struct with one field per column, in order. `strict` forbids other fields.
+
+    None if a name holds a quote, a backslash or a control character, which msgspec cannot rename a field to.
+    """
     fields = [(f"f{i}", c.type) for i, c in enumerate(columns)]
     rename = {f"f{i}": c.name for i, c in enumerate(columns)}
     try:

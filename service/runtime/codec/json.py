@@ -1,4 +1,4 @@
-"""Rows out of a JSON predict body, `{"instances": [{feature: value, ...}, ...]}`."""
+"""Decodes the rows of a JSON predict body, `{"instances": [{feature: value, ...}, ...]}`."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from registry.rows import Rows
 from service.runtime.codec.columns import (
     Column,
     Faults,
-    Wrong,
-    clean,
-    kind_of,
+    ValueRejected,
+    describe_value,
+    escape_surrogates,
+    instance_struct,
     rows_of,
     show,
-    struct_of,
 )
 
 _as_tuple = msgspec.structs.astuple
-_REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_PLACE = re.compile(r" - at `\$\.instances\[(\d+)\](?:\.(.*))?`$", re.DOTALL)
+FAST_DECODER_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_LOCATION = re.compile(r" - at `\$\.instances\[(\d+)\](?:\.(.*))?`$", re.DOTALL)
 
-MAX_WALKED_BYTES = 8 * 2**20  # walking 64 MB of hostile JSON took 9 s and 2 GB, and holds up everybody
+MAX_SLOW_BYTES = 8 * 2**20
+"""Larger bodies are not decoded slowly: 64 MB of hostile JSON took 9 s and 2 GB."""
 
 
 class JsonRows:
     """A decoder for one signature.
 
-    The fast path is a generated msgspec type. The slow path is the definition: it reads the body again
-    with the standard library, names every fault, and answers the rows when there is none (a byte order
-    mark, or a feature whose name msgspec cannot take). Of a refused body above `MAX_WALKED_BYTES` only
-    the first fault is named, in msgspec's words. On both paths the last of a repeated key counts, as with
-    most readers of JSON (RFC 8259 leaves it open); to find it out would cost every call.
+    The fast decoder is a generated msgspec type. The slow decoder is the definition: it reads the body again
+    with the standard library and names every fault. It returns the rows when there is no fault (a byte order
+    mark, or a feature whose name msgspec cannot use). In a rejected body above `MAX_SLOW_BYTES` only the
+    first fault is named, in msgspec's words. In both, the last value of a repeated key counts, as in most
+    JSON parsers (RFC 8259 leaves it open): detecting repeated keys would cost time in every call.
     """
 
     def __init__(self, columns: Sequence[Column], max_instances: int) -> None:
@@ -47,11 +48,13 @@ class JsonRows:
         self.names = {c.name for c in columns}
         self.numeric = all(c.dtype != "string" for c in columns)
         self.float32 = [j for j, c in enumerate(columns) if c.dtype == "float32"]
-        self.closed = [j for j, c in enumerate(columns) if c.known is not None and c.dtype != "string"]
+        self.closed = [
+            j for j, c in enumerate(columns) if c.closed_categories is not None and c.dtype != "string"
+        ]
         self.decoder = self._compile()
 
     def _compile(self) -> msgspec.json.Decoder[Any] | None:
-        instance = struct_of(self.columns)
+        instance = instance_struct(self.columns)
         if instance is None:
             return None
         bound = msgspec.Meta(min_length=1, max_length=self.max_instances)
@@ -61,50 +64,50 @@ class JsonRows:
         )
 
     def decode(self, body: bytes) -> Rows:
+        """Raises `Invalid` with up to `MAX_FAULTS` faults."""
         try:
-            rows = self._typed(body)
-        except _REFUSALS as error:
-            if len(body) > MAX_WALKED_BYTES:
+            rows = self.decode_fast(body)
+        except FAST_DECODER_ERRORS as error:
+            if len(body) > MAX_SLOW_BYTES:
                 raise _first_fault(error, self.max_instances) from error
             rows = None
-        return self.slow(body) if rows is None else rows
+        return self.decode_slowly(body) if rows is None else rows
 
-    def fast(self, body: bytes) -> Rows | None:
-        """The rows, or None where only the slow path can say what they are."""
-        try:
-            return self._typed(body)
-        except _REFUSALS:
-            return None
+    def decode_fast(self, body: bytes) -> Rows | None:
+        """Return the rows, or None if only the slow decoder can read the body.
 
-    def _typed(self, body: bytes) -> Rows | None:
+        Raises `FAST_DECODER_ERRORS` for a body that msgspec rejects.
+        """
         if self.decoder is None:
             return None
         return self.rows(self.decoder.decode(body).instances)
 
     def rows(self, instances: Sequence[Any]) -> Rows | None:
-        """The rows of decoded `struct_of` instances; None where a closed category is not among them."""
+        """Convert decoded `instance_struct` instances; None if a value is not in its closed categories."""
         tuples = list(map(_as_tuple, instances))
         if self.numeric:
             matrix = np.array(tuples, dtype=np.float64)
             if self.float32:
                 matrix[:, self.float32] = matrix[:, self.float32].astype(np.float32)
-            arrays = [matrix[:, j] for j in self.closed]
+            closed = [matrix[:, j] for j in self.closed]
             rows = Rows(matrix=matrix)
         else:
             values = zip(*tuples, strict=True)
             columns = tuple(c.array(v) for c, v in zip(self.columns, values, strict=True))
-            arrays = [columns[j] for j in self.closed]
+            closed = [columns[j] for j in self.closed]
             rows = Rows(columns=columns)
-        known = all(self.columns[j].all_known(a) for j, a in zip(self.closed, arrays, strict=True))
-        return rows if known else None
+        in_categories = all(
+            self.columns[j].in_categories(array) for j, array in zip(self.closed, closed, strict=True)
+        )
+        return rows if in_categories else None
 
-    def slow(self, body: bytes) -> Rows:
-        """The rows; raises `Invalid` with up to `MAX_FAULTS` faults."""
+    def decode_slowly(self, body: bytes) -> Rows:
+        """Raises `Invalid` with up to `MAX_FAULTS` faults."""
         instances = self._instances(read_json(body))
         faults = Faults()
         values: list[list[Any]] = [[] for _ in self.columns]
         for index, instance in enumerate(instances):
-            self.walk(index, instance, values, faults)
+            self.read_instance(index, instance, values, faults)
             if faults.full:
                 break
         faults.raise_any()
@@ -115,96 +118,99 @@ class JsonRows:
         usage = 'send {"instances": [{feature: value, ...}, ...]}'
         faults = Faults()
         if not isinstance(value, dict):
-            faults.add(f"the body is {kind_of(value)}; {usage}", None, None, "object")
+            faults.add(f"the body is {describe_value(value)}; {usage}", None, None, "object")
             value = {"instances": [None]}
         for name in value:
             if name != "instances":
-                faults.add_unknown("is no field of this call", name, ["instances"])
+                faults.add_unknown("is not a field of this call", name, ["instances"])
         instances = value.get("instances")
         expected = f"a list of 1 to {self.max_instances} instances"
         if "instances" not in value:
             faults.add(f'"instances" is missing; {usage}', None, "instances", expected)
         elif not isinstance(instances, list):
-            faults.add(f'"instances" is {kind_of(instances)}; {usage}', None, "instances", expected)
+            faults.add(f'"instances" is {describe_value(instances)}; {usage}', None, "instances", expected)
         elif not 1 <= len(instances) <= self.max_instances:
-            faults.add(count_message(len(instances), self.max_instances), None, "instances", expected)
+            faults.add(_count_message(len(instances), self.max_instances), None, "instances", expected)
         faults.raise_any()
         return instances  # type: ignore[return-value]
 
-    def walk(
+    def read_instance(
         self, index: int, instance: object, values: list[list[Any]], faults: Faults, strict: bool = True
     ) -> None:
-        """Append the instance's value to each column's, or a fault. `strict`: unknown names are faults."""
+        """Append the instance's value to each column's list, or add a fault.
+
+        `strict`: unknown names are faults.
+        """
         if not isinstance(instance, dict):
-            message = f"the instance is {kind_of(instance)}; send an object, {{feature: value, ...}}"
+            message = f"the instance is {describe_value(instance)}; send an object, {{feature: value, ...}}"
             faults.add(message, index, None, "object")
             return
-        for column, into in zip(self.columns, values, strict=True):
+        for column, column_values in zip(self.columns, values, strict=True):
             try:
-                into.append(column.cell(_number(instance[column.name], column)))
+                column_values.append(column.check(_require_finite(instance[column.name], column)))
             except KeyError:
                 message = f"{show(column.name)} is missing; {column.advice}"
                 faults.add(message, index, column.name, column.expected)
-            except Wrong as wrong:
-                faults.add(f"{show(column.name)} {wrong}", index, column.name, column.expected)
+            except ValueRejected as error:
+                faults.add(f"{show(column.name)} {error}", index, column.name, column.expected)
         for name in instance if strict else ():
             if name not in self.names:
                 missing = [n for n in self.names if n not in instance]
-                faults.add_unknown("is no feature of this model", name, missing, index)
+                faults.add_unknown("is not a feature of this model", name, missing, index)
             if faults.full:
                 return
 
 
-def count_message(count: int, most: int) -> str:
+def _count_message(count: int, max_instances: int) -> str:
     if count == 0:
-        return f"there are no instances; send 1 to {most}"
-    return f"there are {count} instances; send at most {most} in one call, and the rest in others"
+        return f"there are no instances; send 1 to {max_instances}"
+    return f"there are {count} instances; send at most {max_instances} in one call, and the rest in others"
 
 
-class _NotJson:
-    """One of the literals NaN, Infinity and -Infinity, which JSON does not have."""
+class _NonFiniteLiteral:
+    """NaN, Infinity or -Infinity, which are not JSON."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
-def _number(value: Any, column: Column) -> Any:
-    if isinstance(value, _NotJson):
+def _require_finite(value: Any, column: Column) -> Any:
+    if isinstance(value, _NonFiniteLiteral):
         fix = "send null" if column.nullable else f"the model takes no missing values here, {column.advice}"
-        raise Wrong(f"is {value.text}, which JSON does not have; {fix}")
+        raise ValueRejected(f"is {value.text}, which is not valid JSON; {fix}")
     return value
 
 
 def _integer(text: str) -> int | float:
-    # beyond every float, and beyond what int() would take
+    # 400 digits exceed every float, and int() rejects very long texts
     return int(text) if len(text) < 400 else math.copysign(math.inf, -1 if text.startswith("-") else 1)
 
 
 def read_json(body: bytes) -> Any:
-    """The body by the standard library, NaN and infinity marked; raises `Invalid` when it is no JSON."""
+    """Parse the body with the standard library, NaN and infinity marked. Raises `Invalid`."""
     try:
         text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _no_json(f"byte {error.start} is not valid UTF-8") from error
+        raise _not_json(f"byte {error.start} is not valid UTF-8") from error
     try:
-        return json.loads(text, parse_constant=_NotJson, parse_int=_integer)
+        return json.loads(text, parse_constant=_NonFiniteLiteral, parse_int=_integer)
     except json.JSONDecodeError as error:
-        raise _no_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
+        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
-        raise _no_json("it is nested too deeply") from error
+        raise _not_json("it is nested too deeply") from error
 
 
-def _first_fault(error: Exception, most: int) -> Invalid:
-    text = clean(str(error))
-    place = _PLACE.search(text)
-    instance, field = (int(place[1]), place[2]) if place else (None, None)
+def _first_fault(error: Exception, max_instances: int) -> Invalid:
+    text = escape_surrogates(str(error))
+    location = _LOCATION.search(text)
+    instance, field = (int(location[1]), location[2]) if location else (None, None)
     message = f"the body is refused: {text}"
     if text.endswith(" - at `$.instances`"):
         field = "instances"
-        message += f"; send 1 to {most} instances in one call"
+        message += f"; send 1 to {max_instances} instances in one call"
     return Invalid(message, [FieldError(message, instance, field)])
 
 
-def _no_json(why: str) -> Invalid:
-    message = f"the body cannot be read as JSON: {why}"
+def _not_json(reason: str) -> Invalid:
+    message = f"the body cannot be read as JSON: {reason}"
     return Invalid(message, [FieldError(message, expected="JSON in UTF-8")])

@@ -1,9 +1,9 @@
-"""Rows out of CSV, and what every table has in common.
+"""Decodes the rows of a CSV body, and what CSV and Arrow bodies have in common.
 
-CSV here is RFC 4180 in UTF-8: comma, double quotes, any line end, a header with the features' names in
-any order. The empty cell is null, except in a string column that is not nullable: there it is the empty
-string. (So a nullable string column cannot be sent the empty string as CSV; JSON and Arrow can.) `NaN`
-and infinity are null where the column is nullable. Blank lines are skipped.
+CSV here is RFC 4180 in UTF-8: comma, double quotes, any line end, and a header with the features' names in
+any order. An empty cell is null, except in a string column that is not nullable, where it is the empty string.
+(So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it.) `NaN` and
+infinity are null where the column is nullable. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from registry.errors import Invalid, invalid_field
+from registry.errors import invalid_field
 from registry.rows import Array, Rows
-from registry.text_codes import separator
-from service.runtime.codec.columns import Column, Faults, Wrong, rows_of, show
+from registry.text_tables import other_separator
+from service.runtime.codec.columns import Column, Faults, ValueRejected, rows_of, show
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
@@ -30,7 +30,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
-    """1 to `max_rows` rows; raises `Invalid` with every fault that was found."""
+    """Return 1 to `max_rows` rows. Raises `Invalid` with every fault."""
     header, cells = _read(body, max_rows)
     faults = Faults()
     check_names(header, columns, faults)
@@ -39,87 +39,88 @@ def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
             message = f"the row has {len(row)} cells, the header has {len(header)}"
             faults.add(message, index, None, f"{len(header)} cells")
     faults.raise_any()
-    by_name = dict(zip(header, zip(*cells, strict=True), strict=True))
+    texts_by_name = dict(zip(header, zip(*cells, strict=True), strict=True))
     arrays = []
     for column in columns:
-        texts = by_name[column.name]
-        array = _whole(column, texts)
-        arrays.append(walk(column, texts, csv_value, faults) if array is None else array)
-    return finish(columns, arrays, len(cells), faults)
+        texts = texts_by_name[column.name]
+        array = _convert_column(column, texts)
+        arrays.append(read_column(column, texts, csv_value, faults) if array is None else array)
+    return rows_or_raise(columns, arrays, len(cells), faults)
 
 
 def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults) -> None:
-    """A fault for each column that is there twice, missing, or none of the features."""
-    known, there = {c.name for c in columns}, set(names)
-    if len(names) == 1 and len(known) > 1 and (mark := separator(names[0])):
-        faults.add(
-            f"the header {show(names[0])} seems to be separated by {mark}; write commas", None, names[0]
-        )
+    """Add a fault for each column that is repeated, missing, or not a feature."""
+    features = {c.name for c in columns}
+    if len(names) == 1 and len(features) > 1 and (separator := other_separator(names[0])):
+        message = f"the header {show(names[0])} seems to be separated by {separator}; use commas"
+        faults.add(message, None, names[0])
         return
     for name, count in Counter(names).items():
         if count > 1:
-            faults.add(f"column {show(name)} is there {count} times; send it once", None, name)
-        if name not in known:
-            faults.add_unknown("is no feature of this model", name, known - there)
+            faults.add(f"column {show(name)} occurs {count} times; send it once", None, name)
+        if name not in features:
+            faults.add_unknown("is not a feature of this model", name, features - set(names))
     for column in columns:
-        if column.name not in there:
+        if column.name not in names:
             message = f"column {show(column.name)} is missing; {column.advice}"
             faults.add(message, None, column.name, column.expected)
 
 
-def walk(
+def read_column(
     column: Column, values: Sequence[Any], read: Callable[[Any, Column], Any], faults: Faults
 ) -> Array | None:
-    """The column's array, value by value through `Column.cell`; None when a fault was added."""
-    taken = []
+    """Convert a column value by value with `Column.check`; None if a fault was added."""
+    checked = []
     for index, value in enumerate(values):
         try:
-            taken.append(column.cell(read(value, column)))
-        except Wrong as wrong:
-            faults.add(f"{show(column.name)} {wrong}", index, column.name, column.expected)
+            checked.append(column.check(read(value, column)))
+        except ValueRejected as error:
+            faults.add(f"{show(column.name)} {error}", index, column.name, column.expected)
             if faults.full:
                 break
-    return column.array(taken) if len(taken) == len(values) else None
+    return column.array(checked) if len(checked) == len(values) else None
 
 
-def finish(columns: Sequence[Column], arrays: Sequence[Array | None], length: int, faults: Faults) -> Rows:
-    """`Rows` of the arrays; raises `Invalid`, the faults in the order of the rows, if there are any."""
+def rows_or_raise(
+    columns: Sequence[Column], arrays: Sequence[Array | None], length: int, faults: Faults
+) -> Rows:
+    """Combine the arrays to `Rows`. Raises `Invalid`, with the faults in the order of the rows, if any."""
     faults.sort(key=lambda f: -1 if f.instance is None else f.instance)
     faults.raise_any()
     return rows_of(columns, [a for a in arrays if a is not None], length)
 
 
-def refuse(message: str, field: str | None = None, expected: str | None = None) -> Invalid:
-    return invalid_field(field, message, expected)
-
-
 def _read(body: bytes, max_rows: int) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows, as cells of text."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise refuse(f"the CSV is not UTF-8: byte {error.start} is not valid", None, "UTF-8") from error
+        raise invalid_field(
+            None, f"the CSV is not UTF-8: byte {error.start} is not valid", "UTF-8"
+        ) from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     lines: list[list[str]] = []
     try:
         for count, line in enumerate(reader):
             if line:
                 lines.append(line)
-            # twice as many records: a body of nothing but line ends would take seconds
+            # The second bound: a body of line ends alone would take seconds.
             if len(lines) > max_rows + 1 or count > 2 * max_rows + 2:
-                raise refuse(
-                    f"there are more than {max_rows} rows; send the rest in other calls", "instances"
-                )
+                message = f"there are more than {max_rows} rows; send the rest in other calls"
+                raise invalid_field("instances", message)
     except csv.Error as error:
-        raise refuse(f"the CSV cannot be read: {error} (line {reader.line_num})") from error
+        raise invalid_field(None, f"the CSV cannot be read: {error} (line {reader.line_num})") from error
     if len(lines) < 2:
-        what = "no rows below the header" if lines else "nothing in it"
-        raise refuse(f"the CSV has {what}; send a header and 1 to {max_rows} rows", "instances")
+        fault = "has no rows below the header" if lines else "is empty"
+        raise invalid_field("instances", f"the CSV {fault}; send a header and 1 to {max_rows} rows")
     return lines[0], lines[1:]
 
 
-def _whole(column: Column, texts: Sequence[str]) -> Array | None:
-    """The column read in one go; None where a cell needs `Column.cell`. Python's `float` and `int` take
-    `1_000` and the digits of other scripts, which are no CSV numbers."""
+def _convert_column(column: Column, texts: Sequence[str]) -> Array | None:
+    """Convert all cells of a column at once; None if a cell must be read with `csv_value`.
+
+    Python's `float` and `int` also accept `1_000` and the digits of other scripts, which are not CSV numbers.
+    """
     if column.dtype in ("string", "bool"):
         return None
     joined = "".join(texts)
@@ -134,12 +135,12 @@ def _whole(column: Column, texts: Sequence[str]) -> Array | None:
             numbers = np.array(list(map(float, texts)), dtype=np.float64)
     except (ValueError, OverflowError):
         return None
-    # infinity may be a number too large for a float, which only `csv_value` tells apart
+    # Infinity may be a number too large for a float, which only `csv_value` distinguishes.
     return None if np.isinf(numbers).any() else column.numbers(numbers)
 
 
 def csv_value(text: str, column: Column) -> Any:
-    """The cell as the JSON value that it stands for; text that is none stays text."""
+    """Return the cell's value as in JSON; a text that the column's type cannot read stays text."""
     if column.dtype == "string":
         return None if column.nullable and not text else text
     text = text.strip()

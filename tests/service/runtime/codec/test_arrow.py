@@ -108,7 +108,7 @@ def test_every_arrow_number_is_widened(kind: Any, dtype: Any, nullable: bool) ->
         ("float64", pa.array([1.0, None]), "takes no missing values"),
         ("float64", pa.array([1.0, np.nan]), "takes no missing values"),
         ("float64", pa.array([1.0, np.inf]), "outside the range"),
-        ("int64", pa.array([1.0, 1.5]), "no whole number"),
+        ("int64", pa.array([1.0, 1.5]), "not a whole number"),
         ("int64", pa.array([1, 2**63], pa.uint64()), "outside the range of int64"),
         ("float32", pa.array([1.0, 1e39]), "outside the range of float32"),
         ("string", pa.array(["a", None]), "takes no missing values"),

@@ -105,10 +105,10 @@ def test_csv_cells_that_are_no_such_value_are_refused_and_named(
 @pytest.mark.parametrize(
     ("text", "field", "says"),
     [
-        ("age,visits\n1,2\n", "visits", "no feature of this model"),
+        ("age,visits\n1,2\n", "visits", "not a feature of this model"),
         ("ages\n1\n", "ages", 'did you mean "age"?'),
-        ("age,age\n1,2\n", "age", "is there 2 times"),
-        ("", "instances", "nothing in it"),
+        ("age,age\n1,2\n", "age", "occurs 2 times"),
+        ("", "instances", "is empty"),
         ("age\n", "instances", "no rows"),
         ("age\n1,2\n", None, "the row has 2 cells, the header has 1"),
         ('age\n"1\n', None, "cannot be read"),

@@ -111,7 +111,7 @@ def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: 
     column = codec(Input("x", dtype))
     fast = column._json.fast(raw)
     assert fast is not None
-    assert matrix(fast) == matrix(column._json.slow(raw))
+    assert matrix(fast) == matrix(column._json.decode_slowly(raw))
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: 
         ("float32", "1e39", "outside the range of float32"),
         ("int64", "9223372036854775808", "outside the range of int64"),
         ("int64", "1e19", "outside the range of int64"),
-        ("int64", "9007199254740992", "beyond 9007199254740991 the model's float64 tells no integers apart"),
+        ("int64", "9007199254740992", "beyond 9007199254740991 the model's float64 cannot distinguish"),
         ("int64", "-9007199254740993.0", "beyond 9007199254740991 the model's float64"),
-        ("int64", "39.5", "no whole number"),
+        ("int64", "39.5", "not a whole number"),
         ("float64", "true", "the boolean true"),
         ("int64", "false", "the boolean false"),
         ("bool", "1", "the number 1"),
@@ -138,8 +138,8 @@ def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: 
         ("string", "{}", "an object"),
         ("float64", "null", "takes no missing values"),
         ("string", "null", "takes no missing values"),
-        ("float64", "NaN", "which JSON does not have"),
-        ("int64", "-Infinity", "which JSON does not have"),
+        ("float64", "NaN", "which is not valid JSON"),
+        ("int64", "-Infinity", "which is not valid JSON"),
     ],
 )
 def test_an_ill_typed_value_is_refused_and_named(dtype: Any, text: str, says: str) -> None:
@@ -157,7 +157,7 @@ def test_the_message_shows_the_example() -> None:
 
 def test_nan_in_a_nullable_column_says_to_send_null() -> None:
     wrong = fault(codec(Input("x", "float64", nullable=True)), b'{"instances":[{"x":NaN}]}')
-    assert wrong.message == '"x" is NaN, which JSON does not have; send null'
+    assert wrong.message == '"x" is NaN, which is not valid JSON; send null'
 
 
 def test_missing_and_unknown_fields_are_named_with_the_closest_match() -> None:
@@ -220,8 +220,8 @@ def test_open_categories_refuse_nothing() -> None:
         (b'{"instances":[]}', "there are no instances"),
         (b'{"instances":[{"age":1}],"instance":1}', 'did you mean "instances"?'),
         (b'{"instances":[[1]]}', "the instance is a list"),
-        (b'{"instances":[{"age":1}],"\\ud800":1}', "is no field of this call"),
-        (b'{"instances":[{"age":1,"\\udfff":1}]}', "no feature of this model"),
+        (b'{"instances":[{"age":1}],"\\ud800":1}', "is not a field of this call"),
+        (b'{"instances":[{"age":1,"\\udfff":1}]}', "not a feature of this model"),
     ],
 )
 def test_what_is_no_predict_body_is_refused_with_the_reason(raw: bytes, says: str) -> None:
