@@ -1,4 +1,4 @@
-"""Columns of many files as one: which Arrow type holds what each of them holds."""
+"""One Arrow type per column for all files of a dataset, and conversion to it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from registry.signature import SAFE
-from registry.text_codes import CODE
+from registry.errors import FieldError, Invalid
+from registry.signature import MAX_SAFE_INTEGER
+from registry.text_tables import CODE_PATTERN
+from service.formats.dataset import Dataset, InputFile
 from service.runtime.codec.columns import Faults, show
 
-GIVEN = {"given": "1"}
-"""Marks a field whose type somebody gave: it is not looked at whether it fits what it looks like."""
-_OPAQUE = (
+_EXPLICIT = {"given": "1"}
+"""Metadata of a field whose type the user set: its values are not checked for codes."""
+_OPAQUE_TYPES = (
     pa.types.is_nested,
     pa.types.is_binary,
     pa.types.is_large_binary,
@@ -24,115 +26,170 @@ _OPAQUE = (
     pa.types.is_binary_view,
 )
 MAYBE_CODE = re.compile(rb'(?:^|[,\n"])[ \t]*[+-]?(?:0[0-9xX]|[0-9]{19})')
-"""What a block has in it if there is a `CODE` in a cell; looked for in no time."""
+"""Matches every block with a `CODE` in a cell, and searches much faster than `CODE` itself."""
 DTYPES = {"float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
-_CELL = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?(?:CSV conversion error to \S+: )?(.*)", re.DOTALL)
+SET_DTYPE_HINT = "set the column's type (dtypes, --dtype NAME=TYPE)"
+_CELL_ERROR = re.compile(
+    r"In CSV column #(\d+): (?:Row #\d+: )?(?:CSV conversion error to \S+: )?(.*)", re.DOTALL
+)
 
 
-def pack(schema: Any) -> str:
-    """As text, for the job's plan."""
+def pack_schema(schema: Any) -> str:
+    """Serialize a schema as text, for the job's plan."""
     return base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode()
 
 
-def unpack(packed: str) -> Any:
+def unpack_schema(packed: str) -> Any:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(packed)))
 
 
-def plain(kind: Any) -> Any:
-    """The type without its encoding."""
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return plain(kind.value_type)
-    return pa.string() if pa.types.is_string_view(kind) else kind
+def schema_of(dataset: Dataset, names: Sequence[str]) -> Any:
+    """Return the Arrow types that the columns `names` have in every partition."""
+    schema = unpack_schema(dataset.schema)
+    return pa.schema([schema.field(name) for name in names])
 
 
-def merged(schemas: Mapping[str, Any], names: Sequence[str], alike: bool, dtypes: Mapping[str, str]) -> Any:
-    """One schema of the columns `names`, in that order, for the files by name.
+def unify_schemas(
+    schemas: Mapping[str, Any], names: Sequence[str], uniform: bool, dtypes: Mapping[str, str]
+) -> Any:
+    """Return one schema of the columns `names`, in that order, for all files (`schemas` by file name).
 
-    A file without values in a column (type null, or no such column) says nothing of it. Numbers get the type
-    that holds them all, and what no type holds becomes text: 7 is "7" then, and "007" stays what it is; with
-    `alike` that is refused. A column that is in `dtypes` is what it says there.
+    - Files without values in a column (type null, or no such column) do not influence its type.
+    - Numbers get a type that holds all of them. A column that no other type holds becomes text, so that 7 is
+      "7" next to "007"; with `uniform` it is rejected instead.
+    - Columns in `dtypes` get that type.
 
-    Raises `Invalid`, naming column and files, when no type holds a column.
+    Raises `Invalid`, naming column and files, if no type holds a column.
     """
     faults = Faults()
-    kinds: dict[str, dict[Any, str]] = {name: {} for name in names}  # with the first file that has it
+    file_by_type: dict[str, dict[Any, str]] = {name: {} for name in names}  # the first file with each type
     for file, schema in schemas.items():
         for field in schema:
-            kinds[field.name].setdefault(plain(field.type), file)
+            file_by_type[field.name].setdefault(_plain_type(field.type), file)
     fields = [
-        pa.field(n, DTYPES[dtypes[n]], metadata=GIVEN) if n in dtypes else _merged(n, found, alike, faults)
-        for n, found in kinds.items()
+        pa.field(name, DTYPES[dtypes[name]], metadata=_EXPLICIT)
+        if name in dtypes
+        else _unify(name, files, uniform, faults)
+        for name, files in file_by_type.items()
     ]
     faults.raise_any()
     return pa.schema(fields)
 
 
-def _merged(name: str, kinds: Mapping[Any, str], alike: bool, faults: Faults) -> Any:
-    said = [k for k in kinds if not pa.types.is_null(k)] or [pa.null()]
-    if len(said) > 1:
-        if alike:  # decimals are trained on as float64 anyway
-            said = list(dict.fromkeys(pa.float64() if pa.types.is_decimal(k) else k for k in said))
-        elif opaque := [k for k in said if is_opaque(k)]:  # refused where it is asked for
+def _plain_type(arrow_type: Any) -> Any:
+    """Return the type without dictionary or run-end encoding."""
+    if pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
+        return _plain_type(arrow_type.value_type)
+    return pa.string() if pa.types.is_string_view(arrow_type) else arrow_type
+
+
+def _unify(name: str, file_by_type: Mapping[Any, str], uniform: bool, faults: Faults) -> Any:
+    types = [t for t in file_by_type if not pa.types.is_null(t)] or [pa.null()]
+    if len(types) > 1:
+        if uniform:  # training converts decimals to float64
+            types = list(dict.fromkeys(pa.float64() if pa.types.is_decimal(t) else t for t in types))
+        elif opaque := [t for t in types if is_opaque(t)]:  # rejected only if the job uses the column
             return pa.field(name, opaque[0])
     try:
-        if len(said) > 1 and _loses(said, alike):
+        if len(types) > 1 and _would_lose_values(types, uniform):
             raise pa.ArrowTypeError
-        parts = [pa.schema([(name, k)]) for k in said]
-        return pa.unify_schemas(parts, promote_options="permissive").field(0).with_nullable(True)
+        schemas = [pa.schema([(name, t)]) for t in types]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).with_nullable(True)
     except pa.ArrowException:
-        if not alike:
-            return pa.field(name, pa.large_string() if pa.large_string() in said else pa.string())
-        odd = next((k for k in kinds if _is_text(k) != _is_text(said[0])), said[-1])
-        told = " and ".join(f"{str(k)[:100]} in {show(kinds[k])}" for k in (said[0], odd))
-        faults.add(f"column {show(name)} is {told}; say what it is (dtypes, --dtype NAME=TYPE)", None, name)
+        if not uniform:
+            return pa.field(name, pa.large_string() if pa.large_string() in types else pa.string())
+        other = next((t for t in file_by_type if _is_text(t) != _is_text(types[0])), types[-1])
+        described = " and ".join(f"{str(t)[:100]} in {show(file_by_type[t])}" for t in (types[0], other))
+        faults.add(f"column {show(name)} is {described}; {SET_DTYPE_HINT}", None, name)
         return pa.field(name, pa.null())
 
 
-def _loses(kinds: Sequence[Any], alike: bool) -> bool:
-    """Whether Arrow's common type cannot hold all of them: text beside numbers, and, where values are handed
-    on as they are, decimals and the largest integers beside other numbers."""
-    if alike:
-        return len({_is_text(k) for k in kinds}) > 1
-    return pa.uint64() in kinds or any(pa.types.is_decimal(k) for k in kinds)
+def _would_lose_values(types: Sequence[Any], uniform: bool) -> bool:
+    """Whether Arrow's common type cannot hold the values of all `types`.
+
+    This concerns text next to numbers. Without `uniform`, where values are copied to the output, it also
+    concerns decimals and uint64 next to other numbers.
+    """
+    if uniform:
+        return len({_is_text(t) for t in types}) > 1
+    return pa.uint64() in types or any(pa.types.is_decimal(t) for t in types)
 
 
-def is_opaque(kind: Any) -> bool:
-    """Whether it is no plain value: nested, bytes, or of an extension."""
-    return isinstance(kind, pa.BaseExtensionType) or any(is_one(kind) for is_one in _OPAQUE)
+def is_opaque(arrow_type: Any) -> bool:
+    """Whether values of the type cannot be copied to an output: nested, binary or extension types."""
+    is_extension = isinstance(arrow_type, pa.BaseExtensionType)
+    return is_extension or any(matches(arrow_type) for matches in _OPAQUE_TYPES)
 
 
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _is_text(arrow_type: Any) -> bool:
+    return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
 
 
-def not_null(schema: Any) -> Any:
-    """With float64 for what is nowhere said."""
+def replace_null_types(schema: Any) -> Any:
+    """Give the type float64 to columns without any value."""
     return pa.schema([f.with_type(pa.float64()) if pa.types.is_null(f.type) else f for f in schema])
 
 
-def code(texts: Any) -> str | None:
-    """A text that looks like a number and is none, if there is one."""
-    found = pc.filter(texts, pc.fill_null(pc.match_substring_regex(texts, CODE), False))
-    return str(found[0]) if len(found) else None
+def find_code(texts: Any) -> str | None:
+    """Return a text that looks like a number but is a code, such as 01067, or None."""
+    codes = pc.filter(texts, pc.fill_null(pc.match_substring_regex(texts, CODE_PATTERN), False))
+    return str(codes[0]) if len(codes) else None
 
 
-def is_given(field: Any) -> bool:
+def is_explicit(field: Any) -> bool:
+    """Whether the user set the type of the field."""
     return bool(field.metadata and b"given" in field.metadata)
 
 
-def as_texts(column: Any) -> Any:
-    """A column as text. Whole floats are written as integers are, for they often were some: an id beside
-    missing ones."""
+def cast_batch(batch: Any, schema: Any, file: InputFile) -> Any:
+    """Return the batch with the types of `schema`. Raises `Invalid` if a value would be lost."""
+    if batch.schema.equals(schema):
+        return batch
+    columns = []
+    for field in schema:
+        column = batch.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else _cast_column(column, field.type))
+        except pa.ArrowException as error:
+            reason = str(error)[:300]
+            message = (
+                f"column {show(field.name)} of {file.name!r} cannot be converted to {field.type}: {reason}"
+            )
+            raise Invalid(message, [FieldError(message, field=field.name)]) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cast_column(column: Any, arrow_type: Any) -> Any:
+    if _is_text(arrow_type):
+        return to_text(column).cast(arrow_type)
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if pa.types.is_boolean(arrow_type) and is_number:
+        others = pc.filter(column, pc.and_(pc.not_equal(column, 0), pc.not_equal(column, 1)))
+        if len(others):
+            raise pa.ArrowInvalid(f"{others[0]} is neither 0 nor 1")
+    return column.cast(arrow_type)
+
+
+def to_text(column: Any) -> Any:
+    """Convert a column to text. Integral floats are written as integers.
+
+    Such columns are often integers that were stored as floats because some values are missing.
+    """
     if not pa.types.is_floating(column.type):
         return column.cast(pa.string())
-    whole = pc.and_(pc.equal(pc.floor(column), column), pc.less_equal(pc.abs(column), float(SAFE)))
-    integers = pc.if_else(whole, column, None).cast(pa.int64())
-    return pc.if_else(whole, integers.cast(pa.string()), column.cast(pa.string()))
+    integral = pc.and_(
+        pc.equal(pc.floor(column), column), pc.less_equal(pc.abs(column), float(MAX_SAFE_INTEGER))
+    )
+    integers = pc.if_else(integral, column, None).cast(pa.int64())
+    return pc.if_else(integral, integers.cast(pa.string()), column.cast(pa.string()))
 
 
-def why(error: Exception, names: Sequence[str]) -> str:
-    """What pyarrow says of a cell, with the column's name. It counts columns, and rows within a block."""
-    found = _CELL.match(str(error))
-    if found is None or int(found[1]) >= len(names):
+def describe_cell_error(error: Exception, names: Sequence[str]) -> str:
+    """Return pyarrow's message about a CSV cell with the column's name instead of its number.
+
+    The row number is left out, because pyarrow counts rows within a block.
+    """
+    match = _CELL_ERROR.match(str(error))
+    if match is None or int(match[1]) >= len(names):
         return str(error)[:300]
-    return f"column {show(names[int(found[1])])}: {found[2][:200]}"
+    return f"column {show(names[int(match[1])])}: {match[2][:200]}"

@@ -1,4 +1,7 @@
-"""What planning freezes about a job's input, and what reading makes of it. Plain data, no files."""
+"""Description of a job's input, as its plan stores it, and the rows that reading yields.
+
+Plain data: nothing here opens a file.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,40 @@ import numpy as np
 from registry.errors import FieldError, Invalid, invalid_field
 from registry.rows import Array, Rows
 
-BATCH_ROWS = 65_536  # at most so many rows at a time
-BATCH_CELLS = 1 << 20  # 8 MB; Arrow decodes half as many at a time a fifth slower
-PART_BYTES = 64 * 2**20  # a partition of text, and of small row groups together
+BATCH_ROWS = 65_536  # maximum rows per batch
+BATCH_CELLS = 1 << 20  # cells that Arrow decodes at once, 8 MB; with half as many, decoding takes 20 % longer
+PART_BYTES = 64 * 2**20  # size of a partition of text, and of several small row groups together
 
 
-class File(msgspec.Struct, frozen=True):
-    location: str  # a path or an object's URI
-    name: str  # for people: the last part of the location
+class InputFile(msgspec.Struct, frozen=True):
+    """A file of the input, with what is needed to notice that it changed."""
+
+    location: str  # absolute path or object URI
+    name: str  # last component of `location`, for messages
     bytes: int
-    fingerprint: str  # differs when the file was written to since
+    fingerprint: str  # differs after every write to the file
 
 
 class Dataset(msgspec.Struct, frozen=True):
-    """In CSV and JSON lines a column has the type that the first rows of each file look like."""
+    """The files of an input and their columns.
+
+    Types of CSV and JSON lines columns are inferred from the first rows of each file.
+    """
 
     media_type: str
-    files: tuple[File, ...]
+    files: tuple[InputFile, ...]
     columns: tuple[str, ...]
-    schema: str  # see `types.unpack`: for each column the type that holds it in every file
+    schema: str  # the type of each column in every file, see `column_types.unpack_schema`
 
 
 class FileRange(msgspec.Struct, frozen=True):
-    """One partition: `[start, stop)` in bytes (CSV, JSON lines), row groups (Parquet) or record batches
-    (Arrow) of a file; of a compressed text and an Arrow stream, the whole file.
+    """One partition: the range `[start, stop)` of a file.
 
-    Of a Parquet partition `rows` rows after the first `skip` are meant. `rows` is None where only reading
-    tells.
+    Units are bytes (CSV, JSON lines), row groups (Parquet) or record batches (Arrow files). Compressed text
+    and Arrow streams cannot be entered in the middle: their range is the complete file.
+
+    A Parquet partition consists of `rows` rows after the first `skip` rows of its row groups. In other
+    formats `rows` is None, because only reading shows the number.
     """
 
     file: int  # index into `Dataset.files`
@@ -48,75 +58,85 @@ class FileRange(msgspec.Struct, frozen=True):
     skip: int = 0
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """A row that was not scored, and why. One fault for each bad row, whatever the number of bad cells."""
+class RowFault(msgspec.Struct, frozen=True):
+    """Why a row was not scored. A row has one fault, however many of its cells are invalid."""
 
     row: int  # within the partition
     id: str | None
-    field: str | None  # the first bad one
+    field: str | None  # the first invalid one
     message: str
-
-
-def batch_rows(columns: int) -> int:
-    """How many rows of so many columns to read at a time."""
-    return max(4096, min(BATCH_ROWS, BATCH_CELLS // max(1, columns)))
 
 
 @dataclass(slots=True)
 class Batch:
-    """`length` consecutive input rows: the good ones in `rows` and `extra`, in order, the others in
-    `faults`, so that `length == len(rows) + len(faults)`."""
+    """`length` consecutive input rows.
+
+    Valid rows are in `rows` and `extra`, in input order, all others in `faults`, so that
+    `length == len(rows) + len(faults)`.
+    """
 
     rows: Rows
-    extra: Any  # pyarrow.RecordBatch: id and passthrough columns of the good rows
-    faults: list[Fault]
+    extra: Any  # pyarrow.RecordBatch: id and passthrough columns of the valid rows
+    faults: list[RowFault]
     length: int
 
 
 @dataclass(slots=True)
 class Block:
-    """What a format reads at a time. Row `i` of `rows` and `extra` is row `at[i]` of the block; rows with
-    an entry in `wrong` hold placeholders; the rows of `broken` had no cells to read."""
+    """Rows that a reader decodes at once.
+
+    Row `i` of `rows` and `extra` is row `row_numbers[i]` of the block. Rows with an entry in `cell_faults`
+    hold placeholders. Rows in `malformed` could not be separated into cells: they are in neither `rows` nor
+    `extra`.
+    """
 
     length: int
     rows: Rows
     extra: Any
-    at: Array | None = None  # None: every row of the block
-    wrong: dict[int, list[FieldError]] = field(default_factory=dict)  # keyed by index into `rows`
-    broken: dict[int, str] = field(default_factory=dict)  # keyed by the row of the block
+    row_numbers: Array | None = None  # None: row `i` is row `i` of the block
+    cell_faults: dict[int, list[FieldError]] = field(default_factory=dict)  # by index into `rows`
+    malformed: dict[int, str] = field(default_factory=dict)  # message by row of the block
 
-    def pieces(self) -> list[Block]:
-        """The same rows in blocks of at most `BATCH_ROWS`."""
+    def split(self) -> list[Block]:
+        """Return the same rows in blocks of at most `BATCH_ROWS`."""
         if self.length <= BATCH_ROWS:
             return [self]
-        return [self.piece(a, min(a + BATCH_ROWS, self.length)) for a in range(0, self.length, BATCH_ROWS)]
+        starts = range(0, self.length, BATCH_ROWS)
+        return [self.slice(start, min(start + BATCH_ROWS, self.length)) for start in starts]
 
-    def piece(self, a: int, b: int) -> Block:
-        """The rows `[a, b)` of the block."""
-        if self.at is None:
-            i, j, at = a, b, None
+    def slice(self, start: int, stop: int) -> Block:
+        """Return the rows `[start, stop)` of the block."""
+        if self.row_numbers is None:
+            first, last, row_numbers = start, stop, None
         else:
-            i, j = (int(x) for x in np.searchsorted(self.at, [a, b]))
-            at = self.at[i:j] - a
+            first, last = (int(index) for index in np.searchsorted(self.row_numbers, [start, stop]))
+            row_numbers = self.row_numbers[first:last] - start
         return Block(
-            length=b - a,
-            rows=self.rows.take(slice(i, j)),
-            extra=self.extra.slice(i, j - i),
-            at=at,
-            wrong={k - i: faults for k, faults in self.wrong.items() if i <= k < j},
-            broken={k - a: message for k, message in self.broken.items() if a <= k < b},
+            length=stop - start,
+            rows=self.rows.take(slice(first, last)),
+            extra=self.extra.slice(first, last - first),
+            row_numbers=row_numbers,
+            cell_faults={
+                index - first: faults for index, faults in self.cell_faults.items() if first <= index < last
+            },
+            malformed={row - start: text for row, text in self.malformed.items() if start <= row < stop},
         )
 
 
-def refuse(message: str, field: str = "input", expected: str | None = None) -> Invalid:
-    """An `Invalid` about the input, ready to be raised."""
+def batch_rows(columns: int) -> int:
+    """Return how many rows of `columns` columns to decode at once."""
+    return max(4096, min(BATCH_ROWS, BATCH_CELLS // max(1, columns)))
+
+
+def invalid_input(message: str, field: str = "input", expected: str | None = None) -> Invalid:
+    """Build an `Invalid` about the input."""
     return invalid_field(field, message, expected)
 
 
-def check_kind(name: str, place: str, suffixes: Sequence[str]) -> None:
-    """Raises `Invalid` when a file in a directory is not one of those that are read there."""
+def check_suffix(name: str, directory: str, suffixes: Sequence[str]) -> None:
+    """Raise `Invalid` if a file in a directory does not have a suffix of the input's format."""
     if not name.lower().endswith(tuple(suffixes)):
-        endings = ", ".join(suffixes)
-        raise refuse(
-            f"{name!r} in {place!r} does not end with {endings}; move it out: one format a directory"
+        raise invalid_input(
+            f"{name!r} in {directory!r} does not end with {', '.join(suffixes)}; move it out: all files of a "
+            "directory must have the same format"
         )

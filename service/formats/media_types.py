@@ -1,23 +1,54 @@
-"""What inputs and outputs may be: media types, and how the names of such files end.
+"""Media types of the files that jobs read and write: one table.
 
-No Arrow in here: web processes and the command ask, too.
+Request bodies, command options, checks and messages read it. Web processes and the command line import this
+module, so it does not import pyarrow.
+
+A new output type needs an entry in `OutputType` and `SUFFIXES`, an encoder in `writing.py`, and a way to
+join parts in `assembly.py`. A new input type needs an entry in `InputType` and `SUFFIXES`, and a reader
+module that is registered in `reading.py`.
 """
 
 from __future__ import annotations
 
-CSV = "text/csv"
-PARQUET = "application/vnd.apache.parquet"
-LINES = "application/x-ndjson"
-ARROW = "application/vnd.apache.arrow.stream"
-OUTPUTS = (PARQUET, CSV, LINES)
+from typing import Final, Literal, get_args
 
-SUFFIXES = {
+InputType = Literal[
+    "text/csv",
+    "application/vnd.apache.parquet",
+    "application/x-ndjson",
+    "application/vnd.apache.arrow.stream",
+]
+OutputType = Literal["text/csv", "application/vnd.apache.parquet", "application/x-ndjson"]
+
+CSV: Final = "text/csv"
+PARQUET: Final = "application/vnd.apache.parquet"
+NDJSON: Final = "application/x-ndjson"
+ARROW: Final = "application/vnd.apache.arrow.stream"
+
+INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
+OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
+TEXT_TYPES = (CSV, NDJSON)
+"""Formats without column types. Their files may be compressed."""
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
     CSV: (".csv",),
     PARQUET: (".parquet", ".pq"),
-    LINES: (".jsonl", ".ndjson"),
+    NDJSON: (".jsonl", ".ndjson"),
     ARROW: (".arrow", ".arrows", ".feather", ".ipc"),
 }
-"""The first is the one that outputs get."""
-COMPRESSED = (".gz", ".zst", ".bz2")
-"""What may follow in the name of a text."""
-BY_SUFFIX = {suffix: media_type for media_type, suffixes in SUFFIXES.items() for suffix in suffixes}
+"""File name endings of each type. Outputs get the first one."""
+COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2")
+"""Further endings of compressed text files: `rows.csv.gz`."""
+
+TYPE_BY_SUFFIX = {suffix: media_type for media_type, suffixes in SUFFIXES.items() for suffix in suffixes}
+OUTPUT_TYPE_BY_SUFFIX = {suffix: media_type for media_type in OUTPUT_TYPES for suffix in SUFFIXES[media_type]}
+
+
+def input_suffixes(media_type: str) -> tuple[str, ...]:
+    """Return the file name endings that a directory of `media_type` files may contain."""
+    suffixes = SUFFIXES[media_type]
+    if media_type == NDJSON:
+        suffixes += (".json",)  # not in `SUFFIXES`: such a file may also be a single JSON array
+    if media_type in TEXT_TYPES:
+        return tuple(suffix + ending for suffix in suffixes for ending in ("", *COMPRESSION_SUFFIXES))
+    return suffixes

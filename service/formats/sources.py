@@ -1,7 +1,7 @@
-"""Where input files are: local paths, and objects in a store (extra `object-store`).
+"""Input files: on the local disk, or in an object store (extra `object-store`).
 
-Four verbs: list the files of a location, open one, read its size, tell whether it changed. Which
-locations are allowed is not decided here; a link inside a directory is never followed.
+Lists the files of a location, opens a file, reads ranges of it, and checks that it did not change. The
+caller decides which locations are allowed. Symbolic links inside a directory are never followed.
 """
 
 from __future__ import annotations
@@ -18,138 +18,147 @@ from typing import Any
 import pyarrow as pa
 
 from registry.errors import Changed, Missing
-from service.formats.dataset import File, check_kind, refuse
-from service.runtime.codec.columns import clean, show
+from service.formats.dataset import InputFile, check_suffix, invalid_input
+from service.runtime.codec.columns import escape_surrogates, show
 
-_BLOB = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact: its name is its bytes' digest
+_BLOB_PATH = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact, which is named by its digest
 
-_CLOSED = {errno.EACCES, errno.EPERM}
-_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
+_ACCESS_DENIED = {errno.EACCES, errno.EPERM}
+_NOT_FOUND = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 
-def listed(location: str, suffixes: Sequence[str]) -> list[File]:
-    """The file at `location`, or the files with one of `suffixes` in the directory there, by name.
+def list_files(location: str, suffixes: Sequence[str]) -> list[InputFile]:
+    """Return the file at `location`, or all files of the directory at `location`, sorted by name.
 
-    Hidden files and those that begin with `_` are no part of the data. Raises `Missing` when there is none,
-    `Invalid` when something else is there, a directory or a file of another kind: what is in it would be
-    lost.
+    Files whose names start with `.` or `_` are ignored. Raises `Missing` if the directory is empty, and
+    `Invalid` if it contains a directory or a file without one of `suffixes`, so that no data is lost
+    silently.
     """
     if _is_remote(location):
-        found: list[File] = _objects().listed(location, suffixes)
-        return found
+        objects: list[InputFile] = _object_store().list_objects(location, suffixes)
+        return objects
     path = Path(location)
     try:
         if not path.is_dir():
-            return [_file(path)]
+            return [_local_file(path)]
         entries = sorted(e for e in path.iterdir() if not e.name.startswith((".", "_")))
     except OSError as error:
-        raise refuse(f"the input {path.name!r} cannot be read: {error.strerror}") from error
+        raise invalid_input(f"the input {path.name!r} cannot be read: {error.strerror}") from error
     for entry in entries:
         if entry.is_dir():
-            raise refuse(f"the input has a directory in it, {entry.name!r}; name one without")
+            raise invalid_input(
+                f"the input contains a directory, {entry.name!r}; choose an input without directories"
+            )
     if not entries:
-        ends = ", ".join(suffixes)
-        raise Missing(f"there are no files in {path.name!r} whose names end with {ends}", "input")
+        message = f"the directory {path.name!r} contains no files that end with {', '.join(suffixes)}"
+        raise Missing(message, "input")
     for entry in entries:
-        if clean(entry.name) != entry.name:
-            raise refuse(f"the input has a file whose name is no UTF-8, {show(entry.name)}; rename it")
-        check_kind(entry.name, path.name, suffixes)
-    return [_file(e) for e in entries]
+        if escape_surrogates(entry.name) != entry.name:
+            raise invalid_input(
+                f"the input contains a file whose name is not valid UTF-8, {show(entry.name)}; rename it"
+            )
+        check_suffix(entry.name, path.name, suffixes)
+    return [_local_file(entry) for entry in entries]
 
 
 def _is_remote(location: str) -> bool:
     return "://" in location
 
 
-def _objects() -> Any:
-    # the extra `object-store`
+def _object_store() -> Any:
+    # imported on demand: the extra `object-store` is optional
     from service.formats import object_store
 
     return object_store
 
 
-def _file(path: Path) -> File:
-    state = path.stat(follow_symlinks=False)
-    if not stat.S_ISREG(state.st_mode):
-        raise refuse(f"the input {path.name!r} is no regular file")
-    return File(str(path), path.name, state.st_size, _fingerprint(path, state))
+def _local_file(path: Path) -> InputFile:
+    status = path.stat(follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode):
+        raise invalid_input(f"the input {path.name!r} is not a regular file")
+    return InputFile(str(path), path.name, status.st_size, _fingerprint(path, status))
 
 
-def _fingerprint(path: Path, state: os.stat_result) -> str:
-    if _BLOB.search(path.as_posix()):
-        return str(state.st_size)  # its bytes never change, but each upload of them renews its date
-    return f"{state.st_size}-{state.st_mtime_ns}"
+def _fingerprint(path: Path, status: os.stat_result) -> str:
+    if _BLOB_PATH.search(path.as_posix()):
+        return str(status.st_size)  # a blob never changes, but uploading it again updates its mtime
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-class _Path:
-    """A local file that is read in ranges."""
+class _LocalFile:
+    """A local file open for reading ranges."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: InputFile) -> None:
         self._file = file
-        # O_NONBLOCK: a pipe that took the file's place would block for ever
+        # O_NONBLOCK: if a pipe replaced the file, opening it would block forever
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             self._handle = os.open(file.location, flags)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in _NOT_FOUND:
                 raise Changed(file.name, "it is gone") from error
-            if error.errno in _CLOSED:
-                raise refuse(f"{file.name!r} cannot be read: {error.strerror}", "input.uri") from error
+            if error.errno in _ACCESS_DENIED:
+                raise invalid_input(f"{file.name!r} cannot be read: {error.strerror}", "input.uri") from error
             raise
 
-    def check(self) -> None:
+    def check_unchanged(self) -> None:
         if _fingerprint(Path(self._file.location), os.fstat(self._handle)) != self._file.fingerprint:
             raise Changed(self._file.name, "it was written to")
 
     def read_at(self, start: int, size: int) -> bytes:
         return os.pread(self._handle, size, start)
 
-    def native(self) -> Any:
-        """The same file, opened once more: whatever its path has become."""
+    def arrow_file(self) -> Any:
+        """Open the same file for pyarrow. The path may refer to another file by now, the handle cannot."""
         return pa.OSFile(f"/dev/fd/{self._handle}")
 
     def close(self) -> None:
         os.close(self._handle)
 
 
-class Opened:
-    """A file open for reading from several places; raises `Changed` when it is not the one that was
-    planned. `check` again after the last byte: a file may change under its reader."""
+class OpenedFile:
+    """An input file open for reading at several positions.
 
-    def __init__(self, file: File) -> None:
+    Raises `Changed` if the file is not the planned one. Call `check_unchanged` again after the last read,
+    because a file may change while it is read.
+    """
+
+    def __init__(self, file: InputFile) -> None:
         self.file = file
         self.remote = _is_remote(file.location)
-        self._source = _objects().Source(file) if self.remote else _Path(file)
+        self._source = _object_store().StoredObject(file) if self.remote else _LocalFile(file)
         try:
-            self.check()
+            self.check_unchanged()
         except Exception:
             self._source.close()
             raise
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> OpenedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._source.close()
 
-    def check(self) -> None:
-        self._source.check()
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
 
     def read_at(self, start: int, size: int) -> bytes:
-        """At most `size` bytes from `start` on, fewer at the end only; safe to call from several threads."""
+        """Read `size` bytes from `start` on, fewer only at the end of the file. Thread-safe."""
         data: bytes = self._source.read_at(start, size)
         return data
 
-    def for_arrow(self) -> Any:
-        """The whole file as pyarrow reads it. A local one without Python, for which its lanes would
-        wait in turn."""
-        return pa.PythonFile(Stream(self), mode="r") if self.remote else self._source.native()
+    def arrow_file(self) -> Any:
+        """Return the file for pyarrow's readers.
+
+        For local files pyarrow reads without Python code, so that lanes do not wait for the GIL.
+        """
+        return pa.PythonFile(FileStream(self), mode="r") if self.remote else self._source.arrow_file()
 
 
-class Stream(io.RawIOBase):
-    """An opened file from a place on, as Python and pyarrow read files; closing it leaves the file open."""
+class FileStream(io.RawIOBase):
+    """A stream over an opened file. Closing the stream does not close the file."""
 
-    def __init__(self, opened: Opened, position: int = 0) -> None:
+    def __init__(self, opened: OpenedFile, position: int = 0) -> None:
         self._opened = opened
         self._position = position
 
@@ -160,8 +169,8 @@ class Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._opened.file.bytes}
-        self._position = start[whence] + offset
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._opened.file.bytes}
+        self._position = base[whence] + offset
         return self._position
 
     def tell(self) -> int:

@@ -25,7 +25,6 @@ from registry import versions
 from registry.artifacts import Store
 from registry.errors import FieldError, Invalid, Missing, Unavailable, invalid_field
 from registry.jobs.tables import JobRow
-from registry.keys import Scope
 from registry.tables import VersionRow
 from registry.vocabulary import LOCAL, RAY, Scope
 from service.config import Settings
@@ -45,19 +44,19 @@ class HeadReport(NamedTuple):
 
 
 class JobAdmission(ABC):
-    """Admission of one job kind, and what the kind's record shows."""
+    """Admission of one job kind, and facts about the kind for its records."""
 
     required_scope: ClassVar[Scope | None] = None
     """Scope that a key needs besides `batch` to start such a job."""
     output_stage: ClassVar[str | None] = None
-    """Stage whose partitions write parts of the output file. None: the kind has no output file."""
+    """Stage whose partitions write parts of the output file. None for a kind without one."""
     errors_hint: ClassVar[str | None] = None
-    """Explains why the kind has no errors file. None: it has one."""
+    """Explains why the kind writes no errors file. None for a kind that writes one."""
     has_eta: ClassVar[bool] = True
     """False if the remaining time cannot be estimated from rows and partitions."""
 
     def output_hint(self, job: JobRow) -> str:
-        """Describe the result of `job`; shown for kinds without an output file."""
+        """Describe the result of `job`, for kinds without an output file."""
         return f"a {job.kind} job has no output file"
 
     def resolve_version(self, session: Session, spec: JobSpec) -> VersionRow | None:

@@ -85,7 +85,7 @@ class JobResult:
 
 
 class RayInput(NamedTuple):
-    """What the actors on Ray need to run partitions, as plain data."""
+    """Input for the actors on Ray: plain data."""
 
     shared: dict[str, Any]  # for all partitions
     parts: list[dict[str, Any]]  # one for each partition
@@ -96,7 +96,7 @@ RayRunner = Callable[[dict[str, Any], Path], PartitionResult]
 
 
 class WorkContext(NamedTuple):
-    """What a worker process offers to the job kinds."""
+    """The objects of a worker process that the job kinds use."""
 
     settings: Settings
     sessions: db.Sessions

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from registry.signature import Input
-from service.formats import format_table, reading
-from service.formats.dataset import BATCH_ROWS, Batch, Fault
+from service.formats import reading
+from service.formats.dataset import BATCH_ROWS, Batch, RowFault
 from service.runtime.codec.columns import Column
 
 CSV = "text/csv"
@@ -26,7 +26,7 @@ COLOUR = Column(Input("colour", "string", categories=("red", "blue"), closed=Tru
 class Everything(NamedTuple):
     columns: list[list[Any]]  # of the good rows, in the order of the features
     extra: dict[str, list[Any]]
-    faults: list[Fault]  # rows counted over the whole input
+    faults: list[RowFault]  # rows counted over the whole input
     length: int
     parts: int
 
@@ -48,16 +48,16 @@ def everything(
     found = Everything([[] for _ in columns], {name: [] for name in extra}, [], 0, 0)
     length = 0
     parts = reading.split(dataset)
-    schema = format_table.extra_schema(dataset, extra)
+    schema = reading.extra_schema(dataset, extra)
     for part in parts:
         before = length
-        for batch in reading.read(dataset, part, columns, extra, id_column):
+        for batch in reading.read_batches(dataset, part, columns, extra, id_column):
             assert batch.length == len(batch.rows) + len(batch.faults) <= BATCH_ROWS
             assert batch.extra.schema.equals(schema)
             bad = [f.row + before for f in batch.faults]
             assert bad == sorted(set(bad))
             assert all(length <= row < length + batch.length for row in bad)
-            found.faults.extend(Fault(f.row + before, f.id, f.field, f.message) for f in batch.faults)
+            found.faults.extend(RowFault(f.row + before, f.id, f.field, f.message) for f in batch.faults)
             for into, array in zip(found.columns, arrays(batch, columns), strict=True):
                 into.extend(array)
             for name in extra:

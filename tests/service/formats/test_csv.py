@@ -12,7 +12,7 @@ import pytest
 
 from registry.errors import Changed, Invalid
 from registry.signature import Input
-from service.formats import assembly, reading, record_blocks
+from service.formats import assembly, reading, text_records
 from service.formats import dataset as bounds
 from service.formats.assembly import PartErrors
 from service.formats.writing import ErrorWriter
@@ -36,8 +36,8 @@ def write(tmp_path: Path) -> Write:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of some hundred bytes have many parts, blocks and scans then."""
     for name, size in (("PART_BYTES", 60), ("BLOCK_BYTES", 16), ("_SCAN_BYTES", 7)):
-        monkeypatch.setattr(record_blocks, name, size)
-    monkeypatch.setattr("service.formats.csv.PART_BYTES", 60)
+        monkeypatch.setattr(text_records, name, size)
+    monkeypatch.setattr("service.formats.csv_reader.PART_BYTES", 60)
 
 
 def test_a_table_comes_back_with_its_ids_as_written(write: Write) -> None:
@@ -78,8 +78,8 @@ def test_a_quote_inside_an_unquoted_cell_is_a_character(write: Write, small_part
 
 
 def test_a_file_without_quotes_has_even_parts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_blocks, "PART_BYTES", 1000)
-    monkeypatch.setattr("service.formats.csv.PART_BYTES", 1000)
+    monkeypatch.setattr(text_records, "PART_BYTES", 1000)
+    monkeypatch.setattr("service.formats.csv_reader.PART_BYTES", 1000)
     dataset = reading.open_dataset(str(write(b"a\n" + b"0.25\n" * 2000)), CSV)
     parts = reading.split(dataset)
     assert {p.stop - p.start for p in parts[:-1]} <= set(range(1000, 1006))
@@ -238,7 +238,7 @@ def test_a_directory_is_all_its_tables_by_name_each_in_its_own_order(tmp_path: P
 
 
 def test_nothing_in_a_directory_is_silently_left_out(tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match="no files"):
+    with pytest.raises(Invalid, match="contains no files"):
         reading.open_dataset(str(tmp_path), CSV)
     (tmp_path / "a.csv").write_text("a\n1\n")
     for name in ("b.parquet", "b.csv.xz", "part-0002"):
@@ -247,7 +247,7 @@ def test_nothing_in_a_directory_is_silently_left_out(tmp_path: Path) -> None:
             reading.open_dataset(str(tmp_path), CSV)
         (tmp_path / name).unlink()
     (tmp_path / "year=2024").mkdir()
-    with pytest.raises(Invalid, match="directory in it"):
+    with pytest.raises(Invalid, match="contains a directory"):
         reading.open_dataset(str(tmp_path), CSV)
 
 
@@ -255,7 +255,7 @@ def test_a_link_in_a_directory_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("a\n1\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").symlink_to(tmp_path / "secret")
-    with pytest.raises(Invalid, match="no regular file"):
+    with pytest.raises(Invalid, match="not a regular file"):
         reading.open_dataset(str(tmp_path / "data"), CSV)
 
 
@@ -263,20 +263,20 @@ def test_a_file_that_changed_after_planning_is_not_read(write: Write) -> None:
     path = write(b"a\n" + b"1\n" * 100)
     dataset = reading.open_dataset(str(path), CSV)
     (part,) = reading.split(dataset)
-    batches = reading.read(dataset, part, [A], [], None)
+    batches = reading.read_batches(dataset, part, [A], [], None)
     path.write_bytes(b"a\n" + b"2\n" * 101)
     with pytest.raises(Changed, match=r"input\.csv"):
         next(batches)
     path.unlink()
     with pytest.raises(Changed):
-        next(reading.read(dataset, part, [A], [], None))
+        next(reading.read_batches(dataset, part, [A], [], None))
 
 
 def test_a_file_that_changes_under_its_reader_is_noticed(write: Write) -> None:
     path = write(b"a\n" + b"1\n" * 100)
     dataset = reading.open_dataset(str(path), CSV)
     (part,) = reading.split(dataset)
-    batches = reading.read(dataset, part, [A], [], None)
+    batches = reading.read_batches(dataset, part, [A], [], None)
     next(batches)
     with path.open("ab") as file:
         file.write(b"1\n")
@@ -296,8 +296,8 @@ def test_a_batch_has_a_bounded_number_of_rows(write: Write, monkeypatch: pytest.
 def test_one_very_long_record_is_refused_and_a_long_one_is_read(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(record_blocks, "MAX_RECORD_BYTES", 20_000)
+    monkeypatch.setattr(text_records, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(text_records, "MAX_RECORD_BYTES", 20_000)
     text = "y" * 15_000
     found = everything(write(f"word,n\n{text},1\nb,2\n".encode()), CSV, [WORD, N])
     assert found.columns == [[text, "b"], [1, 2]]
@@ -307,10 +307,10 @@ def test_one_very_long_record_is_refused_and_a_long_one_is_read(
 
 def test_the_first_rows_tell_whether_a_job_can_be_done(write: Write) -> None:
     dataset = reading.open_dataset(str(write(b"a,id\n1,x\nno,y\n3,z\n")), CSV)
-    head = reading.check_head(dataset, [A], ["id"], "id", 2)
+    head = reading.read_head(dataset, [A], ["id"], "id", 2)
     assert (head.length, len(head.rows)) == (2, 1)
     assert [(f.row, f.id, f.field) for f in head.faults] == [(1, "y", "a")]
-    assert reading.check_head(dataset, [A], [], None, 100).length == 3
+    assert reading.read_head(dataset, [A], [], None, 100).length == 3
 
 
 def test_an_id_of_any_length_is_the_fault_of_nothing_but_its_row(write: Write, tmp_path: Path) -> None:
@@ -327,5 +327,5 @@ def test_an_id_of_any_length_is_the_fault_of_nothing_but_its_row(write: Write, t
 
 def test_a_file_whose_name_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff1.csv")).write_bytes(b"a\n1\n")
-    with pytest.raises(Invalid, match="whose name is no UTF-8"):
+    with pytest.raises(Invalid, match="whose name is not valid UTF-8"):
         reading.open_dataset(str(tmp_path), CSV)

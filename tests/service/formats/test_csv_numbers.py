@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.signature import Input
-from service.formats import csv_numbers, plain_csv
+from service.formats.fast_csv import blocks, compiled
 from service.runtime.codec.columns import Column
 from tests.service.formats.inputs import FLAG, A, B, N
 
@@ -37,7 +37,7 @@ def parsed(text: str) -> list[float | None]:
     room = len(text) + 1
     out, nothing = np.zeros((room, 1)), np.empty((0, room, 2), dtype=np.int32)
     data = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
-    rows = csv_numbers.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), out, nothing)
+    rows = compiled.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), out, nothing)
     return [None] if rows < 0 else [float(n) for n in out[:rows, 0]]
 
 
@@ -81,7 +81,9 @@ def test_what_is_not_plain_is_left_to_others(text: str) -> None:
 
 def test_cells_are_found_by_name_and_text_is_kept_as_written() -> None:
     data = "x,007,1,é,2.5\r\n\r\ny,8,-3,,0\n".encode()
-    block = plain_csv.block(data, ["w", "id", "a", "t", "n"], [Column(Input("n", "float32")), A], ["id", "t"])
+    block = blocks.read_block(
+        data, ["w", "id", "a", "t", "n"], [Column(Input("n", "float32")), A], ["id", "t"]
+    )
     assert block is not None
     assert block.rows.matrix is not None
     assert block.rows.matrix.tolist() == [[2.5, 1], [0, -3]]
@@ -102,20 +104,20 @@ UNUSUAL = [
 
 @pytest.mark.parametrize("data", UNUSUAL)
 def test_a_block_with_anything_unusual_is_left_to_others(data: bytes) -> None:
-    assert plain_csv.block(data, ["n", "id"], [N], ["id"]) is None
+    assert blocks.read_block(data, ["n", "id"], [N], ["id"]) is None
 
 
 CHECKED = """
 import random
 from registry.signature import Input
-from service.formats import plain_csv as plain
+from service.formats.fast_csv import blocks
 from service.runtime.codec.columns import Column
 
 names = [f"x{i}" for i in range(300)]
 columns, extra = [Column(Input(n, "float64")) for n in names[:150]], names[150:]
 
 def block(data):
-    return plain.block(data.encode(), names, columns, extra)
+    return blocks.read_block(data.encode(), names, columns, extra)
 
 row, empty = ",".join(["1"] * 300) + "\\n", "," * 299 + "\\n"
 for cells in (1, 5, 149, 299, 400):
@@ -128,8 +130,8 @@ draw = random.Random(0)
 alphabet = "0123456789" * 3 + "....--+e,,,,\\r\\n\\n\\xe9 "
 for _ in range(20_000):
     text = "".join(draw.choices(alphabet, k=draw.randrange(1, 60)))
-    plain.block(text.encode(), ["a", "b"], columns[:1], ["b"])
-    plain.block((text + "\\n1,2" * 10).encode(), ["a", "b"], columns[:1], ["b"])
+    blocks.read_block(text.encode(), ["a", "b"], columns[:1], ["b"])
+    blocks.read_block((text + "\\n1,2" * 10).encode(), ["a", "b"], columns[:1], ["b"])
 """
 
 
@@ -142,17 +144,17 @@ def test_nothing_is_read_or_written_beside_an_array(tmp_path: Path) -> None:
 
 
 def test_a_missing_cell_where_none_is_taken_is_a_fault_of_its_row() -> None:
-    block = plain_csv.block(b"1,x\n,y\n3,z\n", ["n", "id"], [N], ["id"])
+    block = blocks.read_block(b"1,x\n,y\n3,z\n", ["n", "id"], [N], ["id"])
     assert block is not None
-    assert list(block.wrong) == [1]
-    assert block.wrong[1][0].message.startswith('"n" is null')
+    assert list(block.cell_faults) == [1]
+    assert block.cell_faults[1][0].message.startswith('"n" is null')
 
 
 def test_empty_cells_are_missing_and_other_types_are_left_to_others() -> None:
-    block = plain_csv.block(b"1\n,\n", ["b", "x"], [B], [])
+    block = blocks.read_block(b"1\n,\n", ["b", "x"], [B], [])
     assert block is None
-    block = plain_csv.block(b"1,\n,\n", ["b", "x"], [B], [])
+    block = blocks.read_block(b"1,\n,\n", ["b", "x"], [B], [])
     assert block is not None
     assert block.rows.matrix is not None
     assert np.isnan(block.rows.matrix[:, 0]).tolist() == [False, True]
-    assert plain_csv.block(b"1\n", ["flag"], [FLAG], []) is None
+    assert blocks.read_block(b"1\n", ["flag"], [FLAG], []) is None

@@ -10,7 +10,7 @@ import pytest
 
 from registry.errors import Invalid
 from registry.signature import Input
-from service.formats import reading, record_blocks
+from service.formats import reading, text_records
 from service.runtime.codec.columns import Column
 from tests.service.formats.inputs import COLOUR, LINES, WORD, A, B, N, everything
 
@@ -37,7 +37,7 @@ def rows(count: int) -> list[bytes]:
 @pytest.mark.parametrize("eol", [b"\n", b"\r\n", b"\n\n"])
 def test_lines_are_cut_between_rows(write: Write, monkeypatch: pytest.MonkeyPatch, eol: bytes) -> None:
     for name, size in (("PART_BYTES", 200), ("BLOCK_BYTES", 50)):
-        monkeypatch.setattr(record_blocks, name, size)
+        monkeypatch.setattr(text_records, name, size)
     found = everything(
         write(b"\xef\xbb\xbf" + eol.join(rows(40))), LINES, [N, A, B, WORD], ["n", "x", "word", "b"]
     )
@@ -97,8 +97,8 @@ def test_what_is_no_json_lines_is_refused(write: Write, data: bytes) -> None:
 def test_training_reads_typed_columns(write: Write) -> None:
     dataset = reading.open_dataset(str(write(b"\n".join(rows(40)) + b'\n{"n": 40}\n')), LINES)
     (part,) = reading.split(dataset)
-    (batch,) = reading.tables(dataset, part, ["n", "a"])
+    (batch,) = reading.read_record_batches(dataset, part, ["n", "a"])
     assert batch.to_pydict() == {"n": [*range(41)], "a": [*(i / 4 for i in range(40)), None]}
     dataset = reading.open_dataset(str(write(b'{"n": 1}\n' * 2000 + b'{"n": "x"}\n')), LINES)
-    with pytest.raises(Invalid, match="not like its first rows"):
-        list(reading.tables(dataset, reading.split(dataset)[0], ["n"]))
+    with pytest.raises(Invalid, match="does not match its first rows"):
+        list(reading.read_record_batches(dataset, reading.split(dataset)[0], ["n"]))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from registry.errors import Invalid
 from registry.rows import Rows
 from registry.signature import Input, Output, Signature
-from service.formats import record_blocks
+from service.formats import text_records
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import columns_of
 from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET, everything
@@ -95,7 +95,7 @@ def check(path: Path, media_type: str, given: list[Input], wanted: list[Rows | N
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks but the first may be read by `digits`."""
     if request.param:
-        monkeypatch.setattr(record_blocks, "BLOCK_BYTES", request.param)
+        monkeypatch.setattr(text_records, "BLOCK_BYTES", request.param)
 
 
 @quick
@@ -207,8 +207,8 @@ TOKENS = st.sampled_from(['"', '""', ",", "\n", "\r\n", "\r", "a", "b,", '\n"', 
 def test_blocks_are_cut_where_the_parser_ends_a_row(tokens: list[str]) -> None:
     """At no cut is a record of the whole split in two, whatever the quotes are."""
     body = "".join(tokens).encode()
-    whole = record_blocks.Records()
-    end = whole.end(body)
+    whole = text_records.RecordFormat()
+    end = whole.last_end(body)
     if end:
         assert sorted(_cells(body[:end]) + _cells(body[end:])) == sorted(_cells(body))
 

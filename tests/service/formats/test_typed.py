@@ -16,7 +16,7 @@ import pytest
 
 from registry.errors import Changed, Invalid
 from registry.signature import Input
-from service.formats import arrow_ipc, parquet, reading
+from service.formats import arrow_reader, parquet_reader, reading
 from service.formats import dataset as bounds
 from service.runtime.codec.columns import Column
 from tests.service.formats.inputs import ARROW, COLOUR, FLAG, PARQUET, WORD, A, B, N, everything
@@ -125,10 +125,10 @@ def test_a_type_that_cannot_be_the_features_is_refused_by_name(
     dataset = reading.open_dataset(str(write(TABLE, tmp_path)), media_type)
     for column in (Column(Input("id", "float64")), Column(Input("a", "string")), Column(Input("n", "bool"))):
         with pytest.raises(Invalid) as refused:
-            reading.check_head(dataset, [column], [], None, 10)
+            reading.read_head(dataset, [column], [], None, 10)
         assert [e.field for e in refused.value.errors] == [column.name]
-    with pytest.raises(Invalid, match="cannot be handed on"):
-        reading.check_head(dataset, [A], ["list"], None, 10)
+    with pytest.raises(Invalid, match="cannot be copied to the output"):
+        reading.read_head(dataset, [A], ["list"], None, 10)
 
 
 def test_no_rows_are_one_empty_part(form: tuple[Write, str], tmp_path: Path) -> None:
@@ -169,17 +169,17 @@ def test_a_changed_file_is_not_read(form: tuple[Write, str], tmp_path: Path) -> 
     part = reading.split(dataset)[0]
     write(TABLE.slice(1), tmp_path)
     with pytest.raises(Changed):
-        list(reading.read(dataset, part, [A], [], None))
+        list(reading.read_batches(dataset, part, [A], [], None))
 
 
 def test_small_row_groups_go_together_and_large_ones_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "PART_ROWS", 20)
+    monkeypatch.setattr(parquet_reader, "PART_ROWS", 20)
     path = write_parquet(TABLE, tmp_path)
     parts = reading.split(reading.open_dataset(str(path), PARQUET))
     assert [(p.start, p.stop, p.rows) for p in parts] == [(0, 2, 14), (2, 4, 14), (4, 6, 14), (6, 8, 8)]
-    monkeypatch.setattr(parquet, "PART_ROWS", 2)
+    monkeypatch.setattr(parquet_reader, "PART_ROWS", 2)
     parts = reading.split(reading.open_dataset(str(path), PARQUET))
     assert [(p.start, p.skip, p.rows) for p in parts[:4]] == [(0, 0, 1), (0, 1, 2), (0, 3, 2), (0, 5, 2)]
     monkeypatch.setattr(bounds, "BATCH_ROWS", 3)
@@ -187,7 +187,7 @@ def test_small_row_groups_go_together_and_large_ones_are_cut(
 
 
 def test_record_batches_of_an_arrow_file_are_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow_ipc, "PART_BYTES", 1000)
+    monkeypatch.setattr(arrow_reader, "PART_BYTES", 1000)
     found = everything(write_file(TABLE, tmp_path), ARROW, [N], ["id"])
     assert found.columns == [[*range(50)]]
     assert found.parts == 8
@@ -203,7 +203,7 @@ def test_files_of_a_directory_are_brought_to_the_types_that_hold_them_all(tmp_pa
     found = everything(tmp_path, PARQUET, [A], ["id"])
     assert found.extra["id"] == ["1", "2", "x"]
     with pytest.raises(Invalid, match=r'column "id" is int64 in "a.parquet" and string in "c.parquet"'):
-        reading.open_dataset(str(tmp_path), PARQUET, alike=True)
+        reading.open_dataset(str(tmp_path), PARQUET, uniform=True)
 
 
 def test_an_id_that_is_text_in_one_file_keeps_its_zeros(tmp_path: Path) -> None:
@@ -230,14 +230,18 @@ def test_a_file_without_values_says_nothing_of_a_columns_type(
 def test_bytes_of_a_fixed_size_are_not_handed_on(tmp_path: Path) -> None:
     table = pa.table({"a": [1.0], "id": pa.array([bytes(range(240, 256))], pa.binary(16))})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(Invalid, match="cannot be handed on"):
+    with pytest.raises(Invalid, match="cannot be copied to the output"):
         everything(tmp_path / "a.parquet", PARQUET, [A], ["id"])
 
 
 def test_training_reads_the_same_types_in_every_part(form: tuple[Write, str], tmp_path: Path) -> None:
     write, media_type = form
     dataset = reading.open_dataset(str(write(TABLE, tmp_path)), media_type)
-    batches = [b for part in reading.split(dataset) for b in reading.tables(dataset, part, ["word", "n"])]
+    batches = [
+        b
+        for part in reading.split(dataset)
+        for b in reading.read_record_batches(dataset, part, ["word", "n"])
+    ]
     assert pa.Table.from_batches(batches).to_pydict() == TABLE.select(["word", "n"]).to_pydict()
     assert {str(b.schema.field("word").type) for b in batches} == {"string"}
 
@@ -254,7 +258,7 @@ def test_a_row_group_is_never_in_memory_whole(tmp_path: Path, rows: int) -> None
     tracemalloc.start()  # what Python has read and pyarrow has not given back
     try:
         for part in reading.split(dataset):
-            for _ in reading.read(dataset, part, columns, [], None):
+            for _ in reading.read_batches(dataset, part, columns, [], None):
                 most = max(most, pa.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()

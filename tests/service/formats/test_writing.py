@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from registry.errors import Invalid
 from service.formats import assembly
 from service.formats.assembly import PartErrors
-from service.formats.dataset import Fault
-from service.formats.writing import ErrorWriter, PartWriter, Written
+from service.formats.dataset import RowFault
+from service.formats.writing import ErrorWriter, PartWriter, WrittenFile
 from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET
 
 SCHEMA = pa.schema(
@@ -47,7 +47,7 @@ def batch(rows: list[tuple[Any, ...]]) -> Any:
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
-def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> Written:
+def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> WrittenFile:
     with PartWriter(path, media_type, SCHEMA) as writer:
         for some in rows:
             writer.write(batch(some))
@@ -152,7 +152,7 @@ def test_null_in_a_csv_of_one_column_is_a_row_for_every_reader(tmp_path: Path, v
 def test_half_a_part_is_not_joined(tmp_path: Path) -> None:
     write(tmp_path / "a", PARQUET, [[("1", "yes", 1.5, None, 1, True)]])
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-3])
-    with pytest.raises(Invalid, match="not whole"):
+    with pytest.raises(Invalid, match="incomplete"):
         joined([tmp_path / "a"], PARQUET)
 
 
@@ -178,7 +178,7 @@ def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> N
     for name, count in (("a", 2), ("b", 0), ("c", 3)):
         with ErrorWriter(tmp_path / name) as writer:
             for i in range(count):
-                writer.write(Fault(i * 10, f"id,{i}", None, 'says "no"\nand why'))
+                writer.write(RowFault(i * 10, f"id,{i}", None, 'says "no"\nand why'))
             assert writer.close() == (name if count else None)
     assert not (tmp_path / "b").exists()
     sink = io.BytesIO()
@@ -201,15 +201,18 @@ def test_times_that_python_does_not_have_are_text_in_json_lines(tmp_path: Path) 
         writer.close()
     assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
     far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
-    with PartWriter(path, LINES, far.schema) as writer, pytest.raises(Invalid, match="no calendar"):
+    with (
+        PartWriter(path, LINES, far.schema) as writer,
+        pytest.raises(Invalid, match="outside the range of calendar dates"),
+    ):
         writer.write(far)
 
 
 def test_a_full_disk_is_not_left_full(tmp_path: Path) -> None:
     """What is still in memory when a file is given up cannot be written then either."""
     writer = PartWriter(tmp_path / "part.csv", CSV, SCHEMA)
-    file = writer._out.file
-    writer._out.file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
+    file = writer._output.file
+    writer._output.file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
     with writer:
         writer.write(batch([]))
     file.close()

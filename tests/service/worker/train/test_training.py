@@ -42,9 +42,9 @@ def forks() -> Iterator[ForkServer]:
 
 @pytest.fixture
 def trainings(tmp_path: Path, forks: ForkServer) -> Iterator[Trainings]:
-    made = Trainings(tmp_path, forks)
-    yield made
-    made.engine.dispose()
+    trainings = Trainings(tmp_path, forks)
+    yield trainings
+    trainings.engine.dispose()
 
 
 def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) -> None:
@@ -65,8 +65,8 @@ def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) ->
     assert (training["job"], training["partitions"], training["strategy"]) == (job.id, 4, "partial_fit")
     assert training["rows"] + training["held_out"] == 1797
     assert training["input"]["names"] == [f"part-{n}.csv" for n in range(4)]
-    found = trainings.progress(job.id)
-    assert (found.rows_done, found.rows_total, found.rows_failed) == (1797, 1797, 0)
+    progress = trainings.progress(job.id)
+    assert (progress.rows_done, progress.rows_total, progress.rows_failed) == (1797, 1797, 0)
     assert [p.stage for p in trainings.partitions(job.id)][::4][:4] == [
         "00-read", "01-transform", "02-transform", "03-fit",
     ]  # fmt: skip
@@ -81,16 +81,16 @@ def test_an_ensemble_has_a_forest_for_each_partition(trainings: Trainings) -> No
     assert trainings.version().metrics["roc_auc"] > 0.9
 
 
-def test_a_training_that_is_done_again_gives_the_same_model(trainings: Trainings) -> None:
-    answers = []
+def test_a_repeated_training_gives_the_same_model(trainings: Trainings) -> None:
+    predictions = []
     for number in (1, 2):
         start = trainings.start(
             RandomForestClassifier(5), split_frame(cancer(), 3),
             strategy="ensemble", sampling="stratified", partitions=4,
         )  # fmt: skip
         assert trainings.run(start).version == number
-        answers.append(trainings.model(number).predict_proba(without_target(cancer())))
-    np.testing.assert_array_equal(*answers)
+        predictions.append(trainings.model(number).predict_proba(without_target(cancer())))
+    np.testing.assert_array_equal(*predictions)
     assert trainings.version(1).metrics == trainings.version(2).metrics
 
 
@@ -102,7 +102,7 @@ def test_a_regression_is_measured_by_its_errors(trainings: Trainings) -> None:
     assert set(trainings.version().metrics) == {"r2", "mae", "rmse"}
 
 
-def test_what_cannot_be_trained_fails_at_once_and_by_name(trainings: Trainings) -> None:
+def test_an_estimator_without_partial_fit_fails_at_planning_with_its_name(trainings: Trainings) -> None:
     job = trainings.run(
         trainings.start(make_pipeline(RobustScaler(), SGDClassifier()), split_frame(cancer(), 3))
     )
@@ -111,23 +111,23 @@ def test_what_cannot_be_trained_fails_at_once_and_by_name(trainings: Trainings) 
     assert trainings.partitions(job.id) == []
 
 
-def test_rows_held_out_are_never_trained_on_and_are_what_it_is_measured_by(trainings: Trainings) -> None:
+def test_validation_rows_are_not_trained_on_and_give_the_metrics(trainings: Trainings) -> None:
     table = cancer().assign(row=np.arange(569.0))
     job = trainings.run(trainings.start(KNeighborsClassifier(1), split_frame(table, 4), strategy="single"))
     assert job.state == "done", job.error
-    trained = set(trainings.model()._fit_X[:, -1].astype(int).tolist())
+    trained_rows = set(trainings.model()._fit_X[:, -1].astype(int).tolist())
     version = trainings.version()
     example = pq.read_table(trainings.store.path(version.example["artifact"])).to_pandas()
-    held = set(example.row.astype(int))
-    assert trained | held == set(range(569))
-    assert not trained & held
+    validation_rows = set(example.row.astype(int))
+    assert trained_rows | validation_rows == set(range(569))
+    assert not trained_rows & validation_rows
     malignant = example.y.eq("malignant").mean()
     assert abs(malignant - 212 / 569) < 0.02
-    right = trainings.model().predict(without_target(example)) == example.y
-    assert version.metrics["accuracy"] == pytest.approx(right.mean())
+    correct = trainings.model().predict(without_target(example)) == example.y
+    assert version.metrics["accuracy"] == pytest.approx(correct.mean())
 
 
-def test_without_validation_nothing_is_held_out_and_nothing_measured(trainings: Trainings) -> None:
+def test_without_validation_all_rows_are_trained_on_and_nothing_is_measured(trainings: Trainings) -> None:
     job = trainings.run(
         trainings.start(
             RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", validation=0
@@ -139,7 +139,7 @@ def test_without_validation_nothing_is_held_out_and_nothing_measured(trainings: 
     assert {p.stage for p in trainings.partitions(job.id)} == {"00-read", "01-fit", "02-merge"}
 
 
-def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Trainings) -> None:
+def test_balanced_sampling_trains_on_the_same_number_of_rows_per_class(trainings: Trainings) -> None:
     table = cancer().assign(row=np.arange(569.0))
     job = trainings.run(
         trainings.start(
@@ -151,12 +151,15 @@ def test_balanced_sampling_trains_on_as_many_rows_of_each_class(trainings: Train
         )
     )
     assert job.state == "done", job.error
-    taken = table.y.to_numpy()[trainings.model()._fit_X[:, -1].astype(int)]
-    assert dict(zip(*np.unique(taken, return_counts=True), strict=True)) == {"benign": 212, "malignant": 212}
+    trained_classes = table.y.to_numpy()[trainings.model()._fit_X[:, -1].astype(int)]
+    assert dict(zip(*np.unique(trained_classes, return_counts=True), strict=True)) == {
+        "benign": 212,
+        "malignant": 212,
+    }
     assert (job.manifest or {})["rows"] == 424
 
 
-def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings: Trainings) -> None:
+def test_the_rows_are_distributed_to_the_requested_number_of_partitions(trainings: Trainings) -> None:
     job = trainings.run(
         trainings.start(
             RandomForestClassifier(3), split_frame(digits(), 2), strategy="ensemble", partitions=5
@@ -168,14 +171,14 @@ def test_the_rows_are_dealt_into_as_many_partitions_as_were_asked_for(trainings:
     assert max(fits) - min(fits) <= 2
 
 
-def test_a_partition_with_other_columns_is_refused_by_its_name_and_the_column(trainings: Trainings) -> None:
+def test_a_file_with_other_columns_is_rejected_naming_the_file_and_the_column(trainings: Trainings) -> None:
     parts = split_frame(cancer(), 4)
     parts[3] = parts[3].rename(columns={"mean_radius": "radius"})
     with pytest.raises(Invalid, match=r"part-3.parquet.*mean_radius"):
         trainings.start(SGDClassifier(), parts)
 
 
-def test_an_input_without_the_target_is_refused(trainings: Trainings) -> None:
+def test_an_input_without_the_target_is_rejected(trainings: Trainings) -> None:
     with pytest.raises(Invalid, match="the target 'label' is not a column of the input"):
         trainings.start(SGDClassifier(), split_frame(cancer(), 2), target="label")
 
@@ -190,16 +193,16 @@ def test_an_input_that_changed_since_it_was_planned_fails_the_job(trainings: Tra
     assert "part-3.parquet" in str(job.error)
 
 
-def test_columns_of_another_type_in_another_file_are_refused(trainings: Trainings) -> None:
+def test_a_column_with_different_types_in_two_files_is_rejected(trainings: Trainings) -> None:
     parts = split_frame(cancer(), 4)
     parts[3]["mean_radius"] = parts[3].mean_radius.astype(str) + " cm"
-    told = 'column "mean_radius" is double in "part-0.csv" and string in "part-3.csv"'
-    with pytest.raises(Invalid, match=told):
+    message = 'column "mean_radius" is double in "part-0.csv" and string in "part-3.csv"'
+    with pytest.raises(Invalid, match=message):
         trainings.start(SGDClassifier(), parts, ".csv")
     trainings.start(SGDClassifier(), parts, ".csv", exclude=["mean_radius"])
 
 
-def test_a_cell_that_is_not_like_the_first_rows_is_told_by_its_column_and_the_fix_helps(
+def test_a_cell_of_another_type_fails_naming_its_column_and_dtypes_fixes_it(
     trainings: Trainings,
 ) -> None:
     table = pd.concat([cancer()] * 40)
@@ -212,7 +215,7 @@ def test_a_cell_that_is_not_like_the_first_rows_is_told_by_its_column_and_the_fi
     assert job.state == "done", job.error
 
 
-def test_missing_values_that_an_estimator_refuses_fail_the_job_with_its_words(trainings: Trainings) -> None:
+def test_missing_values_fail_the_job_with_the_message_of_the_estimator(trainings: Trainings) -> None:
     parts = split_frame(cancer(), 3)
     parts[1].loc[5, "mean_radius"] = np.nan
     job = trainings.run(trainings.start(SGDClassifier(), parts, validation=0))
@@ -226,36 +229,37 @@ def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainin
     parts[0].loc[:9, "y"] = np.nan
     job = trainings.run(trainings.start(SGDRegressor(), parts, validation=0))
     assert job.state == "done", job.error
-    found = trainings.progress(job.id)
-    assert (found.rows_done, found.rows_failed) == (432, 10)
+    progress = trainings.progress(job.id)
+    assert (progress.rows_done, progress.rows_failed) == (432, 10)
     assert [(job.manifest or {})[k] for k in ("rows", "rows_without_target")] == [432, 10]
 
 
-def test_a_dead_worker_costs_the_step_that_it_was_at(trainings: Trainings) -> None:
+def test_only_the_running_step_of_a_dead_worker_runs_again(trainings: Trainings) -> None:
     job_id = trainings.start(
         make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), split_frame(cancer(), 4)
     )
-    for _ in range(8):  # planned, read 4 times, assembled, two partitions of the scaler's pass
+    for _ in range(8):  # plan, 4 partitions to read, assemble, two partitions of the scaler's pass
         trainings.worker.step()
-    done = {(p.stage, p.number): p.result for p in trainings.partitions(job_id) if p.result}
-    assert len(done) == 6, done
-    claimed(trainings)  # by a worker that dies at once
+    before = {(p.stage, p.number): p.result for p in trainings.partitions(job_id) if p.result}
+    assert len(before) == 6, before
+    claim_and_die(trainings)
     trainings.worker = trainings.new_worker()
     job = trainings.run(job_id)
     assert job.state == "done", job.error
-    now = {(p.stage, p.number): p.result for p in trainings.partitions(job_id)}
-    assert {place: now[place] for place in done} == done, "what was done was not done again"
-    whole = StandardScaler().fit(without_target(cancer()))
+    after = {(p.stage, p.number): p.result for p in trainings.partitions(job_id)}
+    assert {place: after[place] for place in before} == before, "finished partitions did not run again"
+    scaler = StandardScaler().fit(without_target(cancer()))
     assert trainings.model()[0].n_samples_seen_ == trainings.version().lineage["training"]["rows"]
-    assert trainings.model()[0].mean_.shape == whole.mean_.shape
+    assert trainings.model()[0].mean_.shape == scaler.mean_.shape
 
 
-def claimed(trainings: Trainings) -> None:
+def claim_and_die(trainings: Trainings) -> None:
+    """Act as a worker that claims a task and dies: its lease has expired already."""
     with trainings.sessions.begin() as session:
         assert queue.claim(session, JOB_TASKS, "dead", lease_s=-1.0) is not None
 
 
-def test_a_failed_training_goes_on_when_it_is_resumed(trainings: Trainings) -> None:
+def test_a_failed_training_continues_when_it_is_resumed(trainings: Trainings) -> None:
     parts = split_frame(cancer(), 3)
     job_id = trainings.start(SGDClassifier(loss="log_loss"), parts, ".csv", max_attempts=1)
     trainings.worker.step()
@@ -275,15 +279,15 @@ def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Traini
     while trainings.job(job_id).version is None:
         trainings.worker.step()
     with trainings.sessions.begin() as session:
-        versions.reject(session, trainings.job(job_id).version_id or 0, "nobody wants it")
+        versions.reject(session, trainings.job(job_id).version_id or 0, "the parity check failed")
     while trainings.job(job_id).state in jobs.OPEN_STATES:
         trainings.worker.step()
     job = trainings.job(job_id)
     assert (job.state, job.version) == ("failed", 1)
-    assert "m:1 was rejected: nobody wants it" in str(job.error)
+    assert "m:1 was rejected: the parity check failed" in str(job.error)
 
 
-def test_what_follows_is_scored_with_exactly_the_version_that_was_trained(trainings: Trainings) -> None:
+def test_the_job_in_then_scores_with_exactly_the_trained_version(trainings: Trainings) -> None:
     then = {"kind": "score", "input": {"uri": str(trainings.data)}, "passthrough": ["y"]}
     job_id = trainings.start(
         RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", then=then
@@ -310,7 +314,7 @@ def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
         assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
 
 
-def test_a_training_that_is_cancelled_while_its_version_is_built_starts_nothing(trainings: Trainings) -> None:
+def test_a_training_cancelled_during_the_build_starts_no_other_job(trainings: Trainings) -> None:
     then = {"kind": "score", "input": {"uri": str(trainings.data)}}
     job_id = trainings.start(
         RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", then=then
@@ -328,7 +332,7 @@ def test_a_training_that_is_cancelled_while_its_version_is_built_starts_nothing(
 
 
 def mixed() -> list[pd.DataFrame]:
-    """Numbers and strings, each with missing values; no partition has every city."""
+    """Return partitions with numbers and text. Some numbers are missing; no partition has every city."""
     random, n = np.random.default_rng(0), 900
     age, city = random.normal(40, 12, n), random.choice(["Bern", "Oslo", "Rome"], n)
     table = pd.DataFrame({"age": age, "city": city, "visits": random.poisson(3, n)})
@@ -362,7 +366,7 @@ def test_strings_and_missing_numbers_are_trained_on_as_they_are_served(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_columns_that_are_no_features_are_left_out(trainings: Trainings, suffix: str) -> None:
+def test_excluded_columns_are_not_features(trainings: Trainings, suffix: str) -> None:
     parts = split_frame(cancer(), 2)
     for part in parts:
         part.insert(0, "patient", [f"P{n}" for n in range(len(part))])
@@ -372,8 +376,8 @@ def test_columns_that_are_no_features_are_left_out(trainings: Trainings, suffix:
     assert job.state == "failed"
     assert "text columns: 'patient', 'seen': exclude those that are not features" in str(job.error)
 
-    left = {"strategy": "ensemble", "exclude": ["patient", "seen"]}
-    job = trainings.run(trainings.start(model, parts, suffix, **left))
+    fields = {"strategy": "ensemble", "exclude": ["patient", "seen"]}
+    job = trainings.run(trainings.start(model, parts, suffix, **fields))
     assert job.state == "done", job.error
     version = trainings.version()
     features = [i["name"] for i in (version.signature or {})["inputs"]]
@@ -381,7 +385,7 @@ def test_columns_that_are_no_features_are_left_out(trainings: Trainings, suffix:
     assert version.lineage["training"]["excluded"] == ["patient", "seen"]
 
 
-def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
+def test_hashed_texts_are_learned_partition_by_partition(trainings: Trainings) -> None:
     random = np.random.default_rng(0)
     words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}
     labels = random.choice(list(words), 300)
@@ -393,7 +397,7 @@ def test_texts_are_hashed_and_learned_by_parts(trainings: Trainings) -> None:
     assert trainings.version().metrics["accuracy"] > 0.9
 
 
-def test_a_fit_stays_within_its_memory(trainings: Trainings) -> None:
+def test_a_fit_above_the_memory_limit_fails_the_job(trainings: Trainings) -> None:
     hungry = make_pipeline(PolynomialFeatures(5), SGDClassifier())
     trainings.settings.build_memory_mb = 1024
     job = trainings.run(trainings.start(hungry, split_frame(cancer(), 2), strategy="single"))
@@ -402,29 +406,29 @@ def test_a_fit_stays_within_its_memory(trainings: Trainings) -> None:
     assert "1024 MB" in str(job.error)
 
 
-def test_a_step_whose_file_is_gone_fails_the_job_and_names_it(trainings: Trainings) -> None:
+def test_a_missing_file_of_an_earlier_step_fails_the_job_naming_the_file(trainings: Trainings) -> None:
     job_id = trainings.start(SGDClassifier(loss="log_loss"), split_frame(cancer(), 2))
     while not any(p.stage == "01-fit" for p in trainings.partitions(job_id)):
         trainings.worker.step()
-    gone = trainings.settings.jobs / str(job_id) / "00-read-000001-1.arrow"
-    gone.unlink()
+    file = trainings.settings.jobs / str(job_id) / "00-read-000001-1.arrow"
+    file.unlink()
     job = trainings.run(job_id)
     assert job.state == "failed"
     assert "the file 00-read-000001-1.arrow of an earlier step is missing" in str(job.error)
 
 
-def test_one_class_alone_is_nothing_to_learn(trainings: Trainings) -> None:
+def test_a_target_with_one_class_fails_the_job(trainings: Trainings) -> None:
     job = trainings.run(trainings.start(SGDClassifier(), split_frame(cancer().assign(y="benign"), 2)))
     assert job.state == "failed"
     assert "the target 'y' is 'benign' in every row" in str(job.error)
 
 
-def test_sampling_by_class_is_refused_for_a_regressor(trainings: Trainings) -> None:
+def test_sampling_by_class_is_rejected_for_a_regressor(trainings: Trainings) -> None:
     job = trainings.run(trainings.start(SGDRegressor(), split_frame(diabetes(), 2), sampling="balanced"))
     assert "sampling balanced needs classes, but SGDRegressor is a regressor" in str(job.error)
 
 
-def test_a_regressor_needs_numbers(trainings: Trainings) -> None:
+def test_a_regressor_rejects_a_target_of_text(trainings: Trainings) -> None:
     job = trainings.run(trainings.start(SGDRegressor(), split_frame(cancer(), 2)))
     assert "the target 'y' holds text, but SGDRegressor predicts numbers" in str(job.error)
 
