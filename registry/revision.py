@@ -1,7 +1,8 @@
-"""The revision: one number that every change of models, aliases and keys raises.
+"""The registry's revision: a number that increases with each change of models, aliases and keys.
 
-Readers (`service/runtime/snapshot.py`) compare it with the one they know and reload only the subjects
-that `since` names. High-rate writes (task progress, device reports) never touch it.
+Readers (`service/runtime/snapshot.py`) compare it with the revision of their copy, and reload only the
+subjects that `changes_since` lists. Frequent writes, such as job progress and device reports, do not change
+it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from registry.tables import ChangeRow, RevisionRow
 
-Kind = Literal["model", "key"]
-KEPT = 10_000
-"""How many changes are kept: a reader further behind than this reloads everything."""
+ChangeKind = Literal["model", "key"]
+MAX_CHANGES = 10_000
+"""Number of stored changes. A reader that is further behind reloads everything."""
 
 
 class Changes(NamedTuple):
@@ -24,9 +25,11 @@ class Changes(NamedTuple):
     keys: set[str]
 
 
-def note(session: Session, kind: Kind, subject: str) -> int:
-    """Raise the revision and note what changed. Holds the row's lock until the transaction ends, so
-    revisions commit in their order. Returns the new revision."""
+def record_change(session: Session, kind: ChangeKind, subject: str) -> int:
+    """Increment the revision and record the changed subject. Return the new revision.
+
+    Holds the lock of the revision's row until the transaction ends, so revisions are committed in order.
+    """
     revision = session.execute(
         update(RevisionRow)
         .where(RevisionRow.id == 1)
@@ -35,30 +38,30 @@ def note(session: Session, kind: Kind, subject: str) -> int:
     ).scalar_one()
     session.add(ChangeRow(revision=revision, kind=kind, subject=subject))
     if revision % 1000 == 0:
-        session.execute(delete(ChangeRow).where(ChangeRow.revision <= revision - KEPT))
+        session.execute(delete(ChangeRow).where(ChangeRow.revision <= revision - MAX_CHANGES))
     return revision
 
 
-def revision(session: Session) -> int:
+def current(session: Session) -> int:
     return session.execute(select(RevisionRow.value)).scalar_one()
 
 
 def registry_id(session: Session) -> str:
-    """The identifier that the registry got when its database was migrated; it never changes."""
+    """Return the identifier that the registry got when its database was migrated. It never changes."""
     return session.execute(select(RevisionRow.registry_id)).scalar_one()
 
 
-def since(session: Session, known: int) -> Changes | None:
-    """What changed after revision `known`, or None when that is too long ago to say."""
-    current = revision(session)
-    # Read up to `current` only: on PostgreSQL a later commit may slip in between the two statements.
+def changes_since(session: Session, revision: int) -> Changes | None:
+    """Return the changes after `revision`, or None if some of them are no longer stored."""
+    newest = current(session)
+    # Read up to `newest` only: on PostgreSQL another transaction may commit between the two statements.
     rows = session.execute(
         select(ChangeRow.kind, ChangeRow.subject).where(
-            ChangeRow.revision > known, ChangeRow.revision <= current
+            ChangeRow.revision > revision, ChangeRow.revision <= newest
         )
     ).all()
-    if len(rows) != current - known:
+    if len(rows) != newest - revision:
         return None
     return Changes(
-        current, {s for kind, s in rows if kind == "model"}, {s for kind, s in rows if kind == "key"}
+        newest, {s for kind, s in rows if kind == "model"}, {s for kind, s in rows if kind == "key"}
     )

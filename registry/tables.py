@@ -1,4 +1,7 @@
-"""Every table. "Model" always means an ML model; a row of its versions is a `VersionRow`."""
+"""The tables of the registry, except those of jobs (`registry/jobs/tables.py`).
+
+"Model" always means a machine-learning model; the classes of this module are named rows.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """An aware datetime, kept in UTC. SQLite drops the zone, so it is put back on the way out."""
+    """An aware datetime, stored in UTC. SQLite drops the time zone, so it is added again on reading."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -22,7 +25,7 @@ class UTCDateTime(TypeDecorator[datetime]):
             return None
         try:
             return value.astimezone(UTC)
-        except OverflowError:  # the calendar's first and last hours, in another zone
+        except OverflowError:  # the first or last hours of the calendar, in another time zone
             return (datetime.min if value.year == 1 else datetime.max).replace(tzinfo=UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -34,11 +37,11 @@ def now() -> datetime:
 
 
 BY_BYTES = String().with_variant(String(collation="C"), "postgresql")
-"""Text that sorts alike on every database: PostgreSQL's usual collations skip punctuation."""
+"""Text that sorts the same on every database: PostgreSQL's usual collations ignore punctuation."""
 
 
 class Base(DeclarativeBase):
-    # JSON's Python None is SQL NULL: "not there" is asked for with IS NULL
+    # None in a JSON column is stored as SQL NULL, so that queries can use IS NULL
     type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy, never changed
         dict[str, Any]: JSON(none_as_null=True),
         list[str]: JSON(none_as_null=True),
@@ -54,47 +57,47 @@ class Base(DeclarativeBase):
     )
 
 
-NEVER_AGAIN = {"sqlite_autoincrement": True}
-"""SQLite would give the id of a deleted newest row to the next one; pools and tasks speak of rows by id."""
+NO_ID_REUSE = {"sqlite_autoincrement": True}
+"""SQLite would reuse the id of a deleted newest row, but pools and tasks refer to rows by id."""
 
 
 class ModelRow(Base):
     __tablename__ = "models"
-    __table_args__ = (NEVER_AGAIN,)
+    __table_args__ = (NO_ID_REUSE,)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(BY_BYTES, unique=True)
-    last_number: Mapped[int] = mapped_column(default=0)  # numbers are never used again, even after a delete
+    last_number: Mapped[int] = mapped_column(default=0)  # numbers are not reused after a deletion
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
 
 
 class VersionRow(Base):
-    """An immutable version: what was uploaded, and what the builder made of it."""
+    """A version: the uploaded artifact, and the results of its build."""
 
     __tablename__ = "versions"
-    __table_args__ = (UniqueConstraint("model_id", "number"), NEVER_AGAIN)
+    __table_args__ = (UniqueConstraint("model_id", "number"), NO_ID_REUSE)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     number: Mapped[int]
     state: Mapped[str]  # building -> ready | rejected, later archived
-    # what was uploaded
+    # uploaded by the publisher
     format: Mapped[str]
     artifact: Mapped[str] = mapped_column(index=True)
     example: Mapped[dict[str, Any] | None]  # {"artifact", "media_type"}
     target: Mapped[str | None]
-    given_signature: Mapped[dict[str, Any] | None]
-    wanted_alias: Mapped[str | None]  # moved here when the build is ready
+    publisher_signature: Mapped[dict[str, Any] | None] = mapped_column("given_signature")  # or corrections
+    publisher_alias: Mapped[str | None] = mapped_column("wanted_alias")  # set when the build is ready
     description: Mapped[str]
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
     created_by: Mapped[str]
-    # what the builder made of it
+    # results of the build
     runtime: Mapped[str | None]
     runtime_reason: Mapped[str | None]
     servable: Mapped[str | None] = mapped_column(index=True)
-    forest: Mapped[str | None] = mapped_column(index=True)  # a blob: the trees as one flat table
+    forest: Mapped[str | None] = mapped_column(index=True)  # a blob: the trees as one node table
     signature: Mapped[dict[str, Any] | None]
     lineage: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]
@@ -115,7 +118,7 @@ class TagRow(Base):
 
 
 class AliasRow(Base):
-    """Where an alias points now: the newest event says it; this row finds it."""
+    """An alias. It points at a version, and refers to the newest event of its history."""
 
     __tablename__ = "aliases"
 
@@ -123,9 +126,9 @@ class AliasRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
     event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)
-    edge_percent: Mapped[int | None]  # of the devices get `version`, the others `edge_previous`; None: all
-    edge_previous: Mapped[int | None]  # the number of the last version that was meant for every device
-    edge_halted: Mapped[str | None]  # why the rollout stopped by itself
+    edge_percent: Mapped[int | None]  # share of devices that get `version`, others: `edge_previous`
+    edge_previous: Mapped[int | None]  # the last version number that was meant for all devices
+    edge_halted: Mapped[str | None]  # the reason if the rollout was halted
 
     version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
     model: Mapped[ModelRow] = relationship(viewonly=True)
@@ -133,44 +136,44 @@ class AliasRow(Base):
 
 
 class AliasEventRow(Base):
-    """One move of an alias. Kept for ever, also when the alias or the version is deleted."""
+    """One event of an alias, such as a move. It stays when the alias or the version is deleted."""
 
     __tablename__ = "alias_events"
-    __table_args__ = (Index(None, "model_id", "alias", "id"), NEVER_AGAIN)
+    __table_args__ = (Index(None, "model_id", "alias", "id"), NO_ID_REUSE)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     alias: Mapped[str]
-    version: Mapped[int | None]  # the number; None when the alias was deleted
+    version: Mapped[int | None]  # the version number; None if the alias was deleted
     action: Mapped[str]  # promote, rollback, delete, rollout, halt
     at: Mapped[datetime] = mapped_column(default=now)
     by: Mapped[str]
     reason: Mapped[str | None]
-    previous_id: Mapped[int | None] = mapped_column(  # where a rollback goes
+    previous_id: Mapped[int | None] = mapped_column(  # the event that a rollback goes to
         ForeignKey("alias_events.id"), index=True
     )
 
 
 class ExportRow(Base):
-    """A version as a .tflite file: what was asked for, and what the exporter made of it."""
+    """An export of a version as .tflite file: the request, and its results."""
 
     __tablename__ = "exports"
-    __table_args__ = (NEVER_AGAIN,)
+    __table_args__ = (NO_ID_REUSE,)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), index=True)
     state: Mapped[str]  # building -> ready | rejected
-    # what was asked for
+    # the request
     format: Mapped[str]
     quantize: Mapped[str]
     calibration: Mapped[dict[str, Any] | None]  # {"artifact", "media_type"}
     bounds: Mapped[dict[str, Any]]  # max_disagreement, max_accuracy_drop, max_bytes
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
-    # what the exporter made of it
+    # results of the export
     blob: Mapped[str | None] = mapped_column(index=True)
     bytes: Mapped[int | None]
-    zstd: Mapped[str | None]  # the blob of the same file, compressed
+    zstd: Mapped[str | None]  # the blob of the compressed file
     min_runtime: Mapped[str | None]
     report: Mapped[dict[str, Any] | None]
     finished_at: Mapped[datetime | None]
@@ -179,10 +182,10 @@ class ExportRow(Base):
 
 
 class DeviceReportRow(Base):
-    """What a device says of a version that it installed. The newest word of a device counts."""
+    """The report of a device about a version that it installed. The newest report of a device counts."""
 
     __tablename__ = "device_reports"
-    __table_args__ = (Index(None, "model_id", "version", "device"), NEVER_AGAIN)
+    __table_args__ = (Index(None, "model_id", "version", "device"), NO_ID_REUSE)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -195,7 +198,7 @@ class DeviceReportRow(Base):
 
 
 class TufMetadataRow(Base):
-    """A signed TUF document, as it is sent; see `service/edge/tuf_repository.py`."""
+    """A signed TUF document; see `registry/tuf_documents.py`."""
 
     __tablename__ = "tuf_metadata"
 
@@ -206,7 +209,7 @@ class TufMetadataRow(Base):
 
 
 class KeyRow(Base):
-    """An API key. The secret itself is nowhere: `digest` is its sha256."""
+    """An API key. `digest` is its sha256; the secret is not stored."""
 
     __tablename__ = "keys"
 
@@ -222,13 +225,13 @@ class KeyRow(Base):
 
 
 class TaskRow(Base):
-    """A piece of slow work; see `registry/queue.py`."""
+    """A task of the queue; see `registry/queue.py`."""
 
     __tablename__ = "tasks"
     __table_args__ = (
         Index(None, "state", "kind", "priority", "id"),
         Index(None, "kind", "subject"),
-        NEVER_AGAIN,
+        NO_ID_REUSE,
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -237,10 +240,10 @@ class TaskRow(Base):
     state: Mapped[str]
     priority: Mapped[int] = mapped_column(default=0)  # higher goes first
     not_before: Mapped[datetime]
-    attempt: Mapped[int] = mapped_column(default=0)  # how often it was claimed
-    failures: Mapped[int] = mapped_column(default=0)  # of these, how often it failed; else its worker died
+    attempt: Mapped[int] = mapped_column(default=0)  # number of claims
+    failures: Mapped[int] = mapped_column(default=0)  # attempts that failed; in the others the worker died
     max_attempts: Mapped[int]
-    concurrency_key: Mapped[str | None]  # what a bound on tasks at once counts by: a job's model
+    concurrency_key: Mapped[str | None]  # tasks at once are limited per key: a job's model
     claimed_by: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     fence: Mapped[int] = mapped_column(default=0)
@@ -251,17 +254,17 @@ class TaskRow(Base):
 
 
 class RevisionRow(Base):
-    """One row: how many changes the registry has seen. Bumping it also puts writers in a queue."""
+    """One row: the registry's revision. Its row lock serializes transactions that record changes."""
 
     __tablename__ = "revision"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[int]
-    registry_id: Mapped[str]  # random and stable: distinguishes the revisions of two registries
+    registry_id: Mapped[str]  # random, never changes: tells registries apart
 
 
 class ChangeRow(Base):
-    """What changed at which revision, so that a reader reloads only that."""
+    """The subject that changed at a revision, so that readers reload only that subject."""
 
     __tablename__ = "changes"
 
@@ -271,7 +274,7 @@ class ChangeRow(Base):
 
 
 class IdempotencyRow(Base):
-    """The answer to a POST that carried an `Idempotency-Key`, kept for a day."""
+    """The response to a POST with an `Idempotency-Key`, stored for a day."""
 
     __tablename__ = "idempotency"
 

@@ -15,14 +15,14 @@ from service.batch import schedule_routes
 from service.edge import device_routes as edge_routes
 from service.edge import export_routes, report_routes, tuf_routes
 from service.publish import alias_routes, artifact_routes, key_routes, model_routes
-from service.web import metrics, openapi_routes, problem_handlers
+from service.web import metrics_routes, openapi_routes, problems
 from service.web.deps import check_guarded
 from service.web.services import Services
 
 PUBLISH = (artifact_routes, model_routes, alias_routes, key_routes)
 EDGE = (export_routes, edge_routes, report_routes, tuf_routes)
 BATCH = (batch_routes, schedule_routes)
-OPERATION = (openapi_routes, metrics)
+OPERATION = (openapi_routes, metrics_routes)
 
 
 def management(services: Services) -> FastAPI:
@@ -39,6 +39,6 @@ def management(services: Services) -> FastAPI:
     app.state.services = services
     for room in (*PUBLISH, *BATCH, *EDGE, *OPERATION):
         app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
-    problem_handlers.install(app)
+    problems.install_handlers(app)
     check_guarded(app)
     return app

@@ -9,27 +9,29 @@ from pydantic import BeforeValidator
 
 from registry import exports
 from service.edge.schemas import ExportBody, ExportRecord
-from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded
-from service.web.fields import MAX_NUMBER, ModelName, Number, digits
-from service.web.idempotency import Done, IdempotencyKey, once
-from service.web.pages import Listed, PageQuery, listed
-from service.web.problem_documents import problems
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope
+from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
+from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.problems import problem_responses
+from service.web.request_models import MAX_NUMBER, ModelName, VersionNumber, require_digits
 
 router = APIRouter(tags=["edge"])
 PATH = "/v1/models/{name}/versions/{version}/exports"
-ExportId = Annotated[int, BeforeValidator(digits), Path(ge=1, le=MAX_NUMBER, description="the export's id")]
+ExportId = Annotated[
+    int, BeforeValidator(require_digits), Path(ge=1, le=MAX_NUMBER, description="the export's id")
+]
 
 
 @router.post(
     PATH,
-    dependencies=[guarded("publish")],
+    dependencies=[require_scope("publish")],
     status_code=202,
     response_model=ExportRecord,
-    responses=problems(404, 409, 413, 422),
+    responses=problem_responses(404, 409, 413, 422),
 )
 def export_version(
     name: ModelName,
-    version: Number,
+    version: VersionNumber,
     body: ExportBody,
     request: Request,
     session: WriteDep,
@@ -43,28 +45,32 @@ def export_version(
     that are given here is `rejected`, and devices never see it.
     """
 
-    def export() -> Done:
+    def export() -> IdempotentResult:
         row = exports.create(session, services.store, name, version, body.asked(), by=caller.name)
-        return Done(ExportRecord.of(row), 202, f"/v1/models/{name}/versions/{version}/exports/{row.id}")
+        return IdempotentResult(
+            ExportRecord.of(row), 202, f"/v1/models/{name}/versions/{version}/exports/{row.id}"
+        )
 
-    return once(session, idempotency_key, caller, request, body, export)
+    return run_once(session, idempotency_key, caller, request, body, export)
 
 
-@router.get(PATH, dependencies=[guarded("any")], responses=problems(404, 422))
+@router.get(PATH, dependencies=[require_scope("any")], responses=problem_responses(404, 422))
 def list_exports(
     name: ModelName,
-    version: Number,
+    version: VersionNumber,
     request: Request,
     response: Response,
     session: ReadDep,
     query: Annotated[PageQuery, Query()],
-) -> Listed[ExportRecord]:
+) -> ListResponse[ExportRecord]:
     """The version's exports, newest first."""
     page = exports.search(session, name, version, page_size=query.page_size, page_token=query.page_token)
-    return listed(page, ExportRecord.of, request, response)
+    return list_response(page, ExportRecord.of, request, response)
 
 
-@router.get(PATH + "/{export_id}", dependencies=[guarded("any")], responses=problems(404, 422))
-def get_export(name: ModelName, version: Number, export_id: ExportId, session: ReadDep) -> ExportRecord:
+@router.get(PATH + "/{export_id}", dependencies=[require_scope("any")], responses=problem_responses(404, 422))
+def get_export(
+    name: ModelName, version: VersionNumber, export_id: ExportId, session: ReadDep
+) -> ExportRecord:
     """One export, with its report: how often the two agree, how large and how fast it is."""
     return ExportRecord.of(exports.get(session, name, version, export_id))

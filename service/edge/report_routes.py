@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from registry import rollouts
 from service.edge.schemas import CountsRecord, ReportBody, ReportRecord, Reports
-from service.web.deps import CallerDep, ReadDep, WriteDep, guarded
-from service.web.fields import ModelName
-from service.web.idempotency import Done, IdempotencyKey, once
-from service.web.pages import PageQuery, listed
-from service.web.problem_documents import problems
+from service.web.deps import CallerDep, ReadDep, WriteDep, require_scope
+from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
+from service.web.pages import PageQuery, list_response
+from service.web.problems import problem_responses
+from service.web.request_models import ModelName
 
 router = APIRouter(tags=["edge"])
 PATH = "/v1/edge/{name}/reports"
@@ -20,10 +20,10 @@ PATH = "/v1/edge/{name}/reports"
 
 @router.post(
     PATH,
-    dependencies=[guarded("edge")],
+    dependencies=[require_scope("edge")],
     status_code=201,
     response_model=ReportRecord,
-    responses=problems(404, 409, 413, 422),
+    responses=problem_responses(404, 409, 413, 422),
 )
 def report(
     name: ModelName,
@@ -35,13 +35,15 @@ def report(
 ) -> Response:
     """A device says whether a version works on it. When too many fail, the version's rollout stops."""
 
-    def keep() -> Done:
-        return Done(ReportRecord.of(rollouts.report(session, name, body.asked(), by=caller.name)), 201)
+    def keep() -> IdempotentResult:
+        return IdempotentResult(
+            ReportRecord.of(rollouts.report(session, name, body.asked(), by=caller.name)), 201
+        )
 
-    return once(session, idempotency_key, caller, request, body, keep)
+    return run_once(session, idempotency_key, caller, request, body, keep)
 
 
-@router.get(PATH, dependencies=[guarded("any")], responses=problems(404, 422))
+@router.get(PATH, dependencies=[require_scope("any")], responses=problem_responses(404, 422))
 def list_reports(
     name: ModelName,
     request: Request,
@@ -51,6 +53,6 @@ def list_reports(
 ) -> Reports:
     """Every report, newest first; `counts` has the newest word of each device, by version."""
     page = rollouts.search(session, name, page_size=query.page_size, page_token=query.page_token)
-    items = listed(page, ReportRecord.of, request, response)
+    items = list_response(page, ReportRecord.of, request, response)
     counts = [CountsRecord.of(c) for c in rollouts.counts(session, name)]
     return Reports(items=items.items, next_page_token=items.next_page_token, counts=counts)

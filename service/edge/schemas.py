@@ -9,16 +9,15 @@ from fastapi import Header, Query
 from pydantic import BaseModel, Field
 
 from registry.aliases import CHAMPION
-from registry.build_records import Bounds
+from registry.build_messages import ExportBounds
 from registry.exports import NewExport
 from registry.names import NAME_PATTERN
-from registry.rollouts import Counts, NewReport, Status
+from registry.rollouts import DeviceCounts, DeviceStatus, NewDeviceReport
 from registry.tables import DeviceReportRow, ExportRow
 from registry.vocabulary import Quantize
-from service.runtime.snapshot import Export
-from service.web.fields import MAX_NUMBER, Sha256, Strict
-from service.web.pages import Listed
-from service.web.strict import Checked
+from service.runtime.snapshot import SnapshotExport
+from service.web.pages import ListResponse
+from service.web.request_models import MAX_NUMBER, RequestBody, RequestModel, Sha256
 
 MAX_DEVICE = 200
 
@@ -37,14 +36,14 @@ RuntimeVersion = Annotated[
 ]
 
 
-class Calibration(Strict):
+class Calibration(RequestBody):
     """Rows for `int8`; unset: the version's example."""
 
     artifact: Sha256
     media_type: Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
 
 
-class ExportBody(Strict):
+class ExportBody(RequestBody):
     format: Literal["tflite"]
     quantize: Quantize = "none"
     calibration: Calibration | None = None
@@ -59,7 +58,7 @@ class ExportBody(Strict):
         return NewExport(
             quantize=self.quantize,
             calibration=None if self.calibration is None else self.calibration.model_dump(),
-            bounds=Bounds(self.max_disagreement, self.max_accuracy_drop, self.max_bytes),
+            bounds=ExportBounds(self.max_disagreement, self.max_accuracy_drop, self.max_bytes),
         )
 
 
@@ -101,7 +100,7 @@ class ExportRecord(BaseModel):
         )
 
 
-class EdgeQuery(Checked):
+class EdgeQuery(RequestModel):
     """Which file. As the query model of a route it also refuses unknown parameters."""
 
     alias: Annotated[str, Query(pattern=NAME_PATTERN)] = CHAMPION
@@ -123,7 +122,7 @@ class Manifest(BaseModel):
     report: dict[str, Any] | None
 
     @classmethod
-    def of(cls, model: str, alias: str, export: Export, report: dict[str, Any] | None) -> Manifest:
+    def of(cls, model: str, alias: str, export: SnapshotExport, report: dict[str, Any] | None) -> Manifest:
         return cls(
             model=model,
             alias=alias,
@@ -138,21 +137,21 @@ class Manifest(BaseModel):
         )
 
 
-class ReportBody(Strict):
+class ReportBody(RequestBody):
     device: Annotated[str, Field(min_length=1, max_length=MAX_DEVICE, examples=["pi-0042"])]
     version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
-    status: Status
+    status: DeviceStatus
     latency_ms: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     message: Annotated[str | None, Field(max_length=2000)] = None
 
-    def asked(self) -> NewReport:
-        return NewReport(**self.model_dump())
+    def asked(self) -> NewDeviceReport:
+        return NewDeviceReport(**self.model_dump())
 
 
 class ReportRecord(BaseModel):
     device: str
     version: int
-    status: Status
+    status: DeviceStatus
     latency_ms: float | None
     message: str | None
     at: datetime
@@ -170,9 +169,9 @@ class CountsRecord(BaseModel):
     failed: int
 
     @classmethod
-    def of(cls, counts: Counts) -> CountsRecord:
+    def of(cls, counts: DeviceCounts) -> CountsRecord:
         return cls.model_validate(counts, from_attributes=True)
 
 
-class Reports(Listed[ReportRecord]):
+class Reports(ListResponse[ReportRecord]):
     counts: list[CountsRecord]

@@ -19,9 +19,10 @@ from sqlalchemy.orm import Session
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from registry import tuf_documents
+from registry import exports, tuf_documents
 from registry.errors import Conflict, Invalid
-from registry.tuf_documents import ROLES, Offered
+from registry.exports import DeviceFile
+from registry.tuf_documents import ROLES
 from service.edge.tuf_keys import KeyFiles
 
 LIFETIME = {
@@ -59,7 +60,7 @@ class Repository:
     def __init__(self, session: Session, keys: KeyFiles) -> None:
         self._session = session
         self._keys = keys
-        tuf_documents.hold(session)
+        tuf_documents.lock(session)
 
     def refresh(self, moment: datetime | None = None) -> bool:
         """Sign what changed or grows old. True when something was signed.
@@ -67,7 +68,7 @@ class Repository:
         Does nothing before the first export is offered. Roles whose keys are elsewhere stay as they are.
         """
         moment = moment or _now()
-        offered = tuf_documents.offered(self._session)
+        offered = exports.device_files(self._session)
         if not self._begun():
             if not offered:
                 return False
@@ -90,13 +91,13 @@ class Repository:
             for role, document in zip(ROLES, now, strict=True)
             if document is not None
         ]
-        wanted, signed = _targets(tuf_documents.offered(self._session)), _signed_targets(now.targets)
+        wanted, signed = _targets(exports.device_files(self._session)), _signed_targets(now.targets)
         pending = sorted(n for n in wanted.keys() | signed.keys() if wanted.get(n) != signed.get(n))
         return Status(found, pending)
 
     def prepare(self) -> bytes:
         """The next targets document without a signature, to be signed where its key is."""
-        return self._next_targets(self._current(), tuf_documents.offered(self._session), _now()).to_bytes()
+        return self._next_targets(self._current(), exports.device_files(self._session), _now()).to_bytes()
 
     def submit(self, content: bytes) -> int:
         """Take a targets document that was signed elsewhere; its version.
@@ -116,7 +117,7 @@ class Repository:
             raise Conflict(
                 f"the document is version {given.signed.version}, the next is {version}; prepare it again"
             )
-        if given.signed.targets != _targets(tuf_documents.offered(self._session)):
+        if given.signed.targets != _targets(exports.device_files(self._session)):
             raise Conflict("what is offered has changed since the document was prepared; prepare it again")
         tuf_documents.add(self._session, "targets", version, content.decode())
         self._follow(_now(), force=True)
@@ -142,7 +143,7 @@ class Repository:
         version = self._sign_root(root, signers, _now())
         if role == "targets":
             self._add(
-                "targets", self._next_targets(now, tuf_documents.offered(self._session), _now()), [fresh]
+                "targets", self._next_targets(now, exports.device_files(self._session), _now()), [fresh]
             )
         if role != "root":
             self._follow(_now(), force=True)
@@ -179,7 +180,7 @@ class Repository:
         self._add("root", root, signers)
         return root.signed.version
 
-    def _sign_targets(self, now: Current, offered: list[Offered], moment: datetime) -> bool:
+    def _sign_targets(self, now: Current, offered: list[DeviceFile], moment: datetime) -> bool:
         current = now.targets is not None and _signed_targets(now.targets) == _targets(offered)
         if current and now.targets is not None and not _grows_old(now.targets.signed, moment):
             return False
@@ -189,7 +190,7 @@ class Repository:
         self._add("targets", self._next_targets(now, offered, moment), [signer])
         return True
 
-    def _next_targets(self, now: Current, offered: list[Offered], moment: datetime) -> Metadata[Targets]:
+    def _next_targets(self, now: Current, offered: list[DeviceFile], moment: datetime) -> Metadata[Targets]:
         version = 1 + (now.targets.signed.version if now.targets else 0)
         return Metadata(Targets(version, expires=moment + LIFETIME["targets"], targets=_targets(offered)))
 
@@ -240,13 +241,13 @@ def sign(content: bytes, signer: Signer) -> bytes:
     return document.to_bytes()
 
 
-def _targets(offered: list[Offered]) -> dict[str, TargetFile]:
+def _targets(offered: list[DeviceFile]) -> dict[str, TargetFile]:
     return {
         o.name: TargetFile(o.bytes, {"sha256": o.sha256}, o.name, {"custom": _custom(o)}) for o in offered
     }
 
 
-def _custom(offered: Offered) -> dict[str, object]:
+def _custom(offered: DeviceFile) -> dict[str, object]:
     custom: dict[str, object] = {"version": offered.version, "min_runtime": offered.min_runtime}
     return custom if offered.percent is None else custom | {"percent": offered.percent}
 

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Path, Response
 
 from registry import tuf_documents
 from registry.errors import NotFound
-from service.edge.rollout import holders
-from service.runtime.snapshot import Export
-from service.web.deps import ReadDep, ServicesDep, guarded
-from service.web.fields import ModelName
-from service.web.file_response import Delivery
-from service.web.problem_documents import problems
+from service.edge.rollout import exports_with_digest
+from service.runtime.snapshot import SnapshotExport
+from service.web.deps import ReadDep, ServicesDep, require_scope
+from service.web.file_response import ConditionalFileResponse
+from service.web.problems import problem_responses
+from service.web.request_models import ModelName
 
 router = APIRouter(tags=["edge"])
 
@@ -29,11 +29,11 @@ FOR_EVER = "private, max-age=31536000, immutable"
 
 @router.get(
     "/tuf/metadata/{file}",
-    dependencies=[guarded("edge")],
+    dependencies=[require_scope("edge")],
     response_class=Response,
     responses={
         200: {"content": {"application/json": {"schema": {"type": "object"}}}},
-        **problems(404, 422),
+        **problem_responses(404, 422),
     },
 )
 def document(
@@ -60,9 +60,9 @@ def document(
 
 @router.get(
     "/tuf/targets/{name}/{alias}/{file}",
-    dependencies=[guarded("edge")],
+    dependencies=[require_scope("edge")],
     response_class=Response,
-    responses=_FILE | problems(404, 406, 412, 416, 422),
+    responses=_FILE | problem_responses(404, 406, 412, 416, 422),
 )
 async def target(
     name: ModelName,
@@ -76,8 +76,8 @@ async def target(
     if match is None:
         raise missing
 
-    def found() -> Export:
-        export = holders(services.snapshot.state, match[1]).get(name)
+    def found() -> SnapshotExport:
+        export = exports_with_digest(services.snapshot.state, match[1]).get(name)
         if export is None:
             raise missing
         return export
@@ -85,6 +85,6 @@ async def target(
     export = await services.snapshot.find(found)
     headers = {"Content-Type": "application/octet-stream"}
     # Uncompressed: a TUF client counts the bytes against the signed length.
-    return Delivery(
+    return ConditionalFileResponse(
         services.store.path, export.sha256, None, validators={"Cache-Control": FOR_EVER}, headers=headers
     )

@@ -6,8 +6,8 @@ import asyncio
 import time
 from contextlib import suppress
 
-from registry import db, tuf_documents
-from registry.tuf_documents import Offered
+from registry import db, exports, tuf_documents
+from registry.exports import DeviceFile
 from service import telemetry
 from service.web.services import Services
 
@@ -23,7 +23,7 @@ class SigningChore:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._offered: list[Offered] = []
+        self._offered: list[DeviceFile] = []
         self._looked = 0.0
 
     async def run(self, moved: asyncio.Event) -> None:
@@ -45,7 +45,7 @@ class SigningChore:
         """Sign if something changed or grows old; True when something was signed."""
         settings = self._services.settings
         with db.reading(self._services.sessions) as session:
-            offered = tuf_documents.offered(session)
+            offered = exports.device_files(session)
             begun = tuf_documents.newest(session, "timestamp") is not None
         fresh = time.monotonic() - self._looked < LOOK_S and self._looked > 0
         if (not offered and not begun) or (offered == self._offered and fresh):

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
 from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
-from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, guarded, writing
-from service.web.fields import ModelName, Moment
-from service.web.pages import Listed, PageQuery, listed
-from service.web.problem_documents import problems
+from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
+from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.problems import problem_responses
+from service.web.request_models import ModelName, Timestamp
 from service.web.services import Services
 
 router = APIRouter(tags=["aliases"])
@@ -22,15 +22,15 @@ AliasName = Annotated[str, Path(description="champion, challenger, or any other 
 
 class HistoryQuery(PageQuery):
     at: Annotated[
-        Moment | None,
+        Timestamp | None,
         Query(description="what the alias was then", examples=["2026-03-03T12:00:00Z"]),
     ] = None
 
 
 @router.put(
     "/v1/models/{name}/aliases/{alias}",
-    dependencies=[guarded("promote")],
-    responses=problems(404, 409, 413, 422, 503),
+    dependencies=[require_scope("promote")],
+    responses=problem_responses(404, 409, 413, 422, 503),
 )
 def promote(
     name: ModelName,
@@ -44,7 +44,7 @@ def promote(
         version = versions.get(session, name, body.version)
     if version.state == versions.READY:
         _load(services, version.id)
-    with writing(services) as session:
+    with write_transaction(services) as session:
         row = aliases.promote(
             session,
             name,
@@ -59,8 +59,8 @@ def promote(
 
 @router.post(
     "/v1/models/{name}/aliases/{alias}/rollback",
-    dependencies=[guarded("promote")],
-    responses=problems(404, 409, 413, 422, 503),
+    dependencies=[require_scope("promote")],
+    responses=problem_responses(404, 409, 413, 422, 503),
 )
 def rollback(
     name: ModelName,
@@ -74,7 +74,7 @@ def rollback(
         target = aliases.rollback_target(session, aliases.get(session, name, alias))
     if target is not None:
         _load(services, target[1].id)
-    with writing(services) as session:
+    with write_transaction(services) as session:
         reason = body.reason if body else None
         row = aliases.rollback(session, name, alias, by=caller.name, reason=reason)
         return AliasRecord.of(name, row)
@@ -82,9 +82,9 @@ def rollback(
 
 @router.delete(
     "/v1/models/{name}/aliases/{alias}",
-    dependencies=[guarded("promote")],
+    dependencies=[require_scope("promote")],
     status_code=204,
-    responses=problems(404, 422),
+    responses=problem_responses(404, 422),
 )
 def delete_alias(name: ModelName, alias: AliasName, session: WriteDep, caller: CallerDep) -> None:
     """Delete the alias; its history stays."""
@@ -93,9 +93,9 @@ def delete_alias(name: ModelName, alias: AliasName, session: WriteDep, caller: C
 
 @router.get(
     "/v1/models/{name}/aliases/{alias}/history",
-    dependencies=[guarded("any")],
-    response_model=Listed[MoveRecord] | MoveRecord,
-    responses=problems(404, 422),
+    dependencies=[require_scope("any")],
+    response_model=ListResponse[MoveRecord] | MoveRecord,
+    responses=problem_responses(404, 422),
 )
 def history(
     name: ModelName,
@@ -104,12 +104,12 @@ def history(
     response: Response,
     session: ReadDep,
     query: Annotated[HistoryQuery, Query()],
-) -> Listed[MoveRecord] | MoveRecord:
+) -> ListResponse[MoveRecord] | MoveRecord:
     """Every move, newest first; with `at`, the one that was in force then."""
     if query.at is not None:
-        return MoveRecord.of(aliases.at(session, name, alias, query.at))
+        return MoveRecord.of(aliases.event_at(session, name, alias, query.at))
     page = aliases.history(session, name, alias, page_size=query.page_size, page_token=query.page_token)
-    return listed(page, MoveRecord.of, request, response)
+    return list_response(page, MoveRecord.of, request, response)
 
 
 def _load(services: Services, version_id: int) -> None:

@@ -9,8 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 
 from registry.artifacts import check_sha256
 from service.publish.schemas import ArtifactRecord
-from service.web.deps import ServicesDep, guarded
-from service.web.problem_documents import problems
+from service.web.deps import ServicesDep, require_scope
+from service.web.problems import problem_responses
 
 router = APIRouter(tags=["publish"])
 WRITE_BYTES = 1 << 20  # gathered before a thread writes them: a hop per 64 KB chunk is too many
@@ -18,10 +18,13 @@ WRITE_BYTES = 1 << 20  # gathered before a thread writes them: a hop per 64 KB c
 
 @router.put(
     "/v1/artifacts/{sha256}",
-    dependencies=[guarded("publish", "batch")],
+    dependencies=[require_scope("publish", "batch")],
     status_code=201,
     response_model=ArtifactRecord,
-    responses={200: {"model": ArtifactRecord, "description": "it was already there"}, **problems(413, 422)},
+    responses={
+        200: {"model": ArtifactRecord, "description": "it was already there"},
+        **problem_responses(413, 422),
+    },
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -37,7 +40,7 @@ async def put_artifact(
 ) -> ArtifactRecord:
     """Upload a file under its own digest."""
     check_sha256(sha256)
-    with services.store.writing() as blob:
+    with services.store.writer() as blob:
         waiting = bytearray()
         async for chunk in request.stream():
             waiting += chunk

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from registry import keys
 from service.publish.schemas import IssuedKey, KeyBody, KeyRecord
-from service.web.deps import CallerDep, ReadDep, WriteDep, guarded
-from service.web.idempotency import Done, IdempotencyKey, once
-from service.web.pages import Listed, PageQuery, listed
-from service.web.problem_documents import problems
+from service.web.deps import CallerDep, ReadDep, WriteDep, require_scope
+from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
+from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.problems import problem_responses
 
 router = APIRouter(tags=["keys"])
 KeyId = Annotated[str, Path(description="the key's id, not its secret", pattern="^[0-9a-z]{1,64}$")]
@@ -23,10 +23,10 @@ KeyId = Annotated[str, Path(description="the key's id, not its secret", pattern=
 
 @router.post(
     "/v1/keys",
-    dependencies=[guarded("admin")],
+    dependencies=[require_scope("admin")],
     status_code=201,
     response_model=IssuedKey,
-    responses=problems(413, 422),
+    responses=problem_responses(413, 422),
 )
 def create_key(
     body: KeyBody,
@@ -38,7 +38,7 @@ def create_key(
     """Issue a key. The secret is answered here and stored nowhere."""
     secret = _secret(request, idempotency_key)
 
-    def create() -> Done:
+    def create() -> IdempotentResult:
         issued = keys.create(
             session,
             body.name,
@@ -48,25 +48,25 @@ def create_key(
             expires_in_s=body.expires_in,
             secret=secret,
         )
-        return Done(KeyRecord.of(issued.row), 201, f"/v1/keys/{issued.row.id}")
+        return IdempotentResult(KeyRecord.of(issued.row), 201, f"/v1/keys/{issued.row.id}")
 
     def with_secret(kept: bytes) -> bytes:
         record = msgspec.json.decode(kept)
-        return msgspec.json.encode(record | {"key": keys.text(record["id"], secret)})
+        return msgspec.json.encode(record | {"key": keys.key_text(record["id"], secret)})
 
-    return once(session, idempotency_key, caller, request, body, create, with_secret)
+    return run_once(session, idempotency_key, caller, request, body, create, with_secret)
 
 
-@router.get("/v1/keys", dependencies=[guarded("admin")], responses=problems(422))
+@router.get("/v1/keys", dependencies=[require_scope("admin")], responses=problem_responses(422))
 def list_keys(
     request: Request, response: Response, session: ReadDep, query: Annotated[PageQuery, Query()]
-) -> Listed[KeyRecord]:
+) -> ListResponse[KeyRecord]:
     """Every key, revoked ones too, without their secrets."""
     page = keys.search(session, page_size=query.page_size, page_token=query.page_token)
-    return listed(page, KeyRecord.of, request, response)
+    return list_response(page, KeyRecord.of, request, response)
 
 
-@router.delete("/v1/keys/{id}", dependencies=[guarded("admin")], responses=problems(404, 422))
+@router.delete("/v1/keys/{id}", dependencies=[require_scope("admin")], responses=problem_responses(404, 422))
 def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
     """End a key. It stays in the list."""
     return KeyRecord.of(keys.revoke(session, id))
@@ -74,8 +74,8 @@ def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
 
 @router.post(
     "/v1/keys/{id}/rotate",
-    dependencies=[guarded("admin")],
-    responses=problems(404, 422),
+    dependencies=[require_scope("admin")],
+    responses=problem_responses(404, 422),
 )
 def rotate_key(id: KeyId, session: WriteDep) -> IssuedKey:
     """Give the key a new secret; the old one stops working at once."""

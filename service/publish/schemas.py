@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from registry.aliases import CHAMPION
-from registry.keys import Scope
-from registry.models import Summary
-from registry.names import NAME_PATTERN, VERSION_PATTERN
+from registry.models import ModelSummary
+from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
-from service.web.fields import Sha256, Strict
+from registry.vocabulary import Scope
+from service.web.request_models import RequestBody, Sha256
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
 Tags = Annotated[
@@ -26,18 +26,18 @@ Reason = Annotated[str | None, Field(max_length=1000, examples=["better recall"]
 LibraryVersions = Annotated[
     dict[
         Literal["python", "numpy", "scikit-learn"],
-        Annotated[str, Field(pattern=VERSION_PATTERN, max_length=64)],
+        Annotated[str, Field(pattern=LIBRARY_VERSION_PATTERN, max_length=64)],
     ],
     Field(examples=[{"python": "3.11.7", "numpy": "2.4.6", "scikit-learn": "1.9.0"}]),
 ]
 
 
-class Example(Strict):
+class Example(RequestBody):
     artifact: Sha256
     media_type: Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
 
 
-class PublishBody(Strict):
+class PublishBody(RequestBody):
     artifact: Sha256
     format: Literal["sklearn-joblib", "onnx", "keras", "tflite"]
     example: Example | None = None
@@ -61,23 +61,23 @@ class PublishBody(Strict):
     ] = Field(default_factory=dict)
 
 
-class EditBody(Strict):
+class EditBody(RequestBody):
     tags: Tags | None = None
     description: Description | None = None
     archived: bool | None = None
 
 
-class PromoteBody(Strict):
+class PromoteBody(RequestBody):
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
     reason: Reason = None
     edge_percent: Annotated[int | None, Field(ge=0, le=100)] = None
 
 
-class RollbackBody(Strict):
+class RollbackBody(RequestBody):
     reason: Reason = None
 
 
-class KeyBody(Strict):
+class KeyBody(RequestBody):
     name: Annotated[str, Field(min_length=1, max_length=100, examples=["scoring service"])]
     scopes: Annotated[list[Scope], Field(min_length=1, examples=[["predict"]])]
     models: Annotated[list[Name] | None, Field(description="unset: every model", max_length=1000)] = None
@@ -101,7 +101,7 @@ class ModelRecord(BaseModel):
     created_by: str
 
     @classmethod
-    def of(cls, found: Summary) -> ModelRecord:
+    def of(cls, found: ModelSummary) -> ModelRecord:
         return cls(
             name=found.model.name,
             versions=found.versions,

@@ -25,12 +25,12 @@ from sqlalchemy.orm import Session
 
 from registry import db, keys
 from registry import revision as changes
-from registry.aliases import CHAMPION, no_alias
+from registry.aliases import CHAMPION, alias_not_found
 from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
-from registry.models import no_model
+from registry.models import model_not_found
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
-from registry.versions import no_version
+from registry.versions import version_not_found
 from service import telemetry
 
 POLL_S = 0.1
@@ -41,13 +41,13 @@ T = TypeVar("T")
 log = telemetry.logger(__name__)
 
 
-class Version(msgspec.Struct, frozen=True):
+class SnapshotVersion(msgspec.Struct, frozen=True):
     id: int
     number: int
     state: str
 
 
-class Export(msgspec.Struct, frozen=True):
+class SnapshotExport(msgspec.Struct, frozen=True):
     """A .tflite file that is ready."""
 
     id: int
@@ -60,28 +60,29 @@ class Export(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
-class Rollout(msgspec.Struct, frozen=True):
+class SnapshotRollout(msgspec.Struct, frozen=True):
     """Of the alias's devices `percent` get its version, the others `previous`."""
 
     percent: int
     previous: int | None
 
 
-class Model(msgspec.Struct, frozen=True):
+class SnapshotModel(msgspec.Struct, frozen=True):
     name: str
-    versions: dict[int, Version] = {}
+    versions: dict[int, SnapshotVersion] = {}
     aliases: dict[str, int] = {}
-    exports: dict[int, list[Export]] = {}  # by version number, newest first
-    rollouts: dict[str, Rollout] = {}  # by alias, where not every device gets its version
+    exports: dict[int, list[SnapshotExport]] = {}  # by version number, newest first
+    rollouts: dict[str, SnapshotRollout] = {}  # by alias, where not every device gets its version
 
 
-class State(msgspec.Struct, frozen=True):
+class SnapshotState(msgspec.Struct, frozen=True):
     revision: int
-    models: dict[str, Model]
+    models: dict[str, SnapshotModel]
     keys: dict[str, Key]
+    registry_id: str = ""
 
 
-EMPTY = State(revision=-1, models={}, keys={})
+EMPTY = SnapshotState(revision=-1, models={}, keys={})
 
 
 class Snapshot:
@@ -101,29 +102,29 @@ class Snapshot:
         """Seconds since the database was last looked at with success."""
         return time.monotonic() - self._looked
 
-    def resolve(self, name: str, alias: str | None = None, number: int | None = None) -> Version:
+    def resolve(self, name: str, alias: str | None = None, number: int | None = None) -> SnapshotVersion:
         """The version that answers for `name`, by number or by alias (`champion` when neither is given).
 
         Raises `NotFound`, `NotReady`.
         """
         model = self.state.models.get(name)
         if model is None:
-            raise no_model(name)
+            raise model_not_found(name)
         if number is None:
             alias = alias or CHAMPION
             number = model.aliases.get(alias)
             if number is None:
-                raise no_alias(name, alias, model.aliases)
+                raise alias_not_found(name, alias, model.aliases)
         version = model.versions.get(number)
         if version is None:
-            raise no_version(name, number, max(model.versions, default=None))
+            raise version_not_found(name, number, max(model.versions, default=None))
         if version.state != "ready":
             raise NotReady(
                 f"{name}:{number} is {version.state}; GET /v1/models/{name}/versions/{number} says more"
             )
         return version
 
-    def champions(self) -> list[Version]:
+    def champions(self) -> list[SnapshotVersion]:
         """The version behind every `champion`."""
         return [
             m.versions[number]
@@ -199,11 +200,13 @@ class Snapshot:
             raw.close()
 
 
-def _reload(session: Session, old: State) -> State:
-    found = changes.since(session, old.revision) if old.revision >= 0 else None
+def _reload(session: Session, old: SnapshotState) -> SnapshotState:
+    found = changes.changes_since(session, old.revision) if old.revision >= 0 else None
     if found is None:
-        revision = changes.revision(session)
-        return State(revision, _models(session), keys.live(session))
+        revision = changes.current(session)
+        return SnapshotState(
+            revision, _models(session), keys.active_keys(session), changes.registry_id(session)
+        )
     if found.revision == old.revision:
         return old
     models, live = old.models, old.keys
@@ -211,16 +214,16 @@ def _reload(session: Session, old: State) -> State:
         fresh = _models(session, found.models)
         models = {n: m for n, m in old.models.items() if n not in found.models} | fresh
     if found.keys:
-        live = {i: k for i, k in live.items() if i not in found.keys} | keys.live(session, found.keys)
-    return State(found.revision, models, live)
+        live = {i: k for i, k in live.items() if i not in found.keys} | keys.active_keys(session, found.keys)
+    return SnapshotState(found.revision, models, live, old.registry_id)
 
 
-def _models(session: Session, names: Collection[str] | None = None) -> dict[str, Model]:
+def _models(session: Session, names: Collection[str] | None = None) -> dict[str, SnapshotModel]:
     """The models called `names`, or all. Only columns that resolving needs: signatures stay behind."""
     picked = select(ModelRow.id, ModelRow.name)
     if names is not None:
         picked = picked.where(ModelRow.name.in_(names))
-    found = {row.id: Model(row.name) for row in session.execute(picked)}
+    found = {row.id: SnapshotModel(row.name) for row in session.execute(picked)}
     versions = select(VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state)
     aliases = select(AliasRow.model_id, AliasRow.name, VersionRow.number).join(
         VersionRow, VersionRow.id == AliasRow.version_id
@@ -230,7 +233,7 @@ def _models(session: Session, names: Collection[str] | None = None) -> dict[str,
         aliases = aliases.where(AliasRow.model_id.in_(found))
     for model_id, id_, number, state in session.execute(versions):
         if model_id in found:
-            found[model_id].versions[number] = Version(id_, number, state)
+            found[model_id].versions[number] = SnapshotVersion(id_, number, state)
     for model_id, alias, number in session.execute(aliases):
         if model_id in found:
             found[model_id].aliases[alias] = number
@@ -238,7 +241,7 @@ def _models(session: Session, names: Collection[str] | None = None) -> dict[str,
     return {m.name: m for m in found.values()}
 
 
-def _add_edge(session: Session, found: dict[int, Model], everything: bool) -> None:
+def _add_edge(session: Session, found: dict[int, SnapshotModel], everything: bool) -> None:
     exports = (
         select(
             VersionRow.model_id,
@@ -264,8 +267,8 @@ def _add_edge(session: Session, found: dict[int, Model], everything: bool) -> No
     for row in session.execute(exports):
         if row.model_id in found:
             columns: tuple[Any, ...] = tuple(row)[1:]
-            export = Export(*columns)
+            export = SnapshotExport(*columns)
             found[row.model_id].exports.setdefault(export.version, []).append(export)
     for model_id, alias, percent, previous in session.execute(rollouts):
         if model_id in found:
-            found[model_id].rollouts[alias] = Rollout(percent or 0, previous)
+            found[model_id].rollouts[alias] = SnapshotRollout(percent or 0, previous)

@@ -1,7 +1,8 @@
-"""The outermost layer, pure ASGI: every request gets an id, a key check, a count and, if need be, a log line.
+"""Outermost ASGI layer: request id, API key, metrics and log line of every request.
 
-Nothing but `PUBLIC` answers without a valid key. Which scope a call needs is said where the call is
-(`deps.Requires`, the hot path); a route that forgets to say it does not start (`deps.check_guarded`).
+Only the `PUBLIC` paths are served without a valid key. Each route states the scope that it requires
+(`deps.Requires`, `online/hotpath.py`). The server does not start when a route states none
+(`deps.check_guarded`).
 """
 
 from __future__ import annotations
@@ -20,47 +21,57 @@ from registry.errors import TriviumError
 from registry.keys import Key
 from service import telemetry
 from service.runtime.snapshot import Snapshot
-from service.web.problems import ProblemAnswer, problem, status_of
+from service.web.problems import INTERNAL_ERROR, ProblemResponse, build_problem, status_of
 
 PUBLIC = re.compile(r"/livez|/readyz|/healthz|/docs|/v1/models/[^/]+/docs|/static/[^?]*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}\Z")
-_QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})  # answers that are not worth a line
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})  # logged on failure or when slow
 SLOW_S = 1.0
-"""Predictions are logged only when they fail or take longer than this: a line costs more than a row."""
+"""Quiet requests that take longer are logged. Predictions are quiet: a log line costs more than a row."""
 
 log = telemetry.logger("trivium.http")
 
 
 @dataclass(slots=True)
-class Call:
-    """What the layers inside know about a request. `route` is its template, for metrics and logs."""
+class RequestContext:
+    """What `Guard` establishes about a request, in `scope["context"]` for the inner layers.
+
+    `route` is the path's template, for metrics and logs. A `quiet` request is logged only when it fails or is
+    slow.
+    """
 
     request_id: str
     key: Key | None
     route: str | None = None
-    quiet: bool = False  # log it only when it fails or is slow
+    quiet: bool = False
     status: int = 500
 
 
-def forbid(key: Key | None, *scopes: str, model: str | None = None) -> str | None:
-    """Why `key` may not do what one of `scopes` allows ("any": any key), or None when it may."""
+def denial_reason(key: Key | None, *scopes: str, model: str | None = None) -> str | None:
+    """Return why `key` is denied access, or None when it is allowed.
+
+    The key needs one of `scopes` ("any": any key is enough), and access to `model`. Without `model`, admin
+    routes deny keys that are limited to some models: such a key could create an unlimited one.
+    """
     if key is None or not ("any" in scopes or any(map(key.allows, scopes))):
         return f"this key lacks the scope {' or '.join(scopes)}"
     if model is not None and not key.reaches(model):
         return f"this key is not for the model {model}"
-    if model is None and "admin" in scopes and key.models is not None:  # or it could make itself another
-        return "this key is for some models only, and this is about the whole registry"
+    if model is None and "admin" in scopes and key.models is not None:
+        return "this key is limited to some models, and this request concerns the whole registry"
     return None
 
 
 def check_public(routes: Sequence[Route]) -> None:
-    """Raises `RuntimeError` when one of them is not `PUBLIC`: these routes ask for no scope."""
+    """Raise `RuntimeError` unless every route's path is `PUBLIC`: these routes check no scope."""
     for route in routes:
         if PUBLIC.fullmatch(route.path_format) is None:
-            raise RuntimeError(f"{route.path}: not public, so it must be a route that names its scope")
+            raise RuntimeError(f"{route.path}: not public, so it must be a FastAPI route with a scope")
 
 
 class Guard:
+    """ASGI middleware around the whole application."""
+
     def __init__(self, app: ASGIApp, snapshot: Snapshot) -> None:
         self._app = app
         self._snapshot = snapshot
@@ -69,58 +80,59 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] == "websocket":  # there is none here
+        if scope["type"] == "websocket":  # not supported
             await send({"type": "websocket.close", "code": 1008})
             return
         start = time.perf_counter()
-        authorization, request_id = _headers(scope)
-        call = Call(request_id, self._key(authorization))
-        scope["call"] = call
-        answer = _Answer(call, send)
+        authorization, request_id = _read_headers(scope)
+        context = RequestContext(request_id, self._key(authorization))
+        scope["context"] = context
+        response = _TrackedSend(context, send)
         try:
-            if call.key is not None or _is_public(scope):
-                await self._app(scope, receive, answer)
+            if context.key is not None or _is_public(scope):
+                await self._app(scope, receive, response)
             else:
-                await _unauthorized(scope, call, bool(authorization))(scope, receive, answer)
+                await _unauthorized(scope, context, bool(authorization))(scope, receive, response)
         except Exception as error:
-            if answer.finished:  # by FastAPI, which raises it again for us to see
-                _log(error, scope, call)
+            if response.finished:  # FastAPI sent a 500 and raised the error again, for the log
+                _log_error(error, scope, context)
                 return
-            if answer.started:
+            if response.started:
                 raise
-            await _failed(error, scope, call)(scope, receive, answer)
+            await _error_response(error, scope, context)(scope, receive, response)
         finally:
-            _account(scope, call, time.perf_counter() - start)
+            _record_request(scope, context, time.perf_counter() - start)
 
     def _key(self, authorization: bytes) -> Key | None:
-        scheme, _, presented = authorization.partition(b" ")
+        scheme, _, key_text = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
-        return keys.verify(presented.strip().decode("latin-1"), self._snapshot.state.keys)
+        return keys.verify(key_text.strip().decode("latin-1"), self._snapshot.state.keys)
 
 
-class _Answer:
-    """`send`, with the request's id among the headers and the status noted."""
+class _TrackedSend:
+    """Wraps `send`: adds the request id to the headers, and records the status and the progress."""
 
-    __slots__ = ("_call", "_send", "finished", "started")
+    __slots__ = ("_context", "_send", "finished", "started")
 
-    def __init__(self, call: Call, send: Send) -> None:
-        self._call, self._send, self.started, self.finished = call, send, False, False
+    def __init__(self, context: RequestContext, send: Send) -> None:
+        self._context, self._send, self.started, self.finished = context, send, False, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            self._call.status = message["status"]
+            self._context.status = message["status"]
             message["headers"] = [
                 *message.get("headers", ()),
-                (b"x-request-id", self._call.request_id.encode()),
+                (b"x-request-id", self._context.request_id.encode()),
             ]
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body")
         await self._send(message)
 
 
-def _headers(scope: Scope) -> tuple[bytes, str]:
+def _read_headers(scope: Scope) -> tuple[bytes, str]:
+    """Return the Authorization header and the request id: the client's if well-formed, else a new one."""
     authorization, request_id = b"", b""
     for name, value in scope["headers"]:
         if name == b"authorization":
@@ -136,47 +148,46 @@ def _is_public(scope: Scope) -> bool:
     return scope["method"] in ("GET", "HEAD") and PUBLIC.fullmatch(scope["path"]) is not None
 
 
-def _unauthorized(scope: Scope, call: Call, presented: bool) -> ProblemAnswer:
+def _unauthorized(scope: Scope, context: RequestContext, has_header: bool) -> ProblemResponse:
     detail = (
         "the API key is unknown, revoked or expired"
-        if presented
-        else "an API key is needed: send the header `Authorization: Bearer KEY`"
+        if has_header
+        else "an API key is required: send the header `Authorization: Bearer KEY`"
     )
-    call.route = "unauthorized"
-    return ProblemAnswer(
-        problem(401, detail, scope["path"], call.request_id), [(b"www-authenticate", b"Bearer")]
-    )
+    context.route = "unauthorized"
+    problem = build_problem(401, detail, scope["path"], context.request_id)
+    return ProblemResponse(problem, [(b"www-authenticate", b"Bearer")])
 
 
-def _failed(error: Exception, scope: Scope, call: Call) -> ProblemAnswer:
-    """The answer to an error that nobody inside has turned into one."""
+def _error_response(error: Exception, scope: Scope, context: RequestContext) -> ProblemResponse:
+    """Build the response to an error that no inner layer handled."""
+    path, request_id = scope["path"], context.request_id
     if isinstance(error, TriviumError):
-        faults = getattr(error, "errors", ())
-        return ProblemAnswer(problem(status_of(error), str(error), scope["path"], call.request_id, faults))
+        field_errors = getattr(error, "errors", ())
+        return ProblemResponse(build_problem(status_of(error), str(error), path, request_id, field_errors))
     if isinstance(error, HTTPException):
         headers = [(k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items()]
-        return ProblemAnswer(
-            problem(error.status_code, error.detail, scope["path"], call.request_id), headers
-        )
-    _log(error, scope, call)
-    detail = "something went wrong here; the server's log has it under this request_id"
-    return ProblemAnswer(problem(500, detail, scope["path"], call.request_id))
+        return ProblemResponse(build_problem(error.status_code, error.detail, path, request_id), headers)
+    _log_error(error, scope, context)
+    return ProblemResponse(build_problem(500, INTERNAL_ERROR, path, request_id))
 
 
-def _log(error: Exception, scope: Scope, call: Call) -> None:
-    log.error("request.failed", request_id=call.request_id, path=scope["path"], exc_info=error)
+def _log_error(error: Exception, scope: Scope, context: RequestContext) -> None:
+    log.error("request.failed", request_id=context.request_id, path=scope["path"], exc_info=error)
 
 
-def _account(scope: Scope, call: Call, seconds: float) -> None:
-    route = call.route or getattr(scope.get("route"), "path_format", None) or "unknown"
-    telemetry.count_request(route, scope["method"], call.status, seconds)
-    if call.status >= 500 or seconds > SLOW_S or not (call.quiet or scope["path"] in _QUIET):
+def _record_request(scope: Scope, context: RequestContext, seconds: float) -> None:
+    """Count the request, and log it unless it is quiet, fast and successful."""
+    route = context.route or getattr(scope.get("route"), "path_format", None) or "unknown"
+    telemetry.count_request(route, scope["method"], context.status, seconds)
+    quiet = context.quiet or scope["path"] in _QUIET_PATHS
+    if context.status >= 500 or seconds > SLOW_S or not quiet:
         log.info(
             "request",
-            request_id=call.request_id,
+            request_id=context.request_id,
             method=scope["method"],
             path=scope["path"],
-            status=call.status,
+            status=context.status,
             ms=round(seconds * 1000, 1),
-            key=call.key.id if call.key else None,
+            key=context.key.id if context.key else None,
         )

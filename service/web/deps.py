@@ -1,4 +1,4 @@
-"""What routes ask for, named once: the caller, a session, the services."""
+"""FastAPI dependencies of the routes: the caller, a session, the services, and the required scope."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from starlette.routing import BaseRoute
 
 from registry import db
 from registry.errors import FieldError, Invalid
-from registry.keys import Key, Scope
-from service.web.auth import PUBLIC, Call, forbid
+from registry.keys import Key
+from registry.vocabulary import Scope
+from service.web.auth import PUBLIC, RequestContext, denial_reason
 from service.web.services import Services
 
 
-# These three wait for nothing, and are async so that FastAPI calls them right here: a `def` costs a thread.
+# `services`, `caller` and `ScopeGuard` are async although they await nothing: FastAPI would run a plain
+# function in a thread.
 async def services(request: Request) -> Services:
-    found: Services = request.app.state.services
-    return found
+    value: Services = request.app.state.services
+    return value
 
 
 async def caller(request: Request) -> Key:
-    """The key of this request. `Guard` has let nobody in without one."""
-    call: Call = request.scope["call"]
-    if call.key is None:
-        raise HTTPException(401, "an API key is needed")
-    return call.key
+    """Return the request's key. `Guard` rejects requests without one before they reach a route."""
+    context: RequestContext = request.scope["context"]
+    if context.key is None:
+        raise HTTPException(401, "an API key is required")
+    return context.key
 
 
 ServicesDep = Annotated[Services, Depends(services)]
@@ -40,87 +42,91 @@ CallerDep = Annotated[Key, Depends(caller)]
 
 
 @contextmanager
-def writing(services: Services) -> Iterator[Session]:
-    """A transaction; when it is committed this process knows what changed."""
+def write_transaction(services: Services) -> Iterator[Session]:
+    """Run a transaction. After the commit, refresh the snapshot and wake the build supervisor."""
     with services.sessions.begin() as session:
         yield session
-    services.snapshot.refresh()  # whoever is answered reads his own writes
+    services.snapshot.refresh()  # a client reads its own writes
     services.supervisor.wake()
 
 
-def _write(services: ServicesDep) -> Iterator[Session]:
-    with writing(services) as session:
+def _write_session(services: ServicesDep) -> Iterator[Session]:
+    with write_transaction(services) as session:
         yield session
 
 
-def _read(services: ServicesDep) -> Iterator[Session]:
+def _read_session(services: ServicesDep) -> Iterator[Session]:
     with db.reading(services.sessions) as session:
         yield session
 
 
-WriteDep = Annotated[Session, Depends(_write, scope="function")]  # commits before the answer is sent
-ReadDep = Annotated[Session, Depends(_read, scope="function")]
+# scope="function": the session is committed or closed before the response is sent
+WriteDep = Annotated[Session, Depends(_write_session, scope="function")]
+ReadDep = Annotated[Session, Depends(_read_session, scope="function")]
 
 
-class Requires:
-    """A route's guard: the scopes of which its caller must have one ("any" = any valid key). A route with
-    a `{name}` in its path is about that model, and the key must reach it.
+class ScopeGuard:
+    """A route's access check: the caller's key needs one of `scopes` ("any": any valid key is enough).
 
-    It also refuses query parameters on routes that take none; those that do have a model for them, which
-    forbids what it does not know (`check_guarded`).
+    For a route with `{name}` in its path, the key must also have access to that model. Query parameters are
+    rejected on routes that define none; `check_guarded` ensures that all others use a query model that
+    rejects unknown parameters.
     """
 
     def __init__(self, *scopes: Scope | str) -> None:
         self.scopes = scopes
-        self.takes_query = False
+        self.has_query = False
 
     async def __call__(self, request: Request, caller: CallerDep) -> None:
-        reason = forbid(caller, *self.scopes, model=request.path_params.get("name"))
+        reason = denial_reason(caller, *self.scopes, model=request.path_params.get("name"))
         if reason is not None:
             raise HTTPException(403, reason)
-        if request.scope["query_string"] and not self.takes_query:
+        if request.scope["query_string"] and not self.has_query:
             unknown = sorted(request.query_params.keys())
-            faults = [FieldError("unknown query parameter", field=field) for field in unknown]
-            raise Invalid(f"unknown query parameter {', '.join(map(repr, unknown))}", faults)
+            field_errors = [FieldError("unknown query parameter", field=field) for field in unknown]
+            raise Invalid(f"unknown query parameter {', '.join(map(repr, unknown))}", field_errors)
 
 
-def guarded(*scopes: Scope | str) -> Any:
-    """For `dependencies=[...]` of a route."""
-    return Depends(Requires(*scopes))
+def require_scope(*scopes: Scope | str) -> Any:
+    """Build the entry of a route's `dependencies` that checks access."""
+    return Depends(ScopeGuard(*scopes))
 
 
-def guard_of(route: BaseRoute) -> Requires | None:
-    """What a route asks of its callers, or None when it forgot."""
+def guard_of(route: BaseRoute) -> ScopeGuard | None:
+    """Return a route's guard, or None when it has none."""
     for dependency in route.dependencies if isinstance(route, APIRoute) else ():
-        found: Callable[..., Any] | None = dependency.dependency
-        if isinstance(found, Requires):
-            return found
+        function: Callable[..., Any] | None = dependency.dependency
+        if isinstance(function, ScopeGuard):
+            return function
     return None
 
 
 def check_guarded(app: FastAPI) -> None:
-    """Raises `RuntimeError` when a route says no scope: it would answer anybody with a key. What needs no
-    key (`PUBLIC`) is none of these routes: it stands before them."""
+    """Raise `RuntimeError` when a route has no guard, is public, or accepts unknown query parameters.
+
+    Public routes are not part of the FastAPI application (see `service/app.py`).
+    """
     for route in app.router.routes:
         path = getattr(route, "path_format", repr(route))
-        requires = guard_of(route)
-        if requires is None or PUBLIC.fullmatch(path) is not None:
-            raise RuntimeError(f"{path}: a route names its scope or is public, and never both")
+        guard = guard_of(route)
+        if guard is None or PUBLIC.fullmatch(path) is not None:
+            raise RuntimeError(f"{path}: a FastAPI route must require a scope, and must not be public")
         if isinstance(route, APIRoute):
-            requires.takes_query = _takes_query(route)
+            guard.has_query = _has_query(route)
 
 
-def _takes_query(route: APIRoute) -> bool:
-    parameters = _query(route.dependant)
+def _has_query(route: APIRoute) -> bool:
+    parameters = _query_parameters(route.dependant)
     for parameter in parameters:
         model = parameter.field_info.annotation
         config = model.model_config if isinstance(model, type) and issubclass(model, BaseModel) else {}
         if config.get("extra") != "forbid":
             raise RuntimeError(
-                f"{route.path}: {parameter.name} must come in a query model that forbids others"
+                f"{route.path}: {parameter.name} must belong to a query model that forbids extra fields"
             )
     return bool(parameters)
 
 
-def _query(dependant: Dependant) -> list[Any]:
-    return [*dependant.query_params, *(p for d in dependant.dependencies for p in _query(d))]
+def _query_parameters(dependant: Dependant) -> list[Any]:
+    nested = [parameter for d in dependant.dependencies for parameter in _query_parameters(d)]
+    return [*dependant.query_params, *nested]

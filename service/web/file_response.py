@@ -1,7 +1,8 @@
-"""One file over HTTP: entity tags, conditions, ranges, encodings and digests (RFC 9110, RFC 9530).
+"""Responses that send one file: conditions, ranges, content codings and digests (RFC 9110, RFC 9530).
 
-`Delivery` sends from disk, a block at a time: memory does not grow with the file. A condition that ends
-in 304 or 412 is answered without touching the disk. It does not know models or devices.
+`ConditionalFileResponse` streams from disk block by block, so the memory does not grow with the file.
+Conditions that end in 304 or 412 are answered without reading the disk. Models and devices are not known
+here.
 """
 
 from __future__ import annotations
@@ -14,28 +15,34 @@ from pathlib import Path
 
 from anyio.to_thread import run_sync
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.web.auth import Call
-from service.web.conditional import Asked, Form, choose, forms, part, verdict
+from service.web.conditional import (
+    ByteRange,
+    ConditionalHeaders,
+    Representation,
+    choose_representation,
+    precondition_response,
+    representations,
+    select_range,
+)
 
-BLOCK = 256 * 1024
-"""Read and handed to the server at once; so much of each transfer is in memory."""
+BLOCK_BYTES = 256 * 1024
+"""Read and passed to the server at once: the memory of one transfer."""
 
 
-class Delivery(Response):
-    """Answers a GET or HEAD with the file of the digest `sha256`, or with `zstd`, the same file compressed.
+class ConditionalFileResponse(Response):
+    """Sends the file with the digest `sha256`, or `zstd`, the same file compressed, to a GET or HEAD request.
 
-    `find` says where the file of a digest is. `validators` go with every answer, 304 too; `headers` only with
-    the file itself. What is asked for is read when it is sent: raises then what `find` raises, and
-    HTTPException 406, 412 and 416.
+    `path_of` returns the path of a digest's file. `validators` are headers of every response, also of a 304;
+    `headers` only accompany the file. Sending raises what `path_of` raises, and HTTPException 406, 412 and
+    416.
     """
 
     def __init__(
         self,
-        find: Callable[[str], Path],
+        path_of: Callable[[str], Path],
         sha256: str,
         zstd: str | None,
         *,
@@ -43,124 +50,103 @@ class Delivery(Response):
         headers: Mapping[str, str],
     ) -> None:
         super().__init__()
-        self._find = find
-        self._forms = forms(sha256, zstd)
+        self._path_of = path_of
+        self._available = representations(sha256, zstd)
         self._validators = validators
-        self._about = headers
+        self._file_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = asked_by(Request(scope))
-        form = choose(self._forms, asked)
-        if form is None:
-            offered = " or ".join(f.coding or "identity" for f in self._forms)
-            raise HTTPException(406, f"this file can be had as {offered}, and Accept-Encoding refuses that")
-        validators = {**self._validators, "ETag": form.etag}
-        if (status := verdict(asked, form.etag)) is not None:
-            await condition_answer(scope, status, validators)(scope, receive, send)
+        request_headers = ConditionalHeaders.of(scope)
+        representation = choose_representation(self._available, request_headers)
+        if representation is None:
+            codings = " or ".join(r.coding or "identity" for r in self._available)
+            raise HTTPException(406, f"this file is available as {codings}; Accept-Encoding excludes that")
+        validators = {**self._validators, "ETag": representation.etag}
+        if (short_response := precondition_response(scope, validators)) is not None:
+            await short_response(scope, receive, send)
             return
-        descriptor = await run_sync(self._open, form.blob)
+        descriptor = await run_sync(self._open, representation.blob)
         try:
-            await self._send_file(descriptor, form, asked, validators, scope, receive, send)
+            size = os.fstat(descriptor).st_size
+            part = _requested_range(scope, request_headers, representation, size)
+            headers = validators | self._headers_of(representation, part, size)
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 200 if part is None else 206,
+                    "headers": [
+                        (k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()
+                    ],
+                }
+            )
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await _send_blocks(descriptor, part or ByteRange(0, size), receive, send)
         finally:
             os.close(descriptor)
 
     def _open(self, digest: str) -> int:
         try:
-            return os.open(self._find(digest), os.O_RDONLY)
+            return os.open(self._path_of(digest), os.O_RDONLY)
         except FileNotFoundError:
-            self._find(digest)  # says so: it went between the two
+            self._path_of(digest)  # raises its own error when the file was deleted in between
             raise
 
-    async def _send_file(
-        self,
-        descriptor: int,
-        form: Form,
-        asked: Asked,
-        validators: dict[str, str],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        size = os.fstat(descriptor).st_size
-        wanted = part(asked, form.etag, size) if scope["method"] == "GET" else None
-        if wanted is not None and wanted.start >= wanted.stop:
-            raise HTTPException(
-                416,
-                f"the file has {size} bytes, and the range begins behind them",
-                {"Content-Range": f"bytes */{size}"},
-            )
-        start, stop = wanted or (0, size)
+    def _headers_of(
+        self, representation: Representation, part: ByteRange | None, size: int
+    ) -> dict[str, str]:
+        start, stop = part or ByteRange(0, size)
         headers = {
-            **validators,
-            **self._about,
+            **self._file_headers,
             "Accept-Ranges": "bytes",
             "Content-Length": str(stop - start),
-            "Repr-Digest": repr_digest(form.blob),
+            "Repr-Digest": repr_digest(representation.blob),
         }
-        if form.coding is not None:
-            headers["Content-Encoding"] = form.coding
-        if wanted is not None:
+        if representation.coding is not None:
+            headers["Content-Encoding"] = representation.coding
+        if part is not None:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 206 if wanted is not None else 200,
-                "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()],
-            }
+        return headers
+
+
+def _requested_range(
+    scope: Scope, headers: ConditionalHeaders, representation: Representation, size: int
+) -> ByteRange | None:
+    """Return the range of a GET, or None for the whole file. Raises HTTPException 416."""
+    part = select_range(headers, representation.etag, size) if scope["method"] == "GET" else None
+    if part is not None and part.start >= part.stop:
+        raise HTTPException(
+            416,
+            f"the file has {size} bytes; the range starts after its end",
+            {"Content-Range": f"bytes */{size}"},
         )
-        if scope["method"] == "HEAD":
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await _send_blocks(descriptor, start, stop, receive, send)
+    return part
 
 
-async def _send_blocks(descriptor: int, start: int, stop: int, receive: Receive, send: Send) -> None:
-    """Waits for the client between blocks (`send` does), and ends when it has gone."""
-    if start == stop:
+async def _send_blocks(descriptor: int, part: ByteRange, receive: Receive, send: Send) -> None:
+    """Send `part` in blocks. `send` waits for the client; a disconnect ends the transfer."""
+    position, stop = part
+    if position == stop:
         await send({"type": "http.response.body", "body": b""})
         return
-    gone = asyncio.create_task(_until_gone(receive))
+    disconnect = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        while start < stop and not gone.done():
-            block = await run_sync(os.pread, descriptor, min(BLOCK, stop - start), start)
+        while position < stop and not disconnect.done():
+            block = await run_sync(os.pread, descriptor, min(BLOCK_BYTES, stop - position), position)
             if not block:
-                raise OSError(f"the file ended {stop - start} bytes early")
-            start += len(block)
-            await send({"type": "http.response.body", "body": block, "more_body": start < stop})
+                raise OSError(f"the file ended {stop - position} bytes early")
+            position += len(block)
+            await send({"type": "http.response.body", "body": block, "more_body": position < stop})
     finally:
-        gone.cancel()
+        disconnect.cancel()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def asked_by(request: Request) -> Asked:
-    """The header fields that decide; those of one name are one list (RFC 9110, 5.3)."""
-
-    def joined(name: str) -> str | None:
-        found = request.headers.getlist(name)
-        return ", ".join(found) if found else None
-
-    return Asked(
-        accept_encoding=joined("accept-encoding"),
-        if_match=joined("if-match"),
-        if_none_match=joined("if-none-match"),
-        if_range=joined("if-range"),
-        range=joined("range"),
-    )
-
-
-def condition_answer(scope: Scope, status: int, validators: Mapping[str, str]) -> Response:
-    """The 304. Raises HTTPException for 412."""
-    if status == 412:
-        raise HTTPException(412, "If-Match does not name what is here now", {"ETag": validators["ETag"]})
-    call: Call = scope["call"]
-    call.quiet = True  # devices ask all day, most answers are this one, and a line costs more than it
-    return Response(status_code=status, headers=dict(validators))
-
-
 def repr_digest(sha256: str) -> str:
-    """RFC 9530: of the whole representation, its content coding included, also in an answer of a part."""
+    """Return the Repr-Digest header (RFC 9530): of the whole representation, also in a 206 response."""
     return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"

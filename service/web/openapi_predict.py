@@ -17,7 +17,7 @@ from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
 from service.formats.media_types import ARROW, CSV
 from service.runtime.codec import MAX_INSTANCES, Codec
-from service.runtime.codec.answers import AnswerEncoder
+from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.web.problems import DESCRIPTIONS, MEDIA_TYPE, build_problem, problem_schemas
 
 JSON = "application/json"

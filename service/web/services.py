@@ -1,4 +1,4 @@
-"""What lives as long as the process, for whoever answers a call or looks after the server."""
+"""`Services`: the objects that live as long as the process, shared by routes and background tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.runtime.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Made once, in `create_app`."""
+    """Created once per process, by `service.app.create_app`."""
 
     settings: Settings
     engine: Engine
@@ -27,5 +27,5 @@ class Services:
     snapshot: Snapshot
     pool: Pool
     supervisor: Supervisor
-    executor: Executor  # predictions and loads that leave the event loop
-    leaving: threading.Event = field(default_factory=threading.Event)  # set: answers without end end now
+    executor: Executor  # for predictions and model loads that run outside the event loop
+    shutting_down: threading.Event = field(default_factory=threading.Event)  # ends endless responses

@@ -11,7 +11,7 @@ import pyarrow as pa
 from registry import exports, queue
 from registry.artifacts import Store
 from registry.db import Sessions
-from registry.exports import Finished, NewExport
+from registry.exports import FinishedExport, NewExport
 from registry.vocabulary import EXPORT_TASK
 from service.web.services import Services
 
@@ -68,7 +68,7 @@ def write_export(
     """The exporter's part is done in the transaction that asks for it: no supervisor ever sees the task."""
     blob = store.put([content])
     zstd = pa.compress(content, codec="zstd", asbytes=True) if compressed else None
-    done = Finished(
+    done = FinishedExport(
         state=state,
         report={"agreement": 1.0},
         blob=blob.sha256,

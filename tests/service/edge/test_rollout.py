@@ -1,12 +1,12 @@
-"""Which version a device gets: at once what the alias says, or on its side of a rollout; on its runtime."""
+"""Which export a device gets: by alias, rollout percentage and LiteRT version."""
 
 from __future__ import annotations
 
 import pytest
 
 from registry.errors import NotFound
-from service.edge.rollout import export_for, numbers, place, version_for
-from service.runtime.snapshot import Model, Rollout, State
+from service.edge.rollout import parse_version, rollout_position, select_export, version_for
+from service.runtime.snapshot import SnapshotModel, SnapshotRollout, SnapshotState
 from tests.service.api import refused
 from tests.service.edge.conftest import Flag
 from tests.service.edge.exported import add_export, some_file, write_export
@@ -14,43 +14,45 @@ from tests.service.edge.exported import add_export, some_file, write_export
 DEVICES = [f"device-{n}" for n in range(2000)]
 
 
-def model(percent: int, previous: int | None = 1, alias: str = "champion") -> Model:
-    return Model("flag", aliases={alias: 2}, rollouts={alias: Rollout(percent, previous)})
+def model(percent: int, previous: int | None = 1, alias: str = "champion") -> SnapshotModel:
+    return SnapshotModel("flag", aliases={alias: 2}, rollouts={alias: SnapshotRollout(percent, previous)})
 
 
-def updated(percent: int, name: str = "champion") -> set[str]:
-    return {d for d in DEVICES if version_for(model(percent, alias=name), name, d) == 2}
+def devices_in_rollout(percent: int, alias: str = "champion") -> set[str]:
+    return {d for d in DEVICES if version_for(model(percent, alias=alias), alias, d) == 2}
 
 
-def test_a_device_has_the_same_place_on_every_replica() -> None:
-    assert [place(d, "flag", "champion") for d in ("a", "b", "pi-0042", "ü")] == [35, 20, 52, 41]
+def test_a_device_has_the_same_position_on_every_replica() -> None:
+    assert [rollout_position(d, "flag", "champion") for d in ("a", "b", "pi-0042", "ü")] == [35, 20, 52, 41]
 
 
-def test_the_share_of_devices_is_about_what_was_asked_for() -> None:
-    assert [len(updated(p)) / len(DEVICES) for p in (0, 100)] == [0, 1]
+def test_the_share_of_devices_is_close_to_the_percentage() -> None:
+    assert [len(devices_in_rollout(p)) / len(DEVICES) for p in (0, 100)] == [0, 1]
     for percent in (1, 10, 50, 90):
-        assert len(updated(percent)) / len(DEVICES) == pytest.approx(percent / 100, abs=0.03)
+        assert len(devices_in_rollout(percent)) / len(DEVICES) == pytest.approx(percent / 100, abs=0.03)
 
 
-def test_raising_the_share_only_adds_devices() -> None:
+def test_raising_the_percentage_only_adds_devices() -> None:
     for lower in range(0, 100, 5):
-        assert updated(lower) <= updated(lower + 5)
+        assert devices_in_rollout(lower) <= devices_in_rollout(lower + 5)
 
 
-def test_other_aliases_and_models_begin_with_other_devices() -> None:
-    assert updated(10) != updated(10, "challenger")
-    assert len(updated(10) & updated(10, "challenger")) < len(DEVICES) * 0.03
-    assert {d for d in DEVICES if place(d, "a", "b") < 10} != {d for d in DEVICES if place(d, "b", "a") < 10}
+def test_rollouts_of_other_aliases_and_models_start_with_other_devices() -> None:
+    assert devices_in_rollout(10) != devices_in_rollout(10, "challenger")
+    assert len(devices_in_rollout(10) & devices_in_rollout(10, "challenger")) < len(DEVICES) * 0.03
+    assert {d for d in DEVICES if rollout_position(d, "a", "b") < 10} != {
+        d for d in DEVICES if rollout_position(d, "b", "a") < 10
+    }
 
 
 @pytest.mark.parametrize("device", [None, ""])
-def test_a_device_without_a_name_waits_for_the_end_of_the_rollout(device: str | None) -> None:
+def test_a_device_without_an_id_gets_the_version_at_100_percent(device: str | None) -> None:
     assert version_for(model(99), "champion", device) == 1
     assert version_for(model(100), "champion", device) == 2
 
 
-def test_with_no_version_before_it_the_others_get_none() -> None:
-    with pytest.raises(NotFound, match=r"version 2 is for 0 % of the devices"):
+def test_without_a_previous_version_devices_outside_the_rollout_get_404() -> None:
+    with pytest.raises(NotFound, match=r"version 2 is rolled out to 0 % of the devices"):
         version_for(model(0, previous=None), "champion", "a")
 
 
@@ -58,25 +60,27 @@ def test_with_no_version_before_it_the_others_get_none() -> None:
     ("lower", "higher"),
     [("2.9", "2.10"), ("1.99.99", "2"), ("2.1.0", "2.1.1"), ("2.1", "2.1.1"), ("1.4.0", "1.10.0")],
 )
-def test_versions_are_compared_as_numbers(lower: str, higher: str) -> None:
-    assert numbers(lower) < numbers(higher)
+def test_versions_are_compared_as_parse_version(lower: str, higher: str) -> None:
+    assert parse_version(lower) < parse_version(higher)
 
 
-@pytest.mark.parametrize("same", ["2.1", "2.1.0", "v2.1", "2.1.0rc1", "2.1.0.dev20260101", "2.1.0-nightly"])
-def test_zeros_at_the_end_and_what_follows_the_numbers_make_no_difference(same: str) -> None:
-    assert numbers(same) == numbers("2.1")
+@pytest.mark.parametrize(
+    "version", ["2.1", "2.1.0", "v2.1", "2.1.0rc1", "2.1.0.dev20260101", "2.1.0-nightly"]
+)
+def test_trailing_zeros_and_suffixes_are_ignored(version: str) -> None:
+    assert parse_version(version) == parse_version("2.1")
 
 
-def test_an_alias_that_is_not_there_is_named() -> None:
-    state = State(1, {"flag": model(100)}, {})
+def test_an_error_names_the_unknown_alias_or_the_missing_export() -> None:
+    state = SnapshotState(1, {"flag": model(100)}, {})
     with pytest.raises(NotFound, match="flag@shop"):
-        export_for(state, "flag", "shop", "none", None, None)
+        select_export(state, "flag", "shop", "none", None, None)
     with pytest.raises(NotFound, match="POST /v1/models/flag/versions/2/exports"):
-        export_for(state, "flag", "champion", "none", None, None)
+        select_export(state, "flag", "champion", "none", None, None)
 
 
 @pytest.mark.anyio
-async def test_promoting_and_rolling_back_move_what_latest_means_at_once(flag: Flag) -> None:
+async def test_promote_and_rollback_change_the_latest_file_at_once(flag: Flag) -> None:
     assert await flag.latest() == 1
     for _ in range(3):
         await flag.promote(2)
@@ -86,10 +90,10 @@ async def test_promoting_and_rolling_back_move_what_latest_means_at_once(flag: F
 
 
 @pytest.mark.anyio
-async def test_every_device_stays_on_its_side_of_a_rollout(flag: Flag) -> None:
+async def test_a_device_gets_the_same_version_during_a_rollout(flag: Flag) -> None:
     await flag.promote(1)
     await flag.promote(2, 30)
-    expected = {d: 2 if place(d, "flag", "champion") < 30 else 1 for d in DEVICES[:50]}
+    expected = {d: 2 if rollout_position(d, "flag", "champion") < 30 else 1 for d in DEVICES[:50]}
     for _ in range(2):
         assert {d: await flag.latest(d) for d in expected} == expected
     assert await flag.latest() == 1
@@ -99,7 +103,7 @@ async def test_every_device_stays_on_its_side_of_a_rollout(flag: Flag) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_manifest_and_the_file_are_of_the_same_side(flag: Flag) -> None:
+async def test_the_manifest_and_the_file_have_the_same_version(flag: Flag) -> None:
     await flag.promote(2, 30)
     for device in DEVICES[:20]:
         answer = await flag.api.client.get("/v1/edge/flag", headers={"X-Device-Id": device})
@@ -108,7 +112,9 @@ async def test_the_manifest_and_the_file_are_of_the_same_side(flag: Flag) -> Non
 
 
 @pytest.mark.anyio
-async def test_the_others_never_get_a_version_that_was_only_tried(flag: Flag) -> None:
+async def test_devices_outside_a_rollout_never_get_a_version_that_was_rolled_out_partially(
+    flag: Flag,
+) -> None:
     third = await flag.api.client.post(
         "/v1/models/flag/versions",
         json={
@@ -125,22 +131,22 @@ async def test_the_others_never_get_a_version_that_was_only_tried(flag: Flag) ->
 
 
 @pytest.mark.anyio
-async def test_a_version_without_an_export_has_none_for_anybody_in_its_share(flag: Flag) -> None:
-    """Falling back to an older version would be a rollback that nobody asked for."""
+async def test_a_device_in_the_rollout_gets_404_when_the_version_has_no_export(flag: Flag) -> None:
+    """A fallback to an older version would be an unrequested rollback."""
     add_export(flag.api.services, b"small", version=1, quantize="float16")
     await flag.promote(2, 50)
     for device in DEVICES[:20]:
         answer = await flag.api.client.get(
             "/v1/edge/flag/latest.tflite?quantize=float16", headers={"X-Device-Id": device}
         )
-        if place(device, "flag", "champion") < 50:
+        if rollout_position(device, "flag", "champion") < 50:
             assert "version 2 has none" in refused(answer, 404)["detail"]
         else:
             assert answer.content == b"small"
 
 
 @pytest.mark.anyio
-async def test_a_device_gets_the_newest_export_that_its_runtime_can_run(flag: Flag) -> None:
+async def test_a_device_gets_the_newest_export_that_runs_on_its_runtime(flag: Flag) -> None:
     path = "/v1/edge/flag/latest.tflite?quantize=dynamic"
     for content, runtime in ((b"old", "1.5.0"), (b"middle", "2.9.0"), (b"new", "2.10.0")):
         add_export(flag.api.services, content, quantize="dynamic", min_runtime=runtime)
@@ -158,13 +164,13 @@ async def test_a_device_gets_the_newest_export_that_its_runtime_can_run(flag: Fl
         answer = await flag.api.client.get(path, headers=headers)
         assert (answer.content, runtime) == (expected, runtime)
     problem = refused(await flag.api.client.get(path, headers={"X-Runtime-Version": "1.4.9"}), 409)
-    assert problem["detail"].endswith("needs LiteRT 1.5.0 or newer; this device has 1.4.9")
-    for odd in ("new", "", "2.1 or so", "9" * 100):
-        refused(await flag.api.client.get(path, headers={"X-Runtime-Version": odd}), 422)
+    assert problem["detail"].endswith("requires LiteRT 1.5.0 or newer; this device has 1.4.9")
+    for invalid in ("new", "", "2.1 or so", "9" * 100):
+        refused(await flag.api.client.get(path, headers={"X-Runtime-Version": invalid}), 422)
 
 
 @pytest.mark.anyio
-async def test_an_export_that_names_no_runtime_runs_on_all(flag: Flag) -> None:
+async def test_an_export_without_a_minimum_runtime_runs_on_every_runtime(flag: Flag) -> None:
     add_export(flag.api.services, b"any", quantize="int8", min_runtime=None)
     answer = await flag.api.client.get(
         "/v1/edge/flag/latest.tflite?quantize=int8", headers={"X-Runtime-Version": "0.1"}
@@ -173,26 +179,26 @@ async def test_an_export_that_names_no_runtime_runs_on_all(flag: Flag) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_device_id_that_is_too_long_is_refused(flag: Flag) -> None:
+async def test_a_too_long_device_id_is_rejected(flag: Flag) -> None:
     refused(await flag.api.client.get("/v1/edge/flag", headers={"X-Device-Id": "x" * 201}), 422)
 
 
-def test_a_model_that_is_not_there_is_named() -> None:
+def test_an_error_names_the_unknown_model() -> None:
     with pytest.raises(NotFound, match="model 'other'"):
-        export_for(State(1, {}, {}), "other", "champion", "none", None, None)
+        select_export(SnapshotState(1, {}, {}), "other", "champion", "none", None, None)
 
 
 @pytest.mark.anyio
-async def test_an_export_that_another_process_has_made_is_pulled_at_once(flag: Flag) -> None:
-    """Its record says `ready` as soon as that is committed: whoever has read it must not be sent away."""
+async def test_an_export_of_another_process_is_available_at_once(flag: Flag) -> None:
+    """Its record is `ready` after the commit: a client that has read it must not get 404."""
     services = flag.api.services
-    services.snapshot.stop()  # it hears of nothing by itself from here on
-    pull = "/v1/edge/flag/latest.tflite?quantize=float16"
-    refused(await flag.api.client.get(pull), 404)
-    made = write_export(services.sessions, services.store, some_file(3), quantize="float16")
-    assert (await flag.api.client.get(pull)).content == made.content
-    made = write_export(services.sessions, services.store, some_file(4), quantize="dynamic")
+    services.snapshot.stop()  # from here on it is not updated in the background
+    url = "/v1/edge/flag/latest.tflite?quantize=float16"
+    refused(await flag.api.client.get(url), 404)
+    file = write_export(services.sessions, services.store, some_file(3), quantize="float16")
+    assert (await flag.api.client.get(url)).content == file.content
+    file = write_export(services.sessions, services.store, some_file(4), quantize="dynamic")
     manifest = (await flag.api.client.get("/v1/edge/flag?quantize=dynamic")).json()
-    assert manifest["sha256"] == made.sha256
-    made = write_export(services.sessions, services.store, some_file(5), quantize="int8")
-    assert (await flag.api.client.get(f"/v1/blobs/{made.sha256}")).content == made.content
+    assert manifest["sha256"] == file.sha256
+    file = write_export(services.sessions, services.store, some_file(5), quantize="int8")
+    assert (await flag.api.client.get(f"/v1/blobs/{file.sha256}")).content == file.content

@@ -21,7 +21,7 @@ from tuf.ngclient import FetcherInterface, Updater
 
 from registry import aliases, db, exports, tuf_documents, versions
 from registry.artifacts import Store
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.errors import Conflict, Invalid
 from registry.signature import Signature
 from service.edge.tuf_keys import KeyFiles, read
@@ -68,10 +68,10 @@ class Registry:
         with self.sessions.begin() as session:
             new = versions.NewVersion("m", blob.sha256, "onnx")
             version = versions.publish(session, self.store, new, by="test")
-            built = Built(state="ready", report={}, runtime="onnx", signature=NOWHERE)
+            built = BuildResult(state="ready", report={}, runtime="onnx", signature=NOWHERE)
             versions.finish_build(session, version.id, built)
             row = exports.create(session, self.store, "m", version.number, exports.NewExport(), by="test")
-            done = exports.Finished("ready", {}, blob.sha256, blob.bytes, None, "2.1.0")
+            done = exports.FinishedExport("ready", {}, blob.sha256, blob.bytes, None, "2.1.0")
             exports.finish(session, row.id, done)
             if promote:
                 aliases.promote(session, "m", "champion", version.number, by="test", edge_percent=percent)
@@ -313,7 +313,9 @@ def test_an_older_export_for_older_runtimes_is_signed_too(registry: Registry) ->
     blob = registry.store.put([b"needs the newest"])
     with registry.sessions.begin() as session:
         row = exports.create(session, registry.store, "m", number, exports.NewExport(), by="test")
-        exports.finish(session, row.id, exports.Finished("ready", {}, blob.sha256, blob.bytes, None, "2.9.0"))
+        exports.finish(
+            session, row.id, exports.FinishedExport("ready", {}, blob.sha256, blob.bytes, None, "2.9.0")
+        )
     registry.sign()
     targets = registry.newest("targets")["targets"]
     about = {name: t["custom"]["min_runtime"] for name, t in targets.items()}  # type: ignore[attr-defined]

@@ -12,11 +12,11 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Message
 
-from registry.keys import SCOPES
+from registry.vocabulary import SCOPES
 from service.online.hotpath import ROUTES
 from service.web.auth import check_public
-from service.web.deps import check_guarded, guard_of, guarded
-from service.web.docs import docs_routes
+from service.web.deps import check_guarded, guard_of, require_scope
+from service.web.docs_page import docs_routes
 from service.web.health import health_routes
 from tests.service.api import Api, refused
 
@@ -309,13 +309,13 @@ async def test_there_are_no_websockets(api: Api):
         APIRoute("/v1/open", lambda: None),
         Route("/v1/open", lambda request: None),
         Mount("/v1/open", routes=[]),
-        APIRoute("/static/secret", lambda: None, dependencies=[guarded("admin")]),
+        APIRoute("/static/secret", lambda: None, dependencies=[require_scope("admin")]),
     ],
     ids=["no scope", "no route of FastAPI", "mounted", "public and guarded"],
 )
 def test_an_application_with_an_unguarded_route_does_not_start(route: BaseRoute):
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, routes=[route])
-    with pytest.raises(RuntimeError, match="names its scope"):
+    with pytest.raises(RuntimeError, match="must require a scope"):
         check_guarded(app)
 
 
@@ -327,7 +327,7 @@ def test_an_application_with_a_route_before_fastapi_that_is_not_public_does_not_
 def test_an_application_with_lenient_query_parameters_does_not_start():
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
-    @app.get("/v1/lenient", dependencies=[guarded("any")])
+    @app.get("/v1/lenient", dependencies=[require_scope("any")])
     def lenient(size: int = 1) -> None: ...
 
     with pytest.raises(RuntimeError, match="query model"):

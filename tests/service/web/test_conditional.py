@@ -1,4 +1,4 @@
-"""RFC 9110 as a table: every field that decides, alone and with the others."""
+"""Conditions, ranges and content codings as tables: every request header alone, and combined."""
 
 from __future__ import annotations
 
@@ -8,29 +8,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.web.conditional import Asked, Part, choose, forms, part, verdict
+from service.web.conditional import (
+    ByteRange,
+    ConditionalHeaders,
+    choose_representation,
+    precondition_status,
+    representations,
+    select_range,
+)
 
-SHA, PACKED = "a" * 64, "b" * 64
+SHA, COMPRESSED_SHA = "a" * 64, "b" * 64
 PLAIN, ZSTD = f'"{SHA}"', f'"{SHA}-zstd"'
 OTHER = '"' + "c" * 64 + '"'
-BOTH = forms(SHA, PACKED)
+BOTH = representations(SHA, COMPRESSED_SHA)
 SIZE = 1000
 
 
-def chosen(asked: Asked) -> str | None:
-    form = choose(BOTH, asked)
-    return form and form.etag
+def chosen_etag(headers: ConditionalHeaders) -> str | None:
+    representation = choose_representation(BOTH, headers)
+    return representation and representation.etag
 
 
-def test_a_form_is_the_blob_of_its_own_bytes_and_has_its_own_tag() -> None:
-    assert [(f.blob, f.etag, f.coding) for f in BOTH] == [(PACKED, ZSTD, "zstd"), (SHA, PLAIN, None)]
-    assert [(f.blob, f.etag, f.coding) for f in forms(SHA, None)] == [(SHA, PLAIN, None)]
+def test_each_representation_has_its_own_blob_and_entity_tag() -> None:
+    assert [(r.blob, r.etag, r.coding) for r in BOTH] == [
+        (COMPRESSED_SHA, ZSTD, "zstd"),
+        (SHA, PLAIN, None),
+    ]
+    assert [(r.blob, r.etag, r.coding) for r in representations(SHA, None)] == [(SHA, PLAIN, None)]
 
 
 @pytest.mark.parametrize(
     ("accept", "tag"),
     [
-        (None, PLAIN),  # curl, and whoever does not decode
+        (None, PLAIN),  # curl, and other clients that do not decode
         ("", PLAIN),
         ("identity", PLAIN),
         ("gzip, deflate, br", PLAIN),
@@ -56,33 +66,33 @@ def test_a_form_is_the_blob_of_its_own_bytes_and_has_its_own_tag() -> None:
         ("gzip, *;q=0", None),
     ],
 )
-def test_the_form_is_the_one_that_the_client_likes_best(accept: str | None, tag: str | None) -> None:
-    assert chosen(Asked(accept_encoding=accept)) == tag
+def test_the_representation_with_the_highest_quality_is_chosen(accept: str | None, tag: str | None) -> None:
+    assert chosen_etag(ConditionalHeaders(accept_encoding=accept)) == tag
 
 
-@pytest.mark.parametrize("field", ["if_match", "if_none_match", "if_range"])
+@pytest.mark.parametrize("header", ["if_match", "if_none_match", "if_range"])
 @pytest.mark.parametrize(
-    ("accept", "named", "tag"),
+    ("accept", "condition", "tag"),
     [
-        ("zstd", PLAIN, PLAIN),  # whoever has the plain file has it, however he would take it today
+        ("zstd", PLAIN, PLAIN),  # the client has the unencoded file, although it would now prefer zstd
         ("zstd", f"{OTHER}, {PLAIN}", PLAIN),
         ("zstd", ZSTD, ZSTD),
         ("zstd", OTHER, ZSTD),
-        ("zstd;q=0", ZSTD, PLAIN),  # it would not be taken
+        ("zstd;q=0", ZSTD, PLAIN),  # zstd is not acceptable
         (None, ZSTD, PLAIN),
         ("zstd, identity;q=0", PLAIN, ZSTD),
         ("zstd", "*", ZSTD),
     ],
 )
-def test_the_form_that_a_condition_names_comes_first_if_it_is_taken(
-    field: str, accept: str | None, named: str, tag: str
+def test_the_representation_that_a_condition_names_comes_first_if_acceptable(
+    header: str, accept: str | None, condition: str, tag: str
 ) -> None:
-    assert chosen(Asked(accept_encoding=accept, **{field: named})) == tag
+    assert chosen_etag(ConditionalHeaders(accept_encoding=accept, **{header: condition})) == tag
 
 
 MATCHES = [
     (PLAIN, True, True),
-    (f"W/{PLAIN}", True, False),  # weak never equals strong where the bytes must be the same
+    (f"W/{PLAIN}", True, False),  # a weak tag never matches in a strong comparison
     ("*", True, True),
     (" * ", True, True),
     (f"{OTHER}, {PLAIN}", True, True),
@@ -92,56 +102,59 @@ MATCHES = [
     (OTHER, False, False),
     (ZSTD, False, False),
     ("", False, False),
-    (SHA, False, False),  # no quotes, no tag
+    (SHA, False, False),  # not an entity tag: without quotes
     (f'"{SHA}', False, False),
     (PLAIN.upper(), False, False),
     ("nonsense", False, False),
 ]
 
 
-@pytest.mark.parametrize(("condition", "weakly", "strongly"), MATCHES)
+@pytest.mark.parametrize(("condition", "weak_match", "strong_match"), MATCHES)
 def test_if_none_match_compares_weakly_and_if_match_strongly(
-    condition: str, weakly: bool, strongly: bool
+    condition: str, weak_match: bool, strong_match: bool
 ) -> None:
-    assert verdict(Asked(if_none_match=condition), PLAIN) == (304 if weakly else None)
-    assert verdict(Asked(if_match=condition), PLAIN) == (None if strongly else 412)
+    expected = 304 if weak_match else None
+    assert precondition_status(ConditionalHeaders(if_none_match=condition), PLAIN) == expected
+    expected = None if strong_match else 412
+    assert precondition_status(ConditionalHeaders(if_match=condition), PLAIN) == expected
 
 
-@pytest.mark.parametrize(("if_match", "_", "held"), MATCHES)
-@pytest.mark.parametrize(("if_none_match", "known", "__"), MATCHES)
-def test_if_match_is_looked_at_before_if_none_match(
-    if_match: str, held: bool, if_none_match: str, known: bool, _: bool, __: bool
+@pytest.mark.parametrize(("if_match", "_", "strong_match"), MATCHES)
+@pytest.mark.parametrize(("if_none_match", "weak_match", "__"), MATCHES)
+def test_if_match_is_evaluated_before_if_none_match(
+    if_match: str, strong_match: bool, if_none_match: str, weak_match: bool, _: bool, __: bool
 ) -> None:
-    expected = 412 if not held else 304 if known else None
-    assert verdict(Asked(if_match=if_match, if_none_match=if_none_match), PLAIN) == expected
+    expected = 412 if not strong_match else 304 if weak_match else None
+    headers = ConditionalHeaders(if_match=if_match, if_none_match=if_none_match)
+    assert precondition_status(headers, PLAIN) == expected
 
 
-def test_without_a_condition_the_file_is_sent() -> None:
-    assert verdict(Asked(range="bytes=0-1", if_range=OTHER), PLAIN) is None
+def test_without_a_precondition_the_file_is_sent() -> None:
+    assert precondition_status(ConditionalHeaders(range="bytes=0-1", if_range=OTHER), PLAIN) is None
 
 
-NOTHING = Part(SIZE, SIZE)  # 416
-RANGES: list[tuple[str, Part | None]] = [
-    ("bytes=0-0", Part(0, 1)),
-    ("bytes=0-499", Part(0, 500)),
-    ("bytes=500-999", Part(500, 1000)),
-    ("bytes=500-5000", Part(500, 1000)),
-    ("bytes=500-", Part(500, 1000)),
-    ("bytes=0-", Part(0, 1000)),
-    ("bytes=999-", Part(999, 1000)),
-    ("bytes=-1", Part(999, 1000)),
-    ("bytes=-1000", Part(0, 1000)),
-    ("bytes=-5000", Part(0, 1000)),
-    ("BYTES=1-2", Part(1, 3)),
-    (" bytes= 1-2 ", Part(1, 3)),
-    ("bytes=007-008", Part(7, 9)),
-    ("bytes=0-" + "9" * 5000, Part(0, 1000)),
-    ("bytes=-" + "9" * 5000, Part(0, 1000)),
-    ("bytes=1000-", NOTHING),
-    ("bytes=1000-2000", NOTHING),
-    ("bytes=" + "9" * 5000 + "-", NOTHING),
-    ("bytes=-0", NOTHING),
-    # ignored: the whole file
+UNSATISFIABLE = ByteRange(SIZE, SIZE)  # status 416
+RANGES: list[tuple[str, ByteRange | None]] = [
+    ("bytes=0-0", ByteRange(0, 1)),
+    ("bytes=0-499", ByteRange(0, 500)),
+    ("bytes=500-999", ByteRange(500, 1000)),
+    ("bytes=500-5000", ByteRange(500, 1000)),
+    ("bytes=500-", ByteRange(500, 1000)),
+    ("bytes=0-", ByteRange(0, 1000)),
+    ("bytes=999-", ByteRange(999, 1000)),
+    ("bytes=-1", ByteRange(999, 1000)),
+    ("bytes=-1000", ByteRange(0, 1000)),
+    ("bytes=-5000", ByteRange(0, 1000)),
+    ("BYTES=1-2", ByteRange(1, 3)),
+    (" bytes= 1-2 ", ByteRange(1, 3)),
+    ("bytes=007-008", ByteRange(7, 9)),
+    ("bytes=0-" + "9" * 5000, ByteRange(0, 1000)),
+    ("bytes=-" + "9" * 5000, ByteRange(0, 1000)),
+    ("bytes=1000-", UNSATISFIABLE),
+    ("bytes=1000-2000", UNSATISFIABLE),
+    ("bytes=" + "9" * 5000 + "-", UNSATISFIABLE),
+    ("bytes=-0", UNSATISFIABLE),
+    # ignored: the whole file is sent
     ("bytes=0-1, 5-6", None),
     ("bytes=0-1,", None),
     ("bytes=2-1", None),
@@ -159,40 +172,44 @@ RANGES: list[tuple[str, Part | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), RANGES)
-def test_a_range_is_the_part_it_says_or_is_ignored(text: str, expected: Part | None) -> None:
-    assert part(Asked(range=text), PLAIN, SIZE) == expected
-    assert part(Asked(range=text, if_range=PLAIN), PLAIN, SIZE) == expected
+@pytest.mark.parametrize(("value", "expected"), RANGES)
+def test_a_range_header_selects_bytes_or_is_ignored(value: str, expected: ByteRange | None) -> None:
+    assert select_range(ConditionalHeaders(range=value), PLAIN, SIZE) == expected
+    assert select_range(ConditionalHeaders(range=value, if_range=PLAIN), PLAIN, SIZE) == expected
 
 
 @pytest.mark.parametrize(
     "if_range",
     [OTHER, ZSTD, f"W/{PLAIN}", SHA, "*", f"{PLAIN}, {OTHER}", "", "Wed, 21 Oct 2026 07:28:00 GMT"],
 )
-def test_a_range_counts_only_if_if_range_is_exactly_the_tag(if_range: str) -> None:
-    assert part(Asked(range="bytes=0-1", if_range=if_range), PLAIN, SIZE) is None
+def test_a_range_is_ignored_unless_if_range_is_exactly_the_tag(if_range: str) -> None:
+    headers = ConditionalHeaders(range="bytes=0-1", if_range=if_range)
+    assert select_range(headers, PLAIN, SIZE) is None
 
 
-def test_if_range_alone_asks_for_no_part() -> None:
-    assert part(Asked(if_range=PLAIN), PLAIN, SIZE) is None
+def test_if_range_without_range_selects_the_whole_file() -> None:
+    assert select_range(ConditionalHeaders(if_range=PLAIN), PLAIN, SIZE) is None
 
 
-def test_no_part_of_an_empty_file_can_be_sent() -> None:
-    for text in ("bytes=0-", "bytes=0-0", "bytes=-1"):
-        assert part(Asked(range=text), PLAIN, 0) == Part(0, 0)
+def test_every_range_of_an_empty_file_is_unsatisfiable() -> None:
+    for value in ("bytes=0-", "bytes=0-0", "bytes=-1"):
+        assert select_range(ConditionalHeaders(range=value), PLAIN, 0) == ByteRange(0, 0)
 
 
-text = st.one_of(st.none(), st.text(st.characters(max_codepoint=255), max_size=40))
-pieces = ["bytes", "=", "-", "0", "9", ",", " ", '"', "W/", SHA, "*", "q=", ";", "zstd", "identity"]
-near = st.lists(st.sampled_from(pieces)).map("".join)
+arbitrary_text = st.one_of(st.none(), st.text(st.characters(max_codepoint=255), max_size=40))
+fragments = ["bytes", "=", "-", "0", "9", ",", " ", '"', "W/", SHA, "*", "q=", ";", "zstd", "identity"]
+header_like_text = st.lists(st.sampled_from(fragments)).map("".join)
 
 
-@given(st.fixed_dictionaries(dict.fromkeys(Asked._fields, text | near)), st.integers(0, 2000))
-def test_whatever_is_sent_some_answer_comes_and_no_part_leaves_the_file(
+@given(
+    st.fixed_dictionaries(dict.fromkeys(ConditionalHeaders._fields, arbitrary_text | header_like_text)),
+    st.integers(0, 2000),
+)
+def test_arbitrary_headers_never_fail_and_ranges_stay_inside_the_file(
     fields: dict[str, Any], size: int
 ) -> None:
-    asked = Asked(**fields)
-    form = choose(BOTH, asked)
-    assert verdict(asked, PLAIN) in (None, 304, 412)
-    found = part(asked, form.etag if form else PLAIN, size)
-    assert found is None or 0 <= found.start <= found.stop <= size
+    headers = ConditionalHeaders(**fields)
+    representation = choose_representation(BOTH, headers)
+    assert precondition_status(headers, PLAIN) in (None, 304, 412)
+    selected = select_range(headers, representation.etag if representation else PLAIN, size)
+    assert selected is None or 0 <= selected.start <= selected.stop <= size

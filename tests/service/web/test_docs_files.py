@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-import service.web.docs
+import service.web.docs_page
 from tests.harness.server import Server
 
-STATIC = Path(service.web.docs.__file__).with_name("static")
+STATIC = Path(service.web.docs_page.__file__).with_name("static")
 
 
 class Links(HTMLParser):

@@ -215,7 +215,7 @@ def crowd(home: Path, models: int) -> None:
             session.add(VersionRow(model=owner, number=1, description=f"number {i}", **made, **rest))
         session.flush()
         for i in range(models):
-            revision.note(session, "model", f"m-{i:04}")
+            revision.record_change(session, "model", f"m-{i:04}")
     engine.dispose()
 
 

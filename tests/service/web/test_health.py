@@ -82,7 +82,7 @@ async def test_a_data_directory_that_is_gone_or_full_makes_it_unready(
         incoming.rename(incoming.with_name("away"))
         assert await says() == (503, "the data directory cannot be used: No such file or directory")
         incoming.with_name("away").rename(incoming)
-        monkeypatch.setattr(health, "LEAST_FREE", 1 << 60)
+        monkeypatch.setattr(health, "MIN_FREE_BYTES", 1 << 60)
         assert await says() == (503, "the disk of the data directory is full")
 
         def full(*_: object) -> None:

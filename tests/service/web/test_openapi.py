@@ -12,8 +12,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from registry.errors import Invalid
 from registry.signature import Input, Signature
 from service.runtime.codec import Codec
-from service.web.openapi import MAX_TYPED, merge, model_document
-from service.web.operations import ModelDoc
+from service.web.openapi_document import MAX_TYPED, model_document, server_document
+from service.web.openapi_predict import DocumentedModel
 from tests.registry.signatures import SIGNATURES
 
 COMPONENT_NAME = re.compile(r"^[a-zA-Z0-9._-]+$")
@@ -31,8 +31,8 @@ def base() -> dict[str, Any]:
     return app.openapi()
 
 
-def doc(name: str = "fraud", version: int = 3, **given: Any) -> ModelDoc:
-    return ModelDoc(name, version, **{"signature": SIGNATURES["strings"], "runtime": "onnx"} | given)
+def doc(name: str = "fraud", version: int = 3, **given: Any) -> DocumentedModel:
+    return DocumentedModel(name, version, **{"signature": SIGNATURES["strings"], "runtime": "onnx"} | given)
 
 
 def operation(document: dict[str, Any], path: str) -> dict[str, Any]:
@@ -45,14 +45,14 @@ def valid(document: dict[str, Any]) -> None:
 
 
 def test_a_document_of_every_task_is_valid_openapi() -> None:
-    document = merge(base(), [doc(name, signature=s) for name, s in SIGNATURES.items()])
+    document = server_document(base(), [doc(name, signature=s) for name, s in SIGNATURES.items()])
     assert document["openapi"].startswith("3.1.")
     valid(document)
     assert all(COMPONENT_NAME.match(n) for kind in document["components"].values() for n in kind)
 
 
 def test_a_document_without_models_is_valid_and_holds_the_parametric_operations() -> None:
-    document = merge(base(), [])
+    document = server_document(base(), [])
     valid(document)
     assert operation(document, "/v1/models/{name}/predict")["operationId"] == "predict"
     assert operation(document, "/v1/models/{name}/versions/{version}/predict")["parameters"]
@@ -77,7 +77,7 @@ def test_the_summary_names_version_and_runtime() -> None:
 
 
 def test_the_request_is_typed_and_its_example_fits() -> None:
-    document = merge(base(), [doc(alias="champion")])
+    document = server_document(base(), [doc(alias="champion")])
     content = operation(document, "/v1/models/fraud/predict")["requestBody"]["content"]
     assert list(content) == ["application/json", "text/csv", "application/vnd.apache.arrow.stream"]
     body = content["application/json"]
@@ -92,7 +92,7 @@ def test_the_request_is_typed_and_its_example_fits() -> None:
 
 
 def test_an_answer_is_typed_by_the_task() -> None:
-    document = merge(base(), [doc(alias="champion")])
+    document = server_document(base(), [doc(alias="champion")])
     answer = operation(document, "/v1/models/fraud/predict")["responses"]["200"]["content"]
     schema = answer["application/json"]["schema"] | {"components": document["components"]}
     good = {
@@ -108,7 +108,7 @@ def test_an_answer_is_typed_by_the_task() -> None:
 
 
 def test_every_refusal_is_a_problem_document() -> None:
-    document = merge(base(), [doc(alias="champion")])
+    document = server_document(base(), [doc(alias="champion")])
     responses = operation(document, "/v1/models/fraud/predict")["responses"]
     assert {"401", "403", "404", "413", "415", "422", "503", "504"} <= responses.keys()
     for status in responses.keys() - {"200", "422"}:
@@ -121,7 +121,7 @@ def test_every_refusal_is_a_problem_document() -> None:
 
 def test_what_is_shown_of_a_model_is_its_own() -> None:
     """Its name, its version, its path, and the words that the codec has for its first field."""
-    document = merge(base(), [doc("fraud"), doc("price", 7, signature=SIGNATURES["regression"])])
+    document = server_document(base(), [doc("fraud"), doc("price", 7, signature=SIGNATURES["regression"])])
     path = "/v1/models/price/versions/7/predict"
     responses = operation(document, path)["responses"]
     by = responses["200"]["content"]["application/json"]["schema"]["properties"]["model"]["properties"]
@@ -141,18 +141,18 @@ def test_what_is_shown_of_a_model_is_its_own() -> None:
 def test_a_hundred_models_of_thirty_features_are_a_slim_document() -> None:
     features = tuple(Input(f"feature number {i}", "float64", minimum=0, maximum=9) for i in range(30))
     signature = Signature("regression", features, SIGNATURES["regression"].outputs)
-    document = merge(base(), [doc(f"model-{i}", signature=signature) for i in range(MAX_TYPED)])
+    document = server_document(base(), [doc(f"model-{i}", signature=signature) for i in range(MAX_TYPED)])
     assert len(msgspec.json.encode(document)) < 1_000_000
 
 
 def test_a_repeated_key_is_spoken_of() -> None:
-    document = merge(base(), [doc(alias="champion")])
+    document = server_document(base(), [doc(alias="champion")])
     for path in ("/v1/models/fraud/predict", "/v1/models/{name}/predict"):
         assert "the last one counts" in operation(document, path)["requestBody"]["description"]
 
 
 def test_a_key_is_asked_for_everywhere_but_at_the_probes() -> None:
-    document = merge(base(), [doc()])
+    document = server_document(base(), [doc()])
     assert document["security"] == [{"bearer": []}]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     assert document["paths"]["/livez"]["get"]["security"] == []
@@ -162,7 +162,7 @@ def test_a_key_is_asked_for_everywhere_but_at_the_probes() -> None:
 @pytest.mark.parametrize("name", ["predict", "models", "version", "instance", "a.b", "a-b", "a_b", "0"])
 def test_no_name_of_a_model_takes_the_place_of_anything_else(name: str) -> None:
     others = [doc("a"), doc("predict.a"), doc("a.instance")]
-    document = merge(base(), [*others, doc(name, alias="champion")])
+    document = server_document(base(), [*others, doc(name, alias="champion")])
     valid(document)  # which refuses doubled operation ids
     tags = [t["name"] for t in document["tags"]]
     assert len(tags) == len(set(tags))
@@ -182,7 +182,7 @@ def test_field_names_are_shown_letter_by_letter() -> None:
 
 def test_above_the_bound_the_document_lists_the_models() -> None:
     many = [doc(f"m-{i}", description="One of many.") for i in range(MAX_TYPED + 1)]
-    document = merge(base(), many)
+    document = server_document(base(), many)
     valid(document)
     assert len(document["x-trivium-models"]) == MAX_TYPED + 1
     assert document["x-trivium-models"][7] == {
@@ -195,13 +195,13 @@ def test_above_the_bound_the_document_lists_the_models() -> None:
     }
     assert not [p for p in document["paths"] if "/m-" in p]
     assert "101 models" in document["info"]["description"]
-    assert len(merge(base(), many[:MAX_TYPED])["paths"]) == MAX_TYPED + 4
+    assert len(server_document(base(), many[:MAX_TYPED])["paths"]) == MAX_TYPED + 4
 
 
 def test_what_it_is_given_stays_as_it_was() -> None:
     given = base()
     before = msgspec.json.encode(given)
-    merge(given, [doc()])
-    merge(given, [doc(f"m-{i}") for i in range(MAX_TYPED + 1)])
+    server_document(given, [doc()])
+    server_document(given, [doc(f"m-{i}") for i in range(MAX_TYPED + 1)])
     model_document(given, doc())
     assert msgspec.json.encode(given) == before

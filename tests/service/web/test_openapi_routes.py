@@ -1,7 +1,9 @@
-"""The OpenAPI documents as they are served: fresh, cheap to ask for again, for whom they are."""
+"""The OpenAPI documents over HTTP: content, freshness, entity tags, and what each key sees."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,15 @@ from tests.service.estimators import yes_or_no
 
 pytestmark = pytest.mark.anyio
 
+DOCUMENTS = ["/openapi.json", "/v1/models/flag/openapi.json"]
+
+
+@pytest.fixture
+async def own_api(home: Path) -> AsyncIterator[Api]:
+    """An application for one test: no other test changes its registry."""
+    async with running(Settings(home=home)) as api:
+        yield api
+
 
 async def test_every_model_has_a_typed_operation(api: Api):
     document = (await api.client.get("/openapi.json")).json()
@@ -20,40 +31,76 @@ async def test_every_model_has_a_typed_operation(api: Api):
     assert list(instance["properties"]) == ["age", "city", "member", "visits"]
 
 
-async def test_a_models_own_document_holds_it_alone(api: Api):
+async def test_a_models_document_contains_only_that_model(api: Api):
     document = (await api.client.get("/v1/models/mixed/openapi.json")).json()
     assert set(document["paths"]) == {"/v1/models/mixed/predict"}
     refused(await api.client.get("/v1/models/nobody/openapi.json"), 404)
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/v1/models/flag/openapi.json"])
-async def test_a_document_that_is_known_is_not_sent_again_until_the_registry_moves(home: Path, path: str):
-    async with running(Settings(home=home)) as alone:  # what others have built would move it
-        first = await alone.client.get(path)
-        known = {"If-None-Match": first.headers["etag"]}
-        again = await alone.client.get(path, headers=known)
-        assert (again.status_code, again.content) == (304, b"")
-        await alone.key("predict")
-        assert (await alone.client.get(path, headers=known)).status_code == 200
+@pytest.mark.parametrize("path", DOCUMENTS)
+async def test_a_current_document_is_not_sent_again_until_the_registry_changes(own_api: Api, path: str):
+    first = await own_api.client.get(path)
+    condition = {"If-None-Match": first.headers["etag"]}
+    second = await own_api.client.get(path, headers=condition)
+    assert (second.status_code, second.content) == (304, b"")
+    await own_api.key("predict")
+    assert (await own_api.client.get(path, headers=condition)).status_code == 200
 
 
-async def test_a_document_shows_what_was_published_a_moment_ago(api: Api):
-    known = {"If-None-Match": (await api.client.get("/openapi.json")).headers["etag"]}
+@pytest.mark.parametrize("path", DOCUMENTS)
+@pytest.mark.parametrize("condition", ["W/{etag}", '"other", {etag}', 'W/"a,b",W/{etag}', "*"])
+async def test_weak_tags_and_lists_of_tags_match(own_api: Api, path: str, condition: str):
+    etag = (await own_api.client.get(path)).headers["etag"]
+    headers = {"If-None-Match": condition.format(etag=etag)}
+    assert (await own_api.client.get(path, headers=headers)).status_code == 304
+    assert (await own_api.client.get(path, headers={"If-None-Match": 'W/"other"'})).status_code == 200
+
+
+async def test_an_upgrade_changes_the_entity_tag(own_api: Api, monkeypatch: pytest.MonkeyPatch):
+    condition = {"If-None-Match": (await own_api.client.get("/openapi.json")).headers["etag"]}
+    monkeypatch.setattr(own_api.fastapi, "version", "99.0.0")
+    answer = await own_api.client.get("/openapi.json", headers=condition)
+    assert answer.status_code == 200
+    assert "99.0.0" in answer.headers["etag"]
+
+
+async def test_two_registries_at_the_same_revision_have_different_entity_tags(tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        apis = [
+            await stack.enter_async_context(running(Settings(home=tmp_path / name)))
+            for name in ("first", "second")
+        ]
+        assert len({api.services.snapshot.state.revision for api in apis}) == 1
+        answers = [await api.client.get("/openapi.json") for api in apis]
+        assert answers[0].json() == answers[1].json()
+        assert answers[0].headers["etag"] != answers[1].headers["etag"]
+
+
+async def test_the_entity_tag_survives_a_restart_of_the_server(home: Path):
+    etags = set()
+    for _ in range(2):
+        async with running(Settings(home=home)) as api:
+            etags.add((await api.client.get("/openapi.json")).headers["etag"])
+    assert len(etags) == 1
+
+
+async def test_a_document_contains_a_model_published_a_moment_ago(api: Api):
+    condition = {"If-None-Match": (await api.client.get("/openapi.json")).headers["etag"]}
     await api.publish("novel", yes_or_no(), alias="champion")
-    document = (await api.client.get("/openapi.json", headers=known)).json()
+    document = (await api.client.get("/openapi.json", headers=condition)).json()
     assert "/v1/models/novel/predict" in document["paths"]
 
 
-async def test_another_key_gets_no_304_for_a_document_that_is_not_its_own(api: Api):
-    whole = await api.client.get("/openapi.json")
+async def test_a_limited_key_gets_no_304_for_the_document_of_another_key(api: Api):
+    full = await api.client.get("/openapi.json")
     async with api.with_key(await api.key("predict", models=["flag"])) as client:
-        known = {"If-None-Match": (await api.client.get("/openapi.json")).headers["etag"]}
-        answer = await client.get("/openapi.json", headers=known)
+        condition = {"If-None-Match": (await api.client.get("/openapi.json")).headers["etag"]}
+        answer = await client.get("/openapi.json", headers=condition)
         assert answer.status_code == 200
-        assert len(answer.content) < len(whole.content)
+        assert len(answer.content) < len(full.content)
 
 
-async def test_each_route_documents_its_refusals(api: Api):
+async def test_each_route_documents_its_authorization_errors(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     for path, item in document["paths"].items():
         for method, operation in item.items():

@@ -12,7 +12,7 @@ from starlette.types import Message
 from registry import errors
 from registry.errors import TriviumError
 from registry.names import NAME_PATTERN
-from service.web.problems import STATUS, ProblemAnswer, problem, status_of
+from service.web.problems import STATUS, ProblemResponse, build_problem, status_of
 from tests.service.api import Api, refused
 
 pytestmark = pytest.mark.anyio
@@ -107,8 +107,8 @@ async def test_a_fault_of_ours_is_a_500_that_tells_nothing(api: Api, capsys: pyt
         answer = await api.client.get("/v1/broken", headers={"X-Request-ID": "mine"})
     finally:
         api.fastapi.router.routes.pop()
-    problem = refused(answer, 500)
-    assert problem["request_id"] == "mine"
+    build_problem = refused(answer, 500)
+    assert build_problem["request_id"] == "mine"
     assert "secret" not in answer.text
     assert "the secret of the house" in capsys.readouterr().out  # the log has it
 
@@ -136,18 +136,18 @@ async def test_before_fastapi_too_what_is_unavailable_says_when_to_come_again(st
     async def receive() -> Message:
         raise AssertionError("a problem reads no body")
 
-    answer = ProblemAnswer(problem(status, "not now", PREDICT, "req_1"))
+    answer = ProblemResponse(build_problem(status, "not now", PREDICT, "req_1"))
     await answer({"type": "http", "method": "POST"}, receive, send)
     assert [value for name, value in sent[0]["headers"] if name == b"retry-after"] == said
 
 
 async def test_faults_in_a_body_are_named_field_by_field(api: Api):
-    problem = refused(
+    build_problem = refused(
         await api.client.post(VERSIONS, json={"artifact": "x", "format": "pickle", "surprise": 1}), 422
     )
-    assert {e["field"] for e in problem["errors"]} == {"artifact", "format", "surprise"}
-    assert {e["instance"] for e in problem["errors"]} == {None}
-    by_field = {e["field"]: e for e in problem["errors"]}
+    assert {e["field"] for e in build_problem["errors"]} == {"artifact", "format", "surprise"}
+    assert {e["instance"] for e in build_problem["errors"]} == {None}
+    by_field = {e["field"]: e for e in build_problem["errors"]}
     assert "sklearn-joblib" in by_field["format"]["expected"]
 
 
@@ -170,10 +170,10 @@ async def test_faults_in_a_body_are_named_field_by_field(api: Api):
 )
 @pytest.mark.parametrize("path", [VERSIONS, "/v1/keys", PREDICT])
 async def test_a_body_that_is_no_json_is_422_everywhere(api: Api, path: str, body: bytes):
-    problem = refused(
+    build_problem = refused(
         await api.client.post(path, content=body, headers={"Content-Type": "application/json"}), 422
     )
-    assert problem["errors"]
+    assert build_problem["errors"]
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "\\ud800", "a\\u0000b"])
@@ -251,7 +251,7 @@ async def test_malformed_paths_and_parameters_are_422_and_name_the_field(api: Ap
             "a time such as 2026-03-03T12:00:00Z",
             "not a time",
         ),
-        (VERSIONS, b"{", "body", "JSON", "no JSON"),
+        (VERSIONS, b"{", "body", "JSON", "not valid JSON"),
         (VERSIONS, b"[]", "body", "an object", "not an object"),
         (VERSIONS, b'{"format": "onnx"}', "artifact", "a value", "missing"),
         (
