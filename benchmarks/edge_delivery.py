@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 
 from registry import db, exports, queue
 from registry.artifacts import Store
-from registry.exports import Finished, NewExport
+from registry.exports import FinishedExport, NewExport
 from registry.vocabulary import EXPORT_TASK
 from service.config import Settings
 from tests.harness.load import LoadReport
@@ -92,7 +92,7 @@ def write_export(home: Path, model: str, version: int, content: bytes) -> str:
     settings = Settings(home=home)
     store, engine = Store(settings.blobs), db.connect(settings.url)
     blob = store.put([content])
-    done = Finished(state="ready", report={}, blob=blob.sha256, bytes=blob.bytes, min_runtime="2.1.0")
+    done = FinishedExport(state="ready", report={}, blob=blob.sha256, bytes=blob.bytes, min_runtime="2.1.0")
     with db.sessions(engine).begin() as session:
         row = exports.create(session, store, model, version, NewExport(), by="benchmark")
         queue.cancel(session, EXPORT_TASK, str(row.id))

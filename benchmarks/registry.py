@@ -55,7 +55,7 @@ def fill(sessions: db.Sessions, count: int) -> None:
         "target": None,
         "runtime": "onnx",
     }
-    version |= {"given_signature": None, "wanted_alias": None, "runtime_reason": "same", "lineage": {}}
+    version |= {"publisher_signature": None, "publisher_alias": None, "runtime_reason": "same", "lineage": {}}
     version |= {"metrics": {"auc": 0.9}, "signature": SIGNATURE, "report": REPORT, "built_at": moment}
     task: dict[str, Any] = {"kind": "build", "state": "done", "not_before": moment, "max_attempts": 3}
     event = {"alias": "champion", "action": "promote", "at": moment, "by": "bench", "reason": None}
@@ -176,7 +176,7 @@ def writes(sessions: db.Sessions, store: Store, name: str) -> Calls:
 def follows(engine: Engine, sessions: db.Sessions, snapshot: Snapshot, name: str) -> Calls:
     def reload() -> None:
         with sessions.begin() as session:
-            revision.note(session, "model", name)
+            revision.record_change(session, "model", name)
         snapshot.refresh()
 
     return {"reload one model": reload, "snapshot load": lambda: Snapshot(engine).refresh()}

@@ -1,7 +1,7 @@
-"""Aliases: the only pointers to versions. Moving one is `promote`; every move is kept.
+"""Aliases: the only pointers to versions. `promote` moves an alias; every move is recorded.
 
-The history is a list of events. Each event remembers the event it replaced, so that rolling back walks
-towards the past: after promoting 1, 2, 3, two rollbacks lead to 2 and then to 1.
+The history is a list of events. Each event refers to the event that it replaced, and `rollback` follows these
+references into the past: after promoting 1, 2 and 3, two rollbacks lead to 2 and then to 1.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sqlalchemy.orm import Session
 from registry import models, revision
 from registry.errors import Conflict, NotFound, NotReady
 from registry.names import check_name
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.tables import AliasEventRow, AliasRow, ModelRow, VersionRow, now
 
 CHAMPION = "champion"
-"""The alias that answers when a caller names none."""
+"""The alias that is used if a caller names none."""
 
 
 def get(session: Session, model: str, alias: str) -> AliasRow:
@@ -37,7 +37,7 @@ def promote(
     reason: str | None = None,
     edge_percent: int | None = None,
 ) -> AliasRow:
-    """Point `alias` at version `number`. Pointing it where it points already is no move.
+    """Point `alias` at version `number`. If it points there already, only a changed rollout is recorded.
 
     Raises `NotFound`, `NotReady`, `Invalid` (the alias's name).
     """
@@ -50,34 +50,34 @@ def promote(
         raise NotFound("version", f"{model}:{number}")
     if version.state != "ready":
         raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be {alias}")
-    row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # as of the lock, not before
+    row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # re-read under the lock
     if row is not None and row.version_id == version.id:
         if (row.edge_percent, row.edge_halted) != (edge_percent, None):
             row.edge_percent, row.edge_halted = edge_percent, None
             share = "all" if edge_percent is None else f"{edge_percent} %"
-            said = reason or f"for {share} of the devices"
-            _event(session, owner, alias, number, "rollout", by, said, None)  # a line, no move
-            revision.note(session, "model", model)
+            note = reason or f"for {share} of the devices"
+            _add_event(session, owner, alias, number, "rollout", by, note, None)  # not a move
+            revision.record_change(session, "model", model)
         return row
-    event = _event(session, owner, alias, version.number, "promote", by, reason, row)
+    event = _add_event(session, owner, alias, version.number, "promote", by, reason, row)
     return _point(session, owner, row, version, event, edge_percent)
 
 
 def rollback(session: Session, model: str, alias: str, *, by: str, reason: str | None = None) -> AliasRow:
-    """Point `alias` back at the version before. Raises `NotFound`, `Conflict` when there is none."""
+    """Point `alias` back at the previous version. Raises `NotFound`, `Conflict` if there is none."""
     owner = models.lock(session, model)
     row = _get(session, owner, alias)
-    found = rollback_target(session, row)
-    if found is None:
-        raise Conflict(f"{model}@{alias} has no earlier version to go back to; promote one instead")
-    earlier, version = found
-    event = _event(session, owner, alias, version.number, "rollback", by, reason, None)
-    event.previous_id = earlier.previous_id  # the next rollback goes on from there
+    target = rollback_target(session, row)
+    if target is None:
+        raise Conflict(f"{model}@{alias} has no earlier version to roll back to; promote a version instead")
+    earlier, version = target
+    event = _add_event(session, owner, alias, version.number, "rollback", by, reason, None)
+    event.previous_id = earlier.previous_id  # the next rollback continues from there
     return _point(session, owner, row, version, event, None)
 
 
 def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, VersionRow] | None:
-    """Where a rollback of this alias goes now: the nearest earlier version that can still serve."""
+    """Return the event and version a rollback goes to now: the latest earlier version that is ready."""
     previous_id = row.event.previous_id
     while previous_id is not None:
         event = session.get_one(AliasEventRow, previous_id)
@@ -91,15 +91,15 @@ def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, Ver
 
 
 def is_rolling_out(row: AliasRow) -> bool:
-    """Whether some devices do not get its version; also when none does, since the rollout was stopped."""
+    """Report whether some devices do not get the alias's version. True also for a halted rollout."""
     return row.edge_percent is not None and row.edge_percent < 100
 
 
-def for_the_others(session: Session, row: AliasRow) -> VersionRow | None:
-    """What devices get that are not in the rollout: the last version that was meant for all of them.
+def version_outside_rollout(session: Session, row: AliasRow) -> VersionRow | None:
+    """Return the version for devices outside the rollout: the last one that was meant for all devices.
 
-    That need not be where a rollback goes: of a version that was only ever rolled out to some, or stopped,
-    they have never heard.
+    It may differ from the rollback target: a version whose rollout never reached all devices, or was halted,
+    was never installed on the devices outside of it.
     """
     return session.scalar(
         select(VersionRow).where(VersionRow.model_id == row.model_id, VersionRow.number == row.edge_previous)
@@ -107,33 +107,33 @@ def for_the_others(session: Session, row: AliasRow) -> VersionRow | None:
 
 
 def remove(session: Session, model: str, alias: str, *, by: str) -> None:
-    """Delete the alias; its history stays. Raises `NotFound`."""
+    """Delete the alias. Its history stays. Raises `NotFound`."""
     owner = models.lock(session, model)
     row = _get(session, owner, alias)
-    _event(session, owner, alias, None, "delete", by, None, None)
+    _add_event(session, owner, alias, None, "delete", by, None, None)
     session.delete(row)
-    revision.note(session, "model", model)
+    revision.record_change(session, "model", model)
 
 
 def history(
     session: Session, model: str, alias: str, *, page_size: int = 100, page_token: str | None = None
 ) -> Page[AliasEventRow]:
-    """Every move, newest first. Raises `NotFound` when the alias never existed."""
+    """Return a page of the alias's events, newest first. Raises `NotFound` if it never existed."""
     query = _events(models.get(session, model), alias).limit(page_size + 1)
-    if (last := after(page_token, int)) is not None:
+    if (last := decode_token(page_token, int)) is not None:
         query = query.where(AliasEventRow.id < last)
     events = list(session.scalars(query))
     if not events and page_token is None:
         raise NotFound("alias", f"{model}@{alias}")
-    return cut(events, page_size, lambda e: e.id)
+    return make_page(events, page_size, lambda e: e.id)
 
 
-def at(session: Session, model: str, alias: str, moment: datetime) -> AliasEventRow:
-    """The move in force at `moment`. Raises `NotFound` when the alias pointed nowhere then."""
+def event_at(session: Session, model: str, alias: str, moment: datetime) -> AliasEventRow:
+    """Return the event in force at `moment`. Raises `NotFound` if the alias pointed to no version then."""
     query = _events(models.get(session, model), alias).where(AliasEventRow.at <= moment).limit(1)
     event = session.scalar(query)
     if event is None or event.version is None:
-        raise NotFound("alias", f"{model}@{alias}", f"it pointed nowhere at {moment.isoformat()}")
+        raise NotFound("alias", f"{model}@{alias}", f"it pointed to no version at {moment.isoformat()}")
     return event
 
 
@@ -148,19 +148,19 @@ def _events(owner: ModelRow, alias: str) -> Select[AliasEventRow]:
 def _get(session: Session, owner: ModelRow, alias: str) -> AliasRow:
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)
     if row is None:
-        there = session.scalars(select(AliasRow.name).where(AliasRow.model_id == owner.id))
-        raise no_alias(owner.name, alias, there)
+        names = session.scalars(select(AliasRow.name).where(AliasRow.model_id == owner.id))
+        raise alias_not_found(owner.name, alias, names)
     return row
 
 
-def no_alias(model: str, alias: str, there: Iterable[str]) -> NotFound:
-    """Names those that are `there`; of a model that has none, how to make one."""
-    known = ", ".join(sorted(there))
-    hint = f"there is {known}" if known else f"promote a version: PUT /v1/models/{model}/aliases/{alias}"
+def alias_not_found(model: str, alias: str, existing: Iterable[str]) -> NotFound:
+    """Build the error; it lists the `existing` aliases, or explains how to create one."""
+    names = ", ".join(sorted(existing))
+    hint = f"aliases are: {names}" if names else f"promote a version: PUT /v1/models/{model}/aliases/{alias}"
     return NotFound("alias", f"{model}@{alias}", hint)
 
 
-def _event(
+def _add_event(
     session: Session,
     owner: ModelRow,
     alias: str,
@@ -200,6 +200,6 @@ def _point(
         row.edge_previous = row.version.number
     row.version, row.event = version, event
     row.edge_percent, row.edge_halted = edge_percent, None
-    revision.note(session, "model", owner.name)
+    revision.record_change(session, "model", owner.name)
     session.flush()
     return row

@@ -1,4 +1,4 @@
-"""What a reader of the docs wants to know of every model: the version that answers for it."""
+"""The catalog for the documentation pages: each model with the version that serves it, and its exports."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from registry.errors import NotFound
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
 
 
-class Entry(NamedTuple):
+class CatalogEntry(NamedTuple):
     name: str
     version: int
-    alias: str | None  # champion, or None where there is none and the newest ready version stands in
+    alias: str | None  # champion, or None: without a champion the newest ready version is listed
     runtime: str
     description: str
     signature: dict[str, Any]
 
 
-class Exported(NamedTuple):
-    """The newest ready export of a version in one quantization."""
+class ExportSummary(NamedTuple):
+    """The newest ready export of a version with one quantize mode."""
 
     model: str
     version: int
@@ -33,8 +33,8 @@ class Exported(NamedTuple):
     report: dict[str, Any] | None
 
 
-def exported(session: Session, versions: Sequence[tuple[str, int]]) -> list[Exported]:
-    """What devices can have of these versions, each a model's name and a number."""
+def export_summaries(session: Session, versions: Sequence[tuple[str, int]]) -> list[ExportSummary]:
+    """Return the newest ready exports of `versions`, pairs of model name and version number."""
     newest = (
         select(func.max(ExportRow.id))
         .where(ExportRow.state == "ready")
@@ -54,13 +54,13 @@ def exported(session: Session, versions: Sequence[tuple[str, int]]) -> list[Expo
         .where(ExportRow.id.in_(newest), tuple_(ModelRow.name, VersionRow.number).in_(versions))
         .order_by(ExportRow.quantize.desc())
     )
-    return [Exported(*row) for row in session.execute(query)]
+    return [ExportSummary(*row) for row in session.execute(query)]
 
 
-def entries(session: Session, name: str | None = None) -> list[Entry]:
-    """Every model that can answer, by name, as its champion or else its newest ready version.
+def entries(session: Session, name: str | None = None) -> list[CatalogEntry]:
+    """Return every model with a ready version, by name: its champion, or else its newest ready version.
 
-    Raises `NotFound` when `name` is given and cannot answer.
+    `name` restricts the result to one model. Raises `NotFound` if that model has no ready version.
     """
     newest = (
         select(VersionRow.id)
@@ -71,16 +71,18 @@ def entries(session: Session, name: str | None = None) -> list[Entry]:
         .scalar_subquery()
     )
     champion = aliased(AliasRow)
-    shown = aliased(VersionRow)
+    listed = aliased(VersionRow)
     query = (
-        select(ModelRow.name, shown.number, champion.name, shown.runtime, shown.description, shown.signature)
+        select(
+            ModelRow.name, listed.number, champion.name, listed.runtime, listed.description, listed.signature
+        )
         .outerjoin(champion, (champion.model_id == ModelRow.id) & (champion.name == CHAMPION))
-        .join(shown, shown.id == func.coalesce(champion.version_id, newest))
+        .join(listed, listed.id == func.coalesce(champion.version_id, newest))
         .order_by(ModelRow.name)
     )
     if name is not None:
         query = query.where(ModelRow.name == name)
-    found = [Entry(*row) for row in session.execute(query)]
-    if name is not None and not found:
-        raise NotFound("model with a version that is ready", name)
-    return found
+    result = [CatalogEntry(*row) for row in session.execute(query)]
+    if name is not None and not result:
+        raise NotFound("model with a ready version", name)
+    return result

@@ -1,21 +1,21 @@
-"""Everything the registry and the services may refuse, and why.
+"""All errors that the registry and the services raise on purpose.
 
     TriviumError
-    ├── NotFound            there is no such model, version, alias, key, artifact
-    ├── Conflict            the request is sound, the state of the registry forbids it
-    │   ├── InUse           deleting or archiving it would break an alias or a rollback
+    ├── NotFound            the model, version, alias, key, artifact, ... does not exist
+    ├── Conflict            the request is valid, but not in the present state of the registry
+    │   ├── InUse           deleting or archiving would break an alias, a rollback or a job
     │   ├── NotReady        the version is building, rejected or archived
-    │   ├── StaleTask       another worker holds the task by now
-    │   └── Changed         an input file is not the one that the job was planned for
-    ├── Invalid             the input is wrong; `errors` names instance, field and fix
-    │   ├── Missing         there is no input, or not yet
-    │   └── DigestMismatch  the bytes do not have the sha256 they were announced with
-    ├── TooLarge            the input is above a stated bound
-    ├── Refused             a build refuses the uploaded model; the reason goes into its report
-    └── Unavailable         a model could not answer now (its process died, it cannot be loaded)
+    │   ├── StaleTask       another claim holds the task
+    │   └── Changed         an input file changed since the job was planned
+    ├── Invalid             the input is wrong; `errors` lists row, field and expected value
+    │   ├── Missing         the input does not exist, or not yet
+    │   └── DigestMismatch  the bytes do not have the announced sha256
+    ├── TooLarge            the input exceeds a documented limit
+    ├── Refused             a build rejects the uploaded model; its report contains the reason
+    └── Unavailable         the model cannot answer now: its process died, or it cannot be loaded
         └── DeadlineExceeded
 
-Each error builds its own message. None of them knows HTTP: the one table of status codes is
+Errors with a fixed message build it themselves. They contain no HTTP: the table of status codes is
 `service/web/problems.py`.
 """
 
@@ -27,10 +27,10 @@ import msgspec
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One thing wrong with an input: where, what was expected, and a sentence for people."""
+    """One fault of an input: a sentence for users, its place, and the expected value."""
 
     message: str
-    instance: int | None = None  # the row's index, where rows are sent
+    instance: int | None = None  # the index of the row, for inputs with rows
     field: str | None = None
     expected: str | None = None
 
@@ -45,8 +45,8 @@ def describe_error(error: BaseException) -> str:
 
 
 class NotFound(TriviumError):
-    def __init__(self, what: str, name: object, hint: str = "") -> None:
-        super().__init__(f"there is no {what} {str(name)!r}{'; ' + hint if hint else ''}")
+    def __init__(self, kind: str, name: object, hint: str = "") -> None:
+        super().__init__(f"there is no {kind} {str(name)!r}{'; ' + hint if hint else ''}")
 
 
 class Conflict(TriviumError):
@@ -63,16 +63,18 @@ class NotReady(Conflict):
 
 class StaleTask(Conflict):
     def __init__(self, task_id: int) -> None:
-        super().__init__(f"task {task_id} is held by another worker now; this result does not count")
+        super().__init__(f"task {task_id} is no longer held by this claim; its result is discarded")
 
 
 class Changed(Conflict):
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"the input file {name!r} changed since the job was planned: {why}; start a new job")
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"the input file {name!r} changed since the job was planned: {reason}; start a new job"
+        )
 
 
 class Invalid(TriviumError):
-    """The input is wrong. `errors` lists every fault that was found, in the order of the input."""
+    """The input is wrong. `errors` lists all detected faults, in the order of the input."""
 
     def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
         super().__init__(message)
@@ -94,7 +96,7 @@ class Missing(Invalid):
 class DigestMismatch(Invalid):
     def __init__(self, announced: str, actual: str) -> None:
         super().__init__(
-            f"the bytes have sha256 {actual}, not {announced}; nothing was kept",
+            f"the bytes have sha256 {actual}, not {announced}; they were not stored",
             [FieldError("the digest differs", field="sha256", expected=actual)],
         )
 

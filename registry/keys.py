@@ -1,6 +1,6 @@
-"""API keys: scopes, an optional list of models, an expiry. Only the sha256 of a secret is stored.
+"""API keys: scopes, an optional list of models, an expiry. Only the sha256 of a key is stored.
 
-A key reads `trv_<id>_<secret>`; the secret holds 256 random bits, so a plain sha256 is enough.
+A key is `trv_<id>_<secret>`. The secret has 256 random bits, so a plain sha256 is sufficient.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal, get_args
 
 import msgspec
 from sqlalchemy import or_, select
@@ -21,15 +20,13 @@ from registry import revision
 from registry.artifacts import fsync_directory
 from registry.errors import NotFound, invalid_field
 from registry.names import check_name
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.tables import KeyRow, now
-
-Scope = Literal["predict", "publish", "promote", "edge", "batch", "admin"]
-SCOPES: tuple[str, ...] = get_args(Scope)
+from registry.vocabulary import SCOPES
 
 
-class Issued(msgspec.Struct, frozen=True):
-    """A key at the one moment when its text is known."""
+class IssuedKey(msgspec.Struct, frozen=True):
+    """A new key together with its text, which is not available later."""
 
     row: KeyRow
     key: str
@@ -49,6 +46,7 @@ class Key(msgspec.Struct, frozen=True):
         return scope in self.scopes or "admin" in self.scopes
 
     def reaches(self, model: str) -> bool:
+        """Report whether the key may access `model`."""
         return self.models is None or model in self.models
 
 
@@ -61,18 +59,14 @@ def create(
     models: list[str] | None = None,
     expires_in_s: float | None = None,
     secret: str | None = None,
-) -> Issued:
-    """Issue a key. `secret` is for keys whose text must be the same when asked for again.
+) -> IssuedKey:
+    """Issue a key. With `secret`, the text of the key is the same if the request is repeated.
 
-    Raises `Invalid` naming the field.
+    Raises `Invalid` with the field.
     """
     if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
-        raise invalid_field(
-            "scopes",
-            "not a scope",
-            ", ".join(SCOPES),
-            detail=f"unknown scope {', '.join(unknown)}" if scopes else "a key needs at least one scope",
-        )
+        detail = f"unknown scope {', '.join(unknown)}" if scopes else "a key needs at least one scope"
+        raise invalid_field("scopes", "not a scope", ", ".join(SCOPES), detail=detail)
     for model in models or ():
         check_name(model, "models")
     row = KeyRow(
@@ -89,13 +83,13 @@ def create(
     return _issue(session, row, secret)
 
 
-def text(key_id: str, secret: str) -> str:
-    """A key as its owner presents it."""
+def key_text(key_id: str, secret: str) -> str:
+    """Return the key in the form that clients send."""
     return f"trv_{key_id}_{secret}"
 
 
-def rotate(session: Session, key_id: str, *, secret: str | None = None) -> Issued:
-    """Give the key a new secret; the old one stops working. Raises `NotFound`, also when it has ended."""
+def rotate(session: Session, key_id: str, *, secret: str | None = None) -> IssuedKey:
+    """Replace the key's secret. Raises `NotFound`, also for revoked and expired keys."""
     row = get(session, key_id)
     if row.revoked_at is not None:
         raise NotFound("key", key_id, "it was revoked")
@@ -105,10 +99,10 @@ def rotate(session: Session, key_id: str, *, secret: str | None = None) -> Issue
 
 
 def revoke(session: Session, key_id: str) -> KeyRow:
-    """End the key. Raises `NotFound`."""
+    """Revoke the key. Raises `NotFound`."""
     row = get(session, key_id)
     row.revoked_at = row.revoked_at or now()
-    revision.note(session, "key", row.id)
+    revision.record_change(session, "key", row.id)
     return row
 
 
@@ -121,15 +115,15 @@ def get(session: Session, key_id: str) -> KeyRow:
 
 
 def search(session: Session, *, page_size: int = 100, page_token: str | None = None) -> Page[KeyRow]:
-    """Every key, revoked ones too, by id."""
+    """Return a page of all keys by id, including revoked ones."""
     query = select(KeyRow).order_by(KeyRow.id).limit(page_size + 1)
-    if (last := after(page_token, str)) is not None:
+    if (last := decode_token(page_token, str)) is not None:
         query = query.where(KeyRow.id > last)
-    return cut(list(session.scalars(query)), page_size, lambda k: k.id)
+    return make_page(list(session.scalars(query)), page_size, lambda k: k.id)
 
 
-def live(session: Session, ids: set[str] | None = None) -> dict[str, Key]:
-    """The keys that open doors now, by id; only those among `ids` when given."""
+def active_keys(session: Session, ids: set[str] | None = None) -> dict[str, Key]:
+    """Return the keys that are neither revoked nor expired, by id. `ids` restricts the search."""
     query = select(KeyRow).where(
         KeyRow.revoked_at.is_(None), or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > now())
     )
@@ -148,31 +142,31 @@ def live(session: Session, ids: set[str] | None = None) -> dict[str, Key]:
     }
 
 
-def verify(presented: str, live: dict[str, Key]) -> Key | None:
-    """The key that `presented` is, or None. The secret's digest is compared in constant time."""
+def verify(presented: str, active: dict[str, Key]) -> Key | None:
+    """Return the key with the text `presented`, or None. Digests are compared in constant time."""
     parts = presented.split("_", 2)
     if len(parts) != 3 or parts[0] != "trv":
         return None
-    key = live.get(parts[1])
+    key = active.get(parts[1])
     if key is None or not hmac.compare_digest(_digest(presented), key.digest):
         return None
-    return None if _is_over(key) else key
+    return None if _is_expired(key) else key
 
 
-def is_live(key: Key, live: dict[str, Key]) -> bool:
-    """Whether one that was verified a while ago would be now: not revoked, rotated or expired since."""
-    found = live.get(key.id)
-    return found is not None and found.digest == key.digest and not _is_over(found)
+def is_active(key: Key, active: dict[str, Key]) -> bool:
+    """Report whether a key that was verified earlier is still valid: not revoked, rotated or expired."""
+    current = active.get(key.id)
+    return current is not None and current.digest == key.digest and not _is_expired(current)
 
 
-def _is_over(key: Key) -> bool:
+def _is_expired(key: Key) -> bool:
     return key.expires_at is not None and key.expires_at <= now()
 
 
-def ensure_admin(session: Session, file: Path) -> bool:
-    """On a registry without keys, make an admin key and write it to `file` (0600). True when made.
+def ensure_admin_key(session: Session, file: Path) -> bool:
+    """In a registry without keys, create an admin key and write it to `file` (0600). Return True if created.
 
-    The file comes first: a crash before the commit leaves a file that the next start replaces.
+    The file is written before the commit: after a crash between the two, the next start replaces the file.
     """
     if session.scalar(select(KeyRow.id).limit(1)) is not None:
         return False
@@ -186,16 +180,16 @@ def ensure_admin(session: Session, file: Path) -> bool:
         out.flush()
         os.fsync(out.fileno())
     partial.rename(file)
-    fsync_directory(file.parent)  # before the commit: nobody can make this key's text again
+    fsync_directory(file.parent)  # before the commit: the text of the key cannot be restored later
     return True
 
 
-def _issue(session: Session, row: KeyRow, secret: str | None) -> Issued:
-    key = text(row.id, secret or secrets.token_urlsafe(32))
+def _issue(session: Session, row: KeyRow, secret: str | None) -> IssuedKey:
+    key = key_text(row.id, secret or secrets.token_urlsafe(32))
     row.digest = _digest(key)
-    revision.note(session, "key", row.id)
+    revision.record_change(session, "key", row.id)
     session.flush()
-    return Issued(row, key)
+    return IssuedKey(row, key)
 
 
 def _digest(key: str) -> str:

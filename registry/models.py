@@ -1,4 +1,4 @@
-"""Models: a name that versions are published under."""
+"""Models: names that versions are published under."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from registry import queue, revision
 from registry.errors import InUse, NotFound
 from registry.jobs.tables import JobRow
 from registry.names import check_name
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
+from registry.vocabulary import BUILD_TASK
 
 T = TypeVar("T")
 
 
-class Summary(NamedTuple):
-    """A model and what its list entry shows."""
+class ModelSummary(NamedTuple):
+    """A model with the figures of its list entry."""
 
     model: ModelRow
     versions: int
-    latest: int | None  # the highest version number there is
+    latest: int | None  # the highest existing version number
     aliases: dict[str, int]  # alias -> version number
 
 
@@ -34,12 +35,12 @@ def get(session: Session, name: str) -> ModelRow:
     """Raises `NotFound`."""
     model = session.scalar(select(ModelRow).where(ModelRow.name == name))
     if model is None:
-        raise no_model(name)
+        raise model_not_found(name)
     return model
 
 
 def lock(session: Session, name: str) -> ModelRow:
-    """The model, with every other writer of it waiting until this transaction ends. Raises `NotFound`."""
+    """Return the model, locked against other writers until the transaction ends. Raises `NotFound`."""
     model = session.scalar(
         select(ModelRow)
         .where(ModelRow.name == name)
@@ -47,32 +48,33 @@ def lock(session: Session, name: str) -> ModelRow:
         .execution_options(populate_existing=True)
     )
     if model is None:
-        raise no_model(name)
+        raise model_not_found(name)
     return model
 
 
-def no_model(name: str) -> NotFound:
-    """Suggests none: a key may not see all."""
+def model_not_found(name: str) -> NotFound:
+    """Build the error. It suggests no other names, because the caller's key may not access all models."""
     if ":" in name or "@" in name:
         model, mark, rest = re.split("([:@])", name, maxsplit=1)
-        place = f"versions are at /v1/models/{model}/versions/{rest}"
-        hint = place if mark == ":" else f"an alias goes behind the path: ?alias={rest}"
+        version_hint = f"versions are at /v1/models/{model}/versions/{rest}"
+        hint = version_hint if mark == ":" else f"pass the alias as a query parameter: ?alias={rest}"
         return NotFound("model", name, hint)
-    return NotFound("model", name, "GET /v1/models lists those there are")
+    return NotFound("model", name, "GET /v1/models lists the existing models")
 
 
 def lock_or_create(session: Session, name: str, by: str) -> ModelRow:
-    """The model called `name`, made when there is none, locked like `lock`. Raises `Invalid`."""
+    """Return the model `name`, locked; create it if it does not exist. Raises `Invalid`."""
     check_name(name)
     while True:
         with suppress(NotFound):
             return lock(session, name)
-        # IntegrityError: somebody made it at the same moment, and may have deleted it again before we lock
+        # IntegrityError: another transaction created it at the same moment. It may be deleted again before
+        # this one locks it, hence the loop.
         with suppress(IntegrityError), session.begin_nested():
             session.add(ModelRow(name=name, created_by=by))
 
 
-def summary(session: Session, name: str) -> Summary:
+def summary(session: Session, name: str) -> ModelSummary:
     """Raises `NotFound`."""
     return _summaries(session, [get(session, name)])[0]
 
@@ -82,63 +84,70 @@ def search(
     *,
     q: str | None = None,
     tags: list[tuple[str, str]] | None = None,
-    among: Collection[str] | None = None,
+    names: Collection[str] | None = None,
     page_size: int = 100,
     page_token: str | None = None,
-) -> Page[Summary]:
-    """Models by name, those whose name holds `q`, that have a version with all of `tags`, and that are
-    `among` those when given."""
+) -> Page[ModelSummary]:
+    """Return a page of models by name.
+
+    `q` is part of the name; `tags` must all be on one version of the model; `names` restricts the search.
+    """
     query = select(ModelRow).order_by(ModelRow.name).limit(page_size + 1)
-    if (last := after(page_token, str)) is not None:
+    if (last := decode_token(page_token, str)) is not None:
         query = query.where(ModelRow.name > last)
-    if among is not None:
-        query = query.where(ModelRow.name.in_(among))
+    if names is not None:
+        query = query.where(ModelRow.name.in_(names))
     if q:
         query = query.where(ModelRow.name.contains(q.lower(), autoescape=True))
     if tags:
-        theirs = select(VersionRow.id).where(VersionRow.model_id == ModelRow.id)
-        query = query.where(tagged(theirs, tags).exists())
-    page = cut(list(session.scalars(query)), page_size, lambda m: m.name)
+        versions = select(VersionRow.id).where(VersionRow.model_id == ModelRow.id)
+        query = query.where(with_tags(versions, tags).exists())
+    page = make_page(list(session.scalars(query)), page_size, lambda m: m.name)
     return Page(_summaries(session, page.items), page.next_token)
 
 
-def tagged(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
-    """Narrow a select over versions to those that carry all of `tags`. One look for each version: a tag that
-    all versions carry must not be gathered from all of them for one page."""
+def with_tags(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
+    """Restrict a query of versions to those that have all `tags`.
+
+    Uses one lookup per version, so that a tag that all versions have is not collected from all of them for
+    one page.
+    """
     for key, value in tags:
-        carries = exists().where(TagRow.version_id == VersionRow.id, TagRow.key == key, TagRow.value == value)
-        query = query.where(carries)
+        has_tag = exists().where(TagRow.version_id == VersionRow.id, TagRow.key == key, TagRow.value == value)
+        query = query.where(has_tag)
     return query
 
 
 def remove(session: Session, name: str) -> None:
     """Delete the model, its versions and its history.
 
-    Raises `InUse` while an alias exists or a job needs a version, or when one was just being published.
+    Raises `NotFound`, `InUse` while an alias exists, an open job needs a version, or a version is published
+    at the same moment.
     """
-    waiting = _building(session, get(session, name))
-    for version_id in sorted(waiting):  # tasks before the model, like `versions.remove`
-        queue.cancel(session, "build", str(version_id))
+    building = _building(session, get(session, name))
+    for version_id in sorted(building):  # tasks before the model: same lock order as `versions.remove`
+        queue.cancel(session, BUILD_TASK, str(version_id))
     model = lock(session, name)
-    if _building(session, model) - waiting:  # whose tasks cannot be cancelled with the model locked
-        raise InUse(f"a version of {name} was published at this moment; ask again")
+    if _building(session, model) - building:  # their tasks cannot be cancelled while the model is locked
+        raise InUse(f"a version of {name} was published at the same time; send the request again")
     aliases = session.scalars(select(AliasRow.name).where(AliasRow.model_id == model.id)).all()
     if aliases:
-        raise InUse(f"{name} is still served as {', '.join(sorted(aliases))}; delete the alias first")
-    refuse_while_at_work(session, f"{name} cannot be deleted", VersionRow.model_id == model.id)
+        raise InUse(f"{name} still has the alias {', '.join(sorted(aliases))}; delete the alias first")
+    require_no_open_job(session, f"{name} cannot be deleted", VersionRow.model_id == model.id)
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
     session.execute(delete(DeviceReportRow).where(DeviceReportRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
-    revision.note(session, "model", name)
+    revision.record_change(session, "model", name)
 
 
-def refuse_while_at_work(session: Session, what: str, which: ColumnElement[bool]) -> None:
-    """Raises `InUse` naming a job that is not over and needs one of those versions."""
+def require_no_open_job(session: Session, refusal: str, condition: ColumnElement[bool]) -> None:
+    """Raises `InUse`, starting with `refusal`, if an open job needs a version that meets `condition`."""
     open_jobs = select(JobRow.id).join(VersionRow, VersionRow.id == JobRow.version_id)
-    job = session.scalar(open_jobs.where(JobRow.finished_at.is_(None), which).order_by(JobRow.id).limit(1))
-    if job is not None:
-        raise InUse(f"{what} while job {job} needs it; cancel the job first, or wait for it")
+    query = open_jobs.where(JobRow.finished_at.is_(None), condition).order_by(JobRow.id).limit(1)
+    job_id = session.scalar(query)
+    if job_id is not None:
+        raise InUse(f"{refusal} while job {job_id} needs it; cancel the job first, or wait for it")
 
 
 def _building(session: Session, model: ModelRow) -> set[int]:
@@ -146,14 +155,14 @@ def _building(session: Session, model: ModelRow) -> set[int]:
     return set(session.scalars(query))
 
 
-def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:
+def _summaries(session: Session, models: list[ModelRow]) -> list[ModelSummary]:
     ids = [m.id for m in models]
-    counted = (
+    count_query = (
         select(VersionRow.model_id, func.count(), func.max(VersionRow.number))
         .where(VersionRow.model_id.in_(ids))
         .group_by(VersionRow.model_id)
     )
-    counts = {model_id: (count, latest) for model_id, count, latest in session.execute(counted)}
+    counts = {model_id: (count, latest) for model_id, count, latest in session.execute(count_query)}
     aliases: dict[int, dict[str, int]] = {i: {} for i in ids}
     for model_id, alias, number in session.execute(
         select(AliasRow.model_id, AliasRow.name, VersionRow.number)
@@ -162,7 +171,8 @@ def _summaries(session: Session, models: list[ModelRow]) -> list[Summary]:
         .order_by(AliasRow.name)
     ):
         aliases[model_id][alias] = number
-    return [
-        Summary(m, counts.get(m.id, (0, None))[0], counts.get(m.id, (0, None))[1], aliases[m.id])
-        for m in models
-    ]
+    summaries = []
+    for model in models:
+        count, latest = counts.get(model.id, (0, None))
+        summaries.append(ModelSummary(model, count, latest, aliases[model.id]))
+    return summaries

@@ -1,4 +1,4 @@
-"""What models, aliases and keys may be called, and how a library's version is written."""
+"""Formats of names: models, aliases and keys, and the version numbers of libraries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import re
 from registry.errors import invalid_field
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
-VERSION_PATTERN = r"^[0-9]+(\.[0-9]+)+[0-9A-Za-z.+-]*$"
-"""A library's version."""
-_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")  # `$` would let a newline through
+LIBRARY_VERSION_PATTERN = r"^[0-9]+(\.[0-9]+)+[0-9A-Za-z.+-]*$"
+_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")  # `$` would accept a trailing newline
 
 
 def check_name(value: str, field: str = "name") -> str:
-    """`value`, or `Invalid` naming `field`."""
+    """Return `value`. Raises `Invalid` with `field` if it is not a name."""
     if _NAME.match(value) is None:
         raise invalid_field(
             field,

@@ -1,4 +1,7 @@
-"""Keyset pages: a page token is the sort key of the last item, so pages stay right while rows come and go."""
+"""Keyset pagination: a page token is the sort key of the last item.
+
+Pages stay correct while rows are inserted and deleted.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,29 @@ class Page(NamedTuple, Generic[T]):
     next_token: str | None
 
 
-def cut(rows: Sequence[T], size: int, key: Callable[[T], str | int]) -> Page[T]:
-    """A page from up to `size + 1` rows: the one too many only says that there is a next page."""
+def make_page(rows: Sequence[T], size: int, key: Callable[[T], str | int]) -> Page[T]:
+    """Build a page from up to `size + 1` rows. The extra row only shows that there is a next page."""
     items = list(rows[:size])
-    return Page(items, _token(key(items[-1])) if len(rows) > size else None)
+    return Page(items, _encode_token(key(items[-1])) if len(rows) > size else None)
 
 
-def after(token: str | None, kind: type[T]) -> T | None:
-    """The sort key inside `token`. Raises `Invalid` when it is none of ours."""
+def decode_token(token: str | None, kind: type[T]) -> T | None:
+    """Return the sort key in `token`. Raises `Invalid` if it is not a token of this list."""
     if token is None:
         return None
     try:
         key = msgspec.json.decode(base64.urlsafe_b64decode(token.encode("ascii")), type=kind)
         if isinstance(key, int) and key.bit_length() > 63:
-            raise ValueError("no database holds such a number")
+            raise ValueError("out of the database's integer range")
         return key
     except (ValueError, msgspec.MsgspecError) as error:
         raise invalid_field(
             "page_token",
             "unknown token",
-            "next_page_token of the page before",
-            detail="page_token is not one that this list gave out",
+            "next_page_token of the previous page",
+            detail="page_token is not a token of this list",
         ) from error
 
 
-def _token(key: str | int) -> str:
+def _encode_token(key: str | int) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode("ascii")

@@ -1,8 +1,8 @@
-"""What devices report, and rollouts that stop by themselves.
+"""Device reports, and rollouts that halt after failures.
 
-A rollout is a share (`edge_percent`) of an alias's devices that get its version; the others keep the one
-before. When too many devices report that the new version failed, the share goes to 0: every device is
-sent back, online callers notice nothing, and the alias says why.
+During a rollout, a share (`edge_percent`) of an alias's devices gets its version; the others keep the
+previous one. If too many devices report that the new version failed, the share is set to 0: all devices get
+the previous version, online predictions are not affected, and the alias stores the reason.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from sqlalchemy.orm import Session
 
 from registry import aliases, models, revision
 from registry.errors import NotFound
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, now
 
-Status = Literal["ok", "failed"]
+DeviceStatus = Literal["ok", "failed"]
 
 HALT_DEVICES = 3
-"""So many devices must have failed before a rollout is stopped: one broken device is no evidence."""
+"""A rollout is halted after failures of at least this many devices: a single broken device is no evidence."""
 HALT_SHARE = 0.1
-"""And they must be more than this share of the devices that reported."""
+"""The failed devices must also exceed this share of the devices that reported."""
 
 
-class NewReport(msgspec.Struct, frozen=True):
+class NewDeviceReport(msgspec.Struct, frozen=True):
     device: str
     version: int
-    status: Status
+    status: DeviceStatus
     latency_ms: float | None = None
     message: str | None = None
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """Devices by the newest word of each about one version."""
+class DeviceCounts(msgspec.Struct, frozen=True):
+    """Number of devices by the newest report of each about one version."""
 
     version: int
     ok: int
     failed: int
 
 
-def report(session: Session, model: str, new: NewReport, *, by: str) -> DeviceReportRow:
-    """Keep a device's report; stop the rollouts of its version when failures pass the bound.
+def report(session: Session, model: str, new: NewDeviceReport, *, by: str) -> DeviceReportRow:
+    """Store a device's report, and halt the rollouts of its version if there are too many failures.
 
-    Raises `NotFound` when there is no such model, or never was such a version.
+    Raises `NotFound` if the model does not exist, or the version was never published.
     """
-    # Locked before the report refers to it: of two that lock it afterwards each waits for the other.
+    # Lock the model before inserting the report, which refers to it: if two transactions did it the other way
+    # round, each would wait for the other.
     owner = (models.lock if new.status == "failed" else models.get)(session, model)
     if new.version > owner.last_number:
         raise NotFound("version", f"{model}:{new.version}")
@@ -60,15 +61,15 @@ def report(session: Session, model: str, new: NewReport, *, by: str) -> DeviceRe
     return row
 
 
-def counts(session: Session, model: str) -> list[Counts]:
-    """For every version that was reported on, newest first. Raises `NotFound`."""
+def counts(session: Session, model: str) -> list[DeviceCounts]:
+    """Return the counts of every version with reports, newest first. Raises `NotFound`."""
     return _count(session, DeviceReportRow.model_id == models.get(session, model).id)
 
 
-def _count(session: Session, *which: ColumnElement[bool]) -> list[Counts]:
+def _count(session: Session, *conditions: ColumnElement[bool]) -> list[DeviceCounts]:
     newest = (
         select(func.max(DeviceReportRow.id))
-        .where(*which)
+        .where(*conditions)
         .group_by(DeviceReportRow.version, DeviceReportRow.device)
     )
     query = (
@@ -76,48 +77,48 @@ def _count(session: Session, *which: ColumnElement[bool]) -> list[Counts]:
         .where(DeviceReportRow.id.in_(newest))
         .group_by(DeviceReportRow.version, DeviceReportRow.status)
     )
-    found: dict[int, dict[str, int]] = {}
+    by_version: dict[int, dict[str, int]] = {}
     for version, status, count in session.execute(query):
-        found.setdefault(version, {})[status] = count
+        by_version.setdefault(version, {})[status] = count
     return [
-        Counts(version, by_status.get("ok", 0), by_status.get("failed", 0))
-        for version, by_status in sorted(found.items(), reverse=True)
+        DeviceCounts(version, by_status.get("ok", 0), by_status.get("failed", 0))
+        for version, by_status in sorted(by_version.items(), reverse=True)
     ]
 
 
 def search(
     session: Session, model: str, *, page_size: int = 100, page_token: str | None = None
 ) -> Page[DeviceReportRow]:
-    """Every report, newest first. Raises `NotFound`."""
+    """Return a page of the model's reports, newest first. Raises `NotFound`."""
     owner = models.get(session, model)
     query = select(DeviceReportRow).where(DeviceReportRow.model_id == owner.id)
-    if (last := after(page_token, int)) is not None:
+    if (last := decode_token(page_token, int)) is not None:
         query = query.where(DeviceReportRow.id < last)
     rows = session.scalars(query.order_by(DeviceReportRow.id.desc()).limit(page_size + 1)).all()
-    return cut(rows, page_size, lambda r: r.id)
+    return make_page(rows, page_size, lambda r: r.id)
 
 
 def _halt_if_needed(session: Session, owner: ModelRow, version: int, by: str) -> None:
     for row in session.scalars(select(AliasRow).where(AliasRow.model_id == owner.id)):
         if not (aliases.is_rolling_out(row) and row.edge_percent and row.version.number == version):
             continue
-        found = _count(
+        (count,) = _count(
             session,
             DeviceReportRow.model_id == owner.id,
             DeviceReportRow.version == version,
-            DeviceReportRow.at > _began(session, row),
+            DeviceReportRow.at > _rollout_start(session, row),
         )
-        failed, all_ = found[0].failed, found[0].ok + found[0].failed
-        if failed < HALT_DEVICES or failed <= HALT_SHARE * all_:
+        devices = count.ok + count.failed
+        if count.failed < HALT_DEVICES or count.failed <= HALT_SHARE * devices:
             continue
         row.edge_percent = 0
-        row.edge_halted = f"{failed} of {all_} devices reported that version {version} failed"
-        _remember(session, row, by)
-        revision.note(session, "model", owner.name)
+        row.edge_halted = f"{count.failed} of {devices} devices reported that version {version} failed"
+        _record_halt(session, row, by)
+        revision.record_change(session, "model", owner.name)
 
 
-def _began(session: Session, row: AliasRow) -> datetime:
-    """When the rollout began: a version that failed before may be tried again, and is judged anew."""
+def _rollout_start(session: Session, row: AliasRow) -> datetime:
+    """Return when the rollout began. Failures before it do not count, so a version can be tried again."""
     halted = session.scalar(
         select(func.max(AliasEventRow.at)).where(
             AliasEventRow.model_id == row.model_id,
@@ -128,8 +129,8 @@ def _began(session: Session, row: AliasRow) -> datetime:
     return max(row.event.at, halted or row.event.at)
 
 
-def _remember(session: Session, row: AliasRow, by: str) -> None:
-    """A line in the history. The alias did not move, so a rollback passes it by."""
+def _record_halt(session: Session, row: AliasRow, by: str) -> None:
+    """Add the halt to the history. The alias did not move, so rollbacks ignore this event."""
     session.add(
         AliasEventRow(
             model_id=row.model_id,

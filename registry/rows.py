@@ -1,4 +1,4 @@
-"""Rows on their way into a model and answers on their way out: plain numpy, no pandas, no pickles."""
+"""Input rows and output arrays of models: plain numpy, without pandas and pickles."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-NUMPY: dict[str, Any] = {
+NUMPY_DTYPES: dict[str, Any] = {
     "float64": np.float64,
     "float32": np.float32,
     "int64": np.int64,
     "bool": np.bool_,
     "string": np.object_,
 }
-"""By a signature's dtype, where nothing is missing."""
+"""The numpy type of each dtype of a signature, for columns without missing values."""
 
 Outputs = dict[str, Array]
-"""One array for each `Output` of the signature, keyed by its name, `n` rows long. String labels are
-object arrays of `str`; numbers are int64, float64, float32 or bool, as the signature says."""
+"""One array of length `n` per `Output` of the signature, by its name. String labels are object arrays of
+`str`; numbers are int64, float64, float32 or bool, as in the signature."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """`n` rows for a model, features in the signature's order.
+    """`n` rows for a model, with the features in the signature's order.
 
-    Exactly one of the two is set. `matrix` (float64 `[n, features]`, C order, missing = NaN) when every
-    feature is numeric or boolean; else `columns`, one array of length `n` per feature: float64, float32,
-    int64 or bool as the signature says (a nullable int64 or bool column is float64 with NaN), and object
-    arrays of `str` or `None` for strings.
+    Exactly one of the two is set. `matrix` (float64 `[n, features]`, C order, missing = NaN) if every feature
+    is numeric or boolean. Otherwise `columns`, one array of length `n` per feature: float64, float32, int64
+    or bool as in the signature (a nullable int64 or bool column is float64 with NaN), and object arrays of
+    `str` or `None` for strings.
     """
 
     matrix: Array | None = None
@@ -44,7 +44,7 @@ class Rows:
         return len(self.columns[0]) if self.columns else 0
 
     def take(self, index: Any) -> Rows:
-        """The rows at `index` (a slice, an index array or a mask)."""
+        """Return the rows at `index`: a slice, an index array or a mask."""
         if self.matrix is not None:
             return Rows(matrix=np.ascontiguousarray(self.matrix[index]))
         assert self.columns is not None

@@ -1,7 +1,7 @@
-"""A signature as JSON Schema (2020-12): what one instance and one prediction look like.
+"""JSON Schemas (2020-12) of a signature: of one instance and of one prediction.
 
-Pure functions for the docs page and for whoever generates clients. They describe what
-`service/runtime/codec` takes and answers; they validate nothing themselves.
+Pure functions for the documentation page and for client generators. The schemas describe the JSON that
+`service/runtime/codec` reads and writes; they are not used for validation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from registry.signature import SAFE, Input, Output, Scalar, Signature, most
+from registry.signature import MAX_SAFE_INTEGER, Input, Output, Scalar, Signature, max_integer
 
 Schema = dict[str, Any]
 
@@ -23,7 +23,7 @@ _JSON_TYPE = {
     "string": "string",
 }
 _FLOAT32_MAX = 3.4028234663852886e38
-_RANGE: dict[str, Schema] = {  # what the dtype itself can hold; JSON has no bounds of its own
+_RANGE: dict[str, Schema] = {  # the range of the dtype: JSON numbers are unbounded
     "int64": {"format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1},
     "float32": {"format": "float", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX},
 }
@@ -31,20 +31,20 @@ _ZERO: dict[str, Scalar] = {"float64": 0.0, "float32": 0.0, "int64": 0, "bool": 
 
 
 def instance_schema(signature: Signature) -> Schema:
-    """The schema of one instance: every feature required, nothing else allowed."""
+    """Return the schema of one instance: every feature is required, other properties are not allowed."""
     in_matrix = signature.numeric
-    return _object({i.name: _feature(i, most(i, in_matrix)) for i in signature.inputs})
+    return _object({i.name: _feature(i, max_integer(i, in_matrix)) for i in signature.inputs})
 
 
 def instance_example(signature: Signature) -> dict[str, Scalar | None]:
-    """One instance that `instance_schema` accepts, made of the published example where there is one."""
+    """Return an instance that `instance_schema` accepts, with values of the published example if possible."""
     return {i.name: _example(i) for i in signature.inputs}
 
 
 def prediction_schema(signature: Signature) -> Schema:
-    """The schema of one prediction, by the signature's task.
+    """Return the schema of one prediction, by the signature's task.
 
-    Numbers may be null: a model may answer NaN or infinity, which JSON cannot write.
+    Numbers may be null: a model may return NaN or infinity, which JSON cannot express.
     """
     outputs = {o.name: o for o in signature.outputs}
     match signature.task:
@@ -55,50 +55,50 @@ def prediction_schema(signature: Signature) -> Schema:
         case "clustering":
             return _object({"cluster": {"type": "integer"}})
         case "outlier":
-            known: Schema = {"label": {"enum": [1, -1], "description": "1 is an inlier, -1 an outlier"}}
-            return _object(known | ({"score": _number()} if "score" in outputs else {}))
+            properties: Schema = {"label": {"enum": [1, -1], "description": "1 is an inlier, -1 an outlier"}}
+            return _object(properties | ({"score": _number()} if "score" in outputs else {}))
         case "transform":
             return _object({"vector": _vector(outputs["vector"])})
 
 
 def class_key(value: Scalar) -> str:
-    """A class label as the key of `probabilities`: text as it is, anything else as JSON writes it."""
+    """Return a class label as a key of `probabilities`: strings unchanged, other values as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _feature(given: Input, largest: int) -> Schema:
-    kind = _JSON_TYPE[given.dtype]
-    schema: Schema = {"type": [kind, "null"] if given.nullable else kind}
-    schema |= _RANGE.get(given.dtype, {})
-    if given.dtype == "int64" and largest == SAFE:
-        schema |= {"minimum": -SAFE, "maximum": SAFE}
-    if given.closed and given.categories:
-        schema["enum"] = [*given.categories, *([None] if given.nullable else [])]
-    if description := _description(given):
+def _feature(feature: Input, largest: int) -> Schema:
+    kind = _JSON_TYPE[feature.dtype]
+    schema: Schema = {"type": [kind, "null"] if feature.nullable else kind}
+    schema |= _RANGE.get(feature.dtype, {})
+    if feature.dtype == "int64" and largest == MAX_SAFE_INTEGER:
+        schema |= {"minimum": -MAX_SAFE_INTEGER, "maximum": MAX_SAFE_INTEGER}
+    if feature.closed and feature.categories:
+        schema["enum"] = [*feature.categories, *([None] if feature.nullable else [])]
+    if description := _description(feature):
         schema["description"] = description
     return schema
 
 
-def _description(given: Input) -> str:
-    """What was seen in the example. It refuses nothing, so it is prose and not `minimum` or `enum`."""
+def _description(feature: Input) -> str:
+    """Describe the values in the example. They are not limits, so they are not `minimum` or `enum`."""
     parts = []
-    if given.minimum is not None and given.maximum is not None:
-        parts.append(f"seen from {given.minimum:g} to {given.maximum:g}")
-    if given.categories and not given.closed:
-        parts.append("seen: " + ", ".join(class_key(c) for c in given.categories))
-    if given.nullable:
-        parts.append("null where it is missing")
+    if feature.minimum is not None and feature.maximum is not None:
+        parts.append(f"example values from {feature.minimum:g} to {feature.maximum:g}")
+    if feature.categories and not feature.closed:
+        parts.append("example values: " + ", ".join(class_key(c) for c in feature.categories))
+    if feature.nullable:
+        parts.append("null if missing")
     return "; ".join(parts)
 
 
-def _example(given: Input) -> Scalar | None:
-    if given.example is not None and (finite := _finite(given.example)) is not None:
+def _example(feature: Input) -> Scalar | None:
+    if feature.example is not None and (finite := _finite(feature.example)) is not None:
         return finite
-    if given.categories:
-        return given.categories[0]
-    if given.minimum is not None and given.dtype != "string":
-        return bool(given.minimum) if given.dtype == "bool" else _as(given.dtype, given.minimum)
-    return _ZERO[given.dtype]
+    if feature.categories:
+        return feature.categories[0]
+    if feature.minimum is not None and feature.dtype != "string":
+        return bool(feature.minimum) if feature.dtype == "bool" else _as(feature.dtype, feature.minimum)
+    return _ZERO[feature.dtype]
 
 
 def _as(dtype: str, value: float) -> Scalar:
@@ -118,8 +118,8 @@ def _object(properties: Schema) -> Schema:
     }
 
 
-def _number(**more: object) -> Schema:
-    return {"type": ["number", "null"], **more}
+def _number(**properties: object) -> Schema:
+    return {"type": ["number", "null"], **properties}
 
 
 def _classification(outputs: dict[str, Output]) -> Schema:
@@ -130,26 +130,26 @@ def _classification(outputs: dict[str, Output]) -> Schema:
 
 
 def _labelled(label: Output, probabilities: Output | None) -> Schema:
-    shown: Schema = {"type": _JSON_TYPE[label.dtype]}
+    label_schema: Schema = {"type": _JSON_TYPE[label.dtype]}
     classes = label.classes or (probabilities.classes if probabilities else None)
     if classes:
-        shown["enum"] = list(classes)
-    properties = {"label": shown}
+        label_schema["enum"] = list(classes)
+    properties = {"label": label_schema}
     if probabilities is not None:
         properties["probabilities"] = _probabilities(probabilities.classes or classes or ())
     return _object(properties)
 
 
 def _probabilities(classes: tuple[Scalar, ...]) -> Schema:
-    # One float rounding above 1 is an honest answer of some estimators, so there is no `maximum`.
+    # No `maximum`: some estimators return values that exceed 1 by a rounding error.
     return _object({class_key(c): _number(examples=[round(1 / len(classes), 3)]) for c in classes})
 
 
 def _regression(outputs: dict[str, Output]) -> Schema:
     if "values" not in outputs:
         return _object({"value": _number()})
-    many = outputs["values"]
-    targets = many.classes or range(many.shape[1])
+    values = outputs["values"]
+    targets = values.classes or range(values.shape[1])
     return _object({"values": _object({class_key(t): _number() for t in targets})})
 
 

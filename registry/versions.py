@@ -1,7 +1,7 @@
-"""Versions: publish one, build it, find it, archive it, delete it.
+"""Versions: publish, build, read, archive, delete.
 
-A version is immutable in what was uploaded and what the builder made of it; tags, description and
-being archived are all that changes. Its number is never given out again.
+The uploaded artifact and the results of its build never change; tags, description and the archived state can.
+Version numbers are not reused.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from sqlalchemy.orm import Session
 
 from registry import aliases, models, queue, revision
 from registry.artifacts import Store, check_sha256
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.errors import InUse, NotFound, NotReady, invalid_field
 from registry.names import check_name
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.signature import Signature
 from registry.tables import AliasRow, ModelRow, TagRow, VersionRow, now
 from registry.vocabulary import BUILD_TASK, FORMATS
 
-BUILDING = "building"  # uploaded, waiting for or inside the builder
-READY = "ready"  # built, and the same function as what was uploaded, as far as the report says
-REJECTED = "rejected"  # cannot be served; the report says why
-ARCHIVED = "archived"  # was ready, is out of use; can be brought back
+BUILDING = "building"  # uploaded; the build is queued or running
+READY = "ready"  # built, and measured to give the same answers as the uploaded model
+REJECTED = "rejected"  # cannot be served; the report contains the reason
+ARCHIVED = "archived"  # was ready, cannot be used; can be made ready again
 
 BUILD_PRIORITY = 10
 BUILD_ATTEMPTS = 10
-"""So often may a server die in the middle of a build before the model is held to be the cause."""
-_BLOB_LOCK = 7341  # PostgreSQL advisory lock: publishing shares it, garbage collection has it alone
+"""Reject the model after this many builds ended by a server crash."""
+_BLOB_LOCK_ID = 7341  # PostgreSQL advisory lock: shared by publishing, exclusive for garbage collection
 
 
 class NewVersion(msgspec.Struct, frozen=True):
-    """What a publisher says about an uploaded artifact."""
+    """An uploaded artifact with the statements of its publisher."""
 
     model: str
     artifact: str
@@ -46,12 +46,12 @@ class NewVersion(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
     description: str = ""
     alias: str | None = None
-    made_by: dict[str, str] = {}  # versions by library: what made the artifact
-    published_from: dict[str, str] = {}  # the same of the environment that it is published from
+    made_by: dict[str, str] = {}  # library -> version that the artifact was made with
+    published_from: dict[str, str] = {}  # library -> version of the publisher's environment
 
 
 class BuildInputs(msgspec.Struct, frozen=True):
-    """What a build needs to know about a version."""
+    """The inputs of a version's build."""
 
     artifact: str
     format: str
@@ -59,11 +59,11 @@ class BuildInputs(msgspec.Struct, frozen=True):
     example_media_type: str | None
     target: str | None
     signature: dict[str, Any] | None
-    lineage: dict[str, Any]  # so far: what its publisher said
+    lineage: dict[str, Any]  # as far as the publisher stated it
 
 
 def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> VersionRow:
-    """Record a version in state `building` and enqueue its build, in the caller's transaction.
+    """Add a version in state `building` and enqueue its build, in the caller's transaction.
 
     Raises `Invalid` (name, alias, format, an artifact that was not uploaded).
     """
@@ -74,7 +74,7 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
             "format", "unknown format", " or ".join(FORMATS), detail=f"format {new.format!r} is not supported"
         )
     owner = models.lock_or_create(session, new.model, by)
-    hold_blobs(session, shared=True)
+    lock_blobs(session, shared=True)
     require_blob(store, new.artifact, "artifact")
     if new.example is not None:
         require_blob(store, new.example["artifact"], "example.artifact")
@@ -87,11 +87,11 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
         artifact=new.artifact,
         example=new.example,
         target=new.target,
-        given_signature=new.signature,
-        wanted_alias=new.alias,
+        publisher_signature=new.signature,
+        publisher_alias=new.alias,
         description=new.description,
         metrics=new.metrics,
-        lineage=_said(new),
+        lineage=_publisher_lineage(new),
         created_by=by,
         created_at=now(),
         tags=[TagRow(key=k, value=v) for k, v in new.tags.items()],
@@ -99,12 +99,12 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     session.add(version)
     session.flush()
     queue.enqueue(session, BUILD_TASK, str(version.id), priority=BUILD_PRIORITY, max_attempts=BUILD_ATTEMPTS)
-    revision.note(session, "model", owner.name)
+    revision.record_change(session, "model", owner.name)
     return version
 
 
 def build_inputs(session: Session, version_id: int) -> BuildInputs:
-    """Raises `NotFound` when the version was deleted meanwhile."""
+    """Return the inputs of the build. Raises `NotFound` if the version was deleted meanwhile."""
     version = _by_id(session, version_id)
     example = version.example or {}
     return BuildInputs(
@@ -113,42 +113,42 @@ def build_inputs(session: Session, version_id: int) -> BuildInputs:
         example=example.get("artifact"),
         example_media_type=example.get("media_type"),
         target=version.target,
-        signature=version.given_signature,
+        signature=version.publisher_signature,
         lineage=version.lineage,
     )
 
 
-def finish_build(session: Session, version_id: int, built: Built) -> VersionRow:
-    """Record what the builder made: `ready` or `rejected`. What `built` names are blobs by now.
+def finish_build(session: Session, version_id: int, result: BuildResult) -> VersionRow:
+    """Record a build's result. Its files must be in the blob store, and `result` names their blobs.
 
-    A ready version takes the alias its publisher wished for, unless that points at a newer version by now:
-    builds end in any order. Raises `NotFound` when the version was deleted.
+    A ready version gets the alias that its publisher requested, unless the alias points at a newer version:
+    builds may end in any order. Raises `NotFound` if the version was deleted.
     """
     name = session.scalar(select(ModelRow.name).join(VersionRow).where(VersionRow.id == version_id))
     if name is None:
         raise NotFound("version", version_id)
     owner = models.lock(session, name)
-    version = _by_id(session, version_id)  # it may have been deleted while we waited
-    version.state = built.state
-    version.report = built.report
-    version.signature = built.signature.to_json() if built.signature else None
-    version.runtime = built.runtime
-    version.runtime_reason = built.runtime_reason
-    version.servable = built.servable
-    version.forest = built.forest
-    version.lineage = {**version.lineage, **built.lineage}
-    version.metrics = {**built.metrics, **version.metrics}  # the publisher's own figures win
+    version = _by_id(session, version_id)  # may have been deleted while waiting for the lock
+    version.state = result.state
+    version.report = result.report
+    version.signature = result.signature.to_json() if result.signature else None
+    version.runtime = result.runtime
+    version.runtime_reason = result.runtime_reason
+    version.servable = result.servable
+    version.forest = result.forest
+    version.lineage = {**version.lineage, **result.lineage}
+    version.metrics = {**result.metrics, **version.metrics}  # the publisher's metrics take precedence
     version.built_at = now()
-    revision.note(session, "model", owner.name)
+    revision.record_change(session, "model", owner.name)
     session.flush()
-    if version.state == READY and version.wanted_alias is not None:
-        _take_alias(session, owner, version, version.wanted_alias)
+    if version.state == READY and version.publisher_alias is not None:
+        _set_publisher_alias(session, owner, version, version.publisher_alias)
     return version
 
 
 def reject(session: Session, version_id: int, reason: str) -> VersionRow:
-    """End a build that cannot be finished. Raises `NotFound` when the version was deleted."""
-    return finish_build(session, version_id, Built(state="rejected", report={"reason": reason}))
+    """Record that the build failed. Raises `NotFound` if the version was deleted."""
+    return finish_build(session, version_id, BuildResult(state="rejected", report={"reason": reason}))
 
 
 def get(session: Session, model: str, number: int) -> VersionRow:
@@ -157,13 +157,13 @@ def get(session: Session, model: str, number: int) -> VersionRow:
         select(VersionRow).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
     )
     if version is None:
-        owner = models.get(session, model)  # says so when it is the model that is missing
+        owner = models.get(session, model)  # raises if the model is missing
         newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model_id == owner.id))
-        raise no_version(model, number, newest)
+        raise version_not_found(model, number, newest)
     return version
 
 
-def no_version(model: str, number: int, newest: int | None) -> NotFound:
+def version_not_found(model: str, number: int, newest: int | None) -> NotFound:
     return NotFound("version", f"{model}:{number}", f"the newest is {newest}" if newest else "")
 
 
@@ -176,17 +176,20 @@ def search(
     page_size: int = 100,
     page_token: str | None = None,
 ) -> Page[VersionRow]:
-    """The model's versions, newest first: those whose description holds `q` and that carry all `tags`."""
+    """Return a page of the model's versions, newest first.
+
+    `q` is part of the description; a version must have all `tags`.
+    """
     owner = models.get(session, model)
     query = select(VersionRow).where(VersionRow.model_id == owner.id)
-    if (last := after(page_token, int)) is not None:
+    if (last := decode_token(page_token, int)) is not None:
         query = query.where(VersionRow.number < last)
     if q:
         query = query.where(VersionRow.description.icontains(q, autoescape=True))
     if tags:
-        query = models.tagged(query, tags)
+        query = models.with_tags(query, tags)
     rows = session.scalars(query.order_by(VersionRow.number.desc()).limit(page_size + 1)).unique().all()
-    return cut(rows, page_size, lambda v: v.number)
+    return make_page(rows, page_size, lambda v: v.number)
 
 
 def edit(
@@ -198,12 +201,12 @@ def edit(
     description: str | None = None,
     archived: bool | None = None,
 ) -> VersionRow:
-    """Replace tags or description, archive or bring back. Raises `NotFound`, `InUse`, `NotReady`."""
+    """Replace tags or description, archive or unarchive. Raises `NotFound`, `InUse`, `NotReady`."""
     owner = models.lock(session, model)
     version = get(session, model, number)
     if tags is not None:
-        kept = {t.key: t for t in version.tags}
-        version.tags = [kept.get(k) or TagRow(key=k) for k in tags]
+        existing = {t.key: t for t in version.tags}
+        version.tags = [existing.get(k) or TagRow(key=k) for k in tags]
         for tag in version.tags:
             tag.value = tags[tag.key]
     if description is not None:
@@ -212,48 +215,52 @@ def edit(
         if version.state not in (READY, ARCHIVED):
             raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be archived")
         if archived:
-            _refuse_if_in_use(session, owner, version, "archived")
+            _require_not_in_use(session, owner, version, "archived")
         version.state = ARCHIVED if archived else READY
-    revision.note(session, "model", model)
+    revision.record_change(session, "model", model)
     session.flush()
     return version
 
 
 def remove(session: Session, model: str, number: int) -> None:
-    """Delete the version. Its blobs stay until garbage collection.
+    """Delete the version. Garbage collection deletes its blobs later.
 
-    Raises `NotFound`, `InUse` naming the alias, the rollback or the job it would break.
+    Raises `NotFound`, `InUse` with the alias, rollback or job that needs the version.
     """
-    # The task before the model, as whoever ends a build does: the other way round the two would deadlock.
-    found = select(VersionRow.id).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
-    queue.cancel(session, BUILD_TASK, str(session.scalar(found)))
+    # Lock the task before the model, in the same order as the end of a build; the other order could deadlock.
+    version_id = select(VersionRow.id).join(ModelRow)
+    version_id = version_id.where(ModelRow.name == model, VersionRow.number == number)
+    queue.cancel(session, BUILD_TASK, str(session.scalar(version_id)))
     owner = models.lock(session, model)
     version = get(session, model, number)
-    _refuse_if_in_use(session, owner, version, "deleted")
-    models.refuse_while_at_work(session, f"{model}:{number} cannot be deleted", VersionRow.id == version.id)
+    _require_not_in_use(session, owner, version, "deleted")
+    models.require_no_open_job(session, f"{model}:{number} cannot be deleted", VersionRow.id == version.id)
     session.delete(version)
-    revision.note(session, "model", model)
+    revision.record_change(session, "model", model)
 
 
-def hold_blobs(session: Session, *, shared: bool) -> None:
-    """Keep garbage collection and publishing apart. SQLite's one writer does that by itself."""
+def lock_blobs(session: Session, *, shared: bool) -> None:
+    """Exclude garbage collection (`shared`) or publishing. SQLite allows one writer at a time anyway."""
     if session.get_bind().dialect.name == "postgresql":
         lock = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
-        session.execute(text(f"SELECT {lock}({_BLOB_LOCK})"))
+        session.execute(text(f"SELECT {lock}({_BLOB_LOCK_ID})"))
 
 
 def signature_of(version: VersionRow) -> Signature:
-    """Raises `NotReady` when the version has none yet."""
+    """Raises `NotReady` if the version has no signature yet."""
     if version.signature is None:
         raise NotReady(f"{version.model.name}:{version.number} is {version.state} and has no signature")
     return Signature.from_json(version.signature)
 
 
-def _said(new: NewVersion) -> dict[str, Any]:
-    """The lineage as far as its publisher knows it; `build.lineage.settle` compares it with the file."""
+def _publisher_lineage(new: NewVersion) -> dict[str, Any]:
+    """Return the lineage that the publisher stated. The build compares it with the file.
+
+    See `service/compiler/lineage.py`.
+    """
     made_by = {name: {"version": version, "said_by": "publisher"} for name, version in new.made_by.items()}
-    said = {"made_by": made_by, "published_from": new.published_from}
-    return {name: value for name, value in said.items() if value}
+    lineage = {"made_by": made_by, "published_from": new.published_from}
+    return {name: value for name, value in lineage.items() if value}
 
 
 def _by_id(session: Session, version_id: int) -> VersionRow:
@@ -263,7 +270,7 @@ def _by_id(session: Session, version_id: int) -> VersionRow:
     return version
 
 
-def _take_alias(session: Session, owner: ModelRow, version: VersionRow, alias: str) -> None:
+def _set_publisher_alias(session: Session, owner: ModelRow, version: VersionRow, alias: str) -> None:
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)
     if row is None or row.version.number <= version.number:
         reason = "published with this alias"
@@ -271,6 +278,7 @@ def _take_alias(session: Session, owner: ModelRow, version: VersionRow, alias: s
 
 
 def require_blob(store: Store, sha256: str, field: str) -> None:
+    """Reset the age of the blob. Raises `Invalid` with `field` if it was not uploaded."""
     check_sha256(sha256, field)
     if not store.touch(sha256):
         raise invalid_field(
@@ -281,13 +289,15 @@ def require_blob(store: Store, sha256: str, field: str) -> None:
         )
 
 
-def _refuse_if_in_use(session: Session, owner: ModelRow, version: VersionRow, verb: str) -> None:
+def _require_not_in_use(session: Session, owner: ModelRow, version: VersionRow, action: str) -> None:
     name = f"{owner.name}:{version.number}"
     for row in session.scalars(select(AliasRow).where(AliasRow.model_id == owner.id)):
         if row.version_id == version.id:
-            raise InUse(f"{name} is {row.name} and cannot be {verb}; promote another version first")
+            raise InUse(f"{name} is {row.name} and cannot be {action}; promote another version first")
         if aliases.is_rolling_out(row) and row.edge_previous == version.number:
-            raise InUse(f"{name} is what devices outside the rollout of {row.name} get, and cannot be {verb}")
+            raise InUse(
+                f"{name} is the version of devices outside the rollout of {row.name}, and cannot be {action}"
+            )
         target = aliases.rollback_target(session, row)
         if target is not None and target[1].id == version.id:
-            raise InUse(f"{name} is where a rollback of {row.name} would go and cannot be {verb}")
+            raise InUse(f"{name} is the rollback target of {row.name} and cannot be {action}")

@@ -28,7 +28,7 @@ def prepare(settings: Settings) -> None:
             db.migrate(engine, settings.home)
         db.require_current(engine)
         with db.locked(settings.home / "start.lock"), db.sessions(engine).begin() as session:
-            if keys.ensure_admin(session, settings.admin_key_file):
+            if keys.ensure_admin_key(session, settings.admin_key_file):
                 log.info("admin_key.created", file=str(settings.admin_key_file))
     finally:
         engine.dispose()

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from registry import queue
 from registry.errors import Conflict, NotFound
 from registry.jobs.tables import JobRow, PartitionRow
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.tables import TaskRow, VersionRow, now
 from registry.vocabulary import (
     ASSEMBLE_TASK,
@@ -182,7 +182,7 @@ def search(
 ) -> Page[JobRow]:
     """Return a page of jobs, newest first. `models` restricts it to jobs of these models."""
     query = select(JobRow)
-    if (last := after(page_token, int)) is not None:
+    if (last := decode_token(page_token, int)) is not None:
         query = query.where(JobRow.id < last)
     if state is not None:
         query = query.where(JobRow.state == state)
@@ -191,7 +191,7 @@ def search(
     if models is not None:
         query = query.where(JobRow.model.in_(models))
     rows = session.scalars(query.order_by(JobRow.id.desc()).limit(page_size + 1)).all()
-    return cut(rows, page_size, lambda j: j.id)
+    return make_page(rows, page_size, lambda j: j.id)
 
 
 def partitions(session: Session, job_id: int) -> list[PartitionRow]:

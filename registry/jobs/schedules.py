@@ -31,7 +31,7 @@ from registry.jobs.recurrence import (
 )
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.names import check_name
-from registry.pages import Page, after, cut
+from registry.pages import Page, decode_token, make_page
 from registry.queue import clock
 
 STARTED = "started"  # a job was created
@@ -119,12 +119,12 @@ def search(
 ) -> Page[ScheduleRow]:
     """Return a page of schedules by name. `models` restricts it to schedules of these models."""
     query = select(ScheduleRow).order_by(ScheduleRow.name).limit(page_size + 1)
-    if (last := after(page_token, str)) is not None:
+    if (last := decode_token(page_token, str)) is not None:
         query = query.where(ScheduleRow.name > last)
     if models is not None:
         trained = ScheduleRow.job[("publish", "name")].as_string()
         query = query.where(or_(ScheduleRow.job["model"].as_string().in_(models), trained.in_(models)))
-    return cut(list(session.scalars(query)), page_size, lambda s: s.name)
+    return make_page(list(session.scalars(query)), page_size, lambda s: s.name)
 
 
 def edit(
@@ -194,10 +194,10 @@ def runs(
 ) -> Page[ScheduleRunRow]:
     """Return a page of the history, newest first. Raises `NotFound`."""
     query = select(ScheduleRunRow).where(ScheduleRunRow.schedule == get(session, name).name)
-    if (last := after(page_token, int)) is not None:
+    if (last := decode_token(page_token, int)) is not None:
         query = query.where(ScheduleRunRow.id < last)
     rows = session.scalars(query.order_by(ScheduleRunRow.id.desc()).limit(page_size + 1)).all()
-    return cut(rows, page_size, lambda r: r.id)
+    return make_page(rows, page_size, lambda r: r.id)
 
 
 def last_runs(session: Session, names: Sequence[str]) -> dict[str, ScheduleRunRow]:

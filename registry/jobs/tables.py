@@ -1,4 +1,4 @@
-"""The batch road's tables: jobs, partitions, schedules and their runs. All others are in `tables.py`."""
+"""Tables of jobs, partitions, schedules and the runs of schedules. All others: `registry/tables.py`."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from registry.tables import BY_BYTES, NEVER_AGAIN, Base, TaskRow, now
+from registry.tables import BY_BYTES, NO_ID_REUSE, Base, TaskRow, now
 
 
 class JobRow(Base):
-    """A batch job: what was asked for, what was planned, what came of it; see `registry/jobs/jobs.py`."""
+    """A batch job: the request, its plan and its results; see `registry/jobs/jobs.py`."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "state", "id"), Index(None, "model", "id"), NEVER_AGAIN)
+    __table_args__ = (Index(None, "state", "id"), Index(None, "model", "id"), NO_ID_REUSE)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]  # score, train
     state: Mapped[str]  # queued -> running -> done | failed | cancelled
     engine: Mapped[str]  # local, ray
-    spec: Mapped[dict[str, Any]]  # the request, as it was accepted
-    model: Mapped[str | None] = mapped_column(BY_BYTES)  # what scores, or what a training publishes
-    version: Mapped[int | None]  # pinned when the job was accepted; of a training: what it published
+    spec: Mapped[dict[str, Any]]  # the accepted request
+    model: Mapped[str | None] = mapped_column(BY_BYTES)  # the model that scores, or that a training publishes
+    version: Mapped[int | None]  # fixed when the job is accepted; for a training: its result
     version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="SET NULL"), index=True)
-    plan: Mapped[dict[str, Any] | None]  # the frozen input; None: not planned yet
+    plan: Mapped[dict[str, Any] | None]  # the frozen list of input files; None: not planned yet
     max_attempts: Mapped[int]  # per partition
     output: Mapped[str | None] = mapped_column(index=True)  # blobs, once assembled
     errors: Mapped[str | None] = mapped_column(index=True)
-    manifest: Mapped[dict[str, Any] | None]  # what was assembled: a row for each part
+    manifest: Mapped[dict[str, Any] | None]  # of the assembled output: one row per part
     error: Mapped[str | None]
     schedule: Mapped[str | None]  # the schedule that started it
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
-    started_at: Mapped[datetime | None]  # and once more when it was resumed
+    started_at: Mapped[datetime | None]  # set again when the job is resumed
     finished_at: Mapped[datetime | None]
-    keep_s: Mapped[float]  # how long files and record are kept after the end
-    expires_at: Mapped[datetime | None] = mapped_column(index=True)  # set when it ends
+    keep_s: Mapped[float]  # files and record are deleted this long after the end
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)  # set when the job ends
 
 
 class PartitionRow(Base):
-    """One step of a job that is done once: its task says whether it waits, runs or has failed."""
+    """One part of a job. The state of its task is the state of the partition."""
 
     __tablename__ = "partitions"
 
@@ -50,12 +50,12 @@ class PartitionRow(Base):
     stage: Mapped[str] = mapped_column(primary_key=True)  # score; the stages of a training
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     task_id: Mapped[int | None] = mapped_column(ForeignKey("tasks.id"), index=True)
-    part: Mapped[dict[str, Any]]  # which piece of the input
-    rows_total: Mapped[int | None]  # None: not known before it is read
-    rows: Mapped[int] = mapped_column(default=0)  # so far
+    part: Mapped[dict[str, Any]]  # the part of the input
+    rows_total: Mapped[int | None]  # None: unknown until the partition is read
+    rows: Mapped[int] = mapped_column(default=0)  # processed so far
     failed: Mapped[int] = mapped_column(default=0)
-    failures: Mapped[int] = mapped_column(default=0)  # attempts that failed; a worker that died is none
-    result: Mapped[dict[str, Any] | None]  # {"file", "sha256", "errors", ...}; set: done, and counted once
+    failures: Mapped[int] = mapped_column(default=0)  # failed attempts, without those whose worker died
+    result: Mapped[dict[str, Any] | None]  # {"file", "sha256", "errors", ...}; if set, the partition is done
     worker: Mapped[str | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -64,7 +64,7 @@ class PartitionRow(Base):
 
 
 class ScheduleRow(Base):
-    """When a job is started again and again; see `registry/jobs/schedules.py`."""
+    """A rule that starts a job repeatedly; see `registry/jobs/schedules.py`."""
 
     __tablename__ = "schedules"
 
@@ -74,22 +74,21 @@ class ScheduleRow(Base):
     every_s: Mapped[float | None]
     timezone: Mapped[str]
     start_at: Mapped[datetime]
-    has_fixed_start: Mapped[bool] = mapped_column(
-        "start_given"
-    )  # False: `start_at` is the time of the last edit
-    catch_up: Mapped[bool]  # a run that was missed is made up for, once each; else skipped
-    overlap: Mapped[bool]  # start although the run before still goes on
+    # True: `start_at` was set explicitly. False: it is the time of the last change of the recurrence.
+    has_fixed_start: Mapped[bool] = mapped_column("start_given")
+    catch_up: Mapped[bool]  # start missed runs later; otherwise skip them
+    overlap: Mapped[bool]  # start even if the previous job is not finished
     paused: Mapped[bool]
-    next_at: Mapped[datetime | None] = mapped_column(index=True)  # None: paused, or nothing to come
+    next_at: Mapped[datetime | None] = mapped_column(index=True)  # None: there is no further run
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
 
 
 class ScheduleRunRow(Base):
-    """One due moment of a schedule, and what came of it."""
+    """A due time of a schedule, and its outcome."""
 
     __tablename__ = "schedule_runs"
-    __table_args__ = (Index(None, "schedule", "id"), NEVER_AGAIN)
+    __table_args__ = (Index(None, "schedule", "id"), NO_ID_REUSE)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     schedule: Mapped[str] = mapped_column(BY_BYTES, ForeignKey("schedules.name", ondelete="CASCADE"))

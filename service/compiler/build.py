@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import Refused
 from registry.vocabulary import Format
 from service.compiler import sandbox
@@ -20,7 +20,7 @@ from service.compiler.onnx.build_onnx import build_onnx
 from service.compiler.report import BuildReport, rejected_build
 from service.compiler.tflite.build_tflite import build_tflite
 
-BUILDERS: dict[Format, Callable[[BuildJob, BuildReport], Built]] = {
+BUILDERS: dict[Format, Callable[[BuildRequest, BuildReport], BuildResult]] = {
     "sklearn-joblib": build_sklearn,
     "onnx": build_onnx,
     "keras": build_keras,
@@ -29,20 +29,20 @@ BUILDERS: dict[Format, Callable[[BuildJob, BuildReport], Built]] = {
 """Builders raise `Refused`, with the reason, for a model that cannot be served."""
 
 
-def build_version(job: BuildJob) -> Built:
+def build_version(request: BuildRequest) -> BuildResult:
     """Never raises because of the model: a bad one gives `state="rejected"` and the reason in the report.
 
-    Runs in a process that has called `sandbox.confine(job.memory_mb)`, with one thread per library.
+    Runs in a process that has called `sandbox.confine(request.memory_mb)`, with one thread per library.
     """
-    report = BuildReport(job)
+    report = BuildReport(request)
     with report.step("total"), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            built = BUILDERS[job.format](job, report)
+            built = BUILDERS[request.format](request, report)
         except Refused as error:
             built = rejected_build(str(error))
         except Exception as error:
-            built = rejected_build(sandbox.explain_failure("build", error, job.memory_mb))
+            built = rejected_build(sandbox.explain_failure("build", error, request.memory_mb))
     built.report = {**built.report, **report.to_json()}
     built.lineage = report.lineage
     return built

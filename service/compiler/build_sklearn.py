@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from service.compiler import lineage, safeload
 from service.compiler.measure import comparison_rows, parity, tree_thresholds
 from service.compiler.onnx import candidates
@@ -29,17 +29,17 @@ THRESHOLDS_NOT_COMPARED = (
 )
 
 
-def build_sklearn(job: BuildJob, report: BuildReport) -> Built:
+def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
     """Raises `Refused` when the model cannot be loaded or described."""
-    corrections = Corrections.read(job.signature)
+    corrections = Corrections.read(request.signature)
     with report.step("load"):
-        model = _load(job, report)
+        model = _load(request, report)
     with report.step("describe"):
-        described = describe(model, read_example(job), corrections)
+        described = describe(model, read_example(request), corrections)
         report.warnings.extend(described.warnings)
     signature = described.signature
     runtime = EstimatorRuntime(model, signature)
-    out = Path(job.out)
+    out = Path(request.out)
 
     @cache
     def reference() -> list[parity.ReferenceBlock]:
@@ -49,10 +49,10 @@ def build_sklearn(job: BuildJob, report: BuildReport) -> Built:
 
     choice = NOT_CONVERTED
     with report.step("compile"):
-        if job.convert:
+        if request.convert:
             choice = candidates.choose(model, signature, reference, out, OnnxRuntime)
     report.fields["candidates"] = [t.to_json() for t in choice.trials]
-    built = Built(
+    built = BuildResult(
         state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=choice.reason
     )
     if choice.chosen is not None and choice.chosen.file is not None:
@@ -60,20 +60,20 @@ def build_sklearn(job: BuildJob, report: BuildReport) -> Built:
         built.runtime, built.servable = "onnx", SERVABLE
         report.bytes["onnx"] = choice.chosen.bytes
         report.fields["parity"] = _parity_entry(choice.chosen, model)
-    if job.convert:
+    if request.convert:
         built.forest = build_forest_table(model, signature, reference, out, report)
     if described.truth is not None and described.rows is not None:
         built.metrics = measure_metrics(signature, runtime.run(described.rows), described.truth, report)
     return built
 
 
-def _load(job: BuildJob, report: BuildReport) -> Any:
+def _load(request: BuildRequest, report: BuildReport) -> Any:
     """The unpickled model; its lineage and the warnings about its versions go into the report."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = safeload.load(job.artifact)
-    recorded = lineage.recorded_versions(Path(job.artifact), model, caught)
-    made_by, contradictions = lineage.merge_versions(recorded, job.lineage)
+        model = safeload.load(request.artifact)
+    recorded = lineage.recorded_versions(Path(request.artifact), model, caught)
+    made_by, contradictions = lineage.merge_versions(recorded, request.lineage)
     report.lineage["made_by"] = made_by
     report.warnings.extend(contradictions)
     if (warning := lineage.version_warning(made_by)) is not None:

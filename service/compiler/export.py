@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from registry.build_records import Exported, ExportJob
+from registry.build_messages import ExportRequest, ExportResult
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Rows
 from registry.signature import Signature
@@ -34,47 +34,47 @@ MAX_TIMED_RUNS = 300
 MAX_TIMED_S = 1.0
 
 
-def export_version(job: ExportJob) -> Exported:
+def export_version(request: ExportRequest) -> ExportResult:
     """Never raises because of the model: a bad one gives `state="rejected"` and the reason in the report.
 
-    Runs in a process that has called `sandbox.confine(job.memory_mb)`, with one thread per library.
+    Runs in a process that has called `sandbox.confine(request.memory_mb)`, with one thread per library.
     """
-    report = BuildReport(job)
+    report = BuildReport(request)
     with report.step("total"), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            exported = _export(job, report)
+            exported = _export(request, report)
         except (Refused, Invalid, Unavailable) as error:
             exported = _rejected(str(error))
         except Exception as error:
-            exported = _rejected(sandbox.explain_failure("export", error, job.memory_mb))
+            exported = _rejected(sandbox.explain_failure("export", error, request.memory_mb))
     exported.report = {**exported.report, **report.to_json()}
     return exported
 
 
-def _rejected(reason: str) -> Exported:
-    return Exported(state="rejected", report={"reason": reason})
+def _rejected(reason: str) -> ExportResult:
+    return ExportResult(state="rejected", report={"reason": reason})
 
 
-def _export(job: ExportJob, report: BuildReport) -> Exported:
+def _export(request: ExportRequest, report: BuildReport) -> ExportResult:
     with report.step("load"):
-        source = load_source(job, report)
+        source = load_source(request, report)
     with report.step("convert"):
         float32 = source.convert()
     report.bytes["float32"] = len(float32)
     no_gain = quantize.nothing_to_gain(float32)
-    mode: Quantize = job.quantize if no_gain is None else "none"
-    calibration_rows, held_out = _split_example(job, mode, source, report)
+    mode: Quantize = request.quantize if no_gain is None else "none"
+    calibration_rows, held_out = _split_example(request, mode, source, report)
     with report.step("quantize"):
         content = quantize.quantize(float32, mode, calibration_rows)
-        report.fields["notes"] = _size_notes(job.quantize, no_gain, len(float32), len(content))
-    content, size_faults = _fit_max_bytes(job, mode, source, content, calibration_rows, report)
-    file = Path(job.out) / FILE
+        report.fields["notes"] = _size_notes(request.quantize, no_gain, len(float32), len(content))
+    content, size_faults = _fit_max_bytes(request, mode, source, content, calibration_rows, report)
+    file = Path(request.out) / FILE
     file.write_bytes(content)
     report.bytes["tflite"] = len(content)
     report.fields["operators"] = quantize.operators(content)
     report.fields["min_runtime"] = quantize.min_runtime(content)
-    faults = size_faults + _compare(job, mode, source, held_out, file, report)
+    faults = size_faults + _compare(request, mode, source, held_out, file, report)
     if faults:
         return _rejected("; ".join(faults))
     if source.published is not None and content == float32:  # the published graph under the signature's names
@@ -86,15 +86,17 @@ def _export(job: ExportJob, report: BuildReport) -> Exported:
         compressed.write_bytes(pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(content, asbytes=True))
     report.bytes["zstd"] = compressed.stat().st_size
     minimum = report.fields["min_runtime"]
-    return Exported(state="ready", report={}, file=FILE, zstd=compressed.name, min_runtime=minimum)
+    return ExportResult(state="ready", report={}, file=FILE, zstd=compressed.name, min_runtime=minimum)
 
 
 def _split_example(
-    job: ExportJob, mode: Quantize, source: ExportSource, report: BuildReport
+    request: ExportRequest, mode: Quantize, source: ExportSource, report: BuildReport
 ) -> tuple[Rows | None, LabelledRows | None]:
     """The rows to calibrate with, where int8 needs them, and the example's rows to compare on."""
-    if job.calibration is not None and job.quantize == "int8":
-        rows = calibration.read_calibration_rows(job.calibration, job.calibration_media_type, job.signature)
+    if request.calibration is not None and request.quantize == "int8":
+        rows = calibration.read_calibration_rows(
+            request.calibration, request.calibration_media_type, request.signature
+        )
         report.fields["calibration"] = {"rows": len(rows), "from": "the given rows"}
         return rows, source.example
     if mode != "int8":
@@ -115,7 +117,7 @@ def _split_example(
 
 
 def _fit_max_bytes(
-    job: ExportJob,
+    request: ExportRequest,
     mode: Quantize,
     source: ExportSource,
     content: bytes,
@@ -123,7 +125,7 @@ def _fit_max_bytes(
     report: BuildReport,
 ) -> tuple[bytes, list[str]]:
     """The file within `max_bytes`, with fewer trees where necessary; and the fault where it is too large."""
-    max_bytes = job.bounds.max_bytes
+    max_bytes = request.bounds.max_bytes
     if max_bytes is None or len(content) <= max_bytes:
         return content, []
     reason = "only trees can be aggregated"
@@ -141,7 +143,7 @@ def _fit_max_bytes(
 
 
 def _size_notes(mode: Quantize, no_gain: str | None, before: int, after: int) -> list[str]:
-    """What quantization gains, as the report's `notes`. `no_gain`: why there is nothing to quantize."""
+    """The gain of quantization as the report's `notes`. `no_gain`: the reason for not quantizing at all."""
     if mode == "none":
         return []
     sizes = f"{before:,} bytes before, {after:,} after"
@@ -154,7 +156,7 @@ def _size_notes(mode: Quantize, no_gain: str | None, before: int, after: int) ->
 
 
 def _compare(
-    job: ExportJob,
+    request: ExportRequest,
     mode: Quantize,
     source: ExportSource,
     held_out: LabelledRows | None,
@@ -163,25 +165,26 @@ def _compare(
 ) -> list[str]:
     """Compare the file on LiteRT with its source; return the reasons why it is outside the bounds."""
     loss = export_gate.classify_loss(mode, source.exact, report.fields.get("given_up", ""))
-    limits = export_gate.limits_for(job.bounds, loss, job.signature)
+    limits = export_gate.limits_for(request.bounds, loss, request.signature)
     report.fields["bounds"] = msgspec.to_builtins(limits)
-    runtime = TfliteRuntime(file, job.signature)
+    runtime = TfliteRuntime(file, request.signature)
     with report.step("reference"):
         blocks = source.blocks(_example_sample(held_out))
     with report.step("measure"):
         judged = export_gate.judged_kinds([b.kind for b in blocks], loss)
-        fidelity = export_gate.measure(blocks, runtime.run, job.signature, judged)
+        answer = source.tolerate(runtime.run, blocks) if source.tolerate else runtime.run
+        fidelity = export_gate.measure(blocks, answer, request.signature, judged)
         report.fields |= msgspec.to_builtins(fidelity)
         faults = export_gate.find_faults(fidelity, limits)
         if not fidelity.error:
-            accuracy = _accuracy(job, source, held_out, runtime, report)
+            accuracy = _accuracy(request, source, held_out, runtime, report)
             report.fields["accuracy"] = accuracy
-            faults += export_gate.find_accuracy_faults(accuracy, limits, job.bounds)
+            faults += export_gate.find_accuracy_faults(accuracy, limits, request.bounds)
             report.fields["latency_us"] = _latency(runtime, blocks[0].rows)
-    if (rounding := _input_rounding(source, _example_sample(held_out), job.signature)) is not None:
+    if (rounding := _input_rounding(source, _example_sample(held_out), request.signature)) is not None:
         report.fields["input_rounding"] = rounding
         report.warnings += _rounding_warnings(rounding)
-    if held_out is not None and (names := export_gate.indistinct_features(held_out.rows, job.signature)):
+    if held_out is not None and (names := export_gate.indistinct_features(held_out.rows, request.signature)):
         report.warnings.append(
             f"float32, which a .tflite takes, cannot tell all values of {', '.join(names[:10])} apart"
         )
@@ -224,7 +227,7 @@ def _example_sample(held_out: LabelledRows | None) -> Rows | None:
 
 
 def _accuracy(
-    job: ExportJob,
+    request: ExportRequest,
     source: ExportSource,
     held_out: LabelledRows | None,
     runtime: TfliteRuntime,
@@ -234,8 +237,8 @@ def _accuracy(
     if held_out is None or held_out.truth is None or not len(held_out.rows):
         return None
     try:
-        before = metrics.measure(job.signature, source.answer(held_out.rows), held_out.truth)
-        after = metrics.measure(job.signature, runtime.run(held_out.rows), held_out.truth)
+        before = metrics.measure(request.signature, source.answer(held_out.rows), held_out.truth)
+        after = metrics.measure(request.signature, runtime.run(held_out.rows), held_out.truth)
     except ValueError as error:
         report.warnings.append(f"no accuracy was measured: {error}")
         return None

@@ -1,4 +1,4 @@
-"""What an export is made from: the version's own model, its .tflite form, and the rows to compare both on."""
+"""The source of an export: the version's own model, its .tflite form, and the rows to compare both on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from registry.build_records import ExportJob
+from registry.build_messages import ExportRequest
 from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input
@@ -49,88 +49,95 @@ class ExportSource:
     blocks: Callable[[Rows | None], list[parity.ReferenceBlock]]  # to compare on, from the example's rows
     example: LabelledRows | None
     exact: bool = False  # a tree ensemble: its labels must not differ
+    tolerate: Callable[[parity.AnswerRows, list[parity.ReferenceBlock]], parity.AnswerRows] | None = None
+    """Wraps the export's answers so that differences by rounding alone do not count."""
     published: bytes | None = None  # delivered unchanged if the export does not make the file smaller
     within: Callable[[int], tflite.Converted] | None = None  # of at most this many bytes, with fewer trees
 
 
-def load_source(job: ExportJob, report: BuildReport) -> ExportSource:
+def load_source(request: ExportRequest, report: BuildReport) -> ExportSource:
     """Raises `Refused` for a format without a TFLite form, and for a model that cannot be loaded."""
-    if job.format not in SOURCES:
+    if request.format not in SOURCES:
         raise Refused(
-            f"a version of format {job.format} has no TFLite form; exports are made of sklearn-joblib, keras "
-            "and tflite versions"
+            f"a version of format {request.format} has no TFLite form; exports are made of "
+            f"{', '.join(SOURCES)} versions"
         )
-    return SOURCES[job.format](job, report)
+    return SOURCES[request.format](request, report)
 
 
-def sklearn_source(job: ExportJob, report: BuildReport) -> ExportSource:
-    model = safeload.load(job.artifact)
-    runtime = EstimatorRuntime(model, job.signature)
+def sklearn_source(request: ExportRequest, report: BuildReport) -> ExportSource:
+    model = safeload.load(request.artifact)
+    runtime = EstimatorRuntime(model, request.signature)
 
     def blocks(rows: Rows | None) -> list[parity.ReferenceBlock]:
-        kinds = comparison_rows.rows_by_kind(model, job.signature, rows)
-        rounded = {kind: export_gate.to_device_rows(exact, job.signature) for kind, exact in kinds.items()}
+        kinds = comparison_rows.rows_by_kind(model, request.signature, rows)
+        rounded = {
+            kind: export_gate.to_device_rows(exact, request.signature) for kind, exact in kinds.items()
+        }
         return parity.reference(runtime.run, rounded)
 
     _, last = composites.chain(model)
     return ExportSource(
         answer=runtime.run,
-        convert=lambda: tflite.convert(model, job.signature),
+        convert=lambda: tflite.convert(model, request.signature),
         blocks=blocks,
-        example=_complete_example(job),
+        example=_complete_example(request),
         exact=flatten.is_forest(last),
-        within=lambda max_bytes: tflite.within(model, job.signature, max_bytes),
+        within=lambda max_bytes: tflite.within(model, request.signature, max_bytes),
     )
 
 
-def keras_source(job: ExportJob, report: BuildReport) -> ExportSource:
-    model = KerasModel(Path(job.artifact), Path(job.out), job.memory_mb)
-    heads, _ = describe_keras.describe_heads(model, Corrections(task=job.signature.task))
+def keras_source(request: ExportRequest, report: BuildReport) -> ExportSource:
+    model = KerasModel(Path(request.artifact), Path(request.out), request.memory_mb)
+    heads, _ = describe_keras.describe_heads(model, Corrections(task=request.signature.task))
 
     def answer(rows: Rows) -> Outputs:
-        return model.run(rows, heads, job.signature)
+        return model.run(rows, heads, request.signature)
 
     return ExportSource(
         answer=answer,
-        convert=lambda: model.to_tflite(heads, job.signature),
-        blocks=lambda rows: parity.reference(answer, keras_parity.rows_by_kind(job.signature, rows)),
-        example=_complete_example(job),
+        convert=lambda: model.to_tflite(heads, request.signature),
+        blocks=lambda rows: parity.reference(answer, keras_parity.rows_by_kind(request.signature, rows)),
+        example=_complete_example(request),
+        tolerate=lambda export, blocks: keras_parity.tolerate_rounding(export, blocks, request.signature),
     )
 
 
-def tflite_source(job: ExportJob, report: BuildReport) -> ExportSource:
+def tflite_source(request: ExportRequest, report: BuildReport) -> ExportSource:
     """The published file is the model itself.
 
     A copy with the signature's names and metadata is compared and quantized. Without quantization, devices
     get the published bytes.
     """
-    upload = TfliteUpload(Path(job.artifact), read_example(job), Corrections(task=job.signature.task))
-    copy = Path(job.out) / "published.tflite"
-    file = copy if upload.write(copy, job.signature) else Path(job.artifact)
-    runtime = TfliteRuntime(file, job.signature)
+    upload = TfliteUpload(
+        Path(request.artifact), read_example(request), Corrections(task=request.signature.task)
+    )
+    copy = Path(request.out) / "published.tflite"
+    file = copy if upload.write(copy, request.signature) else Path(request.artifact)
+    runtime = TfliteRuntime(file, request.signature)
     return ExportSource(
         answer=runtime.run,
         convert=file.read_bytes,
-        blocks=lambda rows: parity.reference(runtime.run, keras_parity.rows_by_kind(job.signature, rows)),
-        example=_complete_example(job),
-        published=Path(job.artifact).read_bytes(),
+        blocks=lambda rows: parity.reference(runtime.run, keras_parity.rows_by_kind(request.signature, rows)),
+        example=_complete_example(request),
+        published=Path(request.artifact).read_bytes(),
     )
 
 
-SOURCES: dict[Format, Callable[[ExportJob, BuildReport], ExportSource]] = {
+SOURCES: dict[Format, Callable[[ExportRequest, BuildReport], ExportSource]] = {
     "sklearn-joblib": sklearn_source,
     "keras": keras_source,
     "tflite": tflite_source,
 }
 
 
-def _complete_example(job: ExportJob) -> LabelledRows | None:
+def _complete_example(request: ExportRequest) -> LabelledRows | None:
     """The example without the rows whose missing values the model does not accept."""
-    example = read_example(job)
+    example = read_example(request)
     if example is None:
         return None
-    rows = example_rows(job.signature.inputs, example)
-    complete = np.flatnonzero(_is_complete(rows, job.signature.inputs))
+    rows = example_rows(request.signature.inputs, example)
+    complete = np.flatnonzero(_is_complete(rows, request.signature.inputs))
     return LabelledRows(rows, example.target).take(complete)
 
 

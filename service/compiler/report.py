@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from registry.build_records import BuildJob, Built, ExportJob
+from registry.build_messages import BuildRequest, BuildResult, ExportRequest
 from registry.errors import Refused
 from registry.rows import Outputs
 from registry.signature import Signature
@@ -21,12 +21,12 @@ from service.compiler.measure import metrics
 class BuildReport:
     """The report of one build or export: warnings, seconds per step, and further fields."""
 
-    def __init__(self, job: BuildJob | ExportJob) -> None:
+    def __init__(self, request: BuildRequest | ExportRequest) -> None:
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
         self.fields: dict[str, Any] = {}
         self.lineage: dict[str, Any] = {"built_by": lineage.builder_versions()}
-        self.bytes = {"artifact": Path(job.artifact).stat().st_size}
+        self.bytes = {"artifact": Path(request.artifact).stat().st_size}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -41,17 +41,19 @@ class BuildReport:
         return {**self.fields, "bytes": self.bytes, "seconds": self.seconds, "warnings": self.warnings}
 
 
-def rejected_build(reason: str) -> Built:
-    return Built(state="rejected", report={"reason": reason})
+def rejected_build(reason: str) -> BuildResult:
+    return BuildResult(state="rejected", report={"reason": reason})
 
 
-def read_example(job: BuildJob | ExportJob) -> example.ExampleTable | None:
+def read_example(request: BuildRequest | ExportRequest) -> example.ExampleTable | None:
     """Raises `Refused` when it cannot be read, or when there is a target but no example."""
-    if job.example is None:
-        if job.target is not None:
-            raise Refused(f"the target {job.target!r} names a column of the example, but there is no example")
+    if request.example is None:
+        if request.target is not None:
+            raise Refused(
+                f"the target {request.target!r} names a column of the example, but there is no example"
+            )
         return None
-    return example.read(job.example, job.example_media_type, job.target)
+    return example.read(request.example, request.example_media_type, request.target)
 
 
 def measure_metrics(

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from registry.errors import Invalid, Unavailable
-from registry.rows import NUMPY, Array, Outputs, Rows
+from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 from service.runtime.graph_conventions import INPUT_SUFFIX, MISSING_STRING
 
@@ -119,7 +119,7 @@ def _as(array: Array, kind: Any) -> Array:
 
 def _shaper(output: Output) -> Callable[[Array], Array]:
     """From the graph's array to the signature's dtype and shape."""
-    kind = NUMPY[output.dtype]
+    kind = NUMPY_DTYPES[output.dtype]
     shape = output.shape
 
     open_ended = shape.count(-1) > 1  # a build does not know the width yet

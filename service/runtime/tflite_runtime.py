@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from registry.errors import Invalid, Unavailable
-from registry.rows import NUMPY, Array, Outputs, Rows
+from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 
 BLOCK = 256
@@ -158,7 +158,7 @@ def _shaper(output: Output, given: dict[str, Detail]) -> Shaper:
     from_chances = output.name not in given and not last and f"{before}probabilities" in given
     if source not in given and not from_chances:
         raise Unavailable(f"the .tflite file has no output {output.name!r}")
-    kind = NUMPY[output.dtype]
+    kind = NUMPY_DTYPES[output.dtype]
     is_label = not last and output.name.endswith("label") and output.classes is not None
     classes = np.array(output.classes, dtype=kind) if is_label else None
 

@@ -118,7 +118,7 @@ def put(blobs: str, content: bytes) -> tuple[str, int, bool]:
 
 
 def write_and_die(blobs: str) -> None:
-    writing = Store(Path(blobs)).writing()
+    writing = Store(Path(blobs)).writer()
     writing.write(b"x" * 100_000)
     die()
 
@@ -138,7 +138,7 @@ def make_admin_and_die(url: str, file: str) -> None:
     engine = db.connect(url)
     event.listen(engine, "commit", die)
     with db.sessions(engine).begin() as session:
-        keys.ensure_admin(session, Path(file))
+        keys.ensure_admin_key(session, Path(file))
 
 
 def write_for_ever(url: str, blobs: str, told: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from registry import aliases, queue, versions
 from registry.artifacts import Store
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.db import Sessions
 from registry.signature import Input, Output, Signature
 from registry.versions import NewVersion
@@ -25,7 +25,9 @@ FORKS.set_forkserver_preload(
     ["tests.registry.child_actions"]
 )  # a second of imports is paid once, not by each
 SIGNATURE = Signature("regression", (Input("x0", "float64"),), (Output("value", "float64", (-1,)),))
-READY = Built(state="ready", report={"rows": 3}, signature=SIGNATURE, runtime="onnx", runtime_reason="same")
+READY = BuildResult(
+    state="ready", report={"rows": 3}, signature=SIGNATURE, runtime="onnx", runtime_reason="same"
+)
 
 
 def publish(
@@ -38,7 +40,7 @@ def publish(
         return versions.publish(session, store, new, by="ann").number
 
 
-def build(sessions: Sessions, built: Built = READY) -> None:
+def build(sessions: Sessions, built: BuildResult = READY) -> None:
     """Do every build that waits."""
     while True:
         with sessions.begin() as session:

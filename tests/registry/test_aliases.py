@@ -89,13 +89,13 @@ def test_promoting_where_the_alias_points_already_is_no_move(sessions: Sessions,
     publish_ready(sessions, store)
     promote(sessions, 1)
     with db.reading(sessions) as session:
-        revision = changes.revision(session)
+        revision = changes.current(session)
     promote(sessions, 1, 1)
     assert _moves(sessions) == [("promote", 1)]
     with sessions.begin() as session:
-        assert changes.revision(session) == revision
+        assert changes.current(session) == revision
         assert aliases.promote(session, "fraud", "champion", 1, by="ann", edge_percent=10).edge_percent == 10
-        assert changes.revision(session) == revision + 1
+        assert changes.current(session) == revision + 1
     assert _moves(sessions) == [("promote", 1), ("rollout", 1)]
 
 
@@ -147,16 +147,16 @@ def test_history_at_a_moment_says_what_was_live_then(sessions: Sessions, store: 
         for number in (1, 2, 3):
             for zone in (UTC, timezone(timedelta(hours=9, minutes=30))):
                 then = moments[number].astimezone(zone)
-                assert aliases.at(session, "fraud", "champion", then).version == number
+                assert aliases.event_at(session, "fraud", "champion", then).version == number
         first = session.scalars(select(AliasEventRow.at).order_by(AliasEventRow.id)).first()
         assert first is not None
-        assert aliases.at(session, "fraud", "champion", first).version == 1  # the instant itself counts
+        assert aliases.event_at(session, "fraud", "champion", first).version == 1  # the instant itself counts
         for nowhere in (moments[0], moments[-1], datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))):
-            with pytest.raises(NotFound, match="it pointed nowhere"):
-                aliases.at(session, "fraud", "champion", nowhere)
+            with pytest.raises(NotFound, match="it pointed to no version"):
+                aliases.event_at(session, "fraud", "champion", nowhere)
         last = datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))
-        with pytest.raises(NotFound, match="it pointed nowhere"):
-            aliases.at(session, "fraud", "champion", last)
+        with pytest.raises(NotFound, match="it pointed to no version"):
+            aliases.event_at(session, "fraud", "champion", last)
 
 
 def test_history_has_pages(sessions: Sessions, store: Store) -> None:

@@ -80,18 +80,18 @@ def test_an_interrupted_upload_leaves_nothing(store: Store) -> None:
 
 
 def test_an_upload_beyond_the_bound_is_refused_at_the_chunk_that_crosses_it(store: Store) -> None:
-    with store.writing(most_bytes=10) as writing:
+    with store.writer(max_bytes=10) as writing:
         writing.write(b"0123456789")
         with pytest.raises(TooLarge, match="larger than 10 bytes"):
             writing.write(b"x")
     assert _files(store) == []
-    with store.writing(most_bytes=10) as writing:
+    with store.writer(max_bytes=10) as writing:
         writing.write(b"0123456789")
         assert writing.commit().bytes == 10
 
 
 def test_nothing_is_at_its_place_before_the_commit(store: Store) -> None:
-    with store.writing() as writing:
+    with store.writer() as writing:
         writing.write(CONTENT)
         assert [p.parent for p in _files(store)] == [store.incoming]
         writing.commit(SHA)
@@ -145,11 +145,11 @@ def test_a_sweep_beside_uploads_that_end_disturbs_nobody(store: Store) -> None:
 
 def test_a_blob_expires_only_while_nobody_puts_it_again(store: Store) -> None:
     store.put([CONTENT])
-    assert not store.expire(SHA, older_than_s=3600)
+    assert not store.delete_if_older(SHA, older_than_s=3600)
     assert store.path(SHA).read_bytes() == CONTENT
     _age(store.path(SHA), 7200)
-    assert store.expire(SHA, older_than_s=3600)
-    assert not store.expire(SHA, older_than_s=3600)
+    assert store.delete_if_older(SHA, older_than_s=3600)
+    assert not store.delete_if_older(SHA, older_than_s=3600)
     assert _files(store) == []
 
 
@@ -163,7 +163,7 @@ def test_whoever_was_told_that_a_blob_is_stored_finds_it_while_old_ones_expire(s
         content = f"turn {turn}".encode()
         sha256 = put(content)
         _age(store.path(sha256), 7200)
-        threads(lambda c=content: put(c), lambda s=sha256: store.expire(s, 3600))  # type: ignore[misc]
+        threads(lambda c=content: put(c), lambda s=sha256: store.delete_if_older(s, 3600))  # type: ignore[misc]
         assert store.path(sha256).read_bytes() == content
 
 
@@ -184,7 +184,7 @@ def test_files_that_are_no_blobs_are_not_listed(store: Store) -> None:
 
 def test_an_upload_that_a_full_disk_ended_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "blobs")
-    writing = store.writing()
+    writing = store.writer()
     file = writing._file
     with writing:
         writing._file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))

@@ -6,8 +6,8 @@ import pytest
 
 from registry import catalog, db, versions
 from registry.artifacts import Store
-from registry.build_records import Built
-from registry.catalog import Entry
+from registry.build_messages import BuildResult
+from registry.catalog import CatalogEntry
 from registry.db import Sessions
 from registry.errors import NotFound
 from registry.signature import Signature
@@ -40,14 +40,14 @@ def test_an_entry_says_what_a_page_needs(sessions: Sessions, store: Store) -> No
     publish_ready(sessions, store, description="Scores payments")
     with db.reading(sessions) as session:
         (entry,) = catalog.entries(session)
-    assert entry[:-1] == Entry("fraud", 1, None, "onnx", "Scores payments", {})[:-1]
+    assert entry[:-1] == CatalogEntry("fraud", 1, None, "onnx", "Scores payments", {})[:-1]
     assert Signature.from_json(entry.signature) == SIGNATURE
 
 
 def test_what_cannot_answer_is_not_in_it(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
-    build(sessions, Built(state="rejected", report={"reason": "no"}))
+    build(sessions, BuildResult(state="rejected", report={"reason": "no"}))
     assert _shown(sessions) == []
     for name in ("fraud", "nobody"):
-        with pytest.raises(NotFound, match="model with a version that is ready"):
+        with pytest.raises(NotFound, match="model with a ready version"):
             _shown(sessions, name)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import InternalError, OperationalError
 
 from registry import db, revision, versions
 from registry.artifacts import Store
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.errors import TriviumError
 from registry.tables import ModelRow, RevisionRow
 from tests.registry.helpers import build, publish, threads
@@ -58,26 +58,26 @@ def test_every_sqlite_connection_is_durable_checks_keys_and_leaves_checkpoints_t
 
 def test_a_reader_begins_as_a_reader_and_a_writer_as_a_writer(sqlite: Engine) -> None:
     with _statements(sqlite) as heard, db.reading(db.sessions(sqlite)) as session:
-        revision.revision(session)
+        revision.current(session)
     assert heard[0] == "BEGIN"
     assert "BEGIN IMMEDIATE" not in heard
     with _statements(sqlite) as heard, db.sessions(sqlite).begin() as session:
-        revision.revision(session)
+        revision.current(session)
     assert heard[0] == "BEGIN IMMEDIATE"
 
 
 def test_a_reader_waits_for_no_writer_and_sees_what_was_committed(sessions: db.Sessions) -> None:
     with sessions.begin() as writer:
-        revision.note(writer, "model", "fraud")
+        revision.record_change(writer, "model", "fraud")
         with db.reading(sessions) as reader:
-            assert revision.revision(reader) == 0
+            assert revision.current(reader) == 0
     with db.reading(sessions) as reader:
-        assert revision.revision(reader) == 1
+        assert revision.current(reader) == 1
 
 
 def test_looking_at_the_schema_waits_for_no_writer(engine: Engine, sessions: db.Sessions) -> None:
     with sessions.begin() as writer:
-        revision.note(writer, "model", "fraud")
+        revision.record_change(writer, "model", "fraud")
         heard: list[str] = []
         event.listen(engine, "before_cursor_execute", lambda _c, _cursor, said, *_: heard.append(said))
         assert db.is_current(engine)
@@ -86,11 +86,11 @@ def test_looking_at_the_schema_waits_for_no_writer(engine: Engine, sessions: db.
 
 def test_a_reader_sees_one_moment_while_others_write(sessions: db.Sessions) -> None:
     with db.reading(sessions) as reader:
-        assert revision.revision(reader) == 0
+        assert revision.current(reader) == 0
         with sessions.begin() as writer:
-            revision.note(writer, "model", "fraud")
+            revision.record_change(writer, "model", "fraud")
             writer.add(ModelRow(name="fraud", created_by="ann"))
-        assert revision.revision(reader) == 0
+        assert revision.current(reader) == 0
         assert reader.scalars(select(ModelRow)).all() == []
 
 
@@ -99,9 +99,9 @@ def test_a_connection_that_served_a_reader_serves_a_writer_next(
 ) -> None:
     for expected in range(1, 4):
         with db.reading(sessions) as reader:
-            revision.revision(reader)
+            revision.current(reader)
         with sessions.begin() as writer:
-            assert revision.note(writer, "model", "fraud") == expected
+            assert revision.record_change(writer, "model", "fraud") == expected
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
@@ -116,7 +116,7 @@ def test_writers_that_read_first_wait_for_each_other_instead_of_failing(sessions
 
     assert threads(*[raise_it] * 4) == [None] * 4
     with sessions() as session:
-        assert revision.revision(session) == 40
+        assert revision.current(session) == 40
 
 
 def test_foreign_keys_are_checked(engine: Engine) -> None:
@@ -127,7 +127,7 @@ def test_foreign_keys_are_checked(engine: Engine) -> None:
 def test_figures_that_json_cannot_hold_are_stored_as_null(sessions: db.Sessions, store: Store) -> None:
     number = publish(sessions, store)
     report = {"largest_difference": float("inf"), "each": [float("nan"), 0.5], "größte": "1e-7 ≤ ε"}
-    build(sessions, Built(state="rejected", report=report, metrics={"r2": float("nan")}))
+    build(sessions, BuildResult(state="rejected", report=report, metrics={"r2": float("nan")}))
     with db.reading(sessions) as session:
         version = versions.get(session, "fraud", number)
         assert version.report == {"largest_difference": None, "each": [None, 0.5], "größte": "1e-7 ≤ ε"}
@@ -147,7 +147,7 @@ def test_the_log_moves_into_the_file_only_when_told(sqlite: Engine, tmp_path: Pa
 def test_one_process_checkpoints_and_the_others_go_on(sqlite: Engine, tmp_path: Path) -> None:
     before = (tmp_path / "registry.db").read_bytes()
     with db.sessions(sqlite).begin() as session:
-        revision.note(session, "model", "fraud")
+        revision.record_change(session, "model", "fraud")
     with (tmp_path / "checkpoint.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         db.checkpoint(sqlite, tmp_path)
@@ -175,7 +175,7 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite: Engine) -> None:
     sessions = db.sessions(sqlite)
     with sessions.begin() as first:
-        revision.note(first, "model", "fraud")
+        revision.record_change(first, "model", "fraud")
         with sqlite.connect().execution_options(readonly=True) as second:
             second.exec_driver_sql("PRAGMA busy_timeout = 50")
             with pytest.raises(OperationalError, match="locked"):
@@ -186,7 +186,7 @@ def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite
 def test_who_stops_inside_of_a_transaction_does_not_keep_its_locks(url: str, sessions: db.Sessions) -> None:
     with sessions.begin() as session:
         session.add(ModelRow(name="fraud", created_by="ann"))
-    stopped = db.connect(url, most_idle_s=0.2)
+    stopped = db.connect(url, max_idle_s=0.2)
     locking = select(ModelRow).with_for_update()
     with db.sessions(stopped)() as late:
         late.execute(locking)

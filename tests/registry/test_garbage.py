@@ -10,7 +10,7 @@ import pytest
 
 from registry import db, garbage, versions
 from registry.artifacts import Store
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.db import Sessions
 from registry.errors import Invalid
 from registry.jobs import jobs, schedules
@@ -31,7 +31,7 @@ def _age(store: Store, sha256: str, days: float = 2) -> None:
     os.utime(store.path(sha256), (then, then))
 
 
-def _collect(sessions: Sessions, store: Store, **more: object) -> garbage.Collected:
+def _collect(sessions: Sessions, store: Store, **more: object) -> garbage.GarbageReport:
     with sessions.begin() as session:
         return garbage.collect(session, store, **more)  # type: ignore[arg-type]
 
@@ -39,7 +39,7 @@ def _collect(sessions: Sessions, store: Store, **more: object) -> garbage.Collec
 def test_orphans_go_after_a_day_and_what_versions_name_stays(sessions: Sessions, store: Store) -> None:
     example, servable, table = (_put_old(store, content) for content in (b"example", b"graph", b"table"))
     publish(sessions, store, content=b"model", example={"artifact": example, "media_type": "text/csv"})
-    ready = Built(state="ready", report={}, signature=SIGNATURE, runtime="onnx")
+    ready = BuildResult(state="ready", report={}, signature=SIGNATURE, runtime="onnx")
     build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table))
     for found in store:
         _age(store, found.sha256)
@@ -145,4 +145,4 @@ def test_no_published_version_loses_its_blob_to_a_collection_at_the_same_moment(
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_an_empty_store_collects_nothing(sessions: Sessions, store: Store, dry_run: bool) -> None:
-    assert _collect(sessions, store, dry_run=dry_run) == garbage.Collected([], 0, 0, 0, dry_run)
+    assert _collect(sessions, store, dry_run=dry_run) == garbage.GarbageReport([], 0, 0, 0, dry_run)

@@ -13,20 +13,21 @@ from sqlalchemy import select, update
 from registry import db, keys, revision
 from registry.db import Sessions
 from registry.errors import Invalid, NotFound
-from registry.keys import Issued
+from registry.keys import IssuedKey
 from registry.tables import KeyRow, now
+from registry.vocabulary import SCOPES
 from tests.registry import child_actions
 from tests.registry.helpers import killed
 
 
-def _create(sessions: Sessions, *scopes: str, **more: object) -> Issued:
+def _create(sessions: Sessions, *scopes: str, **more: object) -> IssuedKey:
     with sessions.begin() as session:
         return keys.create(session, "robot", list(scopes or ("predict",)), by="ann", **more)  # type: ignore[arg-type]
 
 
 def _verify(sessions: Sessions, presented: str) -> keys.Key | None:
     with db.reading(sessions) as session:
-        return keys.verify(presented, keys.live(session))
+        return keys.verify(presented, keys.active_keys(session))
 
 
 def _expire(sessions: Sessions, key_id: str) -> None:
@@ -52,7 +53,7 @@ def test_a_key_opens_with_its_text_and_nothing_else(sessions: Sessions) -> None:
         f"trv_{other.row.id}_{secret}",
         f"xyz_{issued.row.id}_{secret}",
         f"trv_unknown_{secret}",
-        keys.text(issued.row.id, ""),
+        keys.key_text(issued.row.id, ""),
         issued.row.digest,
         "trv_" + issued.row.id + "_\xff\x00",
     ]
@@ -90,11 +91,11 @@ def test_scopes_and_models_bound_what_a_key_may_do(sessions: Sessions) -> None:
     bound = _verify(sessions, _create(sessions, "predict", "predict", models=["fraud", "churn"]).key)
     assert bound is not None
     assert bound.scopes == {"predict"}
-    assert [bound.allows(s) for s in keys.SCOPES] == [s == "predict" for s in keys.SCOPES]
+    assert [bound.allows(s) for s in SCOPES] == [s == "predict" for s in SCOPES]
     assert (bound.reaches("fraud"), bound.reaches("spam")) == (True, False)
     admin = _verify(sessions, _create(sessions, "admin").key)
     assert admin is not None
-    assert all(admin.allows(s) for s in keys.SCOPES)
+    assert all(admin.allows(s) for s in SCOPES)
     assert admin.reaches("spam")
     nowhere = _verify(sessions, _create(sessions, models=[]).key)
     assert nowhere is not None
@@ -117,7 +118,7 @@ def test_a_key_without_a_known_scope_or_with_a_bad_model_is_refused(sessions: Se
 def test_an_expired_key_opens_nothing_also_where_it_was_loaded_before(sessions: Sessions) -> None:
     issued = _create(sessions, expires_in_s=3600)
     with db.reading(sessions) as session:
-        loaded = keys.live(session)
+        loaded = keys.active_keys(session)
     assert keys.verify(issued.key, loaded) is not None
     _expire(sessions, issued.row.id)
     assert _verify(sessions, issued.key) is None
@@ -157,7 +158,7 @@ def test_a_rotated_key_keeps_its_rights_and_loses_its_old_text(sessions: Session
 
 def test_a_key_asked_for_twice_with_one_secret_has_one_text(sessions: Sessions) -> None:
     issued = _create(sessions, secret="s" * 43)
-    assert issued.key == keys.text(issued.row.id, "s" * 43)
+    assert issued.key == keys.key_text(issued.row.id, "s" * 43)
     assert _verify(sessions, issued.key) is not None
 
 
@@ -168,14 +169,14 @@ def test_every_change_of_a_key_is_noted(sessions: Sessions) -> None:
     with sessions.begin() as session:
         keys.revoke(session, issued.row.id)
     with db.reading(sessions) as session:
-        assert revision.since(session, 0) == (3, set(), {issued.row.id})
+        assert revision.changes_since(session, 0) == (3, set(), {issued.row.id})
 
 
 def test_live_keys_can_be_asked_for_by_id(sessions: Sessions) -> None:
     one, two = _create(sessions), _create(sessions)
     with db.reading(sessions) as session:
-        assert set(keys.live(session)) == {one.row.id, two.row.id}
-        assert set(keys.live(session, {two.row.id, "nobody"})) == {two.row.id}
+        assert set(keys.active_keys(session)) == {one.row.id, two.row.id}
+        assert set(keys.active_keys(session, {two.row.id, "nobody"})) == {two.row.id}
 
 
 def test_keys_have_pages(sessions: Sessions) -> None:
@@ -196,7 +197,7 @@ def test_the_first_start_makes_one_admin_key_in_a_file_of_its_owner(
     file = tmp_path / "home" / "admin.key"
     for made in (True, False, False):
         with sessions.begin() as session:
-            assert keys.ensure_admin(session, file) is made
+            assert keys.ensure_admin_key(session, file) is made
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [p.name for p in file.parent.iterdir()] == ["admin.key"]
     found = _verify(sessions, file.read_text().strip())
@@ -207,7 +208,7 @@ def test_the_first_start_makes_one_admin_key_in_a_file_of_its_owner(
 def test_a_registry_that_has_keys_gets_no_admin_key(sessions: Sessions, tmp_path: Path) -> None:
     _create(sessions)
     with sessions.begin() as session:
-        assert not keys.ensure_admin(session, tmp_path / "admin.key")
+        assert not keys.ensure_admin_key(session, tmp_path / "admin.key")
     assert not (tmp_path / "admin.key").exists()
 
 
@@ -220,7 +221,7 @@ def test_a_start_killed_between_file_and_commit_is_made_good_by_the_next(
     with db.reading(sessions) as session:
         assert session.scalars(select(KeyRow)).all() == []
     with sessions.begin() as session:
-        assert keys.ensure_admin(session, file)
+        assert keys.ensure_admin_key(session, file)
     assert file.read_text() != orphan
     assert _verify(sessions, orphan.strip()) is None
     assert _verify(sessions, file.read_text().strip()) is not None
@@ -231,6 +232,6 @@ def test_what_a_killed_start_left_half_written_is_replaced(sessions: Sessions, t
     file = tmp_path / "admin.key"
     file.with_suffix(".partial").write_text("trv_half")
     with sessions.begin() as session:
-        assert keys.ensure_admin(session, file)
+        assert keys.ensure_admin_key(session, file)
     assert _verify(sessions, file.read_text().strip()) is not None
     assert not file.with_suffix(".partial").exists()

@@ -113,5 +113,5 @@ def _is_whole(empty: Empty) -> None:
     engine = db.connect(empty.url)
     assert _differences(engine) == []
     with db.sessions(engine)() as session:
-        assert revision.revision(session) == 0
+        assert revision.current(session) == 0
     engine.dispose()

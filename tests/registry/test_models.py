@@ -108,7 +108,7 @@ def test_a_model_with_an_alias_is_not_deleted(sessions: Sessions, store: Store) 
     publish_ready(sessions, store, count=2)
     promote(sessions, 1)
     promote(sessions, 2, alias="challenger")
-    with pytest.raises(InUse, match="served as challenger, champion"), sessions.begin() as session:
+    with pytest.raises(InUse, match="still has the alias challenger, champion"), sessions.begin() as session:
         models.remove(session, "fraud")
     assert _names(sessions) == ["fraud"]
 

@@ -7,23 +7,23 @@ import base64
 import pytest
 
 from registry.errors import Invalid
-from registry.pages import after, cut
+from registry.pages import decode_token, make_page
 
 
 @pytest.mark.parametrize("key", ["a", "größe/_-.", "", 0, 1, -3, 2**62])
 def test_a_token_carries_the_last_key(key: str | int) -> None:
-    page = cut([0, 1, 2], 2, lambda _: key)
+    page = make_page([0, 1, 2], 2, lambda _: key)
     assert page.items == [0, 1]
-    assert after(page.next_token, type(key)) == key
+    assert decode_token(page.next_token, type(key)) == key
 
 
 @pytest.mark.parametrize("rows", [[], [1], [1, 2]])
 def test_the_last_page_has_no_token(rows: list[int]) -> None:
-    assert cut(rows, 2, lambda r: r) == (rows, None)
+    assert make_page(rows, 2, lambda r: r) == (rows, None)
 
 
 def test_without_a_token_pages_start_at_the_front() -> None:
-    assert after(None, int) is None
+    assert decode_token(None, int) is None
 
 
 def _token(content: bytes) -> str:
@@ -36,10 +36,10 @@ def _token(content: bytes) -> str:
 )
 def test_another_token_is_refused_by_name(token: str) -> None:
     with pytest.raises(Invalid) as caught:
-        after(token, int)
+        decode_token(token, int)
     assert caught.value.errors[0].field == "page_token"
 
 
 def test_a_token_of_a_list_by_number_is_none_of_a_list_by_name() -> None:
     with pytest.raises(Invalid):
-        after(_token(b"7"), str)
+        decode_token(_token(b"7"), str)

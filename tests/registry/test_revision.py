@@ -16,25 +16,25 @@ from tests.registry.helpers import build, promote, publish, publish_ready, threa
 
 def _since(sessions: Sessions, known: int) -> revision.Changes | None:
     with db.reading(sessions) as session:
-        return revision.since(session, known)
+        return revision.changes_since(session, known)
 
 
 def _revision(sessions: Sessions) -> int:
     with db.reading(sessions) as session:
-        return revision.revision(session)
+        return revision.current(session)
 
 
 def _note(sessions: Sessions, *subjects: str) -> None:
     with sessions.begin() as session:
         for subject in subjects:
-            revision.note(session, "model", subject)
+            revision.record_change(session, "model", subject)
 
 
 def test_since_names_what_changed_and_nothing_else(sessions: Sessions) -> None:
     assert _since(sessions, 0) == (0, set(), set())
     _note(sessions, "fraud", "churn", "fraud")
     with sessions.begin() as session:
-        revision.note(session, "key", "k1")
+        revision.record_change(session, "key", "k1")
     assert _since(sessions, 0) == (4, {"fraud", "churn"}, {"k1"})
     assert _since(sessions, 2) == (4, {"fraud"}, {"k1"})
     assert _since(sessions, 3) == (4, set(), {"k1"})
@@ -43,7 +43,7 @@ def test_since_names_what_changed_and_nothing_else(sessions: Sessions) -> None:
 
 def test_a_change_that_was_rolled_back_never_was(sessions: Sessions) -> None:
     with sessions() as session:
-        revision.note(session, "model", "fraud")
+        revision.record_change(session, "model", "fraud")
         session.rollback()
     _note(sessions, "churn")
     assert _since(sessions, 0) == (1, {"churn"}, set())
@@ -82,7 +82,7 @@ def test_everything_that_readers_hold_is_noted(sessions: Sessions, store: Store)
 def test_a_reader_too_far_behind_is_told_to_reload(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revision, "KEPT", 500)
+    monkeypatch.setattr(revision, "MAX_CHANGES", 500)
     _note(sessions, *[f"model-{i}" for i in range(1000)])
     assert _since(sessions, 499) is None
     found = _since(sessions, 500)
@@ -138,7 +138,7 @@ def test_progress_and_reads_leave_the_revision_alone(sessions: Sessions, store: 
         task = queue.claim(session, ["build"], "builder")
         assert task is not None
         queue.heartbeat(session, task.id, task.fence)
-        keys.live(session)
+        keys.active_keys(session)
         models.search(session)
         versions.get(session, "fraud", 1)
     assert _revision(sessions) == known

@@ -10,7 +10,7 @@ from registry import aliases, db, rollouts, versions
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.errors import InUse, NotFound
-from registry.rollouts import Counts, NewReport, Status
+from registry.rollouts import DeviceCounts, DeviceStatus, NewDeviceReport
 from tests.registry.helpers import promote, publish_ready, threads
 
 
@@ -27,9 +27,9 @@ def share(sessions: Sessions, number: int, percent: int | None, alias: str = "ch
         aliases.promote(session, "fraud", alias, number, by="ann", edge_percent=percent)
 
 
-def say(sessions: Sessions, device: str, status: Status, version: int = 2, **more: Any) -> None:
+def say(sessions: Sessions, device: str, status: DeviceStatus, version: int = 2, **more: Any) -> None:
     with sessions.begin() as session:
-        rollouts.report(session, "fraud", NewReport(device, version, status, **more), by="edge key")
+        rollouts.report(session, "fraud", NewDeviceReport(device, version, status, **more), by="edge key")
 
 
 def fail(sessions: Sessions, *devices: str, version: int = 2) -> None:
@@ -37,7 +37,7 @@ def fail(sessions: Sessions, *devices: str, version: int = 2) -> None:
         say(sessions, device, "failed", version)
 
 
-def counted(sessions: Sessions) -> list[Counts]:
+def counted(sessions: Sessions) -> list[DeviceCounts]:
     with db.reading(sessions) as session:
         return rollouts.counts(session, "fraud")
 
@@ -76,7 +76,7 @@ def test_a_share_of_failures_within_the_bound_stops_nothing(sessions: Sessions) 
 def test_one_device_that_fails_again_and_again_is_one_device(sessions: Sessions) -> None:
     fail(sessions, *["a"] * 10)
     assert edge(sessions)[1] == 20
-    assert counted(sessions) == [Counts(2, ok=0, failed=1)]
+    assert counted(sessions) == [DeviceCounts(2, ok=0, failed=1)]
 
 
 def test_the_newest_word_of_a_device_counts(sessions: Sessions) -> None:
@@ -84,13 +84,13 @@ def test_the_newest_word_of_a_device_counts(sessions: Sessions) -> None:
     say(sessions, "a", "ok")
     fail(sessions, "c")
     assert edge(sessions)[1] == 20
-    assert counted(sessions) == [Counts(2, ok=1, failed=2)]
+    assert counted(sessions) == [DeviceCounts(2, ok=1, failed=2)]
 
 
 def test_failures_of_another_version_stop_nothing(sessions: Sessions) -> None:
     fail(sessions, *"abcd", version=1)
     assert edge(sessions)[1] == 20
-    assert counted(sessions) == [Counts(1, ok=0, failed=4)]
+    assert counted(sessions) == [DeviceCounts(1, ok=0, failed=4)]
 
 
 @pytest.mark.parametrize("percent", [None, 100])
@@ -181,7 +181,7 @@ def test_of_reports_at_the_same_moment_none_is_overlooked(sessions: Sessions) ->
     outcomes = threads(*(lambda d=d: fail(sessions, d) for d in "abcdef"))  # type: ignore[misc]
     assert outcomes == [None] * 6
     assert edge(sessions)[1] == 0
-    assert counted(sessions) == [Counts(2, ok=0, failed=6)]
+    assert counted(sessions) == [DeviceCounts(2, ok=0, failed=6)]
 
 
 def test_a_report_of_a_version_that_never_was_is_refused(sessions: Sessions) -> None:
@@ -211,6 +211,6 @@ def test_reports_come_newest_first_page_by_page(sessions: Sessions) -> None:
 
 def test_reports_of_a_model_that_is_not_there_are_refused(sessions: Sessions) -> None:
     with pytest.raises(NotFound, match="other"), sessions.begin() as session:
-        rollouts.report(session, "other", NewReport("a", 1, "ok"), by="key")
+        rollouts.report(session, "other", NewDeviceReport("a", 1, "ok"), by="key")
     with pytest.raises(NotFound, match="other"), sessions() as session:
         rollouts.counts(session, "other")

@@ -89,8 +89,10 @@ def test_an_example_that_json_cannot_write_is_replaced() -> None:
 
 def test_what_was_seen_is_described_and_refuses_nothing() -> None:
     radius = instance_schema(REGRESSION)["properties"]["mean radius"]
-    assert radius == {"type": "number", "description": "seen from 6.9 to 28.1"}
-    assert instance_schema(REGRESSION)["properties"]["plan"]["description"].startswith("seen: free, paid")
+    assert radius == {"type": "number", "description": "example values from 6.9 to 28.1"}
+    assert instance_schema(REGRESSION)["properties"]["plan"]["description"].startswith(
+        "example values: free, paid"
+    )
 
 
 def answered(output: Output, rows: int = 2) -> np.ndarray:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, event, func, select
 
 from registry import aliases, db, models, queue, versions
 from registry.artifacts import Store
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.db import Sessions
 from registry.errors import InUse, Invalid, NotFound, NotReady
 from registry.jobs import jobs
@@ -89,7 +89,7 @@ def test_a_build_makes_it_ready_with_what_the_builder_found(sessions: Sessions, 
     number = publish(sessions, store, metrics={"auc": 0.9})
     build(
         sessions,
-        Built(
+        BuildResult(
             state="ready",
             report={"rows": 3},
             signature=SIGNATURE,
@@ -111,8 +111,8 @@ def test_what_its_publisher_said_of_its_maker_stays_unless_the_build_knows_more(
 ) -> None:
     found = []
     for built in (
-        Built(state="rejected", report={"reason": "no"}, lineage={"built_by": {}}),
-        Built(state="rejected", report={}, lineage={"made_by": {}}),
+        BuildResult(state="rejected", report={"reason": "no"}, lineage={"built_by": {}}),
+        BuildResult(state="rejected", report={}, lineage={"made_by": {}}),
     ):
         number = publish(sessions, store, made_by={"python": "3.12.1"}, published_from={"python": "3.11.7"})
         build(sessions, built)
@@ -217,7 +217,7 @@ def test_the_wished_alias_is_taken_when_the_build_is_ready(sessions: Sessions, s
     build(sessions)
     assert champion(sessions) == 1
     publish(sessions, store, alias="champion")
-    build(sessions, Built(state="rejected", report={"reason": "no"}))
+    build(sessions, BuildResult(state="rejected", report={"reason": "no"}))
     assert champion(sessions) == 1
 
 
@@ -354,7 +354,7 @@ def test_a_version_in_use_stays_and_the_refusal_names_the_use(
     promote(sessions, 3, alias="challenger")
     with pytest.raises(InUse, match=f"fraud:2 is champion and cannot be {verb}"):
         try_it(2)
-    with pytest.raises(InUse, match=f"fraud:1 is where a rollback of champion would go and cannot be {verb}"):
+    with pytest.raises(InUse, match=f"fraud:1 is the rollback target of champion and cannot be {verb}"):
         try_it(1)
     with pytest.raises(InUse, match="fraud:3 is challenger"):
         try_it(3)

@@ -160,7 +160,9 @@ def test_a_device_with_an_older_runtime_gets_the_file_that_runs_there(
     blob = registry.store.put([b"needs the newest"])
     with registry.sessions.begin() as session:
         row = exports.create(session, registry.store, "m", number, exports.NewExport(), by="test")
-        exports.finish(session, row.id, exports.Finished("ready", {}, blob.sha256, blob.bytes, None, "2.9.0"))
+        exports.finish(
+            session, row.id, exports.FinishedExport("ready", {}, blob.sha256, blob.bytes, None, "2.9.0")
+        )
     registry.sign()
     done = device.pull("--runtime-version", "2.5.0")
     assert (done.returncode, device.file.read_bytes()) == (0, b"runs everywhere"), done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import Refused
 from registry.rows import Outputs, Rows
 from service.compiler.keras import describe_keras, keras_parity
@@ -17,17 +17,17 @@ from service.runtime.tflite_runtime import TfliteRuntime
 SERVABLE = "model.tflite"
 
 
-def build_keras(job: BuildJob, report: BuildReport) -> Built:
+def build_keras(request: BuildRequest, report: BuildReport) -> BuildResult:
     """Raises `Refused` when the model cannot be loaded or converted, or answers differently on LiteRT."""
-    corrections = Corrections.read(job.signature)
-    file = Path(job.out) / SERVABLE
+    corrections = Corrections.read(request.signature)
+    file = Path(request.out) / SERVABLE
     with report.step("load"):
-        model = KerasModel(Path(job.artifact), Path(job.out), job.memory_mb)
+        model = KerasModel(Path(request.artifact), Path(request.out), request.memory_mb)
     keras_version = {"keras": {"version": model.archive.keras_version, "said_by": "file"}}
-    report.lineage["made_by"] = job.lineage.get("made_by", {}) | keras_version
+    report.lineage["made_by"] = request.lineage.get("made_by", {}) | keras_version
     report.lineage["built_by"] |= model.versions
     with report.step("describe"):
-        described = describe_keras.describe_model(model, read_example(job), corrections)
+        described = describe_keras.describe_model(model, read_example(request), corrections)
     report.warnings.extend([*model.warnings, *described.warnings])
     signature, heads = described.signature, described.heads
 
@@ -48,7 +48,7 @@ def build_keras(job: BuildJob, report: BuildReport) -> Built:
     metrics = {}
     if described.truth is not None and described.rows is not None:
         metrics = measure_metrics(signature, answer(described.rows), described.truth, report)
-    return Built(
+    return BuildResult(
         state="ready",
         report={},
         signature=signature,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from service.compiler.onnx.upload import OnnxUpload
 from service.compiler.report import BuildReport, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
@@ -13,18 +13,18 @@ from service.runtime.onnx_runtime import OnnxRuntime
 SERVABLE = "model.onnx"
 
 
-def build_onnx(job: BuildJob, report: BuildReport) -> Built:
+def build_onnx(request: BuildRequest, report: BuildReport) -> BuildResult:
     """Raises `Refused` when the graph does not pass the gate or fails on rows."""
-    corrections = Corrections.read(job.signature)
-    file = Path(job.out) / SERVABLE
+    corrections = Corrections.read(request.signature)
+    file = Path(request.out) / SERVABLE
     with report.step("check"):
-        sample = read_example(job)
-        upload = OnnxUpload(Path(job.artifact), sample, corrections)
+        sample = read_example(request)
+        upload = OnnxUpload(Path(request.artifact), sample, corrections)
     with report.step("trial"):
         signature, rows, runtime = upload.prepare(file, OnnxRuntime)
     report.warnings.extend(upload.warnings)
     report.bytes["onnx"] = file.stat().st_size
-    built = Built(
+    built = BuildResult(
         state="ready",
         report={},
         signature=signature,

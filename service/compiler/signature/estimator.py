@@ -15,7 +15,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from registry.errors import Refused
-from registry.rows import NUMPY, Array, Outputs, Rows
+from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Input, Signature
 from service.compiler.signature import answers, composites
 
@@ -112,7 +112,7 @@ def as_dtype(array: Array, dtype: str) -> Array:
     """`array` in a signature's dtype; strings become an object array of `str`."""
     if dtype == "string":
         return array.astype(str).astype(object)
-    return array.astype(NUMPY[dtype], copy=False)
+    return array.astype(NUMPY_DTYPES[dtype], copy=False)
 
 
 def arrange(form: InputForm, rows: Rows, inputs: tuple[Input, ...]) -> Any:
@@ -141,14 +141,14 @@ def _typed(column: Array, feature: Input) -> Array:
         return np.array([np.nan if v is None else v for v in column], dtype=object)
     if feature.dtype in ("int64", "bool") and column.dtype.kind == "f" and np.isnan(column).any():
         return column
-    return column.astype(NUMPY[feature.dtype], copy=False)
+    return column.astype(NUMPY_DTYPES[feature.dtype], copy=False)
 
 
 def _matrix(rows: Rows, inputs: tuple[Input, ...]) -> Array:
     """[n, features]: the features' common dtype, else float64; objects when there are strings."""
     dtypes = {i.dtype for i in inputs}
     if rows.matrix is not None:
-        dtype = NUMPY[dtypes.pop()] if len(dtypes) == 1 else np.float64
+        dtype = NUMPY_DTYPES[dtypes.pop()] if len(dtypes) == 1 else np.float64
         fits = np.issubdtype(dtype, np.floating) or not np.isnan(rows.matrix).any()
         return rows.matrix.astype(dtype, copy=False) if fits else rows.matrix
     matrix = np.empty((len(rows), len(inputs)), dtype=object)

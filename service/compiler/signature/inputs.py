@@ -1,4 +1,4 @@
-"""The example as a signature's inputs: what its columns show of each feature, and its rows in their order."""
+"""A signature's inputs from the example: dtype, range and categories per column, and the rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from registry.rows import Rows
-from registry.signature import NUMERIC, SAFE, DType, Input, Scalar, most, numeric
+from registry.signature import MAX_SAFE_INTEGER, NUMERIC_DTYPES, DType, Input, Scalar, is_numeric, max_integer
 from service.compiler import example
 from service.compiler.example import ExampleTable
 
@@ -25,7 +25,7 @@ def describe_input(name: str, sample: ExampleTable | None, dtype: DType | None) 
     if sample is None:
         return Input(name, dtype or "float64")
     dtype = dtype or sample.dtype(name)
-    column = example.cast(name, sample.columns[name], dtype)
+    column = example.cast_column(name, sample.columns[name], dtype)
     minimum, maximum = _range(column, dtype)
     return Input(
         name,
@@ -39,7 +39,7 @@ def describe_input(name: str, sample: ExampleTable | None, dtype: DType | None) 
 
 def _range(column: pa.Array, dtype: DType) -> tuple[float | None, float | None]:
     """Lowest and highest finite value; None for strings and booleans, and without such a value."""
-    if dtype not in NUMERIC or dtype == "bool":
+    if dtype not in NUMERIC_DTYPES or dtype == "bool":
         return None, None
     values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
     finite = values[np.isfinite(values)]
@@ -84,17 +84,17 @@ def example_rows(inputs: tuple[Input, ...], sample: ExampleTable) -> Rows:
 
     Raises `Refused` for integers that float64 cannot represent where the model receives float64.
     """
-    columns = [example.cast(i.name, sample.columns[i.name], i.dtype) for i in inputs]
-    in_matrix = numeric(inputs)
+    columns = [example.cast_column(i.name, sample.columns[i.name], i.dtype) for i in inputs]
+    in_matrix = is_numeric(inputs)
     for feature, column in zip(inputs, columns, strict=True):
-        if feature.dtype == "int64" and most(feature, in_matrix) == SAFE:
+        if feature.dtype == "int64" and max_integer(feature, in_matrix) == MAX_SAFE_INTEGER:
             example.require_exact_in_float64(feature.name, column)
     return pack_rows(inputs, [example.to_numpy(c, i.dtype) for i, c in zip(inputs, columns, strict=True)])
 
 
 def pack_rows(inputs: tuple[Input, ...], columns: list[Any]) -> Rows:
     """One array per feature as `Rows`: a float64 matrix when all features are numeric."""
-    if numeric(inputs):
+    if is_numeric(inputs):
         return Rows(matrix=np.column_stack(columns).astype(np.float64))
     return Rows(columns=tuple(columns))
 

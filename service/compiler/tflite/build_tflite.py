@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from service.compiler.report import BuildReport, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
 from service.compiler.tflite.tflite_upload import TfliteUpload
@@ -13,19 +13,19 @@ from service.runtime.tflite_runtime import TfliteRuntime
 SERVABLE = "model.tflite"
 
 
-def build_tflite(job: BuildJob, report: BuildReport) -> Built:
+def build_tflite(request: BuildRequest, report: BuildReport) -> BuildResult:
     """Raises `Refused` when the file does not pass the gate or fails on rows."""
     with report.step("check"):
-        sample = read_example(job)
-        upload = TfliteUpload(Path(job.artifact), sample, Corrections.read(job.signature))
-    file = Path(job.out) / SERVABLE
+        sample = read_example(request)
+        upload = TfliteUpload(Path(request.artifact), sample, Corrections.read(request.signature))
+    file = Path(request.out) / SERVABLE
     with report.step("trial"):
         signature, rows, runtime, copied = upload.serve(file, TfliteRuntime)
     report.warnings.extend(upload.warnings)
     metrics = {}
     if sample is not None and sample.target is not None and rows is not None:
         metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
-    return Built(
+    return BuildResult(
         state="ready",
         report={},
         signature=signature,

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from registry.build_records import Bounds
+from registry.build_messages import ExportBounds
 from registry.rows import Array, Rows
 from registry.signature import Signature
 from registry.vocabulary import Quantize
@@ -97,9 +97,9 @@ def indistinct_features(rows: Rows, signature: Signature) -> list[str]:
     return names
 
 
-def classify_loss(quantize: Quantize, exact: bool, given_up: str) -> Loss:
+def classify_loss(quantize: Quantize, exact: bool, reduction: str) -> Loss:
     """`exact`: the model is trees and nothing else."""
-    if given_up:
+    if reduction:
         return "aggregated"
     if exact:
         return "nothing"
@@ -117,7 +117,7 @@ def judged_kinds(kinds: Iterable[str], lost: Loss) -> frozenset[str]:
     return there & {"example"} or there & {"random"}
 
 
-def limits_for(asked: Bounds, lost: Loss, signature: Signature) -> ExportLimits:
+def limits_for(asked: ExportBounds, lost: Loss, signature: Signature) -> ExportLimits:
     """What is asked, and for the rest the defaults. A disagreement that is asked for is that of labels, and
     of numbers where there are no labels; probabilities may then be what they are."""
     usual, given = DEFAULTS[lost], asked.max_disagreement
@@ -130,10 +130,10 @@ def limits_for(asked: Bounds, lost: Loss, signature: Signature) -> ExportLimits:
 
 
 def measure(
-    blocks: list[parity.Block], answer: parity.Answer, signature: Signature, held: frozenset[str]
+    blocks: list[parity.ReferenceBlock], answer: parity.AnswerRows, signature: Signature, held: frozenset[str]
 ) -> Fidelity:
     """`answer` against the reference, by kind of rows; `held` are the kinds that are judged."""
-    scales = parity.usual_sizes(blocks, signature)
+    scales = parity.output_scales(blocks, signature)
     labels = sum(parity.is_label(o) for o in signature.outputs)
     total = Fidelity(None, 0, 0.0, 0, {})
     count = 0
@@ -176,7 +176,9 @@ def find_faults(found: Fidelity, bounds: ExportLimits) -> list[str]:
     return said
 
 
-def find_accuracy_faults(measured: dict[str, Any] | None, bounds: ExportLimits, asked: Bounds) -> list[str]:
+def find_accuracy_faults(
+    measured: dict[str, Any] | None, bounds: ExportLimits, asked: ExportBounds
+) -> list[str]:
     """`measured`: the report's `accuracy`, None when there are no true values."""
     if measured is None:
         if asked.max_accuracy_drop is None:

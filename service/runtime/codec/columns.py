@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from msgspec import Meta
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
 from registry.signature import MAX_SAFE_INTEGER, Input, Scalar, Signature, max_integer
+from registry.text_tables import other_separator
 
 MAX_FAULTS = 100  # more than a person reads; the rest of the body is not checked
 MAX_HINTS = 5  # finding a close match among 500 names takes milliseconds
@@ -230,6 +232,48 @@ def rows_of(columns: Sequence[Column], arrays: Sequence[Array], length: int) -> 
     for j, array in enumerate(arrays):
         matrix[:, j] = array
     return Rows(matrix=matrix)
+
+
+def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults) -> None:
+    """Add a fault for each column that is repeated, missing, or not a feature."""
+    features = {c.name for c in columns}
+    if len(names) == 1 and len(features) > 1 and (separator := other_separator(names[0])):
+        message = f"the header {show(names[0])} seems to be separated by {separator}; use commas"
+        faults.add(message, None, names[0])
+        return
+    for name, count in Counter(names).items():
+        if count > 1:
+            faults.add(f"column {show(name)} occurs {count} times; send it once", None, name)
+        if name not in features:
+            faults.add_unknown("is not a feature of this model", name, features - set(names))
+    for column in columns:
+        if column.name not in names:
+            message = f"column {show(column.name)} is missing; {column.advice}"
+            faults.add(message, None, column.name, column.expected)
+
+
+def read_column(
+    column: Column, values: Sequence[Any], read: Callable[[Any, Column], Any], faults: Faults
+) -> Array | None:
+    """Convert a column value by value with `Column.check`; None if a fault was added."""
+    checked = []
+    for index, value in enumerate(values):
+        try:
+            checked.append(column.check(read(value, column)))
+        except ValueRejected as error:
+            faults.add(f"{show(column.name)} {error}", index, column.name, column.expected)
+            if faults.full:
+                break
+    return column.array(checked) if len(checked) == len(values) else None
+
+
+def rows_or_raise(
+    columns: Sequence[Column], arrays: Sequence[Array | None], length: int, faults: Faults
+) -> Rows:
+    """Combine the arrays to `Rows`. Raises `Invalid`, with the faults in the order of the rows, if any."""
+    faults.sort(key=lambda f: -1 if f.instance is None else f.instance)
+    faults.raise_any()
+    return rows_of(columns, [a for a in arrays if a is not None], length)
 
 
 def escape_surrogates(text: str) -> str:

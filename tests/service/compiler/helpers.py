@@ -8,31 +8,31 @@ from typing import Any
 import joblib
 import pandas as pd
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from service.compiler import safeload
 from service.compiler.build import build_version
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
 
 
-def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> BuildResult:
     """Build `model` with `frame` as its CSV example."""
     artifact = folder / "model.joblib"
     joblib.dump(model, artifact)
     return build_file(folder, artifact, frame, **job)
 
 
-def build_file(folder: Path, artifact: Path, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+def build_file(folder: Path, artifact: Path, frame: pd.DataFrame | None = None, **job: Any) -> BuildResult:
     out = folder / "out"
     out.mkdir()
     if frame is not None:
         frame.to_csv(folder / "example.csv", index=False)
         job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
     job.setdefault("format", "sklearn-joblib")
-    return build_version(BuildJob(artifact=str(artifact), out=str(out), **job))
+    return build_version(BuildRequest(artifact=str(artifact), out=str(out), **job))
 
 
-def runtime(folder: Path, built: Built) -> Any:
+def runtime(folder: Path, built: BuildResult) -> Any:
     """What serves `built`: the runtime itself, or what the isolated child runs."""
     assert built.state == "ready", built.report
     assert built.signature is not None

@@ -22,7 +22,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import all_estimators
 from threadpoolctl import threadpool_limits
 
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from tests.service.compiler.helpers import publish
 
 TABLE = Path(__file__).parents[3] / "docs" / "runtimes.md"
@@ -148,14 +148,14 @@ def _fit(model: Any, name: str, frame: pd.DataFrame) -> Any:
     return model.fit(frame, Y)
 
 
-def built(folder: Path, name: str) -> tuple[Case, Built]:
+def built(folder: Path, name: str) -> tuple[Case, BuildResult]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case = fit(name)
         return case, publish(folder, case.model, case.frame)
 
 
-def row(name: str, result: Built) -> str:
+def row(name: str, result: BuildResult) -> str:
     """The estimator's line of the table. Figures are left out: they differ from machine to machine."""
     if result.state == "rejected":
         return f"| {name} | refused | {result.report['reason'].removeprefix(name).strip()} |"
@@ -163,7 +163,7 @@ def row(name: str, result: Built) -> str:
     return f"| {name} | {result.runtime} | {reason} |"
 
 
-def table(build_one: Callable[[str], Built]) -> str:
+def table(build_one: Callable[[str], BuildResult]) -> str:
     head = """# Which runtime serves which estimator
 
 Every scikit-learn estimator, fitted with default arguments or the least that it needs on a small dataset and
@@ -177,7 +177,7 @@ Written by `python -m tests.service.compiler.sweep`.
     return head + "\n".join(row(name, build_one(name)) for name in names()) + "\n"
 
 
-def _in_a_folder(name: str) -> Built:
+def _in_a_folder(name: str) -> BuildResult:
     with tempfile.TemporaryDirectory() as folder:
         return built(Path(folder), name)[1]
 

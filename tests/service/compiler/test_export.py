@@ -19,19 +19,21 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from registry.build_records import Bounds, Exported, ExportJob
+from registry.build_messages import ExportBounds, ExportRequest, ExportResult
 from registry.rows import Rows
 from service.compiler.export import export_version
 from service.compiler.tflite import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.builds.jobs import job_of, table
 
-JobFor = Callable[..., ExportJob]
+JobFor = Callable[..., ExportRequest]
 
 
 @pytest.fixture
 def job_for(tmp_path: Path) -> JobFor:
-    def job_for(model: Any, rows: pd.DataFrame | None = None, fit: bool = True, **given: Any) -> ExportJob:
+    def job_for(
+        model: Any, rows: pd.DataFrame | None = None, fit: bool = True, **given: Any
+    ) -> ExportRequest:
         rows = table() if rows is None else rows
         model.fit(rows.drop(columns="y"), rows["y"])
         return job_of(tmp_path, model, rows, **given)
@@ -47,12 +49,12 @@ def network() -> Any:
     return make_pipeline(StandardScaler(), MLPClassifier((64, 64), max_iter=20, tol=1.0, random_state=0))
 
 
-def ready(exported: Exported) -> dict[str, Any]:
+def ready(exported: ExportResult) -> dict[str, Any]:
     assert exported.state == "ready", exported.report
     return exported.report
 
 
-def reason(exported: Exported) -> str:
+def reason(exported: ExportResult) -> str:
     assert exported.state == "rejected"
     assert (exported.file, exported.zstd, exported.min_runtime) == (None, None, None)
     return str(exported.report["reason"])
@@ -125,7 +127,7 @@ def test_a_regression_is_held_to_its_largest_relative_error(tmp_path: Path) -> N
 def test_a_regression_outside_of_the_asked_error_is_rejected(tmp_path: Path) -> None:
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
-    job = job_of(tmp_path, model, rows, bounds=Bounds(max_disagreement=0.0))
+    job = job_of(tmp_path, model, rows, bounds=ExportBounds(max_disagreement=0.0))
     assert "a number differs from the model's" in reason(export_version(job))
 
 
@@ -152,7 +154,7 @@ def test_onnx_versions_are_refused_by_name(job_for: JobFor) -> None:
 
 
 def test_a_file_that_is_larger_than_asked_is_rejected_with_both_numbers(job_for: JobFor) -> None:
-    said = reason(export_version(job_for(LogisticRegression(), bounds=Bounds(max_bytes=100))))
+    said = reason(export_version(job_for(LogisticRegression(), bounds=ExportBounds(max_bytes=100))))
     assert "the bound is 100" in said
     assert "bytes" in said
 
@@ -160,7 +162,7 @@ def test_a_file_that_is_larger_than_asked_is_rejected_with_both_numbers(job_for:
 def test_a_bound_that_cannot_be_measured_is_not_passed_over(tmp_path: Path) -> None:
     rows = table()
     model = LogisticRegression().fit(rows.drop(columns="y"), rows["y"])
-    job = job_of(tmp_path, model, rows.drop(columns="y"), bounds=Bounds(max_accuracy_drop=0.1))
+    job = job_of(tmp_path, model, rows.drop(columns="y"), bounds=ExportBounds(max_accuracy_drop=0.1))
     assert "no example with a target column" in reason(export_version(job))
 
 
@@ -214,7 +216,9 @@ def test_int8_is_calibrated_with_one_half_of_the_example_and_measured_on_the_oth
 
 
 def test_a_small_example_calibrates_and_is_measured_on_and_the_report_says_so(job_for: JobFor) -> None:
-    report = ready(export_version(job_for(network(), table(20), quantize="int8", bounds=Bounds(1.0, 1.0))))
+    report = ready(
+        export_version(job_for(network(), table(20), quantize="int8", bounds=ExportBounds(1.0, 1.0)))
+    )
     assert any("20 rows" in warning and "also" in warning for warning in report["warnings"])
 
 
@@ -265,7 +269,7 @@ def test_int8_calibrated_with_rows_of_another_kind_is_rejected_with_its_figures(
 def test_a_forest_gives_up_trees_and_leaves_for_its_size_and_the_report_says_which(job_for: JobFor) -> None:
     job = job_for(RandomForestClassifier(50, random_state=0))
     whole = ready(export_version(job))["bytes"]["tflite"]
-    exported = export_version(msgspec.structs.replace(job, bounds=Bounds(max_bytes=whole // 3)))
+    exported = export_version(msgspec.structs.replace(job, bounds=ExportBounds(max_bytes=whole // 3)))
     report = ready(exported)
     assert exported.file is not None
     assert whole // 5 < Path(job.out, exported.file).stat().st_size == report["bytes"]["tflite"] <= whole // 3
@@ -279,11 +283,11 @@ def test_a_forest_gives_up_trees_and_leaves_for_its_size_and_the_report_says_whi
 def test_a_forest_that_gave_up_too_much_is_rejected(job_for: JobFor) -> None:
     job = job_for(RandomForestClassifier(50, random_state=0))
     whole = ready(export_version(job))["bytes"]["tflite"]
-    said = reason(export_version(msgspec.structs.replace(job, bounds=Bounds(0.0, None, whole // 3))))
+    said = reason(export_version(msgspec.structs.replace(job, bounds=ExportBounds(0.0, None, whole // 3))))
     assert "labels differ from the model's" in said
 
 
 def test_a_forest_that_cannot_get_so_small_says_how_small_it_can(job_for: JobFor) -> None:
-    said = reason(export_version(job_for(forest(), bounds=Bounds(max_bytes=200))))
+    said = reason(export_version(job_for(forest(), bounds=ExportBounds(max_bytes=200))))
     assert "the bound is 200" in said
     assert "not less than" in said

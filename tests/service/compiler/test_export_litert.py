@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.build_records import Bounds, Built, Exported, ExportJob
+from registry.build_messages import BuildResult, ExportBounds, ExportRequest, ExportResult
 from registry.rows import Rows
 from registry.vocabulary import Format, Quantize
 from service.compiler.export import export_version
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 
 def exported(
-    folder: Path, built: Built, file: str, format: Format, **more: Any
-) -> tuple[ExportJob, Exported]:
+    folder: Path, built: BuildResult, file: str, format: Format, **more: Any
+) -> tuple[ExportRequest, ExportResult]:
     assert built.signature is not None, built.report
     out = folder / f"export-{more.get('quantize')}"
     out.mkdir()
-    job = ExportJob(
+    job = ExportRequest(
         artifact=str(folder / file),
         format=format,
         signature=built.signature,
@@ -48,7 +48,7 @@ def exported(
 def test_a_cnn_is_exported_smaller_and_answers_nearly_alike(
     tmp_path: Path, quantize: Quantize, bytes_below: float, agree: float
 ) -> None:
-    built = made.publish(tmp_path, made.cnn(), made.digits_frame(slice(made.TRAINED, None)), target="digit")
+    built = made.publish(tmp_path, made.cnn(), made.digits_frame(slice(made.TRAINING_ROWS, None)), target="digit")
     job, found = exported(tmp_path, built, "model.keras", "keras", quantize=quantize)
     assert found.state == "ready", found.report
     assert found.min_runtime
@@ -63,15 +63,15 @@ def test_a_cnn_is_exported_smaller_and_answers_nearly_alike(
 
 
 def test_an_export_above_its_bytes_is_rejected(tmp_path: Path) -> None:
-    built = made.publish(tmp_path, made.cnn(), made.digits_frame(slice(made.TRAINED, None)), target="digit")
-    _, found = exported(tmp_path, built, "model.keras", "keras", bounds=Bounds(max_bytes=1000))
+    built = made.publish(tmp_path, made.cnn(), made.digits_frame(slice(made.TRAINING_ROWS, None)), target="digit")
+    _, found = exported(tmp_path, built, "model.keras", "keras", bounds=ExportBounds(max_bytes=1000))
     assert found.state == "rejected"
     assert "the bound is 1,000" in found.report["reason"]
 
 
 def test_a_published_tflite_is_delivered_as_it_is_or_smaller(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(made.exported("cnn"))
-    frame = made.digits_frame(slice(made.TRAINED, None))
+    frame = made.digits_frame(slice(made.TRAINING_ROWS, None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = made.publish_file(tmp_path, tmp_path / "model.tflite", frame, "tflite", target="digit")

@@ -1,4 +1,4 @@
-"""Small Keras models, trained in a few seconds, and archives made by hand."""
+"""Small Keras models that train in a few seconds, and handmade archives."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits, load_iris
 
-from registry.build_records import BuildJob, Built
+from registry.build_messages import BuildRequest, BuildResult
 from registry.rows import Rows
-from service.compiler.build import build
+from service.compiler.build import build_version
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.conftest import need_tensorflow
 
@@ -25,24 +25,24 @@ need_tensorflow(allow_module_level=True)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TensorFlow's own imports
+    warnings.simplefilter("ignore")  # from TensorFlow's own imports
     import keras
 
 layers = keras.layers
-TRAINED = 1200  # of the 1,797 digits
+TRAINING_ROWS = 1200  # of the 1,797 digits
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [n, 8, 8, 1] from 0 to 1 in float32, and what they show."""
-    found = load_digits()
-    return (found.images / 16).astype(np.float32)[..., None], found.target
+    """(pixels, digits): float32 [n, 8, 8, 1] from 0 to 1, and int64 [n]."""
+    dataset = load_digits()
+    return (dataset.images / 16).astype(np.float32)[..., None], dataset.target
 
 
 def digits_frame(rows: slice) -> pd.DataFrame:
     """The digits as a table: p0 to p63, and `digit`."""
-    pixels, shown = digits()
+    pixels, target = digits()
     frame = pd.DataFrame(pixels[rows].reshape(-1, 64), columns=[f"p{i}" for i in range(64)])
-    return frame.assign(digit=shown[rows])
+    return frame.assign(digit=target[rows])
 
 
 @cache
@@ -61,19 +61,21 @@ def cnn() -> Any:
             layers.Dense(10, activation="softmax"),
         ]
     )
-    pixels, shown = digits()
-    return fitted(model, pixels[:TRAINED], shown[:TRAINED], "sparse_categorical_crossentropy", epochs=12)
+    pixels, target = digits()
+    return fitted(
+        model, pixels[:TRAINING_ROWS], target[:TRAINING_ROWS], "sparse_categorical_crossentropy", epochs=12
+    )
 
 
 @cache
 def iris() -> Any:
     keras.utils.set_random_seed(0)
-    rows, kinds = load_iris(return_X_y=True)
+    rows, species = load_iris(return_X_y=True)
     model = keras.Sequential(
         [keras.Input((4,)), layers.Normalization(), layers.Dense(16, "relu"), layers.Dense(3, "softmax")]
     )
     model.layers[0].adapt(rows)
-    return fitted(model, rows, kinds, "sparse_categorical_crossentropy", epochs=30)
+    return fitted(model, rows, species, "sparse_categorical_crossentropy", epochs=30)
 
 
 @cache
@@ -87,24 +89,46 @@ def regression() -> Any:
 def fitted(model: Any, rows: Any, truth: Any, loss: Any, epochs: int) -> Any:
     model.compile("adam", loss)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Keras says while fitting is not what is tested
+        warnings.simplefilter("ignore")  # Keras warns while it fits
         model.fit(rows, truth, epochs=epochs, verbose=0)
     return model
 
 
 @cache
+def tied_on_edge_rows() -> Any:
+    """Two classes with equal probabilities wherever both features are equal.
+
+    Both logits are then the same number, computed as tanh(x) and as 2 * sigmoid(2x) - 1. Rounding decides the
+    label, and it differs between Keras and LiteRT.
+    """
+    rows = keras.Input((2,))
+    weights = np.tile(np.random.default_rng(1).normal(size=4).astype(np.float32), (2, 1))
+    tanh = layers.Dense(4, "tanh", use_bias=False)
+    sigmoid = layers.Dense(4, "sigmoid", use_bias=False)
+    difference = layers.Dense(1, use_bias=False)
+    first = keras.ops.sum(tanh(rows), axis=1, keepdims=True)
+    second = keras.ops.sum(layers.Rescaling(2.0, -1.0)(sigmoid(rows)), axis=1, keepdims=True)
+    logits = layers.Concatenate()([first, second + difference(rows)])
+    model = keras.Model(rows, layers.Softmax()(logits))
+    tanh.set_weights([weights])
+    sigmoid.set_weights([2 * weights])
+    difference.set_weights([np.array([[4.0], [-4.0]], dtype=np.float32)])
+    return model
+
+
+@cache
 def two_inputs() -> Any:
-    """A word's number [n, 3] and a float `size` [n, 1]; which of two it is."""
+    """Inputs: word numbers `word` [n, 3] and a float `size` [n, 1]. Output: one of two classes."""
     keras.utils.set_random_seed(0)
     words, size = keras.Input((3,), dtype="int32", name="word"), keras.Input((1,), name="size")
-    known = layers.Flatten()(layers.Embedding(10, 4)(words))
-    hidden = layers.Dense(8, "tanh")(layers.Concatenate()([known, size]))
+    embedded = layers.Flatten()(layers.Embedding(10, 4)(words))
+    hidden = layers.Dense(8, "tanh")(layers.Concatenate()([embedded, size]))
     return keras.Model([words, size], layers.Dense(1, activation="sigmoid", name="kind")(hidden))
 
 
 @cache
 def exported(name: str, rows: int | None = None) -> bytes:
-    """The model of this name as Keras itself writes it for LiteRT: names and shapes are Keras' own."""
+    """The model of this name as .tflite, exported by Keras itself, with Keras' own names and shapes."""
     model = globals()[name]()
     shapes = [keras.InputSpec(shape=(rows, *i.shape[1:]), dtype=i.dtype, name=i.name) for i in model.inputs]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -114,7 +138,7 @@ def exported(name: str, rows: int | None = None) -> bytes:
         return file.read_bytes()
 
 
-def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> BuildResult:
     artifact = folder / "model.keras"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,16 +148,16 @@ def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: 
 
 def publish_file(
     folder: Path, artifact: Path, frame: pd.DataFrame | None = None, format: str = "keras", **job: Any
-) -> Built:
+) -> BuildResult:
     out = folder / "out"
     out.mkdir(exist_ok=True)
     if frame is not None:
         frame.to_csv(folder / "example.csv", index=False)
         job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
-    return build(BuildJob(artifact=str(artifact), out=str(out), format=format, **job))  # type: ignore[arg-type]
+    return build_version(BuildRequest(artifact=str(artifact), out=str(out), format=format, **job))  # type: ignore[arg-type]
 
 
-def served(folder: Path, built: Built) -> TfliteRuntime:
+def served(folder: Path, built: BuildResult) -> TfliteRuntime:
     assert (built.state, built.runtime) == ("ready", "tflite"), built.report
     assert built.servable is not None
     assert built.signature is not None
@@ -145,13 +169,13 @@ def rows(values: Any) -> Rows:
 
 
 def archive(
-    path: Path, config: Any, weights: bytes = b"weights", version: str = "3.15.1", **more: bytes
+    path: Path, config: Any, weights: bytes = b"weights", version: str = "3.15.1", **files: bytes
 ) -> Path:
-    """A .keras file with this configuration."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("metadata.json", json.dumps({"keras_version": version}))
-        made.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
-        made.writestr("model.weights.h5", weights)
-        for name, content in more.items():
-            made.writestr(name, content)
+    """Write a .keras file with this configuration."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("metadata.json", json.dumps({"keras_version": version}))
+        file.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
+        file.writestr("model.weights.h5", weights)
+        for name, content in files.items():
+            file.writestr(name, content)
     return path

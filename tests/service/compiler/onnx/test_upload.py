@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.rows import Rows
 from tests.service.compiler.helpers import build_file, runtime
 
@@ -28,14 +28,16 @@ LABELS = np.where(ROWS[:, 0] > 0, "high", "low")
 
 def adopt(
     folder: Path, model: Any, frame: pd.DataFrame | None = None, zipmap: bool = True, **job: Any
-) -> Built:
+) -> BuildResult:
     options = {"zipmap": zipmap} if hasattr(model, "predict_proba") else {}
     opset = {"": 18, "ai.onnx.ml": 3}
     graph = to_onnx(model, ROWS[:1], options={id(model): options} if options else None, target_opset=opset)
     return adopt_graph(folder, graph, frame, **job)
 
 
-def adopt_graph(folder: Path, graph: onnx.ModelProto, frame: pd.DataFrame | None = None, **job: Any) -> Built:
+def adopt_graph(
+    folder: Path, graph: onnx.ModelProto, frame: pd.DataFrame | None = None, **job: Any
+) -> BuildResult:
     artifact = folder / "model.onnx"
     artifact.write_bytes(graph.SerializeToString())
     return build_file(folder, artifact, frame, format="onnx", **job)

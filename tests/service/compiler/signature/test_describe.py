@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.rows import Rows
 from registry.signature import Signature
 from tests.service.compiler.helpers import publish, runtime
@@ -28,7 +28,7 @@ FRAME = pd.DataFrame(RANDOM.normal(size=(60, 3)), columns=["a", "b", "c"])
 LABELS = (FRAME["a"] > 0).to_numpy()
 
 
-def signature(built: Built) -> Signature:
+def signature(built: BuildResult) -> Signature:
     assert built.state == "ready", built.report
     assert built.signature is not None
     return built.signature

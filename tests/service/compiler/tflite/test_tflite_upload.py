@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 
-from registry.build_records import Built
+from registry.build_messages import BuildResult
 from registry.errors import Refused
 from registry.signature import Input, Output, Signature
 from service.compiler.tflite import convert, read_metadata, tflite_gate
@@ -22,7 +22,7 @@ from tests.service.compiler.keras.keras_models import publish_file, rows, served
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def publish(folder: Path, content: bytes, **job: Any) -> Built:
+def publish(folder: Path, content: bytes, **job: Any) -> BuildResult:
     (folder / "model.tflite").write_bytes(content)
     return publish_file(folder, folder / "model.tflite", format="tflite", **job)
 
@@ -44,7 +44,7 @@ def forest() -> tuple[RandomForestClassifier, Signature]:
 
 
 def test_a_classifier_of_another_tool_answers_as_it_does_there(tmp_path: Path) -> None:
-    example = made.digits_frame(slice(made.TRAINED, None))
+    example = made.digits_frame(slice(made.TRAINING_ROWS, None))
     built = publish(tmp_path, made.exported("cnn"), frame=example, target="digit")
     assert built.signature is not None
     assert built.signature.task == "classification"
@@ -86,7 +86,7 @@ def test_a_file_for_one_row_answers_many_one_by_one(tmp_path: Path) -> None:
     built = publish(
         tmp_path,
         made.exported("cnn", rows=1),
-        frame=made.digits_frame(slice(made.TRAINED, None)),
+        frame=made.digits_frame(slice(made.TRAINING_ROWS, None)),
         target="digit",
     )
     assert built.metrics["accuracy"] > 0.9
@@ -146,7 +146,7 @@ def damaged(change: Any) -> bytes:
 )
 def test_a_damaged_structure_is_refused_before_litert_sees_it(change: Any, said: str) -> None:
     with pytest.raises(Refused) as refused:
-        tflite_gate.read(damaged(change))
+        tflite_gate.read_checked(damaged(change))
     assert said in str(refused.value)
 
 

@@ -1,4 +1,4 @@
-"""What may stand before trees in a pipeline must never cost the model its build."""
+"""A build must succeed for any transformer before a forest in a pipeline."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
 
-from registry.build_records import BuildJob, Built
-from service.compiler.build import build
+from registry.build_messages import BuildRequest, BuildResult
+from service.compiler.build import build_version
 
 RANDOM = np.random.default_rng(0)
 FRAME = pd.DataFrame(RANDOM.normal(size=(120, 3)), columns=["a", "b", "c"])
@@ -24,19 +24,19 @@ FRAME.iloc[::7, 1] = np.nan
 TARGET = (FRAME.a > 0).astype(int)
 
 
-def built(steps: list[Any], folder: Path) -> Built:
+def build_pipeline(steps: list[Any], folder: Path) -> BuildResult:
     model = make_pipeline(*steps, RandomForestClassifier(10, random_state=0)).fit(FRAME, TARGET)
     joblib.dump(model, folder / "model.joblib")
     FRAME.to_csv(folder / "example.csv", index=False)
     (out := folder / "out").mkdir()
-    job = BuildJob(
+    job = BuildRequest(
         artifact=str(folder / "model.joblib"),
         format="sklearn-joblib",
         out=str(out),
         example=str(folder / "example.csv"),
         example_media_type="text/csv",
     )
-    return build(job)
+    return build_version(job)
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def built(steps: list[Any], folder: Path) -> Built:
         ([SimpleImputer(), PCA(2)], False),
         ([SimpleImputer(), FunctionTransformer(np.abs)], None),
     ],
-    ids=lambda given: "+".join(type(s).__name__ for s in given) if isinstance(given, list) else "",
+    ids=lambda value: "+".join(type(s).__name__ for s in value) if isinstance(value, list) else "",
 )
-def test_a_forest_behind_other_steps_is_ready(
+def test_a_forest_after_transformers_is_ready(
     steps: list[Any], at_thresholds: bool | None, tmp_path: Path
 ) -> None:
-    made = built(steps, tmp_path)
-    assert made.state == "ready", made.report
-    if made.runtime == "onnx" and at_thresholds is not None:
-        rows = made.report["parity"]["rows"]
+    result = build_pipeline(steps, tmp_path)
+    assert result.state == "ready", result.report
+    if result.runtime == "onnx" and at_thresholds is not None:
+        rows = result.report["parity"]["rows"]
         assert ("threshold" in rows) == at_thresholds, rows
-        assert ("untried" in made.report["parity"]) != at_thresholds
+        assert ("untried" in result.report["parity"]) != at_thresholds
