@@ -21,7 +21,7 @@ from registry.signature import MAX_SAFE_INTEGER
 from service.formats.dataset import Block, invalid_input
 from service.runtime.codec.arrow import arrow_value, check_type, is_number
 from service.runtime.codec.columns import Column, Faults, ValueRejected, rows_of, show
-from service.runtime.codec.tables import csv_value
+from service.runtime.codec.csv import csv_value
 
 ReadCell = Callable[[Any, Column], Any]
 """Returns the value that a cell represents: `arrow_value`, or `csv_value` for text (bytes or strings)."""

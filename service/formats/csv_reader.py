@@ -1,6 +1,6 @@
 """CSV input: RFC 4180 in UTF-8, of any size. A part is a byte range between two rows.
 
-The online codec (`service.runtime.codec.tables`) defines what a cell means. A block of plain numbers is read
+The online codec (`service.runtime.codec.csv`) defines what a cell means. A block of plain numbers is read
 by `fast_csv`. For any other block pyarrow separates the cells and parses numbers; if that leaves something
 unclear, the block is read once more as text. Id and passthrough columns remain text as written. A row with
 too many or too few cells is a fault of that row.
@@ -38,7 +38,7 @@ from service.formats.text_records import (
     read_records,
 )
 from service.runtime.codec.columns import Column, show
-from service.runtime.codec.tables import csv_value
+from service.runtime.codec.csv import csv_value
 
 _SAMPLE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"

@@ -1,8 +1,8 @@
 """Joining of Parquet files without decoding them: row groups are copied, and one footer is written for all.
 
-Decoding and encoding again with `pyarrow.parquet.ParquetWriter` takes place on one core at the end of a job,
-while the other lanes are idle. It adds 40 to 80 percent to the time of a job that copies 30 columns to its
-output (docs/adr/0022 has the measurements and the alternatives).
+With `pyarrow.parquet.ParquetWriter`, one core would decode and encode everything again at the end of a job,
+while the other lanes are idle. A job on two lanes that copies 30 columns to its output would take 60
+percent longer (docs/adr/0022 has the measurements and the alternatives).
 
 A footer is a `FileMetaData` struct in Thrift's compact protocol. This module parses it to dictionaries,
 shifts the file offsets, appends the lists of row groups, and writes the result. A struct is `{field id:
