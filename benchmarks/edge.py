@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
-from service.compiler.signature.estimator import Estimator
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.tflite import convert
 from service.compiler.tflite.compose import CONVERTERS
 from service.compiler.tflite.quantize import Quantize, min_tflite, quantize
@@ -98,7 +98,7 @@ def measure(name: str, data: cases.Data, folder: Path) -> Line:
     asked = rows if plain else np.concatenate([rows, at_thresholds(model, rows)])
     signature = signature_of(model, rows)
     content = convert(model, signature)
-    runtime, estimator = loaded(folder, content, signature), Estimator(model, signature)
+    runtime, estimator = loaded(folder, content, signature), EstimatorRuntime(model, signature)
     expected = estimator.run(single(asked))
     got = runtime.run(single(asked))
     plainly = {n: a[:ASKED] for n, a in expected.items()}

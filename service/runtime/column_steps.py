@@ -1,4 +1,4 @@
-"""What a pipeline does to each of its columns before its last step: arithmetic with one number a column."""
+"""Arithmetic on single columns, as pipelines do it before their last step: one number per column."""
 
 from __future__ import annotations
 
@@ -19,19 +19,30 @@ ARITHMETIC = {
 }
 
 
-class Step(NamedTuple):
-    """`operation` is one of `ARITHMETIC`, or FILL, which replaces NaN; `numbers` float64 [features]."""
+class ColumnStep(NamedTuple):
+    """One operation on every column: a key of `ARITHMETIC`, or FILL, which replaces NaN.
+
+    `numbers` are float64 [columns].
+    """
 
     operation: str
     numbers: Array
 
+    def take(self, columns: Array) -> ColumnStep:
+        """The same operation on a selection of the columns."""
+        return ColumnStep(self.operation, self.numbers[columns])
 
-def apply(steps: tuple[Step, ...], matrix: Array) -> Array:
-    """`matrix` float64 [n, features] is left as it is."""
+
+def apply_step(step: ColumnStep, rows: Array) -> Array:
+    """Apply a step to `rows` [..., columns]. Float32 rows give float64 results."""
     with np.errstate(all="ignore"):
-        for operation, numbers in steps:
-            if operation == FILL:
-                matrix = np.where(np.isnan(matrix), numbers, matrix)
-            else:
-                matrix = ARITHMETIC[operation](matrix, numbers)
-    return matrix
+        if step.operation == FILL:
+            return np.where(np.isnan(rows), step.numbers, rows)
+        return np.asarray(ARITHMETIC[step.operation](rows, step.numbers))
+
+
+def apply_steps(steps: tuple[ColumnStep, ...], rows: Array) -> Array:
+    """Apply the steps in turn to `rows` float64 [n, columns], without changing `rows` itself."""
+    for step in steps:
+        rows = apply_step(step, rows)
+    return rows

@@ -1,10 +1,10 @@
-"""The inner loop of `forest.py`, compiled by numba: rows through trees, their leaves added up.
+"""The inner loop of `forest_runtime`, compiled by numba: find the leaf of each row and add up its values.
 
-Blocks of rows, one tree at a time, one level at a time: the tree and the block stay in the fastest cache, and
-the steps of a level do not wait for each other. Nothing here checks an index; `service/runtime/node_file.py`
-has checked the table.
+The loop takes a block of rows, one tree at a time and one level at a time, so that the tree and the block
+stay in the fastest cache and the rows of a level do not wait for each other. It checks no index;
+`service/runtime/node_file.py` has checked the table.
 
-Importing this compiles it, or reads what an earlier import compiled.
+Importing this module compiles it, or loads the code that an earlier import compiled.
 """
 
 from __future__ import annotations
@@ -15,38 +15,40 @@ import numpy as np
 from numba import types
 
 from registry.rows import Array
-from service.runtime.numba_cache import inner, outer
+from service.runtime.numba_cache import compiled, inlined
 
-ROWS = types.Array(types.float64, 2, "C", readonly=True)  # those of arrow are; others count as such too
-WHOLE, FLAG, DOUBLE = types.uint32[::1], types.boolean[::1], types.float64[:, ::1]
+ROWS = types.Array(types.float64, 2, "C", readonly=True)  # matches writable arrays too
+UINT32, BOOL, FLOAT64 = types.uint32[::1], types.boolean[::1], types.float64[:, ::1]
 SIGNATURES = [
-    types.void(ROWS, WHOLE, x[::1], WHOLE, FLAG, DOUBLE, WHOLE, WHOLE, WHOLE, WHOLE, x[:, ::1], DOUBLE)
+    types.void(
+        ROWS, UINT32, x[::1], UINT32, BOOL, FLOAT64, UINT32, UINT32, UINT32, UINT32, x[:, ::1], FLOAT64
+    )
     for x in (types.float32, types.float64)
 ]
 
 
-@inner
-def fill(rows: Array, start: int, size: int, block: Array) -> bool:
-    """Copies rows into the block; whether there is a NaN among them."""
-    holes = False
+@inlined
+def fill_block(rows: Array, start: int, size: int, block: Array) -> bool:
+    """Copy rows into the block. Returns whether they contain a NaN."""
+    has_nan = False
     for r in range(size):
         for f in range(rows.shape[1]):
             value = rows[start + r, f]
-            holes |= value != value
+            has_nan |= value != value
             block[r, f] = value
-    return holes
+    return has_nan
 
 
-@inner
-def walk(block: Array, feature: Array, threshold: Array, left: Array, levels: int, at: Array) -> None:
+@inlined
+def descend(block: Array, feature: Array, threshold: Array, left: Array, levels: int, at: Array) -> None:
     for _ in range(levels):
         for r in range(len(at)):
             i = at[r]
             at[r] = left[i] + np.uint32(block[r, feature[i]] > threshold[i])
 
 
-@inner
-def walk_with_holes(
+@inlined
+def descend_with_nan(
     block: Array, feature: Array, threshold: Array, left: Array, missing_right: Array, levels: int, at: Array
 ) -> None:
     for _ in range(levels):
@@ -57,42 +59,44 @@ def walk_with_holes(
             at[r] = left[i] + np.uint32(right)
 
 
-@inner
-def finish(
+@inlined
+def descend_to_leaves(
     block: Array,
     feature: Array,
     threshold: Array,
     left: Array,
     missing_right: Array,
-    holes: bool,
+    has_nan: bool,
     at: Array,
-    going: Array,
+    unfinished: Array,
 ) -> None:
-    """To the leaves: level by level those rows alone that are not there yet, their numbers in `going`."""
+    """Descend level by level with the rows that are not at a leaf. `unfinished` is scratch."""
     count = 0
     for r in range(len(at)):
-        going[count] = r
+        unfinished[count] = r
         count += left[at[r]] != at[r]
     while count > 0:
-        kept = 0
+        remaining = 0
         for j in range(count):
-            r = going[j]
+            r = unfinished[j]
             i = at[r]
             value = block[r, feature[i]]
             right = value > threshold[i]
-            if holes:
+            if has_nan:
                 right |= missing_right[i] & (value != value)
             i = left[i] + np.uint32(right)
             at[r] = i
-            going[kept] = r
-            kept += left[i] != i
-        count = kept
+            unfinished[remaining] = r
+            remaining += left[i] != i
+        count = remaining
 
 
-@inner
+@inlined
 def add(values: Array, at: Array, out: Array) -> None:
-    """Each row's leaf to all of its outputs. One or two of them are written out: to loop over them takes a
-    tenth of the time that the walk does."""
+    """Add the values of each row's leaf to all outputs.
+
+    The loops for one and two outputs are written out: a general loop costs a tenth of the descent's time.
+    """
     if values.shape[1] == 1:
         add_to(values, at, out, 0)
     elif values.shape[1] == 2:
@@ -106,13 +110,14 @@ def add(values: Array, at: Array, out: Array) -> None:
                 out[r, k] += values[at[r], k]
 
 
-@inner
+@inlined
 def add_to(values: Array, at: Array, out: Array, output: Any) -> None:
+    """Add the single value of each row's leaf to one output."""
     for r in range(len(at)):
         out[r, output] += values[at[r], 0]
 
 
-@outer(*SIGNATURES)
+@compiled(*SIGNATURES)
 def add_leaves(
     rows: Array,
     feature: Array,
@@ -127,27 +132,29 @@ def add_leaves(
     block: Array,
     out: Array,
 ) -> None:
-    """Adds every tree's leaf to `out` float64 [rows, outputs], in the order of the trees.
+    """Add every tree's leaf values to `out` float64 [rows, outputs], in the order of the trees.
 
     `rows` float64 [rows, features] are rounded to the dtype of `threshold` [nodes] in `block` [m, features],
-    which is scratch. `feature`, `left`, `root`, `target`, `shallow`, `depth` are uint32: unsigned, so that no
-    index is looked at for being negative. `missing_right` is empty where NaN goes nowhere else than left,
-    `target` where every tree adds to all outputs. All rows are walked `shallow[t]` levels, from there to
-    `depth[t]` only those that are not at a leaf.
+    which is scratch. `feature`, `left`, `root`, `target`, `shallow` and `depth` are uint32: with unsigned
+    indices, the compiled code need not test for negative ones. `missing_right` is empty if NaN always goes
+    left, `target` if every tree adds to all outputs. All rows descend `shallow[t]` levels; from there to
+    `depth[t]`, only the rows that are not at a leaf.
     """
     at = np.empty(len(block), np.uint32)
-    going = np.empty(len(block), np.uint32)
+    unfinished = np.empty(len(block), np.uint32)
     for start in range(0, len(rows), len(block)):
         size = min(len(block), len(rows) - start)
-        holes = fill(rows, start, size, block) and len(missing_right) > 0
+        has_nan = fill_block(rows, start, size, block) and len(missing_right) > 0
         for tree in range(len(root)):
             at[:size] = root[tree]
-            if holes:
-                walk_with_holes(block, feature, threshold, left, missing_right, shallow[tree], at[:size])
+            if has_nan:
+                descend_with_nan(block, feature, threshold, left, missing_right, shallow[tree], at[:size])
             else:
-                walk(block, feature, threshold, left, shallow[tree], at[:size])
+                descend(block, feature, threshold, left, shallow[tree], at[:size])
             if shallow[tree] < depth[tree]:
-                finish(block, feature, threshold, left, missing_right, holes, at[:size], going)
+                descend_to_leaves(
+                    block, feature, threshold, left, missing_right, has_nan, at[:size], unfinished
+                )
             if len(target) == 0:
                 add(values, at[:size], out[start : start + size])
             else:

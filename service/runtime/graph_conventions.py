@@ -1,6 +1,6 @@
-"""What the graphs written here and the runtime that runs them agree on. Imports nothing."""
+"""Conventions between the graphs that the compiler writes and the runtimes that run them."""
 
 INPUT_SUFFIX = ".in"
-"""Ends the name of a graph input whose feature is called like one of the outputs."""
+"""Ends the name of a graph input whose feature has the same name as an output."""
 MISSING_STRING = "\ue000missing"
-"""Stands for a missing string, which ONNX tensors cannot hold. Begins with a private-use character."""
+"""Stands for a missing string, which an ONNX tensor cannot hold. Begins with a private-use character."""

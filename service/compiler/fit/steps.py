@@ -36,7 +36,7 @@ def run(step: FitStep) -> FitResult:
         except Refused as error:
             reason = str(error)
         except (MemoryError, SystemError) as error:
-            reason = sandbox.why("fit", error, step.memory_mb)
+            reason = sandbox.explain_failure("fit", error, step.memory_mb)
         except Exception as error:
             reason = f"{describe_error(error)}{_text_columns_hint(step, error)}"
     return FitResult(state="rejected", report={"reason": reason})

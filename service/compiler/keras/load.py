@@ -1,8 +1,9 @@
-"""Keras models: loaded in safe mode, answered by themselves, and written as .tflite by TensorFlow.
+"""Load Keras models in safe mode, run them, and convert them to .tflite with TensorFlow.
 
-TensorFlow is the extra `keras`; it is imported here alone, in a build child, with the first model. The
-.tflite has the form that all of ours have: one float32 input `input` [rows, features] and outputs named as
-the signature's. The features are the model's inputs one after the other, each flattened in C order.
+TensorFlow is the optional extra `keras`. Only this module imports it, in a build child, when it loads the
+first model. The .tflite has the form of all .tflite files that Trivium writes: one float32 input `input`
+[rows, features], and outputs named as in the signature. The features are the model's inputs one after the
+other, each flattened in C order.
 """
 
 from __future__ import annotations
@@ -23,58 +24,63 @@ from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.compiler.keras import heads as keras_heads
 from service.compiler.keras import keras_gate
-from service.compiler.keras.heads import Head
+from service.compiler.keras.heads import OutputHead
 from service.compiler.tflite import stamp
 
 BATCH = 256
 _SETTINGS = {
     "KERAS_BACKEND": "tensorflow",
-    "KERAS_HOME": os.devnull + "/keras",  # no settings of this machine, and none written to it
+    "KERAS_HOME": os.devnull + "/keras",  # ignores and changes no settings of this machine
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",  # the same numbers on every processor
     "CUDA_VISIBLE_DEVICES": "-1",
 }
-_LACKING = re.compile(r"^(?:TF Select|Custom) ops: (.+)$", re.MULTILINE)
+_UNSUPPORTED_OPS = re.compile(r"^(?:TF Select|Custom) ops: (.+)$", re.MULTILINE)
 
 
 class KerasModel:
-    """A loaded model: its own answers, and its .tflite form."""
+    """A loaded model: runs it and converts it to .tflite."""
 
     def __init__(self, path: Path, scratch: Path, memory_mb: int) -> None:
-        """Raises `Refused`, saying why, for what is no whole .keras file of Keras' own layers.
+        """Raises `Refused`, naming the fault, unless the file is a complete .keras model of Keras' own layers.
 
-        Everything that Keras and TensorFlow write on the way is written under the directory `scratch`.
+        Keras and TensorFlow write their temporary files under the directory `scratch`.
         """
-        self.archive = keras_gate.check(path, memory_mb)
+        self.archive = keras_gate.check_archive(path, memory_mb)
         self._scratch = scratch
         self._keras, self._tf = _libraries()
         self.versions = {"keras": self._keras.__version__, "tensorflow": self._tf.__version__}
         try:
             with _quiet(), _folder(scratch) as folder:
-                named = folder / "model.keras"  # Keras goes by the name; a blob of the store has none
-                named.symlink_to(path.absolute())
-                self.model = self._keras.saving.load_model(named, compile=False, safe_mode=True)
+                link = folder / "model.keras"  # Keras requires the suffix, which stored blobs lack
+                link.symlink_to(path.absolute())
+                self.model = self._keras.saving.load_model(link, compile=False, safe_mode=True)
         except MemoryError:
             raise
-        except Exception as error:  # Keras raises anything for a configuration or weights that do not fit
-            raise Refused(f"Keras cannot load the model: {_sentence(error)}") from error
+        except (
+            Exception
+        ) as error:  # Keras raises many kinds of errors for a wrong configuration or wrong weights
+            raise Refused(f"Keras cannot load the model: {_first_line(error)}") from error
         self.kind = type(self.model).__name__
-        self.warnings = _single_precision(self.model, self._keras)
+        self.warnings = _use_float32(self.model, self._keras)
         self.inputs = _inputs(self.model)
         self.sizes = [math.prod(i.shape[1:]) for i in self.inputs]
 
-    def run(self, rows: Rows, heads: tuple[Head, ...], signature: Signature) -> Outputs:
-        """The model's own answers, as the signature has them."""
+    def run(self, rows: Rows, heads: tuple[OutputHead, ...], signature: Signature) -> Outputs:
+        """Run the Keras model itself. Returns the outputs of the signature."""
         matrix = as_float32(rows)
         raw: list[list[Array]] = []
         for start in range(0, len(matrix), BATCH):
-            given = self._arrange(self._tf.constant(matrix[start : start + BATCH]))
-            raw.append([np.asarray(t) for t in self._flat(self.model(given, training=False))])
+            inputs = self._arrange(self._tf.constant(matrix[start : start + BATCH]))
+            raw.append([np.asarray(t) for t in self._flat(self.model(inputs, training=False))])
         outputs = [np.concatenate(parts) for parts in zip(*raw, strict=True)]
-        return keras_heads.answer(outputs, heads, signature)
+        return keras_heads.to_outputs(outputs, heads, signature)
 
-    def to_tflite(self, heads: tuple[Head, ...], signature: Signature) -> bytes:
-        """float32, with the signature's names inside. Raises `Refused` naming the operators LiteRT lacks."""
+    def to_tflite(self, heads: tuple[OutputHead, ...], signature: Signature) -> bytes:
+        """Convert to a float32 .tflite with the signature's names.
+
+        Raises `Refused`, naming the operators that LiteRT does not have.
+        """
         _unroll(self.model)
         flat = self._flattened(heads, signature.task)
         features = sum(self.sizes)
@@ -85,21 +91,21 @@ class KerasModel:
                 file = folder / "model.tflite"
                 flat(np.zeros((2, features), np.float32))
                 flat.export(file, format="litert", verbose=False, input_signature=[spec], target_spec=builtin)
-                names = keras_heads.names(len(signature.outputs))
+                names = keras_heads.graph_output_names(len(signature.outputs))
                 return stamp.stamp(file.read_bytes(), names, signature, self.kind)
         except MemoryError:
             raise
-        except Exception as error:  # the converter has no errors of its own kind
-            raise Refused(_why_not(error)) from error
+        except Exception as error:  # the converter does not define its own errors
+            raise Refused(_conversion_fault(error)) from error
 
     def _arrange(self, flat: Any) -> Any:
-        """[rows, features] as the model's inputs."""
+        """Split [rows, features] into the model's inputs."""
         tf = self._tf
         parts = tf.split(flat, self.sizes, axis=1) if len(self.sizes) > 1 else [flat]
         shaped = []
-        for part, given in zip(parts, self.inputs, strict=True):
-            part = part if len(given.shape) == 2 else tf.reshape(part, (-1, *given.shape[1:]))
-            shaped.append(part if given.dtype == "float32" else tf.cast(part, given.dtype))
+        for part, tensor in zip(parts, self.inputs, strict=True):
+            part = part if len(tensor.shape) == 2 else tf.reshape(part, (-1, *tensor.shape[1:]))
+            shaped.append(part if tensor.dtype == "float32" else tf.cast(part, tensor.dtype))
         structure = getattr(self.model, "_inputs_struct", None)
         if structure is None or len(shaped) == 1:
             return shaped[0] if len(shaped) == 1 else shaped
@@ -108,7 +114,7 @@ class KerasModel:
     def _flat(self, answered: Any) -> list[Any]:
         return list(self._keras.tree.flatten(answered))
 
-    def _flattened(self, heads: tuple[Head, ...], task: str) -> Any:
+    def _flattened(self, heads: tuple[OutputHead, ...], task: str) -> Any:
         tf, outer = self._tf, self
         base: Any = self._keras.Model
 
@@ -119,13 +125,13 @@ class KerasModel:
 
             def call(self, rows: Any) -> Any:
                 raw = outer._flat(self.model(outer._arrange(rows), training=False))
-                return keras_heads.graph(tf, raw, heads, task)
+                return keras_heads.to_graph_outputs(tf, raw, heads, task)
 
         return Flattened(self.model)
 
 
 def as_float32(rows: Rows) -> Array:
-    """[rows, features], as the graph takes them."""
+    """float32 [rows, features], the graph's input."""
     columns = rows.columns
     matrix = rows.matrix if columns is None else np.column_stack(columns)
     assert matrix is not None
@@ -141,37 +147,37 @@ def _libraries() -> tuple[Any, Any]:
             import tensorflow
     except ModuleNotFoundError as error:
         raise Refused(
-            "the format keras needs TensorFlow, which is not installed here: install the extra keras "
+            "the format keras needs TensorFlow, which is not installed: install the extra keras "
             "(pip install 'trivium[keras]')"
         ) from error
     if keras.backend.backend() != "tensorflow":
-        raise Refused(f"Keras runs on {keras.backend.backend()} here; the format keras needs TensorFlow")
-    with contextlib.suppress(RuntimeError):  # it was set with the first model
+        raise Refused(f"Keras runs on {keras.backend.backend()}; the format keras needs TensorFlow")
+    with contextlib.suppress(RuntimeError):  # already set when the first model was loaded
         tensorflow.config.threading.set_intra_op_parallelism_threads(1)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
     return keras, tensorflow
 
 
 def _inputs(model: Any) -> list[Any]:
-    """Tensors with the whole shape known but for the rows. Raises `Refused`, naming the input."""
+    """The input tensors. Raises `Refused`, naming the input, unless only the number of rows is open."""
     inputs = list(getattr(model, "inputs", None) or [])
     if not inputs:
-        raise Refused("the model does not tell the shape of its input; begin it with keras.Input(shape)")
-    for given in inputs:
-        shape = tuple(given.shape)
-        if given.dtype == "string":
-            raise Refused(f"the input {given.name!r} takes strings, for which LiteRT has no operators")
+        raise Refused("the shape of the model's input is unknown; add keras.Input(shape) as its first layer")
+    for tensor in inputs:
+        shape = tuple(tensor.shape)
+        if tensor.dtype == "string":
+            raise Refused(f"the input {tensor.name!r} takes strings, which LiteRT does not support")
         if len(shape) < 1 or shape[0] is not None:
             raise Refused(
-                f"the input {given.name!r} takes {shape[0]} rows at a time; save it with batch_size=None"
+                f"the input {tensor.name!r} takes {shape[0]} rows at a time; save it with batch_size=None"
             )
         if None in shape[1:]:
-            raise Refused(f"the input {given.name!r} has the open shape {list(shape)}; give every dimension")
+            raise Refused(f"the input {tensor.name!r} has the open shape {list(shape)}; give every dimension")
     return inputs
 
 
-def _single_precision(model: Any, keras: Any) -> list[str]:
-    """Layers that compute in half precision hold float32 weights, and so do LiteRT's operators."""
+def _use_float32(model: Any, keras: Any) -> list[str]:
+    """Let mixed-precision layers compute in float32, as LiteRT does. Their weights are float32 already."""
     mixed = [layer for layer in model._flatten_layers() if layer.dtype_policy.name.startswith("mixed_")]
     names = sorted({layer.dtype_policy.name for layer in mixed})
     for layer in mixed:
@@ -180,7 +186,7 @@ def _single_precision(model: Any, keras: Any) -> list[str]:
 
 
 def _unroll(model: Any) -> None:
-    """Recurrent layers step by step: LiteRT has no tensor lists when the rows may be any number."""
+    """Unroll recurrent layers: with an open number of rows, LiteRT does not support tensor lists."""
     for layer in model._flatten_layers():
         if hasattr(layer, "unroll"):
             layer.unroll = True
@@ -188,23 +194,23 @@ def _unroll(model: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TensorFlow's C++ talks past Python's streams: nothing of it reaches the server's log."""
+    """Discard the output of TensorFlow's C++ code, which does not go through Python's streams."""
     saved = [(fd, os.dup(fd)) for fd in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
         for fd, _ in saved:
-            os.dup2(nowhere, fd)
+            os.dup2(null, fd)
         yield
     finally:
         for fd, copy in saved:
             os.dup2(copy, fd)
             os.close(copy)
-        os.close(nowhere)
+        os.close(null)
 
 
 @contextlib.contextmanager
 def _folder(scratch: Path) -> Iterator[Path]:
-    """A directory under `scratch`, where all temporary files go: it is swept when a child is killed."""
+    """A directory under `scratch` for all temporary files: the supervisor deletes `scratch` after a kill."""
     before, tempfile.tempdir = tempfile.tempdir, str(scratch)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -213,14 +219,14 @@ def _folder(scratch: Path) -> Iterator[Path]:
         tempfile.tempdir = before
 
 
-def _why_not(error: Exception) -> str:
-    lacking = sorted({name for line in _LACKING.findall(str(error)) for name in line.split(", ")})
-    if lacking:
-        return f"the model uses {', '.join(lacking)}, which is not among LiteRT's own operators"
-    return f"the model does not convert to .tflite: {_sentence(error)}"
+def _conversion_fault(error: Exception) -> str:
+    unsupported = sorted({name for line in _UNSUPPORTED_OPS.findall(str(error)) for name in line.split(", ")})
+    if unsupported:
+        return f"the model uses {', '.join(unsupported)}, which is not among LiteRT's own operators"
+    return f"the model cannot be converted to .tflite: {_first_line(error)}"
 
 
-def _sentence(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

@@ -8,17 +8,17 @@ import numpy as np
 from sklearn import base, compose, frozen, model_selection, pipeline
 
 from registry.errors import Refused
-from service.compiler.tflite import ensembles, linear, neural, preprocess, project
-from service.compiler.tflite.answer import Answer, Context, Converter
-from service.compiler.tflite.columns import Columns
-from service.compiler.tflite.trees import forest
+from service.compiler.tflite import ensembles, linear, neural, preprocess, projections
+from service.compiler.tflite.converter import CompiledOutputs, ConversionContext, Converter
+from service.compiler.tflite.forest_graph import compile_forest
+from service.compiler.tflite.graph_columns import GraphColumns
 from service.compiler.trees import flatten
 
 _NOTHING = (None, "passthrough")
 _KINDS = (base.ClassifierMixin, base.RegressorMixin, base.OutlierMixin)
 
 
-def compile_model(context: Context, model: Any, columns: Columns) -> Answer:
+def compile_model(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """Raises `Refused` by name for what has no TFLite form."""
     converter = CONVERTERS.get(type(model))
     if converter is None:
@@ -33,23 +33,23 @@ def alike(model: Any) -> list[str]:
     return sorted({t.__name__ for t in found})
 
 
-def _transformed(context: Context, model: Any, columns: Columns) -> Columns:
+def _transformed(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphColumns:
     answer = context.compile(context, model, columns)
     if answer.columns is None:
         raise Refused(f"{type(model).__name__} in front of another step has no TFLite form")
     return answer.columns
 
 
-def _pipeline(context: Context, model: Any, columns: Columns) -> Answer:
+def _pipeline(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     steps = [step for _, step in model.steps if not (isinstance(step, str) or step is None)]
     for step in steps[:-1]:
         columns = _transformed(context, step, columns)
     if not steps or model.steps[-1][1] in _NOTHING:
-        return Answer(columns=_transformed(context, steps[-1], columns) if steps else columns)
+        return CompiledOutputs(columns=_transformed(context, steps[-1], columns) if steps else columns)
     return context.compile(context, steps[-1], columns)
 
 
-def _columns(context: Context, model: Any, columns: Columns) -> Answer:
+def _columns(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """ColumnTransformer: its parts in the order in which they were fitted, the remainder last."""
     parts = []
     for name, step, _ in model.transformers_:
@@ -64,10 +64,10 @@ def _columns(context: Context, model: Any, columns: Columns) -> Answer:
         )
     if not parts:
         raise Refused("a ColumnTransformer that drops all columns has no TFLite form")
-    return Answer(columns=preprocess.beside(parts))
+    return CompiledOutputs(columns=preprocess.beside(parts))
 
 
-def _union(context: Context, model: Any, columns: Columns) -> Answer:
+def _union(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     parts = []
     for name, step in model.transformer_list:
         if isinstance(step, str) and step == "drop":
@@ -77,18 +77,18 @@ def _union(context: Context, model: Any, columns: Columns) -> Answer:
         parts.append(
             made if weight is None else made.then(context.graph, "multiply", np.full(made.width, weight))
         )
-    return Answer(columns=preprocess.beside(parts))
+    return CompiledOutputs(columns=preprocess.beside(parts))
 
 
-def _forest(context: Context, model: Any, columns: Columns) -> Answer:
-    return forest(context, flatten.flatten(model), columns)
+def _forest(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
+    return compile_forest(context, flatten.flatten(model), columns)
 
 
-def _searched(context: Context, model: Any, columns: Columns) -> Answer:
+def _searched(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     return context.compile(context, model.best_estimator_, columns)
 
 
-def _frozen(context: Context, model: Any, columns: Columns) -> Answer:
+def _frozen(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     return context.compile(context, model.estimator, columns)
 
 
@@ -97,7 +97,7 @@ CONVERTERS: dict[type, Converter] = {
     **linear.CONVERTERS,
     **neural.CONVERTERS,
     **preprocess.CONVERTERS,
-    **project.CONVERTERS,
+    **projections.CONVERTERS,
     **ensembles.CONVERTERS,
     pipeline.Pipeline: _pipeline,
     pipeline.FeatureUnion: _union,

@@ -11,11 +11,11 @@ import numpy as np
 from registry.errors import Refused
 from registry.signature import Signature
 from service.compiler.tflite import compose
-from service.compiler.tflite.answer import Answer, Context
-from service.compiler.tflite.columns import Columns, Raw, tensor
+from service.compiler.tflite.converter import CompiledOutputs, ConversionContext
+from service.compiler.tflite.graph_columns import GraphColumns, RawColumns, to_tensor
 from service.compiler.tflite.metadata import ENTRY
 from service.compiler.tflite.operators import Graph
-from service.compiler.tflite.writer import ROWS, Tensor
+from service.compiler.tflite.writer import ROWS, GraphTensor
 
 SEARCHED = 7
 """Conversions tried for a bound on the bytes: to within a hundredth of the nodes."""
@@ -26,7 +26,7 @@ class Converted:
     """A .tflite file, and in words what was given up for its size ("" for nothing)."""
 
     content: bytes
-    given_up: str
+    reduction: str
 
 
 def convert(model: Any, signature: Signature) -> bytes:
@@ -43,11 +43,13 @@ def reduced(model: Any, signature: Signature, fraction: float) -> Converted:
         raise Refused(f"feature {texts[0]!r} is text; the input of a .tflite of ours is numbers")
     graph = Graph(len(signature.inputs))
     single = all(i.dtype == "float32" for i in signature.inputs)
-    context = Context(graph, compose.compile_model, np.float32 if single else np.float64, fraction)
-    answer = compose.compile_model(context, model, Columns((Raw(np.arange(len(signature.inputs))),)))
+    context = ConversionContext(graph, compose.compile_model, np.float32 if single else np.float64, fraction)
+    answer = compose.compile_model(
+        context, model, GraphColumns((RawColumns(np.arange(len(signature.inputs))),))
+    )
     outputs = {name: _owned(graph, made) for name, made in _outputs(graph, signature, model, answer).items()}
     entry = json.dumps(_described(model, signature, outputs)).encode()
-    return Converted(graph.finish(outputs, {ENTRY: entry}), "; ".join(dict.fromkeys(context.given_up)))
+    return Converted(graph.finish(outputs, {ENTRY: entry}), "; ".join(dict.fromkeys(context.reduction)))
 
 
 def within(model: Any, signature: Signature, max_bytes: int) -> Converted:
@@ -75,9 +77,11 @@ def within(model: Any, signature: Signature, max_bytes: int) -> Converted:
     return best
 
 
-def _outputs(graph: Graph, signature: Signature, model: Any, answer: Answer) -> dict[str, Tensor]:
+def _outputs(
+    graph: Graph, signature: Signature, model: Any, answer: CompiledOutputs
+) -> dict[str, GraphTensor]:
     """The task's outputs by name. Raises `Refused` when the estimator's compiled form does not give them."""
-    made: dict[str, Tensor | None] = {}
+    made: dict[str, GraphTensor | None] = {}
     if signature.task == "classification":
         several = any("." in o.name for o in signature.outputs)
         for number, label in enumerate(answer.labels):
@@ -90,7 +94,7 @@ def _outputs(graph: Graph, signature: Signature, model: Any, answer: Answer) -> 
     elif signature.task == "outlier":
         made |= {"label": answer.labels[0] if answer.labels else None, "score": answer.score}
     elif signature.task == "transform":
-        made["vector"] = tensor(graph, answer.columns) if answer.columns is not None else None
+        made["vector"] = to_tensor(graph, answer.columns) if answer.columns is not None else None
     else:
         made["cluster"] = answer.labels[0] if answer.labels else None
     wanted = ["value" if o.name == "values" else o.name for o in signature.outputs]
@@ -99,12 +103,12 @@ def _outputs(graph: Graph, signature: Signature, model: Any, answer: Answer) -> 
     return {name: found for name in wanted if (found := made[name]) is not None}
 
 
-def _owned(graph: Graph, made: Tensor) -> Tensor:
+def _owned(graph: Graph, made: GraphTensor) -> GraphTensor:
     """An output must be a tensor of its own: not the input, a constant, nor the output of another name."""
     return graph.reshape(made, (ROWS, *made.shape[1:]))
 
 
-def _described(model: Any, signature: Signature, outputs: dict[str, Tensor]) -> dict[str, Any]:
+def _described(model: Any, signature: Signature, outputs: dict[str, GraphTensor]) -> dict[str, Any]:
     described = []
     for output, (name, made) in zip(signature.outputs, outputs.items(), strict=True):
         entry: dict[str, Any] = {"name": name, "shape": list(made.shape)}

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.rows import Array
-from service.compiler.tflite.columns import Columns, Raw
-from service.runtime.nodes import Nodes
+from service.compiler.tflite.graph_columns import GraphColumns, RawColumns
+from service.runtime.nodes import NodeTable
 
 LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
-class Moved:
+class InputThresholds:
     """By node: the column of the compared block, the float32 threshold, and where NaN goes."""
 
     threshold: Array
@@ -34,30 +34,30 @@ def down(values: Array) -> Array:
     return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
 
 
-def moved(nodes: Nodes, columns: Columns, kept: type[np.floating]) -> Moved:
+def move_thresholds(nodes: NodeTable, columns: GraphColumns, kept: type[np.floating]) -> InputThresholds:
     """`kept` is the dtype in which the estimator's scalers answer."""
     threshold, missing_left = down(nodes.threshold), nodes.missing_left.copy()
     start = 0
     for part in columns.parts:
         inside = (nodes.feature >= start) & (nodes.feature < start + part.width) & ~nodes.leaf
-        if isinstance(part, Raw) and part.steps and inside.any():
+        if isinstance(part, RawColumns) and part.steps and inside.any():
             at = np.flatnonzero(inside)
             chain = part.take(nodes.feature[at] - start)
             threshold[at] = _back(chain, nodes.threshold[at], nodes.rounded, kept)
             nothing = _seen(chain, np.full(len(at), np.nan, dtype=np.float32), nodes.rounded, kept)
             missing_left[at] = np.where(np.isnan(nothing), missing_left[at], nothing <= nodes.threshold[at])
         start += part.width
-    return Moved(threshold, missing_left)
+    return InputThresholds(threshold, missing_left)
 
 
-def _seen(chain: Raw, x: Array, rounded: bool, kept: type[np.floating]) -> Array:
+def _seen(chain: RawColumns, x: Array, rounded: bool, kept: type[np.floating]) -> Array:
     """What the tree compares, as doubles, when the device sends `x`."""
     seen = chain.evaluate(x.astype(kept))
     with np.errstate(over="ignore"):
         return (seen.astype(np.float32) if rounded else seen).astype(np.float64)
 
 
-def _back(chain: Raw, wanted: Array, rounded: bool, kept: type[np.floating]) -> Array:
+def _back(chain: RawColumns, wanted: Array, rounded: bool, kept: type[np.floating]) -> Array:
     """The largest finite float32 `x` of each with `_seen(x) <= wanted`; -inf when there is none."""
     low = np.full(len(wanted), _rank(np.float32(-LARGEST)) - 1)
     high = np.full(len(wanted), _rank(np.float32(LARGEST)))

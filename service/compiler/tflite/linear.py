@@ -9,77 +9,81 @@ from sklearn import cross_decomposition, discriminant_analysis, linear_model, sv
 
 from registry.errors import Refused
 from registry.rows import Array
-from service.compiler.tflite.answer import Answer, Context, Converter
-from service.compiler.tflite.columns import Columns, centred
+from service.compiler.tflite.converter import CompiledOutputs, ConversionContext, Converter
+from service.compiler.tflite.graph_columns import GraphColumns, centred_tensor
 from service.compiler.tflite.operators import Graph
-from service.compiler.tflite.writer import ROWS, Tensor
+from service.compiler.tflite.writer import ROWS, GraphTensor
 
 
-def affine(context: Context, columns: Columns, weights: Array, bias: Array, relu: bool = False) -> Tensor:
+def affine(
+    context: ConversionContext, columns: GraphColumns, weights: Array, bias: Array, relu: bool = False
+) -> GraphTensor:
     """[rows, m]: the columns times `weights` [n, m] plus `bias` [m].
 
     Scalers before are computed, not folded into the weights: quantized, a column must not drown the others.
     """
-    x, scale, shift = centred(context.graph, columns)
+    x, scale, shift = centred_tensor(context.graph, columns)
     weights = np.asarray(weights, dtype=np.float64)
     x = context.graph.mul(x, context.graph.constant(scale)) if (scale != 1).any() else x
     return context.graph.dense(x, weights, np.asarray(bias, dtype=np.float64) + shift @ weights, relu=relu)
 
 
-def positive(graph: Graph, decision: Tensor) -> Tensor:
+def positive(graph: Graph, decision: GraphTensor) -> GraphTensor:
     """int64 [rows]: 1 where the decision [rows, 1] is above 0."""
     return graph.reshape(graph.cast(graph.greater(decision, 0.0), "int64"), (ROWS,))
 
 
-def complement(graph: Graph, chance: Tensor) -> Tensor:
+def complement(graph: Graph, chance: GraphTensor) -> GraphTensor:
     """[rows, 1] -> [rows, 2]: of the first and of the second class."""
     return graph.concat([graph.sub(1.0, chance), chance])
 
 
-def _decision(context: Context, model: Any, columns: Columns) -> Tensor:
+def _decision(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphTensor:
     return affine(context, columns, np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_))
 
 
-def regressor(context: Context, model: Any, columns: Columns) -> Answer:
-    return Answer(value=_decision(context, model, columns))
+def regressor(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
+    return CompiledOutputs(value=_decision(context, model, columns))
 
 
-def log_regressor(context: Context, model: Any, columns: Columns) -> Answer:
+def log_regressor(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """Generalised linear models: the link of Poisson and Gamma, and of Tweedie where it is that."""
     raw = _decision(context, model, columns)
     link = type(model._base_loss.link).__name__
     if link not in ("IdentityLink", "LogLink"):
         raise Refused(f"{type(model).__name__} with a {link} has no TFLite form")
-    return Answer(value=context.graph.exp(raw) if link == "LogLink" else raw)
+    return CompiledOutputs(value=context.graph.exp(raw) if link == "LogLink" else raw)
 
 
-def classifier(context: Context, model: Any, columns: Columns) -> Answer:
+def classifier(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """A label for the largest decision, no probabilities."""
     raw = _decision(context, model, columns)
-    return Answer(labels=(_label(context.graph, raw),), decision=raw)
+    return CompiledOutputs(labels=(_label(context.graph, raw),), decision=raw)
 
 
-def _label(graph: Graph, raw: Tensor) -> Tensor:
+def _label(graph: Graph, raw: GraphTensor) -> GraphTensor:
     return positive(graph, raw) if raw.width == 1 else graph.argmax(raw)
 
 
-def logistic(context: Context, model: Any, columns: Columns) -> Answer:
+def logistic(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     raw = _decision(context, model, columns)
     graph = context.graph
     chances = complement(graph, graph.logistic(raw)) if raw.width == 1 else graph.softmax(raw)
-    return Answer(labels=(_label(graph, raw),), probabilities=(chances,), decision=raw)
+    return CompiledOutputs(labels=(_label(graph, raw),), probabilities=(chances,), decision=raw)
 
 
-def several_labels(context: Context, model: Any, columns: Columns) -> Answer:
+def several_labels(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """RidgeClassifier: with several outputs, each is a class of its own above 0."""
     if not model._label_binarizer.y_type_.startswith("multilabel"):
         return classifier(context, model, columns)
     raw = _decision(context, model, columns)
     graph = context.graph
-    return Answer(labels=tuple(positive(graph, graph.take(raw, [i])) for i in range(raw.width)), decision=raw)
+    return CompiledOutputs(
+        labels=tuple(positive(graph, graph.take(raw, [i])) for i in range(raw.width)), decision=raw
+    )
 
 
-def sgd(context: Context, model: Any, columns: Columns) -> Answer:
+def sgd(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """Probabilities by class, scaled to 1: `log_loss` and `modified_huber` have them."""
     made = classifier(context, model, columns)
     raw, graph = made.decision, context.graph
@@ -92,10 +96,10 @@ def sgd(context: Context, model: Any, columns: Columns) -> Answer:
     else:
         return made
     chances = complement(graph, chances) if raw.width == 1 else normalised(graph, chances)
-    return Answer(labels=made.labels, probabilities=(chances,), decision=raw)
+    return CompiledOutputs(labels=made.labels, probabilities=(chances,), decision=raw)
 
 
-def normalised(graph: Graph, chances: Tensor) -> Tensor:
+def normalised(graph: Graph, chances: GraphTensor) -> GraphTensor:
     """Rows scaled to the sum 1; rows of zeros become all equal."""
     total = graph.total(chances, axis=1, keep=True)
     nothing = graph.cast(graph.equal(total, 0.0), "float32")
@@ -103,9 +107,9 @@ def normalised(graph: Graph, chances: Tensor) -> Tensor:
     return graph.div(filled, graph.add(total, graph.mul(nothing, float(chances.width))))
 
 
-def partial_least_squares(context: Context, model: Any, columns: Columns) -> Answer:
-    centred = columns.then(context.graph, "subtract", model._x_mean)
-    return Answer(value=affine(context, centred, np.asarray(model.coef_).T, model.intercept_))
+def partial_least_squares(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
+    centred_tensor = columns.then(context.graph, "subtract", model._x_mean)
+    return CompiledOutputs(value=affine(context, centred_tensor, np.asarray(model.coef_).T, model.intercept_))
 
 
 def _types(module: Any, names: str) -> list[type]:

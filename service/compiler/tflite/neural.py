@@ -8,13 +8,13 @@ from typing import Any
 from sklearn import neural_network
 
 from registry.errors import Refused
-from service.compiler.tflite.answer import Answer, Context, Converter
-from service.compiler.tflite.columns import Columns
+from service.compiler.tflite.converter import CompiledOutputs, ConversionContext, Converter
+from service.compiler.tflite.graph_columns import GraphColumns
 from service.compiler.tflite.linear import affine, complement, positive
 from service.compiler.tflite.operators import Graph
-from service.compiler.tflite.writer import Tensor
+from service.compiler.tflite.writer import GraphTensor
 
-ACTIVATIONS: dict[str, Callable[[Graph, Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Graph, GraphTensor], GraphTensor]] = {
     "identity": lambda graph, x: x,
     "logistic": Graph.logistic,
     "tanh": Graph.tanh,
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Graph, Tensor], Tensor]] = {
 }
 
 
-def _last(context: Context, model: Any, columns: Columns) -> Tensor:
+def _last(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphTensor:
     """The last layer's sums [rows, outputs], before its activation."""
     graph, relu, depth = context.graph, model.activation == "relu", len(model.coefs_)
     made = affine(context, columns, model.coefs_[0], model.intercepts_[0], relu=relu and depth > 1)
@@ -35,26 +35,26 @@ def _last(context: Context, model: Any, columns: Columns) -> Tensor:
     return made
 
 
-def _activated(graph: Graph, model: Any, raw: Tensor) -> Tensor:
+def _activated(graph: Graph, model: Any, raw: GraphTensor) -> GraphTensor:
     if model.out_activation_ not in ACTIVATIONS:
         raise Refused(f"{type(model).__name__} that ends in {model.out_activation_} has no TFLite form")
     return ACTIVATIONS[model.out_activation_](graph, raw)
 
 
-def regressor(context: Context, model: Any, columns: Columns) -> Answer:
+def regressor(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     raw = _last(context, model, columns)
-    return Answer(value=_activated(context.graph, model, raw))
+    return CompiledOutputs(value=_activated(context.graph, model, raw))
 
 
-def classifier(context: Context, model: Any, columns: Columns) -> Answer:
+def classifier(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     """Two classes end in one logistic, more in a softmax, several outputs in a logistic each."""
     graph = context.graph
     raw = _last(context, model, columns)
     chances = _activated(graph, model, raw)
     if model.out_activation_ == "softmax":
-        return Answer(labels=(graph.argmax(raw),), probabilities=(chances,))
+        return CompiledOutputs(labels=(graph.argmax(raw),), probabilities=(chances,))
     single = [(graph.take(raw, [i]), graph.take(chances, [i])) for i in range(raw.width)]
-    return Answer(
+    return CompiledOutputs(
         labels=tuple(positive(graph, r) for r, _ in single),
         probabilities=tuple(complement(graph, c) for _, c in single),
     )

@@ -17,9 +17,9 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from registry.errors import Invalid, Refused
 from registry.rows import Array, Rows
 from service.compiler.tflite.metadata import read_metadata
+from service.compiler.tflite.operator_versions import update_operator_versions
 from service.compiler.tflite.operators import EXACT
-from service.compiler.tflite.runtimes import codes, min_runtime, min_tflite, named, operators
-from service.compiler.tflite.versions import stamped
+from service.compiler.tflite.runtime_versions import codes, min_runtime, min_tflite, named, operators
 from service.compiler.tflite.writer import DESCRIPTION
 
 __all__ = ["Quantize", "min_runtime", "min_tflite", "nothing_to_gain", "operators", "quantize"]
@@ -66,7 +66,9 @@ def quantize(tflite: bytes, how: Quantize, calibration: Rows | None = None) -> b
             warnings.simplefilter("ignore")  # calibration keeps all tensors, which LiteRT warns of
             made = quantizer.Quantizer(tflite, _recipe(how, _is_ours(tflite)))
             seen = made.calibrate({_key(tflite): feed}, num_threads=1) if made.need_calibration else None
-            small = stamped(bytes(made.quantize(seen, enable_progress_report=False).quantized_model))
+            small = update_operator_versions(
+                bytes(made.quantize(seen, enable_progress_report=False).quantized_model)
+            )
             Interpreter(model_content=small, num_threads=1).allocate_tensors()
             return small
     except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:

@@ -27,7 +27,7 @@ _SIZES = {
 }
 
 
-def read(tflite: bytes) -> Any:
+def read_checked(tflite: bytes) -> Any:
     """The file as the schema's `ModelT`. Raises `Refused`, saying what is wrong with it."""
     if tflite[4:8] != IDENTIFIER:
         raise Refused("the file is no .tflite model: it does not bear the mark TFL3")
@@ -43,25 +43,25 @@ def read(tflite: bytes) -> Any:
     return model
 
 
-def operator(model: Any, index: int) -> str:
+def operator_name(model: Any, index: int) -> str:
     """The name of the operator of this code, custom ones by their own."""
     code = model.operatorCodes[index]
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
     name = _OPERATORS.get(builtin, f"operator {builtin}")
-    return text(code.customCode) if name == "CUSTOM" else name
+    return decode_name(code.customCode) if name == "CUSTOM" else name
 
 
-def kind(tensor: Any) -> str:
+def dtype_name(tensor: Any) -> str:
     """FLOAT32, INT8, ..."""
     return str(_KINDS.get(tensor.type, f"type {tensor.type}"))
 
 
-def quantized(tensor: Any) -> bool:
+def is_quantized(tensor: Any) -> bool:
     found = tensor.quantization
     return found is not None and found.scale is not None and len(found.scale) > 0
 
 
-def text(name: Any) -> str:
+def decode_name(name: Any) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name or "")
 
 
@@ -73,7 +73,7 @@ def _check_model(model: Any) -> None:
     if any(b.offset or b.size for b in model.buffers):
         raise Refused("the .tflite file keeps weights outside its tables, which only files above 2 GB need")
     for index in range(len(model.operatorCodes or [])):
-        name = operator(model, index)
+        name = operator_name(model, index)
         if name in _FLOW:
             raise Refused(f"the graph uses {name}; loops and calls, which may never end, are not served")
         custom = model.operatorCodes[index].builtinCode == schema.BuiltinOperator.CUSTOM
@@ -116,13 +116,13 @@ def _check_tensor(model: Any, tensor: Any, what: str) -> None:
         raise Refused(f"{what} has the shape {shape}")
     if not 0 <= tensor.buffer < len(model.buffers):
         raise Refused(f"{what} has a buffer that does not exist")
-    if kind(tensor) not in _KINDS.values():
+    if dtype_name(tensor) not in _KINDS.values():
         raise Refused(f"{what} is of an unknown type")
-    content, size = _bytes(model, tensor), _SIZES.get(kind(tensor))
+    content, size = _bytes(model, tensor), _SIZES.get(dtype_name(tensor))
     needed = int(np.prod(shape, dtype=object)) * (size or 0)
     if content and size and tensor.sparsity is None and content != needed:
         raise Refused(f"{what} holds {content} bytes where its shape {shape} needs {needed}")
-    if quantized(tensor) and (scales := len(tensor.quantization.scale)) > 1:
+    if is_quantized(tensor) and (scales := len(tensor.quantization.scale)) > 1:
         axis = tensor.quantization.quantizedDimension
         if not 0 <= axis < len(shape) or scales != shape[axis]:
             raise Refused(f"{what} has {scales} scales for its shape {shape}")

@@ -16,11 +16,11 @@ import msgspec
 from registry.errors import Refused, Unavailable
 from registry.rows import Rows
 from registry.signature import DType, Input, Output, Scalar, Signature, Task
-from service.compiler.example import Example
+from service.compiler.example import ExampleTable
 from service.compiler.keras.describe_keras import MAX_FEATURES
 from service.compiler.measure import comparison_rows, parity
-from service.compiler.signature import describe
 from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.inputs import describe_input, example_rows
 from service.compiler.tflite import stamp, tflite_gate
 from service.compiler.tflite.metadata import ENTRY, read_entries
 
@@ -53,13 +53,13 @@ class _KnownOutput(msgspec.Struct, frozen=True):
     classes: tuple[Scalar, ...] | None = None
 
 
-class AsItIs:
+class TfliteUpload:
     """The file while it is taken in. `load` makes the serving runtime of a file and a signature."""
 
-    def __init__(self, path: Path, sample: Example | None, corrections: Corrections) -> None:
+    def __init__(self, path: Path, sample: ExampleTable | None, corrections: Corrections) -> None:
         """Raises `Refused` when the file is no .tflite that passes the gate."""
         content = path.read_bytes()
-        self.model = tflite_gate.read(content)
+        self.model = tflite_gate.read_checked(content)
         self.graph = self.model.subgraphs[0]
         self.path, self.sample, self.corrections = path, sample, corrections
         self.warnings: list[str] = []
@@ -73,14 +73,14 @@ class AsItIs:
         Raises `Refused` when the file does not answer row by row, on the example's rows and made-up ones.
         """
         inputs = self._inputs()
-        rows = describe.table(inputs, self.sample) if self.sample is not None else None
+        rows = example_rows(inputs, self.sample) if self.sample is not None else None
         signature = self._signature(inputs)
         copied = self.write(out, signature)
         runtime = _loaded(load, out if copied else self.path, signature)
-        probe = comparison_rows.kinds(None, signature, rows)
+        probe = comparison_rows.rows_by_kind(None, signature, rows)
         plain = probe["example"] if rows is not None else probe["random"]
         for size in (1, 3, len(plain)):
-            parity.trial(runtime, plain.take(slice(0, size)))
+            parity.run_checked(runtime, plain.take(slice(0, size)))
         return signature, rows, runtime, copied
 
     def write(self, out: Path, signature: Signature) -> bool:
@@ -105,10 +105,12 @@ class AsItIs:
                 raise Refused(
                     f"an input has the shape {shape}; its first dimension must be the rows, 1 or any"
                 )
-            if tflite_gate.kind(tensor) not in _DTYPES:
-                raise Refused(f"an input takes {tflite_gate.kind(tensor)}, which no feature can be")
+            if tflite_gate.dtype_name(tensor) not in _DTYPES:
+                raise Refused(f"an input takes {tflite_gate.dtype_name(tensor)}, which no feature can be")
             sizes.append(math.prod(shape[1:]))
-            dtypes.append("float32" if tflite_gate.quantized(tensor) else _DTYPES[tflite_gate.kind(tensor)])
+            dtypes.append(
+                "float32" if tflite_gate.is_quantized(tensor) else _DTYPES[tflite_gate.dtype_name(tensor)]
+            )
         if len(tensors) > 1 and any(size != 1 for size in sizes):
             raise Refused("the graph has several inputs, and one of them takes more than one number a row")
         if sum(sizes) > MAX_FEATURES:
@@ -139,7 +141,7 @@ class AsItIs:
             )
         if len(set(names)) < width:
             raise Refused("the file gives two features one name")
-        self.corrections.require_known(names)
+        self.corrections.require_features(names)
         return names
 
     def _own_names(self) -> list[str] | None:
@@ -149,14 +151,17 @@ class AsItIs:
         called = {}
         if self.model.signatureDefs and not self.model.signatureDefs[0].subgraphIndex:
             called = {
-                e.tensorIndex: tflite_gate.text(e.name) for e in self.model.signatureDefs[0].inputs or []
+                e.tensorIndex: tflite_gate.decode_name(e.name)
+                for e in self.model.signatureDefs[0].inputs or []
             }
-        return [called.get(int(i), tflite_gate.text(self.graph.tensors[i].name)) for i in self.graph.inputs]
+        return [
+            called.get(int(i), tflite_gate.decode_name(self.graph.tensors[i].name)) for i in self.graph.inputs
+        ]
 
     def _input(self, name: str, dtype: DType) -> Input:
         if self.sample is not None and name not in self.sample.columns:
             raise Refused(f"the example lacks {name!r}, which the graph takes")
-        found = self.corrections.apply((describe.describe_input(name, self.sample, dtype),))[0]
+        found = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
         if found.dtype == "string":
             raise Refused(f"the given dtype of {name!r} is string; the graph takes {dtype}")
         return found
@@ -215,7 +220,7 @@ class AsItIs:
         """The operator that made it, behind those that only convert or reshape."""
         by_output = {int(o): step for step in self.graph.operators or [] for o in step.outputs}
         while (step := by_output.get(tensor)) is not None:
-            name = tflite_gate.operator(self.model, step.opcodeIndex)
+            name = tflite_gate.operator_name(self.model, step.opcodeIndex)
             if name not in _PASS_ON:
                 return name
             tensor = int(step.inputs[0])
@@ -223,7 +228,7 @@ class AsItIs:
 
     def _is_whole(self, tensor: int) -> bool:
         found = self.graph.tensors[tensor]
-        return tflite_gate.kind(found) in ("INT32", "INT64") and not tflite_gate.quantized(found)
+        return tflite_gate.dtype_name(found) in ("INT32", "INT64") and not tflite_gate.is_quantized(found)
 
     def _width(self, tensor: int) -> int:
         shape = self.graph.tensors[tensor].shape

@@ -1,6 +1,6 @@
 """A .tflite file built operator by operator, with the flatbuffer schema that comes with LiteRT.
 
-A `Tensor`'s first dimension is -1 where it is the number of rows. Operators are written in their oldest
+A `GraphTensor`'s first dimension is -1 where it is the number of rows. Operators are written in their oldest
 version that can do the job, so that old runtimes take the file. Schema: `ai_edge_litert.schema_py_generated`.
 """
 
@@ -26,7 +26,7 @@ _KINDS: dict[str, int] = {
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GraphTensor:
     """A value in the graph: its number there, its shape (-1: rows) and dtype."""
 
     index: int
@@ -54,7 +54,7 @@ class Buffer(schema.BufferT):  # type: ignore[misc]
         return schema.BufferEnd(builder)
 
 
-class Writer:
+class GraphWriter:
     """Tensors, constants and operators of one graph with one input `input` float32 [rows, features]."""
 
     def __init__(self, features: int) -> None:
@@ -62,10 +62,10 @@ class Writer:
         self._buffers: list[Buffer] = [Buffer()]  # the first one is empty by convention
         self._codes: list[tuple[int, int]] = []
         self._operators: list[Any] = []
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], GraphTensor] = {}
         self.input = self._tensor("input", (ROWS, features), "float32", 0)
 
-    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str, buffer: int) -> Tensor:
+    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str, buffer: int) -> GraphTensor:
         made = schema.TensorT()
         made.name = name
         made.type = _KINDS[dtype]
@@ -73,9 +73,9 @@ class Writer:
         made.shapeSignature = list(shape) if ROWS in shape else None
         made.buffer = buffer
         self._tensors.append(made)
-        return Tensor(len(self._tensors) - 1, shape, dtype)
+        return GraphTensor(len(self._tensors) - 1, shape, dtype)
 
-    def constant(self, values: Any, dtype: str = "float32") -> Tensor:
+    def constant(self, values: Any, dtype: str = "float32") -> GraphTensor:
         """Equal constants are written once."""
         array = np.ascontiguousarray(np.asarray(values), dtype=dtype)
         data = array.tobytes()
@@ -89,13 +89,13 @@ class Writer:
     def operator(
         self,
         code: str,
-        inputs: list[Tensor],
+        inputs: list[GraphTensor],
         shape: tuple[int, ...],
         dtype: str,
         version: int = 1,
         name: str | None = None,
         **options: Any,
-    ) -> Tensor:
+    ) -> GraphTensor:
         """`table` names the operator's options, and `options` are its fields."""
         pair = (getattr(schema.BuiltinOperator, code), version)
         if pair not in self._codes:
@@ -112,7 +112,7 @@ class Writer:
         self._operators.append(made)
         return out
 
-    def finish(self, outputs: dict[str, Tensor], metadata: dict[str, bytes]) -> bytes:
+    def finish(self, outputs: dict[str, GraphTensor], metadata: dict[str, bytes]) -> bytes:
         """The file. `outputs` get their names; an input or constant among them must have been copied."""
         for name, tensor in outputs.items():
             self._tensors[tensor.index].name = name
@@ -145,7 +145,7 @@ def code(operator: int, version: int, custom: bytes | None = None) -> Any:
     return made
 
 
-def _signature(given: Tensor, outputs: dict[str, Tensor]) -> Any:
+def _signature(given: GraphTensor, outputs: dict[str, GraphTensor]) -> Any:
     made = schema.SignatureDefT()
     made.signatureKey, made.subgraphIndex = "serving_default", 0
     made.inputs = [_named("input", given)]
@@ -153,7 +153,7 @@ def _signature(given: Tensor, outputs: dict[str, Tensor]) -> Any:
     return made
 
 
-def _named(name: str, tensor: Tensor) -> Any:
+def _named(name: str, tensor: GraphTensor) -> Any:
     made = schema.TensorMapT()
     made.name, made.tensorIndex = name, tensor.index
     return made

@@ -1,4 +1,4 @@
-"""scikit-learn's two kinds of tree as plain arrays: what every other form of a forest is made from."""
+"""scikit-learn's two kinds of tree as plain arrays, the source of all other forms of a forest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from registry.rows import Array
 
 @dataclass(frozen=True)
 class Tree:
-    """Arrays by node, the root first, children -1 at leaves.
+    """Arrays by node, the root first; the children of a leaf are -1.
 
-    `values` [nodes, targets] float64 is what a leaf adds to the answer, `cover` how much of the training rows
-    came by (only ratios matter).
+    `values` [nodes, targets] float64 is what a leaf adds to the answer. `cover` is the weight of the training
+    rows that reach the node; only ratios matter.
     """
 
     feature: Array
@@ -29,7 +29,10 @@ class Tree:
 
 
 def from_tree(tree: Any, values: Array, features: Array | None = None) -> Tree:
-    """A `sklearn.tree._tree.Tree` and what its leaves should add; `features`: the columns it was given."""
+    """Convert a `sklearn.tree._tree.Tree`.
+
+    `values` are what its nodes add. `features` are the input columns it was fitted on; None: all of them.
+    """
     feature = tree.feature if features is None else np.asarray(features)[np.maximum(tree.feature, 0)]
     children = tree.children_left, tree.children_right
     return Tree(
@@ -38,7 +41,7 @@ def from_tree(tree: Any, values: Array, features: Array | None = None) -> Tree:
 
 
 def from_predictor(predictor: Any, target: int = 0, targets: int = 1) -> Tree:
-    """A tree of histogram boosting. Raises `NotImplementedError` for splits on categories."""
+    """Convert a tree of histogram boosting. Raises `NotImplementedError` for splits on categories."""
     nodes = predictor.nodes
     leaf = nodes["is_leaf"] != 0
     if (nodes["is_categorical"][~leaf] != 0).any():
@@ -50,8 +53,8 @@ def from_predictor(predictor: Any, target: int = 0, targets: int = 1) -> Tree:
     return Tree(nodes["feature_idx"], nodes["num_threshold"], left, right, missing, values, nodes["count"])
 
 
-def table(trees: list[Tree]) -> dict[str, Array | int]:
-    """The node arrays, `root` and `depth` of `service/runtime/nodes.py`."""
+def node_arrays(trees: list[Tree]) -> dict[str, Array | int]:
+    """The node arrays, `root` and `depth` of a `NodeTable`, by field name."""
     sizes = np.array([len(t.feature) for t in trees])
     start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     shift = np.repeat(start, sizes)
@@ -63,7 +66,7 @@ def table(trees: list[Tree]) -> dict[str, Array | int]:
     order, depth = _breadth_first(start, inner, left, right)
     owner = np.repeat(np.arange(len(trees)), sizes)[order]
     order = order[np.argsort(owner, kind="stable")]
-    place = np.full(len(inner), -1)  # nodes that no root leads to are left out
+    place = np.full(len(inner), -1)  # without the nodes that no root reaches
     place[order] = np.arange(len(order))
     inner = inner[order]
 
@@ -85,16 +88,18 @@ def table(trees: list[Tree]) -> dict[str, Array | int]:
 
 
 def _breadth_first(roots: Array, inner: Array, left: Array, right: Array) -> tuple[Array, int]:
-    """All nodes, level by level, siblings together; and the number of levels below the roots.
+    """All nodes level by level, siblings adjacent, and the number of levels below the roots.
 
-    Raises `Refused` where that does not end.
+    Raises `Refused` when the links between nodes form a cycle or leave the arrays.
     """
-    level, levels, seen = roots, [], 0
+    level, levels, count = roots, [], 0
     while len(level):
         levels.append(level)
-        seen += len(level)
-        if seen > len(inner) or max(left.max(), right.max()) >= len(inner):
-            raise Refused("the trees of this estimator lead in circles or nowhere; it is damaged")
+        count += len(level)
+        if count > len(inner) or max(left.max(), right.max()) >= len(inner):
+            raise Refused(
+                "the estimator is damaged: the links of its tree nodes form a cycle or lead to missing nodes"
+            )
         parents = level[inner[level]]
         level = np.column_stack([left[parents], right[parents]]).ravel()
     return np.concatenate(levels), len(levels) - 1

@@ -15,16 +15,16 @@ from registry.vocabulary import Format, Quantize
 from service.compiler.export import export_version
 from service.compiler.tflite import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
-from tests.service.compiler.keras import keras_models as made
+from tests.service.compiler.keras import keras_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def exported(
-    folder: Path, built: BuildResult, file: str, format: Format, **more: Any
+def export_from(
+    folder: Path, built: BuildResult, file: str, format: Format, **options: Any
 ) -> tuple[ExportRequest, ExportResult]:
     assert built.signature is not None, built.report
-    out = folder / f"export-{more.get('quantize')}"
+    out = folder / f"export-{options.get('quantize')}"
     out.mkdir()
     job = ExportRequest(
         artifact=str(folder / file),
@@ -36,7 +36,7 @@ def exported(
         example=str(folder / "example.csv"),
         example_media_type="text/csv",
         target="digit",
-        **more,
+        **options,
     )
     return job, export_version(job)
 
@@ -45,40 +45,54 @@ def exported(
     ("quantize", "bytes_below", "agree"),
     [("none", 1.0, 1.0), ("float16", 0.6, 0.999), ("dynamic", 0.4, 0.99), ("int8", 0.4, 0.97)],
 )
-def test_a_cnn_is_exported_smaller_and_answers_nearly_alike(
+def test_a_quantized_cnn_is_smaller_and_agrees_with_keras(
     tmp_path: Path, quantize: Quantize, bytes_below: float, agree: float
 ) -> None:
-    built = made.publish(tmp_path, made.cnn(), made.digits_frame(slice(made.TRAINING_ROWS, None)), target="digit")
-    job, found = exported(tmp_path, built, "model.keras", "keras", quantize=quantize)
-    assert found.state == "ready", found.report
-    assert found.min_runtime
-    file = Path(job.out, found.file or "")
-    assert file.stat().st_size <= bytes_below * found.report["bytes"]["float32"]
-    assert found.report["accuracy"]["drop"] < 0.02
+    built = keras_models.publish(
+        tmp_path,
+        keras_models.cnn(),
+        keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)),
+        target="digit",
+    )
+    job, result = export_from(tmp_path, built, "model.keras", "keras", quantize=quantize)
+    assert result.state == "ready", result.report
+    assert result.min_runtime
+    file = Path(job.out, result.file or "")
+    assert file.stat().st_size <= bytes_below * result.report["bytes"]["float32"]
+    assert result.report["accuracy"]["drop"] < 0.02
     assert read_metadata(file.read_bytes())["features"][0] == "p0"
-    pixels, _ = made.digits()
-    got = TfliteRuntime(file, job.signature).run(Rows(pixels.reshape(-1, 64).astype(np.float64)))
-    own = np.asarray(made.cnn()(pixels, training=False))
-    assert (got["label"] == own.argmax(axis=1)).mean() >= agree
+    pixels, _ = keras_models.digits()
+    answers = TfliteRuntime(file, job.signature).run(Rows(pixels.reshape(-1, 64).astype(np.float64)))
+    own = np.asarray(keras_models.cnn()(pixels, training=False))
+    assert (answers["label"] == own.argmax(axis=1)).mean() >= agree
 
 
-def test_an_export_above_its_bytes_is_rejected(tmp_path: Path) -> None:
-    built = made.publish(tmp_path, made.cnn(), made.digits_frame(slice(made.TRAINING_ROWS, None)), target="digit")
-    _, found = exported(tmp_path, built, "model.keras", "keras", bounds=ExportBounds(max_bytes=1000))
-    assert found.state == "rejected"
-    assert "the bound is 1,000" in found.report["reason"]
+def test_an_export_above_max_bytes_is_rejected(tmp_path: Path) -> None:
+    built = keras_models.publish(
+        tmp_path,
+        keras_models.cnn(),
+        keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)),
+        target="digit",
+    )
+    _, result = export_from(tmp_path, built, "model.keras", "keras", bounds=ExportBounds(max_bytes=1000))
+    assert result.state == "rejected"
+    assert "the bound is 1,000" in result.report["reason"]
 
 
-def test_a_published_tflite_is_delivered_as_it_is_or_smaller(tmp_path: Path) -> None:
-    (tmp_path / "model.tflite").write_bytes(made.exported("cnn"))
-    frame = made.digits_frame(slice(made.TRAINING_ROWS, None))
+def test_a_published_tflite_is_delivered_unchanged_or_quantized(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(keras_models.exported("cnn"))
+    frame = keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        built = made.publish_file(tmp_path, tmp_path / "model.tflite", frame, "tflite", target="digit")
-    whole, smaller = (
-        exported(tmp_path, built, "model.tflite", "tflite", quantize=q) for q in ("none", "dynamic")
+        built = keras_models.publish_file(
+            tmp_path, tmp_path / "model.tflite", frame, "tflite", target="digit"
+        )
+    unchanged, smaller = (
+        export_from(tmp_path, built, "model.tflite", "tflite", quantize=q) for q in ("none", "dynamic")
     )
-    for _, found in (whole, smaller):
-        assert found.state == "ready", found.report
-    assert Path(whole[0].out, whole[1].file or "").read_bytes() == made.exported("cnn")
-    assert Path(smaller[0].out, smaller[1].file or "").stat().st_size < 0.5 * len(made.exported("cnn"))
+    for _, result in (unchanged, smaller):
+        assert result.state == "ready", result.report
+    assert Path(unchanged[0].out, unchanged[1].file or "").read_bytes() == keras_models.exported("cnn")
+    assert Path(smaller[0].out, smaller[1].file or "").stat().st_size < 0.5 * len(
+        keras_models.exported("cnn")
+    )

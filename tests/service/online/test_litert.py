@@ -31,7 +31,7 @@ async def test_a_keras_model_is_published_and_predicted_with_typed_features(tmp_
         warnings.simplefilter("ignore")
         made.cnn().save(tmp_path / "model.keras")
     content = (tmp_path / "model.keras").read_bytes()
-    frame = made.digits_frame(slice(made.TRAINED, None))
+    frame = made.digits_frame(slice(made.TRAINING_ROWS, None))
     pixels, _ = made.digits()
     async with running(Settings(home=tmp_path / "home")) as api:
         example = {"artifact": await api.upload(frame.to_csv(index=False).encode()), "media_type": "text/csv"}
@@ -45,7 +45,7 @@ async def test_a_keras_model_is_published_and_predicted_with_typed_features(tmp_
         row = {name: float(value) for name, value in frame.drop(columns="digit").iloc[0].items()}
         answer = await api.predict("digits", row, row)
         assert answer.status_code == 200, answer.text
-        own = np.asarray(made.cnn()(pixels[made.TRAINED : made.TRAINED + 1], training=False))[0]
+        own = np.asarray(made.cnn()(pixels[made.TRAINING_ROWS : made.TRAINING_ROWS + 1], training=False))[0]
         one, two = answer.json()["predictions"]
         assert one == two
         assert one["label"] == int(own.argmax())

@@ -1,4 +1,4 @@
-"""Where compiled code is kept, and what becomes of it."""
+"""The cache of compiled code: its place, its use, and damaged entries."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ import os
 count = 0
 def compiled(*_): global count; count += 1
 from numba.core import event
-class Told(event.Listener):
+class Compilations(event.Listener):
     def on_start(self, event): compiled()
     def on_end(self, event): pass
-with event.install_listener("numba:compile", Told()):
-    from service.runtime import kernel
+with event.install_listener("numba:compile", Compilations()):
+    from service.runtime import forest_kernel
 from numba import config
-assert config.CACHE_DIR == os.environ["NUMBA_CACHE_DIR"], "numba's own setting is as before"
-print(count, len(kernel.add_leaves.signatures))
+assert config.CACHE_DIR == os.environ["NUMBA_CACHE_DIR"], "the setting of numba must be restored"
+print(count, len(forest_kernel.add_leaves.signatures))
 """
 
 
-def imported(place: Path) -> tuple[bool, list[Path]]:
-    """Whether importing the kernel had to compile it, and the files kept afterwards."""
-    done = subprocess.run(
+def import_kernel(cache: Path) -> tuple[bool, list[Path]]:
+    """Whether importing the kernel compiled it, and the files in the cache afterwards."""
+    process = subprocess.run(
         [sys.executable, "-c", COMPILE],
         cwd=ROOT,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(place)},
+        env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         check=True,
         timeout=300,
     )
-    count, signatures = map(int, done.stdout.split())
+    count, signatures = map(int, process.stdout.split())
     assert signatures == 2
-    return count > 0, sorted(p for p in place.rglob("*") if p.is_file())
+    return count > 0, sorted(p for p in cache.rglob("*") if p.is_file())
 
 
 @pytest.mark.slow
-def test_what_is_compiled_once_is_read_by_the_next_and_made_anew_when_it_is_damaged(tmp_path: Path) -> None:
-    anew, kept = imported(tmp_path)
-    assert anew
-    assert kept
-    assert imported(tmp_path) == (False, kept)
-    for file in kept:
+def test_compiled_code_is_reused_and_a_damaged_cache_is_replaced(tmp_path: Path) -> None:
+    compiled, files = import_kernel(tmp_path)
+    assert compiled
+    assert files
+    assert import_kernel(tmp_path) == (False, files)
+    for file in files:
         file.write_bytes(file.read_bytes()[:100])
-    assert imported(tmp_path) == (True, []), "what is damaged is thrown away"
-    anew, again = imported(tmp_path)
-    assert anew
-    assert [f.name for f in again] == [f.name for f in kept]
+    assert import_kernel(tmp_path) == (True, []), "a damaged cache is deleted"
+    compiled, new_files = import_kernel(tmp_path)
+    assert compiled
+    assert [f.name for f in new_files] == [f.name for f in files]
 
 
-def test_where_the_source_is_read_only_compiled_code_goes_into_the_data_directory(
+def test_compiled_code_goes_into_the_data_directory_if_the_source_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")  # restored afterwards
@@ -69,6 +69,6 @@ def test_where_the_source_is_read_only_compiled_code_goes_into_the_data_director
     prepare.prepare(settings)
     assert "NUMBA_CACHE_DIR" not in forkserver.environment()
     with monkeypatch.context() as patched:
-        patched.setattr(os, "access", lambda *_: False)  # root may write everywhere
+        patched.setattr(os, "access", lambda *_: False)  # root can write everywhere
         prepare.prepare(settings)
     assert forkserver.environment()["NUMBA_CACHE_DIR"] == str(tmp_path / "compiled")

@@ -1,4 +1,4 @@
-"""The kernel over the table of nodes: every ensemble's own answers, for any rows, from any thread."""
+"""The forest runtime gives the answers of each ensemble, for any rows, from any thread."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from sklearn.tree import DecisionTreeRegressor
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import Array, Rows
 from registry.signature import Input, Output, Signature
-from service.compiler.measure.comparison_rows import _beside
-from service.compiler.measure.tree_thresholds import thresholds
+from service.compiler.measure.comparison_rows import with_neighbours
+from service.compiler.measure.tree_thresholds import tree_splits
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
-from service.compiler.signature.estimator import Estimator
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.trees.flatten import flatten
-from service.compiler.trees.tree_pipeline import split
+from service.compiler.trees.tree_pipeline import split_forest_pipeline
 from service.runtime import forest_kernel, node_file
 from service.runtime.forest_runtime import BLOCK, ForestRuntime
 from tests.service.compiler.tflite import cases
@@ -54,45 +54,45 @@ def signature_of(model: Any) -> Signature:
 
 
 def served(folder: Path, model: Any) -> ForestRuntime:
-    steps, last = split(model)
+    steps, last = split_forest_pipeline(model)
     node_file.save(flatten(last), folder / "forest.npz", steps)
     return ForestRuntime(folder / "forest.npz", signature_of(model))
 
 
-def at_splits(model: Any, rows: Array, most: int = 2000) -> Array:
-    """Rows that hold a threshold of the model, or the next number beside it."""
-    splits = thresholds(model)
-    splits = splits[np.random.default_rng(0).permutation(len(splits))[:most]]
-    made = []
-    for values in _beside(splits[:, 1]):
+def rows_around_thresholds(model: Any, rows: Array, limit: int = 2000) -> Array:
+    """Rows with a threshold of the model, or an adjacent number, in one feature."""
+    splits = tree_splits(model)
+    splits = splits[np.random.default_rng(0).permutation(len(splits))[:limit]]
+    blocks = []
+    for values in with_neighbours(splits[:, 1]):
         block = rows[np.arange(len(splits)) % len(rows)]
         block[np.arange(len(splits)), splits[:, 0].astype(int)] = values
-        made.append(block)
-    return np.concatenate(made) if len(splits) else rows[:0]
+        blocks.append(block)
+    return np.concatenate(blocks) if len(splits) else rows[:0]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_arithmetic_with_columns_and_a_forest_is_refused_by_name(name: str) -> None:
+def test_other_models_are_refused(name: str) -> None:
     model, _ = cases.fitted(name, DATA)
     with pytest.raises(Refused, match="table of nodes"):
-        flatten(split(model)[1])
+        flatten(split_forest_pipeline(model)[1])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_ensemble_answers_as_it_does_in_scikit_learn(tmp_path: Path, name: str) -> None:
+def test_an_ensemble_gives_the_answers_of_scikit_learn(tmp_path: Path, name: str) -> None:
     model, rows = cases.fitted(name, DATA)
     far = (
         np.random.default_rng(1).choice([-1.0, 1.0], rows.shape)
         * 10.0 ** np.linspace(-40, 34, len(rows))[:, None]
     )
-    asked = np.vstack([rows, far, at_splits(model, rows)])
-    with np.errstate(over="ignore"):  # a tree that splits off missing values alone has an infinite threshold
-        asked = asked[~np.isinf(asked.astype(np.float32)).any(axis=1)]
+    all_rows = np.vstack([rows, far, rows_around_thresholds(model, rows)])
+    with np.errstate(over="ignore"):  # a split of missing values alone has an infinite threshold
+        all_rows = all_rows[~np.isinf(all_rows.astype(np.float32)).any(axis=1)]
     runtime = served(tmp_path, model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = Estimator(model, signature_of(model)).run(Rows(matrix=asked))
-    got = runtime.run(Rows(matrix=asked))
+        expected = EstimatorRuntime(model, signature_of(model)).run(Rows(matrix=all_rows))
+    got = runtime.run(Rows(matrix=all_rows))
     assert set(got) == set(expected)
     for output, answer in expected.items():
         assert got[output].dtype == answer.dtype
@@ -102,29 +102,29 @@ def test_an_ensemble_answers_as_it_does_in_scikit_learn(tmp_path: Path, name: st
             np.testing.assert_allclose(got[output], answer, rtol=1e-12, atol=1e-12)
 
 
-def test_equal_votes_go_to_the_class_that_scikit_learn_picks(tmp_path: Path) -> None:
+def test_ties_go_to_the_class_that_scikit_learn_predicts(tmp_path: Path) -> None:
     features, labels = make_classification(400, 8, flip_y=0.4, random_state=0)
     model = RandomForestClassifier(50, random_state=0).fit(features, labels)
     rows = np.random.default_rng(1).normal(size=(5000, 8))
-    chances = model.predict_proba(rows)
-    assert (chances[:, 0] == chances[:, 1]).sum() > 20, "this dataset is made to give ties"
+    probabilities = model.predict_proba(rows)
+    assert (probabilities[:, 0] == probabilities[:, 1]).sum() > 20, "the data set must have ties"
     answered = served(tmp_path, model).run(Rows(matrix=rows))
     assert (answered["label"] == model.predict(rows)).all()
-    assert (answered["probabilities"] == chances).all()
+    assert (answered["probabilities"] == probabilities).all()
 
 
 @pytest.mark.parametrize("rows", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 511, 512, 513, 5 * BLOCK + 3])
-def test_any_number_of_rows_is_answered_row_by_row(tmp_path: Path, rows: int) -> None:
+def test_any_number_of_rows_is_supported(tmp_path: Path, rows: int) -> None:
     model = RandomForestRegressor(7, random_state=0).fit(DATA.x, DATA.values)
-    asked = np.resize(DATA.x, (rows, cases.FEATURES))
-    answered = served(tmp_path, model).run(Rows(matrix=asked))["values"]
+    all_rows = np.resize(DATA.x, (rows, cases.FEATURES))
+    answered = served(tmp_path, model).run(Rows(matrix=all_rows))["values"]
     assert answered.shape == (rows, 2)
     np.testing.assert_array_equal(answered, np.resize(model.predict(DATA.x), (rows, 2)))
 
 
 SPECIAL = st.sampled_from([np.nan, np.inf, -np.inf, 1e300, -1e300, 3.5e38, -3.5e38, 0.0, -0.0, 5e-324, 1e-45])
-BOOSTED = HistGradientBoostingRegressor(max_iter=20, random_state=0).fit(DATA.holed, DATA.value)
-GROWN = RandomForestRegressor(5, random_state=0).fit(DATA.holed, DATA.value)
+BOOSTED = HistGradientBoostingRegressor(max_iter=20, random_state=0).fit(DATA.with_missing, DATA.value)
+GROWN = RandomForestRegressor(5, random_state=0).fit(DATA.with_missing, DATA.value)
 
 
 @pytest.fixture(scope="module")
@@ -135,23 +135,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("model", [BOOSTED, GROWN], ids=["float64", "float32"])
-def test_missing_infinite_and_huge_values_go_where_the_trees_send_them(
+def test_missing_infinite_and_huge_values_reach_the_right_leaves(
     folder: Path, model: Any, data: st.DataObject
 ) -> None:
-    known = st.sampled_from(thresholds(model)[:, 1].tolist())
+    threshold = st.sampled_from(tree_splits(model)[:, 1].tolist())
     number = st.one_of(
-        SPECIAL, known, known.map(lambda v: float(np.nextafter(v, np.inf))), st.floats(width=64)
+        SPECIAL, threshold, threshold.map(lambda v: float(np.nextafter(v, np.inf))), st.floats(width=64)
     )
     drawn = st.lists(st.lists(number, min_size=8, max_size=8), min_size=1, max_size=20)
     rows = np.array(data.draw(drawn), dtype=np.float64)
     with np.errstate(over="ignore"):
         expected = flatten(model).raw(rows)[:, 0]
     np.testing.assert_allclose(served(folder, model).run(Rows(matrix=rows))["value"], expected, rtol=1e-12)
-    if model is BOOSTED:  # the other refuses what float32 cannot hold
+    if model is BOOSTED:  # the random forest refuses numbers beyond float32
         np.testing.assert_allclose(model.predict(rows), expected, rtol=1e-12)
 
 
-def test_a_tree_as_deep_as_a_chain_is_walked_to_its_end(tmp_path: Path) -> None:
+def test_rows_reach_the_leaves_of_a_very_deep_tree(tmp_path: Path) -> None:
     column = (2.0 ** np.arange(-100.0, 100.0)).reshape(-1, 1)
     model = DecisionTreeRegressor(random_state=0).fit(column, column[:, 0])
     assert model.get_depth() > 50
@@ -160,7 +160,7 @@ def test_a_tree_as_deep_as_a_chain_is_walked_to_its_end(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answered, model.predict(rows))
 
 
-def test_wide_rows_come_in_smaller_blocks(tmp_path: Path) -> None:
+def test_blocks_of_wide_rows_have_fewer_rows(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(300, 9000))
     model = ExtraTreesRegressor(5, random_state=0).fit(rows, rows[:, -1])
     np.testing.assert_array_equal(
@@ -169,12 +169,12 @@ def test_wide_rows_come_in_smaller_blocks(tmp_path: Path) -> None:
 
 
 def unaligned(rows: Array) -> Array:
-    made = np.frombuffer(b"\0" + rows.tobytes(), np.uint8)[1:].view(np.float64).reshape(rows.shape)
-    assert not made.flags.aligned
-    return made
+    matrix = np.frombuffer(b"\0" + rows.tobytes(), np.uint8)[1:].view(np.float64).reshape(rows.shape)
+    assert not matrix.flags.aligned
+    return matrix
 
 
-def test_rows_are_taken_in_whatever_form_they_lie_in_memory(tmp_path: Path) -> None:
+def test_rows_may_have_any_memory_layout(tmp_path: Path) -> None:
     model = RandomForestRegressor(5, random_state=0).fit(DATA.x, DATA.value)
     runtime, expected = served(tmp_path, model), model.predict(DATA.x)
     read_only = DATA.x.copy()
@@ -184,40 +184,40 @@ def test_rows_are_taken_in_whatever_form_they_lie_in_memory(tmp_path: Path) -> N
         np.testing.assert_array_equal(runtime.run(Rows(matrix=matrix))["value"], expected)
     columns = tuple(DATA.x.T)
     np.testing.assert_array_equal(runtime.run(Rows(columns=columns))["value"], expected)
-    assert read_only.tobytes() == DATA.x.tobytes(), "rows are never written to"
+    assert read_only.tobytes() == DATA.x.tobytes(), "rows must stay unchanged"
 
 
 def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
     runtime = served(tmp_path, RandomForestRegressor(2).fit(DATA.x, DATA.value))
-    with pytest.raises(Invalid, match="8 features"):
+    with pytest.raises(Invalid, match="8 features, the rows have 7"):
         runtime.run(Rows(matrix=np.zeros((3, 7))))
 
 
-def test_threads_that_ask_at_once_get_their_own_answers(tmp_path: Path) -> None:
-    model = RandomForestClassifier(20, random_state=0).fit(DATA.holed, DATA.names)
+def test_concurrent_threads_get_their_own_answers(tmp_path: Path) -> None:
+    model = RandomForestClassifier(20, random_state=0).fit(DATA.with_missing, DATA.names)
     runtime = served(tmp_path, model)
-    parts = np.array_split(DATA.holed, 8)
+    parts = np.array_split(DATA.with_missing, 8)
     answers: dict[int, Any] = {}
 
-    def ask(i: int) -> None:
+    def run(i: int) -> None:
         for _ in range(20):
             answers[i] = runtime.run(Rows(matrix=parts[i]))
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for i, part in enumerate(parts):
         assert answers[i]["label"].tolist() == model.predict(part).tolist()
-    assert forest_kernel.add_leaves.targetoptions["nogil"], "or they would take turns"
+    assert forest_kernel.add_leaves.targetoptions["nogil"], "the kernel must release the GIL"
 
 
-FITS = Signature("regression", (Input("a", "float64"),) * 8, (Output("value", "float64", (-1,)),))
-TEXT = Signature("regression", (Input("a", "string"),) * 8, FITS.outputs)
-NARROW = Signature("regression", FITS.inputs[:2], FITS.outputs)
-CLASSES = Signature("classification", FITS.inputs, (Output("label", "int64", (-1,), (0, 1)),))
-TARGETS = Signature("regression", FITS.inputs, (Output("values", "float64", (-1, 2), ("y0", "y1")),))
+MATCHING = Signature("regression", (Input("a", "float64"),) * 8, (Output("value", "float64", (-1,)),))
+TEXT = Signature("regression", (Input("a", "string"),) * 8, MATCHING.outputs)
+NARROW = Signature("regression", MATCHING.inputs[:2], MATCHING.outputs)
+CLASSES = Signature("classification", MATCHING.inputs, (Output("label", "int64", (-1,), (0, 1)),))
+TARGETS = Signature("regression", MATCHING.inputs, (Output("values", "float64", (-1, 2), ("y0", "y1")),))
 
 
 @pytest.mark.parametrize(
@@ -226,16 +226,16 @@ TARGETS = Signature("regression", FITS.inputs, (Output("values", "float64", (-1,
 def test_a_table_that_does_not_fit_the_signature_is_unavailable(tmp_path: Path, signature: Signature) -> None:
     path = tmp_path / "forest.npz"
     node_file.save(flatten(RandomForestRegressor(2, random_state=0).fit(DATA.x, DATA.value)), path)
-    assert ForestRuntime(path, FITS).bytes > 0
+    assert ForestRuntime(path, MATCHING).bytes > 0
     with pytest.raises(Unavailable, match="table of nodes"):
         ForestRuntime(path, signature)
 
 
-def test_a_file_that_is_gone_or_no_table_is_unavailable(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_file_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "nonsense").write_bytes(b"nonsense")
-    for name in ("nonsense", "gone"):
+    for name in ("nonsense", "missing"):
         with pytest.raises(Unavailable, match="cannot be read"):
-            ForestRuntime(tmp_path / name, FITS)
+            ForestRuntime(tmp_path / name, MATCHING)
 
 
 def test_loading_the_runtime_imports_no_scikit_learn() -> None:
@@ -245,5 +245,5 @@ import service.runtime.forest_runtime
 print([name for name in ("sklearn", "joblib", "pandas", "onnx", "onnxruntime") if name in sys.modules])
 """
     argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert process.stdout.strip() == "[]"

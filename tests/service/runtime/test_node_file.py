@@ -1,4 +1,4 @@
-"""The table of nodes as a file: what is read is what was saved, and nothing that leads astray is read."""
+"""The file of a table of nodes: a loaded table equals the saved one, and damaged files are refused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, Random
 from registry.errors import Refused
 from service.compiler.trees.flatten import flatten
 from service.runtime import node_file
-from service.runtime.nodes import Nodes
+from service.runtime.nodes import NodeTable
 from tests.service.compiler.tflite import cases
 
 DATA = cases.data(300)
 FEATURES = cases.FEATURES
-FOREST = flatten(RandomForestClassifier(5, random_state=0).fit(DATA.holed, DATA.labels))
+FOREST = flatten(RandomForestClassifier(5, random_state=0).fit(DATA.with_missing, DATA.labels))
 BOOSTED = flatten(GradientBoostingClassifier(n_estimators=3, random_state=0).fit(DATA.x, DATA.three))
 
 
@@ -37,23 +37,23 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [FOREST, BOOSTED, flatten(IsolationForest(n_estimators=5, random_state=0).fit(DATA.x))],
     ids=["fractions", "softmax", "isolation"],
 )
-def test_what_is_read_is_what_was_saved(tmp_path: Path, nodes: Nodes) -> None:
+def test_a_loaded_table_equals_the_saved_table(tmp_path: Path, nodes: NodeTable) -> None:
     size = node_file.save(nodes, tmp_path / "forest.npz")
     assert size == (tmp_path / "forest.npz").stat().st_size
     read, steps = node_file.load(tmp_path / "forest.npz", FEATURES)
     assert steps == ()
-    for field in fields(Nodes):
+    for field in fields(NodeTable):
         if field.name != "cover":
             np.testing.assert_array_equal(getattr(read, field.name), getattr(nodes, field.name))
             assert type(getattr(read, field.name)) is type(getattr(nodes, field.name))
 
 
-def changed(path: Path, to: Path, **parts: Any) -> Path:
-    """The file with other parts in it; None leaves one out."""
+def write_changed(path: Path, copy: Path, **parts: Any) -> Path:
+    """Write a copy of the file with other parts. The value None removes a part."""
     with np.load(path) as file:
-        kept = {**file, **parts}
-    np.savez(to, **{name: part for name, part in kept.items() if part is not None})
-    return to
+        content = {**file, **parts}
+    np.savez(copy, **{name: part for name, part in content.items() if part is not None})
+    return copy
 
 
 def with_value(name: str, at: int, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -72,30 +72,30 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "a negative feature": with_value("feature", INNER, -1),
     "a child beyond the nodes": with_value("left", INNER, len(FOREST.left) - 1),
     "a negative child": with_value("left", INNER, -5),
-    "a circle": with_value("left", INNER, 0),
+    "a cycle": with_value("left", INNER, 0),
     "a child of two parents": lambda p: with_value("left", INNER, int(p["left"][INNER + 1]))(p),
-    "a leaf that goes on": with_value("threshold", LEAF, 0.5),
-    "a leaf that goes on where a value is missing": with_value("missing_left", LEAF, False),
+    "a leaf with a threshold": with_value("threshold", LEAF, 0.5),
+    "a leaf that sends missing values right": with_value("missing_left", LEAF, False),
     "a root beyond the nodes": with_value("root", 1, len(FOREST.left)),
     "a root inside a tree": with_value("root", 1, int(FOREST.root[1]) + 1),
-    "no trees": lambda p: {"root": p["root"][:0]},
+    "an empty forest": lambda p: {"root": p["root"][:0]},
     "a column too short": lambda p: {"threshold": p["threshold"][:-1]},
     "another dtype": lambda p: {"left": p["left"].astype(np.int64)},
     "another number of dimensions": lambda p: {"values": p["values"][:, 0]},
-    "leaf values too few": lambda p: {"values": p["values"][:-1]},
+    "a leaf value missing": lambda p: {"values": p["values"][:-1]},
     "leaf values too wide": lambda p: {"values": np.hstack([p["values"], p["values"]])},
-    "no leaf values": lambda p: {"values": p["values"][:, :0]},
-    "more answers than it adds up": lambda p: {"outputs": 99, "base": np.zeros(99)},
-    "other blocks": lambda p: {"blocks": p["blocks"] + 1},
-    "weights of other trees": lambda p: {"weight": p["weight"][:-1]},
-    "targets of answers there are not": lambda p: {
+    "leaf values of width 0": lambda p: {"values": p["values"][:, :0]},
+    "more answers than leaf values": lambda p: {"outputs": 99, "base": np.zeros(99)},
+    "blocks of another width": lambda p: {"blocks": p["blocks"] + 1},
+    "a weight missing": lambda p: {"weight": p["weight"][:-1]},
+    "targets beyond the answers": lambda p: {
         "target": np.full(5, 5, np.int32),
         "values": np.ascontiguousarray(p["values"][:, :1]),
     },
-    "another link": lambda p: {"link": "exec"},
+    "an unknown link": lambda p: {"link": "exec"},
     "a part missing": lambda p: {"left": None},
-    "unknown steps before it": lambda p: {"operations": ["exec"], "numbers": np.ones((1, FEATURES))},
-    "steps of another width": lambda p: {"operations": ["add"], "numbers": np.ones((1, 1))},
+    "an unknown column step": lambda p: {"operations": ["exec"], "numbers": np.ones((1, FEATURES))},
+    "column steps of another width": lambda p: {"operations": ["add"], "numbers": np.ones((1, 1))},
     "pickled objects": lambda p: {"link": np.array([print], dtype=object)},
 }
 
@@ -105,7 +105,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path, saved: Path, damage: Callabl
     with np.load(saved) as file:
         parts = damage(dict(file))
     with pytest.raises(Refused, match="table of nodes"):
-        node_file.load(changed(saved, tmp_path / "damaged.npz", **parts), FEATURES)
+        node_file.load(write_changed(saved, tmp_path / "damaged.npz", **parts), FEATURES)
 
 
 def test_a_table_for_wider_rows_is_refused(saved: Path) -> None:
@@ -114,9 +114,7 @@ def test_a_table_for_wider_rows_is_refused(saved: Path) -> None:
 
 
 @given(st.data())
-def test_bytes_that_changed_on_the_disk_are_refused_or_change_nothing(
-    saved: Path, data: st.DataObject
-) -> None:
+def test_changed_bytes_are_refused_or_have_no_effect(saved: Path, data: st.DataObject) -> None:
     content = bytearray(saved.read_bytes())
     for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=5)):
         content[at] ^= data.draw(st.integers(1, 255))
@@ -134,9 +132,7 @@ def test_bytes_that_changed_on_the_disk_are_refused_or_change_nothing(
     left=st.lists(st.integers(-3, 12), min_size=1, max_size=9),
     root=st.lists(st.integers(-2, 9), max_size=3),
 )
-def test_every_table_that_is_read_ends_all_paths_inside_it(
-    saved: Path, left: list[int], root: list[int]
-) -> None:
+def test_all_paths_of_a_loaded_table_end_at_a_leaf(saved: Path, left: list[int], root: list[int]) -> None:
     own = np.arange(len(left))
     children = np.array(left, dtype=np.int32)
     leaves = int((children == own).sum())
@@ -150,7 +146,7 @@ def test_every_table_that_is_read_ends_all_paths_inside_it(
         "weight": np.ones(len(root)),
     }
     try:
-        nodes, _ = node_file.load(changed(saved, saved.with_name("made.npz"), **parts), 1)
+        nodes, _ = node_file.load(write_changed(saved, saved.with_name("generated.npz"), **parts), 1)
     except Refused:
         return
     at = np.broadcast_to(nodes.root, (2, nodes.trees))

@@ -1,4 +1,4 @@
-"""Archives that Keras never gets to see, and why."""
+"""Archives that the gate refuses before Keras opens them, and the reasons."""
 
 from __future__ import annotations
 
@@ -9,55 +9,60 @@ from typing import Any
 import pytest
 
 from registry.errors import Refused
-from service.compiler.keras.keras_gate import check
+from service.compiler.keras.keras_gate import check_archive
 from tests.service.compiler.keras.keras_models import archive
 
 MB = 8192
 
 
-def layer(kind: str, module: str | None = "keras.layers", **config: Any) -> dict[str, Any]:
-    return {"class_name": kind, "module": module, "registered_name": None, "config": {"name": "it", **config}}
+def layer(class_name: str, module: str | None = "keras.layers", **config: Any) -> dict[str, Any]:
+    return {
+        "class_name": class_name,
+        "module": module,
+        "registered_name": None,
+        "config": {"name": "it", **config},
+    }
 
 
-def model(*inner: Any, **more: Any) -> dict[str, Any]:
+def model(*children: Any, **entries: Any) -> dict[str, Any]:
     return {
         "class_name": "Sequential",
         "module": "keras",
         "registered_name": None,
-        "config": {"layers": list(inner)},
-        **more,
+        "config": {"layers": list(children)},
+        **entries,
     }
 
 
 def reason(path: Path, memory_mb: int = MB) -> str:
     with pytest.raises(Refused) as refused:
-        check(path, memory_mb)
+        check_archive(path, memory_mb)
     return str(refused.value)
 
 
-def test_keras_own_layers_pass_and_the_losses_are_not_looked_at(tmp_path: Path) -> None:
+def test_keras_own_layers_pass_with_a_custom_loss(tmp_path: Path) -> None:
     loss = {"class_name": "MyLoss", "module": "mine", "config": {}}
-    whole = archive(tmp_path / "m", model(layer("Dense", units=3), compile_config={"loss": loss}))
-    found = check(whole, MB)
-    assert (found.keras_version, found.logits) == ("3.15.1", False)
+    path = archive(tmp_path / "m", model(layer("Dense", units=3), compile_config={"loss": loss}))
+    checked = check_archive(path, MB)
+    assert (checked.keras_version, checked.logits) == ("3.15.1", False)
 
 
-def test_a_loss_from_logits_is_seen(tmp_path: Path) -> None:
+def test_a_loss_from_logits_is_recognized(tmp_path: Path) -> None:
     loss = {
         "class_name": "SparseCategoricalCrossentropy",
         "module": "keras.losses",
         "config": {"from_logits": True},
     }
-    assert check(archive(tmp_path / "m", model(compile_config={"loss": loss})), MB).logits
+    assert check_archive(archive(tmp_path / "m", model(compile_config={"loss": loss})), MB).logits
 
 
 @pytest.mark.parametrize(
-    ("inner", "said"),
+    ("child", "message"),
     [
-        (layer("Lambda"), "Lambda layer 'it': Python code"),
+        (layer("Lambda"), "Lambda layer 'it', which runs Python code"),
         (
             layer("Dense", activation={"class_name": "__lambda__", "config": {"value": ""}}),
-            "Lambda layer: Python",
+            "Lambda layer, which runs Python",
         ),
         (layer("TFSMLayer", filepath="/etc"), "TFSMLayer layer 'it', which runs code from outside Keras"),
         (layer("TorchModuleWrapper"), "TorchModuleWrapper"),
@@ -78,8 +83,8 @@ def test_a_loss_from_logits_is_seen(tmp_path: Path) -> None:
         (model(layer("Dense"), compile_config={"loss": layer("MyLoss", "mine")}), "mine.MyLoss"),
     ],
 )
-def test_what_is_not_keras_own_is_refused_by_name(tmp_path: Path, inner: Any, said: str) -> None:
-    assert said in reason(archive(tmp_path / "m", model(inner)))
+def test_custom_objects_are_refused_by_name(tmp_path: Path, child: Any, message: str) -> None:
+    assert message in reason(archive(tmp_path / "m", model(child)))
 
 
 def test_a_legacy_h5_file_is_refused_with_a_hint(tmp_path: Path) -> None:
@@ -88,30 +93,30 @@ def test_a_legacy_h5_file_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"anything at all"])
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m").write_bytes(content)
-    assert "cut short, damaged, or no .keras archive" in reason(tmp_path / "m")
+    assert "truncated, damaged, or not a .keras archive" in reason(tmp_path / "m")
 
 
-def test_an_archive_that_was_cut_short_is_refused(tmp_path: Path) -> None:
-    whole = archive(tmp_path / "m", model(), weights=bytes(range(256)) * 10)
-    for part in (0.3, 0.9, 0.999):
-        (tmp_path / "part").write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
-        assert "cut short" in reason(tmp_path / "part")
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    complete = archive(tmp_path / "m", model(), weights=bytes(range(256)) * 10)
+    for share in (0.3, 0.9, 0.999):
+        (tmp_path / "part").write_bytes(complete.read_bytes()[: int(complete.stat().st_size * share)])
+        assert "truncated" in reason(tmp_path / "part")
 
 
 def test_a_flipped_byte_of_the_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    with zipfile.ZipFile(archive(tmp_path / "a", model())) as given, zipfile.ZipFile(path, "w") as made:
-        for name in given.namelist():
-            made.writestr(name, given.read(name))  # as Keras does: not compressed
+    with zipfile.ZipFile(archive(tmp_path / "a", model())) as source, zipfile.ZipFile(path, "w") as copy:
+        for name in source.namelist():
+            copy.writestr(name, source.read(name))  # uncompressed, as Keras writes it
     content = bytearray(path.read_bytes())
     content[content.index(b"weights", content.index(b"model.weights.h5") + 20)] ^= 1
     path.write_bytes(content)
     assert "model.weights.h5" in reason(path)
 
 
-def test_an_archive_that_unpacks_to_more_than_half_the_memory_is_refused_unread(tmp_path: Path) -> None:
+def test_an_archive_that_unpacks_to_more_than_half_the_memory_is_refused(tmp_path: Path) -> None:
     bomb = archive(tmp_path / "m", model(), weights=bytes(60 << 20))
     assert bomb.stat().st_size < 100_000
     assert reason(bomb, memory_mb=100) == (
@@ -119,13 +124,13 @@ def test_an_archive_that_unpacks_to_more_than_half_the_memory_is_refused_unread(
     )
 
 
-def test_a_path_that_leads_out_of_the_archive_is_refused(tmp_path: Path) -> None:
-    assert "leads out of it" in reason(archive(tmp_path / "m", model(), **{"assets/../../x": b""}))
+def test_a_path_outside_the_archive_is_refused(tmp_path: Path) -> None:
+    assert "a path outside the archive" in reason(archive(tmp_path / "m", model(), **{"assets/../../x": b""}))
 
 
 @pytest.mark.parametrize("config", ["[]", "{", "nothing", "[" * 100_000])
-def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path, config: str) -> None:
-    assert "config.json is no JSON" in reason(archive(tmp_path / "m", config))
+def test_a_configuration_that_is_not_a_json_object_is_refused(tmp_path: Path, config: str) -> None:
+    assert "config.json is not " in reason(archive(tmp_path / "m", config))
 
 
 def test_an_archive_of_keras_2_is_refused_with_a_hint(tmp_path: Path) -> None:
@@ -135,7 +140,7 @@ def test_an_archive_of_keras_2_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_an_archive_without_weights_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "m", "w") as made:
-        made.writestr("config.json", "{}")
-        made.writestr("saved/saved_model.pb", b"")
+    with zipfile.ZipFile(tmp_path / "m", "w") as file:
+        file.writestr("config.json", "{}")
+        file.writestr("saved/saved_model.pb", b"")
     assert "holds a SavedModel" in reason(tmp_path / "m")

@@ -1,10 +1,11 @@
-"""From a .keras file and an example to a version that LiteRT serves."""
+"""Builds of Keras models: description, conversion, comparison and serving on LiteRT."""
 
 from __future__ import annotations
 
 import json
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from sklearn.datasets import load_iris
 
 from service.compiler.tflite import read_metadata
-from tests.service.compiler.keras import keras_models as made
+from tests.service.compiler.keras import keras_models
 from tests.service.compiler.keras.keras_models import keras, layers, publish, publish_file, rows, served
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -22,15 +23,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 @pytest.fixture
 def cnn() -> Any:
-    return made.cnn()
+    return keras_models.cnn()
 
 
-def answers(model: Any, given: Any) -> Any:
-    return np.asarray(model(given, training=False))
+def predict(model: Any, inputs: Any) -> Any:
+    return np.asarray(model(inputs, training=False))
 
 
-def test_a_cnn_on_digits_answers_on_litert_as_keras_does(tmp_path: Path, cnn: Any) -> None:
-    built = publish(tmp_path, cnn, made.digits_frame(slice(made.TRAINED, None)), target="digit")
+def test_a_cnn_gives_the_same_answers_on_litert_as_in_keras(tmp_path: Path, cnn: Any) -> None:
+    built = publish(
+        tmp_path, cnn, keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)), target="digit"
+    )
     assert built.runtime_reason == "converted to LiteRT, where it answers as the Keras model does"
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == [f"p{i}" for i in range(64)]
@@ -44,14 +47,14 @@ def test_a_cnn_on_digits_answers_on_litert_as_keras_does(tmp_path: Path, cnn: An
     assert built.report["parity"]["rows"] == {"example": 597, "random": 500, "edge": 4}
     assert built.lineage["made_by"] == {"keras": {"version": keras.__version__, "said_by": "file"}}
 
-    pixels, _ = made.digits()
+    pixels, _ = keras_models.digits()
     got = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))
-    own = answers(cnn, pixels)
-    np.testing.assert_allclose(got["probabilities"], own, atol=1e-5)
-    assert (got["label"] == own.argmax(axis=1)).all()
+    expected = predict(cnn, pixels)
+    np.testing.assert_allclose(got["probabilities"], expected, atol=1e-5)
+    assert (got["label"] == expected.argmax(axis=1)).all()
 
 
-def test_the_file_tells_a_device_its_features_and_classes(tmp_path: Path, cnn: Any) -> None:
+def test_the_file_names_its_features_and_classes(tmp_path: Path, cnn: Any) -> None:
     built = publish(tmp_path, cnn)
     content = (tmp_path / "out" / (built.servable or "")).read_bytes()
     assert read_metadata(content) == {
@@ -66,8 +69,8 @@ def test_the_file_tells_a_device_its_features_and_classes(tmp_path: Path, cnn: A
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content)
-    (given,) = interpreter.get_input_details()
-    assert (given["name"], given["shape_signature"].tolist(), given["dtype"]) == (
+    (details,) = interpreter.get_input_details()
+    assert (details["name"], details["shape_signature"].tolist(), details["dtype"]) == (
         "input",
         [-1, 64],
         np.float32,
@@ -75,46 +78,48 @@ def test_the_file_tells_a_device_its_features_and_classes(tmp_path: Path, cnn: A
     assert [d["name"] for d in interpreter.get_output_details()] == ["label", "probabilities"]
 
 
-def test_the_targets_own_values_are_the_classes(tmp_path: Path) -> None:
+def test_the_values_of_the_target_are_the_classes(tmp_path: Path) -> None:
     data = load_iris(as_frame=True)
-    kinds = data.target_names[data.target]
-    built = publish(tmp_path, made.iris(), data.data.assign(kind=kinds), target="kind")
+    species = data.target_names[data.target]
+    built = publish(tmp_path, keras_models.iris(), data.data.assign(species=species), target="species")
     assert built.signature is not None
     assert built.signature.outputs[0].classes == ("setosa", "versicolor", "virginica")
     assert built.signature.outputs[0].dtype == "string"
     assert built.metrics["accuracy"] > 0.8
     assert any("sorted order" in w for w in built.report["warnings"])
-    assert set(served(tmp_path, built).run(rows(data.data)).pop("label")) == set(kinds)
+    assert set(served(tmp_path, built).run(rows(data.data)).pop("label")) == set(species)
 
 
-def test_the_given_signature_names_classes_and_features(tmp_path: Path) -> None:
-    given = {
+def test_the_signature_of_the_request_names_classes_and_features(tmp_path: Path) -> None:
+    signature = {
         "inputs": [{"name": n} for n in "abcd"],
         "outputs": [{"name": "label", "classes": ["x", "y", "z"]}],
     }
-    built = publish(tmp_path, made.iris(), signature=given)
+    built = publish(tmp_path, keras_models.iris(), signature=signature)
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == ["a", "b", "c", "d"]
     assert [o.classes for o in built.signature.outputs] == [("x", "y", "z")] * 2
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("signature", "message"),
     [
         ({"outputs": [{"name": "label", "classes": ["x", "y"]}]}, "2 classes are given for the 3"),
         ({"task": "outlier"}, "the given task is outlier, but the model can be served as classification or"),
-        ({"inputs": [{"name": "x9", "dtype": "float32"}]}, "'x9', which is no feature of the model"),
+        ({"inputs": [{"name": "x9", "dtype": "float32"}]}, "'x9', which is not a feature of the model"),
         ({"inputs": [{"name": "x1", "dtype": "string"}]}, "the given dtype of 'x1' is string"),
     ],
 )
-def test_a_signature_that_does_not_fit_is_refused(tmp_path: Path, given: dict[str, Any], said: str) -> None:
-    built = publish(tmp_path, made.iris(), signature=given)
+def test_a_signature_that_does_not_fit_is_refused(
+    tmp_path: Path, signature: dict[str, Any], message: str
+) -> None:
+    built = publish(tmp_path, keras_models.iris(), signature=signature)
     assert built.state == "rejected"
-    assert said in built.report["reason"]
+    assert message in built.report["reason"]
 
 
-def test_a_regression_gives_a_value_and_its_r2(tmp_path: Path) -> None:
-    model = made.regression()
+def test_a_regression_has_a_value_and_an_r2(tmp_path: Path) -> None:
+    model = keras_models.regression()
     random = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
     frame = pd.DataFrame(random, columns=["a", "b", "c"]).assign(y=random[:, 0] - 2 * random[:, 1])
     built = publish(tmp_path, model, frame, target="y")
@@ -122,11 +127,11 @@ def test_a_regression_gives_a_value_and_its_r2(tmp_path: Path) -> None:
     assert [(o.name, o.shape) for o in built.signature.outputs] == [("value", (-1,))]
     assert "r2" in built.metrics
     got = served(tmp_path, built).run(rows(random))
-    np.testing.assert_allclose(got["value"], answers(model, random).ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got["value"], predict(model, random).ravel(), rtol=1e-4, atol=1e-5)
 
 
-def test_several_inputs_are_features_by_name(tmp_path: Path) -> None:
-    model = made.two_inputs()
+def test_features_of_several_inputs_have_the_names_of_the_inputs(tmp_path: Path) -> None:
+    model = keras_models.two_inputs()
     built = publish(tmp_path, model)
     assert built.signature is not None
     assert [(i.name, i.dtype) for i in built.signature.inputs] == [
@@ -136,7 +141,7 @@ def test_several_inputs_are_features_by_name(tmp_path: Path) -> None:
     assert built.signature.outputs[0].classes == (0, 1)
     got = served(tmp_path, built).run(rows([[1, 2, 3, 0.5], [9, 0, 4, -2.0]]))
     words, size = np.array([[1, 2, 3], [9, 0, 4]]), np.array([[0.5], [-2.0]], dtype=np.float32)
-    np.testing.assert_allclose(got["probabilities"][:, 1], answers(model, [words, size])[:, 0], atol=1e-6)
+    np.testing.assert_allclose(got["probabilities"][:, 1], predict(model, [words, size])[:, 0], atol=1e-6)
     np.testing.assert_allclose(got["probabilities"].sum(axis=1), 1.0, atol=1e-6)
 
 
@@ -144,23 +149,24 @@ def test_logits_become_probabilities(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     built = publish(tmp_path, model)
-    given = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    got = served(tmp_path, built).run(rows(given))
-    np.testing.assert_allclose(got["probabilities"], keras.ops.softmax(answers(model, given)), atol=1e-6)
+    features = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    got = served(tmp_path, built).run(rows(features))
+    np.testing.assert_allclose(got["probabilities"], keras.ops.softmax(predict(model, features)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("task", "name"), [("regression", "values"), ("transform", "vector")])
-def test_the_given_task_wins_over_the_last_layer(tmp_path: Path, task: str, name: str) -> None:
-    built = publish(tmp_path, made.iris(), signature={"task": task})
+def test_the_task_of_the_request_overrides_the_last_layer(tmp_path: Path, task: str, name: str) -> None:
+    built = publish(tmp_path, keras_models.iris(), signature={"task": task})
     assert built.signature is not None
     assert (built.signature.task, built.signature.outputs[0].name) == (task, name)
     assert served(tmp_path, built).run(rows(np.ones((2, 4))))[name].shape == (2, 3)
 
 
-def test_several_classifying_outputs_are_multi_output(tmp_path: Path) -> None:
-    given = keras.Input((4,))
-    one, two = layers.Dense(3, "softmax", name="colour")(given), layers.Dense(1, "sigmoid", name="big")(given)
-    built = publish(tmp_path, keras.Model(given, [one, two]))
+def test_several_classifying_outputs_have_numbered_names(tmp_path: Path) -> None:
+    features = keras.Input((4,))
+    colour = layers.Dense(3, "softmax", name="colour")(features)
+    big = layers.Dense(1, "sigmoid", name="big")(features)
+    built = publish(tmp_path, keras.Model(features, [colour, big]))
     assert built.signature is not None
     assert [o.name for o in built.signature.outputs] == [
         "y0.label",
@@ -171,80 +177,78 @@ def test_several_classifying_outputs_are_multi_output(tmp_path: Path) -> None:
     assert served(tmp_path, built).run(rows(np.ones((2, 4))))["y1.probabilities"].shape == (2, 2)
 
 
-def test_classes_beside_numbers_are_refused(tmp_path: Path) -> None:
-    given = keras.Input((4,))
-    both = keras.Model(given, [layers.Dense(3, "softmax")(given), layers.Dense(1)(given)])
+def test_a_model_with_classes_and_numbers_is_refused(tmp_path: Path) -> None:
+    features = keras.Input((4,))
+    both = keras.Model(features, [layers.Dense(3, "softmax")(features), layers.Dense(1)(features)])
     built = publish(tmp_path, both)
-    assert "some of the model's outputs are classes and others numbers" in built.report["reason"]
+    assert "some outputs of the model are classes, others numbers" in built.report["reason"]
 
 
 def recurrent() -> Any:
-    given = keras.Input((6, 3))
-    return keras.Model(
-        given,
-        layers.Dense(2)(layers.Bidirectional(layers.LSTM(4))(layers.GRU(4, return_sequences=True)(given))),
-    )
+    sequence = keras.Input((6, 3))
+    hidden = layers.Bidirectional(layers.LSTM(4))(layers.GRU(4, return_sequences=True)(sequence))
+    return keras.Model(sequence, layers.Dense(2)(hidden))
 
 
-def half() -> Any:
+def mixed_precision() -> Any:
     return keras.Sequential(
         [keras.Input((4,)), layers.Dense(8, dtype="mixed_float16"), layers.Dense(1, dtype="float32")]
     )
 
 
-@pytest.mark.parametrize("make", [recurrent, half])
-def test_recurrent_layers_and_mixed_precision_convert_too(tmp_path: Path, make: Any) -> None:
+@pytest.mark.parametrize("make", [recurrent, mixed_precision])
+def test_recurrent_layers_and_mixed_precision_are_converted(tmp_path: Path, make: Any) -> None:
     built = publish(tmp_path, make())
     assert (built.state, built.runtime) == ("ready", "tflite"), built.report
 
 
-def test_rows_with_gaps_are_left_out_of_the_example(tmp_path: Path) -> None:
+def test_example_rows_with_missing_values_are_left_out(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.0, None, 2.0], "b": [1.0, 2.0, 3.0], "c": [0.0, 1.0, 2.0]})
-    built = publish(tmp_path, made.regression(), frame)
+    built = publish(tmp_path, keras_models.regression(), frame)
     assert built.report["parity"]["rows"]["example"] == 2
     assert built.signature is not None
     assert not any(i.nullable for i in built.signature.inputs)
-    assert any("rows with gaps were left out" in w for w in built.report["warnings"])
+    assert any("rows with missing values were left out" in w for w in built.report["warnings"])
 
 
 @pytest.mark.parametrize(
-    ("shape", "more", "said"),
+    ("shape", "options", "message"),
     [
         ((None, 3), {}, "has the open shape"),
         ((4,), {"batch_size": 8}, "takes 8 rows at a time"),
         ((1,), {"dtype": "string"}, "takes strings"),
     ],
 )
-def test_inputs_that_are_no_rows_of_numbers_are_refused(
-    tmp_path: Path, shape: tuple[int | None, ...], more: dict[str, Any], said: str
+def test_unsupported_inputs_are_refused(
+    tmp_path: Path, shape: tuple[int | None, ...], options: dict[str, Any], message: str
 ) -> None:
-    given = keras.Input(shape, name="it", **more)
-    built = publish(tmp_path, keras.Model(given, layers.Identity()(given)))
+    tensor = keras.Input(shape, name="it", **options)
+    built = publish(tmp_path, keras.Model(tensor, layers.Identity()(tensor)))
     assert built.state == "rejected"
-    assert f"the input 'it' {said}" in built.report["reason"]
+    assert f"the input 'it' {message}" in built.report["reason"]
 
 
 def test_an_example_of_another_width_is_refused(tmp_path: Path) -> None:
-    built = publish(tmp_path, made.regression(), pd.DataFrame({"a": [1.0], "b": [2.0]}))
-    assert "takes 3 numbers a row, the example has 2 columns (a, b)" in built.report["reason"]
+    built = publish(tmp_path, keras_models.regression(), pd.DataFrame({"a": [1.0], "b": [2.0]}))
+    assert "has 3 numbers per row, the example has 2 columns (a, b)" in built.report["reason"]
 
 
-def test_a_lambda_layer_is_refused_by_name_and_its_code_never_runs(tmp_path: Path) -> None:
-    given = keras.Input((2,))
-    traced = tmp_path / "ran"
-    where = str(traced)
-    code = layers.Lambda(lambda x, at=where: (Path(at).touch(), x)[1], name="mine", output_shape=(2,))
-    model = keras.Model(given, code(given))
-    traced.unlink(missing_ok=True)
+def test_a_lambda_layer_is_refused_by_name_without_running_its_code(tmp_path: Path) -> None:
+    features = keras.Input((2,))
+    trace = tmp_path / "ran"
+    file = str(trace)
+    code = layers.Lambda(lambda x, at=file: (Path(at).touch(), x)[1], name="mine", output_shape=(2,))
+    model = keras.Model(features, code(features))
+    trace.unlink(missing_ok=True)
     built = publish(tmp_path, model)
     assert built.state == "rejected"
     assert "the model has a Lambda layer 'mine'" in built.report["reason"]
-    assert not traced.exists()
+    assert not trace.exists()
 
 
-def test_operators_that_litert_lacks_are_named(tmp_path: Path) -> None:
-    given = keras.Input((4,))
-    built = publish(tmp_path, keras.Model(given, keras.ops.erfinv(given)))
+def test_unsupported_operators_are_named(tmp_path: Path) -> None:
+    features = keras.Input((4,))
+    built = publish(tmp_path, keras.Model(features, keras.ops.erfinv(features)))
     assert built.state == "rejected"
     assert "Erfinv, which is not among LiteRT's own operators" in built.report["reason"]
 
@@ -252,13 +256,11 @@ def test_operators_that_litert_lacks_are_named(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    publish(other, made.iris())
-    import zipfile
-
-    with zipfile.ZipFile(other / "model.keras") as given:
-        config = json.loads(given.read("config.json"))
+    publish(other, keras_models.iris())
+    with zipfile.ZipFile(other / "model.keras") as source:
+        config = json.loads(source.read("config.json"))
         config["config"]["layers"][-1]["config"]["units"] = 7
-        wrong = made.archive(tmp_path / "wrong", config, given.read("model.weights.h5"))
+        wrong = keras_models.archive(tmp_path / "wrong", config, source.read("model.weights.h5"))
     built = publish_file(tmp_path, wrong)
     assert built.state == "rejected"
     assert built.report["reason"].startswith("Keras cannot load the model")
@@ -271,13 +273,13 @@ def test_a_truncated_file_is_refused(tmp_path: Path, cnn: Any) -> None:
     content = (tmp_path / "model.keras").read_bytes()
     (tmp_path / "model.keras").write_bytes(content[: len(content) // 2])
     built = publish_file(tmp_path, tmp_path / "model.keras")
-    assert "the file is cut short" in built.report["reason"]
+    assert "the file is truncated" in built.report["reason"]
 
 
-def test_without_tensorflow_the_refusal_names_the_extra(
+def test_without_tensorflow_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(tmp_path, made.iris())
+    publish(tmp_path, keras_models.iris())
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     built = publish_file(tmp_path, tmp_path / "model.keras")
     assert built.state == "rejected"

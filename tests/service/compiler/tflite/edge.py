@@ -9,11 +9,10 @@ import numpy as np
 
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input, Signature
-from service.compiler.measure.inverse_transforms import back, ways
-from service.compiler.measure.tree_thresholds import thresholds
+from service.compiler.measure.tree_thresholds import split_points
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
-from service.compiler.signature.estimator import Estimator
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.tflite import convert
 from service.runtime.tflite_runtime import TfliteRuntime
 
@@ -42,19 +41,18 @@ def both(folder: Path, model: Any, rows: Array) -> tuple[Outputs, Outputs]:
     signature = signature_of(model, rows)
     taken = single(rows)
     got = loaded(folder, convert(model, signature), signature).run(taken)
-    return Estimator(model, signature).run(taken), got
+    return EstimatorRuntime(model, signature).run(taken), got
 
 
 def at_thresholds(model: Any, rows: Array, limit: int | None = None) -> Array:
     """`rows` (repeated) with one feature at a tree's threshold and one float32 to either side of it; behind
     scalers, which round, up to three float32 to either side of the way back. Empty where there is none."""
-    splits = thresholds(model)
-    splits = splits[np.random.default_rng(0).permutation(len(splits))[:limit]]
-    found = ways(model, tuple(Input(name=f"x{i}", dtype="float64") for i in range(rows.shape[1])))
-    splits = back(found, splits)
+    inputs = tuple(Input(name=f"x{i}", dtype="float64") for i in range(rows.shape[1]))
+    points = split_points(model, inputs)
+    splits = points.sample(len(points.source) if limit is None else limit, np.random.default_rng(0))
     splits = splits[np.abs(splits[:, 1]) < np.finfo(np.float32).max]
     feature, value, at = splits[:, 0].astype(int), splits[:, 1], np.arange(len(splits))
-    scaled = any(way is not None and way.steps for way in found)
+    scaled = any(source.steps for source in points.sources)
     single = value.astype(np.float32)
     beside = [single]
     for towards in (np.float32(-np.inf), np.float32(np.inf)):

@@ -19,7 +19,7 @@ SIGNATURE = Signature(
 def read(folder: Path, rows: pd.DataFrame) -> Rows:
     file = folder / "rows.csv"
     rows.to_csv(file, index=False)
-    return calibration.read(str(file), "text/csv", SIGNATURE)
+    return calibration.read_calibration_rows(str(file), "text/csv", SIGNATURE)
 
 
 def test_given_rows_are_taken_in_the_signatures_order_without_other_columns(tmp_path: Path) -> None:
@@ -54,19 +54,19 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     file.write_bytes(b"not one")
     with pytest.raises(Refused, match="calibration rows cannot be read"):
-        calibration.read(str(file), "application/vnd.apache.parquet", SIGNATURE)
+        calibration.read_calibration_rows(str(file), "application/vnd.apache.parquet", SIGNATURE)
 
 
 def test_a_large_example_is_split_and_a_small_one_is_used_twice() -> None:
     rows = Rows(np.zeros((100, 2)))
-    first, rest = calibration.split(rows)
+    first, rest = calibration.split_example(rows)
     assert sorted([*first, *rest]) == list(range(100))
     few = Rows(np.zeros((10, 2)))
-    first, rest = calibration.split(few)
+    first, rest = calibration.split_example(few)
     assert first is rest
     assert len(first) == 10
 
 
 def test_some_of_many_rows_are_taken_evenly() -> None:
-    assert calibration.spread(1000, 5).tolist() == [0, 249, 499, 749, 999]
-    assert calibration.spread(3, 5).tolist() == [0, 1, 2]
+    assert calibration.evenly_spaced(1000, 5).tolist() == [0, 249, 499, 749, 999]
+    assert calibration.evenly_spaced(3, 5).tolist() == [0, 1, 2]

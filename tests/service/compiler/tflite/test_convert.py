@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 from registry.errors import Invalid, Refused
 from registry.rows import Array, Rows
 from registry.signature import Input, Output, Signature
-from service.compiler.signature.estimator import Estimator
+from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.tflite import convert, read_entries, read_metadata
 from tests.service.compiler.tflite import cases
 from tests.service.compiler.tflite.edge import at_thresholds, both, loaded, signature_of, single
@@ -82,7 +82,7 @@ def test_float32_features_go_through_float32_scalers(tmp_path: Path) -> None:
     given = [{"name": f"x{i}", "dtype": "float32"} for i in range(cases.FEATURES)]
     signature = signature_of(model, inputs=given)
     rows = single(np.concatenate([d.x, at_thresholds(model, d.x, 2000)]))
-    expected = Estimator(model, signature).run(rows)["label"]
+    expected = EstimatorRuntime(model, signature).run(rows)["label"]
     assert np.array_equal(expected, loaded(tmp_path, convert(model, signature), signature).run(rows)["label"])
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.compiler.tflite.columns import Raw, Step
 from service.compiler.tflite.float32_thresholds import LARGEST, _back, _float, _rank, _seen, down
+from service.compiler.tflite.graph_columns import RawColumns, Step
 
 doubles = st.floats(allow_nan=False)
 singles = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -34,7 +34,7 @@ def test_the_order_of_floats_is_the_order_of_their_ranks(x: float) -> None:
 def test_a_moved_threshold_splits_where_the_scaled_one_does(
     mean: float, scale: float, limit: float, x: float, kept: type[np.floating]
 ) -> None:
-    chain = Raw(np.array([0]), (Step("subtract", np.array([mean])), Step("divide", np.array([scale]))))
+    chain = RawColumns(np.array([0]), (Step("subtract", np.array([mean])), Step("divide", np.array([scale]))))
     threshold = _back(chain, np.array([limit]), True, kept)
     near = threshold.astype(np.float32)
     for value in (np.array([x], np.float32), near, np.nextafter(near, np.float32(np.inf))):

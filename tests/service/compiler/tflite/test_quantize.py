@@ -107,10 +107,10 @@ def test_a_bound_on_the_bytes_is_met_by_aggregating(tmp_path: Path) -> None:
     full = convert(model, signature)
     half = within(model, signature, len(full) // 2)
     assert 0.3 * len(full) < len(half.content) <= len(full) // 2
-    assert half.given_up.startswith("kept ")
+    assert half.reduction.startswith("kept ")
     label = loaded(tmp_path, half.content, signature).run(Rows(matrix=rows))["label"]
     assert (label == model.predict(rows)).mean() > 0.9
-    assert within(model, signature, len(full)).given_up == ""
+    assert within(model, signature, len(full)).reduction == ""
 
 
 @pytest.mark.parametrize("name", ["RandomForestClassifier, 20 full trees", "LogisticRegression"])

@@ -11,28 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.rows import Array
-from service.compiler.tflite.answer import Answer, Context
-from service.compiler.tflite.columns import Columns, Raw
-from service.compiler.tflite.float32_thresholds import Moved, moved
+from service.compiler.tflite.converter import CompiledOutputs, ConversionContext
+from service.compiler.tflite.float32_thresholds import InputThresholds, move_thresholds
+from service.compiler.tflite.graph_columns import GraphColumns, RawColumns
 from service.compiler.tflite.operators import Graph
-from service.compiler.tflite.writer import ROWS, Tensor
+from service.compiler.tflite.writer import ROWS, GraphTensor
 from service.compiler.trees.shrink import to_fraction
-from service.runtime.nodes import Nodes
+from service.runtime.nodes import NodeTable
 
 MANTISSA = 22
 """Bits of float32's 24 that a sum of coarse halves may use."""
 
 
-def forest(context: Context, nodes: Nodes, columns: Columns) -> Answer:
+def compile_forest(context: ConversionContext, nodes: NodeTable, columns: GraphColumns) -> CompiledOutputs:
     """The ensemble's answer to `columns`."""
     nodes = to_fraction(nodes, context.fraction)
-    context.given_up += [nodes.given_up] if nodes.given_up else []
+    context.reduction += [nodes.reduction] if nodes.reduction else []
     total = _raw(context, nodes, columns)
     graph = context.graph
     if nodes.link == "identity":
-        return Answer(value=_divided(graph, total.rounded(graph), nodes.divisor))
+        return CompiledOutputs(value=_divided(graph, total.rounded(graph), nodes.divisor))
     if nodes.link == "exp":
-        return Answer(value=graph.exp(total.rounded(graph)))
+        return CompiledOutputs(value=graph.exp(total.rounded(graph)))
     if nodes.link == "isolation":
         return _isolation(graph, nodes, total)
     if nodes.link == "sigmoid":
@@ -40,44 +40,44 @@ def forest(context: Context, nodes: Nodes, columns: Columns) -> Answer:
     if nodes.link == "softmax":
         raw = _scaled(graph, total.rounded(graph), 1.0 / nodes.divisor)
         chances = graph.softmax(_scaled(graph, raw, nodes.slope))
-        return Answer(labels=(total.first_largest(graph),), probabilities=(chances,), decision=raw)
+        return CompiledOutputs(labels=(total.first_largest(graph),), probabilities=(chances,), decision=raw)
     labels, parts = [], []
     for start, size in zip(np.cumsum((0, *nodes.blocks)), nodes.blocks, strict=False):
         block = total.take(graph, list(range(start, start + size)))
         labels.append(block.first_largest(graph))
         parts.append(_divided(graph, block.rounded(graph), nodes.divisor))
-    return Answer(labels=tuple(labels), probabilities=tuple(parts))
+    return CompiledOutputs(labels=tuple(labels), probabilities=tuple(parts))
 
 
-def _divided(graph: Graph, total: Tensor, divisor: float) -> Tensor:
+def _divided(graph: Graph, total: GraphTensor, divisor: float) -> GraphTensor:
     return graph.div(total, divisor) if divisor != 1.0 else total
 
 
-def _scaled(graph: Graph, x: Tensor, factor: float) -> Tensor:
+def _scaled(graph: Graph, x: GraphTensor, factor: float) -> GraphTensor:
     return graph.mul(x, factor) if factor != 1.0 else x
 
 
 @dataclass(frozen=True)
-class Total:
+class SplitSum:
     """A sum in two float32 halves [rows, k]: `coarse` is exact, `fine` what is left; labels see both."""
 
-    coarse: Tensor
-    fine: Tensor | None
+    coarse: GraphTensor
+    fine: GraphTensor | None
 
-    def rounded(self, graph: Graph) -> Tensor:
+    def rounded(self, graph: Graph) -> GraphTensor:
         return self.coarse if self.fine is None else graph.add(self.coarse, self.fine)
 
-    def take(self, graph: Graph, columns: list[int]) -> Total:
+    def take(self, graph: Graph, columns: list[int]) -> SplitSum:
         fine = graph.take(self.fine, columns) if self.fine is not None else None
-        return Total(graph.take(self.coarse, columns), fine)
+        return SplitSum(graph.take(self.coarse, columns), fine)
 
-    def first_largest(self, graph: Graph) -> Tensor:
+    def first_largest(self, graph: Graph) -> GraphTensor:
         if self.fine is None:
             return graph.argmax(self.coarse)
         ahead = graph.sub(self.coarse, graph.largest(self.coarse, axis=1, keep=True))
         return graph.argmax(graph.add(ahead, self.fine))
 
-    def beyond(self, graph: Graph, cut: float, inclusive: bool) -> Tensor:
+    def beyond(self, graph: Graph, cut: float, inclusive: bool) -> GraphTensor:
         """int64 [rows], 1 where the (only) sum is above `cut`; the sign of a float32 sum is never wrong."""
         compare = graph.greater_equal if inclusive else graph.greater
         coarse = float(np.float32(cut))
@@ -88,26 +88,26 @@ class Total:
         return graph.reshape(graph.cast(compare(left, 0.0), "int64"), (ROWS,))
 
 
-def _sigmoid(graph: Graph, nodes: Nodes, total: Total) -> Answer:
+def _sigmoid(graph: Graph, nodes: NodeTable, total: SplitSum) -> CompiledOutputs:
     raw = _scaled(graph, total.rounded(graph), 1.0 / nodes.divisor)
     positive = graph.logistic(_scaled(graph, raw, nodes.slope))
     chances = graph.concat([graph.sub(1.0, positive), positive])
     label = total.beyond(graph, nodes.cut * nodes.divisor, nodes.inclusive)
-    return Answer(labels=(label,), probabilities=(chances,), decision=raw)
+    return CompiledOutputs(labels=(label,), probabilities=(chances,), decision=raw)
 
 
-def _isolation(graph: Graph, nodes: Nodes, total: Total) -> Answer:
+def _isolation(graph: Graph, nodes: NodeTable, total: SplitSum) -> CompiledOutputs:
     inside = total.beyond(graph, nodes.cut * nodes.divisor, nodes.inclusive)
     signs = graph.constant([-1, 1], "int64")
     power = graph.exp(graph.mul(total.rounded(graph), -nodes.slope / nodes.divisor * float(np.log(2.0))))
     score = graph.reshape(graph.sub(nodes.cut_score, power), (ROWS,))
-    return Answer(labels=(graph.gather(signs, graph.cast(inside, "int32")),), score=score)
+    return CompiledOutputs(labels=(graph.gather(signs, graph.cast(inside, "int32")),), score=score)
 
 
-def _raw(context: Context, nodes: Nodes, columns: Columns) -> Total:
+def _raw(context: ConversionContext, nodes: NodeTable, columns: GraphColumns) -> SplitSum:
     """`divisor` times the raw answers [rows, outputs]."""
     graph = context.graph
-    ends, values = _Walk(graph, nodes, columns, moved(nodes, columns, context.kept)).ends()
+    ends, values = _Walk(graph, nodes, columns, move_thresholds(nodes, columns, context.kept)).ends()
     base = nodes.base * nodes.divisor
     per_output = nodes.trees if nodes.target is None else nodes.trees // nodes.outputs
     step = _step(np.abs(values).max(initial=0.0) * per_output + np.abs(base).max(initial=0.0))
@@ -127,7 +127,7 @@ def _raw(context: Context, nodes: Nodes, columns: Columns) -> Total:
         first = graph.add(first, graph.constant(base_coarse))
         rest = graph.constant(base_fine[None, :])
         second = rest if second is None else graph.add(second, rest)
-    return Total(first, second)
+    return SplitSum(first, second)
 
 
 def _step(largest: float) -> float:
@@ -143,11 +143,11 @@ def _halves(values: Array, step: float) -> tuple[Array, Array]:
 class _Walk:
     """The steps from the roots to the ends."""
 
-    def __init__(self, graph: Graph, nodes: Nodes, columns: Columns, at: Moved) -> None:
+    def __init__(self, graph: Graph, nodes: NodeTable, columns: GraphColumns, at: InputThresholds) -> None:
         self.graph, self.nodes, self.columns = graph, nodes, columns
         self.threshold, self.missing_left = at.threshold, at.missing_left
 
-    def ends(self) -> tuple[Tensor, Array]:
+    def ends(self) -> tuple[GraphTensor, Array]:
         """int32 [rows, trees], and the values [ends, width] they number."""
         graph, nodes = self.graph, self.nodes
         leaf = nodes.leaf
@@ -175,7 +175,7 @@ class _Walk:
             here = graph.add(graph.gather(lefts, here), graph.cast(right, "int32"))
         return (graph.gather(lefts, here) if nodes.depth else here), values
 
-    def _compared(self) -> tuple[Tensor, Array, Array, Array]:
+    def _compared(self) -> tuple[GraphTensor, Array, Array, Array]:
         """What the nodes compare: a block [rows, width], each node's column of it and threshold, and which
         nodes have their children exchanged, because they compare the negated feature.
 
@@ -197,13 +197,13 @@ class _Walk:
             blocks.append(graph.cast(graph.is_nan(block), "float32"))
         return graph.concat(blocks), feature.astype(np.int32), threshold, mirrored
 
-    def _sources(self) -> tuple[Tensor, Array]:
+    def _sources(self) -> tuple[GraphTensor, Array]:
         """The input (where some columns are raw) beside the computed columns; each node's column of that."""
-        raw = any(isinstance(part, Raw) for part in self.columns.parts)
+        raw = any(isinstance(part, RawColumns) for part in self.columns.parts)
         blocks = [self.graph.input] if raw else []
         column_of = []
         for part in self.columns.parts:
-            if isinstance(part, Raw):
+            if isinstance(part, RawColumns):
                 column_of.append(part.source)
             else:
                 column_of.append(sum(b.width for b in blocks) + np.arange(part.width))

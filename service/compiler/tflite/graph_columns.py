@@ -1,6 +1,6 @@
 """What flows from step to step of a pipeline: columns, some still as the device sends them.
 
-A scaler in front of a tree or a linear model need not be computed: `Raw` columns carry their steps along
+A scaler in front of a tree or a linear model need not be computed: `RawColumns` columns carry their steps along
 until somebody must have the numbers. A tree moves its thresholds back through them (see `thresholds.py`).
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from registry.rows import Array
 from service.compiler.tflite.operators import Graph
-from service.compiler.tflite.writer import Tensor
+from service.compiler.tflite.writer import GraphTensor
 
 Kind = Literal["subtract", "divide", "multiply", "add", "fill", "clip"]
 
@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawColumns:
     """Input features `source` [columns], and what is still to be done to them."""
 
     source: Array
@@ -51,10 +51,10 @@ class Raw:
     def width(self) -> int:
         return len(self.source)
 
-    def take(self, columns: Array) -> Raw:
-        return Raw(self.source[columns], tuple(s.at(columns) for s in self.steps))
+    def take(self, columns: Array) -> RawColumns:
+        return RawColumns(self.source[columns], tuple(s.at(columns) for s in self.steps))
 
-    def then(self, step: Step) -> Raw:
+    def then(self, step: Step) -> RawColumns:
         return replace(self, steps=(*self.steps, step))
 
     def evaluate(self, x: Array) -> Array:
@@ -64,72 +64,74 @@ class Raw:
         return x
 
 
-Part = Raw | Tensor
+ColumnPart = RawColumns | GraphTensor
 
 
 @dataclass(frozen=True)
-class Columns:
+class GraphColumns:
     """Side by side: columns that are still raw and columns that have been computed ([rows, width])."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ColumnPart, ...]
 
     @property
     def width(self) -> int:
         return sum(p.width for p in self.parts)
 
-    def take(self, graph: Graph, columns: Array) -> Columns:
+    def take(self, graph: Graph, columns: Array) -> GraphColumns:
         """Those columns in that order; neighbours of one part stay together."""
         wanted = np.asarray(columns, dtype=np.int64)
         if np.array_equal(wanted, np.arange(self.width)):
             return self
         ends = np.cumsum([p.width for p in self.parts])
         owner = np.searchsorted(ends, wanted, side="right")
-        taken: list[Part] = []
+        taken: list[ColumnPart] = []
         for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(owner)) + 1):
             if not len(run):
                 continue
             part = self.parts[owner[run[0]]]
             inside = wanted[run] - (ends[owner[run[0]]] - part.width)
-            taken.append(part.take(inside) if isinstance(part, Raw) else graph.take(part, inside.tolist()))
-        return Columns(tuple(taken))
+            taken.append(
+                part.take(inside) if isinstance(part, RawColumns) else graph.take(part, inside.tolist())
+            )
+        return GraphColumns(tuple(taken))
 
-    def then(self, graph: Graph, kind: Kind, values: Array) -> Columns:
+    def then(self, graph: Graph, kind: Kind, values: Array) -> GraphColumns:
         """Another step on all columns: noted down for raw ones, computed for the others."""
-        parts: list[Part] = []
+        parts: list[ColumnPart] = []
         start = 0
         for part in self.parts:
             step = Step(kind, np.asarray(values, dtype=np.float64)[..., start : start + part.width])
-            parts.append(part.then(step) if isinstance(part, Raw) else compute(graph, part, (step,)))
+            parts.append(part.then(step) if isinstance(part, RawColumns) else compute(graph, part, (step,)))
             start += part.width
-        return Columns(tuple(parts))
+        return GraphColumns(tuple(parts))
 
 
-def tensor(graph: Graph, columns: Columns) -> Tensor:
+def to_tensor(graph: Graph, columns: GraphColumns) -> GraphTensor:
     """All columns computed, [rows, width] float32."""
     return graph.concat([_tensor(graph, part) for part in columns.parts])
 
 
-def _tensor(graph: Graph, part: Part) -> Tensor:
-    if isinstance(part, Tensor):
+def _tensor(graph: Graph, part: ColumnPart) -> GraphTensor:
+    if isinstance(part, GraphTensor):
         return part
     return compute(graph, graph.take(graph.input, part.source.tolist()), part.steps)
 
 
-def compute(graph: Graph, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
+def compute(graph: Graph, x: GraphTensor, steps: tuple[Step, ...]) -> GraphTensor:
     x, scale, shift = _centred(graph, x, steps)
     x = graph.mul(x, graph.constant(scale)) if (scale != 1).any() else x
     return graph.add(x, graph.constant(shift)) if (shift != 0).any() else x
 
 
-def centred(graph: Graph, columns: Columns) -> tuple[Tensor, Array, Array]:
+def centred_tensor(graph: Graph, columns: GraphColumns) -> tuple[GraphTensor, Array, Array]:
     """`x` [rows, width], `scale`, `shift` float64 [width]: the columns are `x * scale + shift`.
 
     Large means are subtracted before anything is multiplied, or float32 would lose what is left.
     """
     made = []
     for part in columns.parts:
-        x = part if isinstance(part, Tensor) else graph.take(graph.input, part.source.tolist())
-        made.append(_centred(graph, x, () if isinstance(part, Tensor) else part.steps))
+        x = part if isinstance(part, GraphTensor) else graph.take(graph.input, part.source.tolist())
+        made.append(_centred(graph, x, () if isinstance(part, GraphTensor) else part.steps))
     return (
         graph.concat([m[0] for m in made]),
         np.concatenate([m[1] for m in made]),
@@ -137,7 +139,7 @@ def centred(graph: Graph, columns: Columns) -> tuple[Tensor, Array, Array]:
     )
 
 
-def _centred(graph: Graph, x: Tensor, steps: tuple[Step, ...]) -> tuple[Tensor, Array, Array]:
+def _centred(graph: Graph, x: GraphTensor, steps: tuple[Step, ...]) -> tuple[GraphTensor, Array, Array]:
     """Computes all but the last run of affine steps, of which only the centre is subtracted."""
     scale, offset = np.ones(x.width), np.zeros(x.width)
     for number, step in enumerate(steps):
@@ -162,7 +164,7 @@ def _affine_steps(scale: Array, offset: Array) -> tuple[Step, ...]:
     return (Step("multiply", scale), Step("add", offset))
 
 
-def _limit(graph: Graph, x: Tensor, step: Step) -> Tensor:
+def _limit(graph: Graph, x: GraphTensor, step: Step) -> GraphTensor:
     if step.kind == "fill":
         return graph.select(graph.is_nan(x), graph.constant(np.broadcast_to(step.values, (1, x.width))), x)
     low, high = (graph.constant(v) for v in step.values)

@@ -8,33 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from service.compiler.tflite.columns import Columns
+from service.compiler.tflite.graph_columns import GraphColumns
 from service.compiler.tflite.operators import Graph
-from service.compiler.tflite.writer import Tensor
+from service.compiler.tflite.writer import GraphTensor
 
 
 @dataclass(frozen=True)
-class Answer:
+class CompiledOutputs:
     """What an estimator says about its rows. Labels are int64 [rows] indices into its classes (an outlier
     detector's are 1 and -1), probabilities [rows, k], both by output; the others are float32."""
 
-    labels: tuple[Tensor, ...] = ()
-    probabilities: tuple[Tensor, ...] = ()
-    decision: Tensor | None = None  # [rows, 1] or [rows, k]
-    value: Tensor | None = None  # [rows, targets]
-    score: Tensor | None = None  # [rows]
-    columns: Columns | None = None  # of a transformer
+    labels: tuple[GraphTensor, ...] = ()
+    probabilities: tuple[GraphTensor, ...] = ()
+    decision: GraphTensor | None = None  # [rows, 1] or [rows, k]
+    value: GraphTensor | None = None  # [rows, targets]
+    score: GraphTensor | None = None  # [rows]
+    columns: GraphColumns | None = None  # of a transformer
 
 
 @dataclass
-class Context:
+class ConversionContext:
     """One conversion. `kept`: the dtype in which the estimator's own scalers answer."""
 
     graph: Graph
-    compile: Callable[[Context, Any, Columns], Answer]
+    compile: Callable[[ConversionContext, Any, GraphColumns], CompiledOutputs]
     kept: type[np.floating]
     fraction: float = 1.0  # of each ensemble's nodes, to be kept
-    given_up: list[str] = field(default_factory=list)
+    reduction: list[str] = field(default_factory=list)
 
 
-Converter = Callable[[Context, Any, Columns], Answer]
+Converter = Callable[[ConversionContext, Any, GraphColumns], CompiledOutputs]

@@ -37,7 +37,7 @@ INTEGER: dict[int, int] = {
 """All int8; every other operator knows int8 from version 2 on."""
 
 
-def stamped(tflite: bytes) -> bytes:
+def update_operator_versions(tflite: bytes) -> bytes:
     """The file with each operator at the version that its tensors need, if that is newer than its own."""
     model = schema.ModelT.InitFromPackedBuf(tflite)
     pairs: list[tuple[int, int, bytes | None]] = []

@@ -1,0 +1,114 @@
+"""Differences between a Keras model and its .tflite: rounding is tolerated, other differences are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from registry.build_messages import ExportRequest
+from registry.rows import Outputs, Rows
+from registry.signature import Input, Output, Signature
+from service.compiler.export import export_version
+from service.compiler.keras import keras_parity
+from service.compiler.keras.load import KerasModel, as_float32
+from service.compiler.measure import parity
+from tests.service.compiler.keras import keras_models
+from tests.service.compiler.keras.keras_models import publish, served
+
+CLASSES = ("a", "b", "c")
+CLASSIFIER = Signature(
+    "classification",
+    (Input("x", "float32"),),
+    (Output("label", "string", (-1,), CLASSES), Output("probabilities", "float32", (-1, 3), CLASSES)),
+)
+VECTOR = Signature("transform", (Input("x", "float32"),), (Output("vector", "float32", (-1, 2)),))
+ROWS = Rows(matrix=np.zeros((2, 1)))
+
+
+def compare(signature: Signature, expected: dict[str, Any], answered: dict[str, Any]) -> parity.ParityFigures:
+    def outputs(values: dict[str, Any]) -> Outputs:
+        return {n: np.array(v, dtype=object if n == "label" else np.float32) for n, v in values.items()}
+
+    blocks = parity.reference(lambda rows: outputs(expected), {"edge": ROWS})
+    answer = keras_parity.tolerate_rounding(lambda rows: outputs(answered), blocks, signature)
+    return parity.compare(blocks, answer, signature, keras_parity.TOLERANCE)
+
+
+def test_a_label_may_differ_between_classes_of_equal_probability() -> None:
+    probabilities = [[0.45, 0.45, 0.1], [0.1, 0.2, 0.7]]
+    expected = {"label": ["a", "c"], "probabilities": probabilities}
+    figures = compare(CLASSIFIER, expected, {"label": ["b", "c"], "probabilities": probabilities})
+    assert (figures.within, figures.label_mismatches) == (True, 0)
+
+
+@pytest.mark.parametrize("labels", [["c", "c"], ["a", "a"]], ids=["tie of other classes", "clear class"])
+def test_a_label_must_not_differ_between_classes_of_different_probability(labels: list[str]) -> None:
+    probabilities = [[0.45, 0.45, 0.1], [0.1, 0.2, 0.7]]
+    expected = {"label": ["a", "c"], "probabilities": probabilities}
+    figures = compare(CLASSIFIER, expected, {"label": labels, "probabilities": probabilities})
+    assert (figures.within, figures.label_mismatches) == (False, 1)
+
+
+def test_probabilities_must_agree_where_labels_are_tied() -> None:
+    expected = {"label": ["a", "a"], "probabilities": [[0.5, 0.5, 0.0]] * 2}
+    answered = {"label": ["b", "b"], "probabilities": [[0.4, 0.6, 0.0]] * 2}
+    assert not compare(CLASSIFIER, expected, answered).within
+
+
+@pytest.mark.parametrize(("small", "within"), [(1e-6, True), (1e-2, False)])
+def test_a_small_number_of_a_vector_may_differ_by_the_rounding_of_the_largest(
+    small: float, within: bool
+) -> None:
+    figures = compare(VECTOR, {"vector": [[1.0, 1e-7]] * 2}, {"vector": [[1.0, small]] * 2})
+    assert figures.within is within
+
+
+def test_a_model_with_tied_edge_rows_is_ready(tmp_path: Path) -> None:
+    model = keras_models.tied_on_edge_rows()
+    built = publish(tmp_path, model)
+    runtime = served(tmp_path, built)
+    assert built.report["parity"]["label_mismatches"] == 0
+    assert built.signature is not None
+    edge = keras_parity.rows_by_kind(built.signature, None)["edge"]
+    probabilities = np.asarray(model(as_float32(edge), training=False))
+    np.testing.assert_allclose(probabilities, 0.5, atol=1e-6)
+    assert set(runtime.run(edge)["label"].tolist()) <= {0, 1}
+
+
+def test_a_model_with_tied_edge_rows_can_be_exported(tmp_path: Path) -> None:
+    built = publish(tmp_path, keras_models.tied_on_edge_rows())
+    assert built.signature is not None
+    out = tmp_path / "export"
+    out.mkdir()
+    request = ExportRequest(
+        artifact=str(tmp_path / "model.keras"),
+        format="keras",
+        out=str(out),
+        signature=built.signature,
+        model="tied",
+        version=1,
+    )
+    exported = export_version(request)
+    assert exported.state == "ready", exported.report
+    assert exported.report["label_mismatches"] == 0
+
+
+def test_a_conversion_with_other_answers_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert_other_model(model: KerasModel, *args: Any) -> bytes:
+        dense = model.model.layers[-1]
+        kernel, bias = dense.get_weights()
+        dense.set_weights([kernel, bias + np.array([0.5, 0.0, 0.0])])
+        try:
+            return to_tflite(model, *args)
+        finally:
+            dense.set_weights([kernel, bias])
+
+    to_tflite = KerasModel.to_tflite
+    monkeypatch.setattr(KerasModel, "to_tflite", convert_other_model)
+    built = publish(tmp_path, keras_models.iris())
+    assert built.state == "rejected"
+    assert "answers differently from Keras" in built.report["reason"]
+    assert built.report["parity"]["label_mismatches"] > 0
