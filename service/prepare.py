@@ -1,4 +1,4 @@
-"""What every process that works on the registry needs first: `trivium serve` and `trivium worker` alike."""
+"""Preparation of the data directory and the database, by `trivium serve` and `trivium worker`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ log = telemetry.logger(__name__)
 
 
 def prepare(settings: Settings) -> None:
-    """Migrate SQLite (PostgreSQL must be current), make the first admin key. Safe to do at the same time.
+    """Migrate SQLite (PostgreSQL must be current) and create the first admin key.
 
-    Raises `TriviumError` when the database needs `trivium migrate`.
+    Several processes may call it at the same time. Raises `TriviumError` when the database needs
+    `trivium migrate`.
     """
     for root in settings.roots:
         if "://" not in root and not Path(root).is_dir():
@@ -23,7 +24,7 @@ def prepare(settings: Settings) -> None:
     engine = db.connect(settings.url)
     try:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _keep_compiled_code(settings)
+        _set_numba_cache(settings)
         if engine.dialect.name == "sqlite":
             db.migrate(engine, settings.home)
         db.require_current(engine)
@@ -34,10 +35,10 @@ def prepare(settings: Settings) -> None:
         engine.dispose()
 
 
-def _keep_compiled_code(settings: Settings) -> None:
-    """What numba compiles lies beside the source, as Python's own does; where that is read-only, in `home`.
+def _set_numba_cache(settings: Settings) -> None:
+    """Let numba cache compiled code in `home` if the directory of the source is read-only.
 
-    The environment says so, for this process and those that it starts.
+    Sets an environment variable, for this process and the processes that it starts.
     """
     if not os.access(Path(__file__).parent / "runtime", os.W_OK):
         os.environ.setdefault("NUMBA_CACHE_DIR", str(settings.home.absolute() / "compiled"))

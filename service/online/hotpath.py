@@ -1,8 +1,8 @@
-"""Predictions: raw ASGI in front of FastAPI, because a route inside it costs more than a small model.
+"""Predictions: raw ASGI in front of FastAPI, because a FastAPI route costs more time than a small model.
 
-`POST /v1/models/{name}/predict[?alias=]` and `POST /v1/models/{name}/versions/{v}/predict`. No database
-and, for cheap models and small bodies, no thread hop: a request resolves its version in the snapshot,
-decodes, runs and encodes right on the event loop. Everything else goes to a worker thread.
+`POST /v1/models/{name}/predict[?alias=]` and `POST /v1/models/{name}/versions/{v}/predict`. A request uses no
+database: it resolves its version in the snapshot. Small bodies for cheap models are decoded, run and encoded
+on the event loop; all others in a thread.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from registry.errors import DeadlineExceeded, invalid_field
 from registry.names import check_name
 from service import telemetry
-from service.online.negotiation import CSV, JSON, negotiate
+from service.formats.media_types import CSV
+from service.online.negotiation import JSON, negotiate
 from service.runtime.pool import Pool
-from service.runtime.snapshot import Snapshot, Version
+from service.runtime.snapshot import Snapshot, SnapshotVersion
 from service.web.auth import RequestContext, denial_reason
 
-if TYPE_CHECKING:  # numpy comes with the first model, not with the start
+if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Rows
     from service.runtime.codec import Codec
     from service.runtime.loading import LoadedModel
@@ -36,7 +37,7 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 INLINE_BYTES = 16 * 1024
-"""A larger body is decoded in a worker thread: 16 KB of JSON take about 0.1 ms."""
+"""Larger bodies are decoded in a thread: 16 KB of JSON take about 0.1 ms."""
 
 _PATH = re.compile(r"/v1/models/([^/]+)(?:/versions/([^/]+))?/predict")
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
@@ -51,7 +52,7 @@ class HotPath:
         self._snapshot = snapshot
         self._pool = pool
         self._executor = executor
-        self._deadline_s = deadline_s + 0.2  # a call that is under way says itself that it is late
+        self._deadline_s = deadline_s + 0.2  # a running call reports its own deadline first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (match := _PATH.fullmatch(scope["path"])) is None:
@@ -65,16 +66,16 @@ class HotPath:
         if (reason := denial_reason(call.key, "predict", model=name)) is not None:
             raise HTTPException(403, reason)
         version = await self._resolve(scope, name, number)
-        content_type, accept = negotiate(scope)
+        content_type, answer_type = negotiate(scope)
         body = await _read(receive)
         start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
-        answer, loaded, rows = await self._predict(version, body, content_type, accept, prediction_id)
+        answer, loaded, rows = await self._predict(version, body, content_type, answer_type, prediction_id)
         loaded.seconds.observe(time.perf_counter() - start)
         loaded.rows.inc(rows)
         call.quiet = True
-        await _send(send, answer, accept, loaded, prediction_id)
+        await _send(send, answer, answer_type, loaded, prediction_id)
 
-    async def _resolve(self, scope: Scope, name: str, number: str | None) -> Version:
+    async def _resolve(self, scope: Scope, name: str, number: str | None) -> SnapshotVersion:
         alias = _alias(scope["query_string"], number is not None) if scope["query_string"] else None
         if number is None:
             return await self._snapshot.find(partial(self._snapshot.resolve, name, alias))
@@ -88,19 +89,19 @@ class HotPath:
         return await self._snapshot.find(partial(self._snapshot.resolve, name, number=int(number)))
 
     async def _predict(
-        self, version: Version, body: bytes, content_type: str, accept: str, prediction_id: str
+        self, version: SnapshotVersion, body: bytes, content_type: str, answer_type: str, prediction_id: str
     ) -> tuple[bytes, LoadedModel, int]:
         entry = await self._pool.acquire(version.id)
         loaded = entry.model
         try:
             if content_type == JSON and len(body) <= INLINE_BYTES:
                 rows = loaded.codec.decode_json(body)
-                if accept == JSON and loaded.is_cheap(len(rows)):
-                    return _run(loaded, rows, accept, prediction_id), loaded, len(rows)
-                answer = await self._in_thread(loaded, _run, loaded, rows, accept, prediction_id)
+                if answer_type == JSON and loaded.is_cheap(len(rows)):
+                    return _run(loaded, rows, answer_type, prediction_id), loaded, len(rows)
+                answer = await self._in_thread(loaded, _run, loaded, rows, answer_type, prediction_id)
                 return answer, loaded, len(rows)
             answer, count = await self._in_thread(
-                loaded, _decode_and_run, loaded, body, content_type, accept, prediction_id
+                loaded, _decode_and_run, loaded, body, content_type, answer_type, prediction_id
             )
             return answer, loaded, count
         finally:
@@ -111,7 +112,7 @@ class HotPath:
         if loaded.thread is None:
             return await loop.run_in_executor(self._executor, function, *args)
         try:
-            async with asyncio.timeout(self._deadline_s):  # of the wait in line; the call itself has its own
+            async with asyncio.timeout(self._deadline_s):  # of the wait for the thread; the call has its own
                 return await loop.run_in_executor(loaded.thread, function, *args)
         except TimeoutError as error:
             raise DeadlineExceeded(
@@ -119,18 +120,18 @@ class HotPath:
             ) from error
 
 
-def _run(loaded: LoadedModel, rows: Rows, accept: str, prediction_id: str) -> bytes:
+def _run(loaded: LoadedModel, rows: Rows, answer_type: str, prediction_id: str) -> bytes:
     outputs = loaded.runtime.run(rows)
-    if accept == JSON:
+    if answer_type == JSON:
         return loaded.codec.encode_json(outputs, loaded.name, loaded.number, prediction_id)
-    return loaded.codec.encode_csv(outputs) if accept == CSV else loaded.codec.encode_arrow(outputs)
+    return loaded.codec.encode_csv(outputs) if answer_type == CSV else loaded.codec.encode_arrow(outputs)
 
 
 def _decode_and_run(
-    loaded: LoadedModel, body: bytes, content_type: str, accept: str, prediction_id: str
+    loaded: LoadedModel, body: bytes, content_type: str, answer_type: str, prediction_id: str
 ) -> tuple[bytes, int]:
     rows = _decode(loaded.codec, body, content_type)
-    return _run(loaded, rows, accept, prediction_id), len(rows)
+    return _run(loaded, rows, answer_type, prediction_id), len(rows)
 
 
 def _decode(codec: Codec, body: bytes, content_type: str) -> Rows:
@@ -140,7 +141,10 @@ def _decode(codec: Codec, body: bytes, content_type: str) -> Rows:
 
 
 def _alias(query: bytes, numbered: bool) -> str | None:
-    """The `alias` of the query; unknown parameters are refused like unknown fields."""
+    """Return the `alias` of the query. Unknown parameters are rejected, as are unknown fields.
+
+    `numbered`: the path names the version, so `alias` is unknown too.
+    """
     alias = None
     for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if key != "alias" or numbered:
@@ -151,16 +155,16 @@ def _alias(query: bytes, numbered: bool) -> str | None:
                 detail=f"unknown query parameter {key!r}",
             )
         if alias is not None:
-            raise invalid_field("alias", "given twice", "one", detail="alias is given twice")
+            raise invalid_field("alias", "set twice", "one", detail="alias is set twice")
         alias = check_name(value, "alias")
     return alias
 
 
 async def _read(receive: Receive) -> bytes:
-    """The whole body; `Limits` bounds it."""
+    """Read the whole body; `BodyLimits` bounds its size."""
     message = await receive()
     if message["type"] == "http.disconnect":
-        raise HTTPException(400, "the client went away")
+        raise HTTPException(400, "the client disconnected")
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
         return body
@@ -168,7 +172,7 @@ async def _read(receive: Receive) -> bytes:
     while message.get("more_body"):
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise HTTPException(400, "the client went away")
+            raise HTTPException(400, "the client disconnected")
         parts.append(message.get("body", b""))
     return b"".join(parts)
 
@@ -177,7 +181,7 @@ async def _send(send: Send, body: bytes, media_type: str, loaded: LoadedModel, p
     headers = [
         (b"content-type", media_type.encode()),
         (b"content-length", b"%d" % len(body)),
-        *loaded.headers,  # a table has no room for what the JSON answer says beside its predictions
+        *loaded.headers,  # they replace the fields of a JSON answer that a table does not have
         (b"x-prediction-id", prediction_id.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -1,4 +1,4 @@
-"""Models in memory. Nothing here phones home: ONNX Runtime would, from a thread it starts when imported."""
+"""Models in memory. ONNX Runtime's telemetry, which starts a thread at import, is switched off."""
 
 import os
 

@@ -1,9 +1,9 @@
-"""Functions that numba compiles when their module is imported, and keeps for the next process.
+"""Decorators for functions that numba compiles when their module is imported, and caches on disk.
 
-Kept where NUMBA_CACHE_DIR says, else beside the module, in a place of its own for every release of the module
-and of numba: numba may pair a new index with old code when it is killed between writing the two
-(docs/adr/0014). So all that is compiled together has to be in one module. numba's own setting is as before
-afterwards: models may bring functions that it keeps elsewhere.
+The cache is in NUMBA_CACHE_DIR, otherwise beside the module. Each version of the module and of numba has a
+directory of its own: numba may combine a new index with old code if it is killed between writing the two
+(docs/adr/0014). Functions that are compiled together must therefore be in one module. numba's own setting is
+restored afterwards, because models may contain functions that numba caches elsewhere.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ import numba
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-_SETTING = threading.Lock()  # numba's, which is one for all threads
+_SETTING = threading.Lock()  # numba's cache directory is one setting for all threads
 
 
-def inner(function: Function) -> Function:
-    """To be called by compiled functions of its module."""
-    made: Function = numba.njit(function, nogil=True, forceinline=True)
-    return made
+def inlined(function: Function) -> Function:
+    """Compile a function that only compiled functions of its module call."""
+    kernel: Function = numba.njit(function, nogil=True, forceinline=True)
+    return kernel
 
 
-def outer(*signatures: Any) -> Callable[[Function], Function]:
-    """Compiled at once for `signatures`, or read from where it was kept. It holds no GIL while it runs."""
+def compiled(*signatures: Any) -> Callable[[Function], Function]:
+    """Compile a function for `signatures` at once, or load it from the cache. It runs without the GIL."""
 
-    def compiled(function: Function) -> Function:
-        kept = place(Path(function.__code__.co_filename))
-        made: Function
+    def compile_function(function: Function) -> Function:
+        directory = cache_directory(Path(function.__code__.co_filename))
+        kernel: Function
         with _SETTING:
-            before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(kept)
+            before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(directory)
             try:
-                made = numba.njit(list(signatures), cache=True, nogil=True)(function)
-            except Exception:  # what was kept is damaged, the disk is full, or nothing can be kept anywhere
-                shutil.rmtree(kept, ignore_errors=True)
-                made = numba.njit(list(signatures), nogil=True)(function)
+                kernel = numba.njit(list(signatures), cache=True, nogil=True)(function)
+            except Exception:  # the cache is damaged, the disk is full, or no directory is writable
+                shutil.rmtree(directory, ignore_errors=True)
+                kernel = numba.njit(list(signatures), nogil=True)(function)
             finally:
                 numba.config.CACHE_DIR = before
-        return made
+        return kernel
 
-    return compiled
+    return compile_function
 
 
-def place(module: Path) -> Path:
-    """Where what is compiled of this module is kept."""
+def cache_directory(module: Path) -> Path:
+    """Return the directory for the compiled functions of this version of the module."""
     digest = hashlib.sha256(numba.__version__.encode() + module.read_bytes()).hexdigest()[:16]
     return Path(os.environ.get("NUMBA_CACHE_DIR") or module.parent / "__pycache__") / digest

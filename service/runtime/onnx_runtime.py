@@ -1,4 +1,4 @@
-"""A .onnx file in memory, answering rows. Imports numpy and onnxruntime only."""
+"""Runtime of a .onnx file. Imports numpy and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 from service.runtime.graph_conventions import INPUT_SUFFIX, MISSING_STRING
 
-TENSORS: dict[str, Any] = {
+TENSOR_DTYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
@@ -29,10 +29,10 @@ Feed = Callable[[Rows], dict[str, Array]]
 
 
 class OnnxRuntime:
-    """Thread-safe. `bytes` estimates what it holds in memory.
+    """Thread-safe. `bytes` estimates its memory.
 
-    The graph has one input `[n, features]`, or one per feature named as the feature, `[n]` or `[n, 1]`.
-    Its outputs are named as the signature's.
+    The graph has one input `[n, features]`, or one per feature with the feature's name, `[n]` or `[n, 1]`.
+    Its outputs have the names of the signature's.
     """
 
     def __init__(self, path: Path, signature: Signature) -> None:
@@ -44,91 +44,87 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class of their own
             reason = _first_line(error).replace(str(path), path.name)
             raise Unavailable(f"the ONNX graph cannot be loaded: {reason}") from error
         self.bytes = path.stat().st_size * MEMORY_PER_BYTE
         self._names = [o.name for o in signature.outputs]
         if missing := sorted(set(self._names) - {o.name for o in self._session.get_outputs()}):
             raise Unavailable(f"the ONNX graph has no output {missing[0]!r}")
-        self._shape = [_shaper(o) for o in signature.outputs]
-        self._feed = _feeder(self._session.get_inputs(), signature)
+        self._converters = [_output_converter(o) for o in signature.outputs]
+        self._feed = _graph_feed(self._session.get_inputs(), signature)
 
     def close(self) -> None:
-        """Nothing to end: the session goes with its last user."""
+        """Do nothing: the session is freed with its last user."""
 
     def run(self, rows: Rows) -> Outputs:
-        """Raises `Invalid` when the graph refuses these rows."""
+        """Raises `Invalid` when the graph rejects these rows."""
         try:
-            answered = self._session.run(self._names, self._feed(rows))
+            arrays = self._session.run(self._names, self._feed(rows))
         except Exception as error:
             raise Invalid(f"the model refuses these rows: {_first_line(error)}") from error
         return {
-            name: shape(array) for name, shape, array in zip(self._names, self._shape, answered, strict=True)
+            name: convert(array)
+            for name, convert, array in zip(self._names, self._converters, arrays, strict=True)
         }
 
 
-def _feeder(inputs: list[Any], signature: Signature) -> Feed:
-    """How rows become the graph's inputs, decided once."""
-    kinds = [TENSORS.get(i.type) for i in inputs]
-    if None in kinds:
-        raise Unavailable(f"the ONNX graph has an input of type {inputs[kinds.index(None)].type}")
+def _graph_feed(inputs: list[Any], signature: Signature) -> Feed:
+    """Return the function that turns rows into the graph's inputs."""
+    dtypes = [TENSOR_DTYPES.get(i.type) for i in inputs]
+    if None in dtypes:
+        raise Unavailable(f"the ONNX graph has an input of type {inputs[dtypes.index(None)].type}")
     width = len(signature.inputs)
     if len(inputs) == 1 and len(inputs[0].shape) == 2 and (width == 1 or inputs[0].shape[1] != 1):
-        return _tensor_feeder(inputs[0].name, kinds[0])
-    index = {given.name: i for i, given in enumerate(signature.inputs)}
-    taken = []
-    for graph_input, kind in zip(inputs, kinds, strict=True):
-        feature = (
-            graph_input.name.removesuffix(INPUT_SUFFIX) if graph_input.name not in index else graph_input.name
-        )
+        return _matrix_feed(inputs[0].name, dtypes[0])
+    index = {feature.name: i for i, feature in enumerate(signature.inputs)}
+    plan = []
+    for graph_input, dtype in zip(inputs, dtypes, strict=True):
+        name = graph_input.name
+        feature = name if name in index else name.removesuffix(INPUT_SUFFIX)
         if feature not in index:
             raise Unavailable(
-                f"the ONNX graph wants {graph_input.name!r}, which is no feature of the signature"
+                f"the ONNX graph has an input {name!r}, which is not a feature of the signature"
             )
         shape = (-1, 1) if len(graph_input.shape) == 2 else (-1,)
-        taken.append((graph_input.name, index[feature], kind, shape))
+        plan.append((name, index[feature], dtype, shape))
 
-    def columns(rows: Rows) -> dict[str, Array]:
-        at = rows.columns if rows.columns is not None else rows.matrix.T  # type: ignore[union-attr]
-        return {name: _as(at[i], kind).reshape(shape) for name, i, kind, shape in taken}
+    def feed(rows: Rows) -> dict[str, Array]:
+        columns = rows.columns if rows.columns is not None else rows.matrix.T  # type: ignore[union-attr]
+        return {name: _cast(columns[i], dtype).reshape(shape) for name, i, dtype, shape in plan}
 
-    return columns
+    return feed
 
 
-def _tensor_feeder(name: str, kind: Any) -> Feed:
-    def tensor(rows: Rows) -> dict[str, Array]:
+def _matrix_feed(name: str, dtype: Any) -> Feed:
+    def feed(rows: Rows) -> dict[str, Array]:
         if rows.matrix is not None:
-            return {name: _as(rows.matrix, kind)}
+            return {name: _cast(rows.matrix, dtype)}
         assert rows.columns is not None
-        return {name: np.column_stack([_as(c, kind) for c in rows.columns])}
+        return {name: np.column_stack([_cast(c, dtype) for c in rows.columns])}
 
-    return tensor
+    return feed
 
 
-def _as(array: Array, kind: Any) -> Array:
-    if array.dtype == kind:
-        if kind is not np.object_:
+def _cast(array: Array, dtype: Any) -> Array:
+    if array.dtype == dtype:
+        if dtype is not np.object_:
             return array
         return np.array([MISSING_STRING if v is None else v for v in array.tolist()], dtype=object)
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # beyond float32 is infinity, as in scikit-learn's trees
-        return array.astype(kind)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinity, as in scikit-learn's trees
+        return array.astype(dtype)
 
 
-def _shaper(output: Output) -> Callable[[Array], Array]:
-    """From the graph's array to the signature's dtype and shape."""
-    kind = NUMPY_DTYPES[output.dtype]
-    shape = output.shape
+def _output_converter(output: Output) -> Callable[[Array], Array]:
+    """Return the conversion of the graph's array to the signature's dtype and shape."""
+    dtype, shape = NUMPY_DTYPES[output.dtype], output.shape
+    has_unknown_width = shape.count(-1) > 1  # during a build
 
-    open_ended = shape.count(-1) > 1  # a build does not know the width yet
-
-    def shaped(array: Any) -> Array:
+    def convert(array: Any) -> Array:
         plain = np.asarray(array)
-        return (plain if open_ended else plain.reshape(shape)).astype(kind, copy=False)
+        return (plain if has_unknown_width else plain.reshape(shape)).astype(dtype, copy=False)
 
-    return shaped
+    return convert
 
 
 def _first_line(error: Exception) -> str:

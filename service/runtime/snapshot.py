@@ -1,12 +1,12 @@
-"""The registry as of now, in memory: aliases, versions and keys, so that a prediction asks no database.
+"""Snapshot of the registry in memory: aliases, versions, exports and keys. Predictions use no database.
 
-A watcher thread looks every 100 ms whether the database moved (`PRAGMA data_version` on a connection of
+A watcher thread checks every 100 ms whether the database changed (`PRAGMA data_version` on a connection of
 its own for SQLite, the revision itself on PostgreSQL) and reloads the models and keys that changed. The
-process that makes a change calls `refresh` before it answers, and so reads its own writes. What is not
-found is looked for once more in the database (`find`): who was told by a record that a version or export
-is ready can use it at once, at any server.
+process that makes a change calls `refresh` before it answers, so it reads its own writes. `find` refreshes
+the snapshot once before it reports that something does not exist: a caller that has read in a record that a
+version or export is ready can use it at once, at any server.
 
-The state is replaced, never altered: readers need no lock.
+The state is replaced, never modified: readers need no lock.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from registry import db, keys
-from registry import revision as changes
+from registry import db, keys, revision
 from registry.aliases import CHAMPION, alias_not_found
 from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
 from registry.models import model_not_found
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
-from registry.versions import version_not_found
+from registry.versions import READY, version_not_found
 from service import telemetry
 
 POLL_S = 0.1
 STALE_S = 10.0
 """A snapshot older than this makes the server unready: the database does not answer."""
+RECONNECT_S = 1.0
 
 T = TypeVar("T")
 log = telemetry.logger(__name__)
@@ -61,7 +61,7 @@ class SnapshotExport(msgspec.Struct, frozen=True):
 
 
 class SnapshotRollout(msgspec.Struct, frozen=True):
-    """Of the alias's devices `percent` get its version, the others `previous`."""
+    """`percent` of the alias's devices get its version, the others `previous`."""
 
     percent: int
     previous: int | None
@@ -88,22 +88,22 @@ EMPTY = SnapshotState(revision=-1, models={}, keys={})
 class Snapshot:
     def __init__(self, engine: Engine) -> None:
         self.state = EMPTY
-        self.on_change: list[Callable[[], None]] = []  # called in the watcher's or refresher's thread
+        self.on_change: list[Callable[[], None]] = []  # called in the thread of the watcher or of `refresh`
         self._engine = engine
         self._sessions = db.sessions(engine)
         self._loading = threading.Lock()
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="snapshot", daemon=True)
-        self._looked = time.monotonic()
-        self._refreshed_from = 0.0  # when the last look began that `state` is from
+        self._checked_at = time.monotonic()
+        self._state_read_at = 0.0  # when the transaction began that `state` was read in
 
     @property
     def age_s(self) -> float:
-        """Seconds since the database was last looked at with success."""
-        return time.monotonic() - self._looked
+        """Seconds since the last successful check of the database."""
+        return time.monotonic() - self._checked_at
 
     def resolve(self, name: str, alias: str | None = None, number: int | None = None) -> SnapshotVersion:
-        """The version that answers for `name`, by number or by alias (`champion` when neither is given).
+        """Return the version that answers for `name`, by number or by alias (default: `champion`).
 
         Raises `NotFound`, `NotReady`.
         """
@@ -118,52 +118,54 @@ class Snapshot:
         version = model.versions.get(number)
         if version is None:
             raise version_not_found(name, number, max(model.versions, default=None))
-        if version.state != "ready":
-            raise NotReady(
-                f"{name}:{number} is {version.state}; GET /v1/models/{name}/versions/{number} says more"
-            )
+        if version.state != READY:
+            url = f"/v1/models/{name}/versions/{number}"
+            raise NotReady(f"{name}:{number} is {version.state}; GET {url} returns its report")
         return version
 
     def champions(self) -> list[SnapshotVersion]:
-        """The version behind every `champion`."""
+        """Return the version of each alias `champion`."""
         return [
             m.versions[number]
             for m in self.state.models.values()
             if (number := m.aliases.get(CHAMPION)) is not None and number in m.versions
         ]
 
-    async def find(self, found: Callable[[], T]) -> T:
-        """What `found` returns; when it raises `NotFound` or `NotReady`, what it does after another look at
-        the database. Raises what `found` raises, and `Unavailable` when the database does not answer.
+    async def find(self, resolve: Callable[[], T]) -> T:
+        """Return what `resolve` returns. If it raises `NotFound` or `NotReady`, refresh and call it again.
+
+        Raises what `resolve` raises, and `Unavailable` when the database does not answer.
         """
         try:
-            return found()
+            return resolve()
         except (NotFound, NotReady):
             try:
                 await run_sync(self.refresh)
             except SQLAlchemyError as error:
                 raise Unavailable("the registry's database does not answer; try again") from error
-        return found()
+        return resolve()
 
     def refresh(self) -> None:
-        """Bring the snapshot up to the revision that the database has now. Blocks; call it off the event
-        loop. However many call it together, at most two looks follow: the one under way may be too early.
+        """Bring the snapshot up to the database's current revision. Blocks; call it off the event loop.
+
+        Concurrent calls read the database at most twice: a read that is in progress may have begun before
+        the caller's change.
         """
-        asked = time.monotonic()
+        called_at = time.monotonic()
         with self._loading:
-            if self._refreshed_from > asked:
+            if self._state_read_at > called_at:
                 return
-            began, before = time.monotonic(), self.state.revision
+            read_at, before = time.monotonic(), self.state.revision
             with db.reading(self._sessions) as session:
                 self.state = _reload(session, self.state)
-            self._refreshed_from, self._looked = began, time.monotonic()
-            moved = self.state.revision != before
-        if moved:
+            self._state_read_at, self._checked_at = read_at, time.monotonic()
+            changed = self.state.revision != before
+        if changed:
             for listener in self.on_change:
                 listener()
 
     def start(self) -> None:
-        """Load everything once, then keep watching."""
+        """Load everything once, then watch for changes."""
         self.refresh()
         self._watcher.start()
 
@@ -176,72 +178,73 @@ class Snapshot:
         while not self._stopping.is_set():
             try:
                 self._watch_connection()
-            except Exception as error:  # the database may come back: keep trying, let `age_s` tell
+            except Exception as error:  # the database may recover; `age_s` grows meanwhile
                 log.warning("snapshot.lost", error=str(error))
-                self._stopping.wait(1.0)
+                self._stopping.wait(RECONNECT_S)
 
     def _watch_connection(self) -> None:
-        """Look every `POLL_S` on one connection: SQLite's data_version speaks of commits by others."""
+        """Check every `POLL_S` on one connection: its data_version counts the commits of others (SQLite)."""
         sqlite = self._engine.dialect.name == "sqlite"
         probe = "PRAGMA data_version" if sqlite else "SELECT value FROM revision"
         raw = self._engine.raw_connection()
         try:
             cursor = raw.cursor()
-            seen = None
+            previous = None
             while not self._stopping.wait(POLL_S):
                 cursor.execute(probe)
                 value = cursor.fetchone()
-                raw.rollback()  # on PostgreSQL the next look needs a new transaction
-                if value != seen:
+                raw.rollback()  # on PostgreSQL the next check needs a new transaction
+                if value != previous:
                     self.refresh()
-                    seen = value
-                self._looked = time.monotonic()
+                    previous = value
+                self._checked_at = time.monotonic()
         finally:
             raw.close()
 
 
 def _reload(session: Session, old: SnapshotState) -> SnapshotState:
-    found = changes.changes_since(session, old.revision) if old.revision >= 0 else None
-    if found is None:
-        revision = changes.current(session)
-        return SnapshotState(
-            revision, _models(session), keys.active_keys(session), changes.registry_id(session)
-        )
-    if found.revision == old.revision:
+    changes = revision.changes_since(session, old.revision) if old.revision >= 0 else None
+    if changes is None:
+        current = revision.current(session)
+        registry_id = revision.registry_id(session)
+        return SnapshotState(current, _read_models(session), keys.active_keys(session), registry_id)
+    if changes.revision == old.revision:
         return old
-    models, live = old.models, old.keys
-    if found.models:
-        fresh = _models(session, found.models)
-        models = {n: m for n, m in old.models.items() if n not in found.models} | fresh
-    if found.keys:
-        live = {i: k for i, k in live.items() if i not in found.keys} | keys.active_keys(session, found.keys)
-    return SnapshotState(found.revision, models, live, old.registry_id)
+    models, active_keys = old.models, old.keys
+    if changes.models:
+        unchanged = {n: m for n, m in old.models.items() if n not in changes.models}
+        models = unchanged | _read_models(session, changes.models)
+    if changes.keys:
+        unchanged_keys = {i: k for i, k in old.keys.items() if i not in changes.keys}
+        active_keys = unchanged_keys | keys.active_keys(session, changes.keys)
+    return SnapshotState(changes.revision, models, active_keys, old.registry_id)
 
 
-def _models(session: Session, names: Collection[str] | None = None) -> dict[str, SnapshotModel]:
-    """The models called `names`, or all. Only columns that resolving needs: signatures stay behind."""
-    picked = select(ModelRow.id, ModelRow.name)
+def _read_models(session: Session, names: Collection[str] | None = None) -> dict[str, SnapshotModel]:
+    """Read the models called `names`, or all. Reads only the columns that resolving needs, no signatures."""
+    selected = select(ModelRow.id, ModelRow.name)
     if names is not None:
-        picked = picked.where(ModelRow.name.in_(names))
-    found = {row.id: SnapshotModel(row.name) for row in session.execute(picked)}
+        selected = selected.where(ModelRow.name.in_(names))
+    models = {row.id: SnapshotModel(row.name) for row in session.execute(selected)}
     versions = select(VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state)
     aliases = select(AliasRow.model_id, AliasRow.name, VersionRow.number).join(
         VersionRow, VersionRow.id == AliasRow.version_id
     )
     if names is not None:
-        versions = versions.where(VersionRow.model_id.in_(found))
-        aliases = aliases.where(AliasRow.model_id.in_(found))
+        versions = versions.where(VersionRow.model_id.in_(models))
+        aliases = aliases.where(AliasRow.model_id.in_(models))
     for model_id, id_, number, state in session.execute(versions):
-        if model_id in found:
-            found[model_id].versions[number] = SnapshotVersion(id_, number, state)
+        if model_id in models:
+            models[model_id].versions[number] = SnapshotVersion(id_, number, state)
     for model_id, alias, number in session.execute(aliases):
-        if model_id in found:
-            found[model_id].aliases[alias] = number
-    _add_edge(session, found, everything=names is None)
-    return {m.name: m for m in found.values()}
+        if model_id in models:
+            models[model_id].aliases[alias] = number
+    _add_exports(session, models, all_models=names is None)
+    _add_rollouts(session, models, all_models=names is None)
+    return {m.name: m for m in models.values()}
 
 
-def _add_edge(session: Session, found: dict[int, SnapshotModel], everything: bool) -> None:
+def _add_exports(session: Session, models: dict[int, SnapshotModel], all_models: bool) -> None:
     exports = (
         select(
             VersionRow.model_id,
@@ -255,20 +258,24 @@ def _add_edge(session: Session, found: dict[int, SnapshotModel], everything: boo
             ExportRow.created_at,
         )
         .join(VersionRow, VersionRow.id == ExportRow.version_id)
-        .where(ExportRow.state == "ready")
+        .where(ExportRow.state == READY)
         .order_by(ExportRow.id.desc())
     )
+    if not all_models:
+        exports = exports.where(VersionRow.model_id.in_(models))
+    for row in session.execute(exports):
+        if row.model_id in models:
+            columns: tuple[Any, ...] = tuple(row)[1:]
+            export = SnapshotExport(*columns)
+            models[row.model_id].exports.setdefault(export.version, []).append(export)
+
+
+def _add_rollouts(session: Session, models: dict[int, SnapshotModel], all_models: bool) -> None:
     rollouts = select(AliasRow.model_id, AliasRow.name, AliasRow.edge_percent, AliasRow.edge_previous).where(
         AliasRow.edge_percent < 100
     )
-    if not everything:
-        exports = exports.where(VersionRow.model_id.in_(found))
-        rollouts = rollouts.where(AliasRow.model_id.in_(found))
-    for row in session.execute(exports):
-        if row.model_id in found:
-            columns: tuple[Any, ...] = tuple(row)[1:]
-            export = SnapshotExport(*columns)
-            found[row.model_id].exports.setdefault(export.version, []).append(export)
+    if not all_models:
+        rollouts = rollouts.where(AliasRow.model_id.in_(models))
     for model_id, alias, percent, previous in session.execute(rollouts):
-        if model_id in found:
-            found[model_id].rollouts[alias] = SnapshotRollout(percent or 0, previous)
+        if model_id in models:
+            models[model_id].rollouts[alias] = SnapshotRollout(percent or 0, previous)

@@ -1,4 +1,4 @@
-"""A .tflite file in memory, answering rows. Imports numpy and LiteRT only."""
+"""Runtime of a .tflite file. Imports numpy and LiteRT only."""
 
 from __future__ import annotations
 
@@ -15,58 +15,61 @@ from registry.errors import Invalid, Unavailable
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 
-BLOCK = 256
-"""Longer batches go through in blocks of this: a bound on the interpreter's memory, and no slower."""
+BLOCK_ROWS = 256
+"""Longer batches run in blocks of this size: this bounds the interpreter's memory and is not slower."""
 MEMORY_PER_BYTE = 3
-"""The file, and the weights that XNNPACK packs anew."""
+"""The file, and the weights that XNNPACK packs again."""
 
-Detail = dict[str, Any]
-Shaper = Callable[[Outputs], Array]
+TensorDetail = dict[str, Any]
+OutputConverter = Callable[[Outputs], Array]
 
 
 class TfliteRuntime:
-    """Thread-safe: one interpreter, one call at a time. `bytes` estimates what it holds in memory.
+    """Thread-safe: one interpreter, one call at a time. `bytes` estimates its memory.
 
-    The file has one input that holds as many numbers a row as there are features (in any shape behind the
-    first dimension), or one input for each feature, named as it. Its outputs are named as the signature's,
-    where `value` may stand for `values`, and a classifier's `label`, an index into its classes, may be left
-    out beside `probabilities`. Quantized inputs and outputs are converted by their scale.
+    The file has one input that holds as many numbers per row as there are features (in any shape after the
+    first dimension), or one input per feature with the feature's name. Its outputs have the names of the
+    signature's, with two exceptions: `value` may stand for `values`, and a classifier's `label`, an index
+    into its classes, may be missing if there are `probabilities`. Quantized tensors are converted by their
+    scale.
     """
 
     def __init__(self, path: Path, signature: Signature) -> None:
-        """Raises `Unavailable` when the file cannot be loaded or does not fit the signature."""
+        """Raises `Unavailable` when the file cannot be loaded or does not match the signature."""
         self.bytes = path.stat().st_size * MEMORY_PER_BYTE
         self._lock = threading.Lock()
         try:
             self._interpreter = Interpreter(model_path=str(path), num_threads=1)
-            self._inputs = _inputs(self._interpreter, signature)
-            self._given = _outputs(self._interpreter)
-            # Where the file says that it takes one row, operators in it may count on that.
-            self._block = BLOCK if all(d["shape_signature"][0] == -1 for _, d, _ in self._inputs) else 1
+            self._inputs = _graph_inputs(self._interpreter, signature)
+            self._outputs = _graph_outputs(self._interpreter)
+            # In a file with a fixed number of rows, operators may rely on that number.
+            self._block_rows = (
+                BLOCK_ROWS if all(d["shape_signature"][0] == -1 for _, d, _ in self._inputs) else 1
+            )
             self._allocate(1)
         except (RuntimeError, ValueError) as error:
             raise Unavailable(f"the .tflite file cannot be loaded: {_first_line(error)}") from error
-        self._shape = {o.name: _shaper(o, self._given) for o in signature.outputs}
+        self._converters = {o.name: _output_converter(o, self._outputs) for o in signature.outputs}
 
     def close(self) -> None:
-        """Nothing to end: the interpreter goes with its last user."""
+        """Do nothing: the interpreter is freed with its last user."""
 
     def run(self, rows: Rows) -> Outputs:
-        """Raises `Invalid` when the graph refuses these rows."""
+        """Raises `Invalid` when the graph rejects these rows."""
         matrix = _matrix(rows)
         if not len(matrix):
             return {name: array[:0] for name, array in self.run(Rows(np.zeros((1, matrix.shape[1])))).items()}
         with self._lock:
             try:
-                starts = range(0, len(matrix), self._block)
-                blocks = [self._answer(matrix[i : i + self._block]) for i in starts]
+                starts = range(0, len(matrix), self._block_rows)
+                blocks = [self._run_block(matrix[i : i + self._block_rows]) for i in starts]
             except (RuntimeError, ValueError) as error:
                 raise Invalid(f"the model refuses these rows: {_first_line(error)}") from error
         raw = (
             blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
         )
         try:
-            return {name: shape(raw) for name, shape in self._shape.items()}
+            return {name: convert(raw) for name, convert in self._converters.items()}
         except IndexError as error:
             raise Invalid("the model answers with a label that is none of its classes") from error
 
@@ -74,17 +77,17 @@ class TfliteRuntime:
         for _, detail, shape in self._inputs:
             self._interpreter.resize_tensor_input(detail["index"], [rows, *shape])
         self._interpreter.allocate_tensors()
-        self._rows = rows
+        self._allocated_rows = rows
 
-    def _answer(self, matrix: Array) -> Outputs:
-        if len(matrix) != self._rows:
-            self._rows = 0  # unless what follows succeeds
+    def _run_block(self, matrix: Array) -> Outputs:
+        if len(matrix) != self._allocated_rows:
+            self._allocated_rows = 0  # remains 0 if the allocation fails
             self._allocate(len(matrix))
         for columns, detail, shape in self._inputs:
             value = np.ascontiguousarray(matrix[:, columns]).reshape(-1, *shape)
-            self._interpreter.set_tensor(detail["index"], _quantized(value, detail))
+            self._interpreter.set_tensor(detail["index"], _quantize(value, detail))
         self._interpreter.invoke()
-        return {n: _plain(self._interpreter.get_tensor(d["index"]), d) for n, d in self._given.items()}
+        return {n: _dequantize(self._interpreter.get_tensor(d["index"]), d) for n, d in self._outputs.items()}
 
 
 def _matrix(rows: Rows) -> Array:
@@ -97,8 +100,8 @@ def _matrix(rows: Rows) -> Array:
     return np.column_stack([c.astype(np.float64) for c in rows.columns])
 
 
-def _inputs(interpreter: Any, signature: Signature) -> list[tuple[Any, Detail, list[int]]]:
-    """By graph input: the columns it takes, its details, its shape behind the rows."""
+def _graph_inputs(interpreter: Any, signature: Signature) -> list[tuple[Any, TensorDetail, list[int]]]:
+    """Return for each graph input the columns of its values, its details, and its shape without the rows."""
     details = interpreter.get_input_details()
     shapes = [[int(n) for n in d["shape"]][1:] for d in details]
     width = len(signature.inputs)
@@ -108,21 +111,21 @@ def _inputs(interpreter: Any, signature: Signature) -> list[tuple[Any, Detail, l
                 f"its input holds {math.prod(shapes[0])} numbers, the signature has {width} features"
             )
         return [(slice(None), details[0], shapes[0])]
-    index = {given.name: i for i, given in enumerate(signature.inputs)}
-    named = _signature_names(interpreter, "inputs")
-    names = [named.get(d["index"], d["name"]) for d in details]
+    index = {feature.name: i for i, feature in enumerate(signature.inputs)}
+    tensor_names = _signature_names(interpreter, "inputs")
+    names = [tensor_names.get(d["index"], d["name"]) for d in details]
     if sorted(names) != sorted(index):
         raise ValueError(f"its inputs are {', '.join(sorted(names))}, not the signature's features")
     return [(slice(index[n], index[n] + 1), d, s) for n, d, s in zip(names, details, shapes, strict=True)]
 
 
-def _outputs(interpreter: Any) -> dict[str, Detail]:
-    named = _signature_names(interpreter, "outputs")
-    return {named.get(d["index"], d["name"]): d for d in interpreter.get_output_details()}
+def _graph_outputs(interpreter: Any) -> dict[str, TensorDetail]:
+    tensor_names = _signature_names(interpreter, "outputs")
+    return {tensor_names.get(d["index"], d["name"]): d for d in interpreter.get_output_details()}
 
 
 def _signature_names(interpreter: Any, side: str) -> dict[int, str]:
-    """What the file's own signature calls its tensors; converters rename the tensors themselves."""
+    """The tensor names of the file's own signature, by tensor index; converters rename the tensors."""
     keys = list(interpreter.get_signature_list())
     if not keys:
         return {}
@@ -131,44 +134,47 @@ def _signature_names(interpreter: Any, side: str) -> dict[int, str]:
     return {detail["index"]: name for name, detail in details.items()}
 
 
-def _quantized(value: Array, detail: Detail) -> Array:
+def _quantize(value: Array, detail: TensorDetail) -> Array:
     scale, zero = detail["quantization"]
-    kind = detail["dtype"]
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # beyond float32 is infinity, as in scikit-learn's trees
-        if not scale or not np.issubdtype(kind, np.integer):
-            return np.asarray(value.astype(kind))
-        limits = np.iinfo(kind)
+    dtype = detail["dtype"]
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinity, as in scikit-learn's trees
+        if not scale or not np.issubdtype(dtype, np.integer):
+            return np.asarray(value.astype(dtype))
+        limits = np.iinfo(dtype)
         steps = np.rint(np.nan_to_num(value) / scale) + zero
-        return np.asarray(np.clip(steps, limits.min, limits.max).astype(kind))
+        return np.asarray(np.clip(steps, limits.min, limits.max).astype(dtype))
 
 
-def _plain(array: Array, detail: Detail) -> Array:
+def _dequantize(array: Array, detail: TensorDetail) -> Array:
     scale, zero = detail["quantization"]
     if not scale or array.dtype.kind not in "iu":
         return array
     return np.asarray((array.astype(np.float64) - zero) * scale)
 
 
-def _shaper(output: Output, given: dict[str, Detail]) -> Shaper:
-    """From the graph's outputs to one of the signature's. Raises `Unavailable` when it is not there."""
-    source = "value" if output.name == "values" and "values" not in given else output.name
-    before, _, last = output.name.rpartition("label")
-    from_chances = output.name not in given and not last and f"{before}probabilities" in given
-    if source not in given and not from_chances:
-        raise Unavailable(f"the .tflite file has no output {output.name!r}")
-    kind = NUMPY_DTYPES[output.dtype]
-    is_label = not last and output.name.endswith("label") and output.classes is not None
-    classes = np.array(output.classes, dtype=kind) if is_label else None
+def _output_converter(output: Output, graph_outputs: dict[str, TensorDetail]) -> OutputConverter:
+    """Return the conversion of the graph's outputs to one of the signature's.
 
-    def shaped(answered: Outputs) -> Array:
-        array = answered[f"{before}probabilities"].argmax(axis=1) if from_chances else answered[source]
+    Raises `Unavailable` when the graph does not have it.
+    """
+    source = "value" if output.name == "values" and "values" not in graph_outputs else output.name
+    prefix, _, rest = output.name.rpartition("label")
+    from_probabilities = (
+        output.name not in graph_outputs and not rest and f"{prefix}probabilities" in graph_outputs
+    )
+    if source not in graph_outputs and not from_probabilities:
+        raise Unavailable(f"the .tflite file has no output {output.name!r}")
+    dtype = NUMPY_DTYPES[output.dtype]
+    is_label = not rest and output.name.endswith("label") and output.classes is not None
+    classes = np.array(output.classes, dtype=dtype) if is_label else None
+
+    def convert(outputs: Outputs) -> Array:
+        array = outputs[f"{prefix}probabilities"].argmax(axis=1) if from_probabilities else outputs[source]
         if classes is not None:
             return classes[array.reshape(-1).astype(np.int64)]
-        return array.reshape(output.shape).astype(kind, copy=False)
+        return array.reshape(output.shape).astype(dtype, copy=False)
 
-    return shaped
+    return convert
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from registry.rows import Array
-from service.runtime.numba_cache import inner, outer
+from service.runtime.numba_cache import compiled, inlined
 
 _OCTETS, _INDEX = types.Array(types.uint8, 1, "C", readonly=True), types.int32[::1]
 _INVALID = 1 << 30  # an exponent that cannot be parsed
@@ -49,7 +49,7 @@ _EXACT_POWERS = 10.0 ** np.arange(23)  # the powers of ten that float64 represen
 _INTEGER_POWERS = np.array([10**n for n in range(9)], dtype=np.uint64)
 
 
-@inner
+@inlined
 def multiply(a: Any, b: Any) -> Any:
     """Return the 128-bit product of two uint64 as its high and low halves."""
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -60,7 +60,7 @@ def multiply(a: Any, b: Any) -> Any:
     return a1 * b1 + (middle >> half) + (other >> half), a * b
 
 
-@inner
+@inlined
 def scale(mantissa: Any, exponent: int) -> Any:
     """Return `mantissa * 10**exponent`; NaN if rounding is uncertain or the result is not a normal
     float64."""
@@ -107,7 +107,7 @@ def trailing_zeros(_: Any, bits: Any) -> Any:
     return types.uint64(bits), generate
 
 
-@inner
+@inlined
 def load_word(data: Array, at: Any) -> Any:
     """Load eight bytes, the first one lowest. A byte that is a digit becomes its value, 0 to 9."""
     word = (  # LLVM combines these into one load
@@ -123,7 +123,7 @@ def load_word(data: Array, at: Any) -> Any:
     return word ^ _ZEROS
 
 
-@inner
+@inlined
 def non_digits(word: Any) -> Any:
     """Return one bit for each byte of a word that is not a digit.
 
@@ -134,7 +134,7 @@ def non_digits(word: Any) -> Any:
     return ((marks >> _7) * np.uint64(0x0102040810204080)) >> _56
 
 
-@inner
+@inlined
 def digits_value(word: Any, count: Any) -> Any:
     """Return the number that the first `count` digits, 1 to 8, of a word represent."""
     word <<= _64 - (count << _3)
@@ -144,12 +144,12 @@ def digits_value(word: Any, count: Any) -> Any:
     return (hundreds + ((word >> _16) & pairs) * np.uint64(0x0000271000000001)) >> _32
 
 
-@inner
+@inlined
 def ends_cell(octet: Any) -> Any:
     return (octet == _COMMA) | (octet == _LF) | (octet == _CR)
 
 
-@inner
+@inlined
 def parse_short(data: Array, at: Any) -> tuple[Any, float]:
     """Parse at most 7 digits, optionally followed by a point and at most 7 digits.
 
@@ -171,7 +171,7 @@ def parse_short(data: Array, at: Any) -> tuple[Any, float]:
     return at, 0.0
 
 
-@inner
+@inlined
 def parse_exponent(data: Array, at: Any, stop: Any) -> int:
     """Parse the bytes between `e` and `stop`, at most three digits; `_INVALID` if they are not an integer."""
     negative = data[at] == _MINUS
@@ -188,7 +188,7 @@ def parse_exponent(data: Array, at: Any, stop: Any) -> int:
     return -power if negative else power
 
 
-@inner
+@inlined
 def leading_zeros(data: Array, start: Any, stop: Any) -> int:
     """Return the number of zero digits before the first other digit."""
     zeros = 0
@@ -200,7 +200,7 @@ def leading_zeros(data: Array, start: Any, stop: Any) -> int:
     return zeros
 
 
-@inner
+@inlined
 def parse_digits(data: Array, at: Any, mantissa: Any) -> tuple[Any, Any]:
     """Return the end of the digits from `at` on, and `mantissa` with these digits appended."""
     while at + _8 <= len(data):
@@ -220,7 +220,7 @@ def parse_digits(data: Array, at: Any, mantissa: Any) -> tuple[Any, Any]:
     return at, mantissa
 
 
-@inner
+@inlined
 def parse_number(data: Array, start: Any) -> tuple[Any, float]:
     """Return the end of the number at `start`, and its value; `start` if it is not plain."""
     negative = data[start] == _MINUS
@@ -250,14 +250,14 @@ def parse_number(data: Array, start: Any) -> tuple[Any, float]:
     return at if value == value else start, -value if negative else value
 
 
-@inner
+@inlined
 def cell_end(data: Array, at: Any) -> Any:
     while not ends_cell(data[at]):
         at += _1
     return at
 
 
-@inner
+@inlined
 def parse_signed(data: Array, start: Any) -> tuple[Any, float]:
     """Same as `parse_number`, but faster for short negative numbers."""
     if data[start] == _MINUS and start + _WINDOW < len(data):
@@ -267,7 +267,7 @@ def parse_signed(data: Array, start: Any) -> tuple[Any, float]:
     return parse_number(data, start)
 
 
-@outer((_OCTETS, _INDEX, _INDEX, types.float64[:, ::1], types.int32[:, :, ::1]))
+@compiled((_OCTETS, _INDEX, _INDEX, types.float64[:, ::1], types.int32[:, :, ::1]))
 def parse(data: Array, number_index: Array, text_index: Array, numbers: Array, spans: Array) -> Any:
     """Parse a block and return its number of rows, or -1 if it is not plain.
 
@@ -317,7 +317,7 @@ def parse(data: Array, number_index: Array, text_index: Array, numbers: Array, s
     return np.int64(row)
 
 
-@outer((_OCTETS, types.int32[:, ::1], _INDEX, types.uint8[::1]))
+@compiled((_OCTETS, types.int32[:, ::1], _INDEX, types.uint8[::1]))
 def copy_cells(data: Array, spans: Array, offsets: Array, output: Array) -> None:
     """Copy the cells at `spans` one after another to `output`; cell `i` starts at `offsets[i]`."""
     end = 0

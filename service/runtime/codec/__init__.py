@@ -2,19 +2,19 @@
 
 columns   the rule of one feature: what it accepts, and the array it becomes
 json      JSON body -> Rows
-tables    CSV body -> Rows
+csv       CSV body -> Rows
 arrow     Arrow stream -> Rows, table of outputs -> Arrow stream
-answers   Outputs -> JSON, CSV, table
+answer_encoder   Outputs -> JSON, CSV, table
 """
 
 from __future__ import annotations
 
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
-from service.runtime.codec.answers import AnswerEncoder
+from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.codec.columns import columns_of
+from service.runtime.codec.csv import decode_csv
 from service.runtime.codec.json import JsonRows
-from service.runtime.codec.tables import decode_csv
 
 __all__ = ["MAX_INSTANCES", "Codec"]
 
@@ -40,7 +40,7 @@ class Codec:
         return self._json.decode(body)
 
     def decode_csv(self, body: bytes) -> Rows:
-        """Decode a CSV table: a header and one line per row. `tables` defines which cells are null."""
+        """Decode a CSV table: a header and one line per row. `csv` defines which cells are null."""
         return decode_csv(body, self.columns, MAX_INSTANCES)
 
     def decode_arrow(self, body: bytes) -> Rows:

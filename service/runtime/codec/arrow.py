@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 from registry.errors import Invalid, invalid_field
 from registry.rows import Array, Rows
 from service import startup
-from service.runtime.codec.columns import Column, Faults, show
-from service.runtime.codec.tables import check_names, read_column, rows_or_raise
+from service.runtime.codec.columns import Column, Faults, check_names, read_column, rows_or_raise, show
 
 startup.import_pyarrow()
 

@@ -1,4 +1,4 @@
-"""Exports through the supervisor: whatever happens to a child or a server, an export is whole or is not."""
+"""Exports through the supervisor: an export is complete or has no file, whatever happens to its process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Changes = SimpleQueue[float]
 
 @pytest.fixture
 def export(sessions: db.Sessions, store: Store, tmp_path: Path) -> Export:
-    """Ask for an export of a version that is ready; the export's id."""
+    """Return a function that creates an export of a ready version and returns the export's id."""
 
     def export(loading: tuple[Any, ...] = (), new: NewExport = NewExport()) -> int:  # noqa: B008 - frozen
         rows = table(100)
@@ -56,16 +56,16 @@ def export(sessions: db.Sessions, store: Store, tmp_path: Path) -> Export:
 
 def row(sessions: db.Sessions, export_id: int) -> ExportRow:
     with sessions() as session:
-        found = session.get(ExportRow, export_id)
-        assert found is not None
-        return found
+        export = session.get(ExportRow, export_id)
+        assert export is not None
+        return export
 
 
 def reason(sessions: db.Sessions, export_id: int) -> str:
-    found = row(sessions, export_id)
-    assert (found.state, found.blob, found.zstd) == ("rejected", None, None)
-    assert found.report is not None
-    return str(found.report["reason"])
+    export = row(sessions, export_id)
+    assert (export.state, export.blob, export.zstd) == ("rejected", None, None)
+    assert export.report is not None
+    return str(export.report["reason"])
 
 
 def test_an_export_becomes_ready_with_both_its_files_in_the_store(
@@ -79,19 +79,19 @@ def test_an_export_becomes_ready_with_both_its_files_in_the_store(
     export_id = export()
     running.wake()
     changes.get(timeout=60)
-    found = row(sessions, export_id)
-    assert found.state == "ready", found.report
-    assert found.blob is not None
-    assert found.zstd is not None
-    content = store.path(found.blob).read_bytes()
-    assert (hashlib.sha256(content).hexdigest(), len(content)) == (found.blob, found.bytes)
-    packed = store.path(found.zstd).read_bytes()
-    assert pa.Codec("zstd").decompress(packed, len(content), asbytes=True) == content
-    assert found.min_runtime
+    finished = row(sessions, export_id)
+    assert finished.state == "ready", finished.report
+    assert finished.blob is not None
+    assert finished.zstd is not None
+    content = store.path(finished.blob).read_bytes()
+    assert (hashlib.sha256(content).hexdigest(), len(content)) == (finished.blob, finished.bytes)
+    compressed = store.path(finished.zstd).read_bytes()
+    assert pa.Codec("zstd").decompress(compressed, len(content), asbytes=True) == content
+    assert finished.min_runtime
     assert list((settings.home / "tmp").iterdir()) == []
 
 
-def test_an_export_outside_of_its_bounds_is_rejected_and_leaves_no_file(
+def test_an_export_that_exceeds_its_bounds_is_rejected_and_leaves_no_file(
     running: Supervisor, export: Export, sessions: db.Sessions, store: Store, changes: Changes
 ) -> None:
     export_id = export(new=NewExport(bounds=ExportBounds(max_bytes=10)))
@@ -102,12 +102,12 @@ def test_an_export_outside_of_its_bounds_is_rejected_and_leaves_no_file(
     assert len(list(store)) == blobs
 
 
-def test_an_export_beyond_its_time_is_rejected(
+def test_an_export_that_exceeds_its_time_limit_is_rejected(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes, tmp_path: Path
 ) -> None:
     export_id = export((wait, str(tmp_path / "pid")))
-    hasty = settings.model_copy(update={"build_timeout_s": 3.0})
-    running = Supervisor(hasty, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    short_timeout = settings.model_copy(update={"build_timeout_s": 3.0})
+    running = Supervisor(short_timeout, sessions, store, on_change=lambda: changes.put(time.monotonic()))
     running.start()
     try:
         changes.get(timeout=60)
@@ -126,7 +126,7 @@ def test_an_export_that_crashes_its_process_is_rejected(
     assert "the export's process crashed with SIGSEGV" in reason(sessions, export_id)
 
 
-def test_an_export_whose_process_was_killed_is_made_again(
+def test_an_export_whose_process_was_killed_is_retried(
     running: Supervisor, export: Export, sessions: db.Sessions, changes: Changes, tmp_path: Path
 ) -> None:
     export_id = export((wait_once, str(tmp_path / "pid")))
@@ -136,7 +136,7 @@ def test_an_export_whose_process_was_killed_is_made_again(
     assert row(sessions, export_id).state == "ready"
 
 
-def test_an_export_whose_server_was_killed_is_made_whole_by_the_next(
+def test_an_export_whose_server_was_killed_is_finished_by_the_next_server(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes, tmp_path: Path
 ) -> None:
     export_id = export((wait_once, str(tmp_path / "pid")))
@@ -145,21 +145,26 @@ def test_an_export_whose_server_was_killed_is_made_whole_by_the_next(
     server.kill()
     server.wait()
     assert ends(child)
-    left = row(sessions, export_id)
-    assert (left.state, left.blob, left.zstd, left.report) == ("building", None, None, None)
-    with sessions.begin() as session:  # ten seconds pass
+    interrupted = row(sessions, export_id)
+    assert (interrupted.state, interrupted.blob, interrupted.zstd, interrupted.report) == (
+        "building",
+        None,
+        None,
+        None,
+    )
+    with sessions.begin() as session:  # the lease expires
         session.execute(update(TaskRow).values(lease_until=now() - timedelta(seconds=1)))
-    following = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
-    following.start()
+    next_server = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    next_server.start()
     changes.get(timeout=60)
-    following.stop(5)
-    found = row(sessions, export_id)
-    assert found.state == "ready", found.report
-    assert found.blob is not None
-    assert hashlib.sha256(store.path(found.blob).read_bytes()).hexdigest() == found.blob
+    next_server.stop(5)
+    finished = row(sessions, export_id)
+    assert finished.state == "ready", finished.report
+    assert finished.blob is not None
+    assert hashlib.sha256(store.path(finished.blob).read_bytes()).hexdigest() == finished.blob
 
 
-def test_an_export_lost_with_its_server_each_time_is_rejected(
+def test_an_export_whose_server_dies_at_every_attempt_is_rejected(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export
 ) -> None:
     export_id = export()
@@ -171,13 +176,13 @@ def test_an_export_lost_with_its_server_each_time_is_rejected(
                 state=queue.RUNNING, attempt=TaskRow.max_attempts, lease_until=now() - timedelta(seconds=1)
             )
         )
-    told = []
-    assert Supervisor(settings, sessions, store, lambda: told.append(True)).step() is False
+    notified = []
+    assert Supervisor(settings, sessions, store, lambda: notified.append(True)).step() is False
     assert "exports of this model ended with its server" in reason(sessions, export_id)
-    assert told
+    assert notified
 
 
-def test_an_export_whose_version_is_gone_is_dropped_for_good(
+def test_an_export_whose_version_was_deleted_is_dropped(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export
 ) -> None:
     export()
@@ -189,14 +194,14 @@ def test_an_export_whose_version_is_gone_is_dropped_for_good(
         assert session.scalars(select(ExportRow)).all() == []
 
 
-def test_calibration_rows_that_are_gone_reject_the_export(
+def test_missing_calibration_rows_reject_the_export(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.csv"
     table(20).to_csv(file, index=False)
     sha256 = store.put_file(file).sha256
-    given = {"artifact": sha256, "media_type": "text/csv"}
-    export_id = export(new=NewExport(quantize="int8", calibration=given))
+    calibration = {"artifact": sha256, "media_type": "text/csv"}
+    export_id = export(new=NewExport(quantize="int8", calibration=calibration))
     store.delete(sha256)
     assert Supervisor(settings, sessions, store, lambda: None).step()
     assert sha256 in reason(sessions, export_id)

@@ -1,3 +1,5 @@
+"""Builds through the supervisor, with real children: results, crashes, shutdown and lost servers."""
+
 from __future__ import annotations
 
 import os
@@ -32,7 +34,7 @@ Publish = Callable[..., int]
 
 @pytest.fixture
 def publish(sessions: db.Sessions, store: Store, tmp_path: Path) -> Publish:
-    """Publish a model; the version's id."""
+    """Return a function that publishes a model and returns the version's id."""
 
     def publish(model: Any, name: str = "m", **kwargs: Any) -> int:
         file = tmp_path / "model.joblib"
@@ -51,9 +53,9 @@ def forest() -> RandomForestClassifier:
 
 def lease(sessions: db.Sessions) -> datetime:
     with sessions() as session:
-        until = session.scalars(select(TaskRow.lease_until)).one()
-        assert until is not None
-        return until
+        deadline = session.scalars(select(TaskRow.lease_until)).one()
+        assert deadline is not None
+        return deadline
 
 
 def reason(sessions: db.Sessions, version_id: int) -> str:
@@ -65,9 +67,9 @@ def reason(sessions: db.Sessions, version_id: int) -> str:
 
 def version(sessions: db.Sessions, version_id: int) -> VersionRow:
     with sessions() as session:
-        found = session.get(VersionRow, version_id)
-        assert found is not None
-        return found
+        row = session.get(VersionRow, version_id)
+        assert row is not None
+        return row
 
 
 def test_a_published_forest_becomes_ready_with_its_servable_in_the_store(
@@ -86,7 +88,7 @@ def test_a_published_forest_becomes_ready_with_its_servable_in_the_store(
     assert running.problem() is None
 
 
-def test_a_build_leaves_nothing_in_the_temporary_directory(
+def test_a_build_leaves_no_file_in_the_temporary_directory(
     running: Supervisor, publish: Publish, settings: Settings, changes: SimpleQueue[float]
 ) -> None:
     publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
@@ -99,19 +101,19 @@ def test_waking_starts_a_build_without_waiting_for_the_next_poll(
     running: Supervisor, publish: Publish, changes: SimpleQueue[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "POLL_S", 3600)
-    for _ in range(2):  # the first may have been there before the thread first looked
+    for _ in range(2):  # the thread may have found the first one in its initial poll
         publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
         running.wake()
         changes.get(timeout=60)
 
 
-def test_a_killed_template_costs_an_attempt_and_no_version(
+def test_a_build_is_retried_when_the_template_is_killed(
     running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float], tmp_path: Path
 ) -> None:
-    says = tmp_path / "pid"
-    version_id = publish(Once(str(says)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    pid_file = tmp_path / "pid"
+    version_id = publish(Once(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
     running.wake()
-    child = int(read_when_written(says))
+    child = int(read_when_written(pid_file))
     template = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(template, signal.SIGKILL)
     changes.get(timeout=60)
@@ -124,19 +126,19 @@ def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
     version_id = publish(KillsItself().fit([[0.0]], [0.0]))
     running.wake()
     changes.get(timeout=60)
-    assert "want of memory" in reason(sessions, version_id)
+    assert "memory ran out" in reason(sessions, version_id)
     with sessions() as session:
         assert queue.depth(session, SUPERVISOR_TASKS) == 0
 
 
-def test_stopping_gives_the_build_back_for_the_next_server(
+def test_stopping_returns_the_build_to_the_queue_without_counting_the_attempt(
     settings: Settings, publish: Publish, sessions: db.Sessions, store: Store, tmp_path: Path
 ) -> None:
-    says = tmp_path / "pid"
-    version_id = publish(Says(str(says)).fit([[0.0]], [0.0]))
+    pid_file = tmp_path / "pid"
+    version_id = publish(Says(str(pid_file)).fit([[0.0]], [0.0]))
     first = Supervisor(settings, sessions, store, on_change=lambda: None)
     first.start()
-    child = int(read_when_written(says))
+    child = int(read_when_written(pid_file))
     began = time.monotonic()
     first.stop(60)
     assert time.monotonic() - began < 30  # the child would wait for 60
@@ -148,7 +150,7 @@ def test_stopping_gives_the_build_back_for_the_next_server(
     assert task.attempt == 1  # the interrupted one does not count
 
 
-def test_a_build_whose_server_was_killed_is_done_by_the_next(
+def test_a_build_whose_server_was_killed_is_finished_by_the_next_server(
     settings: Settings,
     publish: Publish,
     sessions: db.Sessions,
@@ -156,23 +158,23 @@ def test_a_build_whose_server_was_killed_is_done_by_the_next(
     changes: SimpleQueue[float],
     tmp_path: Path,
 ) -> None:
-    says = tmp_path / "pid"
-    version_id = publish(Once(str(says)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    pid_file = tmp_path / "pid"
+    version_id = publish(Once(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
     server = start(settings.home)
-    child = int(read_when_written(says))
+    child = int(read_when_written(pid_file))
     server.kill()
     server.wait()
     assert ends(child)
-    with sessions.begin() as session:  # ten seconds pass
+    with sessions.begin() as session:  # the lease expires
         session.execute(update(TaskRow).values(lease_until=now() - timedelta(seconds=1)))
-    following = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
-    following.start()
+    next_server = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    next_server.start()
     changes.get(timeout=60)
-    following.stop(5)
+    next_server.stop(5)
     assert version(sessions, version_id).state == "ready"
 
 
-def test_a_build_lost_with_its_server_each_time_is_rejected(
+def test_a_build_whose_server_dies_at_every_attempt_is_rejected(
     settings: Settings, publish: Publish, sessions: db.Sessions, store: Store
 ) -> None:
     version_id = publish(forest())
@@ -182,13 +184,13 @@ def test_a_build_lost_with_its_server_each_time_is_rejected(
                 state=queue.RUNNING, attempt=TaskRow.max_attempts, lease_until=now() - timedelta(seconds=1)
             )
         )
-    told = []
-    assert Supervisor(settings, sessions, store, lambda: told.append(True)).step() is False
+    notified = []
+    assert Supervisor(settings, sessions, store, lambda: notified.append(True)).step() is False
     assert "ended with its server" in reason(sessions, version_id)
-    assert told
+    assert notified
 
 
-def test_a_slow_build_keeps_its_lease(
+def test_heartbeats_extend_the_lease_of_a_slow_build(
     running: Supervisor,
     publish: Publish,
     sessions: db.Sessions,
@@ -196,11 +198,11 @@ def test_a_slow_build_keeps_its_lease(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(oneshot, "BEAT_S", 0.05)
-    says = tmp_path / "pid"
-    publish(Says(str(says)).fit([[0.0]], [0.0]))
+    monkeypatch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
+    pid_file = tmp_path / "pid"
+    publish(Says(str(pid_file)).fit([[0.0]], [0.0]))
     running.wake()
-    read_when_written(says)
+    read_when_written(pid_file)
     soon = now() + timedelta(seconds=1)
     with sessions.begin() as session:
         session.execute(update(TaskRow).values(lease_until=soon))
@@ -210,7 +212,7 @@ def test_a_slow_build_keeps_its_lease(
         time.sleep(0.02)
 
 
-def test_an_artifact_that_is_gone_rejects_the_version(
+def test_a_missing_artifact_rejects_the_version(
     settings: Settings, publish: Publish, sessions: db.Sessions, store: Store
 ) -> None:
     version_id = publish(forest())
@@ -219,18 +221,18 @@ def test_an_artifact_that_is_gone_rejects_the_version(
     assert "there is no artifact" in reason(sessions, version_id)
 
 
-def test_directories_of_killed_builds_are_swept_and_those_of_running_ones_are_not(tmp_path: Path) -> None:
-    stale, fresh, other = tmp_path / "build-a", tmp_path / "build-b", tmp_path / "kept"
+def test_only_old_build_directories_are_deleted(tmp_path: Path) -> None:
+    stale, fresh, other = tmp_path / "build-a", tmp_path / "build-b", tmp_path / "other"
     for directory in (stale, fresh, other):
         directory.mkdir()
         (directory / "file").write_bytes(b"x")
     for directory in (stale, other):
         os.utime(directory, (0, 0))
-    supervisor.sweep(tmp_path, older_than_s=60)
+    supervisor.delete_abandoned(tmp_path, older_than_s=60)
     assert sorted(tmp_path.iterdir()) == [fresh, other]
 
 
-def test_a_builder_that_cannot_start_costs_no_version_its_life(
+def test_a_template_that_cannot_start_rejects_no_version(
     settings: Settings, sessions: db.Sessions, store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")  # every template ends at once
@@ -238,8 +240,8 @@ def test_a_builder_that_cannot_start_costs_no_version_its_life(
     running = Supervisor(settings, sessions, store, on_change=lambda: None)
     running.start()
     try:
-        until = time.monotonic() + 30
-        while running.problem() is None and time.monotonic() < until:
+        deadline = time.monotonic() + 30
+        while running.problem() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert "the build template" in str(running.problem())
         assert running.step() is False
@@ -251,16 +253,16 @@ def test_a_builder_that_cannot_start_costs_no_version_its_life(
         assert (task.state, task.attempt) == ("queued", 0)
 
 
-def test_a_model_whose_converter_hangs_is_served_as_it_is(
+def test_a_model_whose_converter_hangs_is_served_as_a_pickle(
     settings: Settings, sessions: db.Sessions, store: Store, publish: Publish
 ) -> None:
     version_id = publish(HangsInConversion().fit([[0.0], [1.0]], [0.0, 1.0]))
-    patient = settings.model_copy(update={"build_timeout_s": 8.0})
-    running = Supervisor(patient, sessions, store, on_change=lambda: None)
+    short_timeout = settings.model_copy(update={"build_timeout_s": 8.0})
+    running = Supervisor(short_timeout, sessions, store, on_change=lambda: None)
     running.start()
     try:
-        until = time.monotonic() + 60
-        while version(sessions, version_id).state == "building" and time.monotonic() < until:
+        deadline = time.monotonic() + 60
+        while version(sessions, version_id).state == "building" and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
         running.stop(5)

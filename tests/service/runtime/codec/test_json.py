@@ -109,7 +109,7 @@ def test_one_two_and_five_hundred_features(features: int) -> None:
 def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: Any, text: str) -> None:
     raw = b'{"instances":[{"x":%s}]}' % text.encode()
     column = codec(Input("x", dtype))
-    fast = column._json.fast(raw)
+    fast = column._json.decode_fast(raw)
     assert fast is not None
     assert matrix(fast) == matrix(column._json.decode_slowly(raw))
 
@@ -193,7 +193,7 @@ def test_closed_categories_refuse_what_the_model_does_not_know(
 ) -> None:
     closed = codec(Input("c", dtype, nullable=nullable, categories=categories, closed=True))
     sent = body({"c": good}, {"c": None}) if nullable else body({"c": good})
-    assert closed._json.fast(sent) is not None
+    assert closed._json.decode_fast(sent) is not None
     wrong = fault(closed, body({"c": good}, {"c": bad}))
     assert (wrong.instance, wrong.field) == (1, "c")
     assert "one of" in (wrong.expected or "")

@@ -1,9 +1,9 @@
-"""Decodes the rows of a CSV body, and what CSV and Arrow bodies have in common.
+"""Decodes the rows of a CSV body.
 
 CSV here is RFC 4180 in UTF-8: comma, double quotes, any line end, and a header with the features' names in
-any order. An empty cell is null, except in a string column that is not nullable, where it is the empty string.
-(So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it.) `NaN` and
-infinity are null where the column is nullable. Blank lines are skipped.
+any order. An empty cell is null, except in a string column that is not nullable, where it is the empty
+string. (So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it.)
+`NaN` and infinity are null where the column is nullable. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import csv
 import io
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from registry.errors import invalid_field
 from registry.rows import Array, Rows
-from registry.text_tables import other_separator
-from service.runtime.codec.columns import Column, Faults, ValueRejected, rows_of, show
+from service.runtime.codec.columns import Column, Faults, check_names, read_column, rows_or_raise
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
@@ -46,48 +44,6 @@ def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
         array = _convert_column(column, texts)
         arrays.append(read_column(column, texts, csv_value, faults) if array is None else array)
     return rows_or_raise(columns, arrays, len(cells), faults)
-
-
-def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults) -> None:
-    """Add a fault for each column that is repeated, missing, or not a feature."""
-    features = {c.name for c in columns}
-    if len(names) == 1 and len(features) > 1 and (separator := other_separator(names[0])):
-        message = f"the header {show(names[0])} seems to be separated by {separator}; use commas"
-        faults.add(message, None, names[0])
-        return
-    for name, count in Counter(names).items():
-        if count > 1:
-            faults.add(f"column {show(name)} occurs {count} times; send it once", None, name)
-        if name not in features:
-            faults.add_unknown("is not a feature of this model", name, features - set(names))
-    for column in columns:
-        if column.name not in names:
-            message = f"column {show(column.name)} is missing; {column.advice}"
-            faults.add(message, None, column.name, column.expected)
-
-
-def read_column(
-    column: Column, values: Sequence[Any], read: Callable[[Any, Column], Any], faults: Faults
-) -> Array | None:
-    """Convert a column value by value with `Column.check`; None if a fault was added."""
-    checked = []
-    for index, value in enumerate(values):
-        try:
-            checked.append(column.check(read(value, column)))
-        except ValueRejected as error:
-            faults.add(f"{show(column.name)} {error}", index, column.name, column.expected)
-            if faults.full:
-                break
-    return column.array(checked) if len(checked) == len(values) else None
-
-
-def rows_or_raise(
-    columns: Sequence[Column], arrays: Sequence[Array | None], length: int, faults: Faults
-) -> Rows:
-    """Combine the arrays to `Rows`. Raises `Invalid`, with the faults in the order of the rows, if any."""
-    faults.sort(key=lambda f: -1 if f.instance is None else f.instance)
-    faults.raise_any()
-    return rows_of(columns, [a for a in arrays if a is not None], length)
 
 
 def _read(body: bytes, max_rows: int) -> tuple[list[str], list[list[str]]]:
