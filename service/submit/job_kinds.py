@@ -2,7 +2,7 @@
 
 A job kind consists of three modules, and this table names them:
 
-    service/submit/*_admission.py  `JobAdmission`: checks, dry run, acceptance, what the job's record shows
+    service/submit/*_admission.py  `JobAdmission`: checks, dry run, acceptance, facts for the record
     service/batch/*_schemas.py     the pydantic model of its request body
     service/worker/                `JobWork`: plans the job, runs its partitions, assembles the result
 

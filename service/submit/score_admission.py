@@ -15,7 +15,7 @@ from registry.signature import Signature
 from registry.tables import VersionRow
 from registry.vocabulary import SCORE
 from service.config import Settings
-from service.runtime.codec.answers import AnswerEncoder
+from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.codec.columns import Column, columns_of
 from service.submit.admission import (
     HeadReport,

@@ -69,7 +69,7 @@ class RunningTask:
     def report_progress(self, rows: int, failed: int) -> None:
         """Store the numbers of rows done and failed so far.
 
-        Raises `StaleTask` if the claim is no longer valid, `WorkerStopping` if the worker shuts down.
+        Raises `StaleTask` if the claim is outdated, `WorkerStopping` if the worker shuts down.
         """
         self.rows, self.failed = rows, failed
         if self.is_stale:
@@ -265,7 +265,7 @@ class Worker:
             log.info("job.done", job=job.id, kind=job.kind, model=job.model)
 
     def _handle_error(self, running: RunningTask, error: Exception) -> None:
-        """Release, repeat or fail the task. Raises `StaleTask` if the claim is no longer valid."""
+        """Release, repeat or fail the task. Raises `StaleTask` if the claim is outdated."""
         task = running.task
         if isinstance(error, StaleTask):
             raise error
@@ -345,13 +345,13 @@ class Worker:
 
 def _fail_lost_task(session: Session) -> None:
     """Fail the job of a task whose worker died at its last attempt, if there is such a task."""
-    lost = queue.peek_lost(session, JOB_TASKS)
-    if lost is None:
+    task = queue.peek_lost(session, JOB_TASKS)
+    if task is None:
         return
     with contextlib.suppress(NotFound):
-        job = jobs.lock(session, int(lost.subject.partition("/")[0]))  # before its task, as in `lock_job`
-        if queue.fail_lost(session, JOB_TASKS, lost.id):
-            reason = f"{lost.kind} {lost.subject}: the worker died at each of {lost.attempt} attempts"
+        job = jobs.lock(session, int(task.subject.partition("/")[0]))  # before its task, as in `lock_job`
+        if queue.fail_lost(session, JOB_TASKS, task.id):
+            reason = f"{task.kind} {task.subject}: the worker died at each of {task.attempt} attempts"
             jobs.end(session, job, jobs.FAILED, reason)
 
 

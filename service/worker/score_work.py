@@ -24,7 +24,7 @@ from service.formats.assembly import PartErrors
 from service.formats.dataset import Dataset, FileRange
 from service.formats.media_types import SUFFIXES
 from service.formats.writing import ErrorWriter, PartWriter
-from service.runtime.codec.answers import AnswerEncoder
+from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, RuntimeSpec, read_runtime_spec, start_bulk_runtime
 from service.submit.input_locations import locate_input

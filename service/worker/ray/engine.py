@@ -35,7 +35,7 @@ from service.worker.ray.messages import RayOrder, RayPartition, RayReport
 
 POLL_S = 0.2
 """Interval at which the engine checks whether the task's claim is still valid."""
-TEMP_DIRECTORY = "/tmp"  # noqa: S108 - Ray creates sockets there, whose paths must be short
+TEMP_DIRECTORY = "/tmp"  # noqa: S108 - Ray creates sockets there, and their paths must be short
 DRIVER_EXIT_S = 15.0
 """Time for a driver to end after SIGTERM."""
 DRIVER_CODE = "from service.worker.ray.driver import main; main()"

@@ -22,6 +22,6 @@ from service.batch.train_schemas import TRAIN_EXAMPLE
     ],
     ids=["score", "train", "schedule"],
 )
-def test_the_example_of_a_body_is_one(kind: Any, example: dict[str, Any]) -> None:
+def test_the_documented_example_of_a_body_is_valid(kind: Any, example: dict[str, Any]) -> None:
     made: BaseModel = TypeAdapter(kind).validate_python(example)
     assert type(made).model_json_schema()["example"] == example

@@ -56,7 +56,7 @@ async def three_parts(scorings: Scorings, name: str, **more: Any) -> str:
     return location
 
 
-async def test_a_job_is_accepted_and_done_and_its_output_is_there(scorings: Scorings, name: str) -> None:
+async def test_a_finished_job_has_an_output(scorings: Scorings, name: str) -> None:
     answer = await scorings.post(scorings.write(f"{name}.csv", *ROWS))
     assert answer.status_code == 202
     accepted = answer.json()
@@ -87,7 +87,7 @@ async def test_a_bad_row_is_in_the_errors_file_and_not_in_the_output(scorings: S
     assert [line.split(",")[:3] for line in lines[1:]] == [["1", "8", "x0"], ["2", "9", "x0"]]
 
 
-async def test_a_bad_row_of_a_directory_is_found_in_its_file(scorings: Scorings, name: str) -> None:
+async def test_the_errors_file_names_the_input_file_and_the_row_in_it(scorings: Scorings, name: str) -> None:
     for number, rows in enumerate([(ROWS[0], "8,odd,0,0"), (ROWS[1],), ("9,odd,0,0", ROWS[2], "7,odd,0,0")]):
         scorings.write(f"{name}/{number}.csv", *rows)
     record = await scorings.finish(await scorings.start(scorings.data / name))
@@ -99,7 +99,7 @@ async def test_a_bad_row_of_a_directory_is_found_in_its_file(scorings: Scorings,
     ]
 
 
-async def test_errors_of_an_upload_name_no_file(scorings: Scorings) -> None:
+async def test_the_errors_file_of_an_upload_has_no_file_names(scorings: Scorings) -> None:
     uploaded = await scorings.api.upload(b"id,x0,x1,x2\n1,0,0,0\n8,odd,0,0\n")
     record = await scorings.finish(
         await scorings.start(Path(), input={"artifact": uploaded, "media_type": CSV})
@@ -111,7 +111,7 @@ async def test_errors_of_an_upload_name_no_file(scorings: Scorings) -> None:
 @pytest.mark.parametrize(
     ("threshold", "state"), [(None, "done"), (0.5, "done"), (0.4, "failed"), (0, "failed")]
 )
-async def test_a_threshold_says_how_many_rows_may_fail(
+async def test_the_error_threshold_limits_the_share_of_failed_rows(
     scorings: Scorings, name: str, threshold: float | None, state: str
 ) -> None:
     path = scorings.write(f"{name}.csv", *ROWS[:2], "8,odd,0,0", "9,odd,0,0")
@@ -124,7 +124,7 @@ async def test_a_threshold_says_how_many_rows_may_fail(
     assert [line.split(",")[:3] for line in lines] == [["2", "8", "x0"], ["3", "9", "x0"]]
 
 
-async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings, name: str) -> None:
+async def test_a_job_fails_if_every_row_fails(scorings: Scorings, name: str) -> None:
     rows = [*["1,1,0,0"] * 100, *["2,odd,0,0"] * 3]  # the first hundred are looked at before
     path = scorings.write(f"{name}.csv", *rows)
     location = await scorings.start(path)
@@ -136,7 +136,7 @@ async def test_a_job_of_which_no_row_can_be_scored_has_failed(scorings: Scorings
     assert len((await scorings.text(record["errors"])).splitlines()) == 104
 
 
-async def test_who_names_a_share_may_begin_with_bad_rows(scorings: Scorings, name: str) -> None:
+async def test_a_job_with_an_error_threshold_may_start_with_bad_rows(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *["2,odd,0,0"] * 120, *["1,1,0,0"] * 80)
     problem = refused(await scorings.post(path), 422)
     assert "none of the first 100 rows can be scored" in problem["detail"]
@@ -144,7 +144,7 @@ async def test_who_names_a_share_may_begin_with_bad_rows(scorings: Scorings, nam
     assert (record["state"], record["rows_done"], record["rows_failed"]) == ("done", 80, 120)
 
 
-async def test_no_more_is_scored_once_too_many_rows_have_failed(scorings: Scorings, name: str) -> None:
+async def test_scoring_ends_once_too_many_rows_have_failed(scorings: Scorings, name: str) -> None:
     import pandas as pd
 
     (scorings.data / name).mkdir()
@@ -160,7 +160,7 @@ async def test_no_more_is_scored_once_too_many_rows_have_failed(scorings: Scorin
     assert [line.split(",")[0] for line in lines] == ["3"]
 
 
-async def test_a_dry_run_looks_at_the_first_rows_and_enqueues_nothing(scorings: Scorings, name: str) -> None:
+async def test_a_dry_run_checks_the_first_rows_and_enqueues_nothing(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *ROWS, "10,odd,0,0")
     before = await scorings.get("/v1/jobs")
     answer = await scorings.post(path, dry_run=True)
@@ -196,7 +196,7 @@ async def test_a_dry_run_looks_at_the_first_rows_and_enqueues_nothing(scorings: 
         ({"sample": 0.1}, 422, "sample", "no such field"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_before_it_is_enqueued(
+async def test_an_invalid_job_is_rejected_before_it_is_enqueued(
     scorings: Scorings, given: dict[str, Any], status: int, field: str | None, says: str, dry_run: bool
 ) -> None:
     path = scorings.write("good.csv", *ROWS)
@@ -208,7 +208,7 @@ async def test_what_cannot_be_done_is_refused_before_it_is_enqueued(
     assert await scorings.get("/v1/jobs") == before
 
 
-async def test_an_archived_version_scores_nothing(scorings: Scorings, name: str) -> None:
+async def test_a_job_with_an_archived_version_is_rejected(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
     place = "/v1/models/flag/versions/2"
     await scorings.api.client.patch(place, json={"archived": True})
@@ -228,7 +228,7 @@ async def test_an_uploaded_file_is_an_input(scorings: Scorings) -> None:
 
 
 @pytest.mark.parametrize("media_type", ["application/x-ndjson", "application/vnd.apache.parquet"])
-async def test_the_output_comes_in_the_type_that_was_asked_for(
+async def test_the_output_has_the_requested_media_type(
     scorings: Scorings, name: str, media_type: str
 ) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
@@ -248,7 +248,7 @@ async def test_the_output_comes_in_the_type_that_was_asked_for(
     assert [f"{r['id']},{r['label']}" for r in rows] == LABELS
 
 
-async def test_an_alias_that_moves_later_changes_nothing(scorings: Scorings, name: str) -> None:
+async def test_moving_the_alias_does_not_change_an_accepted_job(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
     await scorings.api.promote("flag", 1, "nightly")
     location = await scorings.start(path, alias="nightly")
@@ -259,7 +259,7 @@ async def test_an_alias_that_moves_later_changes_nothing(scorings: Scorings, nam
     assert labels(await scorings.text(record["output"])) == LABELS
 
 
-async def test_a_version_that_goes_out_of_use_fails_its_job_until_it_is_back(
+async def test_archiving_the_version_fails_its_job_until_it_is_unarchived(
     scorings: Scorings, name: str
 ) -> None:
     place = "/v1/models/flag/versions/2"
@@ -288,7 +288,7 @@ async def test_an_input_that_changed_fails_its_job(scorings: Scorings, name: str
     assert (record["state"], record["error"]) == ("failed", f"partition score/2: {said}")
 
 
-async def test_a_part_that_is_gone_or_cut_short_is_made_again(scorings: Scorings, name: str) -> None:
+async def test_a_missing_or_truncated_part_is_computed_again(scorings: Scorings, name: str) -> None:
     location = await three_parts(scorings, name)
     await scorings.work(3)
     folder = scorings.api.settings.jobs / location.rpartition("/")[2]
@@ -301,7 +301,7 @@ async def test_a_part_that_is_gone_or_cut_short_is_made_again(scorings: Scorings
     assert not folder.exists()
 
 
-async def test_a_key_reaches_the_jobs_of_its_models_only(scorings: Scorings, name: str) -> None:
+async def test_a_key_accesses_only_the_jobs_of_its_models(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
     mine, other = await scorings.start(path), await scorings.start(path, model="forest")
     async with scorings.api.with_key(await scorings.api.key("batch", models=["flag"])) as client:
@@ -324,7 +324,7 @@ async def test_a_key_reaches_the_jobs_of_its_models_only(scorings: Scorings, nam
         await scorings.finish(location)
 
 
-async def test_a_job_is_started_once_for_a_key_also_when_all_it_needs_is_gone(
+async def test_a_repeated_request_is_answered_although_input_and_version_are_gone(
     scorings: Scorings, name: str
 ) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
@@ -342,7 +342,7 @@ async def test_a_job_is_started_once_for_a_key_also_when_all_it_needs_is_gone(
     await scorings.api.client.patch("/v1/models/flag/versions/2", json={"archived": False})
 
 
-async def test_what_was_refused_may_be_asked_again_with_its_key(scorings: Scorings, name: str) -> None:
+async def test_a_rejected_request_may_be_sent_again_with_its_key(scorings: Scorings, name: str) -> None:
     path, key = scorings.data / f"{name}.csv", {"Idempotency-Key": name}
     refused(await scorings.post(path, key), 422)
     scorings.write(path.name, *ROWS)
@@ -351,7 +351,7 @@ async def test_what_was_refused_may_be_asked_again_with_its_key(scorings: Scorin
     await scorings.finish(answer.headers["location"])
 
 
-async def test_events_show_the_job_until_it_is_over(scorings: Scorings, name: str) -> None:
+async def test_events_contain_the_record_until_the_job_has_ended(scorings: Scorings, name: str) -> None:
     location = await scorings.start(scorings.write(f"{name}.csv", *ROWS))
     watching = asyncio.create_task(scorings.api.client.get(f"{location}/events"))
     services, number = scorings.api.services, int(location.rpartition("/")[2])
@@ -373,7 +373,7 @@ async def test_events_show_the_job_until_it_is_over(scorings: Scorings, name: st
     refused(await scorings.api.client.get("/v1/jobs/999999/events"), 404)
 
 
-async def test_events_end_with_the_key_and_with_the_job(
+async def test_events_end_when_the_key_is_revoked_or_the_job_is_deleted(
     scorings: Scorings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_routes, "WATCH_S", 0.01)
@@ -395,7 +395,7 @@ async def test_events_end_with_the_key_and_with_the_job(
     await scorings.finish(location)
 
 
-async def test_the_output_is_sent_as_every_file_is(scorings: Scorings, name: str) -> None:
+async def test_the_output_supports_ranges_and_conditional_requests(scorings: Scorings, name: str) -> None:
     location = await scorings.start(scorings.write(f"{name}.csv", *ROWS, "10,odd,0,0"))
     client, output = scorings.api.client, f"{location}/output"
     for what in ("output", "errors"):
@@ -429,7 +429,7 @@ async def test_the_output_is_sent_as_every_file_is(scorings: Scorings, name: str
     assert "no row failed" in problem["detail"]
 
 
-async def test_what_a_cancelled_job_has_done_can_be_fetched_and_is_kept(
+async def test_finished_partitions_of_a_cancelled_job_are_kept_and_can_be_downloaded(
     scorings: Scorings, name: str
 ) -> None:
     location = await three_parts(scorings, name)
@@ -481,7 +481,7 @@ async def test_jobs_are_listed_newest_first_and_by_state_and_model(scorings: Sco
     await scorings.finish(newer)
 
 
-async def test_addresses_of_jobs_that_are_not_there(scorings: Scorings) -> None:
+async def test_requests_for_missing_jobs_are_answered_with_404(scorings: Scorings) -> None:
     client = scorings.api.client
     for tail in ("", "/events", "/output", "/errors", "/partitions/0/output"):
         refused(await client.get(f"/v1/jobs/999999{tail}"), 404)
@@ -491,7 +491,7 @@ async def test_addresses_of_jobs_that_are_not_there(scorings: Scorings) -> None:
         refused(await client.get(f"/v1/jobs/{odd}"), 422)
 
 
-async def test_a_job_without_a_model_yet_has_a_record(scorings: Scorings) -> None:
+async def test_a_job_without_a_model_has_a_record(scorings: Scorings) -> None:
     with scorings.api.services.sessions.begin() as session:
         job = jobs.create(session, NewJob(kind=TRAIN, spec={}, model=None), by="ann")
         job_id = job.id

@@ -105,7 +105,7 @@ def batch(served: Batch) -> Batch:
     return served
 
 
-async def test_a_schedule_is_made_and_found_where_location_says(batch: Batch) -> None:
+async def test_a_created_schedule_is_returned_at_its_location(batch: Batch) -> None:
     answer = await batch.api.client.post(PATH, json=batch.body(cron="0 3 * * MON", every_s=None))
     assert answer.status_code == 201, answer.text
     warnings = answer.json()["warnings"]
@@ -124,7 +124,7 @@ async def test_a_schedule_is_made_and_found_where_location_says(batch: Batch) ->
     assert datetime.fromisoformat(record["next_at"]).strftime("%a %H:%M") == "Mon 03:00"
 
 
-async def test_weekly_with_the_first_run_five_seconds_from_now(batch: Batch) -> None:
+async def test_a_weekly_schedule_can_start_in_five_seconds(batch: Batch) -> None:
     record = await batch.create(start_in_s=5)
     made, first = (datetime.fromisoformat(record[k]) for k in ("created_at", "next_at"))
     assert first - made == timedelta(seconds=5)
@@ -142,7 +142,7 @@ async def test_weekly_with_the_first_run_five_seconds_from_now(batch: Batch) -> 
     assert datetime.fromisoformat(record["next_at"]) == made + timedelta(days=7)
 
 
-async def test_each_run_takes_the_version_that_the_alias_points_to_then(batch: Batch) -> None:
+async def test_each_run_resolves_the_alias_again(batch: Batch) -> None:
     await batch.create(overlap=True, every_s=5, start_in_s=0)
     await batch.api.promote("flag", 2)
     try:
@@ -153,7 +153,7 @@ async def test_each_run_takes_the_version_that_the_alias_points_to_then(batch: B
         await batch.api.promote("flag", 1)
 
 
-async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
+async def test_a_schedule_can_start_trainings(batch: Batch) -> None:
     api = batch.api
     estimator = {"artifact": await api.upload(b"an estimator")}
     rows = {"artifact": await api.upload(b"x,y\n1,2\n"), "media_type": "text/csv"}
@@ -184,7 +184,7 @@ async def test_a_training_is_started_again_and_again(batch: Batch) -> None:
         assert "learned" in refused(await client.get(f"{PATH}/weekly"), 403)["detail"]
 
 
-async def test_a_run_whose_model_is_gone_is_in_the_history_with_its_reason(batch: Batch) -> None:
+async def test_a_run_without_its_alias_is_in_the_history_with_the_reason(batch: Batch) -> None:
     await batch.api.client.put("/v1/models/flag/aliases/nightly", json={"version": 2})
     await batch.create(start_in_s=0, job=batch.job | {"alias": "nightly"})
     await batch.api.client.delete("/v1/models/flag/aliases/nightly")
@@ -195,7 +195,7 @@ async def test_a_run_whose_model_is_gone_is_in_the_history_with_its_reason(batch
     assert (await batch.get())["last_run"]["outcome"] == "failed"
 
 
-async def test_an_error_that_nobody_has_foreseen_is_one_runs_failure(batch: Batch) -> None:
+async def test_an_unexpected_error_fails_one_run_only(batch: Batch) -> None:
     await batch.create(start_in_s=0)
     await batch.create(name="other", start_in_s=0)
 
@@ -209,7 +209,7 @@ async def test_an_error_that_nobody_has_foreseen_is_one_runs_failure(batch: Batc
     assert [r["reason"] for r in await batch.runs("other")] == ["ZeroDivisionError: by zero"]
 
 
-async def test_the_input_need_not_be_there_yet(batch: Batch) -> None:
+async def test_the_input_of_a_schedule_may_be_missing(batch: Batch) -> None:
     assert not (batch.root / "rows.csv").exists()
     await batch.create(start_in_s=0)
     batch.step()
@@ -217,14 +217,14 @@ async def test_the_input_need_not_be_there_yet(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("form", [{}, {"media_type": "text/csv"}], ids=["by its name", "told"])
-async def test_nor_the_files_of_its_directory(batch: Batch, form: dict[str, str]) -> None:
+async def test_the_directory_of_an_input_may_be_empty(batch: Batch, form: dict[str, str]) -> None:
     (batch.root / "weekly").mkdir(exist_ok=True)
     place = {"uri": f"{batch.root}/weekly", **form}
     made = await batch.create(job=batch.job | {"input": place})
     assert [w.partition(" ")[0] for w in made["warnings"]] == ["there" if form else "the"]
 
 
-async def test_an_input_that_is_there_is_looked_at_as_a_jobs_is(batch: Batch) -> None:
+async def test_an_existing_input_is_examined_when_the_schedule_is_created(batch: Batch) -> None:
     names = [
         i["name"]
         for i in (await batch.api.client.get("/v1/models/flag/versions/1")).json()["signature"]["inputs"]
@@ -246,7 +246,7 @@ async def test_an_input_that_is_there_is_looked_at_as_a_jobs_is(batch: Batch) ->
     assert (await batch.get())["job"] == made["job"]
 
 
-async def test_missed_runs_are_skipped_or_made_up_for(batch: Batch) -> None:
+async def test_missed_runs_are_skipped_or_caught_up(batch: Batch) -> None:
     await batch.create(name="skips", every_s=3600)
     await batch.create(name="makes-up", every_s=3600, catch_up=True, overlap=True)
     batch.put_back(timedelta(hours=3.5))
@@ -259,7 +259,7 @@ async def test_missed_runs_are_skipped_or_made_up_for(batch: Batch) -> None:
         assert datetime.fromisoformat((await batch.get(name))["next_at"]) > datetime.now(UTC)
 
 
-async def test_a_run_does_not_overlap_unless_asked(batch: Batch) -> None:
+async def test_runs_overlap_only_if_allowed(batch: Batch) -> None:
     record = await batch.create(paused=True)
     assert (record["paused"], record["next_at"]) == (True, None)
     first = await batch.api.client.post(f"{PATH}/weekly/run")
@@ -273,7 +273,7 @@ async def test_a_run_does_not_overlap_unless_asked(batch: Batch) -> None:
     assert [r["reason"] for r in await batch.runs()] == ["requested by admin"] * 2
 
 
-async def test_a_request_that_is_sent_again_takes_effect_once(batch: Batch) -> None:
+async def test_a_repeated_request_with_the_same_key_takes_effect_once(batch: Batch) -> None:
     headers = {"Idempotency-Key": "schedules-once"}
     made = [await batch.api.client.post(PATH, json=batch.body(), headers=headers) for _ in range(2)]
     assert {(a.status_code, a.text) for a in made} == {(201, made[0].text)}
@@ -285,7 +285,7 @@ async def test_a_request_that_is_sent_again_takes_effect_once(batch: Batch) -> N
     assert len(await batch.runs()) == 1
 
 
-async def test_a_schedule_is_changed_paused_and_let_go_on(batch: Batch) -> None:
+async def test_a_schedule_is_edited_paused_resumed_and_deleted(batch: Batch) -> None:
     made = await batch.create(start_in_s=60)
     client = batch.api.client
     paused = (await client.patch(f"{PATH}/weekly", json={"paused": True})).json()
@@ -364,7 +364,7 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
     ],
     ids=str,
 )
-async def test_what_is_no_schedule_is_refused_by_field(
+async def test_an_invalid_schedule_is_rejected_naming_the_field(
     batch: Batch, wrong: dict[str, Any], field: str
 ) -> None:
     body = batch.body()
@@ -378,7 +378,7 @@ async def test_what_is_no_schedule_is_refused_by_field(
     assert (await batch.api.client.get(PATH)).json()["items"] == []
 
 
-async def test_an_edit_is_checked_as_a_new_schedule_is(batch: Batch) -> None:
+async def test_an_edit_is_checked_like_a_new_schedule(batch: Batch) -> None:
     made = await batch.create()
     for wrong, status in [
         ({"name": "other"}, 422),
@@ -393,7 +393,7 @@ async def test_an_edit_is_checked_as_a_new_schedule_is(batch: Batch) -> None:
     assert await batch.get() | {"warnings": made["warnings"]} == made
 
 
-async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) -> None:
+async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Batch) -> None:
     await batch.create()
     await batch.create(name="other", job=batch.job | {"model": "forest"})
     async with batch.api.with_key(await batch.api.key("batch", models=["forest"])) as client:
@@ -412,7 +412,7 @@ async def test_a_key_for_some_models_sees_and_touches_only_theirs(batch: Batch) 
         assert (await client.patch(f"{PATH}/other", json={"paused": True})).status_code == 200
 
 
-async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
+async def test_the_scheduler_thread_starts_runs_that_are_due(batch: Batch) -> None:
     services = batch.api.services
     start = job_kinds.scheduled_job_starter(services.store)
     thread = PeriodicThread("schedules", lambda: scheduler.step(services.sessions, start), scheduler.POLL_S)
@@ -428,7 +428,7 @@ async def test_a_workers_thread_starts_what_is_due(batch: Batch) -> None:
     assert [r["outcome"] for r in runs] == ["started"]
 
 
-async def test_the_run_before_ends_and_the_next_one_starts(batch: Batch) -> None:
+async def test_a_run_starts_after_the_previous_one_has_ended(batch: Batch) -> None:
     await batch.create(every_s=3600, start_in_s=0)
     batch.step()
     batch.put_back(timedelta(hours=1))
@@ -444,7 +444,7 @@ async def test_the_run_before_ends_and_the_next_one_starts(batch: Batch) -> None
         assert len(schedules.runs(session, "weekly").items) == 3
 
 
-def test_the_scheduler_runs_without_the_web() -> None:
+def test_the_scheduler_imports_no_web_framework() -> None:
     code = (
         "import sys, service.worker.scheduler;"
         "print([m for m in ('fastapi', 'starlette', 'uvicorn', 'httpx') if m in sys.modules])"

@@ -49,7 +49,7 @@ async def shop(
         yield Shop(api, root, body)
 
 
-async def test_a_training_is_accepted_and_found_where_location_says(shop: Shop) -> None:
+async def test_an_accepted_training_is_returned_at_its_location(shop: Shop) -> None:
     answer = await shop.api.client.post(PATH, json=shop.body)
     assert answer.status_code == 202, answer.text
     record = answer.json()
@@ -62,7 +62,7 @@ async def test_a_training_is_accepted_and_found_where_location_says(shop: Shop) 
     assert record["id"] in [j["id"] for j in listed]
 
 
-async def test_a_training_names_the_job_that_scores_with_what_it_trained(shop: Shop) -> None:
+async def test_the_record_of_a_training_names_its_follow_up_job(shop: Shop) -> None:
     training = (await shop.api.client.post(PATH, json=shop.body)).json()
     assert training["then_id"] is None
     with shop.api.services.sessions.begin() as session:
@@ -77,7 +77,7 @@ async def test_a_training_names_the_job_that_scores_with_what_it_trained(shop: S
         assert said in refused(await shop.api.client.get(f"{PATH}/{training['id']}/{what}"), 404)["detail"]
 
 
-async def test_the_same_training_sent_again_is_one_job(shop: Shop) -> None:
+async def test_a_repeated_request_with_the_same_key_creates_one_training(shop: Shop) -> None:
     headers = {"Idempotency-Key": "weekly-1"}
     ids = {(await shop.api.client.post(PATH, json=shop.body, headers=headers)).json()["id"] for _ in "ab"}
     assert len(ids) == 1
@@ -104,11 +104,11 @@ async def test_the_same_training_sent_again_is_one_job(shop: Shop) -> None:
     ],
     ids=str,
 )
-async def test_what_is_wrong_is_named_by_its_field(shop: Shop, changed: dict[str, Any], field: str) -> None:
+async def test_an_invalid_training_is_rejected_naming_the_field(shop: Shop, changed: dict[str, Any], field: str) -> None:
     assert field in await shop.refused(**changed)
 
 
-async def test_what_follows_has_to_be_where_it_may_be(shop: Shop) -> None:
+async def test_the_input_of_then_must_be_uploaded_or_in_a_batch_root(shop: Shop) -> None:
     then = {"kind": "score", "input": {"uri": "/etc/passwd"}}
     assert await shop.refused(then=then) == ["then.input.uri"]
     lost = {"kind": "score", "input": {"artifact": "0" * 64, "media_type": "text/csv"}}
@@ -126,7 +126,7 @@ async def test_what_follows_has_to_be_where_it_may_be(shop: Shop) -> None:
     ],
     ids=str,
 )
-async def test_what_follows_is_looked_at_before_anything_is_trained(
+async def test_the_input_of_then_is_examined_before_the_training_starts(
     shop: Shop, tmp_path: Path, given: dict[str, Any], header: str | None, fields: list[str]
 ) -> None:
     place = shop.root / f"{tmp_path.name}.csv"
@@ -139,22 +139,22 @@ async def test_what_follows_is_looked_at_before_anything_is_trained(
         assert (await shop.api.client.post(PATH, json=shop.body | {"then": then})).status_code == 202
 
 
-async def test_one_fit_over_all_rows_has_no_partitions(shop: Shop) -> None:
+async def test_the_strategy_single_rejects_partitions(shop: Shop) -> None:
     answer = await shop.api.client.post(PATH, json=shop.body | {"strategy": "single", "partitions": 4})
     assert "remove partitions" in refused(answer, 422)["detail"]
 
 
-async def test_on_ray_there_are_only_ensembles(shop: Shop) -> None:
+async def test_ray_accepts_ensembles_only(shop: Shop) -> None:
     answer = await shop.api.client.post(PATH, json=shop.body | {"engine": "ray"})
     assert "ensemble" in refused(answer, 422)["detail"]
 
 
-async def test_a_key_for_other_models_may_not_train_this_one(shop: Shop) -> None:
+async def test_a_key_for_other_models_may_not_train_this_model(shop: Shop) -> None:
     async with shop.api.with_key(await shop.api.key("batch", models=["flag"])) as client:
         assert "learned" in refused(await client.post(PATH, json=shop.body), 403)["detail"]
 
 
-async def test_a_key_that_may_only_start_jobs_publishes_nothing(shop: Shop) -> None:
+async def test_a_training_needs_the_scope_publish(shop: Shop) -> None:
     weekly = {"name": "weekly", "job": shop.body, "every_s": 604800, "start_in_s": 3600}
     async with shop.api.with_key(await shop.api.key("batch")) as client:
         for path, body in ((PATH, shop.body), ("/v1/schedules", weekly)):

@@ -44,11 +44,11 @@ def refusal(root: Path, uri: str) -> str:
 @pytest.mark.parametrize(
     "uri", ["{}/a.csv", "file://{}/a.csv", "file://localhost{}/a.csv", "{}/sub/../a.csv", "{}//a.csv"]
 )
-def test_a_file_in_a_root_is_found_however_it_is_written(root: Path, uri: str) -> None:
+def test_paths_and_file_uris_denote_the_same_file(root: Path, uri: str) -> None:
     assert find(root, uri.format(root)) == InputLocation(str(root / "a.csv"), CSV)
 
 
-def test_escapes_are_read_in_uris_and_not_in_paths(root: Path) -> None:
+def test_percent_escapes_are_decoded_in_uris_only(root: Path) -> None:
     odd = root / "100%25 of it.csv"
     odd.write_text("x\n1\n")
     assert find(root, str(odd)).location == str(odd)
@@ -70,12 +70,12 @@ def test_escapes_are_read_in_uris_and_not_in_paths(root: Path) -> None:
         "file:///etc/passwd",
     ],
 )
-def test_what_lies_outside_is_refused_whatever_is_there(root: Path, uri: str) -> None:
+def test_places_outside_the_roots_are_rejected(root: Path, uri: str) -> None:
     given = uri.format(root=root, out=root.parent / "secret")
     assert "is outside the batch roots" in refusal(root, given)
 
 
-def test_links_are_followed_and_may_not_lead_out(root: Path) -> None:
+def test_links_that_lead_outside_the_root_are_rejected(root: Path) -> None:
     (root / "out").symlink_to(root.parent / "secret")
     (root / "out.csv").symlink_to(root.parent / "secret" / "c.csv")
     (root / "in.csv").symlink_to(root / "sub" / "b.csv")
@@ -84,7 +84,7 @@ def test_links_are_followed_and_may_not_lead_out(root: Path) -> None:
     assert find(root, f"{root}/in.csv").location == str(root / "sub" / "b.csv")
 
 
-def test_a_root_may_be_a_link_itself(root: Path) -> None:
+def test_a_root_may_be_a_link(root: Path) -> None:
     link = root.parent / "link"
     link.symlink_to(root)
     assert find(link, f"{link}/a.csv").location == str(root / "a.csv")
@@ -109,7 +109,7 @@ def test_a_root_may_be_a_link_itself(root: Path) -> None:
         ("{}/sub/none", "no file or directory exists at"),
     ],
 )
-def test_what_names_no_file_is_refused_with_a_reason(root: Path, uri: str, says: str) -> None:
+def test_invalid_uris_and_missing_files_are_rejected_with_a_reason(root: Path, uri: str, says: str) -> None:
     (root / "circle").symlink_to(root / "circle")
     assert says in refusal(root, uri.replace("{}", str(root)))
 
@@ -134,7 +134,7 @@ def test_without_a_root_nothing_can_be_read(root: Path) -> None:
         ("az://container/a.csv", True),
     ],
 )
-def test_places_in_object_stores_are_roots_too(root: Path, uri: str, allowed: bool) -> None:
+def test_object_store_uris_may_be_roots(root: Path, uri: str, allowed: bool) -> None:
     settings = Settings(home=root.parent / "home", batch_roots=f"s3://bucket/in:{root}:az://container")
     assert settings.roots == ("s3://bucket/in", str(root), "az://container")
     if allowed:
@@ -160,11 +160,11 @@ def test_places_in_object_stores_are_roots_too(root: Path, uri: str, allowed: bo
         ("a.txt", None),
     ],
 )
-def test_a_name_says_what_is_in_a_file(name: str, media_type: str | None) -> None:
+def test_the_suffix_of_a_file_determines_its_media_type(name: str, media_type: str | None) -> None:
     assert input_locations.media_type_by_name(f"/data/{name}") == media_type
 
 
-def test_a_directory_is_what_its_first_file_is(root: Path) -> None:
+def test_the_first_file_of_a_directory_determines_its_media_type(root: Path) -> None:
     folder = root / "many"
     folder.mkdir()
     for name in ("_SUCCESS", ".hidden.csv", "readme.txt", "part-1.parquet", "part-2.csv"):
@@ -176,7 +176,7 @@ def test_a_directory_is_what_its_first_file_is(root: Path) -> None:
     assert "is empty" in refusal(root, f"{root}/empty")
 
 
-def test_an_artifact_is_where_the_store_has_it(root: Path) -> None:
+def test_an_artifact_is_located_in_the_store(root: Path) -> None:
     settings = Settings(home=root.parent / "home")
     store = Store(settings.blobs)
     sha256 = store.put([b"x\n1\n"]).sha256
@@ -187,7 +187,7 @@ def test_an_artifact_is_where_the_store_has_it(root: Path) -> None:
         input_locations.locate_input(settings, store, {"artifact": "0" * 64, "media_type": CSV})
 
 
-def test_a_directory_that_the_server_may_not_read_is_refused(
+def test_a_directory_without_read_permission_is_rejected(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root may read everything, so it is told that it may not."""

@@ -1,4 +1,4 @@
-"""Jobs over the API, in this process, with a worker whose every step is the test's."""
+"""Helpers for scoring jobs over the API, with a worker that a test drives step by step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ HEADER = "id,x0,x1,x2\n"
 
 
 class Scorings:
-    """`data` is the only batch root. The models are those of `published_home`."""
+    """An application and a worker in this process. `data` is the only batch root.
+
+    The models are those of `published_home`.
+    """
 
     def __init__(self, api: Api, data: Path) -> None:
         self.api, self.data = api, data
@@ -42,35 +45,35 @@ class Scorings:
         self.worker = Worker(api.settings, services.sessions, {SCORE: ScoreWork(context)})
 
     def write(self, name: str, *rows: str, header: str = HEADER) -> Path:
-        """A CSV file; each row is its cells, with commas."""
+        """Write a CSV file. Each row is one line without its newline."""
         path = self.data / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(header + "".join(f"{row}\n" for row in rows))
         return path
 
     def body(self, path: Path, **more: Any) -> dict[str, Any]:
-        given = {"kind": "score", "model": "flag", "input": {"uri": str(path)}, "id_column": "id"}
-        return given | {"output": {"media_type": CSV}} | more
+        fields = {"kind": "score", "model": "flag", "input": {"uri": str(path)}, "id_column": "id"}
+        return fields | {"output": {"media_type": CSV}} | more
 
     async def post(self, path: Path, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
         return await self.api.client.post("/v1/jobs", json=self.body(path, **more), headers=headers or {})
 
     async def start(self, path: Path, **more: Any) -> str:
-        """The new job's address."""
+        """Start a job and return its address."""
         answer = await self.post(path, **more)
         assert answer.status_code == 202, answer.text
         location: str = answer.headers["location"]
         return location
 
     async def work(self, steps: int = 1) -> None:
-        """So many steps; what is to be tried again later is tried now."""
+        """Run `steps` steps of the worker. Retries run without their pause."""
         for _ in range(steps):
             with self.api.services.sessions.begin() as session:
                 session.execute(update(TaskRow).values(not_before=now() - timedelta(hours=1)))
             await run_sync(self.worker.step)
 
     async def finish(self, location: str) -> dict[str, Any]:
-        """The job's record once it has ended."""
+        """Run the worker until the job has ended; return its record."""
         for _ in range(100):
             if (record := await self.get(location))["state"] not in jobs.OPEN_STATES:
                 return record
@@ -93,8 +96,8 @@ class Scorings:
 async def scoring(home: Path, data: Path, **settings: Any) -> AsyncIterator[Scorings]:
     data.mkdir()  # noqa: ASYNC240
     async with running(Settings(home=home, batch_roots=str(data), batch_lanes=1, **settings)) as api:
-        made = Scorings(api, data)
+        scorings = Scorings(api, data)
         try:
-            yield made
+            yield scorings
         finally:
-            made.models.close()
+            scorings.models.close()

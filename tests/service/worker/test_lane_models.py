@@ -82,13 +82,13 @@ def test_lanes_share_a_runtime_that_is_loaded_once(loads: Loads) -> None:
     assert loads.loaded == {1: 1}
 
 
-def test_each_lane_has_its_own_of_what_cannot_be_shared(loads: Loads) -> None:
+def test_each_lane_has_its_own_runtime_if_it_cannot_be_shared(loads: Loads) -> None:
     assert len(set(map(id, together(loads, 101)))) == 4
     together(loads, 101)  # the same four
     assert loads.loaded == {101: 4}
 
 
-def test_the_least_recently_used_go_first(loads: Loads) -> None:
+def test_the_least_recently_used_version_is_evicted_first(loads: Loads) -> None:
     loads.use(*range(1, MAX_UNUSED + 1), 1, 50)
     assert loads.closed == [2]
     loads.use(2)
@@ -96,13 +96,13 @@ def test_the_least_recently_used_go_first(loads: Loads) -> None:
     assert loads.closed == [2, 3]
 
 
-def test_all_of_a_versions_runtimes_go_together(loads: Loads) -> None:
+def test_all_runtimes_of_a_version_are_evicted_together(loads: Loads) -> None:
     together(loads, 101, lanes=3)
     loads.use(*range(1, MAX_UNUSED + 1))
     assert loads.closed == [101] * 3
 
 
-def test_what_a_lane_uses_stays_however_many_others_come(loads: Loads) -> None:
+def test_a_version_in_use_is_not_evicted(loads: Loads) -> None:
     with loads.models.using(1), loads.models.using(101):
         loads.use(*range(2, MAX_UNUSED + 4))
         assert not {1, 101} & set(loads.closed)
@@ -111,7 +111,7 @@ def test_what_a_lane_uses_stays_however_many_others_come(loads: Loads) -> None:
     assert {m.closed for m in loads.made} <= {0, 1}
 
 
-def test_what_cannot_be_loaded_says_so_and_is_tried_again(loads: Loads) -> None:
+def test_a_failed_load_raises_its_error_and_is_retried(loads: Loads) -> None:
     for _ in range(2):
         with pytest.raises(Unavailable, match="it is broken"), loads.models.using(13):
             pass
@@ -119,14 +119,14 @@ def test_what_cannot_be_loaded_says_so_and_is_tried_again(loads: Loads) -> None:
     loads.use(1)
 
 
-def test_what_fails_in_use_is_given_back(loads: Loads) -> None:
+def test_a_runtime_is_reused_after_an_error(loads: Loads) -> None:
     with pytest.raises(ValueError, match="odd"), loads.models.using(101):
         raise ValueError("odd")
     loads.use(101)
     assert loads.loaded == {101: 1}
 
 
-def test_the_end_closes_each_once(loads: Loads) -> None:
+def test_close_closes_each_runtime_once(loads: Loads) -> None:
     together(loads, 101)
     loads.use(1)
     loads.models.close()

@@ -1,4 +1,4 @@
-"""What a worker does beside its tasks: what nobody wants any more goes, and nothing else."""
+"""Maintenance deletes expired jobs and orphaned files only."""
 
 from __future__ import annotations
 
@@ -25,90 +25,90 @@ from service.config import Settings
 from service.worker.maintenance import ORPHAN_S, Maintenance
 
 
-class Home:
+class DataDirectory:
     def __init__(self, engine: Engine, sessions: Sessions, home: Path) -> None:
         self.sessions, self.settings = sessions, Settings(home=home)
         self.maintenance = Maintenance(self.settings, engine, sessions, Store(home / "blobs"))
 
-    def job(self, state: str, *, over: bool = False, silent_s: float = 0.0) -> int:
-        """A job with a folder that was last written to so many seconds ago."""
+    def job(self, state: str, *, expired: bool = False, age_s: float = 0.0) -> int:
+        """Create a job with a directory that was last written `age_s` seconds ago."""
         with self.sessions.begin() as session:
             job = jobs.create(session, NewJob(kind=SCORE, spec={}, model="m"), by="ann")
             if state != jobs.QUEUED:
                 jobs.end(session, job, state)
             job_id = job.id
-        if over:
+        if expired:
             with self.sessions.begin() as session:
                 past = now() - timedelta(seconds=1)
                 session.execute(update(JobRow).where(JobRow.id == job_id).values(expires_at=past))
-        self.folder(job_id, silent_s)
+        self.job_directory(job_id, age_s)
         return job_id
 
-    def folder(self, job_id: int, silent_s: float) -> None:
+    def job_directory(self, job_id: int, age_s: float) -> None:
         place = self.settings.job_directory(job_id)
         place.mkdir(parents=True)
         (place / "part").write_text("rows")
-        then = time.time() - silent_s
-        os.utime(place, (then, then))
+        modified = time.time() - age_s
+        os.utime(place, (modified, modified))
 
     @property
-    def left(self) -> set[str]:
+    def directories(self) -> set[str]:
         return {p.name for p in self.settings.jobs.iterdir()}
 
 
 @pytest.fixture
-def home(engine: Engine, sessions: Sessions, tmp_path: Path) -> Home:
-    return Home(engine, sessions, tmp_path)
+def home(engine: Engine, sessions: Sessions, tmp_path: Path) -> DataDirectory:
+    return DataDirectory(engine, sessions, tmp_path)
 
 
-def test_jobs_whose_time_is_over_go_with_their_files(home: Home) -> None:
+def test_expired_jobs_are_deleted_with_their_files(home: DataDirectory) -> None:
     ended = [home.job(state) for state in (jobs.FAILED, jobs.CANCELLED, jobs.QUEUED)]
-    over = [home.job(state, over=True) for state in (jobs.FAILED, jobs.CANCELLED)]
+    expired = [home.job(state, expired=True) for state in (jobs.FAILED, jobs.CANCELLED)]
     home.maintenance.step()
-    assert home.left == set(map(str, ended))
+    assert home.directories == set(map(str, ended))
     with db.reading(home.sessions) as session:
         assert sorted(j.id for j in jobs.search(session).items) == ended
-    assert not set(over) & set(ended)
+    assert not set(expired) & set(ended)
 
 
-def test_a_folder_is_left_behind_for_an_hour_and_not_for_ever(home: Home) -> None:
-    """A worker may die between the end of a job and the removal of its parts."""
-    just_done, done = home.job(jobs.DONE), home.job(jobs.DONE, silent_s=ORPHAN_S + 60)
-    home.folder(990, 0.0)
-    home.folder(991, ORPHAN_S + 60)
+def test_an_orphaned_directory_is_deleted_after_an_hour(home: DataDirectory) -> None:
+    """A worker may die after a job has ended and before it deletes the job's directory."""
+    just_done, done = home.job(jobs.DONE), home.job(jobs.DONE, age_s=ORPHAN_S + 60)
+    home.job_directory(990, 0.0)
+    home.job_directory(991, ORPHAN_S + 60)
     (home.settings.jobs / "notes").mkdir()
     home.maintenance.step()
-    assert home.left == {str(just_done), "990", "notes"}
-    assert str(done) not in home.left
+    assert home.directories == {str(just_done), "990", "notes"}
+    assert str(done) not in home.directories
 
 
 @pytest.mark.parametrize("state", [jobs.QUEUED, jobs.FAILED, jobs.CANCELLED])
-def test_the_parts_of_a_job_that_may_go_on_stay_however_old_they_are(home: Home, state: str) -> None:
-    job_id = home.job(state, silent_s=30 * 86400)
+def test_directories_of_unfinished_jobs_are_kept_at_any_age(home: DataDirectory, state: str) -> None:
+    job_id = home.job(state, age_s=30 * 86400)
     home.maintenance.step()
-    assert home.left == {str(job_id)}
+    assert home.directories == {str(job_id)}
 
 
-def test_half_an_output_of_a_killed_worker_goes_after_an_hour(home: Home) -> None:
+def test_an_incomplete_output_of_a_killed_worker_is_deleted_after_an_hour(home: DataDirectory) -> None:
     incoming = Store(home.settings.blobs).incoming
-    for name, silent_s in (("old", ORPHAN_S + 60), ("new", 60.0)):
+    for name, age_s in (("old", ORPHAN_S + 60), ("new", 60.0)):
         (incoming / name).write_text("rows")
-        then = time.time() - silent_s
-        os.utime(incoming / name, (then, then))
+        modified = time.time() - age_s
+        os.utime(incoming / name, (modified, modified))
     home.maintenance.step()
     assert [p.name for p in incoming.iterdir()] == ["new"]
 
 
-def test_there_may_be_no_folder_at_all(home: Home) -> None:
+def test_maintenance_works_without_any_directory(home: DataDirectory) -> None:
     home.maintenance.step()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_the_log_of_sqlite_stays_short(home: Home) -> None:
+def test_the_wal_file_of_sqlite_is_checkpointed(home: DataDirectory) -> None:
     for _ in range(20):
         home.job(jobs.QUEUED)
     home.maintenance.step()
-    alone = home.settings.home / "alone.db"  # without its log
+    alone = home.settings.home / "alone.db"  # without its WAL file
     shutil.copy(home.settings.home / "registry.db", alone)
     with contextlib.closing(sqlite3.connect(alone)) as database:
         assert database.execute("SELECT count(*) FROM jobs").fetchone() == (20,)

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes, both on 127.0.0.1, in a process that a test starts and ends."""
+"""A Ray cluster of two nodes on 127.0.0.1, in a process that a test starts and ends."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pathlib import Path
 
 @contextmanager
 def two_nodes() -> Iterator[dict[str, str]]:
-    """The environment of who is to use the cluster. At the end every process of it is gone."""
-    home = tempfile.mkdtemp(prefix="trivium-ray-", dir="/tmp")  # paths of sockets must be short
+    """Start a cluster and yield the environment variables for its users. Ends all its processes."""
+    home = tempfile.mkdtemp(prefix="trivium-ray-", dir="/tmp")  # the paths of sockets must be short
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes an outward address where 127.0.0.1 is said
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a one-machine cluster: bind 127.0.0.1 only
     }
     process = subprocess.Popen(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
         env=os.environ | environment | {"RAY_TMPDIR": home},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,  # what Ray starts stays in it
+        start_new_session=True,  # Ray's processes stay in this session
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -48,7 +48,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    """Two nodes of one CPU each, until stdin ends."""
+    """Run two nodes with one CPU each until stdin ends."""
     from ray.cluster_utils import Cluster
 
     home = Path(os.environ["RAY_TMPDIR"])

@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of two nodes: the same output as on this machine, whoever is killed."""
+"""Jobs on a real Ray cluster of two nodes give the same output as on this machine, also after kills."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from tests.service.worker.ray.ray_cluster import two_nodes
 from tests.service.worker.train.trainings import Trainings
 
 pytestmark = pytest.mark.slow
-ROWS = 10  # of a file, which is a partition
+ROWS = 10  # per file; each file is one partition
 WAIT_S = 90.0
 
 
-class Bench:
-    """A registry with a forest and with a model that sleeps as long as it is told; workers on demand."""
+class RayBench:
+    """A registry with two models, a forest and one that sleeps for a given time, and workers on demand."""
 
     def __init__(self, home: Path) -> None:
         self.data = home / "data"
@@ -84,14 +84,14 @@ class Bench:
             task = queue.claim(session, [builds.kind], "tests", 60.0)
         assert task is not None
         with tempfile.TemporaryDirectory() as out:
-            made = builds.do(int(task.subject), Path(out), lambda: None)
-        assert made.state == "ready", made.report
+            result = builds.run(int(task.subject), Path(out), lambda: None)
+        assert result.state == "ready", result.report
         with self.sessions.begin() as session:
             queue.finish(session, task.id, task.fence)
-            builds.record(session, int(task.subject), made)
+            builds.record(session, int(task.subject), result)
 
     def write(self, name: str, parts: int, nap_s: float = 0.0) -> Path:
-        """A directory of CSV files; a row in each third has no number."""
+        """Write a directory of CSV files. Every third file has a row without a number."""
         place = self.data / name
         place.mkdir()
         for part in range(parts):
@@ -105,8 +105,8 @@ class Bench:
         return place
 
     def start(self, place: Path, model: str = "forest", engine: str = "ray", **more: Any) -> int:
-        given = {"input": {"uri": str(place)}, "id_column": "id", "version": 1, "engine": engine}
-        body = ScoreBody.model_validate({"kind": "score", "model": model, **given, **more})
+        fields = {"input": {"uri": str(place)}, "id_column": "id", "version": 1, "engine": engine}
+        body = ScoreBody.model_validate({"kind": "score", "model": model, **fields, **more})
         spec = body.model_dump(mode="json", exclude={"dry_run"})
         with db.reading(self.sessions) as session:
             version = ScoreAdmission().resolve_version(session, spec)
@@ -116,7 +116,7 @@ class Bench:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """A worker in this process."""
+        """Run a worker in this process."""
         isolation = Isolation(lambda: self.forks.fork("isolated"), self.settings.build_memory_mb, 30.0)
         models = LaneModels(BulkLoader(self.sessions, self.store, isolation), is_shared)
         context = WorkContext(self.settings, self.sessions, self.store, models, self.forks)
@@ -131,9 +131,9 @@ class Bench:
             models.close()
 
     def worker_process(self) -> subprocess.Popen[bytes]:
-        given = {"TRIVIUM_HOME": str(self.settings.home), "TRIVIUM_BATCH_ROOTS": str(self.data)}
+        variables = {"TRIVIUM_HOME": str(self.settings.home), "TRIVIUM_BATCH_ROOTS": str(self.data)}
         trivium = Path(sys.executable).with_name("trivium")
-        return subprocess.Popen([trivium, "worker"], env=os.environ | given, stderr=subprocess.DEVNULL)
+        return subprocess.Popen([trivium, "worker"], env=os.environ | variables, stderr=subprocess.DEVNULL)
 
     def job(self, job_id: int) -> JobRow:
         with db.reading(self.sessions) as session:
@@ -143,28 +143,28 @@ class Bench:
         with db.reading(self.sessions) as session:
             return jobs.partitions(session, job_id)
 
-    def done(self, job_id: int) -> dict[int, PartitionRow]:
+    def finished(self, job_id: int) -> dict[int, PartitionRow]:
         return {p.number: p for p in self.parts(job_id) if p.result is not None}
 
     def ended(self, job_id: int) -> JobRow:
         wait_for(lambda: self.job(job_id).state not in jobs.OPEN_STATES)
         return self.job(job_id)
 
-    def some_done(self, job_id: int, count: int = 1) -> dict[int, PartitionRow]:
-        wait_for(lambda: len(self.done(job_id)) >= count)
-        return self.done(job_id)
+    def wait_for_finished(self, job_id: int, count: int = 1) -> dict[int, PartitionRow]:
+        wait_for(lambda: len(self.finished(job_id)) >= count)
+        return self.finished(job_id)
 
     def output(self, job_id: int) -> pd.DataFrame:
         return pd.read_parquet(self.store.path(self.job(job_id).output or ""))
 
 
-def wait_for(true: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     pause = threading.Event()
     for _ in range(int(WAIT_S / 0.05)):
-        if true():
+        if condition():
             return
         pause.wait(0.05)
-    raise AssertionError("it did not come true")
+    raise AssertionError(f"the condition did not hold within {WAIT_S:g} s")
 
 
 def pid_of(row: PartitionRow) -> int:
@@ -173,68 +173,64 @@ def pid_of(row: PartitionRow) -> int:
 
 
 def drivers() -> list[psutil.Process]:
-    """The ones that were started by this process, or by a worker that it has started."""
+    """Return the drivers that this process, or a worker that it started, has started."""
     return [p for p in psutil.Process().children(recursive=True) if "ray.driver" in command(p)]
 
 
 def command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
-    except psutil.Error:  # it is just ending
+    except psutil.Error:  # it is ending
         return ""
 
 
-def check_once_each(bench: Bench, job_id: int, parts: int) -> None:
-    job, found = bench.job(job_id), bench.parts(job_id)
+def check_once_each(bench: RayBench, job_id: int, parts: int) -> None:
+    job, partitions = bench.job(job_id), bench.parts(job_id)
     assert (job.state, job.error) == (jobs.DONE, None)
     bad = {f"{part}-4" for part in range(parts) if part % 3 == 1}
-    wanted = [f"{part}-{row}" for part in range(parts) for row in range(ROWS)]
-    assert bench.output(job_id)["id"].tolist() == [i for i in wanted if i not in bad]
-    assert [p.rows + p.failed for p in found] == [ROWS] * parts
+    ids = [f"{part}-{row}" for part in range(parts) for row in range(ROWS)]
+    assert bench.output(job_id)["id"].tolist() == [i for i in ids if i not in bad]
+    assert [p.rows + p.failed for p in partitions] == [ROWS] * parts
     assert (job.manifest or {})["rows"] == ROWS * parts - len(bad)
     assert not bench.settings.job_directory(job_id).exists()
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("ray"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayBench]:
+    bench = RayBench(tmp_path_factory.mktemp("ray"))
     yield bench
     bench.forks.stop()
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[dict[str, str]]:
+def two_node_cluster() -> Iterator[dict[str, str]]:
     with two_nodes() as environment:
         yield environment
 
 
 @pytest.fixture
-def cluster(two: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name, value in two.items():
+def cluster(two_node_cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for name, value in two_node_cluster.items():
         monkeypatch.setenv(name, value)
-    return two
+    return two_node_cluster
 
 
-def test_output_and_errors_are_the_bytes_that_this_machine_writes(
-    bench: Bench, cluster: dict[str, str]
-) -> None:
+def test_ray_writes_the_same_bytes_as_the_local_engine(bench: RayBench, cluster: dict[str, str]) -> None:
     place = bench.write("same", 6)
-    here, there = bench.start(place, engine="local"), bench.start(place)
+    local_id, ray_id = bench.start(place, engine="local"), bench.start(place)
     with bench.working():
-        local, spread = bench.ended(here), bench.ended(there)
-    check_once_each(bench, there, 6)
-    assert (spread.output, spread.errors) == (local.output, local.errors)
-    assert spread.errors is not None
+        local, on_ray = bench.ended(local_id), bench.ended(ray_id)
+    check_once_each(bench, ray_id, 6)
+    assert (on_ray.output, on_ray.errors) == (local.output, local.errors)
+    assert on_ray.errors is not None
     assert drivers() == []
 
 
 @pytest.mark.fault
-def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
-    bench: Bench, cluster: dict[str, str]
-) -> None:
+def test_each_partition_counts_once_if_an_actor_is_killed(bench: RayBench, cluster: dict[str, str]) -> None:
     job_id = bench.start(bench.write("actor", 6, nap_s=1.0), "naps")
     with bench.working():
-        victim = pid_of(bench.some_done(job_id).popitem()[1])
+        victim = pid_of(bench.wait_for_finished(job_id).popitem()[1])
         os.kill(victim, signal.SIGKILL)
         bench.ended(job_id)
     check_once_each(bench, job_id, 6)
@@ -242,43 +238,43 @@ def test_an_actor_that_is_killed_loses_nothing_and_counts_nothing_twice(
 
 
 @pytest.mark.fault
-def test_both_nodes_work_and_when_a_worker_is_killed_with_its_driver_another_goes_on(
-    bench: Bench, cluster: dict[str, str]
+def test_another_worker_continues_if_a_worker_and_its_driver_are_killed(
+    bench: RayBench, cluster: dict[str, str]
 ) -> None:
     job_id = bench.start(bench.write("worker", 6, nap_s=1.5), "naps")
     worker = bench.worker_process()
     try:
-        bench.some_done(job_id)
+        bench.wait_for_finished(job_id)
         [driver] = [p for p in drivers() if p.ppid() == worker.pid]
     finally:
         worker.kill()
         worker.wait()
-    done = bench.done(job_id)
+    done = bench.finished(job_id)
     with bench.working():
         bench.ended(job_id)
     check_once_each(bench, job_id, 6)
-    assert all(p.result == bench.done(job_id)[n].result for n, p in done.items())
+    assert all(p.result == bench.finished(job_id)[n].result for n, p in done.items())
     assert not driver.is_running()
     assert len({(p.worker or "").partition(":")[0] for p in bench.parts(job_id)}) == 2
 
 
 def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
-    bench: Bench, cluster: dict[str, str]
+    bench: RayBench, cluster: dict[str, str]
 ) -> None:
     job_id = bench.start(bench.write("cancel", 4, nap_s=1.5), "naps")
     with bench.working():
-        bench.some_done(job_id)
+        bench.wait_for_finished(job_id)
         with bench.sessions.begin() as session:
             jobs.cancel(session, job_id)
-        done = bench.done(job_id)
+        done = bench.finished(job_id)
         wait_for(lambda: not drivers())
         wait_for(lambda: not any(psutil.pid_exists(pid_of(p)) for p in done.values()))
     assert bench.job(job_id).state == jobs.CANCELLED
-    assert bench.done(job_id).keys() == done.keys()
+    assert bench.finished(job_id).keys() == done.keys()
 
 
-def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_are_kept(
-    bench: Bench, cluster: dict[str, str]
+def test_a_failed_partition_fails_the_job_naming_the_partition(
+    bench: RayBench, cluster: dict[str, str]
 ) -> None:
     place = bench.write("gone", 3)
     job_id = bench.start(place, max_attempts=1)
@@ -292,8 +288,8 @@ def test_a_partition_that_cannot_be_done_fails_the_job_by_name_and_the_others_ar
 
 
 @pytest.mark.fault
-def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
-    bench: Bench, cluster: dict[str, str], tmp_path: Path
+def test_an_ensemble_fitted_on_ray_equals_one_fitted_locally(
+    bench: RayBench, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     trainings = Trainings(tmp_path, bench.forks)
     works = trainings.works()
@@ -311,13 +307,13 @@ def test_an_ensemble_that_is_fitted_on_ray_is_the_one_that_this_machine_fits(
         assert (job.state, job.version, job.error) == (jobs.DONE, number, None)
         answers.append(trainings.model(number).predict_proba(without_target(cancer())))
     np.testing.assert_array_equal(*answers)
-    here = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ_STAGE}
-    assert here.isdisjoint(p.worker for p in trainings.partitions(job_id) if p.stage.endswith("fit"))
+    local_workers = {p.worker for p in trainings.partitions(job_id) if p.stage == jobs.READ_STAGE}
+    assert local_workers.isdisjoint(p.worker for p in trainings.partitions(job_id) if p.stage.endswith("fit"))
     trainings.engine.dispose()
 
 
-def test_without_a_cluster_ray_runs_on_this_machine_on_loopback_and_ends_with_the_job(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_without_a_cluster_ray_runs_on_loopback_and_ends_with_the_job(
+    bench: RayBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     job_id = bench.start(bench.write("alone", 2))
@@ -325,16 +321,16 @@ def test_without_a_cluster_ray_runs_on_this_machine_on_loopback_and_ends_with_th
         wait_for(drivers)
         [driver] = drivers()
         wait_for(lambda: "ray::" in " ".join(map(command, started_by(driver))))
-        heard = {c.laddr.ip for p in started_by(driver) for c in listening(p)}
+        addresses = {c.laddr.ip for p in started_by(driver) for c in listening(p)}
         bench.ended(job_id)
     check_once_each(bench, job_id, 2)
-    assert heard <= {"127.0.0.1", "::ffff:127.0.0.1"}
-    assert heard
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert addresses
     wait_for(lambda: not [p for p in started_by(driver) if command(p)])
 
 
 def started_by(driver: psutil.Process) -> list[psutil.Process]:
-    """The processes of its session: Ray's do not leave it."""
+    """Return the processes of the driver's session, which Ray's processes do not leave."""
     return [p for p in psutil.process_iter() if session_of(p) == driver.pid]
 
 
@@ -352,19 +348,19 @@ def listening(process: psutil.Process) -> list[Any]:
         return []
 
 
-def test_without_the_extra_a_job_on_ray_is_refused_with_the_way_out(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_without_the_extra_a_job_on_ray_is_rejected_naming_the_extra(
+    bench: RayBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = bench.write("refused", 1)
+    place = bench.write("rejected", 1)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Invalid, match=r"trivium\[ray\]") as refused:
+    with pytest.raises(Invalid, match=r"trivium\[ray\]") as raised:
         bench.start(place)
-    assert refused.value.errors[0].field == "engine"
+    assert raised.value.errors[0].field == "engine"
     assert bench.start(place, engine="local")
 
 
-def test_what_has_killed_so_many_processes_is_given_up_on(tmp_path: Path) -> None:
-    from service.worker.ray.actor import attempt  # Ray, for those who need it
+def test_a_partition_fails_after_too_many_processes_died_on_it(tmp_path: Path) -> None:
+    from service.worker.ray.actor import attempt  # imports Ray
 
     with attempt(tmp_path, "score-000001-1") as first, attempt(tmp_path, "score-000001-1") as second:
         assert first != second

@@ -1,4 +1,4 @@
-"""Trainings by worker processes that are killed."""
+"""Trainings whose worker processes are killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.service.compiler.fit.datasets import digits, split_frame, without_tar
 from tests.service.worker.train.trainings import Trainings
 
 TRIVIUM = Path(sys.executable).with_name("trivium")
-AT_MOST_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def worker(trainings: Trainings) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def steps(trainings: Trainings, job_id: int) -> int:
+def count_finished(trainings: Trainings, job_id: int) -> int:
     return sum(p.result is not None for p in trainings.partitions(job_id))
 
 
 def work(trainings: Trainings, job_id: int, until: int) -> None:
-    """Build what waits for it, until so many steps are done or the job is."""
-    deadline = time.monotonic() + AT_MOST_S
-    while trainings.job(job_id).state in jobs.OPEN_STATES and steps(trainings, job_id) < until:
+    """Build versions until `until` partitions are finished or the job has ended."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while trainings.job(job_id).state in jobs.OPEN_STATES and count_finished(trainings, job_id) < until:
         assert time.monotonic() < deadline, trainings.partitions(job_id)
         trainings.build()
         time.sleep(0.02)
@@ -67,23 +67,23 @@ def work(trainings: Trainings, job_id: int, until: int) -> None:
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ("estimator", "given"),
+    ("estimator", "fields"),
     [
         (make_pipeline(StandardScaler(), IncrementalPCA(20), SGDClassifier(loss="log_loss")), {}),
         (RandomForestClassifier(20), {"strategy": "ensemble", "sampling": "stratified"}),
     ],
     ids=["partial_fit", "ensemble"],
 )
-def test_a_worker_killed_again_and_again_trains_the_same_model_as_one_that_is_not(
-    tmp_path: Path, forks: ForkServer, estimator: object, given: dict[str, object]
+def test_killed_workers_train_the_same_model_as_a_worker_that_runs_through(
+    tmp_path: Path, forks: ForkServer, estimator: object, fields: dict[str, object]
 ) -> None:
-    answers = []
-    for name, kills in (("calm", 0), ("killed", 2)):
+    results = []
+    for name, kills in (("undisturbed", 0), ("killed", 2)):
         (tmp_path / name).mkdir()
         trainings = Trainings(tmp_path / name, forks)
-        job_id = trainings.start(estimator, split_frame(digits(), 4), **given)
+        job_id = trainings.start(estimator, split_frame(digits(), 4), **fields)
         for kill in range(kills):
-            with worker(trainings):  # at its end it is killed, whatever it is at
+            with worker(trainings):  # killed at the end of the block
                 work(trainings, job_id, until=2 + 7 * kill)
         with worker(trainings):
             work(trainings, job_id, until=1_000)
@@ -93,9 +93,9 @@ def test_a_worker_killed_again_and_again_trains_the_same_model_as_one_that_is_no
         assert set(places.values()) == {1}
         assert trainings.progress(job_id).rows_done == 1797
         assert trainings.version().number == job.version == 1
-        answers.append(
+        results.append(
             (trainings.model().predict_proba(without_target(digits())), trainings.version().metrics)
         )
         trainings.engine.dispose()
-    np.testing.assert_array_equal(answers[0][0], answers[1][0])
-    assert answers[0][1] == answers[1][1]
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]

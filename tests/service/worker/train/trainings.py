@@ -1,4 +1,4 @@
-"""Trainings with a real worker, whose steps are taken one by one, real children, and builds in between."""
+"""Helpers for training jobs: a worker driven step by step, real child processes, and builds in between."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from service.worker.train.train_work import TrainWork
 
 
 class Trainings:
+    """A registry with a data directory, and a worker that runs only when a test calls it."""
+
     def __init__(self, home: Path, forks: ForkServer, url: str | None = None) -> None:
         self.data = home / "data"
         self.data.mkdir()
@@ -68,7 +70,9 @@ class Trainings:
         joblib.dump(model, file)
         return self.store.put([file.getvalue()]).sha256
 
-    def start(self, estimator: Any, parts: list[pd.DataFrame], suffix: str = ".parquet", **given: Any) -> int:
+    def start(
+        self, estimator: Any, parts: list[pd.DataFrame], suffix: str = ".parquet", **fields: Any
+    ) -> int:
         body = {
             "kind": "train",
             "estimator": {"artifact": self.upload(estimator)},
@@ -76,7 +80,7 @@ class Trainings:
             "target": "y",
             "strategy": "partial_fit",
             "publish": {"name": "m"},
-            **given,
+            **fields,
         }
         spec = TrainBody.model_validate(body).model_dump(mode="json")
         TrainAdmission().examine(self.settings, self.store, spec, None)
@@ -84,7 +88,7 @@ class Trainings:
             return TrainAdmission().accept(session, self.store, spec, None, by="tests").id
 
     def run(self, job_id: int, steps: int = 500) -> JobRow:
-        """Work until the job has ended, at most so many steps."""
+        """Run the worker and the builds until the job has ended, at most `steps` steps."""
         for _ in range(steps):
             if self.job(job_id).state not in jobs.OPEN_STATES:
                 break
@@ -93,17 +97,17 @@ class Trainings:
         return self.job(job_id)
 
     def build(self) -> None:
-        """Build the versions that wait for it, as a server would."""
+        """Build one version that waits for its build, like a server."""
         builds = BuildTasks(self.settings, self.sessions, self.store, self.forks)
         with self.sessions.begin() as session:
             task = queue.claim(session, [builds.kind], "tests", 60.0)
         if task is None:
             return
         with tempfile.TemporaryDirectory() as out:
-            made = builds.do(int(task.subject), Path(out), lambda: None)
+            result = builds.run(int(task.subject), Path(out), lambda: None)
         with self.sessions.begin() as session:
             queue.finish(session, task.id, task.fence)
-            builds.record(session, int(task.subject), made)
+            builds.record(session, int(task.subject), result)
 
     def job(self, job_id: int) -> JobRow:
         with db.reading(self.sessions) as session:
@@ -119,9 +123,9 @@ class Trainings:
 
     def version(self, number: int = 1) -> VersionRow:
         with db.reading(self.sessions) as session:
-            found = versions.get(session, "m", number)
-            assert found.tags is not None
-            return found
+            version = versions.get(session, "m", number)
+            assert version.tags is not None  # loads the columns before the session ends
+            return version
 
     def model(self, number: int = 1) -> Any:
         return joblib.load(self.store.path(self.version(number).artifact))
