@@ -1,4 +1,4 @@
-"""Against a real server that speaks S3, on loopback."""
+"""Input files in an object store, read from a local server with the S3 API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from registry.errors import Changed, Invalid, Unavailable
 from service.formats import reading
-from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET, A, N, everything
+from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET
+from tests.service.formats.read_all import A, N, read_all
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name, value in {
         "AWS_ENDPOINT": endpoint,
         "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
@@ -51,10 +52,10 @@ TABLE = pa.table({"n": [*range(2000)], "a": [i / 4 for i in range(2000)]})
 
 
 def test_every_format_is_read_from_a_store(bucket: Any) -> None:
-    for name, media_type in (("x.csv", CSV), ("x.parquet", PARQUET), ("x.jsonl", LINES), ("x.arrow", ARROW)):
+    for name, media_type in (("x.csv", CSV), ("x.parquet", PARQUET), ("x.jsonl", NDJSON), ("x.arrow", ARROW)):
         obstore.put(bucket, f"in/{name}", encoded(media_type))
-        found = everything(f"s3://data/in/{name}", media_type, [N, A], ["n"])
-        assert found.columns == [TABLE["n"].to_pylist(), TABLE["a"].to_pylist()]
+        result = read_all(f"s3://data/in/{name}", media_type, [N, A], ["n"])
+        assert result.columns == [TABLE["n"].to_pylist(), TABLE["a"].to_pylist()]
 
 
 def encoded(media_type: str) -> bytes:
@@ -73,12 +74,12 @@ def encoded(media_type: str) -> bytes:
     return data
 
 
-def test_what_is_right_below_a_prefix_is_one_dataset(bucket: Any) -> None:
+def test_objects_directly_below_a_prefix_are_one_dataset(bucket: Any) -> None:
     for name, text in (("b", "n\n2\n"), ("a", "n\n1\n")):
         obstore.put(bucket, f"many/{name}.csv", text.encode())
     obstore.put(bucket, "many/_SUCCESS", b"")
     for location in ("s3://data/many", "s3://data/many/"):
-        assert everything(location, CSV, [N]).columns == [[1, 2]]
+        assert read_all(location, CSV, [N]).columns == [[1, 2]]
     obstore.put(bucket, "many/deeper/c.csv", b"n\n3\n")
     with pytest.raises(Invalid, match="contains a directory"):
         reading.open_dataset("s3://data/many", CSV)
@@ -102,6 +103,6 @@ def test_another_version_of_an_object_is_never_read(bucket: Any) -> None:
         next(reading.read_batches(dataset, part, [N], [], None))
 
 
-def test_a_store_that_refuses_is_unavailable_not_an_empty_input(bucket: Any) -> None:
+def test_an_error_of_the_store_is_unavailable_and_not_an_empty_input(bucket: Any) -> None:
     with pytest.raises(Unavailable, match="s3://no-such-bucket"):
         reading.open_dataset("s3://no-such-bucket/x.csv", CSV)

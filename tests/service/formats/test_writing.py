@@ -21,8 +21,8 @@ from registry.errors import Invalid
 from service.formats import assembly
 from service.formats.assembly import PartErrors
 from service.formats.dataset import RowFault
+from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET
 from service.formats.writing import ErrorWriter, PartWriter, WrittenFile
-from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET
 
 SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.string()), ("value", pa.float64()), ("small", pa.float32()),
@@ -49,8 +49,8 @@ def batch(rows: list[tuple[Any, ...]]) -> Any:
 
 def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> WrittenFile:
     with PartWriter(path, media_type, SCHEMA) as writer:
-        for some in rows:
-            writer.write(batch(some))
+        for batch_rows in rows:
+            writer.write(batch(batch_rows))
         return writer.close()
 
 
@@ -61,7 +61,7 @@ def joined(parts: list[Path], media_type: str) -> bytes:
 
 
 def expected(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """NaN and infinity are null."""
+    """Replace NaN and infinity by null."""
     return [tuple(None if isinstance(v, float) and not math.isfinite(v) else v for v in r) for r in rows]
 
 
@@ -70,7 +70,7 @@ def read(data: bytes, media_type: str) -> list[tuple[Any, ...]]:
         table = pq.read_table(io.BytesIO(data))
         assert table.schema.equals(SCHEMA)
         return [tuple(r.values()) for r in table.to_pylist()]
-    if media_type == LINES:
+    if media_type == NDJSON:
         return [tuple(json.loads(line).values()) for line in data.splitlines()]
     header, *rows = csv.reader(io.StringIO(data.decode(), newline=""))
     assert header == SCHEMA.names
@@ -78,7 +78,7 @@ def read(data: bytes, media_type: str) -> list[tuple[Any, ...]]:
 
 
 def same_as_csv(cells: tuple[str, ...], row: tuple[Any, ...]) -> bool:
-    """Whether Python's reader makes of a row what was written; it cannot tell an empty string from none."""
+    """Whether Python's CSV reader returns the row. It reads null as an empty string."""
     texts = ["" if v is None else str(v).lower() if isinstance(v, bool) else v for v in row]
     numbers = {2: float, 3: np.float32, 4: int}
     return all(
@@ -89,8 +89,8 @@ def same_as_csv(cells: tuple[str, ...], row: tuple[Any, ...]) -> bool:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(st.lists(ROWS, max_size=3), min_size=1, max_size=4))
-@pytest.mark.parametrize("media_type", [PARQUET, CSV, LINES])
-def test_all_parts_together_are_the_rows_that_were_written(
+@pytest.mark.parametrize("media_type", [PARQUET, CSV, NDJSON])
+def test_assembled_parts_contain_the_rows_that_were_written(
     tmp_path: Path, media_type: str, parts: list[list[list[tuple[Any, ...]]]]
 ) -> None:
     paths = [tmp_path / f"part{i}" for i in range(len(parts))]
@@ -101,15 +101,15 @@ def test_all_parts_together_are_the_rows_that_were_written(
             path.stat().st_size,
             hashlib.sha256(path.read_bytes()).hexdigest(),
         )
-    found = read(joined(paths, media_type), media_type)
-    wanted = expected([row for rows in parts for some in rows for row in some])
+    read_rows = read(joined(paths, media_type), media_type)
+    expected_rows = expected([row for rows in parts for batch_rows in rows for row in batch_rows])
     if media_type == CSV:
-        assert [same_as_csv(*pair) for pair in zip(found, wanted, strict=True)].count(False) == 0
+        assert [same_as_csv(*pair) for pair in zip(read_rows, expected_rows, strict=True)].count(False) == 0
     else:
-        assert found == wanted
+        assert read_rows == expected_rows
 
 
-def test_joined_parquet_is_read_by_pandas_row_group_by_row_group(
+def test_each_row_group_of_joined_parquet_can_be_read_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.formats.writing.GROUP_ROWS", 3)
@@ -121,7 +121,7 @@ def test_joined_parquet_is_read_by_pandas_row_group_by_row_group(
     assert pd.read_parquet(io.BytesIO(data))["id"].tolist() == [r[0] for r in rows]
     file = pq.ParquetFile(io.BytesIO(data))
     assert file.metadata.num_rows == 100
-    for group in range(file.num_row_groups):  # any one without those before it
+    for group in range(file.num_row_groups):  # each can be read without the previous ones
         assert (
             file.read_row_group(group)["n"].to_pylist()
             == file.read_row_group(group)["id"].cast("int64").to_pylist()
@@ -139,7 +139,7 @@ def test_a_joined_file_can_be_joined_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[1.5, None, 1e-7], ["a", None, 'x"y']])
-def test_null_in_a_csv_of_one_column_is_a_row_for_every_reader(tmp_path: Path, values: list[Any]) -> None:
+def test_null_in_a_csv_of_one_column_is_a_row(tmp_path: Path, values: list[Any]) -> None:
     column = pa.array(values)
     schema = pa.schema([("v", column.type)])
     with PartWriter(tmp_path / "part", CSV, schema) as writer:
@@ -149,15 +149,15 @@ def test_null_in_a_csv_of_one_column_is_a_row_for_every_reader(tmp_path: Path, v
     assert [None if v != v else v for v in pd.read_csv(tmp_path / "part")["v"]] == [values[0], *values]
 
 
-def test_half_a_part_is_not_joined(tmp_path: Path) -> None:
+def test_an_incomplete_part_is_not_joined(tmp_path: Path) -> None:
     write(tmp_path / "a", PARQUET, [[("1", "yes", 1.5, None, 1, True)]])
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-3])
     with pytest.raises(Invalid, match="incomplete"):
         joined([tmp_path / "a"], PARQUET)
 
 
-@pytest.mark.parametrize("media_type", [PARQUET, CSV, LINES])
-def test_a_part_is_there_whole_or_not_at_all(tmp_path: Path, media_type: str) -> None:
+@pytest.mark.parametrize("media_type", [PARQUET, CSV, NDJSON])
+def test_a_part_is_complete_or_absent(tmp_path: Path, media_type: str) -> None:
     path = tmp_path / "part"
     with PartWriter(path, media_type, SCHEMA) as writer:
         writer.write(batch([("1", "yes", 1.5, None, 1, True)]))
@@ -168,13 +168,13 @@ def test_a_part_is_there_whole_or_not_at_all(tmp_path: Path, media_type: str) ->
     assert read(path.read_bytes(), media_type) == []
 
 
-def test_an_output_type_that_is_not_written_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_output_type_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="output's media type"):
         PartWriter(tmp_path / "part", ARROW, SCHEMA)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> None:
+def test_assembled_errors_number_rows_in_the_input_and_in_the_file(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 0), ("c", 3)):
         with ErrorWriter(tmp_path / name) as writer:
             for i in range(count):
@@ -191,25 +191,25 @@ def test_errors_are_joined_with_the_rows_of_the_whole_input(tmp_path: Path) -> N
     assert rows[1][1:4] == ["id,0", "", 'says "no"\nand why']
 
 
-def test_times_that_python_does_not_have_are_text_in_json_lines(tmp_path: Path) -> None:
+def test_times_that_python_does_not_support_are_text_in_json_lines(tmp_path: Path) -> None:
     rows = pa.record_batch(
         {"at": pa.array([1], pa.timestamp("ns")), "for": pa.array([1500], pa.duration("ns"))}
     )
     path = tmp_path / "out.jsonl"
-    with PartWriter(path, LINES, rows.schema) as writer:
+    with PartWriter(path, NDJSON, rows.schema) as writer:
         writer.write(rows)
         writer.close()
     assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
     far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
     with (
-        PartWriter(path, LINES, far.schema) as writer,
+        PartWriter(path, NDJSON, far.schema) as writer,
         pytest.raises(Invalid, match="outside the range of calendar dates"),
     ):
         writer.write(far)
 
 
-def test_a_full_disk_is_not_left_full(tmp_path: Path) -> None:
-    """What is still in memory when a file is given up cannot be written then either."""
+def test_a_full_disk_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """Closing an abandoned file fails as well, because it writes buffered data."""
     writer = PartWriter(tmp_path / "part.csv", CSV, SCHEMA)
     file = writer._output.file
     writer._output.file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))

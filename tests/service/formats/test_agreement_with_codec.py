@@ -1,4 +1,4 @@
-"""Whatever is in a file: each row is taken or refused as the online codec takes or refuses it alone."""
+"""Readers accept and reject each row as the online codec accepts or rejects it in a request of its own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from registry.errors import Invalid
 from registry.rows import Rows
 from registry.signature import Input, Output, Signature
 from service.formats import text_records
+from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import columns_of
-from tests.service.formats.inputs import ARROW, CSV, LINES, PARQUET, everything
+from tests.service.formats.read_all import read_all
 
 CATEGORIES: dict[str, tuple[Any, ...]] = {
     "float64": (0.5, 1.0), "float32": (0.1, 1.0), "int64": (1, 2), "bool": (True,), "string": ("a", "é b"),
@@ -31,13 +32,13 @@ CATEGORIES: dict[str, tuple[Any, ...]] = {
 
 @st.composite
 def inputs(draw: st.DrawFn, dtypes: list[str] | None = None) -> list[Input]:
-    def one(name: str) -> Input:
+    def draw_input(name: str) -> Input:
         dtype = draw(st.sampled_from(dtypes or list(CATEGORIES)))
         closed = draw(st.integers(0, 3)) == 0
         categories = CATEGORIES[dtype] if closed else None
         return Input(name, dtype, nullable=draw(st.booleans()), categories=categories, closed=closed)
 
-    return [one(name) for name in "abc"[: draw(st.integers(1, 3))]]
+    return [draw_input(name) for name in "abc"[: draw(st.integers(1, 3))]]
 
 
 TEXTS = st.sampled_from(
@@ -57,22 +58,22 @@ VALUES = (
 )  # fmt: skip
 
 
-def tables(cells: st.SearchStrategy[str], width: int) -> st.SearchStrategy[list[list[str]]]:
+def row_lists(cells: st.SearchStrategy[str], width: int) -> st.SearchStrategy[list[list[str]]]:
     return st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1, max_size=20)
 
 
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def signature(given: list[Input]) -> Signature:
-    return Signature("regression", tuple(given), (Output("value", "float64", (-1,)),))
+def signature(features: list[Input]) -> Signature:
+    return Signature("regression", tuple(features), (Output("value", "float64", (-1,)),))
 
 
-def codec(given: list[Input]) -> Codec:
-    return Codec(signature(given))
+def codec(features: list[Input]) -> Codec:
+    return Codec(signature(features))
 
 
-def alone(decode: Any, body: bytes) -> Rows | None:
+def decode_or_none(decode: Any, body: bytes) -> Rows | None:
     try:
         rows: Rows = decode(body)
     except Invalid:
@@ -80,68 +81,72 @@ def alone(decode: Any, body: bytes) -> Rows | None:
     return rows
 
 
-def check(path: Path, media_type: str, given: list[Input], wanted: list[Rows | None]) -> None:
-    found = everything(path, media_type, list(columns_of(signature(given))))
-    assert found.length == len(wanted)
-    assert found.bad == [i for i, rows in enumerate(wanted) if rows is None]
-    good = [rows for rows in wanted if rows is not None]
-    for j in range(len(given)):
-        values = [(r.matrix[0, j] if r.matrix is not None else (r.columns or ())[j][0]) for r in good]
-        assert len(values) == len(found.columns[j])
-        assert all(a == b or (a != a and b != b) for a, b in zip(values, found.columns[j], strict=True))
+def check(path: Path, media_type: str, features: list[Input], expected: list[Rows | None]) -> None:
+    result = read_all(path, media_type, list(columns_of(signature(features))))
+    assert result.length == len(expected)
+    assert result.fault_rows == [i for i, rows in enumerate(expected) if rows is None]
+    valid = [rows for rows in expected if rows is not None]
+    for j in range(len(features)):
+        values = [(r.matrix[0, j] if r.matrix is not None else (r.columns or ())[j][0]) for r in valid]
+        assert len(values) == len(result.columns[j])
+        assert all(a == b or (a != a and b != b) for a, b in zip(values, result.columns[j], strict=True))
 
 
 @pytest.fixture(params=[None, 16], ids=["one block", "many blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks but the first may be read by `digits`."""
+    """Read the file in one block, or in many, of which all but the first may use the fast path."""
     if request.param:
         monkeypatch.setattr(text_records, "BLOCK_BYTES", request.param)
 
 
 @quick
-@given(given=inputs(), data=st.data())
-def test_csv_rows(blocks: None, tmp_path: Path, given: list[Input], data: st.DataObject) -> None:
+@given(features=inputs(), data=st.data())
+def test_csv_rows_agree_with_the_codec(
+    blocks: None, tmp_path: Path, features: list[Input], data: st.DataObject
+) -> None:
     rows = data.draw(
-        st.lists(st.lists(TEXTS, min_size=len(given), max_size=len(given)), min_size=1, max_size=20)
+        st.lists(st.lists(TEXTS, min_size=len(features), max_size=len(features)), min_size=1, max_size=20)
     )
 
-    def table(some: list[list[str]]) -> bytes:
+    def table(table_rows: list[list[str]]) -> bytes:
         text = io.StringIO()
-        csv.writer(text).writerows([[i.name for i in given], *some])
+        csv.writer(text).writerows([[i.name for i in features], *table_rows])
         return text.getvalue().encode()
 
     path = tmp_path / "input.csv"
     path.write_bytes(table(rows))
-    check(path, CSV, given, [alone(codec(given).decode_csv, table([row])) for row in rows])
+    check(path, CSV, features, [decode_or_none(codec(features).decode_csv, table([row])) for row in rows])
 
 
 @quick
-@given(given=inputs(["float64", "float32", "int64"]), data=st.data())
-def test_csv_rows_of_numbers(blocks: None, tmp_path: Path, given: list[Input], data: st.DataObject) -> None:
+@given(features=inputs(["float64", "float32", "int64"]), data=st.data())
+def test_csv_rows_of_numbers_agree_with_the_codec(
+    blocks: None, tmp_path: Path, features: list[Input], data: st.DataObject
+) -> None:
     cells = st.decimals(allow_nan=False, allow_infinity=False, places=6).map(str)
     cells |= st.floats(allow_nan=False, allow_infinity=False).map(repr)
     cells |= st.integers(-(2**63), 2**63).map(str)
-    rows = data.draw(tables(cells, len(given)))
+    rows = data.draw(row_lists(cells, len(features)))
 
-    def table(some: list[list[str]]) -> bytes:
-        return "\n".join(",".join(r) for r in [[i.name for i in given], *some]).encode()
+    def table(table_rows: list[list[str]]) -> bytes:
+        return "\n".join(",".join(r) for r in [[i.name for i in features], *table_rows]).encode()
 
     path = tmp_path / "input.csv"
     path.write_bytes(table(rows))
-    check(path, CSV, given, [alone(codec(given).decode_csv, table([row])) for row in rows])
+    check(path, CSV, features, [decode_or_none(codec(features).decode_csv, table([row])) for row in rows])
 
 
 @quick
-@given(given=inputs(), data=st.data())
-def test_json_lines(tmp_path: Path, given: list[Input], data: st.DataObject) -> None:
-    names = [i.name for i in given]
+@given(features=inputs(), data=st.data())
+def test_json_lines_agree_with_the_codec(tmp_path: Path, features: list[Input], data: st.DataObject) -> None:
+    names = [i.name for i in features]
     rows = data.draw(st.lists(st.dictionaries(st.sampled_from(names), VALUES), min_size=1, max_size=20))
-    rows[0] = dict.fromkeys(names) | rows[0]  # the columns are known by the first rows
+    rows[0] = dict.fromkeys(names) | rows[0]  # the first rows define the columns
     lines = [json.dumps(row) for row in rows]
     path = tmp_path / "input.jsonl"
     path.write_text("\n".join(lines))
     bodies = [b'{"instances": [%s]}' % line.encode() for line in lines]
-    check(path, LINES, given, [alone(codec(given).decode_json, body) for body in bodies])
+    check(path, NDJSON, features, [decode_or_none(codec(features).decode_json, body) for body in bodies])
 
 
 ARROW_TYPES = {
@@ -166,12 +171,14 @@ def arrow_values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 @quick
-@given(given=inputs(), data=st.data())
+@given(features=inputs(), data=st.data())
 @pytest.mark.parametrize("media_type", [PARQUET, ARROW])
-def test_typed_rows(tmp_path: Path, media_type: str, given: list[Input], data: st.DataObject) -> None:
+def test_typed_rows_agree_with_the_codec(
+    tmp_path: Path, media_type: str, features: list[Input], data: st.DataObject
+) -> None:
     count = data.draw(st.integers(1, 20))
     columns = {}
-    for i in given:
+    for i in features:
         kind = data.draw(st.sampled_from(ARROW_TYPES[i.dtype]))
         values = data.draw(st.lists(arrow_values(kind), min_size=count, max_size=count))
         values = [np.float16(v) if kind == pa.float16() and v is not None else v for v in values]
@@ -186,8 +193,8 @@ def test_typed_rows(tmp_path: Path, media_type: str, given: list[Input], data: s
     check(
         path,
         media_type,
-        given,
-        [alone(codec(given).decode_arrow, _stream(table.slice(i, 1))) for i in range(count)],
+        features,
+        [decode_or_none(codec(features).decode_arrow, _stream(table.slice(i, 1))) for i in range(count)],
     )
 
 
@@ -204,20 +211,19 @@ TOKENS = st.sampled_from(['"', '""', ",", "\n", "\r\n", "\r", "a", "b,", '\n"', 
 
 @quick
 @given(tokens=st.lists(TOKENS, max_size=30))
-def test_blocks_are_cut_where_the_parser_ends_a_row(tokens: list[str]) -> None:
-    """At no cut is a record of the whole split in two, whatever the quotes are."""
+def test_blocks_end_where_the_parser_ends_a_row(tokens: list[str]) -> None:
+    """The end of a block never divides a record, for any combination of quotes."""
     body = "".join(tokens).encode()
-    whole = text_records.RecordFormat()
-    end = whole.last_end(body)
+    end = text_records.RecordFormat().last_end(body)
     if end:
         assert sorted(_cells(body[:end]) + _cells(body[end:])) == sorted(_cells(body))
 
 
 def _cells(body: bytes) -> list[list[str]]:
-    """All rows, padded to one width: pyarrow tells them apart by their number of cells."""
+    """Return all rows that pyarrow parses, including those with another number of cells."""
     rows: list[list[str]] = []
 
-    def odd(row: Any) -> str:
+    def keep_text(row: Any) -> str:
         rows.append(row.text)
         return "skip"
 
@@ -226,7 +232,7 @@ def _cells(body: bytes) -> list[list[str]]:
     table = pyarrow.csv.read_csv(
         pa.BufferReader(body),
         pyarrow.csv.ReadOptions(column_names=["a", "b"], use_threads=False),
-        pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=odd),
+        pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=keep_text),
         pyarrow.csv.ConvertOptions(column_types={"a": pa.string(), "b": pa.string()}, null_values=[]),
     )
     return [*map(str, rows), *(f"{a},{b}" for a, b in zip(*table.to_pydict().values(), strict=True))]

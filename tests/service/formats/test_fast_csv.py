@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from registry.signature import Input
 from service.formats.fast_csv import blocks, compiled
 from service.runtime.codec.columns import Column
-from tests.service.formats.inputs import FLAG, A, B, N
+from tests.service.formats.read_all import FLAG, A, B, N
 
 BITS = st.integers(0, 2**64 - 1).map(lambda b: struct.unpack("<d", struct.pack("<Q", b))[0])
 DECIMALS = st.tuples(st.integers(0, 10**19 - 1), st.integers(-345, 310)).map(lambda t: f"{t[0]}e{t[1]}")
@@ -25,61 +25,65 @@ ANY = st.text("0123456789.-+e,\r\n\xe9 ", max_size=12)
 
 
 def number(text: str) -> float | None:
-    """What `parse` makes of a cell; None when it leaves it to others. The same wherever it stands: with
-    many bytes behind it, in which it may look at several at once, as at the end of the data."""
-    (last,), found = parsed(text), parsed(text + "\n0" * 20)
-    assert found[0] == last or (last is None and len(found) == 1)
-    return last
+    """Return the value that `parse` reads from a cell, or None if the cell is not plain.
+
+    Checks that the value is the same at the end of the data as before other rows, where `parse` may read
+    several bytes at once.
+    """
+    (at_end,), with_rows = parsed(text), parsed(text + "\n0" * 20)
+    assert with_rows[0] == at_end or (at_end is None and len(with_rows) == 1)
+    return at_end
 
 
 def parsed(text: str) -> list[float | None]:
-    """The cells of a table of one column; a single None when it is left to others."""
-    room = len(text) + 1
-    out, nothing = np.zeros((room, 1)), np.empty((0, room, 2), dtype=np.int32)
+    """Return the cells of a table with one column, or a single None if the table is not plain."""
+    max_rows = len(text) + 1
+    numbers, spans = np.zeros((max_rows, 1)), np.empty((0, max_rows, 2), dtype=np.int32)
     data = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
-    rows = compiled.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), out, nothing)
-    return [None] if rows < 0 else [float(n) for n in out[:rows, 0]]
+    rows = compiled.parse(data, np.zeros(1, np.int32), np.full(1, -1, np.int32), numbers, spans)
+    return [None] if rows < 0 else [float(n) for n in numbers[:rows, 0]]
 
 
 @settings(max_examples=2000, deadline=None)
 @given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALVES | FIXED | SHORT)
-def test_a_number_is_the_nearest_float_or_left_to_others(text: str) -> None:
-    found = number(text)
-    assert found is None or found == float(text)
+def test_a_parsed_number_is_the_nearest_float(text: str) -> None:
+    value = number(text)
+    assert value is None or value == float(text)
 
 
 @settings(max_examples=500, deadline=None)
 @given(SHORT)
-def test_short_numbers_are_never_left_to_others(text: str) -> None:
+def test_short_numbers_are_always_parsed(text: str) -> None:
     assert number(text) == float(text)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(ANY)
-def test_what_follows_does_not_change_what_a_cell_is(text: str) -> None:
-    alone, more = parsed(text), parsed(text + "\n0" * 20)
-    assert more[:-20] == alone or more == alone == [None] or (not alone and set(more) == {0.0})
+def test_following_bytes_do_not_change_the_value_of_a_cell(text: str) -> None:
+    alone, with_rows = parsed(text), parsed(text + "\n0" * 20)
+    not_plain = with_rows == alone == [None]
+    assert with_rows[:-20] == alone or not_plain or (not alone and set(with_rows) == {0.0})
 
 
 PLAIN = ["0.1", "-12.5", "1e22", "12345678901234567", "5.", ".5", "0.30000000000000004", "+1", "1E-7",
          "1.7976931348623157e308", "2.2250738585072014e-308", "000000000000000000007",
          "0.000000000000000000123"]  # fmt: skip
-OTHERS = ["-", "+", ".", "-.", "1e", "1e+", "e5", "1e5x", "--1", "+-1", "1-", "1.2.3", "1_0", " 1", "1 ",
+NOT_PLAIN = ["-", "+", ".", "-.", "1e", "1e+", "e5", "1e5x", "--1", "+-1", "1-", "1.2.3", "1_0", " 1", "1 ",
           "nan", "inf", "0x1", "1e999", "5e-324", "12345678901234567890", "1,", "\u0661", "1\r2", "1\r,",
           "1e0001"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_plain_numbers_are_read(text: str) -> None:
+def test_plain_numbers_are_parsed(text: str) -> None:
     assert number(text) == float(text)
 
 
-@pytest.mark.parametrize("text", OTHERS)
-def test_what_is_not_plain_is_left_to_others(text: str) -> None:
+@pytest.mark.parametrize("text", NOT_PLAIN)
+def test_other_numbers_are_not_plain(text: str) -> None:
     assert number(text) is None
 
 
-def test_cells_are_found_by_name_and_text_is_kept_as_written() -> None:
+def test_columns_are_selected_by_name_and_text_is_unchanged() -> None:
     data = "x,007,1,é,2.5\r\n\r\ny,8,-3,,0\n".encode()
     block = blocks.read_block(
         data, ["w", "id", "a", "t", "n"], [Column(Input("n", "float32")), A], ["id", "t"]
@@ -103,11 +107,11 @@ UNUSUAL = [
 
 
 @pytest.mark.parametrize("data", UNUSUAL)
-def test_a_block_with_anything_unusual_is_left_to_others(data: bytes) -> None:
+def test_a_block_with_unusual_rows_is_not_plain(data: bytes) -> None:
     assert blocks.read_block(data, ["n", "id"], [N], ["id"]) is None
 
 
-CHECKED = """
+BOUNDS_CHECK = """
 import random
 from registry.signature import Input
 from service.formats.fast_csv import blocks
@@ -135,22 +139,22 @@ for _ in range(20_000):
 """
 
 
-def test_nothing_is_read_or_written_beside_an_array(tmp_path: Path) -> None:
-    """Not even where a row never ends: more of its cells may be there than a whole row has bytes."""
+def test_the_parser_stays_within_the_bounds_of_its_arrays(tmp_path: Path) -> None:
+    """Including rows without an end, which may have more cells than a complete row has bytes."""
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    argv = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", CHECKED]
+    argv = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", BOUNDS_CHECK]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_missing_cell_where_none_is_taken_is_a_fault_of_its_row() -> None:
+def test_a_missing_cell_in_a_column_without_null_is_a_fault_of_its_row() -> None:
     block = blocks.read_block(b"1,x\n,y\n3,z\n", ["n", "id"], [N], ["id"])
     assert block is not None
     assert list(block.cell_faults) == [1]
     assert block.cell_faults[1][0].message.startswith('"n" is null')
 
 
-def test_empty_cells_are_missing_and_other_types_are_left_to_others() -> None:
+def test_empty_cells_are_missing_values_and_booleans_are_not_plain() -> None:
     block = blocks.read_block(b"1\n,\n", ["b", "x"], [B], [])
     assert block is None
     block = blocks.read_block(b"1,\n,\n", ["b", "x"], [B], [])

@@ -11,8 +11,9 @@ import pytest
 from registry.errors import Invalid
 from registry.signature import Input
 from service.formats import reading, text_records
+from service.formats.media_types import NDJSON
 from service.runtime.codec.columns import Column
-from tests.service.formats.inputs import COLOUR, LINES, WORD, A, B, N, everything
+from tests.service.formats.read_all import COLOUR, WORD, A, B, N, read_all
 
 Write = Callable[[bytes], Path]
 
@@ -35,24 +36,24 @@ def rows(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("eol", [b"\n", b"\r\n", b"\n\n"])
-def test_lines_are_cut_between_rows(write: Write, monkeypatch: pytest.MonkeyPatch, eol: bytes) -> None:
+def test_a_file_is_divided_between_lines(write: Write, monkeypatch: pytest.MonkeyPatch, eol: bytes) -> None:
     for name, size in (("PART_BYTES", 200), ("BLOCK_BYTES", 50)):
         monkeypatch.setattr(text_records, name, size)
-    found = everything(
-        write(b"\xef\xbb\xbf" + eol.join(rows(40))), LINES, [N, A, B, WORD], ["n", "x", "word", "b"]
+    result = read_all(
+        write(b"\xef\xbb\xbf" + eol.join(rows(40))), NDJSON, [N, A, B, WORD], ["n", "x", "word", "b"]
     )
-    assert found.columns[0] == [*range(40)]
-    assert all(math.isnan(v) for v in found.columns[2])
-    assert found.extra == {
+    assert result.columns[0] == [*range(40)]
+    assert all(math.isnan(v) for v in result.columns[2])
+    assert result.extra == {
         "n": [str(i) for i in range(40)],
         "x": [f"[{i}]" for i in range(40)],
         "word": [f"ä\n{i}" for i in range(40)],
         "b": [None] * 40,
     }
-    assert found.parts > 5
+    assert result.parts > 5
 
 
-def test_a_bad_line_is_a_fault_of_its_own(write: Write) -> None:
+def test_an_invalid_line_is_a_fault_of_its_row_only(write: Write) -> None:
     lines = rows(200)
     lines[3] = b'{"n": 3}'
     lines[50] = b"{not json"
@@ -61,44 +62,44 @@ def test_a_bad_line_is_a_fault_of_its_own(write: Write) -> None:
     lines[53] = b'{"n": 1, "a": NaN, "word": "x"}'
     lines[54] = b'{"n": 1, "a": 1, "word": "\xff"}'
     lines[199] = b'{"n": 1.5, "a": "x", "word": "last"}'
-    found = everything(write(b"\n".join(lines)), LINES, [N, A], ["word"], "word")
-    assert found.bad == [3, 50, 51, 52, 53, 54, 199]
-    assert [f.field for f in found.faults] == ["a", None, None, None, "a", None, "n"]
-    assert found.faults[-1].id == "last"
-    assert found.columns[0] == [i for i in range(200) if i not in found.bad]
+    result = read_all(write(b"\n".join(lines)), NDJSON, [N, A], ["word"], "word")
+    assert result.fault_rows == [3, 50, 51, 52, 53, 54, 199]
+    assert [f.field for f in result.faults] == ["a", None, None, None, "a", None, "n"]
+    assert result.faults[-1].id == "last"
+    assert result.columns[0] == [i for i in range(200) if i not in result.fault_rows]
 
 
-def test_the_last_of_a_repeated_key_counts_and_names_may_be_anything(write: Write) -> None:
+def test_the_last_value_of_a_repeated_key_is_used_and_names_may_contain_quotes(write: Write) -> None:
     column = Column(Input('sa"id', "float64"))
-    found = everything(write(b'{"sa\\"id": 1, "a": 1, "a": 2}\n'), LINES, [column, A], ["a"])
-    assert found.columns == [[1], [2]]
-    assert found.extra["a"] == ["2"]
-    found = everything(write(b'{"sa\\"id": 1.50, "a": 1}\n'), LINES, [A], ['sa"id'])
-    assert found.extra == {'sa"id': ["1.50"]}
+    result = read_all(write(b'{"sa\\"id": 1, "a": 1, "a": 2}\n'), NDJSON, [column, A], ["a"])
+    assert result.columns == [[1], [2]]
+    assert result.extra["a"] == ["2"]
+    result = read_all(write(b'{"sa\\"id": 1.50, "a": 1}\n'), NDJSON, [A], ['sa"id'])
+    assert result.extra == {'sa"id': ["1.50"]}
 
 
-def test_closed_categories_refuse(write: Write) -> None:
+def test_unknown_categories_of_a_closed_column_are_faults(write: Write) -> None:
     lines = [json.dumps({"colour": "green" if i == 7 else "red"}).encode() for i in range(20)]
-    assert everything(write(b"\n".join(lines)), LINES, [COLOUR]).bad == [7]
+    assert read_all(write(b"\n".join(lines)), NDJSON, [COLOUR]).fault_rows == [7]
 
 
 def test_compressed_lines_are_one_part(write: Write, tmp_path: Path) -> None:
-    found = everything(write(gzip.compress(b"\n".join(rows(40)))), LINES, [N])
-    assert (found.columns, found.parts) == ([[*range(40)]], 1)
+    result = read_all(write(gzip.compress(b"\n".join(rows(40)))), NDJSON, [N])
+    assert (result.columns, result.parts) == ([[*range(40)]], 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"a,b\n1,2\n", b"[1]\n", b"{}\n"])
-def test_what_is_no_json_lines_is_refused(write: Write, data: bytes) -> None:
-    with pytest.raises(Invalid) as refused:
-        everything(write(data), LINES, [A])
-    assert refused.value.errors
+def test_invalid_json_lines_are_rejected(write: Write, data: bytes) -> None:
+    with pytest.raises(Invalid) as caught:
+        read_all(write(data), NDJSON, [A])
+    assert caught.value.errors
 
 
 def test_training_reads_typed_columns(write: Write) -> None:
-    dataset = reading.open_dataset(str(write(b"\n".join(rows(40)) + b'\n{"n": 40}\n')), LINES)
+    dataset = reading.open_dataset(str(write(b"\n".join(rows(40)) + b'\n{"n": 40}\n')), NDJSON)
     (part,) = reading.split(dataset)
     (batch,) = reading.read_record_batches(dataset, part, ["n", "a"])
     assert batch.to_pydict() == {"n": [*range(41)], "a": [*(i / 4 for i in range(40)), None]}
-    dataset = reading.open_dataset(str(write(b'{"n": 1}\n' * 2000 + b'{"n": "x"}\n')), LINES)
+    dataset = reading.open_dataset(str(write(b'{"n": 1}\n' * 2000 + b'{"n": "x"}\n')), NDJSON)
     with pytest.raises(Invalid, match="does not match its first rows"):
         list(reading.read_record_batches(dataset, reading.split(dataset)[0], ["n"]))

@@ -1,4 +1,4 @@
-"""Columns, and everything that a location gives, read through parts as workers do."""
+"""Example columns, and `read_all`, which reads all parts of an input as workers do."""
 
 from __future__ import annotations
 
@@ -12,62 +12,57 @@ from service.formats import reading
 from service.formats.dataset import BATCH_ROWS, Batch, RowFault
 from service.runtime.codec.columns import Column
 
-CSV = "text/csv"
-PARQUET = "application/vnd.apache.parquet"
-LINES = "application/x-ndjson"
-ARROW = "application/vnd.apache.arrow.stream"
-
 A, B = Column(Input("a", "float64")), Column(Input("b", "float64", nullable=True))
 N, FLAG = Column(Input("n", "int64")), Column(Input("flag", "bool"))
 WORD = Column(Input("word", "string", nullable=True))
 COLOUR = Column(Input("colour", "string", categories=("red", "blue"), closed=True))
 
 
-class Everything(NamedTuple):
-    columns: list[list[Any]]  # of the good rows, in the order of the features
+class ReadResult(NamedTuple):
+    columns: list[list[Any]]  # values of the valid rows, in the order of the features
     extra: dict[str, list[Any]]
-    faults: list[RowFault]  # rows counted over the whole input
+    faults: list[RowFault]  # rows are numbered in the complete input
     length: int
     parts: int
 
     @property
-    def bad(self) -> list[int]:
+    def fault_rows(self) -> list[int]:
         return [f.row for f in self.faults]
 
 
-def everything(
+def read_all(
     location: Path | str,
     media_type: str,
     columns: list[Column],
     extra: list[str] | None = None,
     id_column: str | None = None,
-) -> Everything:
-    """All parts one after another. Checks what holds for any input on the way."""
+) -> ReadResult:
+    """Read all parts one after another, and check what must be true for every input."""
     dataset = reading.open_dataset(str(location), media_type)
     extra = extra or []
-    found = Everything([[] for _ in columns], {name: [] for name in extra}, [], 0, 0)
+    result = ReadResult([[] for _ in columns], {name: [] for name in extra}, [], 0, 0)
     length = 0
     parts = reading.split(dataset)
     schema = reading.extra_schema(dataset, extra)
     for part in parts:
-        before = length
+        first_row = length
         for batch in reading.read_batches(dataset, part, columns, extra, id_column):
             assert batch.length == len(batch.rows) + len(batch.faults) <= BATCH_ROWS
             assert batch.extra.schema.equals(schema)
-            bad = [f.row + before for f in batch.faults]
-            assert bad == sorted(set(bad))
-            assert all(length <= row < length + batch.length for row in bad)
-            found.faults.extend(RowFault(f.row + before, f.id, f.field, f.message) for f in batch.faults)
-            for into, array in zip(found.columns, arrays(batch, columns), strict=True):
-                into.extend(array)
+            fault_rows = [f.row + first_row for f in batch.faults]
+            assert fault_rows == sorted(set(fault_rows))
+            assert all(length <= row < length + batch.length for row in fault_rows)
+            result.faults.extend(RowFault(f.row + first_row, f.id, f.field, f.message) for f in batch.faults)
+            for values, batch_values in zip(result.columns, column_values(batch, columns), strict=True):
+                values.extend(batch_values)
             for name in extra:
-                found.extra[name].extend(batch.extra.column(name).to_pylist())
+                result.extra[name].extend(batch.extra.column(name).to_pylist())
             length += batch.length
-        assert part.rows is None or part.rows == length - before
-    return found._replace(length=length, parts=len(parts))
+        assert part.rows is None or part.rows == length - first_row
+    return result._replace(length=length, parts=len(parts))
 
 
-def arrays(batch: Batch, columns: list[Column]) -> list[list[Any]]:
+def column_values(batch: Batch, columns: list[Column]) -> list[list[Any]]:
     rows = batch.rows
     if rows.matrix is not None:
         assert rows.matrix.dtype == np.float64
