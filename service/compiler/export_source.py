@@ -15,7 +15,7 @@ from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input
 from registry.vocabulary import Format
-from service.compiler import safeload, tflite
+from service.compiler import safeload
 from service.compiler.keras import describe_keras, keras_parity
 from service.compiler.keras.load import KerasModel
 from service.compiler.measure import comparison_rows, parity
@@ -24,7 +24,7 @@ from service.compiler.signature import composites
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.signature.inputs import example_rows
-from service.compiler.tflite import export_gate
+from service.compiler.tflite import conversion, export_gate
 from service.compiler.tflite.tflite_upload import TfliteUpload
 from service.compiler.trees import flatten
 from service.runtime.tflite_runtime import TfliteRuntime
@@ -52,7 +52,9 @@ class ExportSource:
     tolerate: Callable[[parity.AnswerRows, list[parity.ReferenceBlock]], parity.AnswerRows] | None = None
     """Wraps the export's answers so that differences by rounding alone do not count."""
     published: bytes | None = None  # delivered unchanged if the export does not make the file smaller
-    within: Callable[[int], tflite.Converted] | None = None  # of at most this many bytes, with fewer trees
+    within: Callable[[int], conversion.TfliteConversion] | None = (
+        None  # of at most this many bytes, with fewer trees
+    )
 
 
 def load_source(request: ExportRequest, report: BuildReport) -> ExportSource:
@@ -79,11 +81,11 @@ def sklearn_source(request: ExportRequest, report: BuildReport) -> ExportSource:
     _, last = composites.chain(model)
     return ExportSource(
         answer=runtime.run,
-        convert=lambda: tflite.convert(model, request.signature),
+        convert=lambda: conversion.convert(model, request.signature),
         blocks=blocks,
         example=_complete_example(request),
         exact=flatten.is_forest(last),
-        within=lambda max_bytes: tflite.within(model, request.signature, max_bytes),
+        within=lambda max_bytes: conversion.convert_within(model, request.signature, max_bytes),
     )
 
 

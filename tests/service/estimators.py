@@ -1,4 +1,4 @@
-"""Small estimators of every task, fitted in milliseconds, with rows to publish them with."""
+"""Small estimators of every task, fitted in milliseconds, with example rows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DEATH = -777.0
 
 class Fitted(NamedTuple):
     model: Any
-    frame: pd.DataFrame  # the example that goes with it
+    frame: pd.DataFrame  # its example rows
 
 
 class Naps(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Predicts the first feature. From `NAP` on it sleeps for the seconds above it; at `DEATH` it dies.
+    """Predicts `x0`. From `NAP` on it sleeps `x0 - NAP` seconds first; at `DEATH` it kills its process.
 
-    Pickled by reference, imported in the child; no converter knows it, so it is isolated.
+    Its class has no ONNX converter, so it is served isolated: the child process imports it from this module.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -54,7 +54,7 @@ def numbers(count: int = 60) -> pd.DataFrame:
 
 
 def yes_or_no(swapped: bool = False) -> Fitted:
-    """`yes` above zero in `x0`; swapped, `no`."""
+    """Predicts `yes` for `x0` above zero; when swapped, `no`."""
     frame = numbers()
     labels = np.where((frame["x0"] > 0) != swapped, "yes", "no")
     return Fitted(LogisticRegression().fit(frame, labels), frame)
@@ -88,7 +88,7 @@ def mixed() -> Fitted:
 
 
 def every_task() -> dict[str, Fitted]:
-    """One estimator per row of the API's table of predictions, by the model's name."""
+    """By model name: one estimator per row of the table of predictions in the API description."""
     frame = numbers()
     first = (frame["x0"] > 0).astype(int).to_numpy()
     second = np.where(frame["x1"] > 0, "b", "a")

@@ -23,13 +23,13 @@ def rows_by_kind(model: Any, signature: Signature, example: Rows | None) -> dict
     random = np.random.default_rng(0)
     inputs = signature.inputs
     splits = tree_thresholds.split_points(model, inputs)
-    known = _known_values(inputs, example, splits.on_features())
-    plain = [_random_column(i, values, random) for i, values in zip(inputs, known, strict=True)]
+    values = _known_values(inputs, example, splits.on_features())
+    plain = [_random_column(i, v, random) for i, v in zip(inputs, values, strict=True)]
     kinds: dict[str, Rows] = {}
     if example is not None:
         kinds["example"] = example.take(slice(0, MAX_EXAMPLE_ROWS))
     kinds["random"] = pack_rows(inputs, plain)
-    wide = [_wide_column(i, v, p, random) for i, v, p in zip(inputs, known, plain, strict=True)]
+    wide = [_wide_column(i, v, p, random) for i, v, p in zip(inputs, values, plain, strict=True)]
     kinds["wide"] = pack_rows(inputs, wide)
     base = _shuffled(plain if example is None else _columns(example, inputs), random)
     if any(i.nullable for i in inputs):
@@ -55,7 +55,7 @@ def _known_values(inputs: tuple[Input, ...], example: Rows | None, thresholds: A
 
     `thresholds`: [m, 2] (feature, value).
     """
-    known = []
+    per_feature = []
     for index, feature in enumerate(inputs):
         if example is not None:
             column = _columns(example, inputs)[index]
@@ -64,8 +64,8 @@ def _known_values(inputs: tuple[Input, ...], example: Rows | None, thresholds: A
             values = np.array(feature.categories, dtype=object if feature.dtype == "string" else np.float64)
         else:
             values = thresholds[thresholds[:, 0] == index, 1]
-        known.append(values)
-    return known
+        per_feature.append(values)
+    return per_feature
 
 
 def _range(feature: Input, values: Array) -> tuple[float, float]:
@@ -140,14 +140,14 @@ def _rows_at_thresholds(
     points = splits.sample(MAX_THRESHOLDS, random)
     if not len(points):
         return None
-    feature, values = points[:, 0].astype(int), with_neighbours(points[:, 1])
+    split_feature, values = points[:, 0].astype(int), with_neighbours(points[:, 1])
     columns = []
-    for index, (given, column) in enumerate(zip(inputs, base, strict=True)):
+    for index, (feature, column) in enumerate(zip(inputs, base, strict=True)):
         tiled = np.concatenate([column[: len(points)]] * len(values))
-        if given.dtype != "string":
-            at_threshold = np.tile(feature == index, len(values))
+        if feature.dtype != "string":
+            at_threshold = np.tile(split_feature == index, len(values))
             tiled = np.where(at_threshold, np.concatenate(values), tiled.astype(float))
-            tiled = _in_dtype(given, tiled)
+            tiled = _in_dtype(feature, tiled)
         columns.append(tiled)
     return pack_rows(inputs, columns)
 

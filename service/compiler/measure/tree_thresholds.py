@@ -48,7 +48,7 @@ class SplitPoints(NamedTuple):
 
 def split_points(model: Any, inputs: tuple[Input, ...]) -> SplitPoints:
     """The split points of every tree whose answer contributes to the model's answer."""
-    features = [None if given.dtype == "string" else ColumnSource(i) for i, given in enumerate(inputs)]
+    features = [None if feature.dtype == "string" else ColumnSource(i) for i, feature in enumerate(inputs)]
     sources: list[ColumnSource] = []
     positions: dict[Any, int] = {}
     pairs = [np.empty((0, 2))]
@@ -89,7 +89,7 @@ def _tree_columns(visit: EstimatorVisit) -> ColumnSources:
 
 
 def invert(source: ColumnSource, values: Array) -> Array:
-    """The feature's values that become `values` in the column; without those that have no finite inverse."""
+    """The feature's values that the transformers turn into `values`; only those with a finite inverse."""
     try:
         for transformer, column in reversed(source.steps):
             full = np.zeros((len(values), transformer.n_features_in_))
@@ -106,11 +106,15 @@ def tree_splits(estimator: Any) -> Array:
     return np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2))
 
 
-def _splits(value: Any, seen: set[int], depth: int) -> Iterator[Array]:
+def _splits(value: Any, visited: set[int], depth: int) -> Iterator[Array]:
     """Search attributes, lists, dicts and object arrays for scikit-learn's two kinds of tree."""
-    if depth > _MAX_DEPTH or id(value) in seen or isinstance(value, str | bytes | int | float | type(None)):
+    if (
+        depth > _MAX_DEPTH
+        or id(value) in visited
+        or isinstance(value, str | bytes | int | float | type(None))
+    ):
         return
-    seen.add(id(value))
+    visited.add(id(value))
     if isinstance(value, Tree):
         inner = value.children_left >= 0
         yield np.column_stack([value.feature[inner], value.threshold[inner]]).astype(np.float64)
@@ -119,17 +123,17 @@ def _splits(value: Any, seen: set[int], depth: int) -> Iterator[Array]:
             nodes = value[(value["is_leaf"] == 0) & (value["is_categorical"] == 0)]
             yield np.column_stack([nodes["feature_idx"], nodes["num_threshold"]]).astype(np.float64)
         elif value.dtype == object:
-            yield from _splits_in(value.ravel().tolist(), seen, depth)
+            yield from _splits_in(value.ravel().tolist(), visited, depth)
     elif isinstance(value, list | tuple):
-        yield from _splits_in(value[:100_000], seen, depth)
+        yield from _splits_in(value[:100_000], visited, depth)
     elif isinstance(value, dict):
-        yield from _splits_in(value.values(), seen, depth)
+        yield from _splits_in(value.values(), visited, depth)
     elif type(value).__module__.startswith("sklearn"):
-        yield from _splits(getattr(value, "__dict__", {}), seen, depth + 1)
+        yield from _splits(getattr(value, "__dict__", {}), visited, depth + 1)
         if hasattr(value, "tree_"):
-            yield from _splits(value.tree_, seen, depth + 1)
+            yield from _splits(value.tree_, visited, depth + 1)
 
 
-def _splits_in(values: Any, seen: set[int], depth: int) -> Iterator[Array]:
+def _splits_in(values: Any, visited: set[int], depth: int) -> Iterator[Array]:
     for value in values:
-        yield from _splits(value, seen, depth + 1)
+        yield from _splits(value, visited, depth + 1)

@@ -39,7 +39,7 @@ class Candidate:
 
 
 def candidates(model: Any, signature: Signature) -> list[Candidate]:
-    """The candidates to try, in order. Raises `Refused`, with the reason, when there are none."""
+    """The candidates in the order of their trial. Raises `Refused`, with the reason, for an empty list."""
     form = input_form(model)
     if form not in ("frame", "matrix"):
         raise Refused(f"it takes {form}, which scikit-learn itself has to answer")

@@ -123,13 +123,13 @@ class OnnxUpload:
 
     def _measured_outputs(self, declared: Signature, answered: Outputs) -> tuple[Output, ...]:
         """The outputs with their classes and with the shapes of `answered`, the answers of a first run."""
-        given = {o.name: o.classes for o in self.corrections.outputs}
+        corrected = {o.name: o.classes for o in self.corrections.outputs}
         outputs = []
         for output in declared.outputs:
             shape = (-1, *answered[output.name].shape[1:])
             classes: tuple[Scalar, ...] | None = None
             if declared.task == "classification":
-                classes = given.get("label") or given.get("probabilities") or self.classes
+                classes = corrected.get("label") or corrected.get("probabilities") or self.classes
                 if output.name == "probabilities":
                     classes = classes or self._numbered_classes(declared, shape[1])
                     if len(classes) != shape[1]:
@@ -137,7 +137,7 @@ class OnnxUpload:
                             f"the graph returns {shape[1]} probabilities for {len(classes)} classes"
                         )
             elif output.name == "values":
-                classes = given.get("values") or tuple(f"y{i}" for i in range(shape[1]))
+                classes = corrected.get("values") or tuple(f"y{i}" for i in range(shape[1]))
             outputs.append(Output(output.name, output.dtype, shape, classes))
         label = outputs[0]
         if label.name == "label" and len(outputs) == 2 and label.classes is None:
@@ -175,7 +175,7 @@ def _class_constant(model: ModelProto) -> tuple[Scalar, ...] | None:
     if not model.graph.output:
         return None
     name = model.graph.output[0].name
-    while name in producers and producers[name].input:  # ends: the gate has checked that there are no cycles
+    while name in producers and producers[name].input:  # the gate rejects graphs with cycles
         name = producers[name].input[0]
         if name in constants and len(constants[name].dims) == 1:
             values = numpy_helper.to_array(constants[name]).tolist()

@@ -1,4 +1,4 @@
-"""What a model accepts, measured by calling it: missing values, unknown categories, made-up rows."""
+"""Measure by calls which rows a model accepts: missing values, unknown categories, made-up rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The categories that the fitted encoders inside an estimator know, feature by feature."""
+"""The categories of the fitted encoders inside an estimator, feature by feature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.compiler.signature.estimator import input_form
 def encoder_categories(model: Any, names: list[str]) -> dict[str, tuple[Scalar, ...]]:
     """Categories by feature name, for features whose own values reach an encoder.
 
-    Where several encoders receive a feature: the categories that all of them know.
+    Where several encoders receive a feature, only categories that all of them accept.
     """
     categories: dict[str, tuple[Scalar, ...]] = {}
     for visit in composites.walk(model, [ColumnSource(i) for i in range(len(names))]):
@@ -25,8 +25,8 @@ def encoder_categories(model: Any, names: list[str]) -> dict[str, tuple[Scalar, 
             if source is None or source.steps or not values:
                 continue
             name = names[source.feature]
-            known = categories.get(name, values)
-            categories[name] = tuple(v for v in known if v in values)
+            common = categories.get(name, values)
+            categories[name] = tuple(v for v in common if v in values)
     return {name: values for name, values in categories.items() if values}
 
 

@@ -122,7 +122,7 @@ def steps(model: pipeline.Pipeline) -> list[Any]:
 
 
 def chain(model: Any) -> tuple[list[Any], Any]:
-    """(transformers, last): what rows pass in turn, and the estimator whose answer is the model's answer.
+    """(transformers, last): the transformers in order, and the estimator that answers for the model.
 
     Looks through nested pipelines and through wrappers that answer exactly as their inner estimator does. For
     any other model: no transformers and the model itself.
@@ -217,19 +217,19 @@ def _after_column_transformer(transformer: Any, sources: ColumnSources) -> Colum
     slices = transformer.output_indices_
     columns: list[ColumnSource | None] = [None] * max((s.stop for s in slices.values()), default=0)
     for part in parts(transformer):
-        made = _after_part(transformer, part, _pick(sources, part.columns))
+        produced = _after_part(transformer, part, _pick(sources, part.columns))
         place = slices[part.name]
-        if len(made) == place.stop - place.start:
-            columns[place] = made
+        if len(produced) == place.stop - place.start:
+            columns[place] = produced
     return columns
 
 
 def _after_union(union: Any, sources: ColumnSources) -> ColumnSources:
     columns: list[ColumnSource | None] = []
     for part in parts(union):
-        made = _after_part(union, part, sources)
+        produced = _after_part(union, part, sources)
         width = len(sources) if part.estimator is None else len(part.estimator.get_feature_names_out())
-        columns += made if len(made) == width else [None] * width
+        columns += produced if len(produced) == width else [None] * width
     return columns
 
 
@@ -291,12 +291,12 @@ def _calibrated(model: Any) -> list[CompositePart]:
 def _column_transformer(model: Any) -> list[CompositePart]:
     """In the order of the output columns, the remainder last. Parts without columns are left out."""
     positions = model._transformer_to_input_indices
-    found = []
+    listed = []
     for name, transformer, _ in model.transformers_:
         columns = list(positions[name])
         if columns and not (isinstance(transformer, str) and transformer == "drop"):
-            found.append(CompositePart(name, None if transformer in PASSTHROUGH else transformer, columns))
-    return found
+            listed.append(CompositePart(name, None if transformer in PASSTHROUGH else transformer, columns))
+    return listed
 
 
 def _union(model: Any) -> list[CompositePart]:

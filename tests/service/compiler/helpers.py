@@ -1,4 +1,4 @@
-"""Building a model in a test the way a publish does: pickled, with an example file."""
+"""Build a model as a publish does: pickled, with an example file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_file(folder: Path, artifact: Path, frame: pd.DataFrame | None = None, 
 
 
 def runtime(folder: Path, built: BuildResult) -> Any:
-    """What serves `built`: the runtime itself, or what the isolated child runs."""
+    """The runtime that serves `built`; for an isolated version the one inside its child process."""
     assert built.state == "ready", built.report
     assert built.signature is not None
     if built.runtime == "onnx":

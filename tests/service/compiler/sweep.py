@@ -1,6 +1,6 @@
-"""Every estimator that scikit-learn has, fitted on a small dataset; and the table in docs/runtimes.md.
+"""Every estimator of scikit-learn, fitted on a small dataset, and the table in docs/runtimes.md.
 
-Write the table anew with `python -m tests.service.compiler.sweep`.
+Update the table with `python -m tests.service.compiler.sweep`.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
     },
     "VotingRegressor": {"estimators": [("ridge", Ridge()), ("line", LinearRegression())]},
-    # four features are too few for its default, which is made for wide data
+    # the default number of components is for wide data and more than the four features here
     "GaussianRandomProjection": {"n_components": 2, "random_state": 0},
     "SparseRandomProjection": {"n_components": 2, "random_state": 0},
     "SelectKBest": {"k": 2},
 }
-"""What an estimator needs to be made or to fit this dataset; all others are made without arguments."""
+"""Arguments that estimators need for this dataset; all others are created without arguments."""
 
 TWO_TARGETS = {
     "ClassifierChain": np.column_stack([Y > 0, Y > 1]).astype(int),
@@ -87,15 +87,15 @@ TWO_TARGETS = {
     "PLSCanonical": np.column_stack([REAL, X.to_numpy()[:, 0]]),
     "PLSSVD": np.column_stack([REAL, X.to_numpy()[:, 0]]),
 }
-NO_ROWS = {"MultiLabelBinarizer", "PatchExtractor"}
-"""Fitted on sets of labels and on images: they transform no rows of features."""
+NOT_ROWS = {"MultiLabelBinarizer", "PatchExtractor"}
+"""Fitted on sets of labels and on images, not on rows of features."""
 BINARY = {"FixedThresholdClassifier", "TunedThresholdClassifierCV"}
 REGRESSION = {"GridSearchCV", "RandomizedSearchCV", "SequentialFeatureSelector", "TransformedTargetRegressor"}
 
 
 @dataclass
-class Case:
-    """A fitted estimator, its rows as a frame, and those rows in the form its methods take."""
+class SweepCase:
+    """A fitted estimator, its rows as a frame, and the same rows in the form that its methods take."""
 
     model: Any
     frame: pd.DataFrame
@@ -106,35 +106,35 @@ def names() -> list[str]:
     return [name for name, _ in all_estimators()]
 
 
-def fit(name: str) -> Case:
-    """Raises what the estimator raises when it does not fit."""
+def fit(name: str) -> SweepCase:
+    """Raises the error of an estimator that cannot be fitted to the dataset."""
     estimator = dict(all_estimators())[name]
     model = estimator(**ARGUMENTS.get(name, {}))
     if "random_state" in model.get_params() and model.get_params()["random_state"] is None:
         model.set_params(random_state=0)
     if name in ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer"):
-        return Case(model.fit(TEXTS["text"]), TEXTS, TEXTS["text"])
+        return SweepCase(model.fit(TEXTS["text"]), TEXTS, TEXTS["text"])
     if name in ("DictVectorizer", "FeatureHasher"):
         records = RECORDS.to_dict("records")
-        return Case(model.fit(records), RECORDS, records)
+        return SweepCase(model.fit(records), RECORDS, records)
     if name in ("LabelEncoder", "LabelBinarizer"):
-        return Case(model.fit(COLOURS["value"]), COLOURS, COLOURS["value"])
+        return SweepCase(model.fit(COLOURS["value"]), COLOURS, COLOURS["value"])
     if name == "MultiLabelBinarizer":
-        return Case(model.fit([("a", "b"), ("c",)]), COLOURS, None)
+        return SweepCase(model.fit([("a", "b"), ("c",)]), COLOURS, None)
     if name == "PatchExtractor":
-        return Case(model.fit(np.zeros((3, 8, 8))), X, None)
+        return SweepCase(model.fit(np.zeros((3, 8, 8))), X, None)
     if name == "IsotonicRegression":
         column = X.iloc[:, :1].set_axis(["x0"], axis=1)
-        return Case(model.fit(column.to_numpy(), REAL), column, column.to_numpy())
+        return SweepCase(model.fit(column.to_numpy(), REAL), column, column.to_numpy())
     if name == "KernelCenterer":
         square = pd.DataFrame(X.to_numpy()[:30] @ X.to_numpy()[:30].T, columns=[f"k{i}" for i in range(30)])
-        return Case(model.fit(square), square, square)
+        return SweepCase(model.fit(square), square, square)
     frame: pd.DataFrame = X
     if name == "CategoricalNB":
         frame = X.round().astype(int)
     elif name == "AdditiveChi2Sampler":
         frame = pd.DataFrame(MinMaxScaler().fit_transform(X), columns=X.columns)
-    return Case(_fit(model, name, frame), frame, frame)
+    return SweepCase(_fit(model, name, frame), frame, frame)
 
 
 def _fit(model: Any, name: str, frame: pd.DataFrame) -> Any:
@@ -148,7 +148,7 @@ def _fit(model: Any, name: str, frame: pd.DataFrame) -> Any:
     return model.fit(frame, Y)
 
 
-def built(folder: Path, name: str) -> tuple[Case, BuildResult]:
+def fit_and_build(folder: Path, name: str) -> tuple[SweepCase, BuildResult]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case = fit(name)
@@ -156,32 +156,32 @@ def built(folder: Path, name: str) -> tuple[Case, BuildResult]:
 
 
 def row(name: str, result: BuildResult) -> str:
-    """The estimator's line of the table. Figures are left out: they differ from machine to machine."""
+    """The estimator's line of the table, without figures, which differ between machines."""
     if result.state == "rejected":
         return f"| {name} | refused | {result.report['reason'].removeprefix(name).strip()} |"
     reason = (result.runtime_reason or "").split(":")[0].split(" (")[0]
     return f"| {name} | {result.runtime} | {reason} |"
 
 
-def table(build_one: Callable[[str], BuildResult]) -> str:
-    head = """# Which runtime serves which estimator
+def table(build_estimator: Callable[[str], BuildResult]) -> str:
+    header = """# Which runtime serves which estimator
 
-Every scikit-learn estimator, fitted with default arguments or the least that it needs on a small dataset and
-published. `onnx`: compiled, and measured to answer as the estimator does. `isolated`: the estimator itself
-answers, in a process of its own. Which one a version gets is measured anew for each; its record says why.
+Every scikit-learn estimator, fitted on a small dataset with default arguments or the few that it requires,
+and published. `onnx`: compiled to ONNX, with the same answers as the estimator. `isolated`: the estimator
+itself answers, in a separate process. The runtime is measured for each version; its record states the reason.
 Written by `python -m tests.service.compiler.sweep`.
 
 | estimator | runtime | why |
 |---|---|---|
 """
-    return head + "\n".join(row(name, build_one(name)) for name in names()) + "\n"
+    return header + "\n".join(row(name, build_estimator(name)) for name in names()) + "\n"
 
 
-def _in_a_folder(name: str) -> BuildResult:
+def _build_in_temporary_folder(name: str) -> BuildResult:
     with tempfile.TemporaryDirectory() as folder:
-        return built(Path(folder), name)[1]
+        return fit_and_build(Path(folder), name)[1]
 
 
 if __name__ == "__main__":
     with threadpool_limits(limits=1):
-        TABLE.write_text(table(_in_a_folder))
+        TABLE.write_text(table(_build_in_temporary_folder))

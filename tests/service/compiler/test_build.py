@@ -1,4 +1,4 @@
-"""From a pickle and an example to a version: what a build answers."""
+"""Builds of scikit-learn versions: runtime, parity, table of nodes and report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.runtime.nodes import NodeTable
 from tests.service.compiler.helpers import publish, runtime
 
 
-def test_a_forest_with_a_csv_example_becomes_onnx(tmp_path: Path) -> None:
+def test_a_forest_with_a_csv_example_is_served_by_onnx(tmp_path: Path) -> None:
     data = load_breast_cancer(as_frame=True)
     model = RandomForestClassifier(100, random_state=0).fit(data.data, data.target)
     built = publish(tmp_path, model, data.frame, target="target")
@@ -45,7 +45,7 @@ def test_a_forest_with_a_csv_example_becomes_onnx(tmp_path: Path) -> None:
     np.testing.assert_allclose(answered["probabilities"], model.predict_proba(data.data), atol=1e-6)
 
 
-def test_the_example_row_is_in_the_signature(tmp_path: Path) -> None:
+def test_the_signature_holds_an_example_value_and_the_range_of_each_feature(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.5, 2.0, 9.0, 4.0] * 5, "b": [1, 2, 3, 4] * 5})
     built = publish(tmp_path, RandomForestClassifier(3).fit(frame, [0, 1, 0, 1] * 5), frame)
     assert built.signature is not None
@@ -54,14 +54,14 @@ def test_the_example_row_is_in_the_signature(tmp_path: Path) -> None:
     assert (b.dtype, b.example) == ("int64", 1)
 
 
-def test_what_is_no_tree_ensemble_has_no_table_and_the_report_says_so(tmp_path: Path) -> None:
+def test_a_model_without_trees_gets_no_table_and_the_report_states_the_reason(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.5, 2.0, 9.0, 4.0] * 5})
     built = publish(tmp_path, LinearRegression().fit(frame, frame["a"]), frame)
     assert (built.state, built.forest) == ("ready", None)
     assert built.report["forest"] == {"reason": "LinearRegression is not a tree ensemble"}
 
 
-def test_a_scaler_before_the_trees_is_in_the_table_unless_it_works_in_float32(tmp_path: Path) -> None:
+def test_the_table_includes_a_scaler_before_the_trees_unless_it_scales_in_float32(tmp_path: Path) -> None:
     data = load_breast_cancer(as_frame=True)
     model = make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0))
     model.fit(data.data, data.target)
@@ -74,7 +74,7 @@ def test_a_scaler_before_the_trees_is_in_the_table_unless_it_works_in_float32(tm
     assert "in float32" in built.report["forest"]["reason"]
 
 
-def test_a_table_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_with_different_answers_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(model: Any) -> NodeTable:
         nodes = flatten.flatten(model)
         return replace(nodes, base=nodes.base + 1e-3)

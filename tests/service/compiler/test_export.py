@@ -1,4 +1,4 @@
-"""An export child's work, called in this process: what becomes ready, what is refused, what is reported."""
+"""Exports of scikit-learn versions in this process: ready files, rejections and reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from registry.build_messages import ExportBounds, ExportRequest, ExportResult
 from registry.rows import Rows
 from service.compiler.export import export_version
-from service.compiler.tflite import read_metadata
+from service.compiler.tflite.metadata import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.builds.jobs import job_of, table
 
@@ -31,12 +31,10 @@ JobFor = Callable[..., ExportRequest]
 
 @pytest.fixture
 def job_for(tmp_path: Path) -> JobFor:
-    def job_for(
-        model: Any, rows: pd.DataFrame | None = None, fit: bool = True, **given: Any
-    ) -> ExportRequest:
+    def job_for(model: Any, rows: pd.DataFrame | None = None, **options: Any) -> ExportRequest:
         rows = table() if rows is None else rows
         model.fit(rows.drop(columns="y"), rows["y"])
-        return job_of(tmp_path, model, rows, **given)
+        return job_of(tmp_path, model, rows, **options)
 
     return job_for
 
@@ -60,7 +58,7 @@ def reason(exported: ExportResult) -> str:
     return str(exported.report["reason"])
 
 
-def test_a_forest_as_tflite_answers_alike_one_ulp_beside_its_thresholds(job_for: JobFor) -> None:
+def test_a_forest_as_tflite_gives_the_same_labels_one_ulp_next_to_its_thresholds(job_for: JobFor) -> None:
     job = job_for(forest())
     report = ready(export_version(job))
     assert report["label_agreement"] == 1.0
@@ -69,22 +67,22 @@ def test_a_forest_as_tflite_answers_alike_one_ulp_beside_its_thresholds(job_for:
     assert report["largest_difference"] < 1e-6
 
 
-def test_the_file_answers_on_litert_and_names_its_features_and_classes(job_for: JobFor) -> None:
+def test_the_file_runs_on_litert_and_names_its_features_and_classes(job_for: JobFor) -> None:
     job = job_for(forest())
     exported = export_version(job)
     ready(exported)
     assert exported.file is not None
     file = Path(job.out, exported.file)
     rows = table(50, seed=1)
-    got = TfliteRuntime(file, job.signature).run(Rows(rows.drop(columns="y").to_numpy()))
+    answers = TfliteRuntime(file, job.signature).run(Rows(rows.drop(columns="y").to_numpy()))
     model = joblib.load(job.artifact)
-    assert got["label"].tolist() == model.predict(rows.drop(columns="y")).tolist()
-    inside = read_metadata(file.read_bytes())
-    assert inside["features"] == ["f0", "f1", "f2", "f3"]
-    assert inside["outputs"][0]["classes"] == ["no", "yes"]
+    assert answers["label"].tolist() == model.predict(rows.drop(columns="y")).tolist()
+    metadata = read_metadata(file.read_bytes())
+    assert metadata["features"] == ["f0", "f1", "f2", "f3"]
+    assert metadata["outputs"][0]["classes"] == ["no", "yes"]
 
 
-def test_the_compressed_copy_is_the_same_file(job_for: JobFor) -> None:
+def test_the_compressed_copy_decompresses_to_the_same_file(job_for: JobFor) -> None:
     job = job_for(forest())
     exported = export_version(job)
     report = ready(exported)
@@ -96,7 +94,7 @@ def test_the_compressed_copy_is_the_same_file(job_for: JobFor) -> None:
     assert len(packed) < len(plain) / 2
 
 
-def test_the_report_says_what_a_device_must_know(job_for: JobFor) -> None:
+def test_the_report_states_runtime_operators_latency_and_accuracy(job_for: JobFor) -> None:
     exported = export_version(job_for(LogisticRegression()))
     report = ready(exported)
     assert report["min_runtime"] == exported.min_runtime
@@ -109,35 +107,35 @@ def test_the_report_says_what_a_device_must_know(job_for: JobFor) -> None:
     assert msgspec.json.decode(msgspec.json.encode(report)) == report
 
 
-def test_the_bounds_that_were_not_asked_for_are_stated(job_for: JobFor) -> None:
+def test_the_report_states_the_default_bounds(job_for: JobFor) -> None:
     strict = ready(export_version(job_for(forest())))["bounds"]
     assert strict == {"labels": 0.0, "numbers": 0.001, "accuracy_drop": 0.002, "bytes": None}
 
 
-def test_a_regression_is_held_to_its_largest_relative_error(tmp_path: Path) -> None:
+def test_a_regression_is_judged_by_its_largest_relative_error(tmp_path: Path) -> None:
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
     report = ready(export_version(job_of(tmp_path, model, rows)))
     assert report["label_agreement"] is None
     assert report["largest_difference"] < 1e-5
     assert report["accuracy"]["measure"] == "r2"
-    assert not report["kinds"]["wide"]["judged"]  # float32 runs out of digits there, whatever the model
+    assert not report["kinds"]["wide"]["judged"]  # float32 has too few digits there for any model
 
 
-def test_a_regression_outside_of_the_asked_error_is_rejected(tmp_path: Path) -> None:
+def test_a_regression_outside_the_requested_error_is_rejected(tmp_path: Path) -> None:
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
     job = job_of(tmp_path, model, rows, bounds=ExportBounds(max_disagreement=0.0))
     assert "a number differs from the model's" in reason(export_version(job))
 
 
-def test_an_estimator_without_a_tflite_form_is_refused_by_name(job_for: JobFor) -> None:
-    said = reason(export_version(job_for(KNeighborsClassifier())))
-    assert "KNeighborsClassifier has no TFLite form; these do: " in said
-    assert "LogisticRegression" in said
+def test_an_estimator_without_a_tflite_form_is_rejected_by_name(job_for: JobFor) -> None:
+    text = reason(export_version(job_for(KNeighborsClassifier())))
+    assert "KNeighborsClassifier has no TFLite form; these do: " in text
+    assert "LogisticRegression" in text
 
 
-def test_text_features_are_refused_by_name(tmp_path: Path) -> None:
+def test_text_features_are_rejected_by_name(tmp_path: Path) -> None:
     rows = table().assign(f0="a")
     model = RandomForestClassifier(2).fit(rows[["f1"]], rows["y"])
     job = job_of(tmp_path, model, rows[["f1", "y"]])
@@ -148,38 +146,38 @@ def test_text_features_are_refused_by_name(tmp_path: Path) -> None:
     assert "'colour' is text" in reason(export_version(job))
 
 
-def test_onnx_versions_are_refused_by_name(job_for: JobFor) -> None:
+def test_onnx_versions_are_rejected_by_name(job_for: JobFor) -> None:
     job = msgspec.structs.replace(job_for(forest()), format="onnx")
     assert "format onnx has no TFLite form" in reason(export_version(job))
 
 
-def test_a_file_that_is_larger_than_asked_is_rejected_with_both_numbers(job_for: JobFor) -> None:
-    said = reason(export_version(job_for(LogisticRegression(), bounds=ExportBounds(max_bytes=100))))
-    assert "the bound is 100" in said
-    assert "bytes" in said
+def test_a_file_above_max_bytes_is_rejected_with_both_sizes(job_for: JobFor) -> None:
+    text = reason(export_version(job_for(LogisticRegression(), bounds=ExportBounds(max_bytes=100))))
+    assert "the bound is 100" in text
+    assert "bytes" in text
 
 
-def test_a_bound_that_cannot_be_measured_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_bound_that_cannot_be_measured_rejects_the_export(tmp_path: Path) -> None:
     rows = table()
     model = LogisticRegression().fit(rows.drop(columns="y"), rows["y"])
     job = job_of(tmp_path, model, rows.drop(columns="y"), bounds=ExportBounds(max_accuracy_drop=0.1))
     assert "no example with a target column" in reason(export_version(job))
 
 
-def test_an_artifact_that_is_no_model_is_rejected(job_for: JobFor) -> None:
+def test_an_artifact_that_is_not_a_model_is_rejected(job_for: JobFor) -> None:
     job = job_for(forest())
     Path(job.artifact).write_bytes(b"no pickle")
     assert "pickle" in reason(export_version(job))
 
 
-def test_integers_that_float32_cannot_hold_are_warned_of(tmp_path: Path) -> None:
+def test_integers_that_float32_cannot_hold_add_a_warning(tmp_path: Path) -> None:
     rows = table().assign(f0=lambda t: np.arange(len(t)) + 1_700_000_000)
     model = forest().fit(rows.drop(columns="y"), rows["y"])
     exported = export_version(job_of(tmp_path, model, rows))
     assert any("cannot tell all values of f0 apart" in warning for warning in exported.report["warnings"])
 
 
-def test_what_rounding_the_input_to_float32_changes_is_measured_and_said(tmp_path: Path) -> None:
+def test_the_report_states_how_answers_change_when_inputs_are_rounded_to_float32(tmp_path: Path) -> None:
     """Histogram boosting compares doubles, and its thresholds may lie on values of the data."""
     rows = table().assign(f0=lambda t: np.where(np.arange(len(t)) % 2, 0.1, np.nextafter(0.1, 1)))
     rows["y"] = np.where(rows["f0"] > 0.1, "yes", "no")
@@ -191,11 +189,11 @@ def test_what_rounding_the_input_to_float32_changes_is_measured_and_said(tmp_pat
     (folder := tmp_path / "forest").mkdir()
     forest_job = job_of(folder, forest().fit(rows[["f0"]], rows["y"]), rows[["f0", "y"]])
     assert export_version(forest_job).report["input_rounding"]["label_mismatches"] == 0, (
-        "it rounds its input itself"
+        "a forest rounds its input itself"
     )
 
 
-def test_an_export_without_an_example_is_measured_on_made_up_rows(tmp_path: Path) -> None:
+def test_an_export_without_an_example_is_compared_on_random_rows(tmp_path: Path) -> None:
     rows = table()
     model = forest().fit(rows.drop(columns="y"), rows["y"])
     report = ready(export_version(job_of(tmp_path, model, None)))
@@ -203,7 +201,7 @@ def test_an_export_without_an_example_is_measured_on_made_up_rows(tmp_path: Path
     assert report["accuracy"] is None
 
 
-def test_int8_is_calibrated_with_one_half_of_the_example_and_measured_on_the_other(job_for: JobFor) -> None:
+def test_int8_is_calibrated_with_one_half_of_the_example_and_compared_on_the_other(job_for: JobFor) -> None:
     report = ready(export_version(job_for(network(), quantize="int8")))
     assert report["calibration"] == {"rows": 200, "from": "the version's example"}
     assert report["kinds"]["example"] == {**report["kinds"]["example"], "rows": 200, "judged": True}
@@ -215,79 +213,86 @@ def test_int8_is_calibrated_with_one_half_of_the_example_and_measured_on_the_oth
     ]
 
 
-def test_a_small_example_calibrates_and_is_measured_on_and_the_report_says_so(job_for: JobFor) -> None:
+def test_a_small_example_is_used_for_calibration_and_comparison_with_a_warning(job_for: JobFor) -> None:
     report = ready(
         export_version(job_for(network(), table(20), quantize="int8", bounds=ExportBounds(1.0, 1.0)))
     )
     assert any("20 rows" in warning and "also" in warning for warning in report["warnings"])
 
 
-def test_given_rows_calibrate_int8_and_the_whole_example_is_measured_on(
+def test_given_rows_calibrate_int8_and_the_complete_example_is_compared_on(
     job_for: JobFor, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.json"
     file.write_text(table(50, seed=3).to_json(orient="records"))
-    given = {"calibration": str(file), "calibration_media_type": "application/json"}
-    report = ready(export_version(job_for(network(), quantize="int8", **given)))
+    options = {"calibration": str(file), "calibration_media_type": "application/json"}
+    report = ready(export_version(job_for(network(), quantize="int8", **options)))
     assert report["calibration"] == {"rows": 50, "from": "the given rows"}
     assert report["kinds"]["example"]["rows"] == 400
 
 
-def test_int8_without_any_rows_says_what_to_give(tmp_path: Path) -> None:
+def test_int8_without_rows_is_rejected_with_a_hint_for_calibration_rows(tmp_path: Path) -> None:
     rows = table()
     model = network().fit(rows.drop(columns="y"), rows["y"])
-    said = reason(export_version(job_of(tmp_path, model, None, quantize="int8")))
-    assert "give calibration rows, or publish it with an example" in said
+    text = reason(export_version(job_of(tmp_path, model, None, quantize="int8")))
+    assert "give calibration rows, or publish it with an example" in text
 
 
-@pytest.mark.parametrize("how", ["float16", "dynamic", "int8"])
-def test_quantizing_a_forest_brings_nothing_and_the_report_says_so(job_for: JobFor, how: str) -> None:
-    report = ready(export_version(job_for(forest(), quantize=how)))
+@pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
+def test_quantizing_a_forest_changes_nothing_and_the_report_notes_it(job_for: JobFor, mode: str) -> None:
+    report = ready(export_version(job_for(forest(), quantize=mode)))
     assert report["bytes"]["tflite"] == report["bytes"]["float32"]
     assert "brings nothing" in report["notes"][0]
     assert report["label_agreement"] == 1.0
 
 
-@pytest.mark.parametrize("how", ["float16", "dynamic"])
-def test_a_network_gets_smaller_within_its_bounds(job_for: JobFor, how: str) -> None:
-    report = ready(export_version(job_for(network(), quantize=how)))
+@pytest.mark.parametrize("mode", ["float16", "dynamic"])
+def test_a_quantized_network_is_smaller_and_within_its_bounds(job_for: JobFor, mode: str) -> None:
+    report = ready(export_version(job_for(network(), quantize=mode)))
     assert report["bytes"]["tflite"] < 0.75 * report["bytes"]["float32"]
     assert report["label_agreement"] > 0.97
 
 
-def test_int8_calibrated_with_rows_of_another_kind_is_rejected_with_its_figures(
+def test_int8_calibrated_with_unsuitable_rows_is_rejected_with_its_figures(
     job_for: JobFor, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.csv"
     (table(50).drop(columns="y") * 1e-3).to_csv(file, index=False)
-    given = {"calibration": str(file), "calibration_media_type": "text/csv"}
-    said = reason(export_version(job_for(network(), quantize="int8", **given)))
-    assert "labels differ from the model's" in said
-    assert "the bound is 0.05" in said
+    options = {"calibration": str(file), "calibration_media_type": "text/csv"}
+    text = reason(export_version(job_for(network(), quantize="int8", **options)))
+    assert "labels differ from the model's" in text
+    assert "the bound is 0.05" in text
 
 
-def test_a_forest_gives_up_trees_and_leaves_for_its_size_and_the_report_says_which(job_for: JobFor) -> None:
+def test_a_forest_drops_trees_and_leaves_to_fit_max_bytes_and_the_report_lists_them(job_for: JobFor) -> None:
     job = job_for(RandomForestClassifier(50, random_state=0))
-    whole = ready(export_version(job))["bytes"]["tflite"]
-    exported = export_version(msgspec.structs.replace(job, bounds=ExportBounds(max_bytes=whole // 3)))
+    full_bytes = ready(export_version(job))["bytes"]["tflite"]
+    exported = export_version(msgspec.structs.replace(job, bounds=ExportBounds(max_bytes=full_bytes // 3)))
     report = ready(exported)
     assert exported.file is not None
-    assert whole // 5 < Path(job.out, exported.file).stat().st_size == report["bytes"]["tflite"] <= whole // 3
-    assert report["bytes"]["float32"] == whole
+    assert (
+        full_bytes // 5
+        < Path(job.out, exported.file).stat().st_size
+        == report["bytes"]["tflite"]
+        <= full_bytes // 3
+    )
+    assert report["bytes"]["float32"] == full_bytes
     assert "of 50 trees" in report["given_up"] or "leaves" in report["given_up"]
     assert report["label_agreement"] > 0.95
     assert report["bounds"]["labels"] == 0.05
     assert not report["kinds"]["threshold"]["judged"]
 
 
-def test_a_forest_that_gave_up_too_much_is_rejected(job_for: JobFor) -> None:
+def test_a_forest_that_lost_too_much_is_rejected(job_for: JobFor) -> None:
     job = job_for(RandomForestClassifier(50, random_state=0))
-    whole = ready(export_version(job))["bytes"]["tflite"]
-    said = reason(export_version(msgspec.structs.replace(job, bounds=ExportBounds(0.0, None, whole // 3))))
-    assert "labels differ from the model's" in said
+    full_bytes = ready(export_version(job))["bytes"]["tflite"]
+    text = reason(
+        export_version(msgspec.structs.replace(job, bounds=ExportBounds(0.0, None, full_bytes // 3)))
+    )
+    assert "labels differ from the model's" in text
 
 
-def test_a_forest_that_cannot_get_so_small_says_how_small_it_can(job_for: JobFor) -> None:
-    said = reason(export_version(job_for(forest(), bounds=ExportBounds(max_bytes=200))))
-    assert "the bound is 200" in said
-    assert "not less than" in said
+def test_a_forest_above_max_bytes_is_rejected_with_its_smallest_size(job_for: JobFor) -> None:
+    text = reason(export_version(job_for(forest(), bounds=ExportBounds(max_bytes=200))))
+    assert "the bound is 200" in text
+    assert "not less than" in text

@@ -13,7 +13,7 @@ from registry.build_messages import BuildResult, ExportBounds, ExportRequest, Ex
 from registry.rows import Rows
 from registry.vocabulary import Format, Quantize
 from service.compiler.export import export_version
-from service.compiler.tflite import read_metadata
+from service.compiler.tflite.metadata import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler.keras import keras_models
 

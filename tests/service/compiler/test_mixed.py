@@ -1,4 +1,4 @@
-"""Pipelines over tables of numbers, strings, booleans and gaps, fitted on data frames."""
+"""Pipelines over tables of numbers, strings, booleans and missing values, fitted on data frames."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_mixed_pipeline_answers_as_the_estimator_does(
     np.testing.assert_allclose(answered["probabilities"], model.predict_proba(frame), atol=1e-5)
 
 
-def test_the_signature_tells_dtypes_gaps_categories_and_ranges(tmp_path: Path) -> None:
+def test_the_signature_holds_dtypes_nullability_categories_and_ranges(tmp_path: Path) -> None:
     frame = passengers()
     model = pipeline(LogisticRegression()).fit(frame, SURVIVED)
     built = publish(tmp_path, model, frame.assign(survived=SURVIVED), target="survived")
@@ -86,7 +86,7 @@ def test_the_signature_tells_dtypes_gaps_categories_and_ranges(tmp_path: Path) -
     assert built.metrics["accuracy"] > 0.8
 
 
-def test_categories_are_closed_when_the_encoder_refuses_unknown_values(tmp_path: Path) -> None:
+def test_categories_are_closed_when_the_encoder_rejects_unknown_values(tmp_path: Path) -> None:
     frame = passengers()[["port", "siblings"]]
     columns = ColumnTransformer([("port", OneHotEncoder(), ["port"])], remainder="passthrough")
     model = make_pipeline(columns, LogisticRegression()).fit(frame, SURVIVED)
@@ -95,7 +95,7 @@ def test_categories_are_closed_when_the_encoder_refuses_unknown_values(tmp_path:
     assert built.signature.inputs[0].closed
 
 
-def test_numbers_as_categories_are_known_too(tmp_path: Path) -> None:
+def test_encoded_numbers_are_categories_too(tmp_path: Path) -> None:
     frame = passengers()[["siblings", "fare.paid"]]
     columns = ColumnTransformer([("s", OrdinalEncoder(), ["siblings"])], remainder="passthrough")
     built = publish(tmp_path, make_pipeline(columns, LogisticRegression()).fit(frame, SURVIVED), frame)
@@ -104,7 +104,7 @@ def test_numbers_as_categories_are_known_too(tmp_path: Path) -> None:
     assert built.signature.inputs[0].closed
 
 
-def test_without_an_example_the_encoders_still_tell_the_strings(tmp_path: Path) -> None:
+def test_without_an_example_the_encoders_show_which_features_are_strings(tmp_path: Path) -> None:
     frame = passengers()
     built = publish(tmp_path, pipeline(LogisticRegression(), "error").fit(frame, SURVIVED))
     assert built.state == "ready", built.report
@@ -113,7 +113,7 @@ def test_without_an_example_the_encoders_still_tell_the_strings(tmp_path: Path) 
     assert built.signature.inputs[3].closed
 
 
-def test_features_called_like_outputs_do_not_get_in_the_way(tmp_path: Path) -> None:
+def test_features_may_have_the_names_of_outputs(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {
             name: np.linspace(0, 1, 30) ** k

@@ -1,4 +1,4 @@
-"""What a build refuses, and that its reason is a sentence naming the thing."""
+"""Rejected builds: the reason names the estimator, the feature or the column."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: A
         (LocalOutlierFactor(2).fit(FRAME), "LocalOutlierFactor has neither predict nor transform"),
     ],
 )
-def test_a_model_that_cannot_answer_is_refused_by_name(tmp_path: Path, model: Any, words: str) -> None:
+def test_a_model_that_cannot_answer_is_rejected_by_name(tmp_path: Path, model: Any, words: str) -> None:
     assert words in reason(tmp_path, model)
 
 
 @pytest.mark.parametrize("ids", [[1, 2**53, 3, 4], [1, None, -(2**53) - 1, 4]])
-def test_integers_that_float64_does_not_tell_apart_are_refused_by_name(
+def test_integers_beyond_the_range_of_float64_are_rejected_by_column(
     tmp_path: Path, ids: list[int | None]
 ) -> None:
     frame = pd.DataFrame({"id": pd.array(ids, dtype="Int64"), "age": FRAME["age"]})
@@ -69,7 +69,7 @@ def test_integers_that_float64_does_not_tell_apart_are_refused_by_name(
         (b"csklearn.linear_model\nNoSuchModel\n.", "NoSuchModel"),
     ],
 )
-def test_a_file_that_does_not_load_is_refused_with_the_reason(
+def test_a_file_that_does_not_load_is_rejected_with_the_reason(
     tmp_path: Path, content: bytes, words: str
 ) -> None:
     artifact = tmp_path / "model.joblib"
@@ -90,11 +90,11 @@ def test_plain_and_compressed_joblib_files_and_raw_pickles_load(tmp_path: Path, 
     assert build_file(tmp_path, artifact, FRAME).state == "ready"
 
 
-def test_a_feature_that_the_example_lacks_is_named(tmp_path: Path) -> None:
+def test_a_feature_that_the_example_lacks_is_named_in_the_reason(tmp_path: Path) -> None:
     assert "the example lacks 'height'" in reason(tmp_path, fitted(), FRAME[["age"]])
 
 
-def test_the_number_of_columns_must_be_that_of_the_features(tmp_path: Path) -> None:
+def test_an_example_with_another_number_of_columns_is_rejected(tmp_path: Path) -> None:
     model = LogisticRegression().fit(FRAME.to_numpy(), LABELS)
     text = reason(tmp_path, model, FRAME.assign(bought=LABELS))
     assert "fitted with 2 features" in text
@@ -102,27 +102,27 @@ def test_the_number_of_columns_must_be_that_of_the_features(tmp_path: Path) -> N
     assert "target" in text
 
 
-def test_a_target_that_is_no_column_is_named(tmp_path: Path) -> None:
-    assert "the target 'bought' is no column" in reason(tmp_path, fitted(), FRAME, target="bought")
+def test_a_target_that_is_not_a_column_is_named_in_the_reason(tmp_path: Path) -> None:
+    assert "the target 'bought' is not a column" in reason(tmp_path, fitted(), FRAME, target="bought")
 
 
 def test_a_target_needs_an_example(tmp_path: Path) -> None:
     assert "the target 'bought'" in reason(tmp_path, fitted(), None, target="bought")
 
 
-def test_an_example_the_model_cannot_answer_is_refused(tmp_path: Path) -> None:
+def test_an_example_that_the_model_does_not_accept_is_rejected(tmp_path: Path) -> None:
     words = FRAME.assign(height=["small", "tall", "tall", "small"])
     assert "LogisticRegression cannot answer the example's own rows" in reason(tmp_path, fitted(), words)
 
 
 @pytest.mark.parametrize("content", ["", "age,height\n", "age,height\n1,2,3\n"])
-def test_an_example_without_rows_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_example_without_rows_is_rejected(tmp_path: Path, content: str) -> None:
     example = tmp_path / "broken.csv"
     example.write_text(content)
     assert "example" in reason(tmp_path, fitted(), example=str(example), example_media_type="text/csv")
 
 
-def test_columns_are_picked_by_name_and_others_left_out_with_a_warning(tmp_path: Path) -> None:
+def test_columns_are_selected_by_name_and_others_are_ignored_with_a_warning(tmp_path: Path) -> None:
     frame = FRAME.assign(number=range(4))[["number", "height", "age"]]
     built = publish(tmp_path, fitted(), frame)
     assert built.signature is not None
@@ -131,7 +131,7 @@ def test_columns_are_picked_by_name_and_others_left_out_with_a_warning(tmp_path:
     assert any("'number'" in w for w in built.report["warnings"])
 
 
-def test_gaps_that_the_model_refuses_leave_the_column_not_nullable(tmp_path: Path) -> None:
+def test_a_column_is_not_nullable_when_the_model_rejects_its_missing_values(tmp_path: Path) -> None:
     frame = FRAME.astype(float)
     frame.loc[1, "height"] = np.nan
     built = publish(tmp_path, fitted(), frame.assign(bought=LABELS), target="bought")
@@ -142,7 +142,7 @@ def test_gaps_that_the_model_refuses_leave_the_column_not_nullable(tmp_path: Pat
     assert "accuracy" in built.metrics
 
 
-def test_a_target_of_another_kind_than_the_labels_is_a_warning(tmp_path: Path) -> None:
+def test_a_target_of_another_type_than_the_labels_adds_a_warning(tmp_path: Path) -> None:
     built = publish(tmp_path, fitted(), FRAME.assign(bought=["no", "yes", "yes", "no"]), target="bought")
     assert built.state == "ready"
     assert built.metrics == {}
@@ -153,10 +153,10 @@ def test_a_pickle_of_another_scikit_learn_is_served_with_a_warning(tmp_path: Pat
     content = pickle.dumps(fitted(), protocol=2)
     import sklearn
 
-    now = sklearn.__version__.encode()
-    old = b"1.0.9".ljust(len(now), b"9")[: len(now)]
+    installed = sklearn.__version__.encode()
+    old = b"1.0.9".ljust(len(installed), b"9")[: len(installed)]
     artifact = tmp_path / "model.joblib"
-    artifact.write_bytes(content.replace(now, old))
+    artifact.write_bytes(content.replace(installed, old))
     built = build_file(tmp_path, artifact, FRAME)
     assert built.state == "ready"
     assert built.lineage["made_by"]["scikit-learn"] == {"version": old.decode(), "said_by": "file"}

@@ -1,4 +1,4 @@
-"""The limits of a child, tried in a child."""
+"""The limits of a child process, tested in a child process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[3]
 
 
 def run(code: str) -> str:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    return done.stdout.strip()
+    return completed.stdout.strip()
 
 
-def test_a_confined_process_gets_a_memory_error_and_lives() -> None:
+def test_a_confined_process_survives_a_memory_error() -> None:
     code = """
 from service.compiler.sandbox import confine
 confine(300)
@@ -32,7 +32,7 @@ except MemoryError:
     assert run(code) == "refused 1024"
 
 
-def test_a_confined_process_leaves_no_core() -> None:
+def test_a_confined_process_writes_no_core_dump() -> None:
     code = """
 import resource
 from service.compiler.sandbox import confine
@@ -43,7 +43,7 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (MemoryError(), "the build needs more memory than its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)"),
         (
@@ -59,5 +59,7 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
         (ValueError("odd"), "the build failed: ValueError: odd"),
     ],
 )
-def test_why_a_build_failed_names_its_limit_where_that_may_be_it(error: Exception, said: str) -> None:
-    assert sandbox.explain_failure("build", error, 400) == said
+def test_the_reason_of_a_failed_build_names_the_memory_limit_where_it_may_be_the_cause(
+    error: Exception, reason: str
+) -> None:
+    assert sandbox.explain_failure("build", error, 400) == reason

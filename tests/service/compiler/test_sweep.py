@@ -1,4 +1,4 @@
-"""Every scikit-learn estimator publishes and answers as it does itself; the others are refused by name."""
+"""Every scikit-learn estimator is served with its own answers, or rejected by name."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def dense(values: Any) -> Array:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
-def own_answers(case: sweep.Case, task: str) -> dict[str, Array]:
-    """What the estimator itself says, by the names of the signature's outputs."""
+def own_answers(case: sweep.SweepCase, task: str) -> dict[str, Array]:
+    """The estimator's own answers, by the names of the signature's outputs."""
     model, rows = case.model, case.rows
     if task == "transform":
         vector = dense(model.transform(rows))
@@ -39,27 +39,29 @@ def own_answers(case: sweep.Case, task: str) -> dict[str, Array]:
             if predicted.ndim == 2 and predicted.shape[1] > 1
             else {"value": predicted.ravel()}
         )
-    chances = model.predict_proba(rows) if hasattr(model, "predict_proba") else None
+    probabilities = model.predict_proba(rows) if hasattr(model, "predict_proba") else None
     if predicted.ndim == 1:
-        return {"label": predicted} | ({} if chances is None else {"probabilities": chances})
+        return {"label": predicted} | ({} if probabilities is None else {"probabilities": probabilities})
     answers: dict[str, Array] = {}
     for i in range(predicted.shape[1]):
         answers[f"y{i}.label"] = predicted[:, i]
-        if isinstance(chances, list):
-            answers[f"y{i}.probabilities"] = chances[i]
-        elif chances is not None:
-            answers[f"y{i}.probabilities"] = np.column_stack([1 - chances[:, i], chances[:, i]])
+        if isinstance(probabilities, list):
+            answers[f"y{i}.probabilities"] = probabilities[i]
+        elif probabilities is not None:
+            answers[f"y{i}.probabilities"] = np.column_stack([1 - probabilities[:, i], probabilities[:, i]])
     return answers
 
 
 @pytest.mark.parametrize("name", sweep.names())
-@pytest.mark.filterwarnings("ignore")  # what libraries say while fitting is not what is tested
-def test_every_estimator_answers_as_it_does_itself_or_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    case, built = sweep.built(tmp_path, name)
+@pytest.mark.filterwarnings("ignore")  # warnings of libraries during fit are not tested
+def test_every_estimator_is_served_with_its_own_answers_or_rejected_by_name(
+    tmp_path: Path, name: str
+) -> None:
+    case, built = sweep.fit_and_build(tmp_path, name)
     assert case is not None
     assert built is not None
     assert_row_is_current(name, built)
-    if not (hasattr(case.model, "predict") or hasattr(case.model, "transform")) or name in sweep.NO_ROWS:
+    if not (hasattr(case.model, "predict") or hasattr(case.model, "transform")) or name in sweep.NOT_ROWS:
         assert built.state == "rejected"
         assert name in built.report["reason"]
         return
@@ -74,21 +76,22 @@ def test_every_estimator_answers_as_it_does_itself_or_is_refused_by_name(tmp_pat
         own = own_answers(case, built.signature.task)
     assert set(answered) == set(own) == {o.name for o in built.signature.outputs}
     for output in built.signature.outputs:
-        expected, got = own[output.name], answered[output.name]
-        assert got.shape == expected.shape
+        expected, actual = own[output.name], answered[output.name]
+        assert actual.shape == expected.shape
         if output.dtype in ("float64", "float32") and not output.name.endswith("label"):
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
         else:
-            assert got.tolist() == expected.tolist()
+            assert actual.tolist() == expected.tolist()
 
 
 def assert_row_is_current(name: str, built: sweep.Built) -> None:
-    """docs/runtimes.md says the same. Between onnx and drifting a machine's own arithmetic may decide."""
+    """docs/runtimes.md has the same line. Floating point units decide between onnx and drifting results."""
     written = next(line for line in sweep.TABLE.read_text().splitlines() if line.startswith(f"| {name} |"))
-    now = sweep.row(name, built)
+    current = sweep.row(name, built)
     close = ("| onnx |", "drifts |")
-    assert written == now or all(any(c in line for c in close) for line in (written, now)), (
-        f"docs/runtimes.md is stale: write it with `python -m tests.service.compiler.sweep`\n{written}\n{now}"
+    assert written == current or all(any(c in line for c in close) for line in (written, current)), (
+        "docs/runtimes.md is outdated: update it with `python -m tests.service.compiler.sweep`\n"
+        f"{written}\n{current}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The measure itself: it finds what differs, and says how much."""
+"""Parity figures: which answers differ, and by how much."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def double(rows: Rows) -> Outputs:
 
 def classify(rows: Rows) -> Outputs:
     assert rows.matrix is not None
-    chance = (rows.matrix[:, 0] - 100) / 100
+    probability = (rows.matrix[:, 0] - 100) / 100
     return {
-        "label": np.where(chance > 0.5, "b", "a").astype(object),
-        "probabilities": np.column_stack([1 - chance, chance]),
+        "label": np.where(probability > 0.5, "b", "a").astype(object),
+        "probabilities": np.column_stack([1 - probability, probability]),
     }
 
 
@@ -41,7 +41,7 @@ def test_the_same_function_is_within_the_bounds() -> None:
 
 
 @pytest.mark.parametrize(("factor", "within"), [(1 + 1e-8, True), (1 + 1e-4, False)])
-def test_numbers_are_measured_relatively(factor: float, within: bool) -> None:
+def test_differences_of_numbers_are_relative(factor: float, within: bool) -> None:
     figures = parity.compare(
         parity.reference(double, ROWS), lambda rows: {"value": double(rows)["value"] * factor}, REGRESSION
     )
@@ -49,29 +49,29 @@ def test_numbers_are_measured_relatively(factor: float, within: bool) -> None:
     assert figures.largest_difference == pytest.approx(factor - 1, rel=0.5)
 
 
-def test_one_other_label_is_too_many() -> None:
-    def almost(rows: Rows) -> Outputs:
+def test_a_single_different_label_is_outside_the_bounds() -> None:
+    def one_wrong_label(rows: Rows) -> Outputs:
         answered = classify(rows)
         answered["label"][7] = "b"
         return answered
 
-    figures = parity.compare(parity.reference(classify, ROWS), almost, CLASSES)
+    figures = parity.compare(parity.reference(classify, ROWS), one_wrong_label, CLASSES)
     assert figures.label_mismatches == 1
     assert not figures.within
 
 
-def test_not_a_number_equals_itself_and_nothing_else() -> None:
-    def sometimes(rows: Rows) -> Outputs:
+def test_nan_equals_nan_only() -> None:
+    def with_nan(rows: Rows) -> Outputs:
         value = double(rows)["value"]
         value[3] = np.nan
         return {"value": value}
 
-    blocks = parity.reference(sometimes, ROWS)
-    assert parity.compare(blocks, sometimes, REGRESSION).within
+    blocks = parity.reference(with_nan, ROWS)
+    assert parity.compare(blocks, with_nan, REGRESSION).within
     assert parity.compare(blocks, double, REGRESSION).beyond == 1
 
 
-def test_a_candidate_that_raises_is_not_within() -> None:
+def test_a_candidate_that_raises_is_outside_the_bounds() -> None:
     def broken(rows: Rows) -> Outputs:
         raise ValueError("no such operator")
 
@@ -81,13 +81,13 @@ def test_a_candidate_that_raises_is_not_within() -> None:
     assert "no such operator" in figures.error
 
 
-def test_rows_that_the_reference_refuses_are_left_out() -> None:
-    def picky(rows: Rows) -> Outputs:
+def test_rows_that_the_reference_rejects_are_left_out() -> None:
+    def limited(rows: Rows) -> Outputs:
         assert rows.matrix is not None
         if (rows.matrix < 150).any():
             raise ValueError("too small")
         return double(rows)
 
-    blocks = parity.reference(picky, ROWS)
+    blocks = parity.reference(limited, ROWS)
     assert [b.kind for b in blocks] == ["random"]
     assert 0 < len(blocks[0].rows) < 50

@@ -1,4 +1,4 @@
-"""Trees behind a ColumnTransformer are measured at their thresholds too, in the features' own units."""
+"""Thresholds of trees behind transformers, in the features' own units."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ BOUGHT = np.where((FRAME.fare > 35) ^ (FRAME.age.fillna(30) > 40), "yes", "no")
 FOREST = RandomForestClassifier(10, random_state=0)
 
 
-def columns(*more: Any, rest: Any = "drop") -> ColumnTransformer:
-    return ColumnTransformer([("port", OneHotEncoder(), ["port"]), *more], remainder=rest)
+def columns(*transformers: Any, rest: Any = "drop") -> ColumnTransformer:
+    return ColumnTransformer([("port", OneHotEncoder(), ["port"]), *transformers], remainder=rest)
 
 
 def forest(before: Any, trees: Any = FOREST) -> Pipeline:
@@ -54,8 +54,8 @@ def numbers(*steps: Any) -> tuple[str, Any, list[str]]:
 def kinds_of(model: Any, folder: Path) -> tuple[dict[str, Any], list[str]]:
     FRAME.to_csv(folder / "example.csv", index=False)
     described = describe(model, read(str(folder / "example.csv"), "text/csv", None), Corrections.read(None))
-    made = comparison_rows.rows_by_kind(model, described.signature, described.rows)
-    return made, [i.name for i in described.signature.inputs]
+    kinds = comparison_rows.rows_by_kind(model, described.signature, described.rows)
+    return kinds, [i.name for i in described.signature.inputs]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,19 @@ def kinds_of(model: Any, folder: Path) -> tuple[dict[str, Any], list[str]]:
             {"age", "fare"},
         ),
     ],
-    ids=["imputer", "scaler", "pca beside tax", "log1p", "no inverse", "indicator", "search", "boosting"],
+    ids=[
+        "imputer",
+        "scaler",
+        "pca and a plain column",
+        "function with an inverse",
+        "function without an inverse",
+        "indicator",
+        "search",
+        "boosting",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Found unknown categories")
-def test_threshold_rows_differ_from_seen_ones_in_one_number_that_the_trees_split(
+def test_threshold_rows_differ_from_example_rows_in_one_split_feature(
     model: Any, reached: set[str], tmp_path: Path
 ) -> None:
     kinds, names = kinds_of(model, tmp_path)
@@ -88,16 +97,16 @@ def test_threshold_rows_differ_from_seen_ones_in_one_number_that_the_trees_split
         return
     rows = kinds["threshold"].columns
     assert rows is not None
-    seen = {n: set(FRAME[n].dropna()) for n in names}
-    strange = {
-        n: np.array([v == v and v not in seen[n] for v in column.tolist()])
+    example_values = {n: set(FRAME[n].dropna()) for n in names}
+    is_new = {
+        n: np.array([v == v and v not in example_values[n] for v in column.tolist()])
         for n, column in zip(names, rows, strict=True)
     }
-    assert {n for n, found in strange.items() if found.any()} == reached
-    assert (np.sum(list(strange.values()), axis=0) <= 1).all()
+    assert {n for n, mask in is_new.items() if mask.any()} == reached
+    assert (np.sum(list(is_new.values()), axis=0) <= 1).all()
 
 
-def test_a_threshold_is_where_the_label_of_a_stump_changes(tmp_path: Path) -> None:
+def test_the_answer_of_a_stump_changes_at_its_threshold(tmp_path: Path) -> None:
     stump = forest(
         columns(numbers(StandardScaler())), RandomForestClassifier(1, max_depth=1, max_features=None)
     )
@@ -106,12 +115,12 @@ def test_a_threshold_is_where_the_label_of_a_stump_changes(tmp_path: Path) -> No
     points = tree_thresholds.split_points(stump, signature.inputs)
     [(feature, value)] = points.sample(10, RANDOM).tolist()
     name = signature.inputs[int(feature)].name
-    beside = FRAME.iloc[[1, 1]].assign(**{name: [value - 1e-4, value + 1e-4]})
-    below, above = stump.predict_proba(beside)
+    neighbours = FRAME.iloc[[1, 1]].assign(**{name: [value - 1e-4, value + 1e-4]})
+    below, above = stump.predict_proba(neighbours)
     assert below[0] != above[0]
 
 
-def test_a_mixed_pipeline_is_built_with_its_thresholds_compared(tmp_path: Path) -> None:
+def test_the_build_of_a_mixed_pipeline_compares_thresholds(tmp_path: Path) -> None:
     built = publish(tmp_path, forest(columns(numbers(StandardScaler()), rest="passthrough")), FRAME)
     runtime(tmp_path, built)
     assert built.runtime == "onnx", built.runtime_reason
@@ -119,7 +128,7 @@ def test_a_mixed_pipeline_is_built_with_its_thresholds_compared(tmp_path: Path) 
     assert "untried" not in built.report["parity"]
 
 
-def test_a_model_whose_trees_see_only_encoded_strings_says_that_no_threshold_was_tried(
+def test_the_report_states_that_thresholds_on_encoded_strings_were_not_compared(
     tmp_path: Path,
 ) -> None:
     model = make_pipeline(OrdinalEncoder(), RandomForestClassifier(5, random_state=0))
@@ -128,7 +137,7 @@ def test_a_model_whose_trees_see_only_encoded_strings_says_that_no_threshold_was
     assert built.report["parity"]["untried"].startswith("thresholds were not tried")
 
 
-def test_histogram_boosting_that_moves_its_categories_ahead_keeps_the_way_to_its_numbers() -> None:
+def test_histogram_boosting_with_categories_keeps_the_source_of_its_numbers() -> None:
     frame = FRAME[["fare", "port"]].assign(port=FRAME.port.astype("category"))
     model = HistGradientBoostingClassifier(max_iter=3, categorical_features="from_dtype").fit(frame, BOUGHT)
     inputs = (Input(name="fare", dtype="float64"), Input(name="port", dtype="string"))
@@ -137,7 +146,7 @@ def test_histogram_boosting_that_moves_its_categories_ahead_keeps_the_way_to_its
     assert len(points.threshold) > 0
 
 
-def test_a_step_that_was_taken_apart_leaves_no_way_and_raises_nothing() -> None:
+def test_a_damaged_transformer_gives_no_thresholds_and_raises_nothing() -> None:
     model = forest(columns(numbers(StandardScaler())))
     inputs = tuple(Input(name=n, dtype="string" if n == "port" else "float64") for n in FRAME)
     scaler: BaseEstimator = model[0].named_transformers_["numbers"][-1]

@@ -1,4 +1,4 @@
-"""What an ONNX graph must not be."""
+"""ONNX graphs that the gate rejects."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def first_branch(model: ModelProto) -> int:
     return next(i for i, child in enumerate(ints(model, "nodes_truenodeids")) if child)
 
 
-def circle(model: ModelProto) -> None:
+def cycle(model: ModelProto) -> None:
     at = first_branch(model)
     ints(model, "nodes_truenodeids")[at] = ints(model, "nodes_nodeids")[at]
 
 
-def nowhere(model: ModelProto) -> None:
+def missing_child(model: ModelProto) -> None:
     ints(model, "nodes_falsenodeids")[first_branch(model)] = 10**6
 
 
@@ -57,24 +57,24 @@ def negative_feature(model: ModelProto) -> None:
     ints(model, "nodes_featureids")[first_branch(model)] = -5
 
 
-def shorter(model: ModelProto) -> None:
+def shorter_list(model: ModelProto) -> None:
     del ints(model, "nodes_falsenodeids")[-1:]
 
 
-def twice_numbered(model: ModelProto) -> None:
+def repeated_number(model: ModelProto) -> None:
     ints(model, "nodes_nodeids")[1] = ints(model, "nodes_nodeids")[0]
 
 
-@pytest.mark.parametrize("broken", [circle, nowhere, two_parents, negative_feature, shorter, twice_numbered])
-def test_a_broken_tree_is_refused_before_anything_runs_it(
-    forest: ModelProto, broken: Callable[[ModelProto], None]
-) -> None:
-    broken(forest)
+@pytest.mark.parametrize(
+    "damage", [cycle, missing_child, two_parents, negative_feature, shorter_list, repeated_number]
+)
+def test_a_damaged_tree_is_rejected(forest: ModelProto, damage: Callable[[ModelProto], None]) -> None:
+    damage(forest)
     with pytest.raises(Refused, match="TreeEnsemble"):
         gate.check(forest)
 
 
-def test_a_circle_away_from_the_root_is_found(forest: ModelProto) -> None:
+def test_a_cycle_away_from_the_root_is_rejected(forest: ModelProto) -> None:
     left, node = ints(forest, "nodes_truenodeids"), ints(forest, "nodes_nodeids")
     branches = [i for i, child in enumerate(left) if child]
     below = next(i for i in branches if any(left[j] == node[i] for j in branches))
@@ -84,7 +84,7 @@ def test_a_circle_away_from_the_root_is_found(forest: ModelProto) -> None:
         gate.check(forest)
 
 
-def test_data_in_other_files_is_refused(tmp_path: Path) -> None:
+def test_data_in_other_files_is_rejected(tmp_path: Path) -> None:
     tensor = numpy_helper.from_array(np.ones(3, dtype=np.float32), "w")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/passwd")
@@ -92,12 +92,12 @@ def test_data_in_other_files_is_refused(tmp_path: Path) -> None:
         gate.check(graph_of(helper.make_node("Add", ["x", "w"], ["y"]), [tensor]))
 
 
-def test_an_unknown_domain_is_refused() -> None:
+def test_an_unknown_domain_is_rejected() -> None:
     with pytest.raises(Refused, match=r"evil\.ops"):
         gate.check(graph_of(helper.make_node("Run", ["x"], ["y"], domain="evil.ops")))
 
 
-def test_an_unknown_domain_deep_inside_is_refused() -> None:
+def test_an_unknown_domain_in_a_subgraph_is_rejected() -> None:
     inner = helper.make_graph(
         [helper.make_node("Run", [], ["z"], domain="evil.ops")], "inner", [], [value("z")]
     )
@@ -106,12 +106,12 @@ def test_an_unknown_domain_deep_inside_is_refused() -> None:
         gate.check(graph_of(condition))
 
 
-def test_invalid_onnx_is_refused() -> None:
+def test_invalid_onnx_is_rejected() -> None:
     with pytest.raises(Refused, match="not valid ONNX"):
         gate.check(graph_of(helper.make_node("Add", ["x", "nothing"], ["y"])))
 
 
-def test_functions_of_its_own_are_refused() -> None:
+def test_functions_in_the_graph_are_rejected() -> None:
     model = graph_of(helper.make_node("Identity", ["x"], ["y"]))
     model.functions.append(
         helper.make_function(

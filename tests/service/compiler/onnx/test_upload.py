@@ -1,4 +1,4 @@
-"""A .onnx file published as it is."""
+"""Published .onnx files: signature, answers and rejections."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ ROWS = FRAME.to_numpy()
 LABELS = np.where(ROWS[:, 0] > 0, "high", "low")
 
 
-def adopt(
+def publish_onnx(
     folder: Path, model: Any, frame: pd.DataFrame | None = None, zipmap: bool = True, **job: Any
 ) -> BuildResult:
     options = {"zipmap": zipmap} if hasattr(model, "predict_proba") else {}
     opset = {"": 18, "ai.onnx.ml": 3}
     graph = to_onnx(model, ROWS[:1], options={id(model): options} if options else None, target_opset=opset)
-    return adopt_graph(folder, graph, frame, **job)
+    return publish_graph(folder, graph, frame, **job)
 
 
-def adopt_graph(
+def publish_graph(
     folder: Path, graph: onnx.ModelProto, frame: pd.DataFrame | None = None, **job: Any
 ) -> BuildResult:
     artifact = folder / "model.onnx"
@@ -48,7 +48,7 @@ def adopt_graph(
 @pytest.mark.parametrize("model", [LogisticRegression(), RandomForestClassifier(5, random_state=0)])
 def test_a_classifier_keeps_its_classes(tmp_path: Path, model: Any, labels: Any, zipmap: bool) -> None:
     model.fit(ROWS, labels)
-    built = adopt(tmp_path, model, zipmap=zipmap)
+    built = publish_onnx(tmp_path, model, zipmap=zipmap)
     assert (built.state, built.runtime) == ("ready", "onnx"), built.report
     assert built.signature is not None
     assert [(i.name, i.dtype) for i in built.signature.inputs] == [(f"x{i}", "float32") for i in range(3)]
@@ -61,7 +61,7 @@ def test_a_classifier_keeps_its_classes(tmp_path: Path, model: Any, labels: Any,
 
 def test_the_example_names_the_features_and_measures_the_accuracy(tmp_path: Path) -> None:
     model = LogisticRegression().fit(ROWS, LABELS)
-    built = adopt(tmp_path, model, FRAME.assign(size=LABELS), target="size")
+    built = publish_onnx(tmp_path, model, FRAME.assign(size=LABELS), target="size")
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == ["a", "b", "c"]
     assert built.metrics["accuracy"] > 0.9
@@ -77,7 +77,7 @@ def test_the_example_names_the_features_and_measures_the_accuracy(tmp_path: Path
     ],
 )
 def test_the_task_is_read_from_the_outputs(tmp_path: Path, model: Any, task: str, outputs: list[str]) -> None:
-    built = adopt(tmp_path, model)
+    built = publish_onnx(tmp_path, model)
     assert built.signature is not None, built.report
     assert built.signature.task == task
     assert [o.name for o in built.signature.outputs] == outputs
@@ -90,8 +90,8 @@ def two_inputs() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
-def test_an_input_per_feature_gives_their_names_and_any_number_of_rows(tmp_path: Path) -> None:
-    built = adopt_graph(tmp_path, two_inputs())
+def test_a_graph_with_one_input_per_feature_names_them_and_takes_any_number_of_rows(tmp_path: Path) -> None:
+    built = publish_graph(tmp_path, two_inputs())
     assert built.signature is not None, built.report
     assert [i.name for i in built.signature.inputs] == ["width", "height"]
     answered = runtime(tmp_path, built).run(Rows(matrix=np.array([[2.0, 3.0], [4.0, 5.0]])))
@@ -102,7 +102,7 @@ def test_an_input_per_feature_gives_their_names_and_any_number_of_rows(tmp_path:
     ("content", "words"),
     [(b"", "ONNX"), (b"certainly not a graph", "not an ONNX graph"), (b"\x80\x04K\x01.", "ONNX")],
 )
-def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_graph_is_rejected(tmp_path: Path, content: bytes, words: str) -> None:
     artifact = tmp_path / "model.onnx"
     artifact.write_bytes(content)
     built = build_file(tmp_path, artifact, format="onnx")
@@ -110,17 +110,17 @@ def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes, words: str)
     assert words in built.report["reason"]
 
 
-def test_a_wrong_number_of_columns_is_refused(tmp_path: Path) -> None:
-    built = adopt(tmp_path, LinearRegression().fit(ROWS, ROWS[:, 0]), FRAME[["a", "b"]])
+def test_a_wrong_number_of_columns_is_rejected(tmp_path: Path) -> None:
+    built = publish_onnx(tmp_path, LinearRegression().fit(ROWS, ROWS[:, 0]), FRAME[["a", "b"]])
     assert built.state == "rejected"
     assert "takes 3 features, not 2" in built.report["reason"]
 
 
-def test_images_are_refused(tmp_path: Path) -> None:
+def test_images_are_rejected(tmp_path: Path) -> None:
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [None, 3, 8, 8])
     answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 3, 8, 8])
     graph = helper.make_graph([helper.make_node("Neg", ["image"], ["y"])], "g", [image], [answer])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    built = adopt_graph(tmp_path, model)
+    built = publish_graph(tmp_path, model)
     assert built.state == "rejected"
     assert "4-dimensional" in built.report["reason"]

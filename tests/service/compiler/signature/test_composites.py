@@ -197,8 +197,8 @@ def test_encoders_inside_a_composite_name_the_categories(model: Any) -> None:
 
 
 def test_categories_that_only_some_encoders_know_are_left_out() -> None:
-    known = OneHotEncoder(categories=[["Bern", "Zürich"]], handle_unknown="ignore")
-    members = [("all", encoded(OneHotEncoder())), ("some", encoded(known))]
+    two_cities = OneHotEncoder(categories=[["Bern", "Zürich"]], handle_unknown="ignore")
+    members = [("all", encoded(OneHotEncoder())), ("some", encoded(two_cities))]
     model = VotingClassifier(members).fit(CITIES, BOUGHT)
     assert encoder_categories(model, list(CITIES)) == {"city": ("Bern", "Zürich")}
 

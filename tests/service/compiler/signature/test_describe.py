@@ -1,4 +1,4 @@
-"""What a build finds out about a model's inputs and outputs, and what a user may correct."""
+"""The signature that a build derives from a model, and the corrections that a user may give."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def signature(built: BuildResult) -> Signature:
     ],
 )
 @pytest.mark.parametrize("model", [RandomForestClassifier(5, random_state=0), LogisticRegression()])
-def test_labels_keep_their_type(
+def test_labels_keep_their_python_type(
     tmp_path: Path, model: Any, labels: Any, dtype: str, classes: tuple[Any, ...]
 ) -> None:
     built = publish(tmp_path, model.fit(FRAME, labels), FRAME)
@@ -64,7 +64,9 @@ def test_labels_keep_their_type(
 
 @pytest.mark.parametrize("width", [1, 2, 500])
 @pytest.mark.parametrize("model", [RandomForestClassifier(5, random_state=0), LogisticRegression()])
-def test_one_two_and_five_hundred_features(tmp_path: Path, model: Any, width: int) -> None:
+def test_models_of_one_two_and_five_hundred_features_are_served(
+    tmp_path: Path, model: Any, width: int
+) -> None:
     rows = RANDOM.normal(size=(40, width))
     model.fit(rows, rows[:, 0] > 0)
     built = publish(tmp_path, model)
@@ -75,7 +77,7 @@ def test_one_two_and_five_hundred_features(tmp_path: Path, model: Any, width: in
     np.testing.assert_allclose(answered["probabilities"], model.predict_proba(rows), atol=1e-9)
 
 
-def test_odd_feature_names_are_kept(tmp_path: Path) -> None:
+def test_unusual_feature_names_are_not_changed(tmp_path: Path) -> None:
     names = ["petal length (cm)", "prix.€", "größe", "x y", "x.y", "x_y", "input"]
     frame = pd.DataFrame(RANDOM.normal(size=(40, len(names))), columns=names)
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(frame, frame["größe"] > 0)
@@ -89,7 +91,7 @@ def test_a_classifier_without_probabilities_has_labels_only(tmp_path: Path) -> N
     assert [o.name for o in signature(built).outputs] == ["label"]
 
 
-def test_several_targets_have_an_answer_each(tmp_path: Path) -> None:
+def test_several_targets_have_outputs_of_their_own(tmp_path: Path) -> None:
     targets = np.column_stack([np.where(LABELS, "up", "down"), np.array(["p", "q", "r"])[np.arange(60) % 3]])
     model = MultiOutputClassifier(LogisticRegression()).fit(FRAME, targets)
     built = publish(tmp_path, model, FRAME)
@@ -101,7 +103,7 @@ def test_several_targets_have_an_answer_each(tmp_path: Path) -> None:
     np.testing.assert_allclose(answered["y1.probabilities"], model.predict_proba(FRAME)[1], atol=1e-6)
 
 
-def test_regression_has_a_value_and_a_mixture_a_cluster(tmp_path: Path) -> None:
+def test_a_regressor_has_the_output_value_and_a_mixture_the_output_cluster(tmp_path: Path) -> None:
     for number, (model, name) in enumerate([(LinearRegression(), "value"), (GaussianMixture(2), "cluster")]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -127,16 +129,16 @@ def test_a_clusterer_may_be_served_as_a_transformer(tmp_path: Path) -> None:
     np.testing.assert_allclose(answered["vector"], model.transform(FRAME), rtol=1e-6)
 
 
-def test_a_correction_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+def test_a_correction_changes_the_named_fields_only(tmp_path: Path) -> None:
     frame = FRAME.assign(c=np.arange(60) % 3)
-    given = {"inputs": [{"name": "c", "dtype": "float64", "maximum": 10}]}
-    built = publish(tmp_path, LinearRegression().fit(frame, FRAME["a"]), frame, signature=given)
+    correction = {"inputs": [{"name": "c", "dtype": "float64", "maximum": 10}]}
+    built = publish(tmp_path, LinearRegression().fit(frame, FRAME["a"]), frame, signature=correction)
     a, _, c = signature(built).inputs
     assert (c.dtype, c.minimum, c.maximum) == ("float64", 0, 10)
     assert a.minimum == pytest.approx(frame["a"].min())
 
 
-def test_a_signature_made_by_a_build_is_accepted_as_a_given_one(tmp_path: Path) -> None:
+def test_the_signature_of_a_build_is_accepted_as_a_correction(tmp_path: Path) -> None:
     model = make_pipeline(OneHotEncoder(), LogisticRegression())
     frame = pd.DataFrame({"city": ["Rome", "Oslo", "Lima"] * 10, "size": ["s", "m", "l"] * 10})
     model.fit(frame, [0, 1, 1] * 10)
@@ -146,22 +148,22 @@ def test_a_signature_made_by_a_build_is_accepted_as_a_given_one(tmp_path: Path) 
     assert signature(publish(tmp_path / "second", model, frame, signature=first.to_json())) == first
 
 
-def test_given_inputs_name_the_features_of_a_model_that_has_none(tmp_path: Path) -> None:
+def test_given_inputs_name_the_features_of_a_model_without_feature_names(tmp_path: Path) -> None:
     model = LinearRegression().fit(FRAME.to_numpy(), FRAME["a"])
-    given = {"inputs": [{"name": n} for n in ("width", "depth", "height")]}
-    built = publish(tmp_path, model, signature=given)
+    correction = {"inputs": [{"name": n} for n in ("width", "depth", "height")]}
+    built = publish(tmp_path, model, signature=correction)
     assert [i.name for i in signature(built).inputs] == ["width", "depth", "height"]
 
 
-def test_given_targets_are_named(tmp_path: Path) -> None:
+def test_given_classes_name_the_targets_of_a_regression(tmp_path: Path) -> None:
     model = RandomForestRegressor(3).fit(FRAME, FRAME[["a", "b"]])
-    given = {"outputs": [{"name": "values", "classes": ["north", "south"]}]}
-    built = publish(tmp_path, model, FRAME, signature=given)
+    correction = {"outputs": [{"name": "values", "classes": ["north", "south"]}]}
+    built = publish(tmp_path, model, FRAME, signature=correction)
     assert signature(built).outputs[0].classes == ("north", "south")
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("correction", "words"),
     [
         ({"inputs": [{"name": "z"}]}, "'z'"),
         ({"inputs": [{"name": "a"}, {"name": "a"}]}, "'a' more than once"),
@@ -175,7 +177,11 @@ def test_given_targets_are_named(tmp_path: Path) -> None:
         ({"outputs": [{"name": "label", "dtype": "string"}]}, "'label'"),
     ],
 )
-def test_nonsense_is_refused_naming_the_field(tmp_path: Path, given: dict[str, Any], words: str) -> None:
-    built = publish(tmp_path, LogisticRegression().fit(FRAME, LABELS.astype(int)), FRAME, signature=given)
+def test_a_contradicting_correction_is_rejected_by_field(
+    tmp_path: Path, correction: dict[str, Any], words: str
+) -> None:
+    built = publish(
+        tmp_path, LogisticRegression().fit(FRAME, LABELS.astype(int)), FRAME, signature=correction
+    )
     assert built.state == "rejected"
     assert words in built.report["reason"]
