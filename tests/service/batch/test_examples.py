@@ -1,4 +1,4 @@
-"""What the API's page shows as a body can be sent."""
+"""The examples in the API documentation are valid bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.batch.train_schemas import TRAIN_EXAMPLE
 
 
 @pytest.mark.parametrize(
-    ("kind", "example"),
+    ("body_type", "example"),
     [
         (JobBody, SCORE_EXAMPLE),
         (JobBody, TRAIN_EXAMPLE),
@@ -22,6 +22,6 @@ from service.batch.train_schemas import TRAIN_EXAMPLE
     ],
     ids=["score", "train", "schedule"],
 )
-def test_the_documented_example_of_a_body_is_valid(kind: Any, example: dict[str, Any]) -> None:
-    made: BaseModel = TypeAdapter(kind).validate_python(example)
-    assert type(made).model_json_schema()["example"] == example
+def test_the_documented_example_of_a_body_is_valid(body_type: Any, example: dict[str, Any]) -> None:
+    body: BaseModel = TypeAdapter(body_type).validate_python(example)
+    assert type(body).model_json_schema()["example"] == example

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: what is refused, what is answered again, and what can be fetched when."""
+"""HTTP routes of scoring jobs, with a worker that runs only when a test calls it."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ async def scorings(
 ) -> AsyncIterator[Scorings]:
     folder = tmp_path_factory.mktemp("jobs")
     home = shutil.copytree(published_home, folder / "home")
-    async with scoring(home, folder / "data") as made:
-        yield made
+    async with scoring(home, folder / "data") as scorings:
+        yield scorings
 
 
 @pytest.fixture
 def name(tmp_path: Path) -> str:
-    """Of a file or directory in the batch root that is this test's own."""
+    """Return a name for files of this test in the shared batch root."""
     return tmp_path.name
 
 
 def labels(text: str) -> list[str]:
-    """Id and label of each row."""
+    """Return `id,label` of each row of a CSV output."""
     return [",".join(line.replace('"', "").split(",")[:2]) for line in text.splitlines()[1:]]
 
 
-async def three_parts(scorings: Scorings, name: str, **more: Any) -> str:
-    """A job of three files, planned."""
+async def plan_three_parts(scorings: Scorings, name: str, **more: Any) -> str:
+    """Start and plan a job over three files; return its address."""
     for number, row in enumerate(ROWS):
         scorings.write(f"{name}/{number}.csv", row)
     location = await scorings.start(scorings.data / name, **more)
@@ -118,14 +118,14 @@ async def test_the_error_threshold_limits_the_share_of_failed_rows(
     record = await scorings.finish(await scorings.start(path, error_threshold=threshold))
     assert record["state"] == state
     if state == "failed":
-        said = f"2 of 4 rows failed (50.00%), the threshold is {threshold:.2%}"
-        assert record["error"] == said
-    lines = (await scorings.text(record["errors"])).splitlines()[1:]  # also when that is why it failed
+        message = f"2 of 4 rows failed (50.00%), the threshold is {threshold:.2%}"
+        assert record["error"] == message
+    lines = (await scorings.text(record["errors"])).splitlines()[1:]  # also if the job failed
     assert [line.split(",")[:3] for line in lines] == [["2", "8", "x0"], ["3", "9", "x0"]]
 
 
 async def test_a_job_fails_if_every_row_fails(scorings: Scorings, name: str) -> None:
-    rows = [*["1,1,0,0"] * 100, *["2,odd,0,0"] * 3]  # the first hundred are looked at before
+    rows = [*["1,1,0,0"] * 100, *["2,odd,0,0"] * 3]  # the first hundred rows are checked before
     path = scorings.write(f"{name}.csv", *rows)
     location = await scorings.start(path)
     path.write_text(path.read_text().replace("1,1,0,0", "1,odd,0,0"))
@@ -148,7 +148,7 @@ async def test_scoring_ends_once_too_many_rows_have_failed(scorings: Scorings, n
     import pandas as pd
 
     (scorings.data / name).mkdir()
-    for number in range(4):  # Parquet, which tells how many rows there are before they are read
+    for number in range(4):  # Parquet files contain their number of rows
         x0 = [1.0, None if number == 1 else 1.0]
         frame = pd.DataFrame({"id": [1, 2], "x0": x0, "x1": [0.0, 0.0], "x2": [0.0, 0.0]})
         frame.to_parquet(scorings.data / name / f"{number}.parquet")
@@ -165,16 +165,16 @@ async def test_a_dry_run_checks_the_first_rows_and_enqueues_nothing(scorings: Sc
     before = await scorings.get("/v1/jobs")
     answer = await scorings.post(path, dry_run=True)
     assert answer.status_code == 200
-    found = answer.json()
-    assert (found["model"], found["version"], found["columns"]) == ("flag", 1, ["id", "x0", "x1", "x2"])
-    assert (found["rows_checked"], found["rows_failed"]) == (4, 1)
-    assert found["warnings"][0].startswith("row 3: ")
+    report = answer.json()
+    assert (report["model"], report["version"], report["columns"]) == ("flag", 1, ["id", "x0", "x1", "x2"])
+    assert (report["rows_checked"], report["rows_failed"]) == (4, 1)
+    assert report["warnings"][0].startswith("row 3: ")
     assert await scorings.get("/v1/jobs") == before
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize(
-    ("given", "status", "field", "says"),
+    ("fields", "status", "field", "message"),
     [
         ({"model": "nobody"}, 404, None, "there is no model 'nobody'"),
         ({"alias": "nobody"}, 404, None, "there is no alias"),
@@ -197,12 +197,12 @@ async def test_a_dry_run_checks_the_first_rows_and_enqueues_nothing(scorings: Sc
     ],
 )
 async def test_an_invalid_job_is_rejected_before_it_is_enqueued(
-    scorings: Scorings, given: dict[str, Any], status: int, field: str | None, says: str, dry_run: bool
+    scorings: Scorings, fields: dict[str, Any], status: int, field: str | None, message: str, dry_run: bool
 ) -> None:
     path = scorings.write("good.csv", *ROWS)
     before = await scorings.get("/v1/jobs")
-    problem = refused(await scorings.post(path, **given, dry_run=dry_run), status)
-    assert says in json.dumps(problem, ensure_ascii=False)
+    problem = refused(await scorings.post(path, **fields, dry_run=dry_run), status)
+    assert message in json.dumps(problem, ensure_ascii=False)
     if field is not None:
         assert any(str(e["field"]).endswith(field) for e in problem["errors"]), problem["errors"]
     assert await scorings.get("/v1/jobs") == before
@@ -222,8 +222,8 @@ async def test_a_job_with_an_archived_version_is_rejected(scorings: Scorings, na
 async def test_an_uploaded_file_is_an_input(scorings: Scorings) -> None:
     content = ("id,x2,x1,x0\n" + "7,0,0,1\n8,0,0,-1\n").encode()  # columns in any order
     artifact = await scorings.api.upload(content)
-    given = {"artifact": artifact, "media_type": CSV}
-    record = await scorings.finish(await scorings.start(Path(), input=given))
+    place = {"artifact": artifact, "media_type": CSV}
+    record = await scorings.finish(await scorings.start(Path(), input=place))
     assert labels(await scorings.text(record["output"])) == LABELS[:2]
 
 
@@ -232,8 +232,8 @@ async def test_the_output_has_the_requested_media_type(
     scorings: Scorings, name: str, media_type: str
 ) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
-    given = {"output": {"media_type": media_type}, "passthrough": ["x1"]}
-    record = await scorings.finish(await scorings.start(path, **given))
+    fields = {"output": {"media_type": media_type}, "passthrough": ["x1"]}
+    record = await scorings.finish(await scorings.start(path, **fields))
     answer = await scorings.api.client.get(record["output"])
     assert answer.headers["content-type"] == media_type
     if media_type == "application/x-ndjson":
@@ -263,13 +263,13 @@ async def test_archiving_the_version_fails_its_job_until_it_is_unarchived(
     scorings: Scorings, name: str
 ) -> None:
     place = "/v1/models/flag/versions/2"
-    location = await three_parts(scorings, name, version=2)
+    location = await plan_three_parts(scorings, name, version=2)
     await scorings.work()
     refused(await scorings.api.client.delete(place), 409)
     await scorings.api.client.patch(place, json={"archived": True})
     record = await scorings.finish(location)
-    said = "flag:2 is archived; unarchive it (archived: false), then resume the job"
-    assert (record["state"], record["error"]) == ("failed", f"partition score/1: {said}")
+    reason = "flag:2 is archived; unarchive it (archived: false), then resume the job"
+    assert (record["state"], record["error"]) == ("failed", f"partition score/1: {reason}")
     await scorings.api.client.patch(place, json={"archived": False})
     resumed = await scorings.api.client.post(f"{location}/resume")
     assert (resumed.status_code, resumed.json()["state"]) == (200, "queued")
@@ -280,16 +280,16 @@ async def test_archiving_the_version_fails_its_job_until_it_is_unarchived(
 
 
 async def test_an_input_that_changed_fails_its_job(scorings: Scorings, name: str) -> None:
-    location = await three_parts(scorings, name, max_attempts=2)
+    location = await plan_three_parts(scorings, name, max_attempts=2)
     await scorings.work()
     scorings.write(f"{name}/2.csv", "9,3,0,0", "10,1,0,0")
     record = await scorings.finish(location)
-    said = "the input file '2.csv' changed since the job was planned: it was written to; start a new job"
-    assert (record["state"], record["error"]) == ("failed", f"partition score/2: {said}")
+    reason = "the input file '2.csv' changed since the job was planned: it was written to; start a new job"
+    assert (record["state"], record["error"]) == ("failed", f"partition score/2: {reason}")
 
 
 async def test_a_missing_or_truncated_part_is_computed_again(scorings: Scorings, name: str) -> None:
-    location = await three_parts(scorings, name)
+    location = await plan_three_parts(scorings, name)
     await scorings.work(3)
     folder = scorings.api.settings.jobs / location.rpartition("/")[2]
     first, second, _ = sorted(folder.iterdir())
@@ -303,9 +303,9 @@ async def test_a_missing_or_truncated_part_is_computed_again(scorings: Scorings,
 
 async def test_a_key_accesses_only_the_jobs_of_its_models(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
-    mine, other = await scorings.start(path), await scorings.start(path, model="forest")
+    allowed, other = await scorings.start(path), await scorings.start(path, model="forest")
     async with scorings.api.with_key(await scorings.api.key("batch", models=["flag"])) as client:
-        assert (await client.get(mine)).status_code == 200
+        assert (await client.get(allowed)).status_code == 200
         listed = (await client.get("/v1/jobs")).json()["items"]
         assert {j["model"] for j in listed} == {"flag"}
         for method, address in (
@@ -316,11 +316,11 @@ async def test_a_key_accesses_only_the_jobs_of_its_models(scorings: Scorings, na
             refused(await client.request(method, address), 403)
         refused(await client.post("/v1/jobs", json=scorings.body(path, model="forest")), 403)
     async with scorings.api.with_key(await scorings.api.key("predict")) as client:
-        refused(await client.get(mine), 403)
+        refused(await client.get(allowed), 403)
         refused(await client.post("/v1/jobs", json=scorings.body(path)), 403)
-    refused(await scorings.api.anonymous.get(mine), 401)
+    refused(await scorings.api.anonymous.get(allowed), 401)
     assert (await scorings.get(other))["state"] == "queued"
-    for location in (mine, other):
+    for location in (allowed, other):
         await scorings.finish(location)
 
 
@@ -353,22 +353,22 @@ async def test_a_rejected_request_may_be_sent_again_with_its_key(scorings: Scori
 
 async def test_events_contain_the_record_until_the_job_has_ended(scorings: Scorings, name: str) -> None:
     location = await scorings.start(scorings.write(f"{name}.csv", *ROWS))
-    watching = asyncio.create_task(scorings.api.client.get(f"{location}/events"))
+    watch = asyncio.create_task(scorings.api.client.get(f"{location}/events"))
     services, number = scorings.api.services, int(location.rpartition("/")[2])
     key = next(k for k in services.snapshot.state.keys.values() if k.models is None)
-    begun = job_routes._events(services, job_routes._read_record(services, number, key), number, key)
-    assert '"state":"queued"' in await anext(begun)
+    stream = job_routes._events(services, job_routes._read_record(services, number, key), number, key)
+    assert '"state":"queued"' in await anext(stream)
     record = await scorings.finish(location)
-    assert '"state":"done"' in await anext(begun)
+    assert '"state":"done"' in await anext(stream)
     with pytest.raises(StopAsyncIteration):
-        await anext(begun)
-    answer = await watching
+        await anext(stream)
+    answer = await watch
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [e.split("\n") for e in answer.text.split("\n\n") if e and not e.startswith(":")]
     assert {lines[0] for lines in events} == {"event: job"}
-    told = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
-    assert told[-1] == record
-    again = await scorings.api.client.get(f"{location}/events")  # of one that is over, the end
+    records = [json.loads(lines[1].removeprefix("data: ")) for lines in events]
+    assert records[-1] == record
+    again = await scorings.api.client.get(f"{location}/events")  # the job has ended
     assert again.text == f"event: job\ndata: {answer.text.rstrip().rpartition('data: ')[2]}\n\n"
     refused(await scorings.api.client.get("/v1/jobs/999999/events"), 404)
 
@@ -387,8 +387,8 @@ async def test_events_end_when_the_key_is_revoked_or_the_job_is_deleted(
     with pytest.raises(StopAsyncIteration):
         await anext(events)
     admin = next(k for k in services.snapshot.state.keys.values() if k.models is None)
-    look = job_routes._read_record(services, number, admin)
-    events = job_routes._events(services, look, 999_999, admin)  # forgotten by the second look
+    first = job_routes._read_record(services, number, admin)
+    events = job_routes._events(services, first, 999_999, admin)  # deleted before the second read
     await anext(events)
     with pytest.raises(StopAsyncIteration):
         await anext(events)
@@ -402,24 +402,24 @@ async def test_the_output_supports_ranges_and_conditional_requests(scorings: Sco
         problem = refused(await client.get(f"{location}/{what}"), 409)
         assert "is queued" in problem["detail"]
     record = await scorings.finish(location)
-    whole = await client.get(output)
+    complete = await client.get(output)
     job_id = record["id"]
-    assert whole.headers["content-disposition"] == f'attachment; filename="flag-job-{job_id}.csv"'
-    assert whole.headers["content-type"] == CSV
-    assert whole.headers["accept-ranges"] == "bytes"
-    etag = whole.headers["etag"]
+    assert complete.headers["content-disposition"] == f'attachment; filename="flag-job-{job_id}.csv"'
+    assert complete.headers["content-type"] == CSV
+    assert complete.headers["accept-ranges"] == "bytes"
+    etag = complete.headers["etag"]
     assert etag == f'"{record["manifest"]["sha256"]}"'
     part = await client.get(output, headers={"Range": "bytes=5-9"})
-    assert (part.status_code, part.content) == (206, whole.content[5:10])
+    assert (part.status_code, part.content) == (206, complete.content[5:10])
     rest = await client.get(output, headers={"Range": "bytes=7-", "If-Range": etag})
-    assert (rest.status_code, rest.content) == (206, whole.content[7:])
+    assert (rest.status_code, rest.content) == (206, complete.content[7:])
     moved = await client.get(output, headers={"Range": "bytes=7-", "If-Range": '"other"'})
-    assert (moved.status_code, moved.content) == (200, whole.content)
+    assert (moved.status_code, moved.content) == (200, complete.content)
     refused(await client.get(output, headers={"Range": "bytes=100000-"}), 416)
     same = await client.get(output, headers={"If-None-Match": etag})
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
     head = await client.head(output)
-    assert (head.status_code, head.headers["content-length"]) == (200, str(len(whole.content)))
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(complete.content)))
     errors = await client.get(f"{location}/errors")
     assert errors.headers["content-disposition"] == f'attachment; filename="flag-job-{job_id}-errors.csv"'
     assert errors.text.splitlines()[1].startswith("3,10,x0,")
@@ -432,7 +432,7 @@ async def test_the_output_supports_ranges_and_conditional_requests(scorings: Sco
 async def test_finished_partitions_of_a_cancelled_job_are_kept_and_can_be_downloaded(
     scorings: Scorings, name: str
 ) -> None:
-    location = await three_parts(scorings, name)
+    location = await plan_three_parts(scorings, name)
     await scorings.work()
     client = scorings.api.client
     cancelled = (await client.post(f"{location}/cancel")).json()
@@ -450,7 +450,7 @@ async def test_finished_partitions_of_a_cancelled_job_are_kept_and_can_be_downlo
     assert (rest.status_code, rest.content) == (206, part.content[3:])
     for number in (1, 3):
         refused(await client.get(f"{location}/partitions/{number}/output"), 404)
-    await scorings.work(2)  # nothing is left to do
+    await scorings.work(2)  # no task is queued
     assert (await scorings.get(location))["partitions_done"] == 1
 
     assert (await client.post(f"{location}/resume")).json()["state"] == "queued"

@@ -1,5 +1,7 @@
-"""Schedules over HTTP, and what a worker does with them. No test waits for a moment: those that are due are
-due at once, or are put into the past."""
+"""HTTP routes of schedules, and the scheduler.
+
+No test waits until a run is due: runs are due at once, or the test moves their times into the past.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ RECORD = {
 }
 
 
-class Batch(NamedTuple):
+class ScheduleBench(NamedTuple):
+    """An application without a worker, and its batch root."""
+
     api: Api
     root: Path
 
@@ -68,17 +72,17 @@ class Batch(NamedTuple):
         return record
 
     async def runs(self, name: str = "weekly") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self.api.client.get(f"{PATH}/{name}/runs")).json()["items"]
-        return found
+        runs: list[dict[str, Any]] = (await self.api.client.get(f"{PATH}/{name}/runs")).json()["items"]
+        return runs
 
     def step(self) -> int:
-        """What a worker does twice a second."""
+        """Run one step of the scheduler."""
         return scheduler.step(
             self.api.services.sessions, job_kinds.scheduled_job_starter(self.api.services.store)
         )
 
-    def put_back(self, by: timedelta) -> None:
-        """As if every schedule had been made, and had its runs, so long ago."""
+    def move_back(self, by: timedelta) -> None:
+        """Move the start and the next run of every schedule into the past."""
         with self.api.services.sessions.begin() as session:
             for row in session.query(ScheduleRow):
                 row.start_at -= by
@@ -88,24 +92,24 @@ class Batch(NamedTuple):
 @pytest.fixture(scope="module")
 async def served(
     anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Batch]:
+) -> AsyncIterator[ScheduleBench]:
     folder = tmp_path_factory.mktemp("schedules")
     home, root = shutil.copytree(published_home, folder / "home"), folder / "data"
     root.mkdir()
     async with running(Settings(home=home, batch_roots=str(root))) as api:
-        yield Batch(api, root)
+        yield ScheduleBench(api, root)
 
 
 @pytest.fixture
-def batch(served: Batch) -> Batch:
-    """Without any schedule or job."""
+def batch(served: ScheduleBench) -> ScheduleBench:
+    """Delete all schedules and jobs before the test."""
     with served.api.services.sessions.begin() as session:
         for table in (ScheduleRow, JobRow):
             session.execute(delete(table))
     return served
 
 
-async def test_a_created_schedule_is_returned_at_its_location(batch: Batch) -> None:
+async def test_a_created_schedule_is_returned_at_its_location(batch: ScheduleBench) -> None:
     answer = await batch.api.client.post(PATH, json=batch.body(cron="0 3 * * MON", every_s=None))
     assert answer.status_code == 201, answer.text
     warnings = answer.json()["warnings"]
@@ -120,16 +124,16 @@ async def test_a_created_schedule_is_returned_at_its_location(batch: Batch) -> N
     assert {k: record["job"][k] for k in batch.job} == batch.job | {
         "input": {"artifact": None, "media_type": None, **batch.job["input"]}
     }
-    assert record["job"]["alias"] is None  # looked up by each run
+    assert record["job"]["alias"] is None  # each run resolves the default alias
     assert datetime.fromisoformat(record["next_at"]).strftime("%a %H:%M") == "Mon 03:00"
 
 
-async def test_a_weekly_schedule_can_start_in_five_seconds(batch: Batch) -> None:
+async def test_a_weekly_schedule_can_start_in_five_seconds(batch: ScheduleBench) -> None:
     record = await batch.create(start_in_s=5)
-    made, first = (datetime.fromisoformat(record[k]) for k in ("created_at", "next_at"))
-    assert first - made == timedelta(seconds=5)
+    created, first = (datetime.fromisoformat(record[k]) for k in ("created_at", "next_at"))
+    assert first - created == timedelta(seconds=5)
     assert batch.step() == 0
-    batch.put_back(timedelta(seconds=5))
+    batch.move_back(timedelta(seconds=5))
     assert batch.step() == 1
     assert batch.step() == 0
     (run,) = await batch.runs()
@@ -139,10 +143,10 @@ async def test_a_weekly_schedule_can_start_in_five_seconds(batch: Batch) -> None
     last = {"at": run["at"], "job": run["job"], "job_state": job["state"], "outcome": "started"}
     last["then_state"] = None
     assert (record["last_run"], run["job_state"]) == (last, job["state"])
-    assert datetime.fromisoformat(record["next_at"]) == made + timedelta(days=7)
+    assert datetime.fromisoformat(record["next_at"]) == created + timedelta(days=7)
 
 
-async def test_each_run_resolves_the_alias_again(batch: Batch) -> None:
+async def test_each_run_resolves_the_alias_again(batch: ScheduleBench) -> None:
     await batch.create(overlap=True, every_s=5, start_in_s=0)
     await batch.api.promote("flag", 2)
     try:
@@ -153,7 +157,7 @@ async def test_each_run_resolves_the_alias_again(batch: Batch) -> None:
         await batch.api.promote("flag", 1)
 
 
-async def test_a_schedule_can_start_trainings(batch: Batch) -> None:
+async def test_a_schedule_can_start_trainings(batch: ScheduleBench) -> None:
     api = batch.api
     estimator = {"artifact": await api.upload(b"an estimator")}
     rows = {"artifact": await api.upload(b"x,y\n1,2\n"), "media_type": "text/csv"}
@@ -166,7 +170,7 @@ async def test_a_schedule_can_start_trainings(batch: Batch) -> None:
     with db.reading(api.services.sessions) as session:
         job = jobs.get(session, run["job"])
     assert (job.kind, job.model, job.schedule) == ("train", "learned", "weekly")
-    with api.services.sessions.begin() as session:  # as the training does at its end
+    with api.services.sessions.begin() as session:  # like a training at its end
         then = jobs.NewJob(kind=SCORE, spec={}, model="learned", parent_id=run["job"])
         jobs.end(session, jobs.create(session, then, by="tests"), jobs.FAILED, "why")
     (run,) = await batch.runs()
@@ -175,16 +179,16 @@ async def test_a_schedule_can_start_trainings(batch: Batch) -> None:
     assert record["warnings"] == [
         f"no file or directory exists at {batch.root}/rows.csv; each run checks again"
     ]
-    outside = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
-    lost = {"estimator": {"artifact": "0" * 64}}
-    for wrong, field in [(outside, "job.then.input.uri"), (lost, "job.estimator.artifact")]:
-        problem = refused(await api.client.patch(f"{PATH}/weekly", json={"job": train | wrong}), 422)
+    outside_roots = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
+    not_uploaded = {"estimator": {"artifact": "0" * 64}}
+    for invalid, field in [(outside_roots, "job.then.input.uri"), (not_uploaded, "job.estimator.artifact")]:
+        problem = refused(await api.client.patch(f"{PATH}/weekly", json={"job": train | invalid}), 422)
         assert [e["field"] for e in problem["errors"]] == [field]
     async with api.with_key(await api.key("batch", models=["flag"])) as client:
         assert "learned" in refused(await client.get(f"{PATH}/weekly"), 403)["detail"]
 
 
-async def test_a_run_without_its_alias_is_in_the_history_with_the_reason(batch: Batch) -> None:
+async def test_a_run_without_its_alias_is_in_the_history_with_the_reason(batch: ScheduleBench) -> None:
     await batch.api.client.put("/v1/models/flag/aliases/nightly", json={"version": 2})
     await batch.create(start_in_s=0, job=batch.job | {"alias": "nightly"})
     await batch.api.client.delete("/v1/models/flag/aliases/nightly")
@@ -195,7 +199,7 @@ async def test_a_run_without_its_alias_is_in_the_history_with_the_reason(batch: 
     assert (await batch.get())["last_run"]["outcome"] == "failed"
 
 
-async def test_an_unexpected_error_fails_one_run_only(batch: Batch) -> None:
+async def test_an_unexpected_error_fails_one_run_only(batch: ScheduleBench) -> None:
     await batch.create(start_in_s=0)
     await batch.create(name="other", start_in_s=0)
 
@@ -209,22 +213,25 @@ async def test_an_unexpected_error_fails_one_run_only(batch: Batch) -> None:
     assert [r["reason"] for r in await batch.runs("other")] == ["ZeroDivisionError: by zero"]
 
 
-async def test_the_input_of_a_schedule_may_be_missing(batch: Batch) -> None:
+async def test_the_input_of_a_schedule_may_be_missing(batch: ScheduleBench) -> None:
     assert not (batch.root / "rows.csv").exists()
     await batch.create(start_in_s=0)
     batch.step()
-    assert [r["outcome"] for r in await batch.runs()] == ["started"]  # its planning is tried again
+    assert [r["outcome"] for r in await batch.runs()] == ["started"]  # planning is retried
 
 
-@pytest.mark.parametrize("form", [{}, {"media_type": "text/csv"}], ids=["by its name", "told"])
-async def test_the_directory_of_an_input_may_be_empty(batch: Batch, form: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "form", [{}, {"media_type": "text/csv"}], ids=["media type by suffix", "media type in the body"]
+)
+async def test_the_directory_of_an_input_may_be_empty(batch: ScheduleBench, form: dict[str, str]) -> None:
     (batch.root / "weekly").mkdir(exist_ok=True)
     place = {"uri": f"{batch.root}/weekly", **form}
-    made = await batch.create(job=batch.job | {"input": place})
-    assert [w.partition(" ")[0] for w in made["warnings"]] == ["there" if form else "the"]
+    record = await batch.create(job=batch.job | {"input": place})
+    (warning,) = record["warnings"]
+    assert ("contains no files" if form else "is empty") in warning
 
 
-async def test_an_existing_input_is_examined_when_the_schedule_is_created(batch: Batch) -> None:
+async def test_an_existing_input_is_examined_when_the_schedule_is_created(batch: ScheduleBench) -> None:
     names = [
         i["name"]
         for i in (await batch.api.client.get("/v1/models/flag/versions/1")).json()["signature"]["inputs"]
@@ -234,22 +241,22 @@ async def test_an_existing_input_is_examined_when_the_schedule_is_created(batch:
     bad.write_text("other\n1\n")
     job = batch.job | {"input": {"uri": str(bad)}}
     problem = refused(await batch.api.client.post(PATH, json=batch.body(job=job)), 422)
-    assert {e["field"] for e in problem["errors"]} == set(names)  # columns, and no fields of the body
-    lacking = batch.job | {"input": {"uri": str(good)}, "id_column": "nobody"}
-    problem = refused(await batch.api.client.post(PATH, json=batch.body(job=lacking)), 422)
+    assert {e["field"] for e in problem["errors"]} == set(names)  # names of columns, not fields of the body
+    missing_column = batch.job | {"input": {"uri": str(good)}, "id_column": "nobody"}
+    problem = refused(await batch.api.client.post(PATH, json=batch.body(job=missing_column)), 422)
     assert [e["field"] for e in problem["errors"]] == ["job.id_column"]
     assert (await batch.api.client.get(PATH)).json()["items"] == []
 
-    made = await batch.create(job=batch.job | {"input": {"uri": str(good)}})
-    assert made["warnings"] == []
+    record = await batch.create(job=batch.job | {"input": {"uri": str(good)}})
+    assert record["warnings"] == []
     refused(await batch.api.client.patch(f"{PATH}/weekly", json={"job": job}), 422)
-    assert (await batch.get())["job"] == made["job"]
+    assert (await batch.get())["job"] == record["job"]
 
 
-async def test_missed_runs_are_skipped_or_caught_up(batch: Batch) -> None:
+async def test_missed_runs_are_skipped_or_caught_up(batch: ScheduleBench) -> None:
     await batch.create(name="skips", every_s=3600)
     await batch.create(name="makes-up", every_s=3600, catch_up=True, overlap=True)
-    batch.put_back(timedelta(hours=3.5))
+    batch.move_back(timedelta(hours=3.5))
     batch.step()
     (skipped,) = await batch.runs("skips")
     assert (skipped["outcome"], skipped["job"]) == ("skipped", None)
@@ -259,7 +266,7 @@ async def test_missed_runs_are_skipped_or_caught_up(batch: Batch) -> None:
         assert datetime.fromisoformat((await batch.get(name))["next_at"]) > datetime.now(UTC)
 
 
-async def test_runs_overlap_only_if_allowed(batch: Batch) -> None:
+async def test_runs_overlap_only_if_allowed(batch: ScheduleBench) -> None:
     record = await batch.create(paused=True)
     assert (record["paused"], record["next_at"]) == (True, None)
     first = await batch.api.client.post(f"{PATH}/weekly/run")
@@ -273,35 +280,35 @@ async def test_runs_overlap_only_if_allowed(batch: Batch) -> None:
     assert [r["reason"] for r in await batch.runs()] == ["requested by admin"] * 2
 
 
-async def test_a_repeated_request_with_the_same_key_takes_effect_once(batch: Batch) -> None:
+async def test_a_repeated_request_with_the_same_key_takes_effect_once(batch: ScheduleBench) -> None:
     headers = {"Idempotency-Key": "schedules-once"}
-    made = [await batch.api.client.post(PATH, json=batch.body(), headers=headers) for _ in range(2)]
-    assert {(a.status_code, a.text) for a in made} == {(201, made[0].text)}
+    answers = [await batch.api.client.post(PATH, json=batch.body(), headers=headers) for _ in range(2)]
+    assert {(a.status_code, a.text) for a in answers} == {(201, answers[0].text)}
     refused(await batch.api.client.post(PATH, json=batch.body(every_s=60), headers=headers), 422)
     refused(await batch.api.client.post(PATH, json=batch.body()), 409)
     headers = {"Idempotency-Key": "run-once"}
-    ran = [await batch.api.client.post(f"{PATH}/weekly/run", headers=headers) for _ in range(2)]
-    assert {(a.status_code, a.json()["id"]) for a in ran} == {(202, ran[0].json()["id"])}
+    answers = [await batch.api.client.post(f"{PATH}/weekly/run", headers=headers) for _ in range(2)]
+    assert {(a.status_code, a.json()["id"]) for a in answers} == {(202, answers[0].json()["id"])}
     assert len(await batch.runs()) == 1
 
 
-async def test_a_schedule_is_edited_paused_resumed_and_deleted(batch: Batch) -> None:
-    made = await batch.create(start_in_s=60)
+async def test_a_schedule_is_edited_paused_resumed_and_deleted(batch: ScheduleBench) -> None:
+    created = await batch.create(start_in_s=60)
     client = batch.api.client
     paused = (await client.patch(f"{PATH}/weekly", json={"paused": True})).json()
     assert (paused["paused"], paused["next_at"]) == (True, None)
-    batch.put_back(timedelta(days=8))
+    batch.move_back(timedelta(days=8))
     assert batch.step() == 0
     resumed = (await client.patch(f"{PATH}/weekly", json={"paused": False})).json()
-    assert resumed["next_at"] > made["next_at"][:10]
-    assert batch.step() == 0  # what was due meanwhile was not missed
+    assert resumed["next_at"] > created["next_at"][:10]
+    assert batch.step() == 0  # runs due during the pause do not count as missed
     job = batch.job | {"version": 2}
     changed = (
         await client.patch(f"{PATH}/weekly", json={"cron": "0 3 * * *", "every_s": None, "job": job})
     ).json()
     assert (changed["cron"], changed["every_s"], changed["job"]["version"]) == ("0 3 * * *", None, 2)
     assert len(changed["warnings"]) == 1
-    unchanged = changed | {"warnings": []}  # its job was not looked at
+    unchanged = changed | {"warnings": []}  # the input was not examined
     assert (await client.patch(f"{PATH}/weekly", json={})).json() == unchanged
     assert (await client.delete(f"{PATH}/weekly")).status_code == 204
     for call in (
@@ -314,7 +321,7 @@ async def test_a_schedule_is_edited_paused_resumed_and_deleted(batch: Batch) -> 
         assert "weekly" in refused(await call, 404)["detail"]
 
 
-async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
+async def test_schedules_and_runs_are_listed_page_by_page(batch: ScheduleBench) -> None:
     for name in ("b", "a", "c"):
         await batch.create(name=name, overlap=True)
     client = batch.api.client
@@ -331,7 +338,7 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "field"),
+    ("changes", "field"),
     [
         ({"name": "Not A Name"}, "name"),
         ({"every_s": None}, "cron"),
@@ -365,10 +372,10 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: Batch) -> None:
     ids=str,
 )
 async def test_an_invalid_schedule_is_rejected_naming_the_field(
-    batch: Batch, wrong: dict[str, Any], field: str
+    batch: ScheduleBench, changes: dict[str, Any], field: str
 ) -> None:
     body = batch.body()
-    for name, value in wrong.items():
+    for name, value in changes.items():
         if name.startswith("job."):
             body["job"] = body["job"] | {name.removeprefix("job."): value}
         else:
@@ -378,9 +385,9 @@ async def test_an_invalid_schedule_is_rejected_naming_the_field(
     assert (await batch.api.client.get(PATH)).json()["items"] == []
 
 
-async def test_an_edit_is_checked_like_a_new_schedule(batch: Batch) -> None:
-    made = await batch.create()
-    for wrong, status in [
+async def test_an_edit_is_checked_like_a_new_schedule(batch: ScheduleBench) -> None:
+    created = await batch.create()
+    for changes, status in [
         ({"name": "other"}, 422),
         ({"cron": "x"}, 422),
         ({"timezone": "Mars/Olympus"}, 422),
@@ -389,11 +396,11 @@ async def test_an_edit_is_checked_like_a_new_schedule(batch: Batch) -> None:
         ({"job": batch.job | {"alias": "nobody"}}, 404),
         ({"job": batch.job | {"version": 99}}, 404),
     ]:
-        refused(await batch.api.client.patch(f"{PATH}/weekly", json=wrong), status)
-    assert await batch.get() | {"warnings": made["warnings"]} == made
+        refused(await batch.api.client.patch(f"{PATH}/weekly", json=changes), status)
+    assert await batch.get() | {"warnings": created["warnings"]} == created
 
 
-async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Batch) -> None:
+async def test_a_key_for_some_models_accesses_only_their_schedules(batch: ScheduleBench) -> None:
     await batch.create()
     await batch.create(name="other", job=batch.job | {"model": "forest"})
     async with batch.api.with_key(await batch.api.key("batch", models=["forest"])) as client:
@@ -404,7 +411,7 @@ async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Batch)
             client.get(f"{PATH}/weekly/runs"),
             client.post(f"{PATH}/weekly/run"),
             client.patch(f"{PATH}/weekly", json={"paused": True}),
-            client.patch(f"{PATH}/other", json={"job": batch.job}),  # nor reach another by an edit
+            client.patch(f"{PATH}/other", json={"job": batch.job}),  # an edit must not access another model
             client.delete(f"{PATH}/weekly"),
             client.post(PATH, json=batch.body(name="mine")),
         ):
@@ -412,32 +419,32 @@ async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Batch)
         assert (await client.patch(f"{PATH}/other", json={"paused": True})).status_code == 200
 
 
-async def test_the_scheduler_thread_starts_runs_that_are_due(batch: Batch) -> None:
+async def test_the_scheduler_thread_starts_runs_that_are_due(batch: ScheduleBench) -> None:
     services = batch.api.services
     start = job_kinds.scheduled_job_starter(services.store)
     thread = PeriodicThread("schedules", lambda: scheduler.step(services.sessions, start), scheduler.POLL_S)
     thread.start()
     try:
         await batch.create(start_in_s=0)
-        until = datetime.now(UTC) + timedelta(seconds=30)
+        deadline = datetime.now(UTC) + timedelta(seconds=30)
         while not (runs := await batch.runs()):
-            assert datetime.now(UTC) < until
+            assert datetime.now(UTC) < deadline
             await asyncio.sleep(0.02)
     finally:
         thread.stop()
     assert [r["outcome"] for r in runs] == ["started"]
 
 
-async def test_a_run_starts_after_the_previous_one_has_ended(batch: Batch) -> None:
+async def test_a_run_starts_after_the_previous_one_has_ended(batch: ScheduleBench) -> None:
     await batch.create(every_s=3600, start_in_s=0)
     batch.step()
-    batch.put_back(timedelta(hours=1))
+    batch.move_back(timedelta(hours=1))
     batch.step()
     started, skipped = (await batch.runs())[::-1]
     assert (started["outcome"], skipped["outcome"]) == ("started", "skipped")
     with batch.api.services.sessions.begin() as session:
         jobs.cancel(session, started["job"])
-    batch.put_back(timedelta(hours=1))
+    batch.move_back(timedelta(hours=1))
     batch.step()
     assert (await batch.runs())[0]["outcome"] == "started"
     with db.reading(batch.api.services.sessions) as session:
@@ -449,5 +456,5 @@ def test_the_scheduler_imports_no_web_framework() -> None:
         "import sys, service.worker.scheduler;"
         "print([m for m in ('fastapi', 'starlette', 'uvicorn', 'httpx') if m in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

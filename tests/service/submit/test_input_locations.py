@@ -1,4 +1,4 @@
-"""A job reads what was uploaded, or what lies in a place the operator allowed: whatever its path says."""
+"""A job reads uploaded artifacts and files inside the batch roots only, however its URI is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARQUET = "application/vnd.apache.parquet"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The batch root, with a file in it, beside one that nobody may read."""
+    """Create a batch root with files, beside a directory outside of it."""
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
@@ -27,33 +27,34 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def find(root: Path, uri: str, media_type: str | None = None) -> InputLocation:
+def locate(root: Path, uri: str, media_type: str | None = None) -> InputLocation:
     settings = Settings(home=root.parent / "home", batch_roots=str(root))
     return input_locations.locate_input(
         settings, Store(settings.blobs), {"uri": uri, "media_type": media_type}
     )
 
 
-def refusal(root: Path, uri: str) -> str:
-    with pytest.raises(Invalid) as refused:
-        find(root, uri)
-    assert {e.field for e in refused.value.errors} <= {"input.uri", "input.media_type"}
-    return str(refused.value)
+def rejection(root: Path, uri: str) -> str:
+    """Return the message with which `uri` is rejected."""
+    with pytest.raises(Invalid) as raised:
+        locate(root, uri)
+    assert {e.field for e in raised.value.errors} <= {"input.uri", "input.media_type"}
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(
     "uri", ["{}/a.csv", "file://{}/a.csv", "file://localhost{}/a.csv", "{}/sub/../a.csv", "{}//a.csv"]
 )
 def test_paths_and_file_uris_denote_the_same_file(root: Path, uri: str) -> None:
-    assert find(root, uri.format(root)) == InputLocation(str(root / "a.csv"), CSV)
+    assert locate(root, uri.format(root)) == InputLocation(str(root / "a.csv"), CSV)
 
 
 def test_percent_escapes_are_decoded_in_uris_only(root: Path) -> None:
     odd = root / "100%25 of it.csv"
     odd.write_text("x\n1\n")
-    assert find(root, str(odd)).location == str(odd)
-    assert find(root, f"file://{root}/100%2525%20of%20it.csv").location == str(odd)
-    assert find(root, f"file://{root}/%61.csv").location == str(root / "a.csv")
+    assert locate(root, str(odd)).location == str(odd)
+    assert locate(root, f"file://{root}/100%2525%20of%20it.csv").location == str(odd)
+    assert locate(root, f"file://{root}/%61.csv").location == str(root / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,8 @@ def test_percent_escapes_are_decoded_in_uris_only(root: Path) -> None:
     ],
 )
 def test_places_outside_the_roots_are_rejected(root: Path, uri: str) -> None:
-    given = uri.format(root=root, out=root.parent / "secret")
-    assert "is outside the batch roots" in refusal(root, given)
+    place = uri.format(root=root, out=root.parent / "secret")
+    assert "is outside the batch roots" in rejection(root, place)
 
 
 def test_links_that_lead_outside_the_root_are_rejected(root: Path) -> None:
@@ -80,19 +81,19 @@ def test_links_that_lead_outside_the_root_are_rejected(root: Path) -> None:
     (root / "out.csv").symlink_to(root.parent / "secret" / "c.csv")
     (root / "in.csv").symlink_to(root / "sub" / "b.csv")
     for uri in (f"{root}/out/c.csv", f"{root}/out", f"{root}/out.csv"):
-        assert "is outside the batch roots" in refusal(root, uri)
-    assert find(root, f"{root}/in.csv").location == str(root / "sub" / "b.csv")
+        assert "is outside the batch roots" in rejection(root, uri)
+    assert locate(root, f"{root}/in.csv").location == str(root / "sub" / "b.csv")
 
 
 def test_a_root_may_be_a_link(root: Path) -> None:
     link = root.parent / "link"
     link.symlink_to(root)
-    assert find(link, f"{link}/a.csv").location == str(root / "a.csv")
-    assert find(link, f"{root}/a.csv").location == str(root / "a.csv")
+    assert locate(link, f"{link}/a.csv").location == str(root / "a.csv")
+    assert locate(link, f"{root}/a.csv").location == str(root / "a.csv")
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"),
+    ("uri", "message"),
     [
         ("a.csv", "is not an absolute path"),
         ("../elsewhere/a.csv", "is not an absolute path"),
@@ -109,9 +110,11 @@ def test_a_root_may_be_a_link(root: Path) -> None:
         ("{}/sub/none", "no file or directory exists at"),
     ],
 )
-def test_invalid_uris_and_missing_files_are_rejected_with_a_reason(root: Path, uri: str, says: str) -> None:
+def test_invalid_uris_and_missing_files_are_rejected_with_a_reason(
+    root: Path, uri: str, message: str
+) -> None:
     (root / "circle").symlink_to(root / "circle")
-    assert says in refusal(root, uri.replace("{}", str(root)))
+    assert message in rejection(root, uri.replace("{}", str(root)))
 
 
 def test_without_a_root_nothing_can_be_read(root: Path) -> None:
@@ -165,35 +168,33 @@ def test_the_suffix_of_a_file_determines_its_media_type(name: str, media_type: s
 
 
 def test_the_first_file_of_a_directory_determines_its_media_type(root: Path) -> None:
-    folder = root / "many"
-    folder.mkdir()
+    directory = root / "many"
+    directory.mkdir()
     for name in ("_SUCCESS", ".hidden.csv", "readme.txt", "part-1.parquet", "part-2.csv"):
-        (folder / name).touch()
-    assert find(root, str(folder)) == InputLocation(str(folder), PARQUET)
-    assert "does not show its media type" in refusal(root, str(root.joinpath("many", "readme.txt")))
-    assert find(root, f"{folder}/readme.txt", CSV) == InputLocation(f"{folder}/readme.txt", CSV)
+        (directory / name).touch()
+    assert locate(root, str(directory)) == InputLocation(str(directory), PARQUET)
+    assert "does not show its media type" in rejection(root, str(root.joinpath("many", "readme.txt")))
+    assert locate(root, f"{directory}/readme.txt", CSV) == InputLocation(f"{directory}/readme.txt", CSV)
     (root / "empty").mkdir()
-    assert "is empty" in refusal(root, f"{root}/empty")
+    assert "is empty" in rejection(root, f"{root}/empty")
 
 
 def test_an_artifact_is_located_in_the_store(root: Path) -> None:
     settings = Settings(home=root.parent / "home")
     store = Store(settings.blobs)
     sha256 = store.put([b"x\n1\n"]).sha256
-    found = input_locations.locate_input(settings, store, {"artifact": sha256, "media_type": CSV})
-    assert found == InputLocation(str(store.path(sha256)), CSV)
-    assert Path(found.location).is_absolute()
+    location = input_locations.locate_input(settings, store, {"artifact": sha256, "media_type": CSV})
+    assert location == InputLocation(str(store.path(sha256)), CSV)
+    assert Path(location.location).is_absolute()
     with pytest.raises(NotFound):
         input_locations.locate_input(settings, store, {"artifact": "0" * 64, "media_type": CSV})
 
 
-def test_a_directory_without_read_permission_is_rejected(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Root may read everything, so it is told that it may not."""
+def test_a_directory_without_read_permission_is_rejected(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test simulates the error, because root may read every directory."""
 
-    def closed(path: Path) -> object:
+    def deny(path: Path) -> object:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", closed)
-    assert "cannot be read: Permission denied" in refusal(root, f"{root}/sub")
+    monkeypatch.setattr(Path, "iterdir", deny)
+    assert "cannot be read: Permission denied" in rejection(root, f"{root}/sub")
