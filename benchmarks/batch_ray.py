@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batch import frame, train, write
+from benchmarks.batch import noisy_rows, train, write_input
 from tests.harness.machine import describe_machine
 from tests.harness.server import TRIVIUM, Server
 
@@ -42,11 +42,11 @@ def job(server: Server, model: str, data: Path, engine: str) -> dict[str, float]
 
 def compare(place: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     data = place / "data.parquet"
-    write(data, options.rows, "parquet")
+    write_input(data, options.rows, "parquet")
     results = []
     with Server(place / "home", place / "server.log", batch_roots=place) as server:
         server.start()
-        example = frame(200, 3).to_csv(index=False).encode()
+        example = noisy_rows(200, 3).to_csv(index=False).encode()
         for name in options.models:
             server.publish(name, train(name), example, alias="champion")
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

@@ -1,11 +1,11 @@
-"""A forest over many rows: our kernel beside scikit-learn and ONNX Runtime, on one thread and on all cores.
+"""Compare our forest kernel with scikit-learn and ONNX Runtime, on one thread and on all cores.
 
     python -m benchmarks.forest_kernel [--rows 100000] [--trees 100] [--json]
 
-All get the same float64 matrix in memory. On all cores, kernel and ONNX Runtime are asked as batch scoring
-asks them: as many threads as cores, each with its share of the rows; scikit-learn by `n_jobs`. scikit-learn
-answers `predict_proba` only, the others labels too. The quickest of several rounds counts, and in each round
-everybody has his turn; ratios travel, absolutes belong to the machine.
+All read the same float64 matrix in memory. On all cores, the kernel and ONNX Runtime run as in batch
+scoring, with one thread per core that scores a share of the rows; scikit-learn uses `n_jobs`. scikit-learn
+returns `predict_proba` only, the others also return labels. The fastest of several interleaved rounds
+counts. Ratios can be compared between machines, absolute numbers cannot.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ ROUNDS = 5
 
 def models(trees: int) -> dict[str, Any]:
     features, labels = make_classification(20_000, FEATURES, n_informative=12, random_state=0)
-    made = {
+    estimators = {
         "depth 10": RandomForestClassifier(trees, max_depth=10, n_jobs=CORES, random_state=0),
         "fully grown": RandomForestClassifier(trees, n_jobs=CORES, random_state=0),
         "histogram boosting": HistGradientBoostingClassifier(max_iter=trees, random_state=0),
     }
-    return {name: model.fit(features, labels) for name, model in made.items()}
+    return {name: model.fit(features, labels) for name, model in estimators.items()}
 
 
 def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
-    """The kernel and ONNX Runtime, or None where its form drifts, as a build makes them."""
+    """Return the kernel and ONNX Runtime as a build creates them; None if the ONNX graph is not
+    equivalent."""
     signature = describe.describe(model, None, Corrections.read(None)).signature
     node_file.save(flatten.flatten(model), folder / "forest.npz")
     answer = EstimatorRuntime(model, signature).run
@@ -65,54 +66,54 @@ def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
     return ForestRuntime(folder / "forest.npz", signature), onnx
 
 
-def ways(
+def scoring_functions(
     model: Any, rows: np.ndarray, folder: Path, pool: ThreadPoolExecutor
 ) -> dict[str, Callable[[], object]]:
     kernel, onnx = runtimes(model, folder)
     blocks = [Rows(matrix=part) for part in np.array_split(rows, 4 * CORES)]
-    whole = Rows(matrix=rows)
+    all_rows = Rows(matrix=rows)
 
     def scikit_learn(jobs: int) -> Callable[[], object]:
-        def ask() -> object:
+        def predict() -> object:
             if hasattr(model, "n_jobs"):
                 model.n_jobs = jobs
             return model.predict_proba(rows)
 
-        return ask
+        return predict
 
-    found = {
-        "kernel, 1": lambda: kernel.run(whole),
+    functions = {
+        "kernel, 1": lambda: kernel.run(all_rows),
         f"kernel, {CORES}": lambda: list(pool.map(kernel.run, blocks)),
     }
-    if hasattr(model, "n_jobs"):  # histogram boosting has OpenMP instead, which has all the cores
-        found["scikit-learn, 1"] = scikit_learn(1)
-    found[f"scikit-learn, {CORES}"] = scikit_learn(CORES)
+    if hasattr(model, "n_jobs"):  # histogram boosting uses OpenMP, which always takes all cores
+        functions["scikit-learn, 1"] = scikit_learn(1)
+    functions[f"scikit-learn, {CORES}"] = scikit_learn(CORES)
     if onnx is not None:
-        found["onnx, 1"] = lambda: onnx.run(whole)
-        found[f"onnx, {CORES}"] = lambda: list(pool.map(onnx.run, blocks))
-    return found
+        functions["onnx, 1"] = lambda: onnx.run(all_rows)
+        functions[f"onnx, {CORES}"] = lambda: list(pool.map(onnx.run, blocks))
+    return functions
 
 
-def rates(asked: dict[str, Callable[[], object]], rows: int) -> dict[str, float]:
-    """Rows a second."""
-    quickest = dict.fromkeys(asked, float("inf"))
+def rates(functions: dict[str, Callable[[], object]], rows: int) -> dict[str, float]:
+    """Return the rows per second of each function."""
+    fastest = dict.fromkeys(functions, float("inf"))
     for _ in range(ROUNDS):
-        for name, ask in asked.items():
-            started = time.perf_counter()
-            ask()
-            quickest[name] = min(quickest[name], time.perf_counter() - started)
-    return {name: rows / seconds for name, seconds in quickest.items()}
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            fastest[name] = min(fastest[name], time.perf_counter() - start)
+    return {name: rows / seconds for name, seconds in fastest.items()}
 
 
-def show(measured: dict[str, dict[str, float]]) -> None:
+def print_rates(rates_by_model: dict[str, dict[str, float]]) -> None:
     print(describe_machine())
-    for name, found in measured.items():
+    for name, model_rates in rates_by_model.items():
         print(f"\n{name}")
-        for way, rate in found.items():
-            against = {t: found.get(f"scikit-learn, {t}") for t in ("1", str(CORES))}
-            ratio = against[way.rpartition(", ")[2]]
-            beside = f"   {rate / ratio:5.1f} x scikit-learn" if ratio else ""
-            print(f"  {way + ' thread(s)':24}{rate:12,.0f} rows/s{beside}")
+        for label, rate in model_rates.items():
+            threads = label.rpartition(", ")[2]
+            baseline = model_rates.get(f"scikit-learn, {threads}")
+            ratio = f"   {rate / baseline:5.1f} x scikit-learn" if baseline else ""
+            print(f"  {label + ' thread(s)':24}{rate:12,.0f} rows/s{ratio}")
 
 
 def main() -> None:
@@ -120,17 +121,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--trees", type=int, default=100)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    rows = np.random.default_rng(1).normal(size=(given.rows, FEATURES)) * 1.5
-    measured = {}
+    options = parser.parse_args()
+    rows = np.random.default_rng(1).normal(size=(options.rows, FEATURES)) * 1.5
+    rates_by_model = {}
     with ThreadPoolExecutor(CORES) as pool:
-        for name, model in models(given.trees).items():
+        for name, model in models(options.trees).items():
             with tempfile.TemporaryDirectory() as folder:
-                measured[name] = rates(ways(model, rows, Path(folder), pool), given.rows)
-    if given.json:
-        print(json.dumps(measured))
+                rates_by_model[name] = rates(scoring_functions(model, rows, Path(folder), pool), options.rows)
+    if options.json:
+        print(json.dumps(rates_by_model))
     else:
-        show(measured)
+        print_rates(rates_by_model)
 
 
 if __name__ == "__main__":
