@@ -1,9 +1,9 @@
-"""The registry's schema, step by step (Alembic). `registry.db.migrate` runs it."""
+"""Migrations of the registry's schema (Alembic). `registry.db.migrate` runs them."""
 
 import logging
 
 HEAD = "0006"
-"""The newest revision: lets a server see that there is nothing to migrate without importing Alembic."""
+"""The newest revision. A server compares it with the database's, without importing Alembic."""
 
-# Our callers say what Alembic does. Here, since it lists its plugins while it is imported.
+# Callers of `migrate` log themselves. Set here, because Alembic logs its plugins while it is imported.
 logging.getLogger("alembic").setLevel(logging.WARNING)

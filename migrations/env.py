@@ -1,7 +1,7 @@
-"""Alembic's entry: migrate the engine that `migrations.run` hands over, in one transaction.
+"""Alembic's entry point: migrate the engine that `migrations.run` passes, in one transaction.
 
-Whoever comes second waits, then sees that nothing is left to do: SQLite's transactions start as writers,
-PostgreSQL is asked for a lock. A transaction that its process did not live to commit leaves nothing.
+A second process waits, and then finds the schema migrated: on SQLite the transaction starts as a writer, on
+PostgreSQL it takes an advisory lock. If the process dies before the commit, the database is unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Engine, text
 
-from registry.jobs import tables  # noqa: F401 - its tables are part of the metadata
+from registry.jobs import tables  # noqa: F401 - registers its tables in the metadata
 from registry.tables import Base
 
 engine: Engine = context.config.attributes["engine"]
@@ -21,7 +21,7 @@ with engine.connect() as connection:
         connection=connection,
         target_metadata=Base.metadata,
         render_as_batch=True,
-        transactional_ddl=True,  # SQLite can: Alembic assumes it cannot, because of what sqlite3 once did
+        transactional_ddl=True,  # Alembic assumes that SQLite cannot, because of old releases of sqlite3
     )
     with context.begin_transaction():
         context.run_migrations()

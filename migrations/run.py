@@ -1,4 +1,4 @@
-"""Run Alembic in this process on an engine that is already there."""
+"""Run Alembic in this process, on an existing engine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from sqlalchemy import Engine
 
 
 def config(engine: Engine) -> Config:
-    made = Config()
-    made.set_main_option("script_location", "migrations:")
-    made.attributes["engine"] = engine
-    return made
+    alembic_config = Config()
+    alembic_config.set_main_option("script_location", "migrations:")
+    alembic_config.attributes["engine"] = engine
+    return alembic_config
 
 
 def run(engine: Engine, revision: str) -> None:
-    """Migrate up or down to `revision` ("head", "base", or a number such as "0001")."""
-    order = command.downgrade if revision == "base" else command.upgrade
-    order(config(engine), revision)
+    """Upgrade to `revision` ("head" or a number such as "0001"), or downgrade to "base"."""
+    migrate = command.downgrade if revision == "base" else command.upgrade
+    migrate(config(engine), revision)

@@ -64,7 +64,7 @@ def promote(
 
 
 def rollback(session: Session, model: str, alias: str, *, by: str, reason: str | None = None) -> AliasRow:
-    """Point `alias` back at the previous version. Raises `NotFound`, `Conflict` if there is none."""
+    """Point `alias` back at the previous version. Raises `NotFound`, `Conflict` for the first version."""
     owner = models.lock(session, model)
     row = _get(session, owner, alias)
     target = rollback_target(session, row)

@@ -60,7 +60,7 @@ def export_summaries(session: Session, versions: Sequence[tuple[str, int]]) -> l
 def entries(session: Session, name: str | None = None) -> list[CatalogEntry]:
     """Return every model with a ready version, by name: its champion, or else its newest ready version.
 
-    `name` restricts the result to one model. Raises `NotFound` if that model has no ready version.
+    `name` restricts the result to one model. Raises `NotFound` if that model lacks a ready version.
     """
     newest = (
         select(VersionRow.id)

@@ -29,7 +29,7 @@ def connect(url: str, max_idle_s: float | None = None) -> Engine:
     """Create an engine for `url`. SQLite gets WAL, full durability and immediate write transactions.
 
     PostgreSQL ends a session that is idle inside a transaction for `max_idle_s`, because a stopped process
-    would keep its locks. SQLite has no such timeout: other writers wait until the process continues.
+    would keep its locks. SQLite lacks such a timeout: other writers wait until the process continues.
     """
     # msgspec encodes NaN and infinity, which PostgreSQL's JSON lacks, as null
     shared: dict[str, Any] = {"json_serializer": _json, "json_deserializer": msgspec.json.decode}

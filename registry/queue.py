@@ -102,7 +102,7 @@ def enqueue(
 
 
 def enqueue_once(session: Session, kind: str, subject: str, *, max_attempts: int) -> int:
-    """Return the id of the subject's queued or running task; enqueue one if there is none."""
+    """Return the id of the subject's queued or running task, or enqueue a new one."""
     is_open = and_(TaskRow.kind == kind, TaskRow.state.in_((QUEUED, RUNNING)))
     open_id = session.scalar(select(TaskRow.id).where(is_open, TaskRow.subject == subject).limit(1))
     return open_id or enqueue(session, kind, subject, max_attempts=max_attempts)
@@ -115,7 +115,7 @@ def claim(
     lease_s: float = BUILD_LEASE_S,
     max_per_key: int | None = None,
 ) -> ClaimedTask | None:
-    """Claim the next task that is due or whose lease expired. Return None if there is none.
+    """Claim the next task that is due or whose lease expired, or return None.
 
     With `max_per_key`, at most that many tasks with the same concurrency key run at once; further tasks stay
     queued. Two workers that claim at the same instant may exceed the bound by one.
@@ -197,7 +197,7 @@ def finish(session: Session, task_id: int, fence: int, result: dict[str, Any] | 
 def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: float | None = None) -> bool:
     """Count a failed attempt: queue the task again after `retry_in_s`, or mark it as failed.
 
-    The task fails for good if `retry_in_s` is None or its last attempt was used. Returns whether it will be
+    The task fails permanently if `retry_in_s` is None or its last attempt was used. Returns whether it will be
     retried. Raises `StaleTask` if another claim holds the task.
     """
     query = select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)

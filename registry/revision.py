@@ -52,7 +52,7 @@ def registry_id(session: Session) -> str:
 
 
 def changes_since(session: Session, revision: int) -> Changes | None:
-    """Return the changes after `revision`, or None if some of them are no longer stored."""
+    """Return the changes after `revision`, or None if some of them were deleted."""
     newest = current(session)
     # Read up to `newest` only: on PostgreSQL another transaction may commit between the two statements.
     rows = session.execute(

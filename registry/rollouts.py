@@ -22,7 +22,7 @@ from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, 
 DeviceStatus = Literal["ok", "failed"]
 
 HALT_DEVICES = 3
-"""A rollout is halted after failures of at least this many devices: a single broken device is no evidence."""
+"""A rollout is halted after failures of at least this many devices: a single broken device proves nothing."""
 HALT_SHARE = 0.1
 """The failed devices must also exceed this share of the devices that reported."""
 

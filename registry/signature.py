@@ -1,7 +1,7 @@
 """Signature of a version: its typed inputs and outputs, the contract between a model and its callers.
 
 Its JSON form is the one of the API. This module only defines the data: `service/runtime/codec` reads rows
-against a signature, and `service/compiler/signature/estimator.py` infers one from an estimator.
+against a signature, and `service/compiler/signature/describe.py` infers one from an estimator.
 """
 
 from __future__ import annotations

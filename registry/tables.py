@@ -260,7 +260,7 @@ class RevisionRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[int]
-    registry_id: Mapped[str]  # random, never changes: tells registries apart
+    registry_id: Mapped[str]  # random, never changes: identifies the registry
 
 
 class ChangeRow(Base):

@@ -37,7 +37,7 @@ def add(session: Session, role: str, version: int, content: str) -> None:
 
 
 def newest(session: Session, role: str) -> str | None:
-    """Return the newest document of `role`, or None if there is none."""
+    """Return the newest document of `role`, or None before the first one."""
     number = select(func.max(TufMetadataRow.version)).where(TufMetadataRow.role == role).scalar_subquery()
     return session.scalar(
         select(TufMetadataRow.content).where(TufMetadataRow.role == role, TufMetadataRow.version == number)

@@ -247,7 +247,7 @@ def lock_blobs(session: Session, *, shared: bool) -> None:
 
 
 def signature_of(version: VersionRow) -> Signature:
-    """Raises `NotReady` if the version has no signature yet."""
+    """Return the version's signature. Raises `NotReady` before the build has set it."""
     if version.signature is None:
         raise NotReady(f"{version.model.name}:{version.number} is {version.state} and has no signature")
     return Signature.from_json(version.signature)

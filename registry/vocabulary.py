@@ -35,7 +35,7 @@ SCOPES: dict[Scope, str] = {
     "batch": "create and manage jobs and schedules",
     "admin": "all of these, and manage keys, deletions and garbage collection",
 }
-"""What a key with each scope may do."""
+"""The permissions of a key, by scope."""
 
 FORMAT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "sklearn-joblib": (".joblib", ".pkl", ".pickle"),

@@ -1,13 +1,14 @@
-"""The settings, read from the environment with the prefix `TRIVIUM_`."""
+"""Settings, read from environment variables with the prefix `TRIVIUM_`."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,42 +19,69 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="postgresql+psycopg://...; unset: SQLite")
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    trusted_proxies: str = Field(
+        default="",
+        description="addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto "
+        "are used, separated by commas",
+    )
 
     max_body_mb: int = Field(
-        default=64, ge=1, description="largest request body; artifacts have their own bound"
+        default=64, ge=1, description="largest request body; artifacts have their own limit"
     )
     max_artifact_mb: int = Field(default=4096, ge=1, description="largest uploaded artifact")
 
     model_memory_mb: int = Field(
-        default=4096, ge=1, description="models in memory; the least recently used go first"
+        default=4096, ge=1, description="memory for loaded models; the least recently used are evicted"
     )
-    predict_deadline_s: float = Field(default=30.0, gt=0, description="longest one call of an isolated model")
+    predict_deadline_s: float = Field(
+        default=30.0, gt=0, description="time limit of one call of an isolated model"
+    )
 
-    build_timeout_s: float = Field(default=600.0, gt=0, description="longest a build may take")
-    build_memory_mb: int = Field(default=8192, ge=512, description="most memory a build may use")
-    build_concurrency: int = Field(default=1, ge=1, description="builds at once, per server process")
+    build_timeout_s: float = Field(default=600.0, gt=0, description="time limit of a build")
+    build_memory_mb: int = Field(default=8192, ge=512, description="memory limit of a build")
+    build_concurrency: int = Field(default=1, ge=1, description="concurrent builds per server process")
 
     batch_roots: str = Field(
         default="",
-        description="places that jobs may read from: directories and object-store URIs, with : between",
+        description="locations that jobs may read: directories and object-store URIs, separated by :",
     )
     batch_lanes: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, ge=1, description="partitions at once, per worker"
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="concurrent partitions per worker"
     )
     batch_lanes_per_model: int | None = Field(
-        default=None, ge=1, description="partitions of one model at once, over all workers; unset: no bound"
+        default=None,
+        ge=1,
+        description="concurrent partitions of one model over all workers; unset: unlimited",
     )
 
-    shutdown_grace_s: float = Field(default=30.0, ge=0, description="how long shutdown waits for requests")
+    shutdown_grace_s: float = Field(
+        default=30.0, ge=0, description="how long a shutdown waits for running requests"
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        """Reject entries that uvicorn accepts but never matches."""
+        for entry in value.split(",") if value.strip() else ():
+            try:
+                ipaddress.ip_network(entry.strip())
+            except ValueError as error:
+                raise ValueError(f"{error}; expected addresses or networks such as 10.0.0.0/8") from error
+        return value
+
+    @property
+    def proxies(self) -> list[str]:
+        """The entries of `trusted_proxies`."""
+        return [entry.strip() for entry in self.trusted_proxies.split(",") if entry.strip()]
 
     @cached_property
     def url(self) -> str:
-        """The database's SQLAlchemy URL."""
+        """SQLAlchemy URL of the database."""
         return self.database_url or f"sqlite:///{self.home.absolute() / 'registry.db'}"
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
-        """The batch roots, one by one."""
+        """The entries of `batch_roots`."""
         return tuple(r for r in re.split(r":(?!//)", self.batch_roots) if r)
 
     @property
@@ -61,7 +89,7 @@ class Settings(BaseSettings):
         return self.home / "jobs"
 
     def job_directory(self, job_id: int) -> Path:
-        """Holds a job's parts until they are assembled. Absolute."""
+        """Absolute path of the directory of a job's parts, which exists until they are assembled."""
         return self.jobs.absolute() / str(job_id)
 
     @property

@@ -1,7 +1,7 @@
-"""Logs and metrics. JSON lines on stderr, pretty on a terminal; Prometheus figures in this process.
+"""Logs and metrics: JSON lines on stderr (colours on a terminal), and Prometheus metrics.
 
-With several web processes `PROMETHEUS_MULTIPROC_DIR` is set before they start, and one scrape answers
-for all of them.
+With several web processes, `PROMETHEUS_MULTIPROC_DIR` is set before they start, and one scrape returns the
+metrics of all of them.
 """
 
 from __future__ import annotations
@@ -34,74 +34,76 @@ REQUESTS = Counter("trivium_requests_total", "HTTP requests", ["route", "method"
 REQUEST_SECONDS = Histogram("trivium_request_seconds", "Time to answer an HTTP request", ["route"])
 PREDICT_SECONDS = Histogram(
     "trivium_predict_seconds",
-    "Time from a whole predict request to its answer",
+    "Time from a complete predict request to its response",
     ["model", "version", "runtime"],
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 PREDICTED_ROWS = Counter("trivium_predicted_rows_total", "Rows predicted", ["model", "version", "runtime"])
-BUILDS = Counter("trivium_builds_total", "Builds by what came of them", ["state", "runtime"])
+BUILDS = Counter("trivium_builds_total", "Finished builds by state", ["state", "runtime"])
 BUILD_SECONDS = Histogram(
-    "trivium_build_seconds", "Time a build took", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+    "trivium_build_seconds", "Duration of a build", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 )
-EXPORTS = Counter("trivium_exports_total", "Exports by what came of them", ["state"])
+EXPORTS = Counter("trivium_exports_total", "Finished exports by state", ["state"])
 EXPORT_SECONDS = Histogram(
-    "trivium_export_seconds", "Time an export took", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+    "trivium_export_seconds",
+    "Duration of an export",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )
 FALLBACKS = Counter(
     "trivium_runtime_fallbacks_total",
-    "Versions that are served by the isolated runtime because ONNX could not take them",
+    "Versions served by the isolated runtime because they were not converted",
     ["model"],
 )
 LOADED_MODELS = Gauge(
     "trivium_loaded_models", "Model versions in memory", ["runtime"], multiprocess_mode="livesum"
 )
-LOADED_BYTES = Gauge("trivium_loaded_model_bytes", "Memory of loaded models", multiprocess_mode="livesum")
-EVICTIONS = Counter("trivium_model_evictions_total", "Models dropped from memory to stay in the bound")
+LOADED_BYTES = Gauge(
+    "trivium_loaded_model_bytes", "Memory of loaded models in bytes", multiprocess_mode="livesum"
+)
+EVICTIONS = Counter("trivium_model_evictions_total", "Models evicted from memory to stay within the limit")
 CHILD_RESTARTS = Counter(
     "trivium_child_restarts_total", "Child processes that died and were replaced", ["kind"]
 )
 SNAPSHOT_AGE = Gauge(
     "trivium_snapshot_age_seconds",
-    "Seconds since the registry was last looked at",
+    "Seconds since the registry's revision was last checked",
     multiprocess_mode="livemax",
 )
 BUILD_QUEUE = Gauge(
-    "trivium_build_queue_depth", "Builds and exports waiting or running", multiprocess_mode="livemostrecent"
+    "trivium_build_queue_depth",
+    "Builds and exports that are queued or running",
+    multiprocess_mode="livemostrecent",
 )
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _ids = itertools.count(1)
 _prefix = secrets.token_hex(5)
 
 
 def make_id(kind: str) -> str:
-    """A new identifier such as `req-5f1c0a9b3e-1a`: unique per process start, cheap to make (a uuid4
-    costs half as much as a whole small prediction)."""
+    """Create an identifier such as `req-5f1c0a9b3e-1a`, unique per start of the process.
+
+    It is cheap: a uuid4 would take half the time of a small prediction.
+    """
     return f"{kind}-{_prefix}-{next(_ids):x}"
 
 
-def reseed_ids() -> None:
-    """Give this process identifiers of its own; for use after a fork."""
-    global _prefix
-    _prefix = secrets.token_hex(5)
-
-
 @cache
-def _request_children(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
+def _request_metrics(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
     return REQUESTS.labels(route, method, str(status)), REQUEST_SECONDS.labels(route)
 
 
 def count_request(route: str, method: str, status: int, seconds: float) -> None:
-    """`route` must be a template, not a path: every one is a time series."""
-    counter, histogram = _request_children(route, method if method in METHODS else "other", status)
+    """Count a request. `route` must be a template, not a path: each value creates a time series."""
+    counter, histogram = _request_metrics(route, method if method in METHODS else "other", status)
     counter.inc()
     histogram.observe(seconds)
 
 
 def metrics() -> bytes:
-    """The Prometheus text of this process, or of all web processes where there are several."""
+    """Return the metrics in Prometheus' text format, of all web processes if there are several."""
     registry: CollectorRegistry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
@@ -110,8 +112,8 @@ def metrics() -> bytes:
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """JSON lines on stderr, or colours when a person is looking. The libraries' logs join in."""
-    pretty = sys.stderr.isatty()
+    """Log JSON lines to stderr, or coloured lines on a terminal. Logs of libraries use the same format."""
+    is_terminal = sys.stderr.isatty()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -120,9 +122,9 @@ def configure_logging(level: int = logging.INFO) -> None:
     ]
     renderer: list[Any] = (
         [structlog.dev.ConsoleRenderer()]
-        if pretty
+        if is_terminal
         else [
-            # without the frames' variables: among them are callers' keys
+            # without local variables: they may contain callers' keys
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ]
@@ -149,5 +151,5 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 
 def logger(name: str) -> Any:
-    """A structured logger: `log.info("build.done", model="fraud", version=3)`."""
+    """Return a structured logger: `log.info("build.done", model="fraud", version=3)`."""
     return structlog.stdlib.get_logger(name)

@@ -1,4 +1,4 @@
-"""The edge road: exports, device reports, rollouts that halt"""
+"""Edge: exports, device reports, rollouts that halt"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch road: jobs, their partitions, schedules and their runs"""
+"""Batch: jobs, their partitions, schedules and their runs"""
 
 from __future__ import annotations
 

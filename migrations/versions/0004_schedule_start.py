@@ -1,4 +1,4 @@
-"""Schedules: whether somebody said when the first run is"""
+"""Schedules: whether their start was set explicitly"""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    given: sa.Column[bool] = sa.Column("start_given", sa.Boolean(), nullable=False, server_default=sa.false())
-    op.add_column("schedules", given)
+    column: sa.Column[bool] = sa.Column(
+        "start_given", sa.Boolean(), nullable=False, server_default=sa.false()
+    )
+    op.add_column("schedules", column)
 
 
 def downgrade() -> None:

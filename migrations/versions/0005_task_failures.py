@@ -1,4 +1,4 @@
-"""Tasks: how many of their attempts failed, beside those whose worker died"""
+"""Tasks: number of failed attempts, without those whose worker died"""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ DEFAULT_KEEP_S = 7 * 24 * 3600.0
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """An accepted job. `version` is fixed here: moving an alias later has no effect on the job."""
+    """An accepted job. `version` is fixed here: moving an alias later does not affect the job."""
 
     kind: JobKind
     spec: dict[str, Any]

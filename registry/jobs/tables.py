@@ -79,7 +79,7 @@ class ScheduleRow(Base):
     catch_up: Mapped[bool]  # start missed runs later; otherwise skip them
     overlap: Mapped[bool]  # start even if the previous job is not finished
     paused: Mapped[bool]
-    next_at: Mapped[datetime | None] = mapped_column(index=True)  # None: there is no further run
+    next_at: Mapped[datetime | None] = mapped_column(index=True)  # None: no further run
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
 

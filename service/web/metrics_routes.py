@@ -21,4 +21,4 @@ router = APIRouter(tags=["operation"])
 def metrics(services: ServicesDep) -> Response:
     """Return the metrics of all web processes as Prometheus text."""
     update_gauges(services)
-    return Response(telemetry.metrics(), media_type=telemetry.METRICS_TYPE)
+    return Response(telemetry.metrics(), media_type=telemetry.METRICS_MEDIA_TYPE)

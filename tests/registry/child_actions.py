@@ -1,4 +1,7 @@
-"""What other processes do in these tests. Only the registry is imported here: they start often."""
+"""Functions that tests of the registry run in other processes.
+
+The module only imports the registry, because it is imported often.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ from registry.versions import NewVersion
 
 
 def connect(url: str) -> Engine:
-    """Like `db.connect`, but ready to wait long: who waits for SQLite's lock stands in no queue, and beside
-    others that hammer without a pause on a busy disk his turn may not come within five seconds."""
+    """Connect like `db.connect`, with a longer timeout for SQLite's lock.
+
+    Waiters for SQLite's lock have no order: on a busy disk, five seconds may be too short if several
+    processes write without a pause.
+    """
 
     def wait_long(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA busy_timeout = 60000")
@@ -63,17 +69,17 @@ def promote(url: str, model: str, numbers: list[int]) -> None:
 
 
 def work(url: str, kind: str) -> list[int]:
-    """Claim and finish until nothing is left; the ids of the tasks done."""
-    done = []
+    """Claim and finish tasks until none is left; return their ids."""
+    finished = []
     with connected(url) as sessions:
         while True:
             with sessions.begin() as session:
                 task = queue.claim(session, [kind], str(os.getpid()), lease_s=60)
             if task is None:
-                return done
+                return finished
             with sessions.begin() as session:
                 queue.finish(session, task.id, task.fence, {"by": os.getpid()})
-            done.append(task.id)
+            finished.append(task.id)
 
 
 def claim_and_die(url: str, kind: str, lease_s: float) -> None:
@@ -93,14 +99,14 @@ def migrate(url: str, home: str) -> str | None:
 
 
 def migrate_and_die(url: str, home: str, statements: int) -> None:
-    """Migrate, and be killed right after so many statements that change the schema."""
+    """Migrate, and kill this process after `statements` CREATE and INSERT statements."""
     engine = db.connect(url)
-    left = statements
+    remaining = statements
 
     def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        nonlocal left
-        left -= statement.lstrip().startswith(("CREATE", "INSERT"))
-        if left == 0:
+        nonlocal remaining
+        remaining -= statement.lstrip().startswith(("CREATE", "INSERT"))
+        if remaining == 0:
             die()
 
     event.listen(engine, "after_cursor_execute", count)
@@ -108,7 +114,7 @@ def migrate_and_die(url: str, home: str, statements: int) -> None:
 
 
 def imported_by_start(url: str, home: str) -> list[str]:
-    """Which of the slow modules a start with nothing to migrate has imported."""
+    """Return the slow modules that a start without a pending migration imports."""
     migrate(url, home)
     return [m for m in ("alembic", "sklearn", "pandas", "onnxruntime", "fastapi") if m in sys.modules]
 
@@ -118,13 +124,13 @@ def put(blobs: str, content: bytes) -> tuple[str, int, bool]:
 
 
 def write_and_die(blobs: str) -> None:
-    writing = Store(Path(blobs)).writer()
-    writing.write(b"x" * 100_000)
+    writer = Store(Path(blobs)).writer()
+    writer.write(b"x" * 100_000)
     die()
 
 
 def publish_and_die(url: str, blobs: str) -> None:
-    """Killed when all is said and done but the commit."""
+    """Publish, and kill this process at the commit."""
     store = Store(Path(blobs))
     engine = db.connect(url)
     event.listen(engine, "commit", die)
@@ -134,17 +140,17 @@ def publish_and_die(url: str, blobs: str) -> None:
 
 
 def make_admin_and_die(url: str, file: str) -> None:
-    """Killed between the admin key's file and the commit."""
+    """Create the admin key, and kill this process between writing its file and the commit."""
     engine = db.connect(url)
     event.listen(engine, "commit", die)
     with db.sessions(engine).begin() as session:
         keys.ensure_admin_key(session, Path(file))
 
 
-def write_for_ever(url: str, blobs: str, told: str) -> None:
-    """Publish until killed; each acknowledged version goes into the file `told`."""
+def publish_until_killed(url: str, blobs: str, acknowledged: str) -> None:
+    """Publish until killed; append each committed version to the file `acknowledged`."""
     store = Store(Path(blobs))
-    with connected(url) as sessions, Path(told).open("a", buffering=1) as out:
+    with connected(url) as sessions, Path(acknowledged).open("a", buffering=1) as out:
         turn = 0
         while True:
             turn += 1

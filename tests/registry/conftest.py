@@ -1,4 +1,4 @@
-"""A registry on each database: SQLite in a file, and a real PostgreSQL that lives as long as the session."""
+"""Fixtures: a registry on SQLite and on PostgreSQL. One PostgreSQL server runs per test session."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from registry.artifacts import Store
 from tests.registry import child_actions
 
 TEMPLATE = "registry_template"
-FAST = ("fsync", "full_page_writes", "synchronous_commit")  # these tests cut no power
+FAST = ("fsync", "full_page_writes", "synchronous_commit")  # tests have no power failures
 
 
 class Postgres:
-    """The server and an empty-handed connection to make databases with."""
+    """The PostgreSQL server, with a connection that creates databases."""
 
     def __init__(self, home: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ class Postgres:
                 connection.execute(text(statement))
 
     def create(self, template: str = "template0", name: str | None = None) -> str:
-        """A new database's name."""
+        """Create a database and return its name."""
         name = name or f"registry_{next(self._numbers)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
@@ -57,7 +57,7 @@ class Postgres:
 
 
 class Empty(NamedTuple):
-    """A database that nothing was ever migrated in."""
+    """An empty database without migrations."""
 
     url: str
     home: Path
@@ -65,8 +65,8 @@ class Empty(NamedTuple):
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    # Not below pytest's own directory: every pytest that starts closes that to other users, and PostgreSQL
-    # runs as one of them when the tests run as root.
+    # Not below pytest's own directory: each start of pytest makes that inaccessible to other users, and
+    # PostgreSQL runs as another user if the tests run as root.
     with tempfile.TemporaryDirectory(prefix="trivium-postgres-") as home:
         server = Postgres(Path(home) / "data")
         try:
@@ -77,7 +77,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A migrated database that each test copies."""
+    """Return the name of a migrated database that tests copy."""
     postgres.create(name=TEMPLATE)
     _migrate(postgres.url(TEMPLATE), tmp_path_factory.mktemp("template"))
     return TEMPLATE
@@ -109,7 +109,7 @@ def empty(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a migrated, empty registry that is this test's own."""
+    """Return the URL of a migrated, empty registry for one test."""
     if dialect == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "registry.db")
         yield f"sqlite:///{tmp_path}/registry.db"
@@ -122,9 +122,9 @@ def url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Engine]:
-    made = child_actions.connect(url)
-    yield made
-    made.dispose()
+    engine = child_actions.connect(url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
@@ -140,4 +140,4 @@ def store(tmp_path: Path) -> Store:
 def _migrate(url: str, home: Path) -> None:
     engine = db.connect(url)
     db.migrate(engine, home)
-    engine.dispose()  # a template may have no connection; SQLite moves its log into the file
+    engine.dispose()  # PostgreSQL requires it; SQLite moves its log into the file

@@ -1,4 +1,4 @@
-"""Publishing and building in one line, and several who do something at the same moment."""
+"""Helpers for tests of the registry: publish and build versions, run threads and processes at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["tests.registry.child_actions"]
-)  # a second of imports is paid once, not by each
+)  # imported once, not in each process: it takes a second
 SIGNATURE = Signature("regression", (Input("x0", "float64"),), (Output("value", "float64", (-1,)),))
 READY = BuildResult(
     state="ready", report={"rows": 3}, signature=SIGNATURE, runtime="onnx", runtime_reason="same"
@@ -31,31 +31,31 @@ READY = BuildResult(
 
 
 def publish(
-    sessions: Sessions, store: Store, model: str = "fraud", *, content: bytes = b"a model", **more: Any
+    sessions: Sessions, store: Store, model: str = "fraud", *, content: bytes = b"a model", **fields: Any
 ) -> int:
-    """Upload and publish; the new version's number."""
+    """Upload and publish a version; return its number."""
     blob = store.put([content])
-    new = NewVersion(model=model, artifact=blob.sha256, format="sklearn-joblib", **more)
+    new = NewVersion(model=model, artifact=blob.sha256, format="sklearn-joblib", **fields)
     with sessions.begin() as session:
         return versions.publish(session, store, new, by="ann").number
 
 
-def build(sessions: Sessions, built: BuildResult = READY) -> None:
-    """Do every build that waits."""
+def build(sessions: Sessions, result: BuildResult = READY) -> None:
+    """Finish all queued builds with `result`."""
     while True:
         with sessions.begin() as session:
             task = queue.claim(session, [BUILD_TASK], "builder")
             if task is None:
                 return
             queue.finish(session, task.id, task.fence)
-            versions.finish_build(session, int(task.subject), built)
+            versions.finish_build(session, int(task.subject), result)
 
 
 def publish_ready(
-    sessions: Sessions, store: Store, model: str = "fraud", count: int = 1, **more: Any
+    sessions: Sessions, store: Store, model: str = "fraud", count: int = 1, **fields: Any
 ) -> list[int]:
-    """The numbers of `count` new versions that can be served."""
-    numbers = [publish(sessions, store, model, **more) for _ in range(count)]
+    """Publish and build `count` versions; return their numbers."""
+    numbers = [publish(sessions, store, model, **fields) for _ in range(count)]
     build(sessions)
     return numbers
 
@@ -72,7 +72,7 @@ def champion(sessions: Sessions, model: str = "fraud", alias: str = "champion") 
 
 
 def threads(*calls: Callable[[], T]) -> list[T | BaseException]:
-    """What each call answered or raised; all start at the same moment."""
+    """Run the calls at the same moment in threads; return their results or exceptions."""
     gate = threading.Barrier(len(calls))
 
     def pass_gate(call: Callable[[], T]) -> T:
@@ -84,15 +84,15 @@ def threads(*calls: Callable[[], T]) -> list[T | BaseException]:
 
 
 def processes(work: Callable[..., T], arguments: Iterable[Sequence[Any]]) -> list[T]:
-    """What `work` answered for each of `arguments`, in a new process each; all start at the same moment."""
-    given = list(arguments)
-    gate = FORKS.Barrier(len(given))
-    with ProcessPoolExecutor(len(given), FORKS, _wait_at, (gate,)) as pool:
-        return list(pool.map(work, *zip(*given, strict=True)))
+    """Run `work` at the same moment in new processes, one per entry of `arguments`; return the results."""
+    argument_lists = list(arguments)
+    gate = FORKS.Barrier(len(argument_lists))
+    with ProcessPoolExecutor(len(argument_lists), FORKS, _wait_at, (gate,)) as pool:
+        return list(pool.map(work, *zip(*argument_lists, strict=True)))
 
 
 def killed(work: Callable[..., object], *arguments: Any) -> None:
-    """Let `work` run in a new process that must end by SIGKILL, its own or another's."""
+    """Run `work` in a new process, and check that SIGKILL ended it."""
     process = FORKS.Process(target=work, args=arguments)
     process.start()
     process.join(60)

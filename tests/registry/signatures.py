@@ -1,4 +1,4 @@
-"""One signature of every task, with names and types of every kind."""
+"""Signatures for tests: at least one per task, with all dtypes and unusual names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aliases: one pointer, every move kept, the way back always the way it came."""
+"""Aliases: promote, rollback, history and rollouts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _rollback(sessions: Sessions) -> int:
 
 
 def _moves(sessions: Sessions) -> list[tuple[str, int | None]]:
-    """Oldest first."""
+    """Return the events, oldest first."""
     with db.reading(sessions) as session:
         page = aliases.history(session, "fraud", "champion", page_size=1000)
         return [(e.action, e.version) for e in reversed(page.items)]
 
 
-def test_rollback_walks_back_the_way_the_alias_came(sessions: Sessions, store: Store) -> None:
+def test_rollbacks_return_to_the_previous_versions_in_order(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=3)
     promote(sessions, 1, 2, 3)
     assert (_rollback(sessions), _rollback(sessions)) == (2, 1)
@@ -46,7 +46,7 @@ def test_rollback_walks_back_the_way_the_alias_came(sessions: Sessions, store: S
     ]
 
 
-def test_a_promote_after_a_rollback_comes_back_to_where_it_stood(sessions: Sessions, store: Store) -> None:
+def test_a_rollback_after_a_promote_skips_rolled_back_versions(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=4)
     promote(sessions, 1, 2, 3)
     assert _rollback(sessions) == 2
@@ -54,7 +54,7 @@ def test_a_promote_after_a_rollback_comes_back_to_where_it_stood(sessions: Sessi
     assert [_rollback(sessions), _rollback(sessions)] == [2, 1]
 
 
-def test_rollback_goes_to_another_version_than_the_one_that_serves(sessions: Sessions, store: Store) -> None:
+def test_rollback_never_goes_to_the_current_version(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=2)
     promote(sessions, 1, 2, 1)
     assert [_rollback(sessions), _rollback(sessions)] == [2, 1]
@@ -62,21 +62,19 @@ def test_rollback_goes_to_another_version_than_the_one_that_serves(sessions: Ses
         _rollback(sessions)
 
 
-@pytest.mark.parametrize("how", ["deleted", "archived"])
-def test_rollback_skips_what_cannot_serve_any_more(sessions: Sessions, store: Store, how: str) -> None:
+@pytest.mark.parametrize("change", ["deleted", "archived"])
+def test_rollback_skips_deleted_and_archived_versions(sessions: Sessions, store: Store, change: str) -> None:
     publish_ready(sessions, store, count=4)
     promote(sessions, 1, 2, 3, 4)
     with sessions.begin() as session:
-        if how == "deleted":
+        if change == "deleted":
             versions.remove(session, "fraud", 2)
         else:
             versions.edit(session, "fraud", 2, archived=True)
     assert [_rollback(sessions), _rollback(sessions)] == [3, 1]
 
 
-def test_what_was_archived_and_brought_back_is_a_rollback_target_again(
-    sessions: Sessions, store: Store
-) -> None:
+def test_an_unarchived_version_is_a_rollback_target_again(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=3)
     promote(sessions, 1, 2, 3)
     for archived in (True, False):
@@ -85,7 +83,7 @@ def test_what_was_archived_and_brought_back_is_a_rollback_target_again(
     assert [_rollback(sessions), _rollback(sessions)] == [2, 1]
 
 
-def test_promoting_where_the_alias_points_already_is_no_move(sessions: Sessions, store: Store) -> None:
+def test_promoting_the_current_version_is_not_a_move(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store)
     promote(sessions, 1)
     with db.reading(sessions) as session:
@@ -99,7 +97,7 @@ def test_promoting_where_the_alias_points_already_is_no_move(sessions: Sessions,
     assert _moves(sessions) == [("promote", 1), ("rollout", 1)]
 
 
-def test_only_a_ready_version_that_exists_is_promoted(sessions: Sessions, store: Store) -> None:
+def test_only_an_existing_ready_version_can_be_promoted(sessions: Sessions, store: Store) -> None:
     with pytest.raises(NotFound, match="model 'fraud'"):
         promote(sessions, 1)
     publish(sessions, store)
@@ -111,7 +109,7 @@ def test_only_a_ready_version_that_exists_is_promoted(sessions: Sessions, store:
         promote(sessions, 1, alias="Champion!")
 
 
-def test_an_alias_of_another_model_is_another_alias(sessions: Sessions, store: Store) -> None:
+def test_aliases_of_two_models_are_independent(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=2)
     publish_ready(sessions, store, "churn")
     promote(sessions, 1, 2)
@@ -121,7 +119,7 @@ def test_an_alias_of_another_model_is_another_alias(sessions: Sessions, store: S
         aliases.rollback(session, "churn", "champion", by="ann")
 
 
-def test_history_says_who_moved_it_when_and_why(sessions: Sessions, store: Store) -> None:
+def test_the_history_records_author_time_and_reason(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=2)
     before = datetime.now(UTC)
     promote(sessions, 1, 2)
@@ -134,7 +132,7 @@ def test_history_says_who_moved_it_when_and_why(sessions: Sessions, store: Store
             aliases.history(session, "fraud", "challenger")
 
 
-def test_history_at_a_moment_says_what_was_live_then(sessions: Sessions, store: Store) -> None:
+def test_event_at_returns_the_version_at_a_time(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=3)
     moments = [datetime.now(UTC)]
     for number in (1, 2, 3):
@@ -146,34 +144,34 @@ def test_history_at_a_moment_says_what_was_live_then(sessions: Sessions, store: 
     with db.reading(sessions) as session:
         for number in (1, 2, 3):
             for zone in (UTC, timezone(timedelta(hours=9, minutes=30))):
-                then = moments[number].astimezone(zone)
-                assert aliases.event_at(session, "fraud", "champion", then).version == number
+                moment = moments[number].astimezone(zone)
+                assert aliases.event_at(session, "fraud", "champion", moment).version == number
         first = session.scalars(select(AliasEventRow.at).order_by(AliasEventRow.id)).first()
         assert first is not None
-        assert aliases.event_at(session, "fraud", "champion", first).version == 1  # the instant itself counts
-        for nowhere in (moments[0], moments[-1], datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))):
+        assert aliases.event_at(session, "fraud", "champion", first).version == 1  # inclusive
+        for moment in (moments[0], moments[-1], datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))):
             with pytest.raises(NotFound, match="it pointed to no version"):
-                aliases.event_at(session, "fraud", "champion", nowhere)
+                aliases.event_at(session, "fraud", "champion", moment)
         last = datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))
         with pytest.raises(NotFound, match="it pointed to no version"):
             aliases.event_at(session, "fraud", "champion", last)
 
 
-def test_history_has_pages(sessions: Sessions, store: Store) -> None:
+def test_the_history_has_pages(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=2)
     promote(sessions, 1, 2, 1, 2, 1)
-    seen, token = [], None
+    numbers, token = [], None
     with db.reading(sessions) as session:
         while True:
             page = aliases.history(session, "fraud", "champion", page_size=2, page_token=token)
-            seen += [e.version for e in page.items]
+            numbers += [e.version for e in page.items]
             if (token := page.next_token) is None:
                 break
-    assert seen == [1, 2, 1, 2, 1]
+    assert numbers == [1, 2, 1, 2, 1]
 
 
 @pytest.mark.parametrize("in_one_transaction", [True, False])
-def test_a_deleted_alias_keeps_its_history_and_starts_anew(
+def test_a_deleted_alias_keeps_its_history_but_not_its_rollback_targets(
     sessions: Sessions, store: Store, in_one_transaction: bool
 ) -> None:
     publish_ready(sessions, store, count=2)
@@ -188,14 +186,14 @@ def test_a_deleted_alias_keeps_its_history_and_starts_anew(
         promote(sessions, 1)
     assert champion(sessions) == 1
     assert _moves(sessions) == [("promote", 1), ("promote", 2), ("delete", None), ("promote", 1)]
-    with pytest.raises(Conflict, match="no earlier version"):  # what was before the deletion is over
+    with pytest.raises(Conflict, match="no earlier version"):
         _rollback(sessions)
     promote(sessions, 2)
     assert _rollback(sessions) == 1
 
 
-def _assert_clean_chain(sessions: Sessions, moves: int) -> None:
-    """Each event replaced the one before it, and the alias stands at the last."""
+def _check_event_chain(sessions: Sessions, moves: int) -> None:
+    """Check that each event replaced the one before it, and that the alias refers to the last."""
     with db.reading(sessions) as session:
         events = session.scalars(select(AliasEventRow).order_by(AliasEventRow.id)).all()
         assert [e.previous_id for e in events] == [None, *[e.id for e in events[:-1]]]
@@ -205,36 +203,34 @@ def _assert_clean_chain(sessions: Sessions, moves: int) -> None:
         assert aliases.get(session, "fraud", "champion").event_id == events[-1].id
 
 
-def test_promotes_in_many_threads_make_one_chain(sessions: Sessions, store: Store) -> None:
+def test_promotes_in_many_threads_form_one_event_chain(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=6)
     assert threads(*[lambda n=n: promote(sessions, n, 7 - n, n) for n in range(1, 7)]) == [None] * 6
-    _assert_clean_chain(sessions, 18)
+    _check_event_chain(sessions, 18)
 
 
-def test_promotes_in_many_processes_make_one_chain(url: str, sessions: Sessions, store: Store) -> None:
+def test_promotes_in_many_processes_form_one_event_chain(url: str, sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=4)
     processes(child_actions.promote, [(url, "fraud", [n, 5 - n] * 5) for n in range(1, 5)])
-    _assert_clean_chain(sessions, 40)
+    _check_event_chain(sessions, 40)
 
 
-def test_rollbacks_at_the_same_moment_each_go_one_back(sessions: Sessions, store: Store) -> None:
+def test_concurrent_rollbacks_each_go_back_one_version(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=5)
     promote(sessions, 1, 2, 3, 4, 5)
     assert sorted(threads(*[lambda: _rollback(sessions)] * 4)) == [1, 2, 3, 4]  # type: ignore[type-var]
     assert champion(sessions) == 1
 
 
-def test_another_share_of_the_devices_is_a_line_in_the_history_and_no_move(
-    sessions: Sessions, store: Store
-) -> None:
+def test_a_changed_rollout_share_is_an_event_but_not_a_move(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=2)
     promote(sessions, 1, 2)
     for percent, reason in ((10, None), (50, "no complaints"), (50, "again"), (None, None)):
         with sessions.begin() as session:
             aliases.promote(session, "fraud", "champion", 2, by="bob", reason=reason, edge_percent=percent)
     with db.reading(sessions) as session:
-        lines = aliases.history(session, "fraud", "champion").items[:3]
-        assert [(e.action, e.version, e.reason) for e in reversed(lines)] == [
+        events = aliases.history(session, "fraud", "champion").items[:3]
+        assert [(e.action, e.version, e.reason) for e in reversed(events)] == [
             ("rollout", 2, "for 10 % of the devices"),
             ("rollout", 2, "no complaints"),
             ("rollout", 2, "for all of the devices"),

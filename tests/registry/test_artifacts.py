@@ -1,4 +1,4 @@
-"""Blobs: whole at their place or not there at all, however the upload ends."""
+"""Blobs: complete at their path or absent, however the upload ends."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def _files(store: Store) -> list[Path]:
 
 
 def _age(path: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(path, (then, then))
+    moment = time.time() - seconds
+    os.utime(path, (moment, moment))
 
 
-def test_a_blob_is_found_by_the_sha256_of_its_bytes(store: Store) -> None:
+def test_a_blob_is_stored_under_the_sha256_of_its_bytes(store: Store) -> None:
     assert store.put([CONTENT[:1000], b"", CONTENT[1000:]], SHA) == (SHA, len(CONTENT), True)
     assert store.path(SHA).read_bytes() == CONTENT
     with store.open(SHA) as file:
@@ -38,38 +38,38 @@ def test_a_blob_is_found_by_the_sha256_of_its_bytes(store: Store) -> None:
     assert _files(store) == [store.path(SHA)]
 
 
-def test_the_empty_blob_is_a_blob(store: Store) -> None:
+def test_the_empty_blob_can_be_stored(store: Store) -> None:
     blob = store.put([])
     assert (blob.sha256, blob.bytes) == (hashlib.sha256(b"").hexdigest(), 0)
     assert store.path(blob.sha256).read_bytes() == b""
 
 
-def test_a_file_is_put_like_a_stream(store: Store, tmp_path: Path) -> None:
+def test_put_file_stores_the_bytes_of_a_file(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     assert store.put_file(tmp_path / "file") == (SHA, len(CONTENT), True)
 
 
-def test_a_blob_that_is_there_already_is_not_written_again(store: Store) -> None:
+def test_an_existing_blob_is_not_written_again(store: Store) -> None:
     store.put([CONTENT])
     _age(store.path(SHA), 3600)
     inode = store.path(SHA).stat().st_ino
     assert store.put([CONTENT]) == (SHA, len(CONTENT), False)
     assert store.path(SHA).stat().st_ino == inode
-    assert next(iter(store)).age_s < 60  # its grace period starts anew
+    assert next(iter(store)).age_s < 60  # its age was reset
     assert _files(store) == [store.path(SHA)]
 
 
-def test_other_bytes_than_announced_leave_nothing(store: Store) -> None:
-    with pytest.raises(DigestMismatch) as caught:
+def test_bytes_with_another_digest_are_not_stored(store: Store) -> None:
+    with pytest.raises(DigestMismatch) as raised:
         store.put([CONTENT, b"x"], SHA)
-    assert SHA in str(caught.value)
-    assert caught.value.errors[0].field == "sha256"
+    assert SHA in str(raised.value)
+    assert raised.value.errors[0].field == "sha256"
     assert _files(store) == []
     with pytest.raises(NotFound):
         store.path(SHA)
 
 
-def test_an_interrupted_upload_leaves_nothing(store: Store) -> None:
+def test_an_interrupted_upload_leaves_no_file(store: Store) -> None:
     def chunks() -> Iterator[bytes]:
         yield CONTENT
         raise ConnectionResetError
@@ -79,59 +79,59 @@ def test_an_interrupted_upload_leaves_nothing(store: Store) -> None:
     assert _files(store) == []
 
 
-def test_an_upload_beyond_the_bound_is_refused_at_the_chunk_that_crosses_it(store: Store) -> None:
-    with store.writer(max_bytes=10) as writing:
-        writing.write(b"0123456789")
+def test_an_upload_above_the_maximum_size_is_rejected_at_the_first_chunk_too_many(store: Store) -> None:
+    with store.writer(max_bytes=10) as writer:
+        writer.write(b"0123456789")
         with pytest.raises(TooLarge, match="larger than 10 bytes"):
-            writing.write(b"x")
+            writer.write(b"x")
     assert _files(store) == []
-    with store.writer(max_bytes=10) as writing:
-        writing.write(b"0123456789")
-        assert writing.commit().bytes == 10
+    with store.writer(max_bytes=10) as writer:
+        writer.write(b"0123456789")
+        assert writer.commit().bytes == 10
 
 
-def test_nothing_is_at_its_place_before_the_commit(store: Store) -> None:
-    with store.writer() as writing:
-        writing.write(CONTENT)
+def test_a_blob_is_not_at_its_path_before_the_commit(store: Store) -> None:
+    with store.writer() as writer:
+        writer.write(CONTENT)
         assert [p.parent for p in _files(store)] == [store.incoming]
-        writing.commit(SHA)
+        writer.commit(SHA)
         assert store.path(SHA).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
     "value", ["", "abc", SHA.upper(), SHA + "0", SHA[:-1] + "g", "../" + SHA, SHA + "\n"]
 )
-def test_what_is_no_sha256_reaches_no_file(store: Store, value: str) -> None:
+def test_an_invalid_sha256_is_rejected_by_all_methods(store: Store, value: str) -> None:
     for call in (check_sha256, store.path, store.delete, store.touch, store.open):
         with pytest.raises(Invalid):
             call(value)
 
 
-def test_one_blob_put_by_many_threads_is_one_blob(store: Store) -> None:
+def test_one_blob_put_by_many_threads_is_stored_once(store: Store) -> None:
     blobs = threads(*[lambda: store.put([CONTENT], SHA)] * 8)
     assert {(b.sha256, b.bytes) for b in blobs} == {(SHA, len(CONTENT))}  # type: ignore[union-attr]
     assert _files(store) == [store.path(SHA)]
     assert store.path(SHA).read_bytes() == CONTENT
 
 
-def test_one_blob_put_by_many_processes_is_one_blob(store: Store) -> None:
+def test_one_blob_put_by_many_processes_is_stored_once(store: Store) -> None:
     blobs = processes(child_actions.put, [(str(store.root), CONTENT)] * 4)
     assert {b[:2] for b in blobs} == {(SHA, len(CONTENT))}
     assert _files(store) == [store.path(SHA)]
 
 
-def test_a_writer_that_is_killed_leaves_one_incoming_file_that_a_sweep_removes(store: Store) -> None:
+def test_a_sweep_deletes_the_incoming_file_of_a_killed_writer(store: Store) -> None:
     killed(child_actions.write_and_die, str(store.root))
-    (left,) = _files(store)
-    assert left.parent == store.incoming
+    (partial,) = _files(store)
+    assert partial.parent == store.incoming
     assert list(store) == []
-    assert store.sweep(older_than_s=3600) == 0  # it may still be written to
-    _age(left, 7200)
+    assert store.sweep(older_than_s=3600) == 0  # its writer may still be running
+    _age(partial, 7200)
     assert store.sweep(older_than_s=3600) == 1
     assert _files(store) == []
 
 
-def test_a_sweep_beside_uploads_that_end_disturbs_nobody(store: Store) -> None:
+def test_sweeps_do_not_disturb_concurrent_uploads(store: Store) -> None:
     def upload() -> None:
         for i in range(60):
             store.put([f"{i}".encode()])
@@ -143,7 +143,7 @@ def test_a_sweep_beside_uploads_that_end_disturbs_nobody(store: Store) -> None:
     assert len(list(store)) == 60
 
 
-def test_a_blob_expires_only_while_nobody_puts_it_again(store: Store) -> None:
+def test_delete_if_older_deletes_only_old_blobs(store: Store) -> None:
     store.put([CONTENT])
     assert not store.delete_if_older(SHA, older_than_s=3600)
     assert store.path(SHA).read_bytes() == CONTENT
@@ -153,8 +153,8 @@ def test_a_blob_expires_only_while_nobody_puts_it_again(store: Store) -> None:
     assert _files(store) == []
 
 
-def test_whoever_was_told_that_a_blob_is_stored_finds_it_while_old_ones_expire(store: Store) -> None:
-    """Each round an old blob is put again just when it is collected."""
+def test_a_blob_put_during_its_deletion_is_kept(store: Store) -> None:
+    """In each round, an old blob is put again while it is deleted."""
 
     def put(content: bytes) -> str:
         return store.put([content]).sha256
@@ -167,7 +167,7 @@ def test_whoever_was_told_that_a_blob_is_stored_finds_it_while_old_ones_expire(s
         assert store.path(sha256).read_bytes() == content
 
 
-def test_deleting_and_touching_what_is_not_there_is_fine(store: Store) -> None:
+def test_deleting_and_touching_a_missing_blob_does_nothing(store: Store) -> None:
     store.delete(SHA)
     assert not store.touch(SHA)
     store.put([CONTENT])
@@ -176,18 +176,18 @@ def test_deleting_and_touching_what_is_not_there_is_fine(store: Store) -> None:
     assert list(store) == []
 
 
-def test_files_that_are_no_blobs_are_not_listed(store: Store) -> None:
+def test_files_that_are_not_blobs_are_not_listed(store: Store) -> None:
     store.put([CONTENT])
     (store.path(SHA).parent / ".DS_Store").write_bytes(b"")
     assert [b.sha256 for b in store] == [SHA]
 
 
-def test_an_upload_that_a_full_disk_ended_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upload_on_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
     store = Store(tmp_path / "blobs")
-    writing = store.writer()
-    file = writing._file
-    with writing:
-        writing._file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
-        writing.write(b"x")
+    writer = store.writer()
+    file = writer._file
+    with writer:
+        writer._file = Mock(wraps=file, close=Mock(side_effect=OSError(28, "No space left on device")))
+        writer.write(b"x")
     file.close()
     assert list(store.incoming.iterdir()) == []

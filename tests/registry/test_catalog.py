@@ -1,4 +1,4 @@
-"""The catalogue shows each model as its champion, or else as its newest ready version."""
+"""Catalog: each model with its champion, or else its newest ready version."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from registry.signature import Signature
 from tests.registry.helpers import SIGNATURE, build, promote, publish, publish_ready
 
 
-def _shown(sessions: Sessions, name: str | None = None) -> list[tuple[str, int, str | None]]:
+def _listed(sessions: Sessions, name: str | None = None) -> list[tuple[str, int, str | None]]:
     with db.reading(sessions) as session:
         return [(e.name, e.version, e.alias) for e in catalog.entries(session, name)]
 
 
-def test_a_model_is_shown_as_its_champion_else_its_newest_ready_version(
-    sessions: Sessions, store: Store
-) -> None:
+def test_entries_list_the_champion_or_else_the_newest_ready_version(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, "fraud", 3)
     publish_ready(sessions, store, "churn", 2)
     publish_ready(sessions, store, "spam", 2)
@@ -31,12 +29,12 @@ def test_a_model_is_shown_as_its_champion_else_its_newest_ready_version(
     promote(sessions, 1, model="churn", alias="challenger")
     with sessions.begin() as session:
         versions.edit(session, "spam", 2, archived=True)
-    shown = [("churn", 2, None), ("fraud", 2, "champion"), ("spam", 1, None)]
-    assert _shown(sessions) == shown
-    assert [_shown(sessions, name)[0] for name, *_ in shown] == shown
+    expected = [("churn", 2, None), ("fraud", 2, "champion"), ("spam", 1, None)]
+    assert _listed(sessions) == expected
+    assert [_listed(sessions, name)[0] for name, *_ in expected] == expected
 
 
-def test_an_entry_says_what_a_page_needs(sessions: Sessions, store: Store) -> None:
+def test_an_entry_holds_the_fields_of_a_documentation_page(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, description="Scores payments")
     with db.reading(sessions) as session:
         (entry,) = catalog.entries(session)
@@ -44,10 +42,10 @@ def test_an_entry_says_what_a_page_needs(sessions: Sessions, store: Store) -> No
     assert Signature.from_json(entry.signature) == SIGNATURE
 
 
-def test_what_cannot_answer_is_not_in_it(sessions: Sessions, store: Store) -> None:
+def test_models_without_a_ready_version_are_not_listed(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
     build(sessions, BuildResult(state="rejected", report={"reason": "no"}))
-    assert _shown(sessions) == []
-    for name in ("fraud", "nobody"):
+    assert _listed(sessions) == []
+    for name in ("fraud", "missing"):
         with pytest.raises(NotFound, match="model with a ready version"):
-            _shown(sessions, name)
+            _listed(sessions, name)

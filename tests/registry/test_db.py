@@ -1,4 +1,4 @@
-"""The database does what facts and comments say of it: pragmas, transactions, readers beside a writer."""
+"""Database: pragmas, transactions, readers beside writers, locks, checkpoints."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def sqlite(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
 
 @contextmanager
 def _statements(engine: Engine) -> Iterator[list[str]]:
-    """Everything SQLite is told, BEGIN and COMMIT included, as SQLite itself traces it."""
-    heard: list[str] = []
+    """Yield the list of statements that SQLite executes, including BEGIN and COMMIT."""
+    statements: list[str] = []
 
     def trace(connection: object, *_: object) -> None:
-        connection.set_trace_callback(heard.append)  # type: ignore[attr-defined]
+        connection.set_trace_callback(statements.append)  # type: ignore[attr-defined]
 
     event.listen(engine, "checkout", trace)
-    yield heard
+    yield statements
     event.remove(engine, "checkout", trace)
 
 
-def test_every_sqlite_connection_is_durable_checks_keys_and_leaves_checkpoints_to_one(sqlite: Engine) -> None:
+def test_sqlite_connections_have_the_expected_pragmas(sqlite: Engine) -> None:
     expected = {
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
@@ -52,21 +52,21 @@ def test_every_sqlite_connection_is_durable_checks_keys_and_leaves_checkpoints_t
     }
     with sqlite.connect() as first, sqlite.connect().execution_options(readonly=True) as second:
         for connection in (first, second):
-            found = {p: connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in expected}
-            assert found == expected
+            values = {p: connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in expected}
+            assert values == expected
 
 
-def test_a_reader_begins_as_a_reader_and_a_writer_as_a_writer(sqlite: Engine) -> None:
-    with _statements(sqlite) as heard, db.reading(db.sessions(sqlite)) as session:
+def test_only_write_sessions_begin_immediate_transactions(sqlite: Engine) -> None:
+    with _statements(sqlite) as statements, db.reading(db.sessions(sqlite)) as session:
         revision.current(session)
-    assert heard[0] == "BEGIN"
-    assert "BEGIN IMMEDIATE" not in heard
-    with _statements(sqlite) as heard, db.sessions(sqlite).begin() as session:
+    assert statements[0] == "BEGIN"
+    assert "BEGIN IMMEDIATE" not in statements
+    with _statements(sqlite) as statements, db.sessions(sqlite).begin() as session:
         revision.current(session)
-    assert heard[0] == "BEGIN IMMEDIATE"
+    assert statements[0] == "BEGIN IMMEDIATE"
 
 
-def test_a_reader_waits_for_no_writer_and_sees_what_was_committed(sessions: db.Sessions) -> None:
+def test_a_reader_does_not_wait_for_a_writer_and_sees_committed_rows(sessions: db.Sessions) -> None:
     with sessions.begin() as writer:
         revision.record_change(writer, "model", "fraud")
         with db.reading(sessions) as reader:
@@ -75,16 +75,16 @@ def test_a_reader_waits_for_no_writer_and_sees_what_was_committed(sessions: db.S
         assert revision.current(reader) == 1
 
 
-def test_looking_at_the_schema_waits_for_no_writer(engine: Engine, sessions: db.Sessions) -> None:
+def test_is_current_does_not_wait_for_a_writer(engine: Engine, sessions: db.Sessions) -> None:
     with sessions.begin() as writer:
         revision.record_change(writer, "model", "fraud")
-        heard: list[str] = []
-        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, said, *_: heard.append(said))
+        statements: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: statements.append(sql))
         assert db.is_current(engine)
-    assert "BEGIN IMMEDIATE" not in heard
+    assert "BEGIN IMMEDIATE" not in statements
 
 
-def test_a_reader_sees_one_moment_while_others_write(sessions: db.Sessions) -> None:
+def test_a_reader_sees_one_snapshot_while_others_write(sessions: db.Sessions) -> None:
     with db.reading(sessions) as reader:
         assert revision.current(reader) == 0
         with sessions.begin() as writer:
@@ -94,7 +94,7 @@ def test_a_reader_sees_one_moment_while_others_write(sessions: db.Sessions) -> N
         assert reader.scalars(select(ModelRow)).all() == []
 
 
-def test_a_connection_that_served_a_reader_serves_a_writer_next(
+def test_a_pooled_connection_of_a_reader_can_be_used_by_a_writer(
     engine: Engine, sessions: db.Sessions
 ) -> None:
     for expected in range(1, 4):
@@ -105,16 +105,16 @@ def test_a_connection_that_served_a_reader_serves_a_writer_next(
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-def test_writers_that_read_first_wait_for_each_other_instead_of_failing(sessions: db.Sessions) -> None:
-    """On SQLite a transaction that starts as a reader and turns writer beside another fails at once."""
+def test_concurrent_writers_wait_for_each_other(sessions: db.Sessions) -> None:
+    """On SQLite, a transaction that starts as a reader and writes later would fail at once."""
 
-    def raise_it() -> None:
+    def increment() -> None:
         for _ in range(10):
             with sessions.begin() as session:
                 value = session.scalar(select(RevisionRow.value).with_for_update())
                 session.execute(update(RevisionRow).values(value=(value or 0) + 1))
 
-    assert threads(*[raise_it] * 4) == [None] * 4
+    assert threads(*[increment] * 4) == [None] * 4
     with sessions() as session:
         assert revision.current(session) == 40
 
@@ -124,7 +124,7 @@ def test_foreign_keys_are_checked(engine: Engine) -> None:
         connection.execute(text("INSERT INTO version_tags (version_id, key, value) VALUES (7, 'a', 'b')"))
 
 
-def test_figures_that_json_cannot_hold_are_stored_as_null(sessions: db.Sessions, store: Store) -> None:
+def test_nan_and_infinity_are_stored_as_null(sessions: db.Sessions, store: Store) -> None:
     number = publish(sessions, store)
     report = {"largest_difference": float("inf"), "each": [float("nan"), 0.5], "größte": "1e-7 ≤ ε"}
     build(sessions, BuildResult(state="rejected", report=report, metrics={"r2": float("nan")}))
@@ -134,7 +134,7 @@ def test_figures_that_json_cannot_hold_are_stored_as_null(sessions: db.Sessions,
         assert version.metrics == {"r2": None}
 
 
-def test_the_log_moves_into_the_file_only_when_told(sqlite: Engine, tmp_path: Path) -> None:
+def test_the_log_is_moved_into_the_file_only_by_checkpoint(sqlite: Engine, tmp_path: Path) -> None:
     file, sessions = tmp_path / "registry.db", db.sessions(sqlite)
     before = file.read_bytes()
     with sessions.begin() as session:
@@ -144,7 +144,7 @@ def test_the_log_moves_into_the_file_only_when_told(sqlite: Engine, tmp_path: Pa
     assert len(file.read_bytes()) > len(before) + 1_000_000
 
 
-def test_one_process_checkpoints_and_the_others_go_on(sqlite: Engine, tmp_path: Path) -> None:
+def test_checkpoint_returns_if_another_process_checkpoints(sqlite: Engine, tmp_path: Path) -> None:
     before = (tmp_path / "registry.db").read_bytes()
     with db.sessions(sqlite).begin() as session:
         revision.record_change(session, "model", "fraud")
@@ -154,8 +154,8 @@ def test_one_process_checkpoints_and_the_others_go_on(sqlite: Engine, tmp_path: 
     assert (tmp_path / "registry.db").read_bytes() == before
 
 
-def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    inside, most = 0, []
+def test_a_file_lock_has_one_holder_at_a_time(tmp_path: Path) -> None:
+    inside, counts = 0, []
     guard = threading.Lock()
 
     def enter() -> None:
@@ -164,15 +164,15 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
             with db.locked(tmp_path / "a.lock"):
                 with guard:
                     inside += 1
-                    most.append(inside)
+                    counts.append(inside)
                 with guard:
                     inside -= 1
 
     assert threads(*[enter] * 4) == [None] * 4
-    assert max(most) == 1
+    assert max(counts) == 1
 
 
-def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite: Engine) -> None:
+def test_a_writer_that_waits_too_long_gets_an_operational_error(sqlite: Engine) -> None:
     sessions = db.sessions(sqlite)
     with sessions.begin() as first:
         revision.record_change(first, "model", "fraud")
@@ -183,7 +183,7 @@ def test_a_writer_that_waits_too_long_is_told_that_the_database_is_locked(sqlite
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_who_stops_inside_of_a_transaction_does_not_keep_its_locks(url: str, sessions: db.Sessions) -> None:
+def test_a_session_idle_in_a_transaction_loses_its_locks(url: str, sessions: db.Sessions) -> None:
     with sessions.begin() as session:
         session.add(ModelRow(name="fraud", created_by="ann"))
     stopped = db.connect(url, max_idle_s=0.2)
@@ -191,15 +191,15 @@ def test_who_stops_inside_of_a_transaction_does_not_keep_its_locks(url: str, ses
     with db.sessions(stopped)() as late:
         late.execute(locking)
         with sessions.begin() as session:
-            session.execute(locking)  # once the other's session was ended
+            session.execute(locking)  # after the idle session was ended
         with pytest.raises(InternalError, match="idle-in-transaction timeout"):
             late.execute(locking)
-    with db.sessions(stopped).begin() as session:  # the next one is a new one
+    with db.sessions(stopped).begin() as session:  # a new connection
         session.execute(locking)
     stopped.dispose()
 
 
-def test_a_database_of_a_later_version_is_told_so_and_left_alone(tmp_path: Path) -> None:
+def test_the_database_of_a_later_release_is_rejected(tmp_path: Path) -> None:
     engine = db.connect(f"sqlite:///{tmp_path / 'registry.db'}")
     db.migrate(engine, tmp_path)
     with engine.begin() as connection:

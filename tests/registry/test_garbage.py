@@ -1,4 +1,4 @@
-"""Garbage collection takes what nobody refers to, after its grace, and nothing else."""
+"""Garbage collection deletes unreferenced blobs after the grace period."""
 
 from __future__ import annotations
 
@@ -27,45 +27,43 @@ def _put_old(store: Store, content: bytes, days: float = 2) -> str:
 
 
 def _age(store: Store, sha256: str, days: float = 2) -> None:
-    then = time.time() - days * DAY
-    os.utime(store.path(sha256), (then, then))
+    moment = time.time() - days * DAY
+    os.utime(store.path(sha256), (moment, moment))
 
 
-def _collect(sessions: Sessions, store: Store, **more: object) -> garbage.GarbageReport:
+def _collect(sessions: Sessions, store: Store, **options: object) -> garbage.GarbageReport:
     with sessions.begin() as session:
-        return garbage.collect(session, store, **more)  # type: ignore[arg-type]
+        return garbage.collect(session, store, **options)  # type: ignore[arg-type]
 
 
-def test_orphans_go_after_a_day_and_what_versions_name_stays(sessions: Sessions, store: Store) -> None:
+def test_orphans_are_deleted_after_a_day_and_blobs_of_versions_stay(sessions: Sessions, store: Store) -> None:
     example, servable, table = (_put_old(store, content) for content in (b"example", b"graph", b"table"))
     publish(sessions, store, content=b"model", example={"artifact": example, "media_type": "text/csv"})
     ready = BuildResult(state="ready", report={}, signature=SIGNATURE, runtime="onnx")
     build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table))
-    for found in store:
-        _age(store, found.sha256)
+    for blob in store:
+        _age(store, blob.sha256)
     orphan, young = _put_old(store, b"orphan"), _put_old(store, b"young", 0.9)
     assert _collect(sessions, store, dry_run=True).blobs == [orphan]
     assert store.path(orphan).is_file()
-    collected = _collect(sessions, store)
-    assert (collected.blobs, collected.bytes, collected.kept) == ([orphan], 6, 5)
+    report = _collect(sessions, store)
+    assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 5)
     assert {b.sha256 for b in store} == {example, servable, table, young, store.put([b"model"]).sha256}
     assert _collect(sessions, store).blobs == []
 
 
-def test_a_deleted_version_leaves_its_blobs_to_the_collection(sessions: Sessions, store: Store) -> None:
+def test_blobs_of_deleted_versions_are_collected(sessions: Sessions, store: Store) -> None:
     publish(sessions, store, content=b"one")
     publish(sessions, store, content=b"one")
     sha256 = store.put([b"one"]).sha256
-    for number, gone in ((1, []), (2, [sha256])):
+    for number, orphans in ((1, []), (2, [sha256])):
         with sessions.begin() as session:
             versions.remove(session, "fraud", number)
         _age(store, sha256)
-        assert _collect(sessions, store).blobs == gone
+        assert _collect(sessions, store).blobs == orphans
 
 
-def test_what_jobs_and_schedules_read_and_made_stays_as_long_as_they_do(
-    sessions: Sessions, store: Store
-) -> None:
+def test_blobs_of_jobs_and_schedules_stay_until_these_are_deleted(sessions: Sessions, store: Store) -> None:
     names = ("input", "output", "errors", "estimator", "training", "next", "then")
     blobs = {name: _put_old(store, name.encode()) for name in names}
     score = {"kind": "score", "model": "fraud", "input": {"artifact": blobs["input"]}}
@@ -94,20 +92,18 @@ def test_what_jobs_and_schedules_read_and_made_stays_as_long_as_they_do(
     assert set(_collect(sessions, store).blobs) == {blobs[n] for n in ("input", "output", "errors")}
 
 
-def test_interrupted_uploads_go_after_their_grace_but_not_in_a_dry_run(
-    sessions: Sessions, store: Store
-) -> None:
-    left = store.incoming / "left"
-    left.write_bytes(b"half")
+def test_interrupted_uploads_are_deleted_after_the_grace_period(sessions: Sessions, store: Store) -> None:
+    partial = store.incoming / "partial"
+    partial.write_bytes(b"half")
     assert _collect(sessions, store).interrupted_uploads == 0
-    os.utime(left, (1, 1))
+    os.utime(partial, (1, 1))
     assert _collect(sessions, store, dry_run=True).interrupted_uploads == 0
-    assert left.exists()
+    assert partial.exists()
     assert _collect(sessions, store).interrupted_uploads == 1
-    assert not left.exists()
+    assert not partial.exists()
 
 
-def test_publishing_starts_the_grace_of_an_old_upload_anew(sessions: Sessions, store: Store) -> None:
+def test_publishing_resets_the_age_of_an_upload(sessions: Sessions, store: Store) -> None:
     sha256 = _put_old(store, b"model")
     with sessions() as session:
         new = versions.NewVersion(model="fraud", artifact=sha256, format="onnx")
@@ -116,10 +112,10 @@ def test_publishing_starts_the_grace_of_an_old_upload_anew(sessions: Sessions, s
     assert _collect(sessions, store).blobs == []
 
 
-def test_no_published_version_loses_its_blob_to_a_collection_at_the_same_moment(
+def test_a_concurrent_collection_never_deletes_the_blob_of_a_published_version(
     sessions: Sessions, store: Store
 ) -> None:
-    """Each blob is old enough to go; it either goes before the publish, which is refused, or stays."""
+    """Every blob is old enough: either it is deleted and the publish is rejected, or it stays."""
     blobs = [_put_old(store, f"blob {i}".encode()) for i in range(40)]
     published: list[str] = []
 
@@ -134,15 +130,15 @@ def test_no_published_version_loses_its_blob_to_a_collection_at_the_same_moment(
             published.append(sha256)
 
     def collect() -> list[str]:
-        return [gone for _ in range(10) for gone in _collect(sessions, store).blobs]
+        return [sha256 for _ in range(10) for sha256 in _collect(sessions, store).blobs]
 
-    _, gone = threads(publish_all, collect)
-    assert sorted([*published, *gone]) == sorted(blobs)  # type: ignore[misc]
+    _, deleted = threads(publish_all, collect)
+    assert sorted([*published, *deleted]) == sorted(blobs)  # type: ignore[misc]
     with db.reading(sessions) as session:
         for version in versions.search(session, "fraud").items if published else ():
             assert store.path(version.artifact).is_file()
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_an_empty_store_collects_nothing(sessions: Sessions, store: Store, dry_run: bool) -> None:
+def test_an_empty_store_has_no_garbage(sessions: Sessions, store: Store, dry_run: bool) -> None:
     assert _collect(sessions, store, dry_run=dry_run) == garbage.GarbageReport([], 0, 0, 0, dry_run)

@@ -1,4 +1,4 @@
-"""Names: what the API's pattern says, to the character."""
+"""Names: the check and the pattern of the API agree."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from registry.names import NAME_PATTERN, check_name
 
 
 @pytest.mark.parametrize("name", ["a", "0", "fraud-eu_2.1", "a" * 63, "a..", "1-"])
-def test_a_name_passes_unchanged(name: str) -> None:
+def test_a_valid_name_is_returned_unchanged(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["", "A", "-a", ".a", "_a", "a b", "a" * 64, "a\n", "\na", "größe", "a/b", "..", "a\0", "\uff11"]
 )
-def test_what_is_no_name_is_refused_by_field(name: str) -> None:
-    with pytest.raises(Invalid) as caught:
+def test_an_invalid_name_is_rejected_with_its_field(name: str) -> None:
+    with pytest.raises(Invalid) as raised:
         check_name(name, "alias")
-    assert caught.value.errors[0].field == "alias"
+    assert raised.value.errors[0].field == "alias"
 
 
 @given(st.text(max_size=70) | st.from_regex(NAME_PATTERN))

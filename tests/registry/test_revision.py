@@ -1,4 +1,4 @@
-"""The revision: readers learn exactly what changed, in the order in which it was committed."""
+"""Revision: readers get exactly the changed subjects, in the order of the commits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from registry.tables import ChangeRow
 from tests.registry.helpers import build, promote, publish, publish_ready, threads
 
 
-def _since(sessions: Sessions, known: int) -> revision.Changes | None:
+def _since(sessions: Sessions, since: int) -> revision.Changes | None:
     with db.reading(sessions) as session:
-        return revision.changes_since(session, known)
+        return revision.changes_since(session, since)
 
 
 def _revision(sessions: Sessions) -> int:
@@ -24,15 +24,15 @@ def _revision(sessions: Sessions) -> int:
         return revision.current(session)
 
 
-def _note(sessions: Sessions, *subjects: str) -> None:
+def _record(sessions: Sessions, *subjects: str) -> None:
     with sessions.begin() as session:
         for subject in subjects:
             revision.record_change(session, "model", subject)
 
 
-def test_since_names_what_changed_and_nothing_else(sessions: Sessions) -> None:
+def test_changes_since_returns_exactly_the_changed_subjects(sessions: Sessions) -> None:
     assert _since(sessions, 0) == (0, set(), set())
-    _note(sessions, "fraud", "churn", "fraud")
+    _record(sessions, "fraud", "churn", "fraud")
     with sessions.begin() as session:
         revision.record_change(session, "key", "k1")
     assert _since(sessions, 0) == (4, {"fraud", "churn"}, {"k1"})
@@ -41,31 +41,31 @@ def test_since_names_what_changed_and_nothing_else(sessions: Sessions) -> None:
     assert _since(sessions, 4) == (4, set(), set())
 
 
-def test_a_change_that_was_rolled_back_never_was(sessions: Sessions) -> None:
+def test_a_rolled_back_change_is_not_recorded(sessions: Sessions) -> None:
     with sessions() as session:
         revision.record_change(session, "model", "fraud")
         session.rollback()
-    _note(sessions, "churn")
+    _record(sessions, "churn")
     assert _since(sessions, 0) == (1, {"churn"}, set())
 
 
-def test_everything_that_readers_hold_is_noted(sessions: Sessions, store: Store) -> None:
-    def noted() -> bool:
-        nonlocal known
-        found = _since(sessions, known)
-        assert found is not None
-        known = found.revision
-        return found.models == {"fraud"}
+def test_every_change_of_models_versions_and_aliases_is_recorded(sessions: Sessions, store: Store) -> None:
+    def is_recorded() -> bool:
+        nonlocal revision_read
+        changes = _since(sessions, revision_read)
+        assert changes is not None
+        revision_read = changes.revision
+        return changes.models == {"fraud"}
 
-    known = 0
+    revision_read = 0
     publish(sessions, store)
-    assert noted()
+    assert is_recorded()
     build(sessions)
-    assert noted()
+    assert is_recorded()
     publish_ready(sessions, store)
-    assert noted()
+    assert is_recorded()
     promote(sessions, 1, 2)
-    assert noted()
+    assert is_recorded()
     for call in (
         lambda s: aliases.rollback(s, "fraud", "champion", by="ann"),
         lambda s: versions.edit(s, "fraud", 1, tags={"a": "b"}),
@@ -76,35 +76,35 @@ def test_everything_that_readers_hold_is_noted(sessions: Sessions, store: Store)
     ):
         with sessions.begin() as session:
             call(session)
-        assert noted()
+        assert is_recorded()
 
 
-def test_a_reader_too_far_behind_is_told_to_reload(
+def test_a_reader_that_is_too_far_behind_must_reload(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revision, "MAX_CHANGES", 500)
-    _note(sessions, *[f"model-{i}" for i in range(1000)])
+    _record(sessions, *[f"model-{i}" for i in range(1000)])
     assert _since(sessions, 499) is None
-    found = _since(sessions, 500)
-    assert found is not None
-    assert len(found.models) == 500
+    changes = _since(sessions, 500)
+    assert changes is not None
+    assert len(changes.models) == 500
     with db.reading(sessions) as session:
         assert len(session.scalars(select(ChangeRow)).all()) == 500
 
 
-def test_a_reader_that_knows_more_than_the_database_is_told_to_reload(sessions: Sessions) -> None:
-    """The database was restored from a backup."""
-    _note(sessions, "fraud")
+def test_a_reader_ahead_of_the_database_must_reload(sessions: Sessions) -> None:
+    """This happens after the database was restored from a backup."""
+    _record(sessions, "fraud")
     assert _since(sessions, 7) is None
 
 
-def test_revisions_are_committed_in_their_order(sessions: Sessions) -> None:
+def test_revisions_are_committed_in_order(sessions: Sessions) -> None:
     """A reader beside many writers never sees a revision whose predecessors are missing."""
     done = threading.Event()
 
     def write() -> None:
         for i in range(15):
-            _note(sessions, f"model-{i}")
+            _record(sessions, f"model-{i}")
 
     def write_all() -> None:
         try:
@@ -113,27 +113,27 @@ def test_revisions_are_committed_in_their_order(sessions: Sessions) -> None:
             done.set()
 
     def read() -> int:
-        known, names, looks = 0, set(), 0
+        newest, names, reads = 0, set(), 0
         while True:
-            last = done.is_set()
-            found = _since(sessions, known)
-            assert found is not None, f"gap after {known}"
-            assert found.revision >= known
-            known, names, looks = found.revision, names | found.models, looks + 1
-            if last:
-                assert (known, len(names)) == (60, 15)
-                return looks
+            is_last = done.is_set()
+            changes = _since(sessions, newest)
+            assert changes is not None, f"gap after {newest}"
+            assert changes.revision >= newest
+            newest, names, reads = changes.revision, names | changes.models, reads + 1
+            if is_last:
+                assert (newest, len(names)) == (60, 15)
+                return reads
 
     outcomes = threads(write_all, read, read)
     assert outcomes[0] is None
-    assert all(isinstance(looks, int) for looks in outcomes[1:]), outcomes
+    assert all(isinstance(reads, int) for reads in outcomes[1:]), outcomes
 
 
-def test_progress_and_reads_leave_the_revision_alone(sessions: Sessions, store: Store) -> None:
+def test_heartbeats_and_reads_do_not_change_the_revision(sessions: Sessions, store: Store) -> None:
     from registry import queue
 
     publish(sessions, store)
-    known = _revision(sessions)
+    before = _revision(sessions)
     with sessions.begin() as session:
         task = queue.claim(session, ["build"], "builder")
         assert task is not None
@@ -141,4 +141,4 @@ def test_progress_and_reads_leave_the_revision_alone(sessions: Sessions, store: 
         keys.active_keys(session)
         models.search(session)
         versions.get(session, "fraud", 1)
-    assert _revision(sessions) == known
+    assert _revision(sessions) == before

@@ -1,4 +1,4 @@
-"""Device reports, and rollouts that stop by themselves."""
+"""Device reports, and rollouts that halt after failures."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from tests.registry.helpers import promote, publish_ready, threads
 
 @pytest.fixture(autouse=True)
 def rolling(sessions: Sessions, store: Store) -> None:
-    """Version 2 is being rolled out to a fifth of the devices, after version 1; 3 is ready."""
+    """Version 2 is rolled out to a fifth of the devices, after version 1. Version 3 is ready."""
     publish_ready(sessions, store, count=3)
     promote(sessions, 1)
-    share(sessions, 2, 20)
+    roll_out(sessions, 2, 20)
 
 
-def share(sessions: Sessions, number: int, percent: int | None, alias: str = "champion") -> None:
+def roll_out(sessions: Sessions, number: int, percent: int | None, alias: str = "champion") -> None:
     with sessions.begin() as session:
         aliases.promote(session, "fraud", alias, number, by="ann", edge_percent=percent)
 
 
-def say(sessions: Sessions, device: str, status: DeviceStatus, version: int = 2, **more: Any) -> None:
+def report(sessions: Sessions, device: str, status: DeviceStatus, version: int = 2, **fields: Any) -> None:
     with sessions.begin() as session:
-        rollouts.report(session, "fraud", NewDeviceReport(device, version, status, **more), by="edge key")
+        rollouts.report(session, "fraud", NewDeviceReport(device, version, status, **fields), by="edge key")
 
 
 def fail(sessions: Sessions, *devices: str, version: int = 2) -> None:
     for device in devices:
-        say(sessions, device, "failed", version)
+        report(sessions, device, "failed", version)
 
 
-def counted(sessions: Sessions) -> list[DeviceCounts]:
+def counts(sessions: Sessions) -> list[DeviceCounts]:
     with db.reading(sessions) as session:
         return rollouts.counts(session, "fraud")
 
 
-def edge(sessions: Sessions, alias: str = "champion") -> tuple[int, int | None, int | None, str | None]:
-    """Its version, the share that gets it, what the others get, and why it was stopped."""
+def rollout(sessions: Sessions, alias: str = "champion") -> tuple[int, int | None, int | None, str | None]:
+    """Return the alias's version, its share, the version of the other devices, and the reason of a halt."""
     with db.reading(sessions) as session:
         row = aliases.get(session, "fraud", alias)
         return row.version.number, row.edge_percent, row.edge_previous, row.edge_halted
 
 
-def test_failures_of_enough_devices_stop_the_rollout_and_say_why(sessions: Sessions) -> None:
+def test_failures_of_three_devices_halt_the_rollout_with_a_reason(sessions: Sessions) -> None:
     fail(sessions, *"ab")
-    assert edge(sessions) == (2, 20, 1, None)
+    assert rollout(sessions) == (2, 20, 1, None)
     fail(sessions, "c")
-    assert edge(sessions) == (2, 0, 1, "3 of 3 devices reported that version 2 failed")
+    assert rollout(sessions) == (2, 0, 1, "3 of 3 devices reported that version 2 failed")
 
 
-def test_the_history_says_who_reported_last_before_the_rollout_stopped(sessions: Sessions) -> None:
+def test_the_history_records_the_halt_and_its_last_reporter(sessions: Sessions) -> None:
     fail(sessions, *"abc")
     with db.reading(sessions) as session:
         newest = aliases.history(session, "fraud", "champion").items[0]
@@ -64,144 +64,144 @@ def test_the_history_says_who_reported_last_before_the_rollout_stopped(sessions:
         assert newest.reason == "3 of 3 devices reported that version 2 failed"
 
 
-def test_a_share_of_failures_within_the_bound_stops_nothing(sessions: Sessions) -> None:
+def test_a_share_of_failures_below_the_limit_does_not_halt(sessions: Sessions) -> None:
     for number in range(27):
-        say(sessions, f"good-{number}", "ok")
+        report(sessions, f"ok-{number}", "ok")
     fail(sessions, *"abc")
-    assert edge(sessions)[1] == 20
+    assert rollout(sessions)[1] == 20
     fail(sessions, "d")
-    assert edge(sessions)[1] == 0
+    assert rollout(sessions)[1] == 0
 
 
-def test_one_device_that_fails_again_and_again_is_one_device(sessions: Sessions) -> None:
+def test_repeated_failures_of_one_device_count_once(sessions: Sessions) -> None:
     fail(sessions, *["a"] * 10)
-    assert edge(sessions)[1] == 20
-    assert counted(sessions) == [DeviceCounts(2, ok=0, failed=1)]
+    assert rollout(sessions)[1] == 20
+    assert counts(sessions) == [DeviceCounts(2, ok=0, failed=1)]
 
 
-def test_the_newest_word_of_a_device_counts(sessions: Sessions) -> None:
+def test_the_newest_report_of_a_device_counts(sessions: Sessions) -> None:
     fail(sessions, "a", "b")
-    say(sessions, "a", "ok")
+    report(sessions, "a", "ok")
     fail(sessions, "c")
-    assert edge(sessions)[1] == 20
-    assert counted(sessions) == [DeviceCounts(2, ok=1, failed=2)]
+    assert rollout(sessions)[1] == 20
+    assert counts(sessions) == [DeviceCounts(2, ok=1, failed=2)]
 
 
-def test_failures_of_another_version_stop_nothing(sessions: Sessions) -> None:
+def test_failures_of_another_version_do_not_halt(sessions: Sessions) -> None:
     fail(sessions, *"abcd", version=1)
-    assert edge(sessions)[1] == 20
-    assert counted(sessions) == [DeviceCounts(1, ok=0, failed=4)]
+    assert rollout(sessions)[1] == 20
+    assert counts(sessions) == [DeviceCounts(1, ok=0, failed=4)]
 
 
 @pytest.mark.parametrize("percent", [None, 100])
-def test_a_version_that_every_device_gets_is_no_rollout(sessions: Sessions, percent: int | None) -> None:
-    share(sessions, 2, percent)
+def test_a_version_for_all_devices_is_not_halted(sessions: Sessions, percent: int | None) -> None:
+    roll_out(sessions, 2, percent)
     fail(sessions, *"abcd")
-    assert edge(sessions) == (2, percent, 1, None)
+    assert rollout(sessions) == (2, percent, 1, None)
 
 
-def test_every_rollout_of_the_version_stops_and_no_other(sessions: Sessions) -> None:
-    share(sessions, 1, None, "shop")
-    share(sessions, 2, 50, "shop")
-    share(sessions, 3, 50, "challenger")
+def test_all_rollouts_of_the_failed_version_halt_and_no_other(sessions: Sessions) -> None:
+    roll_out(sessions, 1, None, "shop")
+    roll_out(sessions, 2, 50, "shop")
+    roll_out(sessions, 3, 50, "challenger")
     fail(sessions, *"abc")
-    assert [edge(sessions, a)[1] for a in ("champion", "shop", "challenger")] == [0, 0, 50]
+    assert [rollout(sessions, a)[1] for a in ("champion", "shop", "challenger")] == [0, 0, 50]
 
 
-def test_a_rollout_that_was_stopped_begins_anew_with_no_failures(sessions: Sessions) -> None:
+def test_a_rollout_restarted_after_a_halt_starts_without_failures(sessions: Sessions) -> None:
     fail(sessions, *"abc")
-    share(sessions, 2, 5)
-    assert edge(sessions) == (2, 5, 1, None)
+    roll_out(sessions, 2, 5)
+    assert rollout(sessions) == (2, 5, 1, None)
     fail(sessions, *"de")
-    assert edge(sessions)[1] == 5, "the failures before it was stopped are not held against it"
+    assert rollout(sessions)[1] == 5, "failures before the halt do not count"
     fail(sessions, "f")
-    assert edge(sessions) == (2, 0, 1, "3 of 3 devices reported that version 2 failed")
+    assert rollout(sessions) == (2, 0, 1, "3 of 3 devices reported that version 2 failed")
 
 
-def test_failures_before_a_version_was_rolled_out_are_not_held_against_it(sessions: Sessions) -> None:
+def test_failures_before_a_rollout_do_not_count(sessions: Sessions) -> None:
     fail(sessions, *"abc", version=3)
-    share(sessions, 3, 10)
+    roll_out(sessions, 3, 10)
     fail(sessions, *"de", version=3)
-    assert edge(sessions)[1] == 10
+    assert rollout(sessions)[1] == 10
 
 
-def test_raising_the_share_forgets_no_failure(sessions: Sessions) -> None:
+def test_raising_the_share_keeps_earlier_failures(sessions: Sessions) -> None:
     fail(sessions, *"ab")
-    share(sessions, 2, 50)
+    roll_out(sessions, 2, 50)
     fail(sessions, "c")
-    assert edge(sessions)[1] == 0
+    assert rollout(sessions)[1] == 0
 
 
-def test_the_others_keep_what_was_rolled_out_to_everybody(sessions: Sessions) -> None:
-    """Not the version before, which few of them ever had."""
-    share(sessions, 3, 10)
-    assert edge(sessions) == (3, 10, 1, None)
+def test_other_devices_keep_the_last_version_for_all_devices(sessions: Sessions) -> None:
+    """Not the previous version, which was installed on few of them."""
+    roll_out(sessions, 3, 10)
+    assert rollout(sessions) == (3, 10, 1, None)
 
 
-def test_a_version_that_was_stopped_never_becomes_what_the_others_get(sessions: Sessions) -> None:
+def test_a_halted_version_never_becomes_the_version_of_other_devices(sessions: Sessions) -> None:
     fail(sessions, *"abc")
-    share(sessions, 3, 10)
-    assert edge(sessions) == (3, 10, 1, None)
+    roll_out(sessions, 3, 10)
+    assert rollout(sessions) == (3, 10, 1, None)
 
 
-def test_a_version_that_reached_everybody_is_what_the_others_get_next(sessions: Sessions) -> None:
-    share(sessions, 2, 100)
-    share(sessions, 3, 10)
-    assert edge(sessions) == (3, 10, 2, None)
+def test_a_version_that_reached_all_devices_is_the_next_version_of_other_devices(sessions: Sessions) -> None:
+    roll_out(sessions, 2, 100)
+    roll_out(sessions, 3, 10)
+    assert rollout(sessions) == (3, 10, 2, None)
 
 
-def test_a_share_given_later_leaves_the_others_what_they_had_before(sessions: Sessions) -> None:
-    share(sessions, 2, None)
-    share(sessions, 2, 30)
-    assert edge(sessions) == (2, 30, 1, None)
+def test_a_share_set_later_keeps_the_version_of_other_devices(sessions: Sessions) -> None:
+    roll_out(sessions, 2, None)
+    roll_out(sessions, 2, 30)
+    assert rollout(sessions) == (2, 30, 1, None)
 
 
-def test_the_first_version_of_an_alias_has_none_before_it(sessions: Sessions) -> None:
-    share(sessions, 3, 10, "challenger")
-    assert edge(sessions, "challenger") == (3, 10, None, None)
+def test_the_first_version_of_an_alias_has_no_previous_version(sessions: Sessions) -> None:
+    roll_out(sessions, 3, 10, "challenger")
+    assert rollout(sessions, "challenger") == (3, 10, None, None)
 
 
-def test_a_rollback_in_mid_rollout_leads_everybody_back(sessions: Sessions) -> None:
+def test_a_rollback_during_a_rollout_applies_to_all_devices(sessions: Sessions) -> None:
     with sessions.begin() as session:
         aliases.rollback(session, "fraud", "champion", by="bob")
-    assert edge(sessions)[:2] == (1, None)
+    assert rollout(sessions)[:2] == (1, None)
 
 
-def test_what_the_others_get_can_be_neither_deleted_nor_archived(sessions: Sessions) -> None:
-    share(sessions, 3, 10)  # a rollback would go to version 2
-    for forbidden in (
+def test_the_version_of_other_devices_can_be_neither_deleted_nor_archived(sessions: Sessions) -> None:
+    roll_out(sessions, 3, 10)  # a rollback would go to version 2
+    for call in (
         lambda session: versions.remove(session, "fraud", 1),
         lambda session: versions.edit(session, "fraud", 1, archived=True),
     ):
         with pytest.raises(InUse, match="champion"), sessions.begin() as session:
-            forbidden(session)
+            call(session)
 
 
-def test_of_reports_at_the_same_moment_none_is_overlooked(sessions: Sessions) -> None:
+def test_concurrent_reports_are_all_counted(sessions: Sessions) -> None:
     outcomes = threads(*(lambda d=d: fail(sessions, d) for d in "abcdef"))  # type: ignore[misc]
     assert outcomes == [None] * 6
-    assert edge(sessions)[1] == 0
-    assert counted(sessions) == [DeviceCounts(2, ok=0, failed=6)]
+    assert rollout(sessions)[1] == 0
+    assert counts(sessions) == [DeviceCounts(2, ok=0, failed=6)]
 
 
-def test_a_report_of_a_version_that_never_was_is_refused(sessions: Sessions) -> None:
+def test_a_report_about_an_unknown_version_is_rejected(sessions: Sessions) -> None:
     with pytest.raises(NotFound, match="fraud:4"):
-        say(sessions, "a", "ok", version=4)
-    assert counted(sessions) == []
+        report(sessions, "a", "ok", version=4)
+    assert counts(sessions) == []
 
 
-def test_a_report_of_a_version_that_is_gone_is_kept(sessions: Sessions) -> None:
+def test_a_report_about_a_deleted_version_is_stored(sessions: Sessions) -> None:
     with sessions.begin() as session:
         versions.remove(session, "fraud", 3)
-    say(sessions, "a", "failed", version=3, message="no such operator", latency_ms=2.5)
+    report(sessions, "a", "failed", version=3, message="no such operator", latency_ms=2.5)
     with db.reading(sessions) as session:
-        (found,) = rollouts.search(session, "fraud").items
-        assert (found.version, found.message, found.latency_ms) == (3, "no such operator", 2.5)
+        (row,) = rollouts.search(session, "fraud").items
+        assert (row.version, row.message, row.latency_ms) == (3, "no such operator", 2.5)
 
 
-def test_reports_come_newest_first_page_by_page(sessions: Sessions) -> None:
+def test_search_returns_pages_of_reports_newest_first(sessions: Sessions) -> None:
     for device in "abc":
-        say(sessions, device, "ok")
+        report(sessions, device, "ok")
     with db.reading(sessions) as session:
         page = rollouts.search(session, "fraud", page_size=2)
         rest = rollouts.search(session, "fraud", page_size=2, page_token=page.next_token)
@@ -209,7 +209,7 @@ def test_reports_come_newest_first_page_by_page(sessions: Sessions) -> None:
     assert rest.next_token is None
 
 
-def test_reports_of_a_model_that_is_not_there_are_refused(sessions: Sessions) -> None:
+def test_reports_about_an_unknown_model_are_rejected(sessions: Sessions) -> None:
     with pytest.raises(NotFound, match="other"), sessions.begin() as session:
         rollouts.report(session, "other", NewDeviceReport("a", 1, "ok"), by="key")
     with pytest.raises(NotFound, match="other"), sessions() as session:

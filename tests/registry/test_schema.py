@@ -1,4 +1,4 @@
-"""The schemas say what the codec does: whatever one takes or answers, the other does too."""
+"""Schemas and codec agree: both accept the same instances and describe the same predictions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.registry.signatures import MIXED, SIGNATURES
 REGRESSION = SIGNATURES["regression"]
 GOOD = instance_example(REGRESSION)
 CHANGES: dict[str, dict[str, Any]] = {
-    "as it is": {},
+    "unchanged": {},
     "an integer into a float": {"mean radius": 3},
     "a whole float into an integer": {"âge.v1": 3.0},
-    "half into an integer": {"âge.v1": 3.5},
-    "null where it may be missing": {"âge.v1": None, "plan": None, "grade": None},
-    "null where it may not": {"mean radius": None},
+    "a fraction into an integer": {"âge.v1": 3.5},
+    "null for nullable features": {"âge.v1": None, "plan": None, "grade": None},
+    "null for a required feature": {"mean radius": None},
     "a string into a float": {"mean radius": "3"},
     "a boolean into a float": {"mean radius": True},
     "a number into a boolean": {"active": 1},
@@ -33,7 +33,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "beyond int64": {"âge.v1": 2**63},
     "the last int64": {"âge.v1": -(2**63)},
     "beyond float32": {"ratio": 1e39},
-    "an unknown field": {"nobody": 1},
+    "an unknown field": {"unknown": 1},
 }
 
 
@@ -51,7 +51,7 @@ def decodes(signature: Signature, instance: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_an_instance_fits_its_schema_exactly_when_the_codec_takes_it(change: dict[str, Any]) -> None:
+def test_the_schema_accepts_exactly_the_instances_that_the_codec_accepts(change: dict[str, Any]) -> None:
     instance = GOOD | change
     assert accepts(instance_schema(REGRESSION), instance) == decodes(REGRESSION, instance)
 
@@ -64,13 +64,13 @@ def test_every_feature_is_required(name: str) -> None:
 
 
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
-def test_the_example_is_an_instance(signature: Signature) -> None:
+def test_the_example_is_a_valid_instance(signature: Signature) -> None:
     example = instance_example(signature)
     assert accepts(instance_schema(signature), example)
     assert decodes(signature, example)
 
 
-def test_the_example_is_the_published_one_where_there_is_one() -> None:
+def test_the_example_uses_published_values() -> None:
     assert instance_example(REGRESSION) == {
         "mean radius": 17.99,
         "âge.v1": 18,
@@ -82,12 +82,12 @@ def test_the_example_is_the_published_one_where_there_is_one() -> None:
     }
 
 
-def test_an_example_that_json_cannot_write_is_replaced() -> None:
-    given = Input("x", "float64", nullable=True, minimum=2.0, maximum=3.0, example=float("nan"))
-    assert instance_example(Signature("regression", (given,), REGRESSION.outputs)) == {"x": 2.0}
+def test_an_example_that_json_cannot_express_is_replaced() -> None:
+    feature = Input("x", "float64", nullable=True, minimum=2.0, maximum=3.0, example=float("nan"))
+    assert instance_example(Signature("regression", (feature,), REGRESSION.outputs)) == {"x": 2.0}
 
 
-def test_what_was_seen_is_described_and_refuses_nothing() -> None:
+def test_example_values_are_described_but_are_not_limits() -> None:
     radius = instance_schema(REGRESSION)["properties"]["mean radius"]
     assert radius == {"type": "number", "description": "example values from 6.9 to 28.1"}
     assert instance_schema(REGRESSION)["properties"]["plan"]["description"].startswith(
@@ -95,8 +95,8 @@ def test_what_was_seen_is_described_and_refuses_nothing() -> None:
     )
 
 
-def answered(output: Output, rows: int = 2) -> np.ndarray:
-    """An array such as a model would answer, missing numbers included."""
+def model_output(output: Output, rows: int = 2) -> np.ndarray:
+    """Return an array that a model could return, including a missing number."""
     shape = (rows, *output.shape[1:])
     if output.classes and output.name.rpartition(".")[2] == "label":
         dtype = object if output.dtype == "string" else output.dtype
@@ -110,22 +110,22 @@ def answered(output: Output, rows: int = 2) -> np.ndarray:
 
 
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
-def test_every_answer_of_the_codec_fits_the_prediction_schema(signature: Signature) -> None:
-    outputs = {o.name: answered(o) for o in signature.outputs}
+def test_every_prediction_of_the_codec_matches_its_schema(signature: Signature) -> None:
+    outputs = {o.name: model_output(o) for o in signature.outputs}
     answer = msgspec.json.decode(Codec(signature).encode_json(outputs, "m", 1, "p"))
     for prediction in answer["predictions"]:
         Draft202012Validator(prediction_schema(signature)).validate(prediction)
 
 
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
-def test_a_prediction_schema_is_closed(signature: Signature) -> None:
-    outputs = {o.name: answered(o, rows=1) for o in signature.outputs}
+def test_a_prediction_schema_allows_no_other_properties(signature: Signature) -> None:
+    outputs = {o.name: model_output(o, rows=1) for o in signature.outputs}
     (prediction,) = msgspec.json.decode(Codec(signature).encode_json(outputs, "m", 1, "p"))["predictions"]
     assert not accepts(prediction_schema(signature), prediction | {"more": 1})
     assert not accepts(prediction_schema(signature), {})
 
 
-def test_a_model_of_500_features_keeps_their_order() -> None:
+def test_the_schema_of_500_features_keeps_their_order() -> None:
     features = tuple(Input(f"f.{i} é", "float64") for i in range(500))
     schema = instance_schema(Signature("clustering", features, SIGNATURES["clustering"].outputs))
     assert schema["required"] == list(schema["properties"]) == [f.name for f in features]

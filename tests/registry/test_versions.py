@@ -1,4 +1,4 @@
-"""Versions: numbered once, built once, searched, archived, deleted only where nothing breaks."""
+"""Versions: publish, build, search, archive, delete."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tests.registry.helpers import (
     threads,
 )
 
-SAID = {
+PUBLISHER_LINEAGE = {
     "made_by": {"python": {"version": "3.12.1", "said_by": "publisher"}},
     "published_from": {"python": "3.11.7"},
 }
 
 
-def _edit(sessions: Sessions, number: int, **more: object) -> None:
+def _edit(sessions: Sessions, number: int, **changes: object) -> None:
     with sessions.begin() as session:
-        versions.edit(session, "fraud", number, **more)  # type: ignore[arg-type]
+        versions.edit(session, "fraud", number, **changes)  # type: ignore[arg-type]
 
 
 def _remove(sessions: Sessions, number: int) -> None:
@@ -48,13 +48,13 @@ def _remove(sessions: Sessions, number: int) -> None:
         versions.remove(session, "fraud", number)
 
 
-def _found(sessions: Sessions, **query: object) -> list[int]:
+def _search(sessions: Sessions, **filters: object) -> list[int]:
     with db.reading(sessions) as session:
-        page = versions.search(session, "fraud", **query)  # type: ignore[arg-type]
+        page = versions.search(session, "fraud", **filters)  # type: ignore[arg-type]
         return [v.number for v in page.items]
 
 
-def test_a_published_version_says_everything_it_was_given(sessions: Sessions, store: Store) -> None:
+def test_a_published_version_stores_all_statements_of_its_publisher(sessions: Sessions, store: Store) -> None:
     blob, example = store.put([b"model"]), store.put([b"a,b\n1,2\n"])
     new = NewVersion(
         model="fraud",
@@ -79,13 +79,13 @@ def test_a_published_version_says_everything_it_was_given(sessions: Sessions, st
         assert version.created_at.utcoffset() is not None
         inputs = versions.build_inputs(session, version.id)
         assert inputs == versions.BuildInputs(
-            blob.sha256, "onnx", example.sha256, "text/csv", "b", {"task": "regression"}, SAID
+            blob.sha256, "onnx", example.sha256, "text/csv", "b", {"task": "regression"}, PUBLISHER_LINEAGE
         )
         with pytest.raises(NotReady, match="building"):
             versions.signature_of(version)
 
 
-def test_a_build_makes_it_ready_with_what_the_builder_found(sessions: Sessions, store: Store) -> None:
+def test_a_finished_build_makes_the_version_ready_with_its_results(sessions: Sessions, store: Store) -> None:
     number = publish(sessions, store, metrics={"auc": 0.9})
     build(
         sessions,
@@ -101,30 +101,28 @@ def test_a_build_makes_it_ready_with_what_the_builder_found(sessions: Sessions, 
     with db.reading(sessions) as session:
         version = versions.get(session, "fraud", number)
         assert (version.state, version.runtime, version.lineage) == ("ready", "onnx", {"numpy": "2"})
-        assert version.metrics == {"auc": 0.9, "f1": 0.8}  # the publisher's own figure wins
+        assert version.metrics == {"auc": 0.9, "f1": 0.8}  # the publisher's metric takes precedence
         assert versions.signature_of(version) == SIGNATURE
         assert version.built_at is not None
 
 
-def test_what_its_publisher_said_of_its_maker_stays_unless_the_build_knows_more(
-    sessions: Sessions, store: Store
-) -> None:
-    found = []
-    for built in (
+def test_the_publishers_lineage_stays_unless_the_build_replaces_it(sessions: Sessions, store: Store) -> None:
+    lineages = []
+    for result in (
         BuildResult(state="rejected", report={"reason": "no"}, lineage={"built_by": {}}),
         BuildResult(state="rejected", report={}, lineage={"made_by": {}}),
     ):
         number = publish(sessions, store, made_by={"python": "3.12.1"}, published_from={"python": "3.11.7"})
-        build(sessions, built)
+        build(sessions, result)
         with db.reading(sessions) as session:
-            found.append(versions.get(session, "fraud", number).lineage)
-    assert found == [SAID | {"built_by": {}}, SAID | {"made_by": {}}]
+            lineages.append(versions.get(session, "fraud", number).lineage)
+    assert lineages == [PUBLISHER_LINEAGE | {"built_by": {}}, PUBLISHER_LINEAGE | {"made_by": {}}]
 
 
-def test_what_cannot_be_stored_is_refused_by_field(sessions: Sessions, store: Store) -> None:
+def test_an_invalid_version_is_rejected_with_its_field(sessions: Sessions, store: Store) -> None:
     blob = store.put([b"model"]).sha256
     unknown = "0" * 64
-    wrong = {
+    invalid_versions = {
         "name": NewVersion(model="Fraud!", artifact=blob, format="onnx"),
         "alias": NewVersion(model="fraud", artifact=blob, format="onnx", alias="no way"),
         "format": NewVersion(model="fraud", artifact=blob, format="pmml"),
@@ -136,16 +134,16 @@ def test_what_cannot_be_stored_is_refused_by_field(sessions: Sessions, store: St
             example={"artifact": unknown, "media_type": "text/csv"},
         ),
     }
-    for field, new in wrong.items():
-        with pytest.raises(Invalid) as caught, sessions.begin() as session:
+    for field, new in invalid_versions.items():
+        with pytest.raises(Invalid) as raised, sessions.begin() as session:
             versions.publish(session, store, new, by="ann")
-        assert [e.field for e in caught.value.errors] == [field]
+        assert [e.field for e in raised.value.errors] == [field]
     with db.reading(sessions) as session:
-        assert session.scalars(select(ModelRow)).all() == []  # a refusal leaves no empty model
+        assert session.scalars(select(ModelRow)).all() == []  # a rejected publish creates no model
         assert session.scalars(select(TaskRow)).all() == []
 
 
-def test_what_is_missing_is_named(sessions: Sessions, store: Store) -> None:
+def test_a_missing_version_is_not_found_with_a_hint(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
     with db.reading(sessions) as session:
         with pytest.raises(NotFound, match="model 'churn'"):
@@ -156,24 +154,22 @@ def test_what_is_missing_is_named(sessions: Sessions, store: Store) -> None:
             versions.get(session, "fraud", 2)
 
 
-def test_publishers_in_many_threads_get_distinct_numbers_without_gaps(
+def test_publishes_in_many_threads_get_distinct_numbers_without_gaps(
     sessions: Sessions, store: Store
 ) -> None:
     numbers = threads(*[lambda: [publish(sessions, store) for _ in range(10)]] * 6)
-    assert sorted(n for given in numbers for n in given) == list(range(1, 61))  # type: ignore[union-attr]
+    assert sorted(n for of_one in numbers for n in of_one) == list(range(1, 61))  # type: ignore[union-attr]
 
 
-def test_publishers_in_many_processes_get_distinct_numbers(
-    url: str, sessions: Sessions, store: Store
-) -> None:
+def test_publishes_in_many_processes_get_distinct_numbers(url: str, sessions: Sessions, store: Store) -> None:
     numbers = processes(child_actions.publish, [(url, str(store.root), "fraud", 25)] * 4)
-    assert sorted(n for given in numbers for n in given) == list(range(1, 101))
+    assert sorted(n for of_one in numbers for n in of_one) == list(range(1, 101))
     with db.reading(sessions) as session:
         assert models.summary(session, "fraud").versions == 100
         assert session.scalar(select(func.count()).select_from(TaskRow)) == 100
 
 
-def test_a_publisher_killed_before_the_commit_leaves_no_version_and_no_task(
+def test_a_publish_killed_before_its_commit_leaves_no_rows(
     url: str, sessions: Sessions, store: Store
 ) -> None:
     killed(child_actions.publish_and_die, url, str(store.root))
@@ -182,35 +178,38 @@ def test_a_publisher_killed_before_the_commit_leaves_no_version_and_no_task(
     assert publish(sessions, store) == 1
 
 
-def test_whatever_was_acknowledged_survives_a_kill_whole(
+def test_acknowledged_versions_survive_a_kill(
     url: str, sessions: Sessions, store: Store, tmp_path: Path
 ) -> None:
-    told = tmp_path / "told"
-    publisher = FORKS.Process(target=child_actions.write_for_ever, args=(url, str(store.root), str(told)))
+    acknowledged = tmp_path / "acknowledged"
+    publisher = FORKS.Process(
+        target=child_actions.publish_until_killed, args=(url, str(store.root), str(acknowledged))
+    )
     publisher.start()
-    while not told.exists() or told.read_text().count("\n") < 20:
+    while not acknowledged.exists() or acknowledged.read_text().count("\n") < 20:
         assert publisher.is_alive()
     publisher.kill()
     publisher.join()
     with db.reading(sessions) as session:
-        for number, sha256 in (line.split() for line in told.read_text().splitlines(True) if "\n" in line):
+        lines = acknowledged.read_text().splitlines(keepends=True)
+        for number, sha256 in (line.split() for line in lines if "\n" in line):
             assert versions.get(session, "fraud", int(number)).artifact == sha256
         for version in session.scalars(select(VersionRow)):
             assert store.path(version.artifact).read_bytes().split()[0] == str(publisher.pid).encode()
             assert session.scalar(select(TaskRow.id).where(TaskRow.subject == str(version.id)))
 
 
-def test_a_number_is_never_given_out_again(sessions: Sessions, store: Store) -> None:
+def test_the_number_of_a_deleted_version_is_not_reused(sessions: Sessions, store: Store) -> None:
     assert publish_ready(sessions, store, count=2) == [1, 2]
     with db.reading(sessions) as session:
         deleted_id = versions.get(session, "fraud", 2).id
     _remove(sessions, 2)
     assert publish(sessions, store) == 3
     with db.reading(sessions) as session:
-        assert versions.get(session, "fraud", 3).id > deleted_id  # nor is the id
+        assert versions.get(session, "fraud", 3).id > deleted_id  # and neither is the id
 
 
-def test_the_wished_alias_is_taken_when_the_build_is_ready(sessions: Sessions, store: Store) -> None:
+def test_the_requested_alias_is_set_when_the_build_is_ready(sessions: Sessions, store: Store) -> None:
     publish(sessions, store, alias="champion")
     with db.reading(sessions) as session, pytest.raises(NotFound):
         aliases.get(session, "fraud", "champion")
@@ -221,7 +220,7 @@ def test_the_wished_alias_is_taken_when_the_build_is_ready(sessions: Sessions, s
     assert champion(sessions) == 1
 
 
-def test_a_build_that_ends_late_takes_no_alias_from_a_newer_version(sessions: Sessions, store: Store) -> None:
+def test_a_late_build_does_not_take_the_alias_from_a_newer_version(sessions: Sessions, store: Store) -> None:
     for _ in range(2):
         publish(sessions, store, alias="champion")
     with sessions.begin() as session:
@@ -232,7 +231,7 @@ def test_a_build_that_ends_late_takes_no_alias_from_a_newer_version(sessions: Se
     assert champion(sessions) == 2
 
 
-def test_a_build_of_a_deleted_version_has_nothing_to_say(sessions: Sessions, store: Store) -> None:
+def test_the_build_of_a_deleted_version_is_not_found(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
     with sessions.begin() as session:
         task = queue.claim(session, [BUILD_TASK], "builder")
@@ -245,33 +244,33 @@ def test_a_build_of_a_deleted_version_has_nothing_to_say(sessions: Sessions, sto
             versions.finish_build(session, int(task.subject), READY)
 
 
-def test_a_version_may_be_deleted_while_its_build_ends(
+def test_a_version_can_be_deleted_while_its_build_ends(
     engine: Engine, sessions: Sessions, store: Store
 ) -> None:
-    """Both need the task and the model; in different orders they would deadlock on PostgreSQL."""
+    """Both lock the task and the model; in different orders they would deadlock on PostgreSQL."""
     publish(sessions, store)
     with sessions.begin() as session:
         task = queue.claim(session, [BUILD_TASK], "builder")
     assert task is not None
-    at_the_task = threading.Event()
+    waits_for_task = threading.Event()
 
-    def watch(_connection: object, _cursor: object, said: str, *_: object) -> None:
-        if threading.current_thread() is deleter and said.startswith(("UPDATE tasks", "BEGIN IMMEDIATE")):
-            at_the_task.set()
+    def watch(_connection: object, _cursor: object, sql: str, *_: object) -> None:
+        if threading.current_thread() is deleter and sql.startswith(("UPDATE tasks", "BEGIN IMMEDIATE")):
+            waits_for_task.set()
 
     event.listen(engine, "before_cursor_execute", watch)
     deleter = threading.Thread(target=_remove, args=(sessions, 1))
     with sessions.begin() as session:
         queue.finish(session, task.id, task.fence)
         deleter.start()
-        assert at_the_task.wait(10)
+        assert waits_for_task.wait(10)
         versions.finish_build(session, int(task.subject), READY)
     deleter.join()
     with db.reading(sessions) as session:
         assert session.scalars(select(VersionRow)).all() == []
 
 
-def test_tags_and_description_are_replaced(sessions: Sessions, store: Store) -> None:
+def test_editing_replaces_tags_and_description(sessions: Sessions, store: Store) -> None:
     publish(sessions, store, tags={"a": "1", "b": "2"}, description="old")
     _edit(sessions, 1, tags={"b": "3", "c": "4"}, description="new")
     with db.reading(sessions) as session:
@@ -283,13 +282,13 @@ def test_tags_and_description_are_replaced(sessions: Sessions, store: Store) -> 
         assert session.scalars(select(TagRow)).all() == []
 
 
-def test_search_finds_all_of_several_tags(sessions: Sessions, store: Store) -> None:
+def test_search_requires_all_tags(sessions: Sessions, store: Store) -> None:
     publish(sessions, store, tags={"team": "risk", "stage": "test"})
     publish(sessions, store, tags={"team": "risk", "stage": "live"})
     publish(sessions, store, tags={"team": "ads"})
-    assert _found(sessions, tags=[("team", "risk")]) == [2, 1]
-    assert _found(sessions, tags=[("team", "risk"), ("stage", "live")]) == [2]
-    assert _found(sessions, tags=[("team", "live")]) == []
+    assert _search(sessions, tags=[("team", "risk")]) == [2, 1]
+    assert _search(sessions, tags=[("team", "risk"), ("stage", "live")]) == [2]
+    assert _search(sessions, tags=[("team", "live")]) == []
 
 
 @pytest.mark.parametrize(
@@ -302,33 +301,33 @@ def test_search_finds_all_of_several_tags(sessions: Sessions, store: Store) -> N
         ("100% of a_b\\c", "0% of A_B\\C"),
     ],
 )
-def test_search_in_descriptions_knows_no_case_in_any_alphabet(
+def test_search_in_descriptions_ignores_case_in_every_alphabet(
     sessions: Sessions, store: Store, description: str, q: str
 ) -> None:
     publish(sessions, store, description=description)
     publish(sessions, store, description="aXb 100 of it")
-    assert _found(sessions, q=q) == [1]
+    assert _search(sessions, q=q) == [1]
 
 
-def test_pages_of_versions_stay_right_while_versions_are_added(sessions: Sessions, store: Store) -> None:
+def test_pages_of_versions_stay_correct_while_versions_are_added(sessions: Sessions, store: Store) -> None:
     for _ in range(7):
         publish(sessions, store)
-    seen, token = [], None
+    numbers, token = [], None
     while True:
         with db.reading(sessions) as session:
             page = versions.search(session, "fraud", page_size=3, page_token=token)
-            seen += [v.number for v in page.items]
+            numbers += [v.number for v in page.items]
         publish(sessions, store)
         if (token := page.next_token) is None:
             break
-    assert seen == [7, 6, 5, 4, 3, 2, 1]
+    assert numbers == [7, 6, 5, 4, 3, 2, 1]
 
 
-def test_only_a_ready_version_is_archived_and_comes_back(sessions: Sessions, store: Store) -> None:
+def test_only_a_ready_version_can_be_archived_and_unarchived(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
     with pytest.raises(NotReady, match="fraud:1 is building"):
         _edit(sessions, 1, archived=True)
-    _edit(sessions, 1, archived=False)  # it is not: no change
+    _edit(sessions, 1, archived=False)  # it is not archived: no effect
     build(sessions)
     _edit(sessions, 1, archived=True)
     with pytest.raises(NotReady, match="archived"):
@@ -339,12 +338,12 @@ def test_only_a_ready_version_is_archived_and_comes_back(sessions: Sessions, sto
     assert champion(sessions) == 1
 
 
-@pytest.mark.parametrize("verb", ["deleted", "archived"])
-def test_a_version_in_use_stays_and_the_refusal_names_the_use(
-    sessions: Sessions, store: Store, verb: str
+@pytest.mark.parametrize("action", ["deleted", "archived"])
+def test_a_version_in_use_cannot_be_deleted_or_archived(
+    sessions: Sessions, store: Store, action: str
 ) -> None:
-    def try_it(number: int) -> None:
-        if verb == "deleted":
+    def act(number: int) -> None:
+        if action == "deleted":
             _remove(sessions, number)
         else:
             _edit(sessions, number, archived=True)
@@ -352,37 +351,35 @@ def test_a_version_in_use_stays_and_the_refusal_names_the_use(
     publish_ready(sessions, store, count=3)
     promote(sessions, 1, 2)
     promote(sessions, 3, alias="challenger")
-    with pytest.raises(InUse, match=f"fraud:2 is champion and cannot be {verb}"):
-        try_it(2)
-    with pytest.raises(InUse, match=f"fraud:1 is the rollback target of champion and cannot be {verb}"):
-        try_it(1)
+    with pytest.raises(InUse, match=f"fraud:2 is champion and cannot be {action}"):
+        act(2)
+    with pytest.raises(InUse, match=f"fraud:1 is the rollback target of champion and cannot be {action}"):
+        act(1)
     with pytest.raises(InUse, match="fraud:3 is challenger"):
-        try_it(3)
+        act(3)
     promote(sessions, 3)
-    try_it(1)  # by now the rollback goes to 2
+    act(1)  # the rollback target is version 2 now
     with sessions.begin() as session:
         aliases.rollback(session, "fraud", "champion", by="ann")
     assert champion(sessions) == 2
 
 
-def test_the_alias_is_looked_at_under_the_lock_not_before(
-    engine: Engine, sessions: Sessions, store: Store
-) -> None:
-    """A promote that commits while a delete waits must be seen by it."""
+def test_a_delete_checks_aliases_under_the_lock(engine: Engine, sessions: Sessions, store: Store) -> None:
+    """A delete must see a promote that commits while the delete waits for the lock."""
     publish_ready(sessions, store, count=1)
     waiting = threading.Event()
 
-    def watch(_connection: object, _cursor: object, said: str, *_: object) -> None:
-        if threading.current_thread() is deleter and ("FOR UPDATE" in said or said == "BEGIN IMMEDIATE"):
+    def watch(_connection: object, _cursor: object, sql: str, *_: object) -> None:
+        if threading.current_thread() is deleter and ("FOR UPDATE" in sql or sql == "BEGIN IMMEDIATE"):
             waiting.set()
 
-    refused: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def delete() -> None:
         try:
             _remove(sessions, 1)
         except InUse as error:
-            refused.append(error)
+            errors.append(error)
 
     event.listen(engine, "before_cursor_execute", watch)
     deleter = threading.Thread(target=delete)
@@ -391,12 +388,12 @@ def test_the_alias_is_looked_at_under_the_lock_not_before(
         deleter.start()
         assert waiting.wait(10)
     deleter.join()
-    assert [str(e) for e in refused] == [
+    assert [str(e) for e in errors] == [
         "fraud:1 is champion and cannot be deleted; promote another version first"
     ]
 
 
-def test_deleting_a_version_takes_its_tags_and_its_build_with_it(sessions: Sessions, store: Store) -> None:
+def test_deleting_a_version_deletes_its_tags_and_cancels_its_build(sessions: Sessions, store: Store) -> None:
     publish(sessions, store, tags={"team": "risk"})
     _remove(sessions, 1)
     with db.reading(sessions) as session:
@@ -413,25 +410,23 @@ def _start_job(sessions: Sessions, number: int) -> int:
         return jobs.create(session, new, by="ann").id
 
 
-@pytest.mark.parametrize("what", ["version", "model"])
-def test_what_a_job_scores_with_stays_until_the_job_is_over(
-    sessions: Sessions, store: Store, what: str
-) -> None:
+@pytest.mark.parametrize("kind", ["version", "model"])
+def test_the_version_of_an_open_job_cannot_be_deleted(sessions: Sessions, store: Store, kind: str) -> None:
     publish_ready(sessions, store, count=2)
     job_id = _start_job(sessions, 1)
 
-    def delete_it() -> None:
+    def delete() -> None:
         with sessions.begin() as session:
-            versions.remove(session, "fraud", 1) if what == "version" else models.remove(session, "fraud")
+            versions.remove(session, "fraud", 1) if kind == "version" else models.remove(session, "fraud")
 
     with pytest.raises(InUse, match=f"cannot be deleted while job {job_id} needs it; cancel the job first"):
-        delete_it()
-    if what == "version":
-        _remove(sessions, 2)  # which no job needs
-    _edit(sessions, 1, archived=True)  # the job will say so, and can be resumed
+        delete()
+    if kind == "version":
+        _remove(sessions, 2)  # no job needs it
+    _edit(sessions, 1, archived=True)  # archiving is allowed: the job fails and can be resumed
     with sessions.begin() as session:
         jobs.cancel(session, job_id)
-    delete_it()
+    delete()
     with db.reading(sessions) as session:
         job = jobs.get(session, job_id)
         assert (job.model, job.version, job.version_id) == ("fraud", 1, None)
