@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from registry.names import NAME_PATTERN
-from service.formats.media_types import InputType, OutputType
+from service.formats.media_types import PARQUET, InputType, OutputType
 from service.web.request_models import RequestBody, Sha256
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
@@ -38,4 +38,4 @@ class JobInput(RequestBody):
 
 
 class JobOutput(RequestBody):
-    media_type: OutputType = "application/vnd.apache.parquet"
+    media_type: OutputType = PARQUET

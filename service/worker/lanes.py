@@ -184,7 +184,7 @@ class Worker:
             except (StaleTask, NotFound):
                 running.is_stale = True
             except Exception:  # most likely of the database: the next heartbeat may be in time
-                log.exception("worker.beat_failed")
+                log.exception("worker.heartbeat_failed")
 
     def _claim(self, kinds: Sequence[str]) -> RunningTask | None:
         if self._stopping.is_set():
@@ -210,7 +210,7 @@ class Worker:
             except Exception as error:
                 self._handle_error(running, error)
         except StaleTask as error:  # cancelled, deleted, or finished by another worker
-            log.info("task.dropped", task=running.task.id, of=running.task.subject, why=str(error))
+            log.info("task.dropped", task=running.task.id, subject=running.task.subject, reason=str(error))
             self._delete_late_files(running.job_id)
         finally:
             self._running.discard(running)
@@ -276,13 +276,13 @@ class Worker:
         elif isinstance(error, WorkerStopping):
             self._release(task, 0.0)
         elif isinstance(error, OperationalError | InternalError):  # of the database: not a failed attempt
-            log.warning("task.put_back", task=task.id, of=task.subject, why=str(error.orig))
+            log.warning("task.released", task=task.id, subject=task.subject, reason=str(error.orig))
             self._release(task, ERROR_PAUSE_S)
         elif self._stopping.is_set():  # the shutdown may have closed something that the task used
             self._release(task, 0.0)
         else:
             if not isinstance(error, TriviumError | OSError):
-                log.error("task.failed", task=task.id, kind=task.kind, of=task.subject, exc_info=error)
+                log.error("task.failed", task=task.id, kind=task.kind, subject=task.subject, exc_info=error)
             self._fail(running, error)
 
     def _release(self, task: ClaimedTask, delay_s: float) -> None:
@@ -296,7 +296,7 @@ class Worker:
             message = f"another release planned this job ({str(error)[:200]}): start a new job"
             error = PermanentFailure(message)
         reason = describe_failure(error)
-        log.warning("task.failed", task=task.id, kind=task.kind, of=task.subject, why=reason)
+        log.warning("task.failed", task=task.id, kind=task.kind, subject=task.subject, reason=reason)
         with self._sessions.begin() as session:
             job = lock_job(session, running)
             failures = _count_failure(session, running)
@@ -312,7 +312,7 @@ class Worker:
 
     def _redo_partitions(self, running: RunningTask, missing: PartsMissing) -> None:
         """Run partitions again whose files are missing. Fails the job if this happens too often."""
-        log.warning("parts.gone", job=running.job_id, why=str(missing))
+        log.warning("parts.missing", job=running.job_id, reason=str(missing))
         with self._sessions.begin() as session:
             job = lock_job(session, running)
             queue.finish(session, running.task.id, running.task.fence)

@@ -74,7 +74,7 @@ class Maintenance:
                 deleted_ids = jobs.delete_expired(session)
             for job_id in deleted_ids:
                 delete_job_directory(self._settings, job_id)
-                log.info("job.forgotten", job=job_id)
+                log.info("job.deleted", job=job_id)
         self._delete_orphaned_directories()
         self._store.sweep(ORPHAN_S)  # incomplete blobs of killed workers
 

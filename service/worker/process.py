@@ -63,7 +63,7 @@ def run(
     maintenance = Maintenance(settings, engine, sessions, store)
     periodic_threads = [
         PeriodicThread("schedules", lambda: scheduler.step(sessions, start_job), scheduler.POLL_S),
-        PeriodicThread("chores", maintenance.step, MAINTENANCE_S),
+        PeriodicThread("maintenance", maintenance.step, MAINTENANCE_S),
     ]
     worker.start()
     for thread in periodic_threads:

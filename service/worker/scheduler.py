@@ -47,7 +47,7 @@ def _only_known_errors(start: StartJob) -> StartJob:
         except (TriviumError, SQLAlchemyError):
             raise
         except Exception as error:
-            log.exception("schedule.broken", schedule=schedule.name)
+            log.exception("schedule.unexpected_error", schedule=schedule.name)
             raise TriviumError(describe_error(error)) from error
 
     return wrapped

@@ -72,7 +72,7 @@ class RayEngine:
                     raise PermanentFailure(f"partition {report.number}: {report.error}")
                 else:
                     unfinished[place] = report.error
-                    log.warning("partition.failed", job=job.id, number=report.number, why=report.error)
+                    log.warning("partition.failed", job=job.id, number=report.number, reason=report.error)
         (_, number), reason = next(iter(unfinished.items()))
         raise Unavailable(f"partition {number}: {reason}")
 
