@@ -1,4 +1,4 @@
-"""What keeps the start of a process short and its memory small.
+"""Means that keep the start of a process short and its memory small.
 
 Figures and reasons are in docs/adr/0021-how-a-start-stays-short.md. There are three means:
 

@@ -1,4 +1,4 @@
-"""What a forked child does on its channel: one build, export or fit, or the calls of an isolated model."""
+"""The roles of a forked child: one build, export or fit, or the calls of an isolated model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_once(
 
 def serve_isolated(channel: socket.socket) -> None:
     """Load the model, then answer calls until the server closes the channel."""
-    warnings.simplefilter("ignore")  # the build reports warnings; repeating them for each call helps nobody
+    warnings.simplefilter("ignore")  # the build reports warnings; repeating them for each call adds nothing
     order: LoadModel = receive(channel, LoadModel)
     try:
         confine(order.memory_mb)

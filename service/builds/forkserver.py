@@ -153,12 +153,14 @@ class ForkServer:
         while True:
             with self._turn:
                 template = self._ready_template(deadline)
-                ours, theirs = socket.socketpair()
-                with theirs:
+                server_end, child_end = socket.socketpair()
+                with child_end:
                     try:
-                        return ChildProcess(self, template, _fork(template.control, role, theirs), ours)
+                        return ChildProcess(
+                            self, template, _fork(template.control, role, child_end), server_end
+                        )
                     except (ChannelBroken, OSError):
-                        ours.close()
+                        server_end.close()
                         self._discard_template()
 
     def _end(self, template: Template, pid: int) -> int | None:
@@ -193,30 +195,30 @@ class ForkServer:
         self._template = None
 
     def _start_template(self) -> subprocess.Popen[bytes]:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        server_end, child_end = socket.socketpair()
+        with child_end:
             argv = [
                 sys.executable,
                 "-P",
                 "-m",
                 "service.builds.template",
-                str(theirs.fileno()),
+                str(child_end.fileno()),
                 str(os.getpid()),
             ]
             try:
                 process = subprocess.Popen(
                     argv,
                     env=environment(),
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[child_end.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # models must not write to the server's stdout
                     stderr=subprocess.PIPE,
                     start_new_session=True,  # Ctrl-C stops the server, which then ends its children in order
                 )
             except OSError:
-                ours.close()
+                server_end.close()
                 raise
-        self._starting, self._starting_is_ready = Template(process, ours, StderrRelay(process)), False
+        self._starting, self._starting_is_ready = Template(process, server_end, StderrRelay(process)), False
         return process
 
     def _await_ready(self) -> bool:

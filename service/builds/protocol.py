@@ -23,7 +23,7 @@ VerdictRecord = TypeVar("VerdictRecord", BuildResult, ExportResult, FitResult)
 
 @dataclass(frozen=True, slots=True)
 class OneShotRole(Generic[JobRecord, VerdictRecord]):
-    """What a one-shot child receives and returns."""
+    """Name, job and verdict of a one-shot child."""
 
     name: Role
     job: type[JobRecord]

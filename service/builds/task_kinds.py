@@ -203,7 +203,7 @@ class ExportTasks:
 def store_file(store: Store, out: Path, name: str) -> Blob:
     """Put a file that a child wrote into the store. The name comes from the child and is not trusted.
 
-    Raises `FileNotFoundError` when `out` has no regular file of this name.
+    Raises `FileNotFoundError` when `out` does not contain a regular file of this name.
     """
     file = out / Path(name).name
     if file.is_symlink() or not file.is_file():

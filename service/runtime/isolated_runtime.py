@@ -120,7 +120,7 @@ class IsolatedRuntime:
             self._drop()
 
     def _ready_child(self, deadline: float) -> IsolatedChild:
-        """Return the child with its model loaded; start one if there is none."""
+        """Return the child with its model loaded; start one if necessary."""
         if self._closed:
             raise Unavailable("the model has been unloaded")
         if self._child is None:

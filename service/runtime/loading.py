@@ -1,4 +1,4 @@
-"""From a version's row and files to a model in memory: its runtime, its codec, and what a call costs."""
+"""Loads versions: from a version's row and files to a runtime, a codec, and the cost of a call."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ModelCache(Generic[Model]):
             return [entry for entry in self._entries.values() if entry.is_loaded]
 
     def acquire(self, key: int) -> CacheEntry[Model]:
-        """Return the entry for `key` and count the caller as a user; start the load if there is no entry.
+        """Return the entry for `key` and count the caller as a user; start the load of a new entry.
 
         The caller waits for `entry.load`, and calls `release` in every case. Raises the error of `close` once
         the cache is closed.
@@ -92,7 +92,7 @@ class ModelCache(Generic[Model]):
             self._run(entry.model.close)
 
     def retire(self, entry: CacheEntry[Model]) -> bool:
-        """Remove the entry; its model is closed once it has no users. False if it was removed before."""
+        """Remove the entry; its last user closes the model. Return False if it was removed before."""
         with self._lock:
             if entry.retired:
                 return False
@@ -145,7 +145,7 @@ class ModelCache(Generic[Model]):
             del self._entries[entry.key]
 
     def _closes_now(self, entry: CacheEntry[Model]) -> bool:
-        """Whether the caller must close the entry's model: it is retired and has no users any more."""
+        """Whether the caller must close the entry's model: it is retired and its last user has left."""
         if not entry.retired or entry.users or not entry.is_loaded or entry.closed:
             return False
         entry.closed = True

@@ -44,7 +44,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base class of their own
+        except Exception as error:  # onnxruntime's exceptions do not share a base class
             reason = _first_line(error).replace(str(path), path.name)
             raise Unavailable(f"the ONNX graph cannot be loaded: {reason}") from error
         self.bytes = path.stat().st_size * MEMORY_PER_BYTE

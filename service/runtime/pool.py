@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from registry.errors import TriviumError, Unavailable
+from registry.vocabulary import RUNTIMES
 from service import telemetry
 from service.runtime.model_cache import CacheEntry, ModelCache
 
@@ -93,7 +94,7 @@ class Pool:
     def count_by_runtime(self) -> dict[str, int]:
         """Count the loaded versions of each runtime."""
         kinds = [model.kind for model in self.loaded()]
-        return {kind: kinds.count(kind) for kind in ("onnx", "tflite", "isolated")}
+        return {runtime: kinds.count(runtime) for runtime in RUNTIMES}
 
     def loaded(self) -> list[LoadedModel]:
         """Return the loaded versions, least recently used first."""

@@ -1,4 +1,4 @@
-"""The application in this process, asked over ASGI, and the calls that most tests make of it."""
+"""The application in this process over ASGI, and the calls that most tests make."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIFESPAN_S = 120.0
 
 
 class Api:
-    """`client` presents the admin key; `anonymous` none."""
+    """`client` sends the admin key; `anonymous` sends no key."""
 
     def __init__(self, settings: Settings, app: App, fastapi: FastAPI) -> None:
         self.settings = settings
@@ -59,7 +59,7 @@ class Api:
         return digest
 
     async def publish(self, name: str, fitted: Fitted, **more: Any) -> dict[str, Any]:
-        """Publish and wait for the build; the version's record."""
+        """Publish and wait for the build; return the version's record."""
         answer = await self.client.post(
             f"/v1/models/{name}/versions", json=await self.publication(fitted) | more
         )
@@ -67,7 +67,7 @@ class Api:
         return await self.built(answer.headers["location"])
 
     async def publication(self, fitted: Fitted) -> dict[str, Any]:
-        """The body that publishes it; its artifacts are uploaded."""
+        """Upload the artifacts; return the body that publishes them."""
         example = await self.upload(fitted.frame.to_csv(index=False).encode())
         return {
             "artifact": await self.upload(pickled(fitted.model)),
@@ -76,13 +76,13 @@ class Api:
         }
 
     async def built(self, location: str) -> dict[str, Any]:
-        """The record at `location` once its build is over."""
-        until = time.monotonic() + BUILD_S
+        """Wait for the build of the record at `location`, and return the record."""
+        deadline = time.monotonic() + BUILD_S
         while (record := (await self.client.get(location)).json())["state"] == "building":
-            assert time.monotonic() < until, record
+            assert time.monotonic() < deadline, record
             await asyncio.sleep(0.02)
-        found: dict[str, Any] = record
-        return found
+        finished: dict[str, Any] = record
+        return finished
 
     async def promote(self, name: str, version: int, alias: str = "champion") -> httpx.Response:
         answer = await self.client.put(f"/v1/models/{name}/aliases/{alias}", json={"version": version})
@@ -102,10 +102,10 @@ def pickled(model: Any) -> bytes:
 
 
 def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem document of `answer`, which must be one of `status`, well-formed in every respect."""
+    """Check that `answer` is a well-formed problem document of `status`, and return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
-    if answer.request.method == "HEAD":  # the same without its body
+    if answer.request.method == "HEAD":  # a HEAD response has no body
         return {"status": status, "detail": "", "errors": []}
     problem: dict[str, Any] = answer.json()
     assert {"type", "title", "status", "detail", "instance", "request_id"} <= set(problem)
@@ -125,42 +125,42 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
     prepare(settings)
     app = create_app(settings)
     async with lifespan(app.asgi):
-        api = Api(settings, app, await app.management.made())
+        api = Api(settings, app, await app.management.get())
         async with api.client, api.anonymous:
             yield api
 
 
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
-    """What a server does around the requests: httpx does not."""
-    asked: asyncio.Queue[Message] = asyncio.Queue()
-    told: asyncio.Queue[Message] = asyncio.Queue()
+    """Run the application's startup and shutdown, which httpx does not."""
+    receive_queue: asyncio.Queue[Message] = asyncio.Queue()
+    send_queue: asyncio.Queue[Message] = asyncio.Queue()
     task = asyncio.create_task(
-        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, asked.get, told.put)
+        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive_queue.get, send_queue.put)
     )
-    await asked.put({"type": "lifespan.startup"})
-    started = await _told(told, task)
+    await receive_queue.put({"type": "lifespan.startup"})
+    started = await _next_message(send_queue, task)
     assert started["type"] == "lifespan.startup.complete", started
     try:
         yield
     finally:
-        await asked.put({"type": "lifespan.shutdown"})
-        stopped = await _told(told, task)
+        await receive_queue.put({"type": "lifespan.shutdown"})
+        stopped = await _next_message(send_queue, task)
         await task
         assert stopped["type"] == "lifespan.shutdown.complete", stopped
 
 
-async def _told(told: asyncio.Queue[Message], task: asyncio.Task[None]) -> Message:
-    """What the application says next; what it raises, when it says nothing more."""
-    hearing = asyncio.create_task(told.get())
-    await asyncio.wait({hearing, task}, timeout=LIFESPAN_S, return_when=asyncio.FIRST_COMPLETED)
-    if hearing.done():
-        return hearing.result()
-    hearing.cancel()
-    left = str(asyncio.all_tasks())  # as they stand now
+async def _next_message(send_queue: asyncio.Queue[Message], task: asyncio.Task[None]) -> Message:
+    """Return the application's next message. Raises what the application raises if it ends instead."""
+    receiving = asyncio.create_task(send_queue.get())
+    await asyncio.wait({receiving, task}, timeout=LIFESPAN_S, return_when=asyncio.FIRST_COMPLETED)
+    if receiving.done():
+        return receiving.result()
+    receiving.cancel()
+    tasks = str(asyncio.all_tasks())  # before they are cancelled
     task.cancel()
     await asyncio.wait({task}, timeout=LIFESPAN_S)
     if task.done() and not task.cancelled():
         await task
-    # Its cancellation must not become ours: it would end the task that all tests of this process run in.
-    raise AssertionError(f"the application ended without a word, or had none in {LIFESPAN_S:g} s: {left}")
+    # Its cancellation must not propagate: it would end the task that all tests of this process run in.
+    raise AssertionError(f"the application sent no message, or none within {LIFESPAN_S:g} s: {tasks}")

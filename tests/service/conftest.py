@@ -1,4 +1,4 @@
-"""A real application with small real models: in this process over ASGI, or as a server on a port."""
+"""The application with small real models: in this process over ASGI, or as a server process."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def published_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with a model of every task, each its own champion, and `flag`, which has two
-    versions that contradict each other; the first is champion. Built once for all test processes."""
+    """A data directory with a model of every task, each with a champion. Built once for all test processes.
+
+    `flag` has two versions with opposite answers; the first is the champion.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     home = shared / "published"
@@ -48,7 +50,7 @@ async def _publish(home: Path) -> None:
 
 @pytest.fixture
 def home(published_home: Path, tmp_path: Path) -> Path:
-    """A copy of `published_home` that is this test's own."""
+    """A copy of `published_home` for one test."""
     return Path(shutil.copytree(published_home, tmp_path / "home"))
 
 
@@ -56,15 +58,15 @@ def home(published_home: Path, tmp_path: Path) -> Path:
 async def api(
     anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Api]:
-    """The application that tests share: they leave the models of `published_home` as they are."""
+    """The application that tests share: they do not change the models of `published_home`."""
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("api") / "home")
-    async with running(Settings(home=home)) as found:
-        yield found
+    async with running(Settings(home=home)) as api:
+        yield api
 
 
 @pytest.fixture(scope="session")
 def server(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server process that tests share."""
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("served") / "home")
-    with serving(home) as found:
-        yield found
+    with serving(home) as server:
+        yield server

@@ -1,4 +1,4 @@
-"""What was acknowledged survives kill -9. `python -m benchmarks.kill` does the same at length."""
+"""Acknowledged changes survive kill -9. `python -m benchmarks.kill` runs the same test for longer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.harness.server_kills import kill_server
 
 
 @pytest.mark.slow
-def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed(tmp_path: Path) -> None:
+def test_acknowledged_changes_are_neither_lost_nor_doubled_when_the_server_is_killed(tmp_path: Path) -> None:
     with Server(tmp_path / "home", tmp_path / "log", build_concurrency=2) as server:
         report = kill_server(server, rounds=4, publishers=2, seed=4)
         assert server.terminate() == 0

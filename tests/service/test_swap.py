@@ -1,4 +1,4 @@
-"""An alias that moves under load costs no request, and who was told of the move is answered by it."""
+"""Moving an alias under load fails no request; requests after the move get the new version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUESTS = 2000
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`swap` has two ONNX versions, the first of which is champion, and a third that is isolated."""
+    """A server whose model `swap` has two ONNX versions, the first the champion, and an isolated third."""
     folder = tmp_path_factory.mktemp("swap")
     with Server(folder / "home", folder / "log") as server:
         server.start()
@@ -39,48 +39,48 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Moves:
-    """Which version was asked for when; and whether each answer came from one that it may come from."""
+    """Moves of the alias and answers, with their times, to find answers of an outdated version."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._moves: list[tuple[float, float, int]] = [(0.0, 0.0, 1)]  # asked, answered, version
+        self._moves: list[tuple[float, float, int]] = [(0.0, 0.0, 1)]  # requested, confirmed, version
         self.answered: dict[int, int] = {}
         self.enough = asyncio.Event()
         self._until = 0
-        self._seen: list[tuple[float, float, int]] = []
+        self._answers: list[tuple[float, float, int]] = []
 
     async def to(self, version: int) -> None:
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         await asyncio.to_thread(
             self._server.call_json, "PUT", "/v1/models/swap/aliases/champion", {"version": version}
         )
-        self._moves.append((asked, time.perf_counter(), version))
-        self._until = len(self._seen) + REQUESTS // MOVES
+        self._moves.append((requested, time.perf_counter(), version))
+        self._until = len(self._answers) + REQUESTS // MOVES
         self.enough.clear()
 
-    def seen(self, sent: float, body: bytes) -> None:
+    def record(self, sent_at: float, body: bytes) -> None:
         version = json.loads(body)["model"]["version"]
         self.answered[version] = self.answered.get(version, 0) + 1
-        self._seen.append((sent, time.perf_counter(), version))
-        if len(self._seen) >= self._until:
+        self._answers.append((sent_at, time.perf_counter(), version))
+        if len(self._answers) >= self._until:
             self.enough.set()
 
     def stale(self) -> list[tuple[float, int]]:
-        """Answers of a version that had been replaced, and said to be, before they were asked for."""
-        found = []
-        for sent, received, version in self._seen:
-            settled = max((m for m in self._moves if m[1] <= sent), key=lambda m: m[1])
+        """Return the answers of a version whose replacement was confirmed before the request was sent."""
+        stale = []
+        for sent_at, received, version in self._answers:
+            settled = max((m for m in self._moves if m[1] <= sent_at), key=lambda m: m[1])
             later = {m[2] for m in self._moves if settled[1] <= m[1] and m[0] <= received}
             if version not in later | {settled[2]}:
-                found.append((sent, version))
-        return found
+                stale.append((sent_at, version))
+        return stale
 
 
 async def _swap(server: Server, versions: list[int]) -> tuple[LoadReport, Moves]:
     moves, busy = Moves(server), True
     content = post_request(server.port, "/v1/models/swap/predict", b'{"instances": [{"x": 3}]}', server.key)
     load = asyncio.create_task(
-        generate_load(server.port, content, concurrency=32, keep_going=lambda: busy, on_response=moves.seen)
+        generate_load(server.port, content, concurrency=32, keep_going=lambda: busy, on_response=moves.record)
     )
     for version in versions:
         await moves.to(version)
@@ -98,7 +98,7 @@ def test_an_alias_moves_under_load_without_an_error_or_a_stale_answer(server: Se
     assert moves.stale() == []
 
 
-def test_the_same_holds_for_a_move_to_a_version_in_a_process_of_its_own(server: Server) -> None:
+def test_an_alias_moves_to_an_isolated_version_under_load_without_an_error(server: Server) -> None:
     load, moves = asyncio.run(_swap(server, [3, 1, 3, 2, 3]))
     assert load.errors == []
     assert set(moves.answered) == {1, 2, 3}

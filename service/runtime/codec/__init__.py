@@ -1,9 +1,9 @@
 """Codec between predict bodies and numpy: JSON, CSV and Arrow bodies to rows, outputs to answers.
 
-columns   the rule of one feature: what it accepts, and the array it becomes
-json      JSON body -> Rows
-csv       CSV body -> Rows
-arrow     Arrow stream -> Rows, table of outputs -> Arrow stream
+columns          the rule of one feature: the values it accepts, and the array they become
+json             JSON body -> Rows
+csv              CSV body -> Rows
+arrow            Arrow stream -> Rows, table of outputs -> Arrow stream
 answer_encoder   Outputs -> JSON, CSV, table
 """
 
@@ -26,7 +26,7 @@ class Codec:
     """The decoders and encoders of one signature, compiled once when its version is loaded.
 
     Each `decode_*` returns 1 to `MAX_INSTANCES` rows or raises `Invalid`, with `FieldError`s that name
-    instance, field and fix; it raises nothing else. Thread-safe.
+    instance, field and fix, and no other error. Thread-safe.
     """
 
     def __init__(self, signature: Signature) -> None:

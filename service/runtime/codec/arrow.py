@@ -152,7 +152,7 @@ def _text_bytes(array: Any) -> int:
     if pa.types.is_dictionary(array.type):
         return _text_bytes(array.dictionary)
     if pa.types.is_string_view(array.type):
-        # 16 bytes each, beginning with the length; pyarrow has no function that adds them up
+        # 16 bytes each, beginning with the length; pyarrow cannot add them up
         views = np.frombuffer(array.buffers()[1], dtype=np.int32)
         lengths = views[4 * array.offset :: 4][: len(array)]
         return int(lengths[array.is_valid().to_numpy(zero_copy_only=False)].sum(dtype=np.int64))

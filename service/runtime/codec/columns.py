@@ -108,8 +108,8 @@ class Column:
             )
         noun = _NOUNS[spec.dtype]
         if self.closed_categories:
-            shown = [show(c) for c in spec.categories or ()]
-            noun = "one of " + ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+            examples = [show(c) for c in spec.categories or ()]
+            noun = "one of " + ", ".join(examples[:20]) + (", ..." if len(examples) > 20 else "")
         self.expected = f"{noun} or null" if spec.nullable else noun
         self.advice = f"send {self.expected}"
         if spec.example is not None and not self.closed_categories:

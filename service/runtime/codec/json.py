@@ -36,7 +36,7 @@ class JsonRows:
     """A decoder for one signature.
 
     The fast decoder is a generated msgspec type. The slow decoder is the definition: it reads the body again
-    with the standard library and names every fault. It returns the rows when there is no fault (a byte order
+    with the standard library and names every fault. It returns the rows if it finds no fault (a byte order
     mark, or a feature whose name msgspec cannot use). In a rejected body above `MAX_SLOW_BYTES` only the
     first fault is named, in msgspec's words. In both, the last value of a repeated key counts, as in most
     JSON parsers (RFC 8259 leaves it open): detecting repeated keys would cost time in every call.

@@ -17,7 +17,7 @@ from service.config import Settings
 
 @contextmanager
 def ready_to_fork() -> Iterator[ForkServer]:
-    """The template is there: it takes seconds to start, which no bound in a test is about."""
+    """A fork server with a ready template: its start takes seconds, which must not count in time limits."""
     forks = ForkServer()
     forks.start()
     try:
@@ -29,14 +29,14 @@ def ready_to_fork() -> Iterator[ForkServer]:
 
 @pytest.fixture(scope="session")
 def shared_forks() -> Iterator[ForkServer]:
-    """A template for the tests that leave it alive."""
+    """A fork server that tests share; they do not kill its template."""
     with ready_to_fork() as forks:
         yield forks
 
 
 @pytest.fixture
 def own_forks() -> Iterator[ForkServer]:
-    """A template that the test may kill."""
+    """A fork server whose template the test may kill."""
     with ready_to_fork() as forks:
         yield forks
 

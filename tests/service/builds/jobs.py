@@ -1,4 +1,4 @@
-"""Export jobs of small real models, as a supervisor would write them."""
+"""Export jobs of small real models, as the supervisor writes them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PARQUET = "application/vnd.apache.parquet"
 
 
 def table(rows: int = 400, features: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Features f0, f1, ... and a label `y` that most of them have a say in."""
+    """Features f0, f1, ... and a label `y`: whether their sum is positive, with noise."""
     random = np.random.default_rng(seed)
-    found = pd.DataFrame(random.normal(size=(rows, features)), columns=[f"f{i}" for i in range(features)])
-    found["y"] = np.where(found.sum(axis=1) + random.normal(0, 0.2, rows) > 0, "yes", "no")
-    return found
+    frame = pd.DataFrame(random.normal(size=(rows, features)), columns=[f"f{i}" for i in range(features)])
+    frame["y"] = np.where(frame.sum(axis=1) + random.normal(0, 0.2, rows) > 0, "yes", "no")
+    return frame
 
 
 def signature_of(model: Any, file: Path | None, target: str | None = None) -> Signature:
@@ -32,9 +32,9 @@ def signature_of(model: Any, file: Path | None, target: str | None = None) -> Si
 
 
 def job_of(
-    folder: Path, model: Any, rows: pd.DataFrame | None, target: str | None = "y", **given: Any
+    folder: Path, model: Any, rows: pd.DataFrame | None, target: str | None = "y", **options: Any
 ) -> ExportRequest:
-    """`model` is fitted, `rows` its example."""
+    """Write the files of a job for a fitted `model`; `rows` is its example."""
     out, artifact, file = folder / "out", folder / "model.joblib", None
     out.mkdir()
     joblib.dump(model, artifact)
@@ -52,5 +52,5 @@ def job_of(
         example=None if file is None else str(file),
         example_media_type=PARQUET,
         target=target,
-        **given,
+        **options,
     )

@@ -1,4 +1,4 @@
-"""Estimators that do what a child must survive being given. Pickled by reference, imported in children."""
+"""Estimators that misbehave in a child process. Pickled by reference, and imported in children."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 
 
-class Odd(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Predicts the first feature; the subclasses misbehave when they are loaded or asked."""
+class MisbehavingModel(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Predicts the first feature; the subclasses misbehave at load or at predict."""
 
     def fit(self, X: Any, y: Any) -> Self:
         self.n_features_in_ = np.asarray(X).shape[1]
@@ -24,102 +24,102 @@ class Odd(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Any:
         values = np.asarray(X)[:, 0].astype(float)
-        self.asked(values)
+        self.on_predict(values)
         return values
 
-    def asked(self, values: Any) -> None:
+    def on_predict(self, values: Any) -> None:
         pass
 
-    def loaded(self) -> None:
+    def on_load(self) -> None:
         pass
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.loaded()
+        self.on_load()
 
 
-class SlowToLoad(Odd):
-    def loaded(self) -> None:
+class SlowToLoad(MisbehavingModel):
+    def on_load(self) -> None:
         time.sleep(60)
 
 
-class Says(Odd):
-    """Writes its pid into a file when it is loaded, then waits."""
+class WaitsOnLoad(MisbehavingModel):
+    """Writes its process id into a file at load, then waits."""
 
-    def __init__(self, file: str = "") -> None:
-        self.file = file
+    def __init__(self, path: str = "") -> None:
+        self.file = path
 
-    def loaded(self) -> None:
+    def on_load(self) -> None:
         partial = Path(f"{self.file}.part")
         partial.write_text(str(os.getpid()))
         partial.rename(self.file)
         time.sleep(60)
 
 
-class Once(Odd):
-    """Waits when it is loaded for the first time, and loads quickly afterwards."""
+class WaitsOnFirstLoad(MisbehavingModel):
+    """Waits at its first load, and loads quickly afterwards."""
 
-    def __init__(self, file: str = "") -> None:
-        self.file = file
+    def __init__(self, path: str = "") -> None:
+        self.file = path
 
-    def loaded(self) -> None:
+    def on_load(self) -> None:
         if not Path(self.file).exists():
-            Says(self.file).loaded()
+            WaitsOnLoad(self.file).on_load()
 
 
-class KillsItself(Odd):
-    def loaded(self) -> None:
+class KillsItselfOnLoad(MisbehavingModel):
+    def on_load(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Hungry(Odd):
-    def loaded(self) -> None:
+class AllocatesTooMuch(MisbehavingModel):
+    def on_load(self) -> None:
         self.much_ = np.ones(4 << 30, dtype=np.uint8)
 
 
-class Segfaults(Odd):
-    def loaded(self) -> None:
+class CrashesOnLoad(MisbehavingModel):
+    def on_load(self) -> None:
         ctypes.string_at(0)
 
 
-class Exits(Odd):
-    def loaded(self) -> None:
+class ExitsOnLoad(MisbehavingModel):
+    def on_load(self) -> None:
         os._exit(3)
 
 
-class Obeys(Odd):
-    """Does at `predict` what the first value says."""
+class ObeysFirstValue(MisbehavingModel):
+    """Misbehaves at `predict` in the way that the first value selects."""
 
-    def asked(self, values: Any) -> None:
+    def on_predict(self, values: Any) -> None:
         if values[0] == -1:
             time.sleep(60)
         elif values[0] == -2:
             os.kill(os.getpid(), signal.SIGKILL)
         elif values[0] == -3:
-            raise ValueError("this model knows no -3")
+            raise ValueError("this model rejects -3")
         elif values[0] == -4:
             raise RuntimeError("it broke")
         elif values[0] == -5:
             sys.stdout.write("chatter on stdout")
 
 
-class Loading:
-    """Pickles as a call of `then(model, *given)`: what is loaded is the model, and something happens."""
+class CallsOnLoad:
+    """Pickles as a call of `then(model, *arguments)`, which returns the model."""
 
-    def __init__(self, model: Any, then: Any, *given: Any) -> None:
-        self._call = (then, (model, *given))
+    def __init__(self, model: Any, then: Any, *arguments: Any) -> None:
+        self._call = (then, (model, *arguments))
 
     def __reduce__(self) -> Any:
         return self._call
 
 
-def wait(model: Any, file: str) -> Any:
-    Says(file).loaded()
+def wait(model: Any, path: str) -> Any:
+    WaitsOnLoad(path).on_load()
     return model
 
 
-def wait_once(model: Any, file: str) -> Any:
-    Once(file).loaded()
+def wait_once(model: Any, path: str) -> Any:
+    WaitsOnFirstLoad(path).on_load()
     return model
 
 
@@ -128,10 +128,10 @@ def crash(model: Any) -> Any:
     return model
 
 
-class HangsInConversion(Odd):
-    """Answers as it should, but its converter to ONNX never comes to an end."""
+class HangsInConversion(MisbehavingModel):
+    """Predicts correctly, but its conversion to ONNX never ends."""
 
-    def loaded(self) -> None:
+    def on_load(self) -> None:
         from skl2onnx import update_registered_converter
         from skl2onnx.common.shape_calculator import calculate_linear_regressor_output_shapes as shapes
 

@@ -1,4 +1,4 @@
-"""Processes that are watched from outside: servers that a test kills, children that say they are there."""
+"""Processes that tests observe and kill: servers with a supervisor, and their children."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ time.sleep(60)
 
 
 def ends(pid: int, within_s: float = 10.0) -> bool:
-    """Wait for any process of this machine to end."""
+    """Wait until a process ends, which need not be a child. Return whether it did."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -44,7 +44,7 @@ def alive(pid: int) -> bool:
 
 
 def start(home: Path) -> subprocess.Popen[bytes]:
-    """A process of its own with a supervisor at work."""
+    """Start a process that runs a supervisor."""
     return subprocess.Popen([sys.executable, "-c", SERVER, str(home)], cwd=ROOT)
 
 

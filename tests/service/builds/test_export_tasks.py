@@ -27,7 +27,7 @@ from registry.vocabulary import BUILD_TASK, EXPORT_TASK, SUPERVISOR_TASKS
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from tests.service.builds.jobs import signature_of, table
-from tests.service.builds.odd_models import Loading, crash, wait, wait_once
+from tests.service.builds.odd_models import CallsOnLoad, crash, wait, wait_once
 from tests.service.builds.processes import ends, read_when_written, start
 
 Export = Callable[..., int]
@@ -42,7 +42,7 @@ def export(sessions: db.Sessions, store: Store, tmp_path: Path) -> Export:
         rows = table(100)
         model = LogisticRegression().fit(rows.drop(columns="y"), rows["y"])
         file = tmp_path / "model.joblib"
-        joblib.dump(Loading(model, *loading) if loading else model, file)
+        joblib.dump(CallsOnLoad(model, *loading) if loading else model, file)
         published = versions.NewVersion("m", store.put_file(file).sha256, "sklearn-joblib")
         built = BuildResult(state="ready", report={}, signature=signature_of(model, None), runtime="isolated")
         with sessions.begin() as session:

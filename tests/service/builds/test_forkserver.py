@@ -1,3 +1,5 @@
+"""The fork server with a real template: children, their environment, and the end of each process."""
+
 from __future__ import annotations
 
 import os
@@ -27,12 +29,12 @@ time.sleep(60)
 """
 
 
-def test_the_template_has_one_thread_for_that_is_what_makes_forking_safe(shared_forks: ForkServer) -> None:
+def test_the_template_has_one_thread_so_that_forking_is_safe(shared_forks: ForkServer) -> None:
     shared_forks.fork("build").end()
     assert len(list(Path(f"/proc/{shared_forks.pid}/task").iterdir())) == 1
 
 
-def test_a_child_sees_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_childs_environment_contains_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TRIVIUM_API_KEY", "TRIVIUM_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "s3cret")
     forks = ForkServer()
@@ -47,25 +49,25 @@ def test_a_child_sees_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -
     assert all(b"OMP_NUM_THREADS=1" in environment for environment in environments)
 
 
-def test_a_child_holds_no_descriptor_but_its_channel_and_the_standard_ones(shared_forks: ForkServer) -> None:
+def test_a_child_has_only_its_channel_and_the_standard_descriptors(shared_forks: ForkServer) -> None:
     other = shared_forks.fork("isolated")
     child = shared_forks.fork("build")
     links = Path(f"/proc/{child.pid}/fd")
-    until = time.monotonic() + 20
-    while len(open_files := sorted(links.iterdir())) > 4 and time.monotonic() < until:
-        time.sleep(0.01)  # it is still closing what it inherited
+    deadline = time.monotonic() + 20
+    while len(open_files := sorted(links.iterdir())) > 4 and time.monotonic() < deadline:
+        time.sleep(0.01)  # it is still closing inherited descriptors
     assert [int(file.name) for file in open_files][:3] == [0, 1, 2]
     assert len(open_files) == 4
     child.end()
     other.end()
 
 
-def test_ending_a_child_tells_how_it_ended(shared_forks: ForkServer) -> None:
+def test_ending_a_child_returns_its_exit_code_or_signal(shared_forks: ForkServer) -> None:
     child = shared_forks.fork("build")
     os.kill(child.pid, signal.SIGTERM)
     assert ends(child.pid)
     assert child.end() == -signal.SIGTERM
-    assert child.end() == -signal.SIGTERM  # and again
+    assert child.end() == -signal.SIGTERM  # a second call returns the same
 
 
 def test_ending_a_running_child_leaves_neither_process_nor_zombie(shared_forks: ForkServer) -> None:
@@ -74,7 +76,7 @@ def test_ending_a_running_child_leaves_neither_process_nor_zombie(shared_forks: 
     assert not Path(f"/proc/{child.pid}").exists()
 
 
-def test_a_killed_template_takes_its_children_along_and_is_replaced(own_forks: ForkServer) -> None:
+def test_the_children_of_a_killed_template_end_and_it_is_replaced(own_forks: ForkServer) -> None:
     child = own_forks.fork("isolated")
     first = own_forks.pid
     assert first is not None
@@ -115,7 +117,7 @@ def test_stopping_ends_the_template_and_every_child() -> None:
         forks.fork("build")
 
 
-def test_a_killed_server_leaves_no_orphan() -> None:
+def test_a_killed_server_leaves_no_child_running() -> None:
     server = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     with server.stdout:
@@ -130,8 +132,8 @@ def test_a_killed_server_leaves_no_orphan() -> None:
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only there the kernel tells a child that its parent died"
 )
-def test_a_killed_server_leaves_no_template_that_is_still_starting(tmp_path: Path) -> None:
-    """It hears of the socket only when all is imported, which may take long on a busy machine."""
+def test_a_killed_server_ends_a_template_that_is_still_starting(tmp_path: Path) -> None:
+    """The template reads its socket only after its imports, which may take long on a busy machine."""
     (tmp_path / "joblib.py").write_text("import time\ntime.sleep(60)\n")
     code = "\n".join((*PARENT.splitlines()[:5], "for _ in range(3000): forks.pid or time.sleep(0.01)"))
     code += "\nprint(forks.pid, flush=True)\ntime.sleep(60)\n"
@@ -144,7 +146,7 @@ def test_a_killed_server_leaves_no_template_that_is_still_starting(tmp_path: Pat
     assert ends(template, 30)
 
 
-def test_a_template_that_cannot_start_is_a_problem_and_no_endless_wait(
+def test_a_template_that_cannot_start_is_reported_and_does_not_block_forks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
@@ -158,10 +160,10 @@ def test_a_template_that_cannot_start_is_a_problem_and_no_endless_wait(
         forks.stop()
 
 
-def test_a_template_that_fails_at_its_start_is_told_by_its_own_exit_code_and_last_words(
+def test_a_template_that_fails_at_its_start_is_reported_with_exit_code_and_last_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "joblib.py").write_text("import no_such_module\n")  # what the template imports first
+    (tmp_path / "joblib.py").write_text("import no_such_module\n")  # a module that the template imports
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     forks = ForkServer()
     forks.start()
@@ -172,4 +174,4 @@ def test_a_template_that_fails_at_its_start_is_told_by_its_own_exit_code_and_las
         forks.stop()
     words = "ended with exit code 1 (ModuleNotFoundError: No module named 'no_such_module'), 3 times in a row"
     assert str(raised.value) == f"the build template {words}"
-    assert "Traceback" in capfd.readouterr().err  # the whole of it is for the server's log
+    assert "Traceback" in capfd.readouterr().err  # the complete traceback is in the server's log

@@ -1,4 +1,4 @@
-"""Keras models and .tflite files in real build children: limits, crashes, and what the template knows."""
+"""Keras models and .tflite files in real build children: results, limits and crashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.builds.protocol import BUILD
 from service.runtime.tflite_runtime import TfliteRuntime
-from tests.service.compiler.keras import keras_models as made
+from tests.service.compiler.keras import keras_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -29,28 +29,32 @@ def job(folder: Path, content: bytes, format: Format, memory_mb: int = 8192) -> 
     return BuildRequest(artifact=str(folder / "artifact"), format=format, out=str(out), memory_mb=memory_mb)
 
 
-def build(forks: ForkServer, asked: BuildRequest) -> BuildResult:
-    return oneshot.run(forks, BUILD, asked, 120, lambda: None)
+def build(forks: ForkServer, request: BuildRequest) -> BuildResult:
+    return oneshot.run(forks, BUILD, request, 120, lambda: None)
 
 
 def keras_file(folder: Path) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made.iris().save(folder / "model.keras")
+        keras_models.iris().save(folder / "model.keras")
     return (folder / "model.keras").read_bytes()
 
 
 def test_a_keras_model_is_built_in_a_child_and_served_from_its_file(
     shared_forks: ForkServer, tmp_path: Path
 ) -> None:
-    asked = job(tmp_path, keras_file(tmp_path), "keras")
-    built = build(shared_forks, asked)
+    request = job(tmp_path, keras_file(tmp_path), "keras")
+    built = build(shared_forks, request)
     assert (built.state, built.runtime) == ("ready", "tflite"), built.report
     assert built.signature is not None
     assert built.servable is not None
-    given = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
-    got = TfliteRuntime(Path(asked.out, built.servable), built.signature).run(Rows(given.astype(np.float64)))
-    np.testing.assert_allclose(got["probabilities"], made.iris()(given, training=False), atol=1e-5)
+    matrix = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    outputs = TfliteRuntime(Path(request.out, built.servable), built.signature).run(
+        Rows(matrix.astype(np.float64))
+    )
+    np.testing.assert_allclose(
+        outputs["probabilities"], keras_models.iris()(matrix, training=False), atol=1e-5
+    )
 
 
 def test_too_little_memory_for_tensorflow_rejects_the_model(shared_forks: ForkServer, tmp_path: Path) -> None:
@@ -59,14 +63,16 @@ def test_too_little_memory_for_tensorflow_rejects_the_model(shared_forks: ForkSe
     assert "the limit is 400 MB" in built.report["reason"] or "limit of 400 MB" in built.report["reason"]
 
 
-def test_files_with_flipped_bytes_never_harm_the_server(shared_forks: ForkServer, tmp_path: Path) -> None:
-    whole = made.exported("iris")
+def test_files_with_flipped_bytes_do_not_harm_the_fork_server(
+    shared_forks: ForkServer, tmp_path: Path
+) -> None:
+    original = keras_models.exported("iris")
     random = np.random.default_rng(0)
     states = set()
     for _ in range(40):
-        content = bytearray(whole)
-        for at in random.integers(8, len(whole), 3):
-            content[at] ^= 1 << int(random.integers(8))
+        content = bytearray(original)
+        for position in random.integers(8, len(original), 3):
+            content[position] ^= 1 << int(random.integers(8))
         built = build(shared_forks, job(tmp_path, bytes(content), "tflite"))
         assert built.state == "ready" or built.report["reason"]
         states.add(built.state)
@@ -81,7 +87,7 @@ def test_neither_the_server_nor_the_template_imports_tensorflow() -> None:
         "for name in (*PRELOAD, 'service.app', 'service.runtime.loading'): importlib.import_module(name)\n"
         "print(sorted({'tensorflow', 'keras', 'h5py'} & set(sys.modules)))"
     )
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert said.stdout == "[]\n"
+    assert process.stdout == "[]\n"

@@ -31,7 +31,7 @@ joblib.dump(model.fit([[0.0], [1.0]], [0.0, 1.0]), sys.argv[1], protocol={protoc
 
 @pytest.mark.parametrize("name", ["double", "serve", "main", "Fork"])  # the last three: the template's own
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_a_pickle_that_needs_the_script_that_made_it_is_refused_by_name_and_no_path_is_told(
+def test_a_pickle_that_needs_its_training_script_is_rejected_without_a_path(
     shared_forks: ForkServer, tmp_path: Path, name: str, protocol: int
 ) -> None:
     script, artifact = tmp_path / "train.py", tmp_path / "model.joblib"
@@ -46,7 +46,7 @@ def test_a_pickle_that_needs_the_script_that_made_it_is_refused_by_name_and_no_p
     )
 
 
-def test_a_pickle_that_needs_what_a_module_lacks_is_refused_without_the_modules_path(
+def test_a_pickle_that_needs_a_missing_attribute_is_rejected_without_a_path(
     shared_forks: ForkServer, tmp_path: Path
 ) -> None:
     artifact = tmp_path / "model.joblib"

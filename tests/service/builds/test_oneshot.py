@@ -1,3 +1,5 @@
+"""One-shot children: verdicts, limits, crashes, and children that are killed from outside."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +23,14 @@ from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.builds.protocol import BUILD
 from service.runtime.onnx_runtime import OnnxRuntime
-from tests.service.builds.odd_models import Exits, Hungry, Odd, Says, Segfaults, SlowToLoad
+from tests.service.builds.odd_models import (
+    AllocatesTooMuch,
+    CrashesOnLoad,
+    ExitsOnLoad,
+    MisbehavingModel,
+    SlowToLoad,
+    WaitsOnLoad,
+)
 from tests.service.builds.processes import alive, ends
 
 JobFor = Callable[..., BuildRequest]
@@ -38,11 +47,11 @@ def job_for(tmp_path: Path) -> JobFor:
     return job_for
 
 
-def fitted(model: Odd) -> Odd:
+def fitted(model: MisbehavingModel) -> MisbehavingModel:
     return model.fit([[0.0], [1.0]], [0.0, 1.0])
 
 
-def nothing() -> None:
+def no_beat() -> None:
     pass
 
 
@@ -51,12 +60,12 @@ def reason(built: BuildResult) -> str:
     return str(built.report["reason"])
 
 
-def test_a_forest_is_built_and_answers_as_it_did(shared_forks: ForkServer, job_for: JobFor) -> None:
+def test_a_built_forest_answers_as_the_estimator_does(shared_forks: ForkServer, job_for: JobFor) -> None:
     random = np.random.default_rng(0)
     X = random.normal(size=(200, 5)).astype(np.float32)
     model = RandomForestClassifier(10, random_state=0).fit(X, X[:, 0] > 0)
     job = job_for(model)
-    built = oneshot.run(shared_forks, BUILD, job, 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job, 60, no_beat)
     assert (built.state, built.runtime) == ("ready", "onnx"), built.report
     assert built.servable is not None
     assert built.signature is not None
@@ -64,57 +73,57 @@ def test_a_forest_is_built_and_answers_as_it_did(shared_forks: ForkServer, job_f
     assert got["label"].tolist() == model.predict(X).tolist()
 
 
-def test_a_build_beyond_its_time_is_rejected_and_its_process_gone(
+def test_a_build_that_exceeds_its_time_limit_is_rejected_and_its_process_ended(
     shared_forks: ForkServer, job_for: JobFor, tmp_path: Path
 ) -> None:
-    says = tmp_path / "pid"
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Says(str(says)))), 1.0, nothing)
+    pid_file = tmp_path / "pid"
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(WaitsOnLoad(str(pid_file)))), 1.0, no_beat)
     assert reason(built) == "the build was ended after 1 s (TRIVIUM_BUILD_TIMEOUT_S)"
-    assert not alive(int(says.read_text()))
+    assert not alive(int(pid_file.read_text()))
 
 
-def test_a_build_beyond_its_memory_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Hungry()), memory_mb=1024), 60, nothing)
+def test_a_build_that_exceeds_its_memory_limit_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(AllocatesTooMuch()), memory_mb=1024), 60, no_beat)
     assert "emory" in reason(built)
 
 
 def test_a_build_that_crashes_its_process_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Segfaults())), 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(CrashesOnLoad())), 60, no_beat)
     assert "crashed with SIGSEGV" in reason(built)
 
 
 def test_a_build_that_exits_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(Exits())), 60, nothing)
+    built = oneshot.run(shared_forks, BUILD, job_for(fitted(ExitsOnLoad())), 60, no_beat)
     assert "exit code 3" in reason(built)
 
 
 @pytest.mark.parametrize("victim", ["child", "template"])
-def test_a_build_that_is_killed_from_outside_is_lost_not_rejected(
+def test_a_build_that_is_killed_from_outside_raises_child_lost(
     own_forks: ForkServer, job_for: JobFor, tmp_path: Path, victim: str
 ) -> None:
-    says = tmp_path / "pid"
-    job = job_for(fitted(Says(str(says))))
-    seen = threading.Event()
+    pid_file = tmp_path / "pid"
+    job = job_for(fitted(WaitsOnLoad(str(pid_file))))
+    loaded = threading.Event()
 
     def beat() -> None:
-        if says.exists():
-            seen.set()
+        if pid_file.exists():
+            loaded.set()
 
     with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
         patch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
         building = threads.submit(oneshot.run, own_forks, BUILD, job, 60, beat)
-        assert seen.wait(20)
-        child = int(says.read_text())
+        assert loaded.wait(20)
+        child = int(pid_file.read_text())
         pid = child if victim == "child" else own_forks.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        lost = building.exception(timeout=10)
-    assert isinstance(lost, oneshot.ChildLost)
-    assert victim == "template" or "memory ran out" in str(lost)
+        error = building.exception(timeout=10)
+    assert isinstance(error, oneshot.ChildLost)
+    assert victim == "template" or "memory ran out" in str(error)
     assert ends(child)
 
 
-def test_a_beat_that_finds_the_task_gone_ends_the_build_at_once(
+def test_an_error_of_the_heartbeat_ends_the_build_at_once(
     shared_forks: ForkServer, job_for: JobFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oneshot, "BEAT_INTERVAL_S", 0.1)

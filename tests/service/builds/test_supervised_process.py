@@ -1,3 +1,5 @@
+"""A child process that is restarted when it ends."""
+
 from __future__ import annotations
 
 import os
@@ -18,7 +20,7 @@ DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
 
 
 class Python:
-    """Starts python children that run `code`, and lets a test wait for each one to be up."""
+    """Starts Python children that run `code`; a test can wait until each of them is up."""
 
     def __init__(self, code: str) -> None:
         self.code = code
@@ -26,77 +28,77 @@ class Python:
         self._started = threading.Semaphore(0)
 
     def __call__(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", self.code], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        with process.stdout:
-            process.stdout.readline()
-        self.pids.append(process.pid)
+        child = subprocess.Popen([sys.executable, "-c", self.code], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        with child.stdout:
+            child.stdout.readline()
+        self.pids.append(child.pid)
         self._started.release()
-        return process
+        return child
 
     def next(self) -> int:
         assert self._started.acquire(timeout=10)
         return self.pids[-1]
 
 
-def test_a_killed_process_is_started_again_and_the_log_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_process_is_restarted_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
     start = Python(SLEEPS)
-    keeper = SupervisedProcess("sleeper", start)
-    keeper.start()
+    process = SupervisedProcess("sleeper", start)
+    process.start()
     try:
         first = start.next()
         os.kill(first, signal.SIGKILL)
         assert start.next() != first
-        assert keeper.problem() is None
-        assert "sleeper" in (said := capsys.readouterr().out)
-        assert "was ended by signal 9" in said
+        assert process.problem() is None
+        assert "sleeper" in (output := capsys.readouterr().out)
+        assert "was ended by signal 9" in output
     finally:
-        keeper.stop(5)
+        process.stop(5)
 
 
-def test_stopping_ends_the_process_and_starts_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_process_is_not_restarted(capsys: pytest.CaptureFixture[str]) -> None:
     start = Python(SLEEPS)
-    keeper = SupervisedProcess("sleeper", start)
-    keeper.start()
+    process = SupervisedProcess("sleeper", start)
+    process.start()
     pid = start.next()
-    keeper.stop(5)
+    process.stop(5)
     assert not alive(pid)
     assert start.pids == [pid]
     assert "process.ended" not in capsys.readouterr().out
-    assert keeper.pid is None
+    assert process.pid is None
 
 
-def test_a_process_deaf_to_sigterm_is_killed_after_the_grace() -> None:
+def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period() -> None:
     start = Python(DEAF)
-    keeper = SupervisedProcess("deaf", start)
-    keeper.start()
+    process = SupervisedProcess("deaf", start)
+    process.start()
     pid = start.next()
-    keeper.stop(0.2)
+    process.stop(0.2)
     assert ends(pid)
 
 
-def test_several_are_told_to_end_before_any_is_waited_for() -> None:
+def test_terminate_does_not_wait_for_the_end() -> None:
     starts = [Python(SLEEPS), Python(SLEEPS)]
-    keepers = [SupervisedProcess("sleeper", start) for start in starts]
-    for keeper in keepers:
-        keeper.start()
+    processes = [SupervisedProcess("sleeper", start) for start in starts]
+    for process in processes:
+        process.start()
     pids = [start.next() for start in starts]
-    for keeper in keepers:
-        keeper.terminate()
+    for process in processes:
+        process.terminate()
     assert all(ends(pid) for pid in pids)
-    for keeper in keepers:
-        keeper.stop(5)
+    for process in processes:
+        process.stop(5)
 
 
-def test_a_crash_loop_is_a_problem_that_says_how_the_process_ends() -> None:
+def test_a_crash_loop_is_a_problem_that_names_the_exit_code() -> None:
     start = Python("raise SystemExit(7)")
-    keeper = SupervisedProcess("crasher", start)
-    assert keeper.problem() is None
-    keeper.start()
-    for _ in range(CRASH_LOOP + 1):  # the one after has been started: the ones before have been counted
+    process = SupervisedProcess("crasher", start)
+    assert process.problem() is None
+    process.start()
+    for _ in range(CRASH_LOOP + 1):  # the start after them proves that they were counted
         start.next()
-    assert (keeper.problem() or "").startswith("crasher ended with exit code 7")
-    keeper.stop(5)
+    assert (process.problem() or "").startswith("crasher ended with exit code 7")
+    process.stop(5)
 
 
 def test_a_command_that_does_not_exist_is_a_problem(tmp_path: Path) -> None:
@@ -106,39 +108,39 @@ def test_a_command_that_does_not_exist_is_a_problem(tmp_path: Path) -> None:
         tried.release()
         return subprocess.Popen([tmp_path / "nothing"])
 
-    keeper = SupervisedProcess("nothing", start)
-    keeper.start()
+    process = SupervisedProcess("nothing", start)
+    process.start()
     assert all(tried.acquire(timeout=10) for _ in range(CRASH_LOOP + 1))
-    assert "cannot be started" in (keeper.problem() or "")
-    keeper.stop(5)
+    assert "cannot be started" in (process.problem() or "")
+    process.stop(5)
 
 
-def test_a_keeper_that_was_never_started_can_be_stopped() -> None:
-    SupervisedProcess("unborn", Python(SLEEPS)).stop(1)
+def test_a_process_that_was_never_started_can_be_stopped() -> None:
+    SupervisedProcess("never started", Python(SLEEPS)).stop(1)
 
 
-def test_a_process_is_told_to_end_once(tmp_path: Path) -> None:
-    """Several are ended together by `terminate`, then each by `stop`; a second signal would break off what
-    the first one began."""
-    told = tmp_path / "told"
-    told.write_text("")
+def test_a_process_receives_one_sigterm(tmp_path: Path) -> None:
+    """`terminate` ends several processes together, then `stop` waits for each; a second signal would
+    interrupt what the first one began."""
+    signals = tmp_path / "signals"
+    signals.write_text("")
     start = Python(
         f"""
 import pathlib, signal, time
-told = pathlib.Path({str(told)!r})
-signal.signal(signal.SIGTERM, lambda *_: told.write_text(told.read_text() + "."))
+signals = pathlib.Path({str(signals)!r})
+signal.signal(signal.SIGTERM, lambda *_: signals.write_text(signals.read_text() + "."))
 print("up", flush=True)
-while not told.read_text():
+while not signals.read_text():
     time.sleep(0.01)
 time.sleep(0.5)
 """
     )
-    keeper = SupervisedProcess("slow to leave", start)
-    keeper.start()
+    process = SupervisedProcess("slow to leave", start)
+    process.start()
     start.next()
-    keeper.terminate()
-    until = time.monotonic() + 10
-    while not told.read_text() and time.monotonic() < until:
+    process.terminate()
+    deadline = time.monotonic() + 10
+    while not signals.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
-    keeper.stop(10)
-    assert told.read_text() == "."
+    process.stop(10)
+    assert signals.read_text() == "."

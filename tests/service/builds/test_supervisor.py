@@ -26,7 +26,12 @@ from registry.vocabulary import SUPERVISOR_TASKS
 from service.builds import oneshot, supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from tests.service.builds.odd_models import HangsInConversion, KillsItself, Once, Says
+from tests.service.builds.odd_models import (
+    HangsInConversion,
+    KillsItselfOnLoad,
+    WaitsOnFirstLoad,
+    WaitsOnLoad,
+)
 from tests.service.builds.processes import ends, read_when_written, start
 
 Publish = Callable[..., int]
@@ -111,7 +116,7 @@ def test_a_build_is_retried_when_the_template_is_killed(
     running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float], tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    version_id = publish(Once(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    version_id = publish(WaitsOnFirstLoad(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
     running.wake()
     child = int(read_when_written(pid_file))
     template = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
@@ -123,7 +128,7 @@ def test_a_build_is_retried_when_the_template_is_killed(
 def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
     running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float]
 ) -> None:
-    version_id = publish(KillsItself().fit([[0.0]], [0.0]))
+    version_id = publish(KillsItselfOnLoad().fit([[0.0]], [0.0]))
     running.wake()
     changes.get(timeout=60)
     assert "memory ran out" in reason(sessions, version_id)
@@ -135,7 +140,7 @@ def test_stopping_returns_the_build_to_the_queue_without_counting_the_attempt(
     settings: Settings, publish: Publish, sessions: db.Sessions, store: Store, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    version_id = publish(Says(str(pid_file)).fit([[0.0]], [0.0]))
+    version_id = publish(WaitsOnLoad(str(pid_file)).fit([[0.0]], [0.0]))
     first = Supervisor(settings, sessions, store, on_change=lambda: None)
     first.start()
     child = int(read_when_written(pid_file))
@@ -159,7 +164,7 @@ def test_a_build_whose_server_was_killed_is_finished_by_the_next_server(
     tmp_path: Path,
 ) -> None:
     pid_file = tmp_path / "pid"
-    version_id = publish(Once(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    version_id = publish(WaitsOnFirstLoad(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
     server = start(settings.home)
     child = int(read_when_written(pid_file))
     server.kill()
@@ -200,7 +205,7 @@ def test_heartbeats_extend_the_lease_of_a_slow_build(
 ) -> None:
     monkeypatch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
     pid_file = tmp_path / "pid"
-    publish(Says(str(pid_file)).fit([[0.0]], [0.0]))
+    publish(WaitsOnLoad(str(pid_file)).fit([[0.0]], [0.0]))
     running.wake()
     read_when_written(pid_file)
     soon = now() + timedelta(seconds=1)

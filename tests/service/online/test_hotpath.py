@@ -1,4 +1,4 @@
-"""Predictions: every task's answer, every way to ask, and what is said to a wrong question."""
+"""Predictions over HTTP: the answers of every task, media types, versions, and faults."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 def table(*rows: dict[str, Any]) -> bytes:
     sink = io.BytesIO()
-    made = pa.Table.from_pylist(list(rows))
-    with pa.ipc.new_stream(sink, made.schema) as writer:
-        writer.write_table(made)
+    frame = pa.Table.from_pylist(list(rows))
+    with pa.ipc.new_stream(sink, frame.schema) as writer:
+        writer.write_table(frame)
     return sink.getvalue()
 
 
@@ -101,7 +101,7 @@ async def test_predictions_keep_the_order_of_the_instances(api: Api):
     assert values == pytest.approx([2 * i + 1 for i in range(1000)])
 
 
-async def test_10_000_instances_and_no_more_and_one_and_no_less(api: Api):
+async def test_a_call_takes_1_to_10_000_instances(api: Api):
     assert len((await api.predict("price", *[ROW] * 10_000)).json()["predictions"]) == 10_000
     for count in (0, 10_001):
         fault = refused(await api.predict("price", *[ROW] * count), 422)["errors"][0]
@@ -109,7 +109,7 @@ async def test_10_000_instances_and_no_more_and_one_and_no_less(api: Api):
         assert "10000" in fault["expected"]
 
 
-async def test_null_is_taken_where_the_column_may_be_empty(api: Api):
+async def test_null_is_accepted_in_a_nullable_column(api: Api):
     assert (await api.predict("mixed", PERSON | {"age": None})).status_code == 200
     fault = refused(await api.predict("mixed", PERSON, PERSON | {"visits": None}), 422)["errors"][0]
     assert (fault["instance"], fault["field"]) == (1, "visits")
@@ -117,7 +117,7 @@ async def test_null_is_taken_where_the_column_may_be_empty(api: Api):
     assert (fault["instance"], fault["field"]) == (0, "x1")
 
 
-async def test_whole_numbers_are_taken_for_floats(api: Api):
+async def test_integers_are_accepted_for_floats(api: Api):
     assert (await api.predict("price", {"x0": 2, "x1": 0, "x2": -1})).json()["predictions"][0][
         "value"
     ] == pytest.approx(5)
@@ -153,7 +153,7 @@ async def test_a_missing_field_is_named(api: Api):
     assert (fault["instance"], fault["field"]) == (1, "x1")
 
 
-async def test_several_faults_come_at_once(api: Api):
+async def test_several_faults_are_reported_at_once(api: Api):
     problem = refused(await api.predict("price", {"x0": "a"}, {"x0": 1.0, "x1": 1.0, "x2": 1.0, "y": 1}), 422)
     assert {(e["instance"], e["field"]) for e in problem["errors"]} == {
         (0, "x0"),
@@ -164,7 +164,7 @@ async def test_several_faults_come_at_once(api: Api):
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
-async def test_what_json_has_no_number_for_is_refused_where_nothing_may_be_missing(api: Api, literal: str):
+async def test_nan_and_infinity_are_rejected_in_a_column_that_is_not_nullable(api: Api, literal: str):
     body = b'{"instances": [{"x0": %s, "x1": 0, "x2": 0}]}' % literal.encode()
     answer = await api.client.post("/v1/models/price/predict", content=body)
     assert refused(answer, 422)["errors"][0]["field"] == "x0"
@@ -183,11 +183,11 @@ async def test_what_json_has_no_number_for_is_refused_where_nothing_may_be_missi
     ],
     ids=str,
 )
-async def test_another_envelope_is_refused(api: Api, body: Any):
+async def test_a_body_of_another_shape_is_rejected(api: Api, body: Any):
     assert refused(await api.client.post("/v1/models/price/predict", json=body), 422)["errors"]
 
 
-async def test_csv_and_arrow_go_in_and_come_out_as_json_does(api: Api):
+async def test_csv_and_arrow_bodies_and_answers_equal_json(api: Api):
     people = [PERSON, PERSON | {"age": 22.5, "city": "Genève", "member": False, "visits": 8}]
     expected = (await api.predict("mixed", *people)).json()["predictions"]
     as_sheet = [p | {"member": str(p["member"]).lower()} for p in people]
@@ -214,13 +214,13 @@ def _labels(media_type: str, body: bytes) -> list[Any]:
         assert set(rows[0]) == {"label", "probability.false", "probability.true"}
         return [row["label"] == "true" for row in rows]
     if media_type == ARROW:
-        found = pa.ipc.open_stream(body).read_all()
-        assert found.column_names == ["label", "probability.false", "probability.true"]
-        return found["label"].to_pylist()
+        rows_found = pa.ipc.open_stream(body).read_all()
+        assert rows_found.column_names == ["label", "probability.false", "probability.true"]
+        return rows_found["label"].to_pylist()
     return [p["label"] for p in json.loads(body)["predictions"]]
 
 
-async def test_faults_in_tables_are_named_too(api: Api):
+async def test_faults_in_csv_and_arrow_name_row_and_field(api: Api):
     for media_type, body in (
         (CSV, b"x0,x1,x2\n1,2,3\n1,a,3\n"),
         (CSV, b"x0,x1\n1,2\n"),
@@ -233,7 +233,7 @@ async def test_faults_in_tables_are_named_too(api: Api):
 
 
 @pytest.mark.parametrize(
-    ("accept", "given"),
+    ("accept", "expected"),
     [
         (None, "application/json"),
         ("*/*", "application/json"),
@@ -251,20 +251,20 @@ async def test_faults_in_tables_are_named_too(api: Api):
         (ARROW, ARROW),
     ],
 )
-async def test_the_answer_is_what_the_caller_likes_best(api: Api, accept: str | None, given: str):
+async def test_the_answer_has_the_media_type_that_accept_prefers(api: Api, accept: str | None, expected: str):
     request = api.client.build_request("POST", "/v1/models/price/predict", json={"instances": [ROW]})
     del request.headers["accept"]
     if accept is not None:
         request.headers["accept"] = accept
     answer = await api.client.send(request)
     assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].partition(";")[0] == given
+    assert answer.headers["content-type"].partition(";")[0] == expected
 
 
 @pytest.mark.parametrize(
     "accept", ["text/html", "application/xml, image/*", "application/json;q=0", "*/*;q=0"]
 )
-async def test_an_answer_that_cannot_be_given_is_406(api: Api, accept: str):
+async def test_an_unknown_media_type_in_accept_is_406(api: Api, accept: str):
     problem = refused(await api.predict("price", ROW, headers={"Accept": accept}), 406)
     assert CSV in problem["detail"]
 
@@ -279,9 +279,9 @@ async def test_a_body_of_another_type_is_415(api: Api, content_type: str):
     assert "application/json" in refused(answer, 415)["detail"]
 
 
-async def test_aliases_and_numbers_say_which_version_answers(api: Api):
+async def test_alias_and_number_select_the_version(api: Api):
     await api.promote("flag", 2, "challenger")
-    said = {}
+    versions = {}
     for path in (
         "/v1/models/flag/predict",
         "/v1/models/flag/predict?alias=champion",
@@ -290,11 +290,11 @@ async def test_aliases_and_numbers_say_which_version_answers(api: Api):
         "/v1/models/flag/versions/2/predict",
     ):
         body = (await api.client.post(path, json={"instances": [ROW]})).json()
-        said[path.removeprefix("/v1/models/flag/")] = (
+        versions[path.removeprefix("/v1/models/flag/")] = (
             body["model"]["version"],
             body["predictions"][0]["label"],
         )
-    assert said == {
+    assert versions == {
         "predict": (1, "yes"),
         "predict?alias=champion": (1, "yes"),
         "predict?alias=challenger": (2, "no"),
@@ -321,7 +321,7 @@ async def test_aliases_and_numbers_say_which_version_answers(api: Api):
         ("flag/versions/1/predict?alias=champion", 422),
     ],
 )
-async def test_what_is_not_there_is_said(api: Api, path: str, status: int):
+async def test_an_unknown_model_version_or_alias_is_reported(api: Api, path: str, status: int):
     refused(await api.client.post(f"/v1/models/{path}", json={"instances": [ROW]}), status)
 
 
@@ -350,23 +350,23 @@ async def test_every_answer_names_model_version_and_prediction(api: Api, accept:
         )
         for _ in range(2)
     ]
-    said = [(a.headers["x-model-name"], a.headers["x-model-version"]) for a in answers]
-    assert said == [("price", "1")] * 2
+    model_headers = [(a.headers["x-model-name"], a.headers["x-model-version"]) for a in answers]
+    assert model_headers == [("price", "1")] * 2
     first, second = (a.headers["x-prediction-id"] for a in answers)
     assert first != second
     if accept == "application/json":
         assert [a.json()["id"] for a in answers] == [first, second]
 
 
-async def test_many_callers_at_once_each_get_their_own_answer(api: Api):
-    async def ask(i: int) -> None:
+async def test_concurrent_callers_each_get_their_own_answer(api: Api):
+    async def predict(i: int) -> None:
         answer = (await api.predict("price", *[ROW | {"x0": float(i)}] * (1 + i % 3 * 300))).json()
         assert {round(p["value"]) for p in answer["predictions"]} == {2 * i + 1}
 
-    await asyncio.gather(*(ask(i) for i in range(60)))
+    await asyncio.gather(*(predict(i) for i in range(60)))
 
 
-async def test_figures_count_predictions_by_model_and_version(api: Api):
+async def test_metrics_count_predictions_by_model_and_version(api: Api):
     def rows(text: str) -> float:
         name = 'trivium_predicted_rows_total{model="price",runtime="onnx",version="1"}'
         return next((float(x.split()[-1]) for x in text.splitlines() if x.startswith(name)), 0.0)

@@ -72,5 +72,5 @@ async def test_a_tflite_file_is_served_as_it_is(tmp_path: Path) -> None:
 
         broken = await publish(api, "line", content[: len(content) // 2], "tflite", alias="champion")
         assert broken["state"] == "rejected"
-        assert "cut short or damaged" in broken["report"]["reason"]
+        assert "truncated or damaged" in broken["report"]["reason"]
         assert (await api.predict("line", {"x0": 1, "x1": 1, "x2": 1})).json()["model"]["version"] == 1

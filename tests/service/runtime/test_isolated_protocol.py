@@ -1,3 +1,5 @@
+"""Messages between the server and a child: packing of arrays, and the channel that carries them."""
+
 from __future__ import annotations
 
 import socket
@@ -22,9 +24,9 @@ SIGNATURE = Signature(
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
+    first, second = socket.socketpair()
+    with first, second:
+        yield first, second
 
 
 @pytest.mark.parametrize(
@@ -43,17 +45,17 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 )
 def test_an_array_arrives_as_it_was_sent(array: Array) -> None:
     packed = msgspec.msgpack.decode(msgspec.msgpack.encode(isolated_protocol.pack(array)), type=Tensor)
-    got = isolated_protocol.unpack(packed)
-    np.testing.assert_array_equal(got, array)
-    assert got.dtype == array.dtype.newbyteorder("=")
-    assert got.flags.writeable  # some estimators refuse read-only memory
+    received = isolated_protocol.unpack(packed)
+    np.testing.assert_array_equal(received, array)
+    assert received.dtype == array.dtype.newbyteorder("=")
+    assert received.flags.writeable  # some estimators refuse read-only memory
 
 
 def test_numpy_strings_arrive_as_objects() -> None:
     assert isolated_protocol.unpack(isolated_protocol.pack(np.array(["a", "bc"]))).tolist() == ["a", "bc"]
 
 
-def test_what_no_signature_has_is_not_sent() -> None:
+def test_a_dtype_that_no_signature_has_cannot_be_packed() -> None:
     with pytest.raises(TypeError, match="complex128"):
         isolated_protocol.pack(np.array([1j]))
 
@@ -71,16 +73,16 @@ def test_what_no_signature_has_is_not_sent() -> None:
         Tensor("string", (2,), ["x"]),
     ],
 )
-def test_an_array_that_does_not_add_up_is_refused(tensor: Tensor) -> None:
+def test_a_tensor_whose_shape_and_data_differ_is_rejected(tensor: Tensor) -> None:
     with pytest.raises(ChannelBroken):
         isolated_protocol.unpack(tensor)
 
 
-def test_booleans_are_booleans_whatever_their_bytes_were() -> None:
+def test_any_nonzero_byte_is_a_true_boolean() -> None:
     assert isolated_protocol.unpack(Tensor("bool", (2,), b"\x02\x00")).tolist() == [True, False]
 
 
-def test_rows_travel_as_matrix_or_as_columns() -> None:
+def test_rows_are_sent_as_a_matrix_or_as_columns() -> None:
     matrix = isolated_protocol.unpack_rows(isolated_protocol.pack_rows(Rows(matrix=np.eye(2))))
     assert matrix.matrix is not None
     np.testing.assert_array_equal(matrix.matrix, np.eye(2))
@@ -101,7 +103,7 @@ def test_rows_travel_as_matrix_or_as_columns() -> None:
         ("other", np.zeros(2)),
     ],
 )
-def test_outputs_that_the_signature_does_not_promise_are_refused(name: str, array: Array) -> None:
+def test_outputs_that_differ_from_the_signature_are_rejected(name: str, array: Array) -> None:
     good = {"label": np.array(["a", "b"]), "probabilities": np.zeros((2, 2))}
     packed = {key: isolated_protocol.pack(value) for key, value in good.items()}
     assert list(isolated_protocol.unpack_outputs(RowOutputs(packed), SIGNATURE, 2)) == [
@@ -114,7 +116,9 @@ def test_outputs_that_the_signature_does_not_promise_are_refused(name: str, arra
         )
 
 
-def test_a_large_message_crosses_while_both_ends_work(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_message_larger_than_the_socket_buffer_is_received(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     large = isolated_protocol.pack_rows(Rows(matrix=np.random.default_rng(0).normal(size=(10_000, 50))))
     sender = threading.Thread(target=message_channel.send, args=(pair[0], large))
     sender.start()
@@ -122,14 +126,14 @@ def test_a_large_message_crosses_while_both_ends_work(pair: tuple[socket.socket,
     sender.join()
 
 
-def test_a_silent_peer_costs_no_more_than_the_deadline(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_waiting_for_a_silent_peer_ends_at_the_deadline(pair: tuple[socket.socket, socket.socket]) -> None:
     with pytest.raises(TimeoutError):
         message_channel.receive(pair[0], FromChild, time.monotonic() + 0.05)
     with pytest.raises(TimeoutError):
         message_channel.await_message(pair[0], time.monotonic() - 1)
 
 
-def test_a_peer_that_reads_nothing_costs_no_more_than_the_deadline(
+def test_sending_to_a_peer_that_reads_nothing_ends_at_the_deadline(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     with pytest.raises(TimeoutError):
@@ -138,7 +142,7 @@ def test_a_peer_that_reads_nothing_costs_no_more_than_the_deadline(
         )
 
 
-def test_a_closed_channel_is_broken(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_closed_channel_raises_channel_broken(pair: tuple[socket.socket, socket.socket]) -> None:
     pair[1].close()
     with pytest.raises(ChannelBroken):
         message_channel.receive(pair[0], FromChild)
@@ -147,13 +151,15 @@ def test_a_closed_channel_is_broken(pair: tuple[socket.socket, socket.socket]) -
 
 
 @pytest.mark.parametrize("body", [b"\xc1", msgspec.msgpack.encode({"type": "Surprise"}), b""])
-def test_a_message_of_another_kind_is_broken(pair: tuple[socket.socket, socket.socket], body: bytes) -> None:
+def test_a_message_of_another_kind_raises_channel_broken(
+    pair: tuple[socket.socket, socket.socket], body: bytes
+) -> None:
     pair[1].sendall(message_channel.HEADER.pack(len(body)) + body)
     with pytest.raises(ChannelBroken):
         message_channel.receive(pair[0], FromChild)
 
 
-def test_an_announced_length_beyond_the_bound_reserves_nothing(
+def test_a_length_above_the_limit_is_rejected_before_memory_is_allocated(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     pair[1].sendall(message_channel.HEADER.pack(1 << 60))

@@ -1,3 +1,5 @@
+"""Isolated models in real children: answers, rejected rows, deadlines, crashes and restarts."""
+
 from __future__ import annotations
 
 import fcntl
@@ -32,7 +34,7 @@ from service.builds.forkserver import ChildProcess, ForkServer
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime import isolated_runtime
 from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
-from tests.service.builds.odd_models import Hungry, Obeys, SlowToLoad
+from tests.service.builds.odd_models import AllocatesTooMuch, ObeysFirstValue, SlowToLoad
 from tests.service.builds.processes import alive, ends
 
 ROOT = Path(isolated_runtime.__file__).parents[2]
@@ -60,7 +62,7 @@ def spawned() -> list[ChildProcess]:
 
 @pytest.fixture
 def start(forks: ForkServer, spawned: list[ChildProcess], tmp_path: Path) -> Iterator[Start]:
-    """Persist a model and serve it from a child of its own."""
+    """Return a function that saves a model and serves it in a child of its own."""
     started: list[IsolatedRuntime] = []
 
     def fork() -> ChildProcess:
@@ -122,17 +124,17 @@ def test_a_pipeline_of_strings_and_missing_values_answers_as_the_estimator_does(
     np.testing.assert_array_equal(start(model, signature).run(rows)["value"], expected["value"])
 
 
-def test_rows_that_the_model_refuses_are_invalid_and_said_in_its_words(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+def test_rows_that_the_model_rejects_are_invalid_with_the_models_message(start: Start) -> None:
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     pid = runtime.pid
-    with pytest.raises(Invalid, match="this model knows no -3"):
+    with pytest.raises(Invalid, match="this model rejects -3"):
         runtime.run(REFUSE)
     assert value(runtime) == [7.0]
     assert runtime.pid == pid
 
 
-def test_a_model_that_fails_is_unavailable_and_goes_on(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+def test_a_model_that_fails_is_unavailable_and_its_process_keeps_running(start: Start) -> None:
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     pid = runtime.pid
     with pytest.raises(Unavailable, match="RuntimeError: it broke"):
         runtime.run(BREAK)
@@ -140,13 +142,13 @@ def test_a_model_that_fails_is_unavailable_and_goes_on(start: Start) -> None:
     assert runtime.pid == pid
 
 
-def test_what_a_model_prints_disturbs_nobody(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
-    assert value(start(Obeys().fit([[0.0]], [0.0])), CHATTER) == [-5.0]
+def test_output_of_a_model_on_stdout_is_discarded(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    assert value(start(ObeysFirstValue().fit([[0.0]], [0.0])), CHATTER) == [-5.0]
     assert capfd.readouterr().out == ""
 
 
-def test_a_call_beyond_the_deadline_is_ended_with_its_process(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]), deadline_s=1.0)
+def test_a_call_that_exceeds_the_deadline_ends_the_process(start: Start) -> None:
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]), deadline_s=1.0)
     first = runtime.pid
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="within 1 s"):
@@ -158,8 +160,8 @@ def test_a_call_beyond_the_deadline_is_ended_with_its_process(start: Start) -> N
     assert value(runtime) == [7.0]
 
 
-def test_waiting_for_another_call_counts_into_the_deadline(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]), deadline_s=1.0)
+def test_the_deadline_includes_the_wait_for_other_calls(start: Start) -> None:
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]), deadline_s=1.0)
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(runtime.run, SLEEP), threads.submit(runtime.run, SLEEP)]
         began = time.monotonic()
@@ -168,7 +170,7 @@ def test_waiting_for_another_call_counts_into_the_deadline(start: Start) -> None
 
 
 def test_a_process_that_dies_during_a_call_is_replaced_at_the_next(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     first = runtime.pid
     with pytest.raises(Unavailable, match="ended during the call"):
         runtime.run(DIE)
@@ -176,44 +178,44 @@ def test_a_process_that_dies_during_a_call_is_replaced_at_the_next(start: Start)
     assert runtime.pid != first
 
 
-def test_a_process_killed_between_calls_costs_no_call(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+def test_a_process_killed_between_calls_fails_no_call(start: Start) -> None:
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     assert runtime.pid is not None
     os.kill(runtime.pid, signal.SIGKILL)
     assert ends(runtime.pid)
     assert value(runtime) == [7.0]
 
 
-@pytest.mark.parametrize("rows", [1, 1 << 20])  # sent whole at once, and still being sent
-def test_a_process_killed_before_it_read_the_call_costs_no_call(
+@pytest.mark.parametrize("rows", [1, 1 << 20])  # sent at once, and in several parts
+def test_a_process_killed_before_it_read_the_call_fails_no_call(
     start: Start, spawned: list[ChildProcess], rows: int
 ) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     os.kill(spawned[0].pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         calling = threads.submit(value, runtime, Rows(matrix=np.full((rows, 1), 7.0)))
         while not _unread(spawned[0].channel):
-            pass  # it is about to be sent
+            pass  # until the call is in the buffer
         os.kill(spawned[0].pid, signal.SIGKILL)
         assert calling.result(timeout=20) == [7.0] * rows
     assert len(spawned) == 2
 
 
 def _unread(channel: socket.socket) -> bool:
-    """Is something on its way to the other end that it has not read?"""
+    """Whether data was sent that the other end has not read."""
     return any(fcntl.ioctl(channel, termios.TIOCOUTQ, bytes(4)))
 
 
-def test_what_is_said_of_a_process_that_died_holds_no_number_of_the_systems(start: Start) -> None:
+def test_the_message_about_a_dead_process_contains_no_system_numbers(start: Start) -> None:
     with pytest.raises(Unavailable) as raised:
-        start(Obeys().fit([[0.0]], [0.0])).run(DIE)
+        start(ObeysFirstValue().fit([[0.0]], [0.0])).run(DIE)
     assert str(raised.value) == "the model's process ended during the call"
 
 
-def test_a_model_that_always_kills_its_process_is_not_started_all_the_time(
+def test_a_model_that_always_kills_its_process_is_restarted_with_a_pause(
     start: Start, spawned: list[ChildProcess]
 ) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     for _ in range(2):
         with pytest.raises(Unavailable, match="ended during the call"):
             runtime.run(DIE)
@@ -223,21 +225,21 @@ def test_a_model_that_always_kills_its_process_is_not_started_all_the_time(
 
 
 def test_two_threads_each_get_their_own_answers(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
 
-    def ask(n: int) -> bool:
+    def predict(n: int) -> bool:
         return bool(value(runtime, Rows(matrix=np.full((3, 1), float(n)))) == [float(n)] * 3)
 
     with ThreadPoolExecutor(2) as threads:
-        assert all(threads.map(ask, range(200)))
+        assert all(threads.map(predict, range(200)))
 
 
-def test_what_cannot_be_loaded_is_unavailable_with_the_reason(start: Start, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_unavailable_with_the_reason(start: Start, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"cannot be loaded: .*Memory"):
-        start(Hungry().fit([[0.0]], [0.0]))
+        start(AllocatesTooMuch().fit([[0.0]], [0.0]))
 
 
-def test_loading_that_takes_too_long_ends(
+def test_a_load_that_takes_too_long_is_ended(
     start: Start, spawned: list[ChildProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(isolated_runtime, "MAX_LOAD_S", 0.5)
@@ -249,7 +251,7 @@ def test_loading_that_takes_too_long_ends(
 def test_closing_ends_the_process_and_wakes_the_call_in_flight(
     start: Start, spawned: list[ChildProcess]
 ) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     entered = threading.Event()
 
     def call() -> None:
@@ -266,11 +268,11 @@ def test_closing_ends_the_process_and_wakes_the_call_in_flight(
         runtime.run(SEVEN)
 
 
-def test_its_bytes_are_what_the_process_holds_for_itself(start: Start) -> None:
-    runtime = start(Obeys().fit([[0.0]], [0.0]))
+def test_bytes_is_the_private_memory_of_the_process(start: Start) -> None:
+    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
     small = runtime.bytes
     assert 0 < small < 200 << 20
-    heavy = Obeys().fit([[0.0]], [0.0])
+    heavy = ObeysFirstValue().fit([[0.0]], [0.0])
     heavy.ballast_ = np.random.default_rng(0).bytes(64 << 20)
     assert start(heavy).bytes > small + (60 << 20)
     runtime.close()
@@ -279,5 +281,7 @@ def test_its_bytes_are_what_the_process_holds_for_itself(start: Start) -> None:
 
 def test_the_server_never_loads_the_model() -> None:
     code = "import sys, service.builds.supervisor; print('sklearn' in sys.modules, 'joblib' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["False", "False"]
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == ["False", "False"]

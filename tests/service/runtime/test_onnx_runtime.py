@@ -1,4 +1,4 @@
-"""The ONNX runtime on small graphs: what it feeds, what it answers, what it refuses."""
+"""The ONNX runtime on small graphs: inputs, outputs and rejected rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def column_graph(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT])
-def test_one_tensor_is_fed_in_its_own_type_and_answered_in_the_signatures(tmp_path: Path, kind: int) -> None:
+def test_inputs_are_cast_to_the_graphs_dtype_and_outputs_to_the_signatures(tmp_path: Path, kind: int) -> None:
     answered = OnnxRuntime(tensor_graph(tmp_path, kind), SUM).run(
         Rows(matrix=np.array([[1.5, 2.0], [3.0, 4.0]]))
     )
@@ -62,22 +62,22 @@ def test_one_tensor_is_fed_in_its_own_type_and_answered_in_the_signatures(tmp_pa
     assert answered["value"].tolist() == [3.5, 7.0]
 
 
-def test_columns_are_fed_by_name_from_a_matrix_or_from_columns(tmp_path: Path) -> None:
+def test_graph_inputs_are_matched_by_name_from_a_matrix_or_from_columns(tmp_path: Path) -> None:
     runtime = OnnxRuntime(column_graph(tmp_path), SUM)
     assert runtime.run(Rows(matrix=np.array([[1.5, 2.0]])))["value"].tolist() == [3.5]
     assert runtime.run(Rows(columns=(np.array([1.5]), np.array([2]))))["value"].tolist() == [3.5]
 
 
-def test_the_runtime_answers_from_many_threads_at_once(tmp_path: Path) -> None:
+def test_the_runtime_can_be_called_from_many_threads(tmp_path: Path) -> None:
     runtime = OnnxRuntime(tensor_graph(tmp_path), SUM)
     wrong: list[float] = []
 
-    def ask(number: float) -> None:
+    def run(number: float) -> None:
         for _ in range(200):
             got = runtime.run(Rows(matrix=np.full((3, 2), number)))["value"]
             wrong.extend(got[got != 2 * number].tolist())
 
-    threads = [threading.Thread(target=ask, args=(float(n),)) for n in range(8)]
+    threads = [threading.Thread(target=run, args=(float(n),)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -90,16 +90,16 @@ def test_numbers_beyond_float32_are_infinite_without_a_warning(tmp_path: Path) -
     assert runtime.run(Rows(matrix=np.array([[1e300, 0.0]])))["value"].tolist() == [np.inf]
 
 
-def test_no_rows_give_no_answers(tmp_path: Path) -> None:
+def test_zero_rows_give_empty_outputs(tmp_path: Path) -> None:
     assert len(OnnxRuntime(tensor_graph(tmp_path), SUM).run(Rows(matrix=np.empty((0, 2))))["value"]) == 0
 
 
-def test_rows_that_the_graph_refuses_are_invalid(tmp_path: Path) -> None:
+def test_rows_that_the_graph_rejects_are_invalid(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="refuses these rows"):
         OnnxRuntime(tensor_graph(tmp_path), SUM).run(Rows(matrix=np.zeros((1, 5))))
 
 
-def test_a_file_that_is_no_graph_is_unavailable(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(Unavailable, match="cannot be loaded") as caught:
         OnnxRuntime(tmp_path / "model.onnx", SUM)
@@ -112,19 +112,19 @@ def test_a_graph_without_the_signatures_output_is_unavailable(tmp_path: Path) ->
         OnnxRuntime(tensor_graph(tmp_path), other)
 
 
-def test_a_graph_that_wants_another_feature_is_unavailable(tmp_path: Path) -> None:
+def test_a_graph_that_requires_an_unknown_feature_is_unavailable(tmp_path: Path) -> None:
     other = Signature("regression", (Input("a", "float64"), Input("c", "float64")), SUM.outputs)
     with pytest.raises(Unavailable, match="'b'"):
         OnnxRuntime(column_graph(tmp_path), other)
 
 
-def test_loading_the_runtime_imports_no_scikit_learn() -> None:
+def test_the_runtime_does_not_import_scikit_learn() -> None:
     code = """
 import sys
 import service.runtime.onnx_runtime
 print([name for name in ("sklearn", "joblib", "pandas", "onnx") if name in sys.modules])
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"

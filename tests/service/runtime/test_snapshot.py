@@ -1,4 +1,4 @@
-"""The registry in memory follows what other processes do, and says so when it cannot."""
+"""The snapshot follows the changes of other processes, and reports a database that does not answer."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from tests.service.estimators import yes_or_no
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
 SOON_S = 3.0
-"""It takes 0.1 s to look, and a second is promised; the rest is for a machine busy with other tests."""
+"""A poll takes 0.1 s, and one second is promised; the rest allows for a machine busy with other tests."""
 
 
 @pytest.fixture
 def engine(home: Path):
-    made = db.connect(Settings(home=home).url)
-    yield made
-    made.dispose()
+    engine = db.connect(Settings(home=home).url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
 def snapshot(engine):
-    made = Snapshot(engine)
-    made.start()
-    yield made
-    made.stop()
+    snapshot = Snapshot(engine)
+    snapshot.start()
+    yield snapshot
+    snapshot.stop()
 
 
-def soon(found: Callable[[], bool]) -> bool:
-    """Whether `found` becomes true soon."""
-    until = time.perf_counter() + SOON_S
-    while time.perf_counter() < until:
-        if found():
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether `condition` becomes true within `SOON_S`."""
+    deadline = time.perf_counter() + SOON_S
+    while time.perf_counter() < deadline:
+        if condition():
             return True
         time.sleep(0.01)
     return False
@@ -61,15 +61,15 @@ def test_it_resolves_names_aliases_and_numbers(snapshot: Snapshot):
             snapshot.resolve(**wrong)
 
 
-def test_an_alias_moved_through_another_engine_is_seen_soon(snapshot: Snapshot, home: Path):
+def test_an_alias_moved_by_another_connection_is_visible_soon(snapshot: Snapshot, home: Path):
     other = db.connect(Settings(home=home).url)
     with db.sessions(other).begin() as session:
-        aliases.promote(session, "flag", "champion", 2, by="somebody else")
+        aliases.promote(session, "flag", "champion", 2, by="another process")
     other.dispose()
     assert soon(lambda: snapshot.resolve("flag").number == 2)
 
 
-def test_its_own_process_reads_its_writes_at_once(snapshot: Snapshot, engine):
+def test_a_process_reads_its_own_writes_at_once(snapshot: Snapshot, engine):
     with db.sessions(engine).begin() as session:
         aliases.promote(session, "flag", "champion", 2, by="me")
     snapshot.refresh()
@@ -85,34 +85,34 @@ def test_a_version_that_is_not_ready_does_not_answer(snapshot: Snapshot, engine)
 
 
 @pytest.mark.anyio
-async def test_what_is_not_found_is_looked_for_once_more(engine):
-    """Nothing watches here: what `find` sees it has looked up itself."""
+async def test_find_refreshes_once_before_it_reports_not_found(engine):
+    """The watcher is not started: only `find` refreshes the snapshot."""
     snapshot = Snapshot(engine)
     snapshot.refresh()
     with pytest.raises(NotFound):
         await snapshot.find(partial(snapshot.resolve, "flag", "canary"))
     with db.sessions(engine).begin() as session:
-        aliases.promote(session, "flag", "canary", 2, by="somebody else")
+        aliases.promote(session, "flag", "canary", 2, by="another process")
     assert (await snapshot.find(partial(snapshot.resolve, "flag", "canary"))).number == 2
 
 
-def test_a_crowd_that_waits_for_one_look_has_one_more_between_them(engine, monkeypatch: pytest.MonkeyPatch):
+def test_concurrent_refreshes_read_the_database_twice(engine, monkeypatch: pytest.MonkeyPatch):
     snapshot = Snapshot(engine)
     snapshot.refresh()
-    looks: list[object] = []
+    reads: list[object] = []
     clock = Mock(wraps=time.monotonic)
     monkeypatch.setattr("service.runtime.snapshot.time.monotonic", clock)
-    everybody = 30 + 1  # each has noted when it asked, and the first one when it began
+    clock_reads = 30 + 1  # once in each call, and once more in the first to read
 
-    def look(connection: object) -> None:
-        looks.append(connection)
-        assert len(looks) > 1 or soon(lambda: clock.call_count >= everybody)
+    def on_read(connection: object) -> None:
+        reads.append(connection)
+        assert len(reads) > 1 or soon(lambda: clock.call_count >= clock_reads)
 
-    sqlalchemy.event.listen(engine, "begin", look)
+    sqlalchemy.event.listen(engine, "begin", on_read)
     with ThreadPoolExecutor(30) as threads:
-        for done in [threads.submit(snapshot.refresh) for _ in range(30)]:
-            done.result()
-    assert len(looks) == 2
+        for call in [threads.submit(snapshot.refresh) for _ in range(30)]:
+            call.result()
+    assert len(reads) == 2
 
 
 @pytest.mark.anyio
@@ -122,38 +122,38 @@ async def test_a_version_that_another_process_has_built_answers_at_once(home: Pa
         with api.services.sessions.begin() as session:
             versions.edit(session, "flag", 2, archived=True)
         api.services.snapshot.refresh()
-        again = "/v1/models/flag/versions/2/predict"
-        refused(await api.client.post(again, json={"instances": [ROW]}), 409)
+        path = "/v1/models/flag/versions/2/predict"
+        refused(await api.client.post(path, json={"instances": [ROW]}), 409)
         with api.services.sessions.begin() as session:
             versions.edit(session, "flag", 2, archived=False)
-        assert (await api.client.post(again, json={"instances": [ROW]})).status_code == 200
+        assert (await api.client.post(path, json={"instances": [ROW]})).status_code == 200
 
 
-def test_listeners_hear_of_changes_only(snapshot: Snapshot, engine):
-    heard: list[int] = []
-    snapshot.on_change.append(lambda: heard.append(snapshot.state.revision))
+def test_listeners_are_called_only_for_changes(snapshot: Snapshot, engine):
+    revisions: list[int] = []
+    snapshot.on_change.append(lambda: revisions.append(snapshot.state.revision))
     snapshot.refresh()
-    assert heard == []
+    assert revisions == []
     with db.sessions(engine).begin() as session:
         keys.create(session, "new", ["predict"], by="me")
     snapshot.refresh()
-    assert soon(lambda: len(heard) == 1)
+    assert soon(lambda: len(revisions) == 1)
     assert any(k.name == "new" for k in snapshot.state.keys.values())
 
 
-def test_a_reader_sees_one_whole_state(snapshot: Snapshot, engine):
-    """The state is replaced, not altered: what a request holds stays as it was."""
-    held = snapshot.state
+def test_a_state_in_use_does_not_change(snapshot: Snapshot, engine):
+    """The state is replaced, not modified: the state that a request uses does not change."""
+    state = snapshot.state
     with db.sessions(engine).begin() as session:
         aliases.promote(session, "flag", "champion", 2, by="me")
     snapshot.refresh()
-    assert held.models["flag"].aliases["champion"] == 1
-    assert snapshot.state.models["forest"] is held.models["forest"]  # only what changed is read again
+    assert state.models["flag"].aliases["champion"] == 1
+    assert snapshot.state.models["forest"] is state.models["forest"]  # only the changed model is read again
 
 
 @pytest.fixture(scope="module")
-def two(published_home: Path, tmp_path_factory: pytest.TempPathFactory):
-    """One data directory, two servers."""
+def two_servers(published_home: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Two servers on one data directory."""
     import shutil
 
     home = Path(shutil.copytree(published_home, tmp_path_factory.mktemp("two") / "home"))
@@ -161,8 +161,8 @@ def two(published_home: Path, tmp_path_factory: pytest.TempPathFactory):
         yield first, second
 
 
-def test_what_one_server_changes_another_serves_soon(two: tuple[Server, Server]):
-    first, second = (server.client() for server in two)
+def test_a_change_at_one_server_is_served_by_another_soon(two_servers: tuple[Server, Server]):
+    first, second = (server.client() for server in two_servers)
     with first, second:
         body = {"instances": [ROW]}
         assert second.post("/v1/models/flag/predict", json=body).json()["model"]["version"] == 1
@@ -175,12 +175,12 @@ def test_what_one_server_changes_another_serves_soon(two: tuple[Server, Server])
         assert soon(follows)
 
 
-def test_a_key_revoked_at_one_server_is_refused_by_another_soon(two: tuple[Server, Server]):
-    with two[0].client() as first:
-        made = first.post("/v1/keys", json={"name": "short", "scopes": ["predict"]}).json()
-        with two[1].client(made["key"]) as second:
+def test_a_key_revoked_at_one_server_is_rejected_by_another_soon(two_servers: tuple[Server, Server]):
+    with two_servers[0].client() as first:
+        key = first.post("/v1/keys", json={"name": "short", "scopes": ["predict"]}).json()
+        with two_servers[1].client(key["key"]) as second:
             assert soon(lambda: second.get("/v1/models").status_code == 200)
-            first.delete(f"/v1/keys/{made['id']}")
+            first.delete("/v1/keys/" + key["id"])
             assert soon(lambda: second.get("/v1/models").status_code == 401)
 
 
@@ -192,10 +192,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 
 @pytest.mark.anyio
-async def test_a_database_that_goes_away_makes_it_unready_and_its_return_ready(
-    postgres: Postgres, tmp_path: Path
-):
-    """It answers all along from what it has in memory. SQLite's file cannot go away while it is open."""
+async def test_the_server_is_unready_while_the_database_does_not_answer(postgres: Postgres, tmp_path: Path):
+    """Predictions continue from memory. PostgreSQL only: an open SQLite file cannot become unavailable."""
     database = postgres.create()
     settings = Settings(home=tmp_path / "home", database_url=postgres.url(database))
     engine = db.connect(settings.url)
@@ -203,27 +201,27 @@ async def test_a_database_that_goes_away_makes_it_unready_and_its_return_ready(
     engine.dispose()
     async with running(settings) as api:
         await api.publish("flag", yes_or_no(), alias="champion")
-        await _becomes(api, 200)
+        await _await_readiness(api, 200)
         postgres.execute(
             f"ALTER DATABASE {database} ALLOW_CONNECTIONS false",
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
         )
         try:
-            assert "does not answer" in (await _becomes(api, 503)).json()["checks"]["database"]
+            assert "does not answer" in (await _await_readiness(api, 503)).json()["checks"]["database"]
             assert (await api.anonymous.get("/livez")).status_code == 200
             assert (await api.predict("flag", ROW)).json()["predictions"][0]["label"] == "yes"
             refused(await api.client.get("/v1/models"), 503)
             refused(await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]}), 503)
         finally:
             postgres.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-        await _becomes(api, 200)
+        await _await_readiness(api, 200)
         assert (await api.client.get("/v1/models")).status_code == 200
         assert (await api.publish("flag", yes_or_no(swapped=True)))["state"] == "ready"
 
 
-async def _becomes(api: Api, status: int) -> httpx.Response:
-    until = time.monotonic() + 30
-    while (found := await api.anonymous.get("/readyz")).status_code != status:
-        assert time.monotonic() < until, found.text
+async def _await_readiness(api: Api, status: int) -> httpx.Response:
+    deadline = time.monotonic() + 30
+    while (answer := await api.anonymous.get("/readyz")).status_code != status:
+        assert time.monotonic() < deadline, answer.text
         await asyncio.sleep(0.05)
-    return found
+    return answer

@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from registry.errors import Invalid, Unavailable
 from registry.rows import Rows
 from registry.signature import Input
-from service.compiler.tflite import convert
+from service.compiler.tflite.conversion import convert
 from service.runtime.tflite_runtime import BLOCK, TfliteRuntime
 from tests.service.compiler.tflite import cases
 from tests.service.compiler.tflite.edge import loaded, signature_of
@@ -39,15 +39,15 @@ def test_threads_get_their_own_answers(tmp_path: Path) -> None:
     runtime = loaded(tmp_path, FILE, SIGNATURE)
     expected = MODEL.predict(DATA.x.astype(np.float32))
 
-    def ask(i: int) -> bool:
+    def run(i: int) -> bool:
         rows = slice(i, i + 1 + i % 5)
         return runtime.run(Rows(matrix=DATA.x[rows]))["label"].tolist() == expected[rows].tolist()
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, range(400)))
+        assert all(pool.map(run, range(400)))
 
 
-def test_columns_are_taken_as_well_as_a_matrix(tmp_path: Path) -> None:
+def test_rows_can_be_columns_or_a_matrix(tmp_path: Path) -> None:
     runtime = loaded(tmp_path, FILE, SIGNATURE)
     columns = Rows(columns=tuple(DATA.x[:9].T))
     assert runtime.run(columns)["label"].tolist() == runtime.run(Rows(matrix=DATA.x[:9]))["label"].tolist()
@@ -64,7 +64,7 @@ def test_several_targets_are_one_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", FILE[: len(FILE) // 2]])
-def test_a_file_that_is_none_is_unavailable(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_tflite_is_unavailable(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
     with pytest.raises(Unavailable, match="cannot be loaded"):

@@ -1,4 +1,4 @@
-"""CSV bodies: what is accepted, and that every fault is named."""
+"""CSV bodies: accepted cells, and the fault of each rejected one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def csv_fault(of: Codec, text: str | bytes) -> FieldError:
     return only
 
 
-def test_csv_is_read_by_the_signatures_types_whatever_the_order_of_its_columns() -> None:
+def test_csv_columns_are_matched_by_name_and_read_by_the_signatures_dtypes() -> None:
     text = (
         "﻿note,home town,age,visits,member,score\r\n"
         '"two\r\nlines","Ørsta, by the sea",1.5,39.0,TRUE,0.1\r\n'
@@ -94,7 +94,7 @@ def test_nan_infinity_and_the_empty_cell_are_null_in_csv(text: str, dtype: Any) 
     ],
 )
 @pytest.mark.parametrize("nullable", [True, False])
-def test_csv_cells_that_are_no_such_value_are_refused_and_named(
+def test_csv_cells_of_another_type_are_rejected_with_their_place(
     dtype: Any, text: str, nullable: bool
 ) -> None:
     wrong = csv_fault(codec(Input("x", dtype, nullable=nullable)), f"x\n1\n{text}\n")
@@ -103,7 +103,7 @@ def test_csv_cells_that_are_no_such_value_are_refused_and_named(
 
 
 @pytest.mark.parametrize(
-    ("text", "field", "says"),
+    ("text", "field", "message"),
     [
         ("age,visits\n1,2\n", "visits", "not a feature of this model"),
         ("ages\n1\n", "ages", 'did you mean "age"?'),
@@ -117,20 +117,20 @@ def test_csv_cells_that_are_no_such_value_are_refused_and_named(
         ("age\n" + "\n" * 1_000_000, "instances", "more than 10000 rows"),
     ],
 )
-def test_a_csv_table_of_the_wrong_form_is_refused_with_the_reason(
-    text: str | bytes, field: str | None, says: str
+def test_a_malformed_csv_table_is_rejected_with_the_reason(
+    text: str | bytes, field: str | None, message: str
 ) -> None:
     wrong = csv_faults(codec(AGE), text)[0]
     assert wrong.field == field
-    assert says in wrong.message
+    assert message in wrong.message
 
 
-def test_csv_faults_come_in_the_order_of_the_rows() -> None:
-    found = csv_faults(codec(AGE, Input("n", "int64")), "n,age\n1,x\ny,1\nz,w\n")
-    assert [(f.instance, f.field) for f in found] == [(0, "age"), (1, "n"), (2, "age"), (2, "n")]
+def test_csv_faults_are_in_the_order_of_the_rows() -> None:
+    errors = csv_faults(codec(AGE, Input("n", "int64")), "n,age\n1,x\ny,1\nz,w\n")
+    assert [(f.instance, f.field) for f in errors] == [(0, "age"), (1, "n"), (2, "age"), (2, "n")]
 
 
-def test_closed_categories_hold_in_csv() -> None:
+def test_closed_categories_apply_to_csv() -> None:
     closed = codec(
         Input("c", "string", categories=("red", "blue"), closed=True),
         Input("k", "int64", categories=(1, 2), closed=True),
@@ -142,7 +142,7 @@ def test_closed_categories_hold_in_csv() -> None:
     ]
 
 
-def test_the_codec_starts_without_pyarrow_and_csv_does_not_need_it() -> None:
+def test_the_codec_and_csv_do_not_import_pyarrow() -> None:
     program = """
 import sys
 from registry.signature import Input, Output, Signature

@@ -1,4 +1,4 @@
-"""JSON bodies: what is accepted, and that every fault is named."""
+"""JSON bodies: accepted values, and the fault of each rejected one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_numbers_form_one_matrix_in_the_signatures_order() -> None:
     assert matrix(rows) == [[1.5, 2, 1], [4, 3, 0]]
 
 
-def test_a_string_feature_makes_one_array_per_column() -> None:
+def test_rows_with_a_string_feature_are_one_array_per_column() -> None:
     rows = MIXED.decode_json(
         body(
             {"age": None, "visits": 39.0, "home town": "Ørsta", "member": True, "score": 0.1},
@@ -87,7 +87,7 @@ def test_any_feature_name_can_be_sent(name: str) -> None:
 
 
 @pytest.mark.parametrize("features", [1, 2, 500])
-def test_one_two_and_five_hundred_features(features: int) -> None:
+def test_signatures_of_one_two_and_five_hundred_features_can_be_decoded(features: int) -> None:
     wide = codec(*(Input(f"x{i}", "float64") for i in range(features)))
     rows = wide.decode_json(body({f"x{i}": i for i in range(features)}))
     assert matrix(rows) == [list(range(features))]
@@ -106,7 +106,7 @@ def test_one_two_and_five_hundred_features(features: int) -> None:
         ("float32", "3.4e38"),
     ],
 )
-def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: Any, text: str) -> None:
+def test_numbers_in_the_range_of_the_dtype_are_accepted_by_the_fast_decoder(dtype: Any, text: str) -> None:
     raw = b'{"instances":[{"x":%s}]}' % text.encode()
     column = codec(Input("x", dtype))
     fast = column._json.decode_fast(raw)
@@ -115,7 +115,7 @@ def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "text", "says"),
+    ("dtype", "text", "message"),
     [
         ("float64", "1e400", "outside the range of float64"),
         ("float64", "1" + "0" * 400, "outside the range of float64"),
@@ -142,11 +142,11 @@ def test_numbers_within_the_range_of_the_type_are_taken_by_the_fast_path(dtype: 
         ("int64", "-Infinity", "which is not valid JSON"),
     ],
 )
-def test_an_ill_typed_value_is_refused_and_named(dtype: Any, text: str, says: str) -> None:
+def test_a_value_of_another_type_is_rejected_with_its_place(dtype: Any, text: str, message: str) -> None:
     wrong = fault(codec(Input("x", dtype)), b'{"instances":[{"x":%s}]}' % text.encode())
     assert (wrong.instance, wrong.field) == (0, "x")
     assert wrong.expected
-    assert says in wrong.message
+    assert message in wrong.message
 
 
 def test_the_message_shows_the_example() -> None:
@@ -155,7 +155,7 @@ def test_the_message_shows_the_example() -> None:
     )
 
 
-def test_nan_in_a_nullable_column_says_to_send_null() -> None:
+def test_the_message_about_nan_in_a_nullable_column_suggests_null() -> None:
     wrong = fault(codec(Input("x", "float64", nullable=True)), b'{"instances":[{"x":NaN}]}')
     assert wrong.message == '"x" is NaN, which is not valid JSON; send null'
 
@@ -169,11 +169,11 @@ def test_missing_and_unknown_fields_are_named_with_the_closest_match() -> None:
 
 
 def test_all_faults_are_collected_in_order() -> None:
-    found = faults(codec(AGE), body({"age": "x"}, {"age": 1}, {"age": None}, 7))
-    assert [(f.instance, f.field) for f in found] == [(0, "age"), (2, "age"), (3, None)]
+    errors = faults(codec(AGE), body({"age": "x"}, {"age": 1}, {"age": None}, 7))
+    assert [(f.instance, f.field) for f in errors] == [(0, "age"), (2, "age"), (3, None)]
 
 
-def test_at_most_a_hundred_faults_are_answered() -> None:
+def test_at_most_a_hundred_faults_are_reported() -> None:
     assert len(faults(codec(AGE), body(*[{"age": "x"}] * 500))) == 100
 
 
@@ -188,23 +188,23 @@ def test_at_most_a_hundred_faults_are_answered() -> None:
     ],
 )
 @pytest.mark.parametrize("nullable", [True, False])
-def test_closed_categories_refuse_what_the_model_does_not_know(
+def test_closed_categories_reject_other_values(
     dtype: Any, categories: Any, good: Any, bad: Any, nullable: bool
 ) -> None:
     closed = codec(Input("c", dtype, nullable=nullable, categories=categories, closed=True))
-    sent = body({"c": good}, {"c": None}) if nullable else body({"c": good})
-    assert closed._json.decode_fast(sent) is not None
+    content = body({"c": good}, {"c": None}) if nullable else body({"c": good})
+    assert closed._json.decode_fast(content) is not None
     wrong = fault(closed, body({"c": good}, {"c": bad}))
     assert (wrong.instance, wrong.field) == (1, "c")
     assert "one of" in (wrong.expected or "")
 
 
-def test_open_categories_refuse_nothing() -> None:
+def test_open_categories_accept_every_value() -> None:
     assert codec(Input("c", "string", categories=("a",))).decode_json(body({"c": "zzz"})).columns is not None
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "message"),
     [
         (b"", "cannot be read as JSON"),
         (b"{", "cannot be read as JSON"),
@@ -224,20 +224,20 @@ def test_open_categories_refuse_nothing() -> None:
         (b'{"instances":[{"age":1,"\\udfff":1}]}', "not a feature of this model"),
     ],
 )
-def test_what_is_no_predict_body_is_refused_with_the_reason(raw: bytes, says: str) -> None:
+def test_a_malformed_body_is_rejected_with_the_reason(raw: bytes, message: str) -> None:
     wrong = fault(codec(AGE), raw)
-    assert says in wrong.message
+    assert message in wrong.message
     json.dumps([wrong.message, wrong.field], ensure_ascii=False).encode()
 
 
-def test_up_to_ten_thousand_instances_are_taken() -> None:
+def test_up_to_ten_thousand_instances_are_accepted() -> None:
     assert len(codec(AGE).decode_json(body(*[{"age": 1}] * MAX_INSTANCES))) == MAX_INSTANCES
     wrong = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)))
     assert wrong.field == "instances"
     assert "10001" in wrong.message
 
 
-def test_of_a_key_sent_twice_the_last_one_counts() -> None:
+def test_the_last_value_of_a_repeated_key_counts() -> None:
     assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":1,"age":2}]}')) == [[2]]
     assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":"x","age":2}]}')) == [[2]]
 
@@ -246,7 +246,7 @@ def test_a_byte_order_mark_is_tolerated() -> None:
     assert matrix(codec(AGE).decode_json(b"\xef\xbb\xbf" + body({"age": 1}))) == [[1]]
 
 
-def test_of_a_large_body_the_first_fault_is_named() -> None:
+def test_only_the_first_fault_of_a_large_body_is_reported() -> None:
     padding = b" " * (8 * 2**20)
     wrong = fault(codec(AGE), b'{"instances":[{"age":1},{"age":"x"},{}]%s}' % padding)
     assert (wrong.instance, wrong.field) == (1, "age")

@@ -1,4 +1,4 @@
-"""What holds for every signature and every body."""
+"""Properties that hold for every signature and every body."""
 
 from __future__ import annotations
 
@@ -73,12 +73,14 @@ EDGES = st.sampled_from(
 
 @st.composite
 def inputs(draw: Any) -> tuple[Input, ...]:
-    made = []
+    features_drawn = []
     for name in draw(NAMES):
         dtype = draw(DTYPES)
         closed = draw(st.booleans()) and draw(st.booleans())
-        made.append(Input(name, dtype, draw(st.booleans()), CATEGORIES[dtype] if closed else None, closed))
-    return tuple(made)
+        features_drawn.append(
+            Input(name, dtype, draw(st.booleans()), CATEGORIES[dtype] if closed else None, closed)
+        )
+    return tuple(features_drawn)
 
 
 def codec(features: tuple[Input, ...]) -> Codec:
@@ -98,16 +100,16 @@ def tables(draw: Any) -> tuple[tuple[Input, ...], list[dict[str, Any]]]:
     )
 
 
-def same(left: Rows, right: Rows) -> bool:
+def same(first: Rows, second: Rows) -> bool:
     def arrays(rows: Rows) -> tuple[Any, ...]:
         return (rows.matrix,) if rows.matrix is not None else rows.columns or ()
 
-    pairs = zip(arrays(left), arrays(right), strict=True)
+    pairs = zip(arrays(first), arrays(second), strict=True)
     return all(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype != object) for a, b in pairs)
 
 
 def check(error: Invalid) -> None:
-    """It names its faults, in words that can be sent."""
+    """Check that the error names its faults in text that can be sent as UTF-8."""
     assert 1 <= len(error.errors) <= MAX_FAULTS
     json.dumps([(e.message, e.field, e.expected) for e in error.errors], ensure_ascii=False).encode()
 
@@ -151,27 +153,31 @@ def test_json_csv_and_arrow_of_one_table_are_the_same_rows(table: Any) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(tables())
-def test_rows_hold_what_was_sent(table: Any) -> None:
+def test_rows_hold_the_values_of_the_body(table: Any) -> None:
     features, instances = table
     rows = codec(features).decode_json(json.dumps({"instances": instances}).encode())
     for j, feature in enumerate(features):
         column = rows.columns[j] if rows.columns is not None else rows.matrix[:, j]  # type: ignore[index]
         for instance, got in zip(instances, column.tolist(), strict=True):
-            sent = instance[feature.name]
-            if sent is None:
+            expected = instance[feature.name]
+            if expected is None:
                 assert got is None or np.isnan(got)
             elif feature.dtype == "string":
-                assert got == sent
+                assert got == expected
             else:
                 exact = column.dtype.kind in "ib"
                 assert got == (
-                    sent if exact else float(np.float32(sent)) if feature.dtype == "float32" else float(sent)
+                    expected
+                    if exact
+                    else float(np.float32(expected))
+                    if feature.dtype == "float32"
+                    else float(expected)
                 )
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_the_fast_path_takes_exactly_what_the_slow_path_takes(data: Any) -> None:
+def test_the_fast_decoder_accepts_exactly_what_the_slow_decoder_accepts(data: Any) -> None:
     features = data.draw(inputs())
     of = codec(features)
     assume(of._json.decoder is not None)
@@ -191,7 +197,9 @@ def test_the_fast_path_takes_exactly_what_the_slow_path_takes(data: Any) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(inputs(), JSON, st.booleans())
-def test_any_json_is_read_or_refused_as_invalid(features: tuple[Input, ...], value: Any, wrap: bool) -> None:
+def test_any_json_is_decoded_or_rejected_as_invalid(
+    features: tuple[Input, ...], value: Any, wrap: bool
+) -> None:
     of = codec(features)
     body = json.dumps(
         {"instances": value if isinstance(value, list) else [value]} if wrap else value
@@ -203,7 +211,7 @@ def test_any_json_is_read_or_refused_as_invalid(features: tuple[Input, ...], val
 @given(
     inputs(), st.binary(max_size=80) | st.text(max_size=80).map(lambda t: t.encode("utf-8", "surrogatepass"))
 )
-def test_any_bytes_are_read_or_refused_as_invalid(features: tuple[Input, ...], body: bytes) -> None:
+def test_any_bytes_are_decoded_or_rejected_as_invalid(features: tuple[Input, ...], body: bytes) -> None:
     of = codec(features)
     for decode in (of.decode_json, of.decode_csv, of.decode_arrow):
         try:
@@ -214,7 +222,7 @@ def test_any_bytes_are_read_or_refused_as_invalid(features: tuple[Input, ...], b
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=4, unique=True), st.data())
-def test_answers_come_back_as_they_went_out(classes: list[str], data: Any) -> None:
+def test_answers_contain_the_outputs_in_every_format(classes: list[str], data: Any) -> None:
     n = data.draw(st.integers(1, 4))
     labels = data.draw(st.lists(st.sampled_from(classes), min_size=n, max_size=n))
     numbers = st.floats(allow_nan=False, allow_infinity=False)

@@ -1,4 +1,4 @@
-"""Answers: the prediction of every task, as JSON and as a flat table."""
+"""Answers of every task, as JSON and as a flat table."""
 
 from __future__ import annotations
 
@@ -132,24 +132,24 @@ def test_values_without_names_are_numbered() -> None:
     assert predictions(regressor, {"values": np.array([[1.0, 2.0]])}) == [{"values": {"y0": 1, "y1": 2}}]
 
 
-def test_clustering_outliers_and_transforms() -> None:
+def test_answers_of_clustering_outlier_and_transform_models() -> None:
     clusters = codec("clustering", Output("cluster", "int64", (-1,)))
     assert predictions(clusters, {"cluster": np.array([7])}) == [{"cluster": 7}]
     assert csv_table(clusters, {"cluster": np.array([7])}) == [["cluster"], ["7"]]
 
     outliers = codec("outlier", Output("label", "int64", (-1,)), Output("score", "float64", (-1,)))
-    found = {"label": np.array([-1]), "score": np.array([-0.25])}
-    assert predictions(outliers, found) == [{"label": -1, "score": -0.25}]
-    assert csv_table(outliers, found) == [["label", "score"], ["-1", "-0.25"]]
+    outputs = {"label": np.array([-1]), "score": np.array([-0.25])}
+    assert predictions(outliers, outputs) == [{"label": -1, "score": -0.25}]
+    assert csv_table(outliers, outputs) == [["label", "score"], ["-1", "-0.25"]]
 
     transform = codec("transform", Output("vector", "float64", (-1, 3)))
-    moved = {"vector": np.array([[1, np.nan, 3]])}
-    assert predictions(transform, moved) == [{"vector": [1, None, 3]}]
-    assert csv_table(transform, moved) == [["vector.0", "vector.1", "vector.2"], ["1.0", "", "3.0"]]
-    assert arrow_table(transform, moved).column("vector.1").to_pylist() == [None]
+    outputs = {"vector": np.array([[1, np.nan, 3]])}
+    assert predictions(transform, outputs) == [{"vector": [1, None, 3]}]
+    assert csv_table(transform, outputs) == [["vector.0", "vector.1", "vector.2"], ["1.0", "", "3.0"]]
+    assert arrow_table(transform, outputs).column("vector.1").to_pylist() == [None]
 
 
-def test_csv_answers_quote_what_needs_it() -> None:
+def test_csv_answers_quote_cells_with_separators() -> None:
     classifier = codec("classification", Output("label", "string", (-1,)))
     labels = {"label": objects('a "quoted", label', "two\nlines")}
     assert csv_table(classifier, labels) == [["label"], ['a "quoted", label'], ["two\nlines"]]

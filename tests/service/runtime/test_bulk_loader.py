@@ -1,4 +1,4 @@
-"""Which runtime scores a version in bulk."""
+"""The runtime that scores a version in bulk."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def store(published_home: Path) -> Store:
 
 def version(sessions: db.Sessions, model: str) -> int:
     with sessions() as session:
-        found = select(VersionRow.id).join(ModelRow).where(ModelRow.name == model, VersionRow.number == 1)
-        return int(session.scalars(found).one())
+        query = select(VersionRow.id).join(ModelRow).where(ModelRow.name == model, VersionRow.number == 1)
+        return int(session.scalars(query).one())
 
 
-def test_a_forest_is_scored_from_its_table_and_answers_as_online(sessions: db.Sessions, store: Store) -> None:
+def test_a_forest_is_scored_by_the_kernel_and_answers_as_online(sessions: db.Sessions, store: Store) -> None:
     version_id = version(sessions, "forest")
     runtime = BulkLoader(sessions, store, NO_CHILDREN)(version_id)
     online = start_runtime(read_runtime_spec(sessions, version_id), store, NO_CHILDREN)
@@ -54,12 +54,14 @@ def test_a_forest_is_scored_from_its_table_and_answers_as_online(sessions: db.Se
     assert isinstance(online, OnnxRuntime)
     assert is_shared(runtime)
     rows = Rows(matrix=np.random.default_rng(0).normal(size=(50, 3)))
-    answered, expected = runtime.run(rows), online.run(rows)
-    assert answered["label"].tolist() == expected["label"].tolist()
-    np.testing.assert_allclose(answered["probabilities"], expected["probabilities"], atol=1e-9)
+    outputs, expected = runtime.run(rows), online.run(rows)
+    assert outputs["label"].tolist() == expected["label"].tolist()
+    np.testing.assert_allclose(outputs["probabilities"], expected["probabilities"], atol=1e-9)
 
 
-def test_what_has_no_table_runs_as_it_does_online(sessions: db.Sessions, store: Store) -> None:
+def test_a_version_without_a_table_of_nodes_uses_the_online_runtime(
+    sessions: db.Sessions, store: Store
+) -> None:
     load = BulkLoader(sessions, store, NO_CHILDREN)
     assert isinstance(load(version(sessions, "ridge")), OnnxRuntime)
     with pytest.raises(Unavailable, match="this test starts no child"):
