@@ -1,4 +1,4 @@
-"""The application: everything is wired here, once."""
+"""Builds the application: all objects are created and connected here, once per process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from registry.artifacts import Store
 from service import telemetry
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from service.edge.tuf_signing import SigningChore
+from service.edge.tuf_signing import TufSigning
 from service.online.hotpath import HotPath
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
@@ -26,7 +26,7 @@ from service.web import health
 from service.web.auth import Guard, check_public
 from service.web.body_limits import BodyLimits
 from service.web.docs_page import docs_routes
-from service.web.lazy_app import Late
+from service.web.lazy_app import LazyApp
 from service.web.services import Services
 
 if TYPE_CHECKING:
@@ -35,60 +35,67 @@ if TYPE_CHECKING:
     from service.runtime.loading import LoadedModel
 
 PREDICT_THREADS = 4
-CHORES_S = 5.0
+MAINTENANCE_S = 5.0
+"""Interval of `_maintain`."""
 MB = 1 << 20
 
 log = telemetry.logger(__name__)
 
 
 class App(NamedTuple):
-    """What `create_app` makes: a server runs `asgi`."""
+    """The application: `asgi` is what a server runs."""
 
     asgi: ASGIApp
     services: Services
-    management: Late[FastAPI]
+    management: LazyApp[FastAPI]
 
 
 def create_app(settings: Settings) -> App:
-    """From the outside in: guard, limits, predictions, probes and docs pages, and all the rest in FastAPI,
-    which comes late: see `service/management.py`, where its routes are.
+    """Build the layers, from the inside out.
+
+    FastAPI with the management routes (`service/management.py`, loaded after the server has started); the
+    public probes and docs pages; predictions; limits of request bodies; access control.
     """
-    services = _services(settings)
-    management = Late(lambda: _management(services))
-    front = [*health.health_routes(services), *docs_routes()]
-    check_public(front)
-    rest = _Front(front, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services))
-    inside = HotPath(rest, services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
-    limited = BodyLimits(inside, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
+    services = _create_services(settings)
+    management = LazyApp(lambda: _create_management(services))
+    public_routes = [*health.health_routes(services), *docs_routes()]
+    check_public(public_routes)
+    router = _PublicRouter(
+        public_routes, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services)
+    )
+    predictions = HotPath(
+        router, services.snapshot, services.pool, services.executor, settings.predict_deadline_s
+    )
+    limited = BodyLimits(predictions, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
     return App(Guard(limited, services.snapshot), services, management)
 
 
-class _Front(Router):
+class _PublicRouter(Router):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self  # inside an application Starlette raises a 405, for `Guard` to answer
+        scope["app"] = self  # makes Starlette raise a 405 instead of sending it; `Guard` formats it
         await super().__call__(scope, receive, send)
 
 
-def _management(services: Services) -> FastAPI:
-    from service.management import management  # FastAPI and the routes: in a thread, see `Late`
+def _create_management(services: Services) -> FastAPI:
+    from service.management import create_management  # imports FastAPI; runs in the thread of `LazyApp`
 
-    return management(services)
+    return create_management(services)
 
 
-def _services(settings: Settings) -> Services:
+def _create_services(settings: Settings) -> Services:
     engine = db.connect(settings.url)
     sessions = db.sessions(engine)
     store = Store(settings.blobs)
     snapshot = Snapshot(engine)
     supervisor = Supervisor(settings, sessions, store, on_change=snapshot.refresh)
     executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
-    pool = Pool(_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB)
+    pool = Pool(_model_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB)
     return Services(settings, engine, sessions, store, snapshot, pool, supervisor, executor)
 
 
-def _loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor: Supervisor) -> Load:
+def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor: Supervisor) -> Load:
     def load(version_id: int) -> LoadedModel:
-        # numpy and ONNX Runtime double the time to start: they come with the first model, in its thread
+        # numpy and ONNX Runtime would double the start's time: they are imported with the first model
         from service.runtime.isolated_runtime import Isolation
         from service.runtime.loading import ModelLoader
 
@@ -100,41 +107,42 @@ def _loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor:
 
 @asynccontextmanager
 async def _lifespan(services: Services) -> AsyncIterator[None]:
-    to_follow, to_sign = _moved(services), _moved(services)
+    """Run the background tasks while the server runs."""
+    pool_event, signing_event = _change_event(services), _change_event(services)
     await asyncio.to_thread(services.snapshot.start)
     services.supervisor.start()
-    chores = [
-        asyncio.create_task(_follow(services, to_follow)),
-        asyncio.create_task(SigningChore(services).run(to_sign)),
-        asyncio.create_task(_look_after(services)),
+    tasks = [
+        asyncio.create_task(_keep_pool_current(services, pool_event)),
+        asyncio.create_task(TufSigning(services).run(signing_event)),
+        asyncio.create_task(_maintain(services)),
     ]
     try:
         yield
     finally:
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await services.pool.close()
         await asyncio.to_thread(_shut_down, services)
 
 
-def _moved(services: Services) -> asyncio.Event:
-    """Set now, and again whenever the registry moves."""
-    loop, moved = asyncio.get_running_loop(), asyncio.Event()
+def _change_event(services: Services) -> asyncio.Event:
+    """Return an event that is set now, and whenever the registry changes."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
 
-    def tell() -> None:
-        loop.call_soon_threadsafe(moved.set)
+    def set_event() -> None:
+        loop.call_soon_threadsafe(event.set)
 
-    services.snapshot.on_change.append(tell)
-    moved.set()
-    return moved
+    services.snapshot.on_change.append(set_event)
+    event.set()
+    return event
 
 
-async def _follow(services: Services, moved: asyncio.Event) -> None:
-    """When the registry moves: load the champions, drop what is no longer there."""
+async def _keep_pool_current(services: Services, changed: asyncio.Event) -> None:
+    """When the registry changes, load the champions and unload versions that are no longer ready."""
     while True:
-        await moved.wait()
-        moved.clear()
+        await changed.wait()
+        changed.clear()
         state = services.snapshot.state
         services.pool.keep(
             {v.id for m in state.models.values() for v in m.versions.values() if v.state == "ready"}
@@ -142,15 +150,15 @@ async def _follow(services: Services, moved: asyncio.Event) -> None:
         await services.pool.warm([v.id for v in services.snapshot.champions()])
 
 
-async def _look_after(services: Services) -> None:
-    """Now and then: move the database's log into its file, and tell the other web processes' scrapes."""
+async def _maintain(services: Services) -> None:
+    """Periodically checkpoint SQLite's log, and set the gauges that other web processes report."""
     while True:
-        await asyncio.sleep(CHORES_S)
+        await asyncio.sleep(MAINTENANCE_S)
         try:
             await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
             await asyncio.to_thread(health.update_gauges, services)
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # the database may come back
-            log.warning("chores.failed", error=str(error))
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # tried again after the interval
+            log.warning("maintenance.failed", error=str(error))
 
 
 def _shut_down(services: Services) -> None:

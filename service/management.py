@@ -1,7 +1,7 @@
-"""Every route but predictions, probes and docs pages: the FastAPI application that stands behind them.
+"""The FastAPI application: every route except predictions, probes and docs pages.
 
-Imported in a thread while the server already answers (`web/late`): nothing on the way to `/readyz` or to
-a prediction may import this module, FastAPI, or a module with a router in it.
+It is imported in a thread while the server already answers (`web/lazy_app.py`). No module on the way to
+`/readyz` or to a prediction may import this module, FastAPI, or a module that contains an `APIRouter`.
 """
 
 from __future__ import annotations
@@ -10,35 +10,34 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from service.batch import job_routes as batch_routes
-from service.batch import schedule_routes
-from service.edge import device_routes as edge_routes
-from service.edge import export_routes, report_routes, tuf_routes
+from service.batch import job_routes, schedule_routes
+from service.edge import device_routes, export_routes, report_routes, tuf_routes
 from service.publish import alias_routes, artifact_routes, key_routes, model_routes
-from service.web import metrics_routes, openapi_routes, problems
+from service.web import metrics_routes, openapi_routes
 from service.web.deps import check_guarded
+from service.web.problems import install_handlers
 from service.web.services import Services
 
 PUBLISH = (artifact_routes, model_routes, alias_routes, key_routes)
-EDGE = (export_routes, edge_routes, report_routes, tuf_routes)
-BATCH = (batch_routes, schedule_routes)
+BATCH = (job_routes, schedule_routes)
+EDGE = (export_routes, device_routes, report_routes, tuf_routes)
 OPERATION = (openapi_routes, metrics_routes)
 
 
-def management(services: Services) -> FastAPI:
-    """Raises `RuntimeError` when a route says no scope."""
+def create_management(services: Services) -> FastAPI:
+    """Build the application. Raises `RuntimeError` when a route requires no scope."""
     app = FastAPI(
         title="Trivium",
         version=version("trivium"),
-        description="One registry, three roads: online predictions, batch scoring, edge delivery.",
+        description="A model registry and inference server: online predictions, batch jobs, edge delivery.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
     )
     app.state.services = services
-    for room in (*PUBLISH, *BATCH, *EDGE, *OPERATION):
-        app.router.routes.extend(room.router.routes)  # one flat list, which `check_guarded` reads to the end
-    problems.install_handlers(app)
+    for module in (*PUBLISH, *BATCH, *EDGE, *OPERATION):
+        app.router.routes.extend(module.router.routes)  # one flat list, which `check_guarded` iterates over
+    install_handlers(app)
     check_guarded(app)
     return app

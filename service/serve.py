@@ -1,4 +1,4 @@
-"""Start and watch the server's processes: `trivium serve`."""
+"""`trivium serve`: starts and supervises the server's processes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from service.prepare import prepare
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays open. Longer than load balancers and clients keep theirs (60 s): if the
-server closes first, the request that was just being sent on it is lost."""
-STOPS = (signal.SIGTERM, signal.SIGINT)
+"""How long an idle connection stays open. Load balancers and clients close theirs earlier (60 s): if the
+server closed first, a request sent at that moment would be lost."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = telemetry.logger(__name__)
 
 
 def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Blocks.
+    """Serve until SIGTERM or SIGINT, and return the exit code.
 
-    One web process serves in this process; of several, each is a child that this one keeps alive, and
-    they share the listening socket. With `worker` one batch worker is such a child, too.
+    With one of `workers`, requests are served in this process. With more, each web process is a supervised
+    child, and all share the listening socket. With `worker`, a batch worker is a supervised child, too.
     """
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
@@ -46,26 +46,27 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
         admin_key=str(settings.admin_key_file),
         workers=workers,
     )
-    beside = [_worker_process()] if worker else []
+    children = [_supervised_worker()] if worker else []
     if workers == 1:
         try:
-            run_web(settings, listening, when_up=lambda: _start(beside))
+            run_web(settings, listening, when_up=lambda: _start(children))
         finally:
-            _stop(settings, beside)
+            _stop(settings, children)
         return 0
-    startup.resume_collector()  # the command line paused it; this process only watches
-    return _keep(settings, listening, workers, beside)
+    startup.resume_collector()  # the command line paused it; this process only supervises
+    return _run_web_processes(settings, listening, workers, children)
 
 
 def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], None] = lambda: None) -> None:
-    """Serve on `listening` in this process until SIGTERM or SIGINT. `when_up` is called once it does.
+    """Serve on `listening` in this process until SIGTERM or SIGINT.
 
-    Raises what the making of the management routes raised: without them nothing goes on serving.
+    `when_up` is called when all routes are available. Raises the error that prevented the management routes
+    from loading: the server ends without them.
     """
     startup.pause_collector()
-    # While it serves, uvicorn has these; it shuts down in order and then raises the signal again, which
-    # would end us with its number.
-    for number in STOPS:
+    # While uvicorn serves, it handles these signals: it shuts down and then raises the signal again, which by
+    # default would end the process with the signal's number.
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     import uvicorn
 
@@ -84,7 +85,7 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
 
         async def _complete(self) -> None:
             try:
-                await app.management.made()
+                await app.management.get()
             except Exception:
                 self.should_exit = True
                 raise
@@ -98,6 +99,8 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
         server_header=False,
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE_S,
+        proxy_headers=bool(settings.proxies),  # without a trusted proxy, any client could forge them
+        forwarded_allow_ips=settings.proxies,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
     server = Server(config)
@@ -117,99 +120,104 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _worker_process() -> SupervisedProcess:
-    reading = -1
+def _supervised_worker() -> SupervisedProcess:
+    """Build the batch worker's process. It writes a byte to a pipe when it starts to claim tasks."""
+    read_end = -1
 
     def start() -> subprocess.Popen[bytes]:
-        nonlocal reading
-        reading, writing = os.pipe()
-        argv = [sys.executable, "-m", "service.worker.process", str(os.getpid()), str(writing)]
+        nonlocal read_end
+        read_end, write_end = os.pipe()
+        argv = [sys.executable, "-m", "service.worker.process", str(os.getpid()), str(write_end)]
         try:
-            return subprocess.Popen(argv, pass_fds=[writing])
+            return subprocess.Popen(argv, pass_fds=[write_end])
         except OSError:
-            os.close(reading)
+            os.close(read_end)
             raise
         finally:
-            os.close(writing)
+            os.close(write_end)
 
-    def is_up() -> bool:
-        """Whether it came so far as to work: one that is killed then is started again at once, each time."""
-        with os.fdopen(reading, "rb") as said:
-            return said.read(1) != b""
+    def await_up() -> bool:
+        """Return whether the worker got so far; one that did is restarted without delay when it is killed."""
+        with os.fdopen(read_end, "rb") as pipe:
+            return pipe.read(1) != b""
 
-    return SupervisedProcess("the worker", start, is_up)
+    return SupervisedProcess("the worker", start, await_up)
 
 
-def _keep(settings: Settings, listening: socket.socket, count: int, beside: list[SupervisedProcess]) -> int:
-    figures = _figures(settings.home / "metrics")
-    keepers = [*(_web_process(n + 1, listening, figures.absolute()) for n in range(count)), *beside]
-    stopped = stop_signal()
-    _start(keepers)
-    stopped()
-    _stop(settings, keepers)
+def _run_web_processes(
+    settings: Settings, listening: socket.socket, count: int, children: list[SupervisedProcess]
+) -> int:
+    metrics = create_metrics_directory(settings.home / "metrics").absolute()
+    processes = [*(_supervised_web_process(n + 1, listening, metrics) for n in range(count)), *children]
+    wait_for_stop = stop_signal()
+    _start(processes)
+    wait_for_stop()
+    _stop(settings, processes)
     listening.close()
-    shutil.rmtree(figures, ignore_errors=True)
+    shutil.rmtree(metrics, ignore_errors=True)
     return 0
 
 
-def _figures(place: Path) -> Path:
-    """Where this server's processes count, in a directory of its own; of this host's servers that are gone
-    nothing is kept."""
+def create_metrics_directory(parent: Path) -> Path:
+    """Create this server's directory for the metrics of its web processes, named by host and process id.
+
+    Directories of servers on this host that no longer run are deleted.
+    """
     host = socket.gethostname()
-    for left in place.glob(f"{host}-*"):
-        of, _, pid = left.name.rpartition("-")
-        if of == host and pid.isdecimal() and not _runs(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    own = place / f"{host}-{os.getpid()}"
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(parents=True)
-    return own
+    for directory in parent.glob(f"{host}-*"):
+        owner, _, pid = directory.name.rpartition("-")
+        if owner == host and pid.isdecimal() and not _is_running(int(pid)):
+            shutil.rmtree(directory, ignore_errors=True)
+    directory = parent / f"{host}-{os.getpid()}"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it runs as another user
         pass
     return True
 
 
-def _start(keepers: list[SupervisedProcess]) -> None:
-    for keeper in keepers:
-        keeper.start()
+def _start(processes: list[SupervisedProcess]) -> None:
+    for process in processes:
+        process.start()
 
 
-def _stop(settings: Settings, keepers: list[SupervisedProcess]) -> None:
-    """All at once, so that their graces run together."""
-    for keeper in keepers:
-        keeper.terminate()
-    for keeper in keepers:
-        keeper.stop(settings.shutdown_grace_s + 5)
+def _stop(settings: Settings, processes: list[SupervisedProcess]) -> None:
+    """Stop all processes at once, so that their grace periods overlap."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.stop(settings.shutdown_grace_s + 5)
 
 
-def _web_process(number: int, listening: socket.socket, figures: Path) -> SupervisedProcess:
+def _supervised_web_process(number: int, listening: socket.socket, metrics: Path) -> SupervisedProcess:
     argv = [sys.executable, "-m", "service.serve", str(listening.fileno()), str(os.getpid())]
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(figures)}
-    last: subprocess.Popen[bytes] | None = None
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    previous: subprocess.Popen[bytes] | None = None
 
     def start() -> subprocess.Popen[bytes]:
-        nonlocal last
-        if last is not None:  # it counted what it held in memory, which is gone
-            multiprocess.mark_process_dead(last.pid, str(figures))  # type: ignore[no-untyped-call]
-        last = subprocess.Popen(argv, pass_fds=[listening.fileno()], env=environment)
-        return last
+        nonlocal previous
+        if previous is not None:  # its gauges of loaded models no longer count
+            multiprocess.mark_process_dead(previous.pid, str(metrics))  # type: ignore[no-untyped-call]
+        previous = subprocess.Popen(argv, pass_fds=[listening.fileno()], env=environment)
+        return previous
 
     return SupervisedProcess(f"web process {number}", start)
 
 
-def web_process(descriptor: int, parent: int) -> None:
-    """One of several web processes. When the one that watches them dies, it finishes what is in flight."""
+def run_web_process(descriptor: int, parent: int) -> None:
+    """Run one of several web processes. When its parent dies, it finishes the running requests and ends."""
     end_with_parent(parent, signal.SIGTERM)
     telemetry.configure_logging()
     run_web(Settings(), socket.socket(fileno=descriptor))
 
 
 if __name__ == "__main__":
-    web_process(int(sys.argv[1]), int(sys.argv[2]))
+    run_web_process(int(sys.argv[1]), int(sys.argv[2]))

@@ -18,8 +18,8 @@ from service.cli.options import Json
 from service.cli.output import print_message, print_record, print_table
 
 if TYPE_CHECKING:
-    from service.edge.tuf_keys import KeyFiles
-    from service.edge.tuf_repository import Repository
+    from service.edge.tuf_keys import RoleKeys
+    from service.edge.tuf_repository import TufRepository
 
 Role = Annotated[
     str, Argument(metavar="ROLE", show_default=False, help="root, targets, snapshot or timestamp.")
@@ -69,7 +69,7 @@ def offline(
 ) -> None:
     """Move the key of root or targets to another directory."""
     with _repository() as (_, keys):
-        file = keys.take(role, to)
+        file = keys.move_offline(role, to)
     record = {"role": role, "file": str(file)}
     print_record(json, record, lambda: print_message(f"the key of {role} is now {file}, and only there"))
 
@@ -89,10 +89,10 @@ def rotate(
 
     Devices follow without further steps.
     """
-    from service.edge.tuf_keys import KeyFiles, read
+    from service.edge.tuf_keys import RoleKeys, read_signer
 
     with _repository() as (repository, _):
-        signer, directory = read(root_key) if root_key else None, KeyFiles(to) if to else None
+        signer, directory = read_signer(root_key) if root_key else None, RoleKeys(to) if to else None
         version = repository.rotate(role, signer, directory)
     record = {"role": role, "root": version}
     print_record(json, record, lambda: print_message(f"{role} has a new key; root is version {version}"))
@@ -116,10 +116,10 @@ def sign(
 
     Needs the document and the key, no registry.
     """
-    from service.edge.tuf_keys import read
-    from service.edge.tuf_repository import sign as sign_document
+    from service.edge.tuf_keys import read_signer
+    from service.edge.tuf_repository import sign_targets as sign_document
 
-    file.write_bytes(sign_document(file.read_bytes(), read(key)))
+    file.write_bytes(sign_document(file.read_bytes(), read_signer(key)))
     command = f"trivium tuf submit {file}"
     record = {"file": str(file), "then": command}
     print_record(json, record, lambda: print_message(f"return it to the server: {command}"))
@@ -133,18 +133,18 @@ def submit(file: TargetsFile, json: Json = False) -> None:
 
 
 @contextmanager
-def _repository() -> Iterator[tuple[Repository, KeyFiles]]:
+def _repository() -> Iterator[tuple[TufRepository, RoleKeys]]:
     """Yield the TUF repository of the data directory, locked and in a transaction, and its key files."""
     from registry import db
-    from service.edge.tuf_keys import KeyFiles
-    from service.edge.tuf_repository import Repository
+    from service.edge.tuf_keys import RoleKeys
+    from service.edge.tuf_repository import TufRepository
 
     settings = read_settings()
     engine: Any = db.connect(settings.url)
-    keys = KeyFiles(settings.home / "tuf")
+    keys = RoleKeys(settings.home / "tuf")
     try:
         db.require_current(engine)
         with db.locked(settings.home / "tuf.lock"), db.sessions(engine).begin() as session:
-            yield Repository(session, keys), keys
+            yield TufRepository(session, keys), keys
     finally:
         engine.dispose()

@@ -15,6 +15,7 @@ from registry.names import NAME_PATTERN
 from registry.rollouts import DeviceCounts, DeviceStatus, NewDeviceReport
 from registry.tables import DeviceReportRow, ExportRow
 from registry.vocabulary import Quantize
+from service.formats.media_types import ExampleType
 from service.runtime.snapshot import SnapshotExport
 from service.web.pages import ListResponse
 from service.web.request_models import MAX_NUMBER, RequestBody, RequestModel, Sha256
@@ -40,7 +41,7 @@ class Calibration(RequestBody):
     """Rows for `int8`; unset: the version's example."""
 
     artifact: Sha256
-    media_type: Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
+    media_type: ExampleType
 
 
 class ExportBody(RequestBody):

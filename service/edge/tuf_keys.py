@@ -1,4 +1,4 @@
-"""The private keys of the TUF roles: PEM files, 0600, in the data directory or wherever they were taken."""
+"""Private keys of the TUF roles: PEM files with mode 0600, in the data directory or offline elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from securesystemslib.signer import CryptoSigner
 from registry.errors import Conflict, Invalid, invalid_field
 
 OFFLINE_ROLES = ("root", "targets")
-"""Whose keys may be taken away: the other two sign by themselves, every day."""
+"""Roles whose key may be moved offline. The server itself signs for the other two, every day."""
 
 
-class KeyFiles:
-    """One directory, one file per role."""
+class RoleKeys:
+    """A directory with one key file per role."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -24,64 +24,68 @@ class KeyFiles:
     def path(self, role: str) -> Path:
         return self.directory / f"{role}.pem"
 
-    def previous(self, role: str) -> Path:
+    def previous_path(self, role: str) -> Path:
         return self.directory / f"{role}.previous.pem"
 
     def load(self, role: str) -> list[CryptoSigner]:
-        """The role's signers that are here, the newest first: root says which of them counts."""
-        return [read(path) for path in (self.path(role), self.previous(role)) if path.exists()]
+        """Load the signers of `role` in this directory, the newest first. The root decides which is valid."""
+        paths = (self.path(role), self.previous_path(role))
+        return [read_signer(path) for path in paths if path.exists()]
 
     def create(self, role: str) -> CryptoSigner:
-        """Make a key. The one that was there stays as `previous`: a crash before the new root is committed
-        must not cost it."""
+        """Create a key. The existing one is kept as the previous key.
+
+        It is still needed when the process crashes before the new root is committed.
+        """
         signer = CryptoSigner.generate_ed25519()
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.path(role).exists():
-            self.path(role).replace(self.previous(role))
+            self.path(role).replace(self.previous_path(role))
         _write(self.path(role), signer.private_bytes)
         return signer
 
-    def take(self, role: str, to: Path) -> Path:
-        """Move the role's key to the directory `to`, and out of this one. Returns where it is now.
+    def move_offline(self, role: str, directory: Path) -> Path:
+        """Move the role's key to another directory, and return its new path.
 
-        Raises `Invalid` for a role whose key must stay, `Conflict` when it is not here or there is one.
+        Raises `Invalid` for a role whose key must stay online, and `Conflict` when the key is not in this
+        directory or the target file exists.
         """
         if role not in OFFLINE_ROLES:
             raise invalid_field(
                 "role",
                 "its key must stay online",
                 " or ".join(OFFLINE_ROLES),
-                detail=f"the key of {role} signs every day and cannot be taken offline",
+                detail=f"the key of {role} signs every day and cannot be moved offline",
             )
         if not self.path(role).exists():
-            raise Conflict(f"the key of {role} is not here; it was taken already")
-        target = to / f"{role}.pem"
+            raise Conflict(f"the key of {role} is not in {self.directory}; it was already moved offline")
+        target = directory / f"{role}.pem"
         if target.exists():
-            raise Conflict(f"there is a file {target} already")
-        to.mkdir(parents=True, exist_ok=True, mode=0o700)
+            raise Conflict(f"the file {target} already exists; choose another directory")
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(target, self.path(role).read_bytes())
         self.path(role).unlink()
-        self.previous(role).unlink(missing_ok=True)
+        self.previous_path(role).unlink(missing_ok=True)
         return target
 
 
-def read(path: Path) -> CryptoSigner:
-    """The signer of a PEM file. Raises `Invalid` when it holds no Ed25519 private key."""
+def read_signer(path: Path) -> CryptoSigner:
+    """Read a PEM file. Raises `Invalid` when it does not contain an Ed25519 private key."""
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise Invalid(f"{path} cannot be read as a private key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise Invalid(f"{path} is no Ed25519 key")
+        raise Invalid(f"{path} is not an Ed25519 key")
     return CryptoSigner(key)
 
 
 def _write(path: Path, content: bytes) -> None:
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     partial.rename(path)

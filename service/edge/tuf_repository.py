@@ -1,11 +1,12 @@
-"""The TUF repository: what each alias offers its devices, signed so that a device need not trust the server.
+"""The TUF repository: signs which files each alias provides, so that devices need not trust the server.
 
-The Update Framework, https://theupdateframework.github.io/specification/ : `root` names the keys,
-`targets` the files with length, sha256, version and minimum runtime, `snapshot` which targets document
-is the newest, `timestamp` that this is still so today. The documents are made with python-tuf from the
-registry's own rows, and kept there (`registry/tuf_documents.py`); the files are the exports' blobs.
+The Update Framework, https://theupdateframework.github.io/specification/ : `root` lists the keys, `targets`
+the files with length, sha256, version and minimum runtime, `snapshot` the current version of targets, and
+`timestamp` confirms the snapshot every day. python-tuf builds the documents from the registry's rows, and
+`registry/tuf_documents.py` stores them. The files are the blobs of exports.
 
-This module signs. It serves nothing (`tuf_routes.py`) and holds no key (`tuf_keys.py`).
+This module signs. Serving the documents (`tuf_routes.py`) and storing keys (`tuf_keys.py`) are not part of
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from registry import exports, tuf_documents
 from registry.errors import Conflict, Invalid
 from registry.exports import DeviceFile
 from registry.tuf_documents import ROLES
-from service.edge.tuf_keys import KeyFiles
+from service.edge.tuf_keys import RoleKeys
 
 LIFETIME = {
     "root": timedelta(days=365),
@@ -31,189 +32,200 @@ LIFETIME = {
     "snapshot": timedelta(days=7),
     "timestamp": timedelta(days=1),
 }
-"""How long a document is good for. It is signed again when half of that has passed: a device that is
-shown an old one is frozen for no longer than a timestamp lives."""
+"""Validity of a document by role. It is signed again after half of it. An attacker who replays old documents
+can freeze a device only until the timestamp expires."""
 
 
-class RoleState(msgspec.Struct, frozen=True):
+class RoleStatus(msgspec.Struct, frozen=True):
     role: str
     version: int
     expires: datetime
     online: bool  # its key is in the data directory
 
 
-class Status(msgspec.Struct, frozen=True):
-    roles: list[RoleState]
-    pending: list[str]  # target names whose change waits for the offline targets key
+class TufStatus(msgspec.Struct, frozen=True):
+    roles: list[RoleStatus]
+    pending: list[str]  # names of targets whose change waits for a signature with the offline key
 
 
-class Current(NamedTuple):
+class CurrentDocuments(NamedTuple):
     root: Metadata[Root]
     targets: Metadata[Targets] | None
     snapshot: Metadata[Snapshot] | None
     timestamp: Metadata[Timestamp] | None
 
 
-class Repository:
-    """Reads and signs within the caller's transaction."""
+class TufRepository:
+    """Reads and signs documents in the caller's transaction, which holds the signers' lock."""
 
-    def __init__(self, session: Session, keys: KeyFiles) -> None:
+    def __init__(self, session: Session, keys: RoleKeys) -> None:
         self._session = session
         self._keys = keys
         tuf_documents.lock(session)
 
-    def refresh(self, moment: datetime | None = None) -> bool:
-        """Sign what changed or grows old. True when something was signed.
+    def refresh(self, now: datetime | None = None) -> bool:
+        """Sign documents that changed or that are past half of their validity; return whether any was signed.
 
-        Does nothing before the first export is offered. Roles whose keys are elsewhere stay as they are.
+        Does nothing before the first export is available. Documents of roles with an offline key stay as they
+        are.
         """
-        moment = moment or _now()
-        offered = exports.device_files(self._session)
-        if not self._begun():
-            if not offered:
+        now = now or _utc_now()
+        files = exports.device_files(self._session)
+        if not self._has_root():
+            if not files:
                 return False
-            self._begin(moment)
-        now = self._current()
-        root_signed = self._renew_root(now.root, moment)
-        targets_signed = self._sign_targets(now, offered, moment)
-        return self._follow(moment, force=targets_signed) or root_signed or targets_signed
+            self._create_root(now)
+        current = self._current()
+        root_signed = self._renew_root(current.root, now)
+        targets_signed = self._sign_targets(current, files, now)
+        return self._sign_snapshot_and_timestamp(now, force=targets_signed) or root_signed or targets_signed
 
-    def status(self) -> Status:
-        """Raises `Conflict` before the first export is offered."""
-        now = self._current()
-        found = [
-            RoleState(
+    def status(self) -> TufStatus:
+        """Return the state of each role. Raises `Conflict` before the first export is available."""
+        current = self._current()
+        roles = [
+            RoleStatus(
                 role,
                 document.signed.version,
                 document.signed.expires,
-                self._signer(now.root, role) is not None,
+                self._signer(current.root, role) is not None,
             )
-            for role, document in zip(ROLES, now, strict=True)
+            for role, document in zip(ROLES, current, strict=True)
             if document is not None
         ]
-        wanted, signed = _targets(exports.device_files(self._session)), _signed_targets(now.targets)
-        pending = sorted(n for n in wanted.keys() | signed.keys() if wanted.get(n) != signed.get(n))
-        return Status(found, pending)
+        available = _target_files(exports.device_files(self._session))
+        signed = _signed_target_files(current.targets)
+        names = available.keys() | signed.keys()
+        return TufStatus(roles, sorted(n for n in names if available.get(n) != signed.get(n)))
 
     def prepare(self) -> bytes:
-        """The next targets document without a signature, to be signed where its key is."""
-        return self._next_targets(self._current(), exports.device_files(self._session), _now()).to_bytes()
+        """Return the next targets document without a signature, for signing with the offline key."""
+        files = exports.device_files(self._session)
+        return self._next_targets(self._current(), files, _utc_now()).to_bytes()
 
     def submit(self, content: bytes) -> int:
-        """Take a targets document that was signed elsewhere; its version.
+        """Store a targets document that was signed offline, and return its version.
 
-        Raises `Invalid` when it is not validly signed, `Conflict` when it is not about what is offered now.
+        Raises `Invalid` when its signature is not valid, and `Conflict` when it is outdated: expired, not the
+        next version, or for other files than those available now.
         """
-        now = self._current()
-        try:
-            given: Metadata[Targets] = Metadata.from_bytes(content)
-            if not isinstance(given.signed, Targets):
-                raise Invalid("this is no targets document")
-            now.root.signed.verify_delegate(Targets.type, given.signed_bytes, given.signatures)
-        except (RepositoryError, ValueError) as error:
-            raise Invalid(f"this is no targets document with a valid signature: {error}") from error
-        version = 1 + (now.targets.signed.version if now.targets else 0)
-        if given.signed.version != version or given.signed.is_expired():
+        current = self._current()
+        document = _verify_targets(content, current.root)
+        version = 1 + (current.targets.signed.version if current.targets else 0)
+        if document.signed.version != version or document.signed.is_expired():
             raise Conflict(
-                f"the document is version {given.signed.version}, the next is {version}; prepare it again"
+                f"the document is version {document.signed.version}, the next version is {version}; "
+                "prepare it again"
             )
-        if given.signed.targets != _targets(exports.device_files(self._session)):
-            raise Conflict("what is offered has changed since the document was prepared; prepare it again")
+        if document.signed.targets != _target_files(exports.device_files(self._session)):
+            raise Conflict(
+                "the files for devices have changed since the document was prepared; prepare it again"
+            )
         tuf_documents.add(self._session, "targets", version, content.decode())
-        self._follow(_now(), force=True)
+        self._sign_snapshot_and_timestamp(_utc_now(), force=True)
         return version
 
-    def rotate(self, role: str, root_signer: Signer | None = None, to: KeyFiles | None = None) -> int:
-        """Give `role` a new key and sign a new root with the old root key; the new root's version.
+    def rotate(self, role: str, root_signer: Signer | None = None, new_keys: RoleKeys | None = None) -> int:
+        """Replace the key of `role`, sign a new root with the current root key, and return its version.
 
-        `root_signer` is needed when the root key is offline, and `to`, the new key's place, when the role's
-        key is: it does not come back by itself. Raises `Conflict` without them.
+        `root_signer` is required when the root key is offline. `new_keys`, the directory for the new key, is
+        required when the role's key is offline: the new one must not be stored online by accident. Raises
+        `Conflict` without them.
         """
-        now = self._current()
-        root, old = now.root, root_signer or self._signer(now.root, "root")
-        if old is None or old.public_key.keyid not in root.signed.roles["root"].keyids:
-            raise Conflict("a new root must be signed by the present root key: give its file")
-        if to is None and self._signer(root, role) is None:
-            raise Conflict(f"the key of {role} is kept elsewhere: say where the new one goes (--to)")
+        current = self._current()
+        root, current_signer = current.root, root_signer or self._signer(current.root, "root")
+        if current_signer is None or current_signer.public_key.keyid not in root.signed.roles["root"].keyids:
+            raise Conflict("a new root must be signed with the current root key; pass its file (--root-key)")
+        if new_keys is None and self._signer(root, role) is None:
+            raise Conflict(f"the key of {role} is offline; pass a directory for the new key (--to)")
         for keyid in list(root.signed.roles[role].keyids):
             root.signed.revoke_key(keyid, role)
-        fresh = (to or self._keys).create(role)
-        root.signed.add_key(fresh.public_key, role)
-        signers = [old, fresh] if role == "root" else [old]
-        version = self._sign_root(root, signers, _now())
+        new_signer = (new_keys or self._keys).create(role)
+        root.signed.add_key(new_signer.public_key, role)
+        signers = [current_signer, new_signer] if role == "root" else [current_signer]
+        version = self._sign_root(root, signers, _utc_now())
         if role == "targets":
-            self._add(
-                "targets", self._next_targets(now, exports.device_files(self._session), _now()), [fresh]
-            )
+            files = exports.device_files(self._session)
+            self._add("targets", self._next_targets(current, files, _utc_now()), [new_signer])
         if role != "root":
-            self._follow(_now(), force=True)
+            self._sign_snapshot_and_timestamp(_utc_now(), force=True)
         return version
 
-    def _begun(self) -> bool:
+    def _has_root(self) -> bool:
         return tuf_documents.newest(self._session, "root") is not None
 
-    def _begin(self, moment: datetime) -> None:
-        """The first root, with keys of this data directory, which are made where there are none."""
+    def _create_root(self, now: datetime) -> None:
+        """Sign the first root, with the keys of the data directory; missing keys are created."""
         root = Metadata(Root(consistent_snapshot=True))
         signers = {role: next(iter(self._keys.load(role)), None) or self._keys.create(role) for role in ROLES}
         for role, signer in signers.items():
             root.signed.add_key(signer.public_key, role)
         root.signed.version = 0
-        self._sign_root(root, [signers["root"]], moment)
+        self._sign_root(root, [signers["root"]], now)
 
-    def _current(self) -> Current:
-        if not self._begun():
+    def _current(self) -> CurrentDocuments:
+        """Load the newest documents. Raises `Conflict` before the first export is available."""
+        if not self._has_root():
             raise Conflict("nothing has been exported yet, so there is nothing to sign")
-        found = [tuf_documents.newest(self._session, role) for role in ROLES]
-        return Current(*(None if f is None else Metadata.from_bytes(f.encode()) for f in found))  # type: ignore[arg-type]
+        texts = [tuf_documents.newest(self._session, role) for role in ROLES]
+        documents = (None if text is None else Metadata.from_bytes(text.encode()) for text in texts)
+        return CurrentDocuments(*documents)  # type: ignore[arg-type]
 
-    def _renew_root(self, root: Metadata[Root], moment: datetime) -> bool:
+    def _renew_root(self, root: Metadata[Root], now: datetime) -> bool:
         signer = self._signer(root, "root")
-        if signer is None or not _grows_old(root.signed, moment):
+        if signer is None or not _is_due(root.signed, now):
             return False
-        self._sign_root(root, [signer], moment)
+        self._sign_root(root, [signer], now)
         return True
 
-    def _sign_root(self, root: Metadata[Root], signers: list[Signer], moment: datetime) -> int:
+    def _sign_root(self, root: Metadata[Root], signers: list[Signer], now: datetime) -> int:
         root.signed.version += 1
-        root.signed.expires = moment + LIFETIME["root"]
+        root.signed.expires = now + LIFETIME["root"]
         self._add("root", root, signers)
         return root.signed.version
 
-    def _sign_targets(self, now: Current, offered: list[DeviceFile], moment: datetime) -> bool:
-        current = now.targets is not None and _signed_targets(now.targets) == _targets(offered)
-        if current and now.targets is not None and not _grows_old(now.targets.signed, moment):
+    def _sign_targets(self, current: CurrentDocuments, files: list[DeviceFile], now: datetime) -> bool:
+        targets = current.targets
+        if targets is not None:
+            unchanged = targets.signed.targets == _target_files(files)
+            if unchanged and not _is_due(targets.signed, now):
+                return False
+        signer = self._signer(current.root, "targets")
+        if signer is None:  # the key is offline: `trivium tuf prepare`, `sign` and `submit`
             return False
-        signer = self._signer(now.root, "targets")
-        if signer is None:  # taken offline: `trivium tuf` signs
-            return False
-        self._add("targets", self._next_targets(now, offered, moment), [signer])
+        self._add("targets", self._next_targets(current, files, now), [signer])
         return True
 
-    def _next_targets(self, now: Current, offered: list[DeviceFile], moment: datetime) -> Metadata[Targets]:
-        version = 1 + (now.targets.signed.version if now.targets else 0)
-        return Metadata(Targets(version, expires=moment + LIFETIME["targets"], targets=_targets(offered)))
+    def _next_targets(
+        self, current: CurrentDocuments, files: list[DeviceFile], now: datetime
+    ) -> Metadata[Targets]:
+        version = 1 + (current.targets.signed.version if current.targets else 0)
+        return Metadata(Targets(version, expires=now + LIFETIME["targets"], targets=_target_files(files)))
 
-    def _follow(self, moment: datetime, force: bool) -> bool:
-        """Sign snapshot and timestamp where targets changed or they grow old."""
-        now = self._current()
-        if now.targets is None:
+    def _sign_snapshot_and_timestamp(self, now: datetime, force: bool) -> bool:
+        """Sign both if they are due or `force` is set. Return whether any was signed."""
+        snapshot_signed = self._sign_snapshot(now, force)
+        return self._sign_timestamp(now, force=snapshot_signed) or snapshot_signed
+
+    def _sign_snapshot(self, now: datetime, force: bool) -> bool:
+        current = self._current()
+        if current.targets is None or not (force or _is_missing_or_due(current.snapshot, now)):
             return False
-        snapshot, signed = now.snapshot, False
-        if force or snapshot is None or _grows_old(snapshot.signed, moment):
-            version = 1 + (snapshot.signed.version if snapshot else 0)
-            meta = {"targets.json": MetaFile(now.targets.signed.version)}
-            snapshot = Metadata(Snapshot(version, expires=moment + LIFETIME["snapshot"], meta=meta))
-            signed = self._add_if_possible(now.root, "snapshot", snapshot)
-        timestamp = now.timestamp
-        if signed or timestamp is None or _grows_old(timestamp.signed, moment):
-            version = 1 + (timestamp.signed.version if timestamp else 0)
-            about = MetaFile(snapshot.signed.version)
-            fresh = Metadata(Timestamp(version, expires=moment + LIFETIME["timestamp"], snapshot_meta=about))
-            signed = self._add_if_possible(now.root, "timestamp", fresh) or signed
-        return signed
+        version = 1 + (current.snapshot.signed.version if current.snapshot else 0)
+        meta = {"targets.json": MetaFile(current.targets.signed.version)}
+        snapshot = Metadata(Snapshot(version, expires=now + LIFETIME["snapshot"], meta=meta))
+        return self._add_if_key_online(current.root, "snapshot", snapshot)
 
-    def _add_if_possible(self, root: Metadata[Root], role: str, document: Metadata[Any]) -> bool:
+    def _sign_timestamp(self, now: datetime, force: bool) -> bool:
+        current = self._current()
+        if current.snapshot is None or not (force or _is_missing_or_due(current.timestamp, now)):
+            return False
+        version = 1 + (current.timestamp.signed.version if current.timestamp else 0)
+        meta = MetaFile(current.snapshot.signed.version)
+        timestamp = Metadata(Timestamp(version, expires=now + LIFETIME["timestamp"], snapshot_meta=meta))
+        return self._add_if_key_online(current.root, "timestamp", timestamp)
+
+    def _add_if_key_online(self, root: Metadata[Root], role: str, document: Metadata[Any]) -> bool:
         signer = self._signer(root, role)
         if signer is not None:
             self._add(role, document, [signer])
@@ -226,39 +238,57 @@ class Repository:
         tuf_documents.add(self._session, role, document.signed.version, document.to_bytes().decode())
 
     def _signer(self, root: Metadata[Root], role: str) -> CryptoSigner | None:
-        """The role's key if it is here and root still knows it."""
-        known = root.signed.roles[role].keyids
-        return next((s for s in self._keys.load(role) if s.public_key.keyid in known), None)
+        """Return the role's signer, or None when its key is offline or no longer listed in `root`."""
+        keyids = root.signed.roles[role].keyids
+        return next((s for s in self._keys.load(role) if s.public_key.keyid in keyids), None)
 
 
-def sign(content: bytes, signer: Signer) -> bytes:
-    """A prepared targets document with a signature: what the machine with the offline key does."""
+def sign_targets(content: bytes, signer: Signer) -> bytes:
+    """Sign a prepared targets document. Runs on the machine that has the offline key."""
     try:
         document: Metadata[Targets] = Metadata.from_bytes(content)
     except RepositoryError as error:
-        raise Invalid(f"this is no targets document: {error}") from error
+        raise Invalid(f"this is not a targets document: {error}") from error
     document.sign(signer)
     return document.to_bytes()
 
 
-def _targets(offered: list[DeviceFile]) -> dict[str, TargetFile]:
+def _verify_targets(content: bytes, root: Metadata[Root]) -> Metadata[Targets]:
+    """Parse a targets document and verify its signature. Raises `Invalid`."""
+    try:
+        document: Metadata[Targets] = Metadata.from_bytes(content)
+        if not isinstance(document.signed, Targets):
+            raise Invalid("this is not a targets document")
+        root.signed.verify_delegate(Targets.type, document.signed_bytes, document.signatures)
+    except (RepositoryError, ValueError) as error:
+        raise Invalid(f"this is not a targets document with a valid signature: {error}") from error
+    return document
+
+
+def _target_files(files: list[DeviceFile]) -> dict[str, TargetFile]:
     return {
-        o.name: TargetFile(o.bytes, {"sha256": o.sha256}, o.name, {"custom": _custom(o)}) for o in offered
+        file.name: TargetFile(file.bytes, {"sha256": file.sha256}, file.name, {"custom": _custom(file)})
+        for file in files
     }
 
 
-def _custom(offered: DeviceFile) -> dict[str, object]:
-    custom: dict[str, object] = {"version": offered.version, "min_runtime": offered.min_runtime}
-    return custom if offered.percent is None else custom | {"percent": offered.percent}
+def _custom(file: DeviceFile) -> dict[str, object]:
+    custom: dict[str, object] = {"version": file.version, "min_runtime": file.min_runtime}
+    return custom if file.percent is None else custom | {"percent": file.percent}
 
 
-def _signed_targets(targets: Metadata[Targets] | None) -> dict[str, TargetFile]:
+def _signed_target_files(targets: Metadata[Targets] | None) -> dict[str, TargetFile]:
     return {} if targets is None else targets.signed.targets
 
 
-def _grows_old(signed: Signed, moment: datetime) -> bool:
-    return signed.expires - moment < LIFETIME[signed.type] / 2
+def _is_missing_or_due(document: Metadata[Any] | None, now: datetime) -> bool:
+    return document is None or _is_due(document.signed, now)
 
 
-def _now() -> datetime:
+def _is_due(signed: Signed, now: datetime) -> bool:
+    """Return whether less than half of the document's validity remains."""
+    return signed.expires - now < LIFETIME[signed.type] / 2
+
+
+def _utc_now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)

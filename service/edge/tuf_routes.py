@@ -1,4 +1,4 @@
-"""`/tuf/`: the signed documents and the files they name, where a TUF client looks for them."""
+"""Routes under `/tuf/`: the signed documents and the files they list, at the paths that TUF clients use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Response
 
 from registry import tuf_documents
 from registry.errors import NotFound
+from service.edge.device_routes import IMMUTABLE, MEDIA_TYPE, NOT_MODIFIED, REVALIDATE
 from service.edge.rollout import exports_with_digest
 from service.runtime.snapshot import SnapshotExport
 from service.web.deps import ReadDep, ServicesDep, require_scope
@@ -20,11 +21,11 @@ router = APIRouter(tags=["edge"])
 
 _DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(tuf_documents.ROLES)})\.json")
 _TARGET = re.compile(r"([0-9a-f]{64})\.[a-z0-9.]+\.tflite")
-_FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-    304: {"description": "It is what the caller has already"},
+_FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+    **NOT_MODIFIED,
+    **problem_responses(404, 406, 412, 416, 422),
 }
-FOR_EVER = "private, max-age=31536000, immutable"
 
 
 @router.get(
@@ -40,51 +41,46 @@ def document(
     file: Annotated[str, Path(description="timestamp.json, or N.root.json, N.snapshot.json, N.targets.json")],
     session: ReadDep,
 ) -> Response:
-    """A signed document, byte for byte as it was signed."""
+    """Return a signed document, byte for byte as it was signed."""
     match = _DOCUMENT.fullmatch(file)
     if match is None:
         raise NotFound("TUF document", file)
     number, role = match.groups()
-    if number is None:
-        content = tuf_documents.newest(session, role)
-        if content is None:
-            raise NotFound("TUF document", file, "nothing has been exported yet")
-        return Response(
-            content, media_type="application/json", headers={"Cache-Control": "private, no-cache"}
-        )
-    kept = {"Cache-Control": FOR_EVER}
-    return Response(
-        tuf_documents.get(session, role, int(number)), media_type="application/json", headers=kept
-    )
+    if number is not None:
+        content = tuf_documents.get(session, role, int(number))
+        return Response(content, media_type="application/json", headers=IMMUTABLE)
+    newest = tuf_documents.newest(session, role)
+    if newest is None:
+        raise NotFound("TUF document", file, "nothing has been exported yet")
+    return Response(newest, media_type="application/json", headers=REVALIDATE)
 
 
 @router.get(
     "/tuf/targets/{name}/{alias}/{file}",
     dependencies=[require_scope("edge")],
     response_class=Response,
-    responses=_FILE | problem_responses(404, 406, 412, 416, 422),
+    responses=_FILE_RESPONSES,
 )
 async def target(
     name: ModelName,
     alias: Annotated[str, Path(description="the alias")],
-    file: Annotated[str, Path(description="SHA256.QUANTIZE.tflite, as a TUF client asks for it")],
+    file: Annotated[str, Path(description="SHA256.QUANTIZE.tflite, as TUF clients request it")],
     services: ServicesDep,
 ) -> Response:
-    """A file that the signed documents name."""
-    missing = NotFound("TUF target", f"{name}/{alias}/{file}")
+    """Send a file that the signed documents list."""
+    not_found = NotFound("TUF target", f"{name}/{alias}/{file}")
     match = _TARGET.fullmatch(file)
     if match is None:
-        raise missing
+        raise not_found
 
-    def found() -> SnapshotExport:
+    def find() -> SnapshotExport:
         export = exports_with_digest(services.snapshot.state, match[1]).get(name)
         if export is None:
-            raise missing
+            raise not_found
         return export
 
-    export = await services.snapshot.find(found)
-    headers = {"Content-Type": "application/octet-stream"}
-    # Uncompressed: a TUF client counts the bytes against the signed length.
+    export = await services.snapshot.find(find)
+    # never compressed: TUF clients compare the length of the body with the signed length
     return ConditionalFileResponse(
-        services.store.path, export.sha256, None, validators={"Cache-Control": FOR_EVER}, headers=headers
+        services.store.path, export.sha256, None, validators=IMMUTABLE, headers={"Content-Type": MEDIA_TYPE}
     )

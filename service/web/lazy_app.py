@@ -1,6 +1,7 @@
-"""An ASGI application that is made in a thread while its server already answers other calls.
+"""An ASGI application that is created in a thread while the server already answers other requests.
 
-The management routes are one: FastAPI and they take a third of a start, and no prediction needs them.
+Used for the management routes: importing FastAPI and them takes a third of the start, and predictions do not
+need them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 App = TypeVar("App", bound=ASGIApp)
 
 
-class Late(Generic[App]):
-    """Made once, at the first call or the first `made`; calls that come before it is there wait for it."""
+class LazyApp(Generic[App]):
+    """Created once, at the first request or the first `get`; requests that arrive earlier wait for it."""
 
-    def __init__(self, make: Callable[[], App]) -> None:
-        self._make = make
-        self._making: asyncio.Task[App] | None = None
+    def __init__(self, create: Callable[[], App]) -> None:
+        self._create = create
+        self._creation: asyncio.Task[App] | None = None
 
-    async def made(self) -> App:
-        """The application. Raises what `make` raises, each time."""
-        if self._making is None:
-            self._making = asyncio.create_task(asyncio.to_thread(self._make))
-        return await asyncio.shield(self._making)  # a client that goes away does not stop it
+    async def get(self) -> App:
+        """Return the application. Raises what `create` raised, at every call."""
+        if self._creation is None:
+            self._creation = asyncio.create_task(asyncio.to_thread(self._create))
+        return await asyncio.shield(self._creation)  # a client's disconnect must not cancel it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = await self.made()
+        app = await self.get()
         await app(scope, receive, send)

@@ -102,9 +102,9 @@ from service import app, serve
 from service.config import Settings
 
 def broken(services):
-    raise RuntimeError("a route names no scope")
+    raise RuntimeError("a route requires no scope")
 
-app._management = broken
+app._create_management = broken
 sys.exit(serve.serve(Settings(port=0)))
 """
 
@@ -115,7 +115,7 @@ def test_a_server_whose_management_routes_cannot_be_made_ends_and_says_why(home:
         [sys.executable, "-c", UNMAKEABLE], env=environment, capture_output=True, timeout=60, text=True
     )
     assert ended.returncode == 1
-    assert "RuntimeError: a route names no scope" in ended.stderr
+    assert "RuntimeError: a route requires no scope" in ended.stderr
 
 
 def test_a_call_in_flight_is_answered_before_the_server_ends(home: Path):

@@ -15,11 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from service import serve
+from service.config import Settings
 from service.worker.process import CHILD_NICE
-from tests.harness.server import Server
+from tests.harness.server import Server, serving
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
 CSV = b"x\n0\n1\n2\n3\n"
@@ -177,12 +179,57 @@ def test_nothing_outlives_a_killed_server_and_its_port_is_free(tmp_path: Path) -
         assert server.terminate() == 0
 
 
+CLIENT_PROBE = """
+import sys
+from service.config import Settings
+from service.serve import serve
+from service.web import health
+
+async def client_and_scheme(request):
+    from starlette.responses import JSONResponse
+    return JSONResponse([request.client.host, request.url.scheme])
+
+health.livez = client_and_scheme
+sys.exit(serve(Settings(port=0), workers={workers}, worker=False))
+"""
+"""A server whose `/livez` returns the client's address and the scheme of the request."""
+
+FORWARDED = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+
+
+def test_forwarded_headers_are_ignored_by_default(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", main=CLIENT_PROBE) as server, server.client() as client:
+        assert client.get("/livez", headers=FORWARDED).json() == ["127.0.0.1", "http"]
+
+
+@pytest.mark.parametrize(
+    ("trusted_proxies", "expected"),
+    [
+        ("127.0.0.1", ["203.0.113.7", "https"]),
+        ("10.1.2.3, 127.0.0.0/8", ["203.0.113.7", "https"]),
+        ("10.1.2.3,10.2.0.0/16", ["127.0.0.1", "http"]),
+    ],
+)
+def test_forwarded_headers_are_used_only_from_a_trusted_proxy(
+    tmp_path: Path, trusted_proxies: str, expected: list[str]
+) -> None:
+    proxies = {"trusted_proxies": trusted_proxies}
+    with serving(tmp_path / "home", main=CLIENT_PROBE, **proxies) as server, server.client() as client:
+        assert client.get("/livez", headers=FORWARDED).json() == expected
+
+
+@pytest.mark.parametrize("value", ["proxy.example.com", "*", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.1,,"])
+def test_a_trusted_proxy_that_is_not_an_address_is_rejected(value: str) -> None:
+    with pytest.raises(ValidationError, match="trusted_proxies"):
+        Settings(trusted_proxies=value)
+
+
 def test_each_server_counts_in_a_directory_of_its_own(tmp_path: Path) -> None:
     host, gone = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for name in (f"{host}-{gone.pid}", f"{host}-1", f"{host}-x-{gone.pid}"):
         (tmp_path / name).mkdir()
-    own = serve._figures(tmp_path)
+    own = serve.create_metrics_directory(tmp_path)
     assert own.name == f"{host}-{os.getpid()}"
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {own.name, f"{host}-1", f"{host}-x-{gone.pid}"}

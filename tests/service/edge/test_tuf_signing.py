@@ -1,4 +1,4 @@
-"""The chore that signs ends when it is told to, whatever else happens at that moment."""
+"""The background task that signs TUF documents."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import asyncio
 
 import pytest
 
-from service.edge.tuf_signing import SigningChore
+from service.edge.tuf_signing import TufSigning
 from tests.service.api import Api
 
 pytestmark = pytest.mark.anyio
-END_S = 30.0
+TIMEOUT_S = 30.0
 
 
-@pytest.mark.parametrize("turns", range(5))
-async def test_it_ends_when_it_is_cancelled_just_as_the_registry_moves(api: Api, turns: int):
-    """A shutdown right after a build: the server waits for this task before it ends."""
-    moved = asyncio.Event()
-    chore = asyncio.create_task(SigningChore(api.services).run(moved))
-    await _turns(5)  # it waits now
-    moved.set()
-    await _turns(turns)
-    chore.cancel()
-    done, _ = await asyncio.wait({chore}, timeout=END_S)
-    chore.cancel()  # so that the other tests are without it, if it goes on
+@pytest.mark.parametrize("iterations", range(5))
+async def test_the_task_ends_when_cancelled_at_the_moment_of_a_change(api: Api, iterations: int):
+    """As in a shutdown right after a build: the server waits for the end of this task."""
+    changed = asyncio.Event()
+    task = asyncio.create_task(TufSigning(api.services).run(changed))
+    await _run_loop(5)  # until the task waits
+    changed.set()
+    await _run_loop(iterations)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=TIMEOUT_S)
+    task.cancel()  # if it is still running, end it for the other tests
     assert done
-    assert chore.cancelled()
+    assert task.cancelled()
 
 
-async def _turns(count: int) -> None:
-    """Let everything that is ready run, so many times."""
+async def _run_loop(count: int) -> None:
+    """Run `count` iterations of the event loop."""
     for _ in range(count):
         await asyncio.sleep(0)

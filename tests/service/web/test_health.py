@@ -88,6 +88,6 @@ async def test_a_data_directory_that_is_gone_or_full_makes_it_unready(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(type(api.services.store), "writing", full)
+        monkeypatch.setattr(type(api.services.store), "writer", full)
         answer = await api.client.put(f"/v1/artifacts/{'0' * 64}", content=b"x")
         assert "No space left on device" in refused(answer, 507)["detail"]

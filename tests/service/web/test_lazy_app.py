@@ -1,4 +1,4 @@
-"""An application that comes late: who waits for it, and what they hear when it does not come."""
+"""An application that is created while the server already runs."""
 
 from __future__ import annotations
 
@@ -9,69 +9,69 @@ from collections.abc import Awaitable
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.lazy_app import Late
+from service.web.lazy_app import LazyApp
 
 pytestmark = pytest.mark.anyio
 
 
-class Making:
-    """`make`, which takes until `go` is set; what is made writes down who called it."""
+class SlowCreation:
+    """`create` takes until `may_finish` is set; the application records the paths of its requests."""
 
     def __init__(self) -> None:
-        self.begun, self.go = threading.Event(), threading.Event()
-        self.times = 0
-        self.called: list[str] = []
+        self.started, self.may_finish = threading.Event(), threading.Event()
+        self.count = 0
+        self.paths: list[str] = []
 
-    def make(self) -> ASGIApp:
-        self.times += 1
-        self.begun.set()
-        self.go.wait(30)
+    def create(self) -> ASGIApp:
+        self.count += 1
+        self.started.set()
+        self.may_finish.wait(30)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            self.called.append(scope["path"])
+            self.paths.append(scope["path"])
 
         return app
 
 
-async def _nothing() -> Message:
+async def _receive() -> Message:
     return {}
 
 
-async def _nowhere(_: Message) -> None: ...
+async def _send(_: Message) -> None: ...
 
 
-def _call(late: Late[ASGIApp], path: str) -> Awaitable[None]:
-    return late({"type": "http", "path": path}, _nothing, _nowhere)
+def _request(app: LazyApp[ASGIApp], path: str) -> Awaitable[None]:
+    return app({"type": "http", "path": path}, _receive, _send)
 
 
-async def test_calls_that_come_before_it_wait_and_are_answered_by_the_one_that_is_made():
-    making = Making()
-    late = Late(making.make)
-    calls = [asyncio.ensure_future(_call(late, path)) for path in ("/a", "/b")]
-    await asyncio.to_thread(making.begun.wait, 30)
-    assert making.called == []
-    making.go.set()
-    await asyncio.gather(*calls)
-    await _call(late, "/c")
-    assert (sorted(making.called), making.times) == (["/a", "/b", "/c"], 1)
+async def test_requests_wait_for_the_application_which_is_created_once():
+    creation = SlowCreation()
+    lazy = LazyApp(creation.create)
+    requests = [asyncio.ensure_future(_request(lazy, path)) for path in ("/a", "/b")]
+    await asyncio.to_thread(creation.started.wait, 30)
+    assert creation.paths == []
+    creation.may_finish.set()
+    await asyncio.gather(*requests)
+    await _request(lazy, "/c")
+    assert (sorted(creation.paths), creation.count) == (["/a", "/b", "/c"], 1)
 
 
-async def test_a_client_that_goes_away_does_not_stop_the_making():
-    making = Making()
-    late = Late(making.make)
-    gone, stays = asyncio.ensure_future(_call(late, "/gone")), asyncio.ensure_future(_call(late, "/stays"))
-    await asyncio.to_thread(making.begun.wait, 30)
-    gone.cancel()
-    making.go.set()
-    await stays
-    assert (gone.cancelled(), making.called, making.times) == (True, ["/stays"], 1)
+async def test_a_cancelled_request_does_not_cancel_the_creation():
+    creation = SlowCreation()
+    lazy = LazyApp(creation.create)
+    cancelled, waiting = (asyncio.ensure_future(_request(lazy, p)) for p in ("/cancelled", "/waiting"))
+    await asyncio.to_thread(creation.started.wait, 30)
+    cancelled.cancel()
+    creation.may_finish.set()
+    await waiting
+    assert (cancelled.cancelled(), creation.paths, creation.count) == (True, ["/waiting"], 1)
 
 
-async def test_what_its_making_raises_is_raised_in_every_call():
-    def make() -> ASGIApp:
-        raise RuntimeError("a route names no scope")
+async def test_an_error_of_the_creation_is_raised_in_every_request():
+    def create() -> ASGIApp:
+        raise RuntimeError("a route requires no scope")
 
-    late = Late(make)
+    lazy = LazyApp(create)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="names no scope"):
-            await _call(late, "/a")
+        with pytest.raises(RuntimeError, match="requires no scope"):
+            await _request(lazy, "/a")
