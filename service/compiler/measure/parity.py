@@ -80,19 +80,14 @@ def _try_answer(answer: AnswerRows, rows: Rows) -> Outputs | None:
         return None
 
 
-def bounds(tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """The bounds as a report states them."""
-    return {
-        "label_mismatches": 0,
-        "probabilities": {"absolute": tolerance},
-        "numbers": {"relative": tolerance},
-    }
-
-
 def report_entry(figures: ParityFigures, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """The figures and their bounds as a report states them."""
     return {
-        "bounds": bounds(tolerance),
+        "bounds": {
+            "label_mismatches": 0,
+            "probabilities": {"absolute": tolerance},
+            "numbers": {"relative": tolerance},
+        },
         "rows": figures.rows,
         "label_mismatches": figures.label_mismatches,
         "largest_difference": figures.largest_difference,

@@ -40,12 +40,7 @@ def build_forest_table(
     except Exception as error:  # an estimator of another scikit-learn release may lack any attribute
         report.fields["forest"] = {"reason": describe_error(error)[:200]}
     else:
-        report.fields["forest"] = {
-            "bounds": parity.bounds(),
-            "rows": figures.rows,
-            "label_mismatches": figures.label_mismatches,
-            "largest_difference": figures.largest_difference,
-        }
+        report.fields["forest"] = parity.report_entry(figures)
         if figures.within:
             report.bytes["forest"] = size
             return TABLE
