@@ -181,3 +181,13 @@ def test_the_commands_of_the_edge_page_do_what_it_describes(shell: Shell) -> Non
     assert manifest["report"].keys() >= example["report"].keys()
     assert (manifest["version"], manifest["report"]["label_agreement"]) == (1, 1.0)
     assert (shell.directory / ".trivium/device/iris.tflite").stat().st_size == manifest["bytes"]
+
+
+@pytest.mark.parametrize(
+    "page", [*(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")), "README.md"]
+)
+def test_every_source_path_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(
+        r"`((?:service|registry|scripts|benchmarks|tests)/[\w/.]+\.py)`", (ROOT / page).read_text()
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
