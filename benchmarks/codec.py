@@ -1,9 +1,9 @@
-"""What the codec costs: one row of 30 features in and out, and 10,000 rows by format.
+"""Time to decode and encode one row of 30 features, and 10,000 rows by format.
 
-    python benchmarks/codec.py [--json]
+    python -m benchmarks.codec [--json]
 
-The absolute times belong to the machine; the ratios beside pydantic and a bare msgspec decode (parsing
-and type check alone, no numpy) travel.
+Ratios to pydantic and to a plain msgspec decode (parsing and type check, without numpy) can be compared
+between machines, absolute times cannot.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIXED = Signature(
 
 
 def microseconds(call: Callable[[], object], number: int) -> float:
-    """The quickest of seven repeats: the others measured the neighbours."""
+    """Return the fastest of seven repeats: slower ones measured other load on the machine."""
     return min(timeit.repeat(call, number=number, repeat=7)) / number * 1e6
 
 
@@ -63,18 +63,18 @@ def one_row() -> dict[str, float]:
     codec, raw, answer = Codec(NUMERIC), body(NUMERIC, 1), outputs(1)
     fields: Any = {f"f{i}": (float, pydantic.Field(alias=n)) for i, n in enumerate(NAMES)}
     row = pydantic.create_model("Row", __config__=pydantic.ConfigDict(extra="forbid", strict=True), **fields)
-    whole = pydantic.create_model("Whole", instances=(list[row], ...))  # type: ignore[valid-type]
+    body_model = pydantic.create_model("Body", instances=(list[row], ...))  # type: ignore[valid-type]
     struct = msgspec.defstruct(
         "Row", [(f"f{i}", float) for i in range(30)], rename=dict(zip(fields, NAMES, strict=True))
     )
-    bare = msgspec.json.Decoder(msgspec.defstruct("Whole", [("instances", list[struct])]))  # type: ignore[valid-type]
+    bare = msgspec.json.Decoder(msgspec.defstruct("Body", [("instances", list[struct])]))  # type: ignore[valid-type]
     mixed, mixed_raw = Codec(MIXED), body(MIXED, 1)
     return {
         "decode_json": microseconds(lambda: codec.decode_json(raw), 20_000),
         "decode_json, 10 of 30 strings": microseconds(lambda: mixed.decode_json(mixed_raw), 5_000),
         "encode_json": microseconds(lambda: codec.encode_json(answer, "fraud", 3, "01J"), 20_000),
-        "pydantic validate_json": microseconds(lambda: whole.model_validate_json(raw), 20_000),
-        "bare msgspec decode": microseconds(lambda: bare.decode(raw), 20_000),
+        "pydantic validate_json": microseconds(lambda: body_model.model_validate_json(raw), 20_000),
+        "plain msgspec decode": microseconds(lambda: bare.decode(raw), 20_000),
     }
 
 
@@ -107,7 +107,7 @@ def main() -> None:
         return
     print("one row of 30 features          us   x pydantic   x msgspec")
     for name, us in one.items():
-        beside = (us / one["pydantic validate_json"], us / one["bare msgspec decode"])
+        beside = (us / one["pydantic validate_json"], us / one["plain msgspec decode"])
         print(f"{name:<30}{us:>6.2f}{beside[0]:>11.2f}{beside[1]:>12.2f}")
     print(f"\n{MAX_INSTANCES:,} rows                       rows/s")
     for name, rate in many.items():

@@ -1,10 +1,10 @@
-"""What devices cost the server: polls that change nothing, downloads, a crowd while a version is promoted.
+"""Load of devices on the server: polls without changes, downloads, and many pulls during a promotion.
 
     python -m benchmarks.edge_delivery [--requests 10000] [--devices 200] [--megabytes 200] [--json]
 
-Two web processes, so that one must hear of the other's promotions. The exports are noise, put into the
-registry by its own functions: what a file holds makes no difference to who sends it. Exit 1 when a device
-got anything but one whole version, or a poll anything but 304.
+The server has two web processes, so that one must notice the promotions of the other. The exports are random
+bytes, written by the registry's functions, because the content of a file does not affect its delivery. Exit
+code 1 when a device got anything but one complete version, or a poll anything but 304.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ LATEST = "/v1/edge/flag/latest.tflite"
 CONNECTIONS = 32
 
 
-class Device:
-    """A keep-alive connection, on bare streams: it shall cost less than what it measures."""
+class DeviceConnection:
+    """A keep-alive connection over asyncio streams, cheaper than the server that it measures."""
 
     def __init__(self, server: Server) -> None:
         self._port, self._key = server.port, server.key
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(
+    async def request(
         self, method: str, path: str, body: bytes = b"", **headers: str
     ) -> tuple[int, dict[str, str]]:
-        """Status and headers; the body is `chunks`."""
+        """Send a request and return status and headers; `chunks` yields the body."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=MB)
         reader, writer = self._streams
@@ -59,28 +59,28 @@ class Device:
         lines += [f"Content-Length: {len(body)}", "Content-Type: application/json"] if body else []
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
-        named = (field.split(": ", 1) for field in fields)
-        return int(status.split()[1]), {name.lower(): value for name, value in named}
+        pairs = (field.split(": ", 1) for field in fields)
+        return int(status.split()[1]), {name.lower(): value for name, value in pairs}
 
     async def chunks(self, headers: dict[str, str]) -> AsyncIterator[bytes]:
         assert self._streams is not None
-        left = int(headers.get("content-length", 0))
-        while left:
-            chunk = await self._streams[0].read(min(left, MB))
+        remaining = int(headers.get("content-length", 0))
+        while remaining:
+            chunk = await self._streams[0].read(min(remaining, MB))
             if not chunk:
-                raise ConnectionError("the server ended in the middle of a file")
-            left -= len(chunk)
+                raise ConnectionError("the server closed the connection in the middle of a file")
+            remaining -= len(chunk)
             yield chunk
 
     async def pull(self, path: str, **headers: str) -> tuple[dict[str, str], str]:
-        """The headers, and the sha256 of what came."""
-        status, said = await self.ask("GET", path, **headers)
-        found = hashlib.sha256()
-        async for chunk in self.chunks(said):
-            found.update(chunk)
+        """Download `path` and return the response's headers and the sha256 of the body."""
+        status, response_headers = await self.request("GET", path, **headers)
+        digest = hashlib.sha256()
+        async for chunk in self.chunks(response_headers):
+            digest.update(chunk)
         if status != 200:
             raise RuntimeError(f"GET {path}: {status}")
-        return said, found.hexdigest()
+        return response_headers, digest.hexdigest()
 
     def close(self) -> None:
         if self._streams is not None:
@@ -88,48 +88,47 @@ class Device:
 
 
 def write_export(home: Path, model: str, version: int, content: bytes) -> str:
-    """A ready export; its sha256. The exporter's part is done in the transaction that asks for it."""
+    """Create a ready export, without an exporter, and return its sha256."""
     settings = Settings(home=home)
     store, engine = Store(settings.blobs), db.connect(settings.url)
     blob = store.put([content])
-    done = FinishedExport(state="ready", report={}, blob=blob.sha256, bytes=blob.bytes, min_runtime="2.1.0")
+    result = FinishedExport(state="ready", report={}, blob=blob.sha256, bytes=blob.bytes, min_runtime="2.1.0")
     with db.sessions(engine).begin() as session:
         row = exports.create(session, store, model, version, NewExport(), by="benchmark")
         queue.cancel(session, EXPORT_TASK, str(row.id))
-        exports.finish(session, row.id, done)
+        exports.finish(session, row.id, result)
     engine.dispose()
     return blob.sha256
 
 
 async def poll(server: Server, path: str, etag: str, count: int) -> LoadReport:
-    """So many conditional requests over `CONNECTIONS`; whatever is not 304 is an error."""
-    load, left = LoadReport(), iter(range(count))
-    process = psutil.Process(server.process.pid) if server.process else None
-    assert process is not None
+    """Send `count` conditional requests over `CONNECTIONS` connections; any status but 304 is an error."""
+    load, requests = LoadReport(), iter(range(count))
+    process = psutil.Process(server.process.pid)
 
-    async def one() -> None:
-        device = Device(server)
-        for _ in left:
-            sent = time.perf_counter()
-            status, _ = await device.ask("GET", path, If_None_Match=etag)
-            load.latencies.append(time.perf_counter() - sent)
+    async def poll_in_loop() -> None:
+        device = DeviceConnection(server)
+        for _ in requests:
+            start = time.perf_counter()
+            status, _ = await device.request("GET", path, If_None_Match=etag)
+            load.latencies.append(time.perf_counter() - start)
             if status != 304:
                 load.errors.append(str(status).encode())
         device.close()
 
-    before, start = cpu_seconds(process), time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
-    load.wall_s, load.server_cpu_s = time.perf_counter() - start, cpu_seconds(process) - before
+    cpu_before, load_start = cpu_seconds(process), time.perf_counter()
+    await asyncio.gather(*(poll_in_loop() for _ in range(CONNECTIONS)))
+    load.wall_s, load.server_cpu_s = time.perf_counter() - load_start, cpu_seconds(process) - cpu_before
     return load
 
 
-async def polls(server: Server, count: int) -> dict[str, Any]:
+async def measure_polls(server: Server, count: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, path in (("file", LATEST), ("manifest", "/v1/edge/flag")):
-        device = Device(server)
-        _, said = await device.ask("HEAD", path)
+        device = DeviceConnection(server)
+        _, headers = await device.request("HEAD", path)
         device.close()
-        load = await poll(server, path, said["etag"], count)
+        load = await poll(server, path, headers["etag"], count)
         figures[name] = {
             "requests": load.requests,
             "not 304": len(load.errors),
@@ -141,31 +140,30 @@ async def polls(server: Server, count: int) -> dict[str, Any]:
     return figures
 
 
-async def download(server: Server, sha256: str, size: int) -> dict[str, Any]:
-    """One large file, and by how much the server's memory grew meanwhile."""
-    assert server.process is not None
+async def measure_download(server: Server, sha256: str, size: int) -> dict[str, Any]:
+    """Download one large file and measure how much the server's memory grows meanwhile."""
     family = [psutil.Process(server.process.pid), *server.descendants()]
-    before, most, watching = _resident(family), 0, True
+    before, peak, watching = _resident(family), 0, True
 
     async def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while watching:
-            most = max(most, _resident(family))
+            peak = max(peak, _resident(family))
             await asyncio.sleep(0.02)
 
     watcher = asyncio.create_task(watch())
-    device, cpu, start = Device(server), cpu_seconds(family[0]), time.perf_counter()
-    _, found = await device.pull(f"/v1/blobs/{sha256}")
+    device, cpu, start = DeviceConnection(server), cpu_seconds(family[0]), time.perf_counter()
+    _, digest = await device.pull(f"/v1/blobs/{sha256}")
     seconds, cpu = time.perf_counter() - start, cpu_seconds(family[0]) - cpu
     watching = False
     await watcher
     device.close()
     return {
         "MB": size // MB,
-        "whole": found == sha256,
+        "complete": digest == sha256,
         "MB/s": round(size / MB / seconds),
         "CPU s per GB": round(cpu / (size / MB) * 1024, 2),
-        "memory grew MB": round((most - before) / MB, 1),
+        "memory grew MB": round((peak - before) / MB, 1),
     }
 
 
@@ -173,19 +171,20 @@ def _resident(processes: list[psutil.Process]) -> int:
     return sum(p.memory_info().rss for p in processes if p.is_running())
 
 
-async def crowd(server: Server, files: dict[str, int], devices: int) -> dict[str, Any]:
-    """Everybody pulls while version 2 becomes champion. `files`: the version of each sha256."""
-    got: Counter[int] = Counter()
-    torn = 0
+async def measure_pulls(server: Server, files: dict[str, int], devices: int) -> dict[str, Any]:
+    """Let all devices pull while version 2 becomes champion. `files`: versions by sha256."""
+    versions: Counter[int] = Counter()
+    wrong = 0
 
     async def pull(number: int) -> None:
-        nonlocal torn
+        nonlocal wrong
         await asyncio.sleep(random.random() * 0.5)
-        device = Device(server)
-        said, found = await device.pull(LATEST, X_Device_Id=f"device-{number}")
+        device = DeviceConnection(server)
+        headers, digest = await device.pull(LATEST, X_Device_Id=f"device-{number}")
         device.close()
-        got[int(said["x-model-version"])] += 1
-        torn += files.get(found) != int(said["x-model-version"]) or found != said["x-model-sha256"]
+        version = int(headers["x-model-version"])
+        versions[version] += 1
+        wrong += files.get(digest) != version or digest != headers["x-model-sha256"]
 
     async def promote() -> None:
         await asyncio.sleep(0.25)
@@ -194,40 +193,41 @@ async def crowd(server: Server, files: dict[str, int], devices: int) -> dict[str
     start = time.perf_counter()
     await asyncio.gather(promote(), *(pull(n) for n in range(devices)))
     seconds = time.perf_counter() - start
-    return {"devices": devices, "old": got[1], "new": got[2], "torn": torn, "seconds": round(seconds, 2)}
+    counts = {"old": versions[1], "new": versions[2], "wrong": wrong}
+    return {"devices": devices, **counts, "seconds": round(seconds, 2)}
 
 
 async def _promote(server: Server, version: int) -> None:
-    device = Device(server)
+    device = DeviceConnection(server)
     body = json.dumps({"version": version}).encode()
-    status, said = await device.ask("PUT", "/v1/models/flag/aliases/champion", body)
-    async for _ in device.chunks(said):
+    status, headers = await device.request("PUT", "/v1/models/flag/aliases/champion", body)
+    async for _ in device.chunks(headers):
         pass
     device.close()
     if status != 200:
         raise RuntimeError(f"promote: {status}")
 
 
-async def moved(server: Server, rounds: int = 10) -> dict[str, Any]:
-    """After a promotion is answered: how long until no connection is told the version before."""
-    latest: list[float] = []
+async def measure_promotion_delay(server: Server, rounds: int = 10) -> dict[str, Any]:
+    """Measure the time from the response to a promotion until no connection gets the old version."""
+    delays: list[float] = []
     for number in range(rounds):
         version = 1 + number % 2
-        devices = [Device(server) for _ in range(16)]  # shared out between the processes
+        devices = [DeviceConnection(server) for _ in range(16)]  # distributed over the processes
         await _promote(server, version)
-        answered = last_old = time.perf_counter()
-        while time.perf_counter() - answered < 0.6:
+        response_time = last_old = time.perf_counter()
+        while time.perf_counter() - response_time < 0.6:
             for device in devices:
-                _, said = await device.ask("HEAD", LATEST)
-                if said["x-model-version"] != str(version):
+                _, headers = await device.request("HEAD", LATEST)
+                if headers["x-model-version"] != str(version):
                     last_old = time.perf_counter()
-        latest.append((last_old - answered) * 1000)
+        delays.append((last_old - response_time) * 1000)
         for device in devices:
             device.close()
     return {
         "promotions": rounds,
-        "median ms": round(sorted(latest)[rounds // 2]),
-        "most ms": round(max(latest)),
+        "median ms": round(sorted(delays)[rounds // 2]),
+        "max ms": round(max(delays)),
     }
 
 
@@ -243,31 +243,31 @@ def measure(requests: int, devices: int, megabytes: int) -> dict[str, dict[str, 
             files = {write_export(home, "flag", v, noise.randbytes(4 * MB)): v for v in (1, 2)}
             large = write_export(home, "large", 1, noise.randbytes(MB) * megabytes)
             asyncio.run(_promote(server, 1))
-            time.sleep(0.5)  # the other process looks every 100 ms
+            time.sleep(0.5)  # the other process polls every 100 ms
             return {
-                **{f"poll: {k}": v for k, v in asyncio.run(polls(server, requests)).items()},
-                "download": asyncio.run(download(server, large, megabytes * MB)),
-                "crowd": asyncio.run(crowd(server, files, devices)),
-                "promotion seen by all": asyncio.run(moved(server)),
+                **{f"poll: {k}": v for k, v in asyncio.run(measure_polls(server, requests)).items()},
+                "download": asyncio.run(measure_download(server, large, megabytes * MB)),
+                "pulls during a promotion": asyncio.run(measure_pulls(server, files, devices)),
+                "promotion seen by all": asyncio.run(measure_promotion_delay(server)),
             }
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--requests", type=int, default=10_000)
-    asked.add_argument("--devices", type=int, default=200)
-    asked.add_argument("--megabytes", type=int, default=200)
-    asked.add_argument("--json", action="store_true")
-    given = asked.parse_args()
-    figures = measure(given.requests, given.devices, given.megabytes)
-    if given.json:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--devices", type=int, default=200)
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    figures = measure(options.requests, options.devices, options.megabytes)
+    if options.json:
         print(json.dumps(figures))
     else:
         print(describe_machine())
-        for name, found in figures.items():
-            print(f"{name:<24}" + ", ".join(f"{k} {v}" for k, v in found.items()))
-    sound = figures["crowd"]["torn"] == 0 and figures["download"]["whole"]
-    return 0 if sound and not any(f.get("not 304") for f in figures.values()) else 1
+        for name, values in figures.items():
+            print(f"{name:<24}" + ", ".join(f"{k} {v}" for k, v in values.items()))
+    correct = figures["pulls during a promotion"]["wrong"] == 0 and figures["download"]["complete"]
+    return 0 if correct and not any(f.get("not 304") for f in figures.values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Which quantizer for Keras models: TensorFlow's own, or ai-edge-quantizer on the float .tflite?
+"""TensorFlow's quantizer compared with ai-edge-quantizer for Keras models.
 
-`python -m benchmarks.keras_quantize [--seeds N] [--json]` trains a small CNN on scikit-learn's digits for
-each seed and prints means over them: accuracy and agreement with Keras on the held-out digits, largest
-difference of a probability, bytes, latency of one row on LiteRT, and the time the quantizing took. Needs the
-extra `keras`. TensorFlow talks on stderr.
+    python -m benchmarks.keras_quantize [--seeds N] [--json]
+
+Trains a small CNN on scikit-learn's digits for each seed and prints means: accuracy and agreement with Keras
+on the held-out digits, largest difference of a probability, bytes, latency of one row on LiteRT, and the time
+of the quantization. Needs the extra `keras`. TensorFlow logs to stderr.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 
 from registry.rows import Rows
+from registry.vocabulary import QUANTIZE_MODES
 from service.compiler.tflite.quantize import quantize
 
-WAYS = ("none", "float16", "dynamic", "int8")
-CALIBRATED = 200
+MODES = QUANTIZE_MODES
+CALIBRATION_ROWS = 200
 FIGURES = ("accuracy", "agreement", "largest_difference", "bytes", "us_per_row", "seconds")
 
 
-def trained(seed: int, pixels: Any, shown: Any) -> Any:
+def train_cnn(seed: int, pixels: Any, shown: Any) -> Any:
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     model = keras.Sequential(
@@ -51,60 +53,62 @@ def trained(seed: int, pixels: Any, shown: Any) -> Any:
     return model
 
 
-def by_tensorflow(model: Any, way: str, rows: Any) -> bytes:
-    given: dict[str, Any] = {} if way == "none" else {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    if way == "float16":
-        given["target_spec"] = {"supported_types": [tf.float16]}
-    if way == "int8":
-        given["representative_dataset"] = lambda: ([row[None]] for row in rows)
+def quantize_with_tensorflow(model: Any, mode: str, rows: Any) -> bytes:
+    options: dict[str, Any] = {} if mode == "none" else {"optimizations": [tf.lite.Optimize.DEFAULT]}
+    if mode == "float16":
+        options["target_spec"] = {"supported_types": [tf.float16]}
+    if mode == "int8":
+        options["representative_dataset"] = lambda: ([row[None]] for row in rows)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.tflite"
-        model.export(file, format="litert", verbose=False, **given)
+        model.export(file, format="litert", verbose=False, **options)
         return file.read_bytes()
 
 
-def measured(tflite: bytes, rows: Any, shown: Any, own: Any) -> tuple[float, ...]:
+def measure(tflite: bytes, rows: Any, digits: Any, keras_probabilities: Any) -> tuple[float, ...]:
     interpreter = Interpreter(model_content=tflite, num_threads=1)
     run = interpreter.get_signature_runner()
     (name,) = run.get_input_details()
-    chances = next(iter(run(**{name: rows}).values()))
+    probabilities = next(iter(run(**{name: rows}).values()))
     run(**{name: rows[:1]})
-    taken = []
+    times = []
     for _ in range(500):
-        started = time.perf_counter()
+        start = time.perf_counter()
         run(**{name: rows[:1]})
-        taken.append(time.perf_counter() - started)
-    label = chances.argmax(axis=1)
-    agreement = (label == own.argmax(axis=1)).mean()
+        times.append(time.perf_counter() - start)
+    labels = probabilities.argmax(axis=1)
+    agreement = (labels == keras_probabilities.argmax(axis=1)).mean()
     return (
-        (label == shown).mean(),
+        (labels == digits).mean(),
         agreement,
-        np.abs(chances - own).max(),
+        np.abs(probabilities - keras_probabilities).max(),
         len(tflite),
-        np.median(taken) * 1e6,
+        np.median(times) * 1e6,
     )
 
 
-def compared(seeds: int) -> dict[tuple[str, str], dict[str, float]]:
-    found = load_digits()
-    pixels, shown = (found.images / 16).astype(np.float32)[..., None], found.target
+def compare(seeds: int) -> dict[tuple[str, str], dict[str, float]]:
+    data = load_digits()
+    pixels, digits = (data.images / 16).astype(np.float32)[..., None], data.target
     table: dict[tuple[str, str], list[tuple[float, ...]]] = collections.defaultdict(list)
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(pixels))
-        train, held = order[:1200], order[1200:]
-        model = trained(seed, pixels[train], shown[train])
-        own = np.asarray(model(pixels[held], training=False))
-        seen = pixels[train][:CALIBRATED]
-        plain = by_tensorflow(model, "none", seen)
-        for way in WAYS:
+        train, test = order[:1200], order[1200:]
+        model = train_cnn(seed, pixels[train], digits[train])
+        keras_probabilities = np.asarray(model(pixels[test], training=False))
+        calibration = pixels[train][:CALIBRATION_ROWS]
+        plain = quantize_with_tensorflow(model, "none", calibration)
+        for mode in MODES:
             for tool in ("TensorFlow", "ai-edge-quantizer"):
-                started = time.perf_counter()
+                start = time.perf_counter()
                 if tool == "TensorFlow":
-                    made = by_tensorflow(model, way, seen)
+                    tflite = quantize_with_tensorflow(model, mode, calibration)
                 else:
-                    made = quantize(plain, way, Rows(seen.reshape(CALIBRATED, -1).astype(np.float64)))  # type: ignore[arg-type]
-                took = time.perf_counter() - started
-                table[way, tool].append((*measured(made, pixels[held], shown[held], own), took))
+                    rows = Rows(calibration.reshape(CALIBRATION_ROWS, -1).astype(np.float64))
+                    tflite = quantize(plain, mode, rows)
+                seconds = time.perf_counter() - start
+                figures = measure(tflite, pixels[test], digits[test], keras_probabilities)
+                table[mode, tool].append((*figures, seconds))
     return {
         key: dict(zip(FIGURES, np.mean(rows, axis=0).tolist(), strict=True)) for key, rows in table.items()
     }
@@ -114,18 +118,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    table = compared(asked.seeds)
-    if asked.json:
-        print(json.dumps([{"way": way, "quantizer": tool, **row} for (way, tool), row in table.items()]))
+    options = parser.parse_args()
+    table = compare(options.seeds)
+    if options.json:
+        print(json.dumps([{"mode": mode, "quantizer": tool, **row} for (mode, tool), row in table.items()]))
         return
-    print("| | quantizer | accuracy | agreement | largest difference | bytes | us a row | s to make |")
+    print("| | quantizer | accuracy | agreement | largest difference | bytes | us per row | seconds |")
     print("|---|---|---|---|---|---|---|---|")
-    for (way, tool), row in table.items():
-        accuracy, agreement, difference, size, latency, took = row.values()
+    for (mode, tool), row in table.items():
+        accuracy, agreement, difference, size, latency, seconds = row.values()
         print(
-            f"| {way} | {tool} | {accuracy:.2%} | {agreement:.2%} | {difference:.4f} | {size:,.0f} "
-            f"| {latency:.0f} | {took:.2f} |"
+            f"| {mode} | {tool} | {accuracy:.2%} | {agreement:.2%} | {difference:.4f} | {size:,.0f} "
+            f"| {latency:.0f} | {seconds:.2f} |"
         )
 
 

@@ -1,10 +1,10 @@
-"""1,000 models with 20 versions each beside 10 models, over HTTP.
+"""A registry of 1,000 models with 20 versions each compared with one of 10 models, over HTTP.
 
     python -m benchmarks.large_registry [--models 1000] [--versions 20] [--json]
 
-One forest is published and built; its row is copied for all the others, so that every version can answer.
-Measured are the start, the lists, single records, predictions by alias and by number, `/docs`,
-`/openapi.json`, and how long a publish and a promotion take; milliseconds, the median of 15 calls.
+One forest is published and built; its row is copied for all other versions, so that every version can
+predict. Measured are the start, lists, single records, predictions by alias and by number, `/docs`,
+`/openapi.json`, a publish and a promotion, in milliseconds as the median of 15 calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Figures = dict[str, float]
 
 
 def fill(home: Path, models: int, versions: int) -> None:
-    """Copy the one published version until there are so many; `champion` is the newest of each."""
+    """Copy the published version to `models` models of `versions` versions; the newest ones are champions."""
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as database, database:
         model = dict(_row(database, "models"))
         version = dict(_row(database, "versions"))
@@ -71,10 +71,10 @@ def measure(folder: Path, models: int, versions: int) -> Figures:
         server.publish("m0000", model, example, alias="champion")
         server.terminate()
         fill(home, models, versions)
-        found = {"start until ready": server.start() * 1000}
+        figures = {"start until ready": server.start() * 1000}
         assert server.process is not None
         _await_warm(server)
-        found["resident MB"] = psutil.Process(server.process.pid).memory_info().rss / 1e6
+        figures["resident MB"] = psutil.Process(server.process.pid).memory_info().rss / 1e6
         last, body = f"m{models - 1:04}", json.dumps({"instances": rows[:1]}).encode()
         number = versions if models > 1 else 1
         reads: dict[str, tuple[str, str, bytes | None]] = {
@@ -89,21 +89,21 @@ def measure(folder: Path, models: int, versions: int) -> Figures:
             "/openapi.json": ("GET", "/openapi.json", None),
             "one model's openapi.json": ("GET", f"/v1/models/{last}/openapi.json", None),
         }
-        for name, (method, path, sent) in reads.items():
-            found[name] = _median(lambda m=method, p=path, s=sent: _ok(server, m, p, s))
+        for name, (method, path, body) in reads.items():
+            figures[name] = _median(lambda m=method, p=path, b=body: _ok(server, m, p, b))
         alias = f"/v1/models/{last}/aliases/champion"
         moves = iter(range(10**6))
-        found["promote"] = _median(
+        figures["promote"] = _median(
             lambda: server.call_json(
                 "PUT", alias, {"version": 1 + next(moves) % number}
             )  # each one is a move
         )
-        found["openapi.json after a change, bytes"] = float(len(_ok(server, "GET", "/openapi.json", None)))
-    return found
+        figures["openapi.json after a change, bytes"] = float(len(_ok(server, "GET", "/openapi.json", None)))
+    return figures
 
 
 def _await_warm(server: Server) -> None:
-    """Champions are loaded at the start; wait until no more are."""
+    """Wait until all champions are loaded, which happens after the start."""
     before, now = -1, server.log.read_text().count("model.loaded")
     while now != before:
         time.sleep(1.0)
@@ -128,19 +128,19 @@ def _ok(server: Server, method: str, path: str, body: bytes | None) -> bytes:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--models", type=int, default=1000)
-    asked.add_argument("--versions", type=int, default=20)
-    asked.add_argument("--json", action="store_true")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--versions", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        few = measure(Path(folder), 10, given.versions)
-        many = measure(Path(folder), given.models, given.versions)
-    if given.json:
+        few = measure(Path(folder), 10, options.versions)
+        many = measure(Path(folder), options.models, options.versions)
+    if options.json:
         print(json.dumps({"few": few, "many": many}))
         return
     print(describe_machine())
-    print(f"{'ms':<38}{'10 models':>12}{given.models:>12,}{'ratio':>8}")
+    print(f"{'ms':<38}{'10 models':>12}{options.models:>12,}{'ratio':>8}")
     for name, figure in few.items():
         print(f"{name:<38}{figure:>12.1f}{many[name]:>12.1f}{many[name] / figure:>8.2f}")
 

@@ -1,15 +1,15 @@
-"""Single-row predictions of the demo's forest over HTTP, beside other ways to serve it.
+"""Single-row predictions of a forest over HTTP, compared with other ways to serve it.
 
     python -m benchmarks.online [--seconds 4] [--litserve PYTHON] [--json]
 
-All servers are uvicorn with uvloop and httptools, one process, asked for the same row over 32 keep-alive
-connections, by turns and twice; the quieter turn counts. CPU microseconds per request, the server's own,
-are what travels between machines; latencies belong to this one, and hold the load generator's work too.
+All servers are uvicorn with uvloop and httptools in one process. They get the same row over 32 keep-alive
+connections, in turns and twice; the turn with less CPU time counts. CPU microseconds per request, of the
+server alone, can be compared between machines; latencies cannot, and they include the load generator's work.
 
-- `echo` ASGI without anything: reads the body, answers 200
-- `asgi + onnx` ASGI over the same ONNX session: no key, no types, no metrics: the least it can cost
-- `fastapi + onnx` a route with a pydantic body over the same ONNX session, answering a dict
-- `fastapi + joblib` the article's way: a route that calls `RandomForestClassifier.predict_proba`
+- `echo`: plain ASGI that reads the body and returns it
+- `asgi + onnx`: plain ASGI with the same ONNX session, without keys, types and metrics: the lower limit
+- `fastapi + onnx`: a route with a pydantic body and the same ONNX session, which returns a dict
+- `fastapi + joblib`: a route that calls `RandomForestClassifier.predict_proba`, as in many articles
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Address = tuple[int, psutil.Process]
 
 @contextlib.contextmanager
 def peer(name: str, *arguments: object, python: str = sys.executable) -> Iterator[Address]:
-    """One of `benchmarks/peers`, listening."""
+    """Start one of `benchmarks/peers` and wait until it listens."""
     port = free_port()
     process = subprocess.Popen([python, PEERS / f"{name}.py", str(port), *map(str, arguments)])
     try:
@@ -52,7 +52,7 @@ def peer(name: str, *arguments: object, python: str = sys.executable) -> Iterato
         yield port, psutil.Process(process.pid)
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
-        for each in [*children, process]:  # some peers have processes of their own, and do not end them
+        for each in [*children, process]:  # some peers do not end their child processes
             each.kill()
         process.wait()
 
@@ -81,27 +81,27 @@ def run(
     return load
 
 
-def one_row(asked: dict[str, tuple[Address, bytes]], seconds: float) -> dict[str, dict[str, float]]:
-    """Figures of each way, by name."""
-    found: dict[str, dict[str, float]] = {}
+def one_row(servers: dict[str, tuple[Address, bytes]], seconds: float) -> dict[str, dict[str, float]]:
+    """Return figures by the name of each server."""
+    figures: dict[str, dict[str, float]] = {}
     for _ in range(2):
-        for name, ((port, process), content) in asked.items():
+        for name, ((port, process), content) in servers.items():
             load = run(port, content, process, seconds)
-            if name not in found or load.cpu_us < found[name]["cpu_us"]:
-                found[name] = {
+            if name not in figures or load.cpu_us < figures[name]["cpu_us"]:
+                figures[name] = {
                     "cpu_us": load.cpu_us,
                     "p50_ms": load.percentile(50),
                     "p99_ms": load.percentile(99),
                     "per_s": load.requests / load.wall_s,
                 }
-    return found
+    return figures
 
 
 @contextlib.contextmanager
-def ways(
+def all_servers(
     server: Server, folder: Path, model: Any, row: dict[str, float], litserve: str | None
 ) -> Iterator[dict[str, tuple[Address, bytes]]]:
-    """Every way to serve the model, running: where, and what to send."""
+    """Start all servers; yield their addresses and the request for each."""
     body = json.dumps({"instances": [row]}).encode()
     names, pickle, graph = folder / "names.json", folder / "model.joblib", servable(server.home)
     names.write_text(json.dumps(list(row)))
@@ -110,30 +110,30 @@ def ways(
     def plain(address: Address, path: str = "/predict") -> tuple[Address, bytes]:
         return address, post_request(address[0], path, body, Content_Type="application/json")
 
-    ours = server.port, psutil.Process(server.process.pid)
+    own_address = server.port, psutil.Process(server.process.pid)
     with contextlib.ExitStack() as running:
-        found = {
+        servers = {
             "echo": plain(running.enter_context(peer("echo"))),
             "asgi + onnx": plain(running.enter_context(peer("asgi_onnx", graph, names))),
-            "trivium": (ours, post_request(server.port, "/v1/models/demo/predict", body, server.key)),
+            "trivium": (own_address, post_request(server.port, "/v1/models/demo/predict", body, server.key)),
             "fastapi + onnx": plain(running.enter_context(peer("fastapi_onnx", graph, names))),
             "fastapi + joblib": plain(running.enter_context(peer("fastapi_joblib", pickle, names))),
         }
         if litserve:
             lit = running.enter_context(peer("litserve_joblib", pickle, python=litserve))
-            found["litserve + joblib"] = plain(lit)
-        yield found
+            servers["litserve + joblib"] = plain(lit)
+        yield servers
 
 
 def servable(home: Path) -> Path:
-    """The ONNX file that the builder made."""
+    """Return the ONNX file that the build wrote."""
     with contextlib.closing(sqlite3.connect(home / "registry.db")) as database:
         (sha256,) = database.execute("SELECT servable FROM versions WHERE servable NOT NULL").fetchone()
     return home / "blobs" / sha256[:2] / str(sha256)
 
 
 def many_rows(server: Server, rows: list[dict[str, float]]) -> dict[str, float]:
-    """p50 in milliseconds of 1,000 rows, one request at a time, by format."""
+    """Return the median milliseconds of 1,000 rows by format, one request at a time."""
     thousand = (rows * 2)[:1000]
     names = list(rows[0])
     lines = [",".join(names), *(",".join(str(v) for v in row.values()) for row in thousand)]
@@ -146,31 +146,31 @@ def many_rows(server: Server, rows: list[dict[str, float]]) -> dict[str, float]:
         "text/csv": "\n".join(lines).encode(),
         "application/vnd.apache.arrow.stream": sink.getvalue().to_pybytes(),
     }
-    process, found = psutil.Process(server.process.pid), {}
+    process, figures = psutil.Process(server.process.pid), {}
     for kind, body in bodies.items():
         content = post_request(
             server.port, "/v1/models/demo/predict", body, server.key, Content_Type=kind, Accept=kind
         )
-        found[kind] = run(server.port, content, process, 2.0, concurrency=1).percentile(50)
-    return found
+        figures[kind] = run(server.port, content, process, 2.0, concurrency=1).percentile(50)
+    return figures
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--seconds", type=float, default=4.0)
-    asked.add_argument("--litserve", metavar="PYTHON", help="a Python that has litserve and scikit-learn")
-    asked.add_argument("--json", action="store_true")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--litserve", metavar="PYTHON", help="a Python that has litserve and scikit-learn")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     model, example, rows = cancer_forest()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Server(folder / "home", folder / "log") as server:
             server.start()
             server.publish("demo", model, example, alias="champion")
-            with ways(server, folder, model, rows[0], given.litserve) as asked_of:
-                one = one_row(asked_of, given.seconds)
+            with all_servers(server, folder, model, rows[0], options.litserve) as servers:
+                one = one_row(servers, options.seconds)
             many = many_rows(server, rows)
-    if given.json:
+    if options.json:
         print(json.dumps({"one_row": one, "thousand_rows_p50_ms": many}))
         return
     print(describe_machine())

@@ -1,10 +1,10 @@
-"""A large registry beside a small one: 1,000 models x 20 versions, and 10 x 20, in one run.
+"""The registry's functions on 1,000 models x 20 versions compared with 10 x 20, in one run.
 
     python -m benchmarks.registry [--json] [--url postgresql+psycopg://...]
 
-SQLite in a temporary directory, unless told otherwise (then two empty databases are needed: `{}` in the URL
-stands for `small` and `large`). Milliseconds belong to the machine; the ratios large : small travel.
-Only `snapshot load`, `catalogue` and what collects garbage may grow with the registry.
+Uses SQLite in a temporary directory, or with `--url` two empty databases: `{}` in the URL stands for `small`
+and `large`. Ratios of large to small can be compared between machines, milliseconds cannot. Only `snapshot
+load`, `catalogue` and `collect garbage` may grow with the registry.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REPORT = {"compared": {"example": 50, "random": 200, "thresholds": 500}, "larges
 
 
 def fill(sessions: db.Sessions, count: int) -> None:
-    """`count` models as months of publishing leave them: each promoted 20 times, every build in the queue."""
+    """Insert `count` models, each promoted 20 times, with the finished tasks of all builds."""
     ids = range(1, count * VERSIONS + 1)
     moment = now()
 
@@ -91,19 +91,19 @@ def fill(sessions: db.Sessions, count: int) -> None:
         session.execute(insert(AliasRow), points)
         session.execute(insert(TaskRow), [task | {"subject": str(i)} for i in ids])
         session.execute(update(RevisionRow).values(value=len(ids)))
-        if session.get_bind().dialect.name == "postgresql":  # ids were given: let the sequences know
+        if session.get_bind().dialect.name == "postgresql":  # ids were inserted, so the sequences must be set
             for table in ("models", "versions", "alias_events"):
                 session.connection().exec_driver_sql(
                     f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
                 )
-            session.connection().exec_driver_sql("ANALYZE")  # autovacuum would, within a minute
+            session.connection().exec_driver_sql("ANALYZE")  # autovacuum would do it within a minute
 
 
 Calls = dict[str, Callable[[], object]]
 
 
 def measure(url: str, home: Path, count: int) -> dict[str, float]:
-    """Milliseconds by what was done, each the quickest of several times."""
+    """Return milliseconds by operation, each the fastest of several repeats."""
     engine = db.connect(url)
     db.migrate(engine, home)
     sessions, store = db.sessions(engine), Store(home / "blobs")
@@ -112,18 +112,18 @@ def measure(url: str, home: Path, count: int) -> dict[str, float]:
     snapshot = Snapshot(engine)
     snapshot.refresh()
     calls = reads(sessions, name) | writes(sessions, store, name)
-    calls |= follows(engine, sessions, snapshot, name) | sweeps(sessions, store)
-    taken = {done: milliseconds(call) for done, call in calls.items()}
-    taken["resolve (us)"] = milliseconds(lambda: snapshot.resolve(name), 10_000) * 1000
+    calls |= snapshots(engine, sessions, snapshot, name) | full_scans(sessions, store)
+    times = {name: milliseconds(call) for name, call in calls.items()}
+    times["resolve (us)"] = milliseconds(lambda: snapshot.resolve(name), 10_000) * 1000
     engine.dispose()
-    return taken
+    return times
 
 
 def reads(sessions: db.Sessions, name: str) -> Calls:
-    def read(what: Callable[..., object], *given: object, **more: object) -> Callable[[], None]:
+    def read(function: Callable[..., object], *args: object, **kwargs: object) -> Callable[[], None]:
         def call() -> None:
             with db.reading(sessions) as session:
-                what(session, *given, **more)
+                function(session, *args, **kwargs)
 
         return call
 
@@ -147,12 +147,12 @@ def reads(sessions: db.Sessions, name: str) -> Calls:
 
 
 def writes(sessions: db.Sessions, store: Store, name: str) -> Calls:
-    """Each is rolled back: the time for the commit's fsync is the disk's."""
+    """Writes that are rolled back, because the time of a commit is that of the disk."""
 
-    def undo(what: Callable[..., object], *given: object, **more: object) -> Callable[[], None]:
+    def undo(function: Callable[..., object], *args: object, **kwargs: object) -> Callable[[], None]:
         def call() -> None:
             with sessions() as session:
-                what(session, *given, **more)
+                function(session, *args, **kwargs)
                 session.rollback()
 
         return call
@@ -166,14 +166,14 @@ def writes(sessions: db.Sessions, store: Store, name: str) -> Calls:
         "publish": undo(versions.publish, store, new, by="bench"),
         "promote": undo(aliases.promote, name, "champion", 3, by="bench"),
         "rollback": undo(aliases.rollback, name, "champion", by="bench"),
-        "claim, none waiting": undo(queue.claim, ["build"], "bench"),
-        "lost tasks, none": undo(queue.fail_lost, ["build"]),
+        "claim, empty queue": undo(queue.claim, ["build"], "bench"),
+        "lost tasks, empty queue": undo(queue.fail_lost, ["build"]),
         "delete a version": undo(versions.remove, name, 3),
         "delete a model": undo(delete_model),
     }
 
 
-def follows(engine: Engine, sessions: db.Sessions, snapshot: Snapshot, name: str) -> Calls:
+def snapshots(engine: Engine, sessions: db.Sessions, snapshot: Snapshot, name: str) -> Calls:
     def reload() -> None:
         with sessions.begin() as session:
             revision.record_change(session, "model", name)
@@ -182,8 +182,8 @@ def follows(engine: Engine, sessions: db.Sessions, snapshot: Snapshot, name: str
     return {"reload one model": reload, "snapshot load": lambda: Snapshot(engine).refresh()}
 
 
-def sweeps(sessions: db.Sessions, store: Store) -> Calls:
-    def look_at_all() -> None:
+def full_scans(sessions: db.Sessions, store: Store) -> Calls:
+    def read_catalogue() -> None:
         with db.reading(sessions) as session:
             catalog.entries(session)
 
@@ -191,28 +191,28 @@ def sweeps(sessions: db.Sessions, store: Store) -> Calls:
         with sessions.begin() as session:
             garbage.collect(session, store, dry_run=True)
 
-    return {"catalogue of all": look_at_all, "collect garbage": collect}
+    return {"catalogue of all": read_catalogue, "collect garbage": collect}
 
 
 def milliseconds(call: Callable[[], object], number: int = 1) -> float:
-    """The quickest of seven: the others measured the neighbours."""
+    """Return the fastest of seven repeats: slower ones measured other load on the machine."""
     return min(timeit.repeat(call, number=number, repeat=7)) / number * 1000
 
 
 def main() -> None:
     pattern = sys.argv[sys.argv.index("--url") + 1] if "--url" in sys.argv else ""
-    found = {}
+    results = {}
     for name, count in SIZES.items():
         with tempfile.TemporaryDirectory() as directory:
             home = Path(directory)
             url = pattern.replace("{}", name) or f"sqlite:///{home}/registry.db"
-            found[name] = measure(url, home, count)
+            results[name] = measure(url, home, count)
     if "--json" in sys.argv:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
     print(f"{'milliseconds':26}{SIZES['small']:>9} models{SIZES['large']:>9} models    ratio")
-    for name, small in found["small"].items():
-        large = found["large"][name]
+    for name, small in results["small"].items():
+        large = results["large"][name]
         print(f"{name:26}{small:16.2f}{large:16.2f}{large / small:9.1f}")
 
 

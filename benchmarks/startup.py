@@ -1,11 +1,11 @@
-"""How long until `/readyz` is 200, beside the time to import fastapi and onnxruntime.
+"""Time until `/readyz` returns 200, compared with the time to import fastapi and onnxruntime.
 
     python -m benchmarks.startup [--rounds 10] [--json]
 
-Both are whole processes, by turns, and the best of all rounds counts: the others measured the neighbours.
-The data directory exists; `first start` makes a new one, migrations and admin key included. `first management
-call` is what a management call takes that is sent right after readiness: FastAPI is imported meanwhile.
-Bytecode is compiled before, as `scripts/setup` does.
+Both are complete processes, in turns, and the fastest round counts: slower ones measured other load on the
+machine. The data directory exists; `first start` creates a new one with migrations and admin key. `first
+management call` is the time of a management call that is sent right after readiness, while FastAPI is
+imported. Bytecode is compiled before, as `scripts/setup` does.
 """
 
 from __future__ import annotations
@@ -29,55 +29,55 @@ ROOT = Path(__file__).parents[1]
 
 
 def imports() -> tuple[float, float]:
-    """Seconds of wall and of CPU time that importing fastapi and onnxruntime takes."""
+    """Return the wall time and the CPU time in seconds of importing fastapi and onnxruntime."""
     start = time.monotonic()
     process = psutil.Popen([sys.executable, "-c", "import fastapi, onnxruntime"])
-    _, status, used = _wait(process.pid)
+    _, status, cpu = _wait(process.pid)
     if status:
         raise RuntimeError(f"exit code {status}")
-    return time.monotonic() - start, used
+    return time.monotonic() - start, cpu
 
 
 def _wait(pid: int) -> tuple[int, int, float]:
     import os
 
-    waited, status, usage = os.wait4(pid, 0)
-    return waited, status, usage.ru_utime + usage.ru_stime
+    child, status, usage = os.wait4(pid, 0)
+    return child, status, usage.ru_utime + usage.ru_stime
 
 
-class Start(NamedTuple):
-    """Seconds until the server is ready, of its own CPU time by then, and of the first management call."""
+class StartTimes(NamedTuple):
+    """Seconds until the server is ready, its CPU time by then, and seconds of the first management call."""
 
     ready: float
     cpu: float
     call: float
 
 
-def started(home: Path, log: Path) -> Start:
+def measure_start(home: Path, log: Path) -> StartTimes:
     with Server(home, log) as server:
         seconds = server.start()
         times = psutil.Process(server.process.pid).cpu_times()
-        asked = time.monotonic()
+        call_start = time.monotonic()
         server.call_json("GET", "/v1/models")
-        return Start(seconds, times.user + times.system, time.monotonic() - asked)
+        return StartTimes(seconds, times.user + times.system, time.monotonic() - call_start)
 
 
 def measure(rounds: int) -> dict[str, float]:
-    for room in ("service", "registry", "migrations"):
-        compileall.compile_dir(str(ROOT / room), quiet=1)
+    for package in ("service", "registry", "migrations"):
+        compileall.compile_dir(str(ROOT / package), quiet=1)
     best: dict[str, float] = {}
 
-    def note(what: str, seconds: float) -> None:
-        best[what] = min(best.get(what, seconds), seconds)
+    def note(name: str, seconds: float) -> None:
+        best[name] = min(best.get(name, seconds), seconds)
 
     with tempfile.TemporaryDirectory() as folder:
         home, log = Path(folder) / "home", Path(folder) / "log"
-        started(home, log)
+        measure_start(home, log)
         for number in range(rounds):
-            bare, used = imports()
-            again, first = started(home, log), started(Path(folder) / f"new-{number}", log)
-            note("import fastapi, onnxruntime", bare)
-            note("import fastapi, onnxruntime, CPU", used)
+            import_time, import_cpu = imports()
+            again, first = measure_start(home, log), measure_start(Path(folder) / f"new-{number}", log)
+            note("import fastapi, onnxruntime", import_time)
+            note("import fastapi, onnxruntime, CPU", import_cpu)
             note("ready", again.ready)
             note("ready, CPU", again.cpu)
             note("ready, first start", first.ready)
@@ -86,13 +86,13 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--rounds", type=int, default=10)
-    asked.add_argument("--json", action="store_true")
-    given = asked.parse_args()
-    best = measure(given.rounds)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    best = measure(options.rounds)
     ratio = best["ready"] / best["import fastapi, onnxruntime"]
-    if given.json:
+    if options.json:
         print(json.dumps({**best, "ratio": ratio}))
     else:
         print(describe_machine())

@@ -1,4 +1,4 @@
-"""ASGI over an ONNX session: no key, no types, no metrics. Arguments: PORT MODEL.onnx NAMES.json."""
+"""ASGI with an ONNX session, without keys, types and metrics. Arguments: PORT MODEL.onnx NAMES.json."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ import uvicorn
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
 session = ort.InferenceSession(sys.argv[2], options)
-given = session.get_inputs()[0]
-kind = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
+model_input = session.get_inputs()[0]
+dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[model_input.type]
 names = json.loads(Path(sys.argv[3]).read_text())
 
 
@@ -22,8 +22,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     body = msgspec.json.decode((await receive())["body"])
-    rows = np.array([[r[n] for n in names] for r in body["instances"]], kind)
-    labels, probabilities = session.run(["label", "probabilities"], {given.name: rows})
+    rows = np.array([[r[n] for n in names] for r in body["instances"]], dtype)
+    labels, probabilities = session.run(["label", "probabilities"], {model_input.name: rows})
     answer = msgspec.json.encode({"label": labels.tolist(), "probabilities": probabilities.tolist()})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

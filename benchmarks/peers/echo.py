@@ -1,4 +1,4 @@
-"""ASGI without anything: reads the body, answers it. Arguments: PORT."""
+"""ASGI that returns the body of the request. Arguments: PORT."""
 
 import sys
 from typing import Any

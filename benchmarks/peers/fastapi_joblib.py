@@ -1,4 +1,4 @@
-"""The article's way: a FastAPI route that calls `predict_proba`. Arguments: PORT MODEL.joblib NAMES.json."""
+"""A FastAPI route that calls `predict_proba`, as in many articles. Arguments: PORT MODEL NAMES.json."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A FastAPI route with a pydantic body over an ONNX session. Arguments: PORT MODEL.onnx NAMES.json."""
+"""A FastAPI route with a pydantic body and an ONNX session. Arguments: PORT MODEL.onnx NAMES.json."""
 
 import json
 import sys
@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field, create_model
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
 session = ort.InferenceSession(sys.argv[2], options)
-given = session.get_inputs()[0]
-kind = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
+model_input = session.get_inputs()[0]
+dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[model_input.type]
 names = json.loads(Path(sys.argv[3]).read_text())
 fields: Any = {f"f{i}": (float, Field(alias=n)) for i, n in enumerate(names)}
 Row = create_model("Row", __config__=ConfigDict(extra="forbid"), **fields)
@@ -25,8 +25,8 @@ app = FastAPI()
 
 @app.post("/predict")
 async def predict(body: Body) -> dict[str, Any]:  # type: ignore[valid-type]
-    rows = np.array([list(row.model_dump().values()) for row in body.instances], kind)
-    labels, probabilities = session.run(["label", "probabilities"], {given.name: rows})
+    rows = np.array([list(row.model_dump().values()) for row in body.instances], dtype)
+    labels, probabilities = session.run(["label", "probabilities"], {model_input.name: rows})
     return {"label": labels.tolist(), "probabilities": probabilities.tolist()}
 
 

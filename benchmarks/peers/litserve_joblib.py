@@ -1,4 +1,4 @@
-"""LitServe over `predict_proba`, as its documentation does it. Arguments: PORT MODEL.joblib."""
+"""LitServe with `predict_proba`, as in its documentation. Arguments: PORT MODEL.joblib."""
 
 import sys
 from typing import Any
@@ -9,7 +9,7 @@ import pandas as pd
 from fastapi import Request
 
 
-class Forest(litserve.LitAPI):
+class ForestApi(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.model = joblib.load(sys.argv[2])
 
@@ -24,7 +24,7 @@ class Forest(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Forest(), accelerator="cpu")
+    server = litserve.LitServer(ForestApi(), accelerator="cpu")
     server.run(
         host="127.0.0.1",
         port=int(sys.argv[1]),
