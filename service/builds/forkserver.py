@@ -257,7 +257,7 @@ def _fork(control: socket.socket, role: Role, descriptor: socket.socket) -> int:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the template and its children: what they need, without secrets."""
+    """Return the environment of the template and its children, without secrets."""
     inherited = {name: value for name in INHERITED if (value := os.environ.get(name))}
     root = str(Path(service.__file__ or "").absolute().parents[1])  # -P excludes the working directory
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))

@@ -105,7 +105,7 @@ def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
     """Check that `answer` is a well-formed problem document of `status`, and return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
-    if answer.request.method == "HEAD":  # a HEAD response has no body
+    if answer.request.method == "HEAD":  # a HEAD response comes without a body
         return {"status": status, "detail": "", "errors": []}
     problem: dict[str, Any] = answer.json()
     assert {"type", "title", "status", "detail", "instance", "request_id"} <= set(problem)

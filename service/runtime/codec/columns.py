@@ -133,7 +133,7 @@ class Column:
     def check(self, value: Any) -> Any:
         """Return `value` if the column accepts it, else raise `ValueRejected`.
 
-        Values are None, bool, int, float or str; every other type is rejected.
+        Accepts None, bool, int, float and str, as the dtype allows; rejects every other type.
         """
         if value is None:
             if not self.nullable:

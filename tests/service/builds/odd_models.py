@@ -88,7 +88,7 @@ class ExitsOnLoad(MisbehavingModel):
 
 
 class ObeysFirstValue(MisbehavingModel):
-    """Misbehaves at `predict` in the way that the first value selects."""
+    """The first value selects how it misbehaves at `predict`."""
 
     def on_predict(self, values: Any) -> None:
         if values[0] == -1:

@@ -1,4 +1,4 @@
-"""Exports through the supervisor: an export is complete or has no file, whatever happens to its process."""
+"""Exports through the supervisor: an export is complete or leaves no file, even if its process dies."""
 
 from __future__ import annotations
 

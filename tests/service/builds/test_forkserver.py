@@ -34,6 +34,23 @@ def test_the_template_has_one_thread_so_that_forking_is_safe(shared_forks: ForkS
     assert len(list(Path(f"/proc/{shared_forks.pid}/task").iterdir())) == 1
 
 
+def test_the_first_fork_starts_the_template() -> None:
+    forks = ForkServer()
+    try:
+        assert forks.pid is None
+        forks.fork("build").end()
+        assert forks.pid is not None
+    finally:
+        forks.stop()
+
+
+def test_a_fork_server_that_was_never_started_can_be_stopped() -> None:
+    forks = ForkServer()
+    forks.stop()
+    with pytest.raises(Unavailable, match="shutting down"):
+        forks.fork("build")
+
+
 def test_a_childs_environment_contains_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TRIVIUM_API_KEY", "TRIVIUM_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "s3cret")

@@ -11,7 +11,7 @@ from service.runtime.model_cache import ModelCache
 from tests.registry.helpers import threads
 
 
-class Model:
+class StubModel:
     def __init__(self, key: int) -> None:
         self.key = key
         self.times_closed = 0
@@ -21,7 +21,7 @@ class Model:
 
 
 def test_a_model_is_loaded_once_for_all_users() -> None:
-    cache = ModelCache(Model)
+    cache = ModelCache(StubModel)
     entries = [cache.acquire(1), cache.acquire(1)]
     assert entries[0] is entries[1]
     assert entries[0].users == 2
@@ -29,14 +29,14 @@ def test_a_model_is_loaded_once_for_all_users() -> None:
 
 
 def test_entries_are_ordered_by_their_last_use() -> None:
-    cache = ModelCache(Model)
+    cache = ModelCache(StubModel)
     for key in (1, 2, 3, 1):
         cache.release(cache.acquire(key))
     assert [entry.key for entry in cache.entries()] == [2, 3, 1]
 
 
 def test_a_retired_model_is_closed_by_its_last_user_and_loaded_again_by_the_next() -> None:
-    cache = ModelCache(Model)
+    cache = ModelCache(StubModel)
     first, _ = cache.acquire(1), cache.acquire(1)
     assert cache.retire(first)
     assert not cache.retire(first)
@@ -51,10 +51,10 @@ def test_a_retired_model_is_closed_by_its_last_user_and_loaded_again_by_the_next
 def test_a_failed_load_leaves_no_entry() -> None:
     errors = [Unavailable("broken")]
 
-    def load(key: int) -> Model:
+    def load(key: int) -> StubModel:
         if errors:
             raise errors.pop()
-        return Model(key)
+        return StubModel(key)
 
     cache = ModelCache(load)
     entry = cache.acquire(1)
@@ -68,14 +68,14 @@ def test_a_failed_load_leaves_no_entry() -> None:
 def test_callers_wait_for_a_load_in_another_thread() -> None:
     gate, begun = threading.Event(), threading.Event()
 
-    def load(key: int) -> Model:
+    def load(key: int) -> StubModel:
         begun.set()
         gate.wait(10)
-        return Model(key)
+        return StubModel(key)
 
     cache = ModelCache(load)
 
-    def second() -> Model:
+    def second() -> StubModel:
         assert begun.wait(10)
         entry = cache.acquire(1)
         assert not entry.is_loaded
@@ -88,7 +88,7 @@ def test_callers_wait_for_a_load_in_another_thread() -> None:
 
 
 def test_a_closed_cache_has_closed_each_model_once_and_loads_none() -> None:
-    cache = ModelCache(Model)
+    cache = ModelCache(StubModel)
     used, unused = cache.acquire(1), cache.acquire(2)
     cache.release(unused)
     cache.close(Unavailable("closed"))

@@ -12,7 +12,7 @@ from registry.errors import Invalid, Unavailable
 from registry.rows import Rows
 from registry.signature import Input
 from service.compiler.tflite.conversion import convert
-from service.runtime.tflite_runtime import BLOCK, TfliteRuntime
+from service.runtime.tflite_runtime import BLOCK_ROWS, TfliteRuntime
 from tests.service.compiler.tflite import cases
 from tests.service.compiler.tflite.edge import loaded, signature_of
 
@@ -31,7 +31,7 @@ def test_labels_are_the_classes_themselves(tmp_path: Path) -> None:
 def test_batches_of_any_size_answer_row_by_row(tmp_path: Path) -> None:
     runtime = loaded(tmp_path, FILE, SIGNATURE)
     expected = MODEL.predict(DATA.x.astype(np.float32))
-    for size in (1, 7, BLOCK, BLOCK + 1, 1, 600):
+    for size in (1, 7, BLOCK_ROWS, BLOCK_ROWS + 1, 1, 600):
         assert runtime.run(Rows(matrix=DATA.x[:size]))["label"].tolist() == expected[:size].tolist()
 
 
