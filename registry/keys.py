@@ -25,7 +25,7 @@ from registry.tables import KeyRow, now
 from registry.vocabulary import SCOPES
 
 
-class IssuedKey(msgspec.Struct, frozen=True):
+class KeyWithSecret(msgspec.Struct, frozen=True):
     """A new key together with its text, which is not available later."""
 
     row: KeyRow
@@ -59,7 +59,7 @@ def create(
     models: list[str] | None = None,
     expires_in_s: float | None = None,
     secret: str | None = None,
-) -> IssuedKey:
+) -> KeyWithSecret:
     """Issue a key. With `secret`, the text of the key is the same if the request is repeated.
 
     Raises `Invalid` with the field.
@@ -88,7 +88,7 @@ def key_text(key_id: str, secret: str) -> str:
     return f"trv_{key_id}_{secret}"
 
 
-def rotate(session: Session, key_id: str, *, secret: str | None = None) -> IssuedKey:
+def rotate(session: Session, key_id: str, *, secret: str | None = None) -> KeyWithSecret:
     """Replace the key's secret. Raises `NotFound`, also for revoked and expired keys."""
     row = get(session, key_id)
     if row.revoked_at is not None:
@@ -184,12 +184,12 @@ def ensure_admin_key(session: Session, file: Path) -> bool:
     return True
 
 
-def _issue(session: Session, row: KeyRow, secret: str | None) -> IssuedKey:
+def _issue(session: Session, row: KeyRow, secret: str | None) -> KeyWithSecret:
     key = key_text(row.id, secret or secrets.token_urlsafe(32))
     row.digest = _digest(key)
     revision.record_change(session, "key", row.id)
     session.flush()
-    return IssuedKey(row, key)
+    return KeyWithSecret(row, key)
 
 
 def _digest(key: str) -> str:

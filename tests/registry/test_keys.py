@@ -13,14 +13,14 @@ from sqlalchemy import select, update
 from registry import db, keys, revision
 from registry.db import Sessions
 from registry.errors import Invalid, NotFound
-from registry.keys import IssuedKey
+from registry.keys import KeyWithSecret
 from registry.tables import KeyRow, now
 from registry.vocabulary import SCOPES
 from tests.registry import child_actions
 from tests.registry.helpers import killed
 
 
-def _create(sessions: Sessions, *scopes: str, **options: object) -> IssuedKey:
+def _create(sessions: Sessions, *scopes: str, **options: object) -> KeyWithSecret:
     with sessions.begin() as session:
         return keys.create(session, "robot", list(scopes or ("predict",)), by="ann", **options)  # type: ignore[arg-type]
 
