@@ -28,12 +28,14 @@ from threadpoolctl import threadpool_limits
 from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
+from registry.vocabulary import Quantize
 from service.compiler.signature.estimator import EstimatorRuntime
-from service.compiler.tflite import convert
 from service.compiler.tflite.compose import CONVERTERS
-from service.compiler.tflite.quantize import Quantize, min_tflite, quantize
+from service.compiler.tflite.conversion import convert
+from service.compiler.tflite.quantize import quantize
+from service.compiler.tflite.runtime_versions import min_tflite
 from tests.service.compiler.tflite import cases
-from tests.service.compiler.tflite.edge import at_thresholds, loaded, signature_of, single
+from tests.service.compiler.tflite.edge import device_rows, loaded, rows_at_thresholds, signature_of
 
 DOC = Path(__file__).parents[1] / "docs" / "edge-estimators.md"
 FITTED, ASKED, TIMED = 6_000, 12_000, 300
@@ -75,7 +77,7 @@ class Line:
 
 HEAD = [
     "estimator",
-    "rows asked",
+    "rows",
     "labels that differ",
     "largest difference",
     ".tflite bytes",
@@ -95,12 +97,12 @@ def measure(name: str, data: cases.Data, folder: Path) -> Line:
         warnings.simplefilter("ignore")  # some do not converge on purpose
         model.fit(rows[:FITTED], None if target is None else target[:FITTED])
     plain = name not in cases.TREES or "Encoder" in name or "Column" in name
-    asked = rows if plain else np.concatenate([rows, at_thresholds(model, rows)])
+    asked = rows if plain else np.concatenate([rows, rows_at_thresholds(model, rows)])
     signature = signature_of(model, rows)
     content = convert(model, signature)
     runtime, estimator = loaded(folder, content, signature), EstimatorRuntime(model, signature)
-    expected = estimator.run(single(asked))
-    got = runtime.run(single(asked))
+    expected = estimator.run(device_rows(asked))
+    got = runtime.run(device_rows(asked))
     plainly = {n: a[:ASKED] for n, a in expected.items()}
     sizes, agreement, unchanged = _quantized(content, signature, folder, rows, plainly)
     return Line(
@@ -112,7 +114,7 @@ def measure(name: str, data: cases.Data, folder: Path) -> Line:
         agreement,
         unchanged,
         len(pickle.dumps(model)),
-        latency(lambda i: estimator.run(single(rows[i : i + 1])), TIMED),
+        latency(lambda i: estimator.run(device_rows(rows[i : i + 1])), TIMED),
         latency(lambda i: loaded_once(runtime, rows, i), TIMED * 10),
         min_tflite(content) or "unknown",
     )
@@ -137,7 +139,7 @@ def _quantized(
     agreement, unchanged = {}, []
     for how in SMALLER:
         try:
-            small = quantize(content, how, single(rows[:FITTED]))
+            small = quantize(content, how, device_rows(rows[:FITTED]))
         except Refused:
             sizes[how] = None
             continue
@@ -146,7 +148,7 @@ def _quantized(
         labels = [n for n in expected if n.endswith("label")]
         if labels and small != content:
             (folder / how).mkdir()
-            got = loaded(folder / how, small, signature).run(single(rows))
+            got = loaded(folder / how, small, signature).run(device_rows(rows))
             agreement[how] = float(np.mean([(got[n] == expected[n]).mean() for n in labels]))
     return sizes, agreement, unchanged
 
@@ -197,32 +199,35 @@ def supported() -> str:
     return ", ".join(f"`{name}`" for name in known)
 
 
-INTRODUCTION = """# Which estimators have a .tflite form, and how faithful it is
+INTRODUCTION = """# Estimators with a .tflite form, and how closely the files match them
 
-Written by `python -m benchmarks.edge --write`, of the estimators in `tests/service/compiler/tflite/cases.py`.
+Written by `python -m benchmarks.edge --write`, for the estimators in
+`tests/service/compiler/tflite/cases.py`.
 
 {supported}.
 
-Pipelines, searches and ensembles of these have one too. Everything else is refused by name, and so are text
-features, splits on categories (`HistGradientBoosting*`), infrequent categories, functions of your own
-(`FunctionTransformer`), and boosting that starts from another estimator (`init`).
+Pipelines, searches and ensembles of these are supported too. All other estimators are refused by name, and
+so are text features, splits on categories (`HistGradientBoosting*`), infrequent categories, Python
+functions (`FunctionTransformer`), and boosting that starts from another estimator (`init`).
 
-- **Trees** compare what scikit-learn compares. Thresholds are rounded down to float32, and moved back through
-  the scalers before them, so that every float32 goes the way it goes there; missing values included. Sums are
-  added up in two float32 halves, so that ties and near-ties get scikit-learn's label.
-- **What is computed** (linear models, networks, projections) is computed in float32 where scikit-learn has
-  float64. A label may differ where two classes are closer than 1e-6.
-- **Unknown categories** give zeros (`OneHotEncoder`) or -1 (`OrdinalEncoder`) where scikit-learn may raise;
-  a device has nobody to raise to.
-- **Quantization** touches layers of weights alone. Trees have none: the file stays the same. Very small
-  models grow by it. In brackets: labels that are still the estimator's own. `refused`: LiteRT cannot load
-  what the quantizer made, because features of very different sizes share one scale. Scale features first: the
-  unscaled models here show what int8 does to them otherwise.
-- **first TFLite** is the oldest `tflite-runtime` whose operators suffice; every `ai-edge-litert` will do. All
-  float32 and float16 files were run on `tflite-runtime` 2.14 and LiteRT 1.0.1 too, with the same answers.
-  Dynamic int8 needs TFLite 2.17, and says so: before, it was computed differently without a warning.
+- **Trees** make the same comparisons as scikit-learn. Thresholds are rounded down to float32 and moved back
+  through the scalers before the trees, so that every float32, and every missing value, reaches the same
+  leaf. Leaf values are added in two float32 parts, so that ties and near-ties get scikit-learn's label.
+- **Linear models, networks and projections** compute in float32 where scikit-learn computes in float64.
+  Labels may differ where the probabilities of two classes differ by less than 1e-6.
+- **Unknown categories** give zeros (`OneHotEncoder`) or -1 (`OrdinalEncoder`), also where scikit-learn
+  raises an error.
+- **Quantization** changes only layers with weights. Trees do not have such layers, so their files stay the
+  same. Very small models become larger. The percentages in parentheses are the labels that equal the
+  estimator's. `refused`: LiteRT cannot load the quantized file, because features of very different sizes
+  share one scale. Scale the features first; the models without a scaler in these tables show the effect of
+  int8 otherwise.
+- **first TFLite** is the oldest `tflite-runtime` that supports the operators of the file. Every release of
+  `ai-edge-litert` supports them. All float32 and float16 files also ran on `tflite-runtime` 2.14 and LiteRT
+  1.0.1, with the same answers. Dynamic int8 needs TFLite 2.17 and is refused by older releases, which would
+  compute it differently.
 
-Differences are absolute up to 1, and relative to the largest value above. {machine}
+Differences are absolute up to 1, and relative to the largest value above 1. {machine}
 """
 
 

@@ -23,7 +23,8 @@ from service.compiler import sandbox
 from service.compiler.export_source import ExportSource, LabelledRows, load_source
 from service.compiler.measure import comparison_rows, metrics, parity
 from service.compiler.report import BuildReport
-from service.compiler.tflite import calibration, export_gate, quantize
+from service.compiler.tflite import calibration, export_gate, quantize, runtime_versions
+from service.compiler.tflite.quantize_modes import needs_calibration
 from service.runtime.tflite_runtime import TfliteRuntime
 
 FILE = "model.tflite"
@@ -72,8 +73,8 @@ def _export(request: ExportRequest, report: BuildReport) -> ExportResult:
     file = Path(request.out) / FILE
     file.write_bytes(content)
     report.bytes["tflite"] = len(content)
-    report.fields["operators"] = quantize.operators(content)
-    report.fields["min_runtime"] = quantize.min_runtime(content)
+    report.fields["operators"] = runtime_versions.operators(content)
+    report.fields["min_runtime"] = runtime_versions.min_runtime(content)
     faults = size_faults + _compare(request, mode, source, held_out, file, report)
     if faults:
         return _rejected("; ".join(faults))
@@ -93,17 +94,17 @@ def _split_example(
     request: ExportRequest, mode: Quantize, source: ExportSource, report: BuildReport
 ) -> tuple[Rows | None, LabelledRows | None]:
     """The rows to calibrate with, where int8 needs them, and the example's rows to compare on."""
-    if request.calibration is not None and request.quantize == "int8":
+    if request.calibration is not None and needs_calibration(request.quantize):
         rows = calibration.read_calibration_rows(
             request.calibration, request.calibration_media_type, request.signature
         )
         report.fields["calibration"] = {"rows": len(rows), "from": "the given rows"}
         return rows, source.example
-    if mode != "int8":
+    if not needs_calibration(mode):
         return None, source.example
     if source.example is None:
         raise Refused(
-            "int8 needs rows to calibrate with, and the version has no example: give calibration rows, or "
+            f"{mode} needs rows to calibrate with, and the version has no example: give calibration rows, or "
             "publish it with an example"
         )
     first, second = calibration.split_example(source.example.rows)
@@ -111,7 +112,7 @@ def _split_example(
     report.fields["calibration"] = {"rows": len(rows), "from": "the version's example"}
     if first is second:
         report.warnings.append(
-            f"the example has {len(first)} rows: int8 was calibrated with rows that are also compared on"
+            f"the example has {len(first)} rows: {mode} was calibrated with rows that are also compared on"
         )
     return rows, source.example.take(second)
 

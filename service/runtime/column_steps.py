@@ -28,7 +28,7 @@ class ColumnStep(NamedTuple):
     operation: str
     numbers: Array
 
-    def take(self, columns: Array) -> ColumnStep:
+    def take(self, columns: Array | slice) -> ColumnStep:
         """The same operation on a selection of the columns."""
         return ColumnStep(self.operation, self.numbers[columns])
 

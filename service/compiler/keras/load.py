@@ -42,7 +42,7 @@ class KerasModel:
     """A loaded model: runs it and converts it to .tflite."""
 
     def __init__(self, path: Path, scratch: Path, memory_mb: int) -> None:
-        """Raises `Refused`, naming the fault, unless the file is a complete .keras model of Keras' own layers.
+        """Raises `Refused`, naming the fault, unless the file is a complete model of Keras' own layers.
 
         Keras and TensorFlow write their temporary files under the directory `scratch`.
         """
@@ -57,9 +57,7 @@ class KerasModel:
                 self.model = self._keras.saving.load_model(link, compile=False, safe_mode=True)
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # Keras raises many kinds of errors for a wrong configuration or wrong weights
+        except Exception as error:  # Keras raises many kinds of errors for a wrong archive
             raise Refused(f"Keras cannot load the model: {_first_line(error)}") from error
         self.kind = type(self.model).__name__
         self.warnings = _use_float32(self.model, self._keras)

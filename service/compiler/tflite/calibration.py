@@ -1,4 +1,4 @@
-"""The rows that int8 quantization takes its ranges from: given ones, or a part of the version's example."""
+"""The rows from which quantization takes its ranges: those of the request, or a part of the example."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from registry.signature import Signature
 from service.compiler import example
 from service.compiler.signature.inputs import example_rows
 
-ENOUGH = 40
-"""An example of at least so many rows is split: one half to calibrate with, the other to measure on."""
+MIN_SPLIT_ROWS = 40
+"""A smaller example is not split: all its rows are used to calibrate and to compare."""
 
 
 def read_calibration_rows(path: str, media_type: str | None, signature: Signature) -> Rows:
-    """Given rows. Raises `Refused`, naming the column, when they are not rows of the model's features."""
+    """Read the rows of a request. Raises `Refused`, naming the column, when they do not fit the features."""
     try:
         sample = example.read(path, media_type)
     except Refused as error:
         raise Refused(f"the calibration rows cannot be read: {error}") from error
-    for given in signature.inputs:
-        if given.name not in sample.columns:
-            has = ", ".join(list(sample.columns)[:10])
+    for feature in signature.inputs:
+        if feature.name not in sample.columns:
+            columns = ", ".join(list(sample.columns)[:10])
             raise Refused(
-                f"the calibration rows lack the column {given.name!r}; the model takes "
-                f"{len(signature.inputs)} features, the rows have {len(sample.columns)} columns ({has})"
+                f"the calibration rows lack the column {feature.name!r}; the model has "
+                f"{len(signature.inputs)} features, the rows have {len(sample.columns)} columns ({columns})"
             )
         try:
-            example.cast_column(given.name, sample.columns[given.name], given.dtype)
+            example.cast_column(feature.name, sample.columns[feature.name], feature.dtype)
         except Refused as error:
             raise Refused(
-                f"the calibration rows' column {given.name!r} holds {sample.dtype(given.name)}, which "
-                f"does not fit the feature's dtype {given.dtype}"
+                f"the calibration rows' column {feature.name!r} holds {sample.dtype(feature.name)}, which "
+                f"does not fit the feature's dtype {feature.dtype}"
             ) from error
     return complete_rows(example_rows(signature.inputs, sample))
 
 
 def complete_rows(rows: Rows) -> Rows:
-    """The rows without gaps: a range of NaN is none. Raises `Refused` when none is left."""
+    """The rows without missing values. Raises `Refused` for text, and when no row is complete."""
     if rows.matrix is None:
-        raise Refused("int8 needs numbers to calibrate with, and these rows hold text")
-    chosen = rows.take(np.isfinite(rows.matrix).all(axis=1))
-    if not len(chosen):
-        raise Refused("every calibration row has a missing value; int8 needs rows without gaps")
-    return chosen
+        raise Refused("the calibration rows hold text; calibration needs numbers")
+    complete = rows.take(np.isfinite(rows.matrix).all(axis=1))
+    if not len(complete):
+        raise Refused("every calibration row has a missing value; calibration needs complete rows")
+    return complete
 
 
 def split_example(rows: Rows) -> tuple[Array, Array]:
-    """Indices of the example's rows: to calibrate with, and to measure on. The same when they are few."""
-    everything = np.arange(len(rows))
-    if len(rows) < ENOUGH:
-        return everything, everything
-    return everything[::2], everything[1::2]
+    """(indices to calibrate with, indices to compare on). For a small example, both are all rows."""
+    indices = np.arange(len(rows))
+    if len(rows) < MIN_SPLIT_ROWS:
+        return indices, indices
+    return indices[::2], indices[1::2]
 
 
-def evenly_spaced(count: int, most: int) -> Array:
-    """Indices of at most `most` of so many rows, evenly apart: rows are often sorted by class."""
-    return np.linspace(0, count - 1, min(count, most)).astype(int)
+def evenly_spaced(count: int, limit: int) -> Array:
+    """At most `limit` indices below `count`, evenly spaced: rows are often sorted by class."""
+    return np.linspace(0, count - 1, min(count, limit)).astype(int)

@@ -1,95 +1,77 @@
-"""The one table of what can be compiled, and the steps of pipelines."""
+"""The table of all converters, and the converters of pipelines and column transformers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from sklearn import base, compose, frozen, model_selection, pipeline
+from sklearn import base, compose, pipeline
 
 from registry.errors import Refused
+from service.compiler.signature import composites
 from service.compiler.tflite import ensembles, linear, neural, preprocess, projections
 from service.compiler.tflite.converter import CompiledOutputs, ConversionContext, Converter
 from service.compiler.tflite.forest_graph import compile_forest
-from service.compiler.tflite.graph_columns import GraphColumns
+from service.compiler.tflite.graph_columns import GraphColumns, side_by_side
 from service.compiler.trees import flatten
+from service.compiler.trees.scalers import column_step
 
-_NOTHING = (None, "passthrough")
 _KINDS = (base.ClassifierMixin, base.RegressorMixin, base.OutlierMixin)
 
 
 def compile_model(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """Raises `Refused` by name for what has no TFLite form."""
+    """Raises `Refused`, naming the class, for an estimator without a TFLite form."""
     converter = CONVERTERS.get(type(model))
+    if converter is None and (inner := composites.delegate(model)) is not None:
+        return compile_model(context, inner, columns)
     if converter is None:
-        raise Refused(f"{type(model).__name__} has no TFLite form; these do: {', '.join(alike(model))}")
+        supported = ", ".join(supported_alternatives(model))
+        raise Refused(f"{type(model).__name__} has no TFLite form; supported: {supported}")
     return converter(context, model, columns)
 
 
-def alike(model: Any) -> list[str]:
-    """What can be compiled and is of the same kind: classifiers, regressors, outlier detectors, others."""
+def supported_alternatives(model: Any) -> list[str]:
+    """Supported estimators of the same kind: classifiers, regressors, outlier detectors, or others."""
     kinds = [kind for kind in _KINDS if isinstance(model, kind)]
-    found = [t for t in CONVERTERS if (issubclass(t, kinds[0]) if kinds else not issubclass(t, _KINDS))]
-    return sorted({t.__name__ for t in found})
+    supported = [t for t in CONVERTERS if (issubclass(t, kinds[0]) if kinds else not issubclass(t, _KINDS))]
+    return sorted({t.__name__ for t in supported})
 
 
-def _transformed(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphColumns:
-    answer = context.compile(context, model, columns)
-    if answer.columns is None:
-        raise Refused(f"{type(model).__name__} in front of another step has no TFLite form")
-    return answer.columns
+def _transform(context: ConversionContext, transformer: Any, columns: GraphColumns) -> GraphColumns:
+    compiled = context.compile(context, transformer, columns)
+    if compiled.columns is None:
+        raise Refused(f"{type(transformer).__name__} before another step has no TFLite form")
+    return compiled.columns
 
 
 def _pipeline(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    steps = [step for _, step in model.steps if not (isinstance(step, str) or step is None)]
+    steps = composites.steps(model)
     for step in steps[:-1]:
-        columns = _transformed(context, step, columns)
-    if not steps or model.steps[-1][1] in _NOTHING:
-        return CompiledOutputs(columns=_transformed(context, steps[-1], columns) if steps else columns)
+        columns = _transform(context, step, columns)
+    if not steps or model.steps[-1][1] in composites.PASSTHROUGH:
+        return CompiledOutputs(columns=_transform(context, steps[-1], columns) if steps else columns)
     return context.compile(context, steps[-1], columns)
 
 
-def _columns(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """ColumnTransformer: its parts in the order in which they were fitted, the remainder last."""
+def _parallel(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
+    """ColumnTransformer and FeatureUnion: the columns of all parts side by side, times the parts' weights."""
     parts = []
-    for name, step, _ in model.transformers_:
-        taken = np.asarray(model._transformer_to_input_indices[name], dtype=np.int64)
-        if (isinstance(step, str) and step == "drop") or not len(taken):
-            continue
-        chosen = columns.take(context.graph, taken)
-        made = chosen if isinstance(step, str) else _transformed(context, step, chosen)
-        weight = (model.transformer_weights or {}).get(name)
-        parts.append(
-            made if weight is None else made.then(context.graph, "multiply", np.full(made.width, weight))
-        )
+    for part in composites.parts(model):
+        selected = columns
+        if part.columns is not None:
+            selected = columns.take(context.graph, np.asarray(part.columns, dtype=np.int64))
+        compiled = selected if part.estimator is None else _transform(context, part.estimator, selected)
+        weight = (model.transformer_weights or {}).get(part.name)
+        if weight is not None:
+            compiled = compiled.apply(context.graph, column_step("multiply", weight, compiled.width))
+        parts.append(compiled)
     if not parts:
-        raise Refused("a ColumnTransformer that drops all columns has no TFLite form")
-    return CompiledOutputs(columns=preprocess.beside(parts))
-
-
-def _union(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    parts = []
-    for name, step in model.transformer_list:
-        if isinstance(step, str) and step == "drop":
-            continue
-        made = columns if step in _NOTHING else _transformed(context, step, columns)
-        weight = (model.transformer_weights or {}).get(name)
-        parts.append(
-            made if weight is None else made.then(context.graph, "multiply", np.full(made.width, weight))
-        )
-    return CompiledOutputs(columns=preprocess.beside(parts))
+        raise Refused(f"a {type(model).__name__} that drops all columns has no TFLite form")
+    return CompiledOutputs(columns=side_by_side(parts))
 
 
 def _forest(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     return compile_forest(context, flatten.flatten(model), columns)
-
-
-def _searched(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    return context.compile(context, model.best_estimator_, columns)
-
-
-def _frozen(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    return context.compile(context, model.estimator, columns)
 
 
 CONVERTERS: dict[type, Converter] = {
@@ -100,9 +82,6 @@ CONVERTERS: dict[type, Converter] = {
     **projections.CONVERTERS,
     **ensembles.CONVERTERS,
     pipeline.Pipeline: _pipeline,
-    pipeline.FeatureUnion: _union,
-    compose.ColumnTransformer: _columns,
-    model_selection.GridSearchCV: _searched,
-    model_selection.RandomizedSearchCV: _searched,
-    frozen.FrozenEstimator: _frozen,
+    pipeline.FeatureUnion: _parallel,
+    compose.ColumnTransformer: _parallel,
 }

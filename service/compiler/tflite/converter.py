@@ -1,4 +1,4 @@
-"""What compiled estimators hand to each other."""
+"""The interface of all converters: their arguments and their results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from service.compiler.tflite.writer import GraphTensor
 
 @dataclass(frozen=True)
 class CompiledOutputs:
-    """What an estimator says about its rows. Labels are int64 [rows] indices into its classes (an outlier
-    detector's are 1 and -1), probabilities [rows, k], both by output; the others are float32."""
+    """Tensors that a compiled estimator computes.
+
+    Labels are int64 [rows] indices of its classes (1 and -1 for an outlier detector), probabilities are
+    [rows, k]; both have one tensor per output. All others are float32.
+    """
 
     labels: tuple[GraphTensor, ...] = ()
     probabilities: tuple[GraphTensor, ...] = ()
@@ -28,13 +31,13 @@ class CompiledOutputs:
 
 @dataclass
 class ConversionContext:
-    """One conversion. `kept`: the dtype in which the estimator's own scalers answer."""
+    """State of one conversion."""
 
     graph: Graph
     compile: Callable[[ConversionContext, Any, GraphColumns], CompiledOutputs]
-    kept: type[np.floating]
-    fraction: float = 1.0  # of each ensemble's nodes, to be kept
-    reduction: list[str] = field(default_factory=list)
+    scaler_dtype: type[np.floating]  # dtype of the rows that the estimator's own scalers return
+    fraction: float = 1.0  # of the nodes of each tree ensemble that stay
+    reductions: list[str] = field(default_factory=list)  # describe what was removed from tree ensembles
 
 
 Converter = Callable[[ConversionContext, Any, GraphColumns], CompiledOutputs]

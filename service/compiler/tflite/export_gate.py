@@ -1,14 +1,14 @@
-"""What an export must hold to be served: figures against its source, bounds, and the reasons to refuse it.
+"""The gate of exports: compare an export with its source, and list the reasons to reject it.
 
-The rows are the example's (those that int8 was not calibrated with), made-up ones like them, and edge values:
-thresholds one ulp to either side, gaps, magnitudes far outside the example. All are measured. Which kinds are
-held against the bounds depends on what an export can promise, see `judged_kinds`.
+The compared rows are the example's (without those that calibrated the export), random rows like them, and
+edge rows: thresholds and the adjacent numbers, missing values, magnitudes far outside the example. All are
+measured. Which kinds of rows are judged by the bounds depends on the loss of the export, see `judged_kinds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,40 +18,35 @@ from registry.rows import Array, Rows
 from registry.signature import Signature
 from registry.vocabulary import Quantize
 from service.compiler.measure import parity
+from service.compiler.tflite.quantize_modes import MODES, DefaultBounds
 
-FAR = "wide"
+WIDE = "wide"
+"""The kind of rows with magnitudes far outside the example."""
 
 
 class ExportLimits(msgspec.Struct, frozen=True):
-    """The bounds of one export, as its report states them. None: not asked."""
+    """The bounds of one export, as its report states them. None: unlimited."""
 
-    labels: float | None  # share of the labels that may be another
-    numbers: float | None  # largest difference: of probabilities absolute, of other numbers relative
-    accuracy_drop: float  # accuracy (or R2) of the source minus the export's
+    labels: float | None  # share of the labels that may differ
+    numbers: float | None  # largest difference: absolute for probabilities, relative for other numbers
+    accuracy_drop: float  # accuracy (or R2) of the source minus that of the export
     bytes: int | None
 
 
-Loss = Literal["nothing", "digits", "float16", "dynamic", "int8", "aggregated"]
-"""What an export may have lost. `nothing`: a tree ensemble, whose comparisons are exact in float32. `digits`:
-any other model in float32. `aggregated`: trees were dropped or leaves merged."""
+Loss = Literal["nothing", "digits", "aggregated"] | Quantize
+"""How an export may differ from its source.
 
+- `nothing`: a tree ensemble, whose comparisons are exact in float32.
+- `digits`: any other model in float32.
+- `aggregated`: trees were dropped or leaves merged.
+- a quantize mode: the model was quantized.
+"""
 
-class Usual(NamedTuple):
-    """Where a request gives no bounds."""
-
-    labels: float
-    beside: float | None  # of the probabilities and scores beside labels
-    numbers: float
-    accuracy_drop: float
-
-
-DEFAULTS: dict[Loss, Usual] = {
-    "nothing": Usual(0.0, 0.001, 0.001, 0.002),
-    "digits": Usual(0.001, 0.001, 0.001, 0.002),
-    "float16": Usual(0.01, 0.01, 0.01, 0.005),
-    "dynamic": Usual(0.02, 0.1, 0.1, 0.01),
-    "int8": Usual(0.05, None, 0.3, 0.02),
-    "aggregated": Usual(0.05, None, 0.5, 0.02),
+_BOUNDS: dict[Loss, DefaultBounds] = {
+    "nothing": DefaultBounds(0.0, 0.001, 0.001, 0.002),
+    "digits": DefaultBounds(0.001, 0.001, 0.001, 0.002),
+    "aggregated": DefaultBounds(0.05, None, 0.5, 0.02),
+    **{mode: entry.bounds for mode, entry in MODES.items()},
 }
 
 
@@ -61,135 +56,146 @@ class RowKindFigures(msgspec.Struct):
     rows: int
     label_mismatches: int
     largest_difference: float
-    judged_kinds: bool
+    judged: bool
 
 
 class Fidelity(msgspec.Struct):
-    """An export against its source. The first four are of the judged rows."""
+    """Figures of an export against its source. The first four count the judged rows only."""
 
     label_agreement: float | None
     label_mismatches: int
     largest_difference: float
-    broken: int  # numbers that only one side has as NaN or infinity
+    broken: int  # numbers that are NaN or infinite on one side only
     kinds: dict[str, RowKindFigures]
     error: str | None = None  # LiteRT refused the rows
 
 
 def to_device_rows(rows: Rows, signature: Signature) -> Rows:
-    """`rows` as a device sends them, in float32; categories stay what they are, or none would be known."""
+    """Round the rows to float32, as a device sends them, except categories, which would become unknown."""
     if rows.matrix is None:
         return rows
-    kept = np.array([i.categories is not None for i in signature.inputs])
+    categorical = np.array([i.categories is not None for i in signature.inputs])
     with np.errstate(over="ignore", invalid="ignore"):
-        return Rows(np.where(kept, rows.matrix, rows.matrix.astype(np.float32).astype(np.float64)))
+        rounded = rows.matrix.astype(np.float32).astype(np.float64)
+    return Rows(np.where(categorical, rows.matrix, rounded))
 
 
 def indistinct_features(rows: Rows, signature: Signature) -> list[str]:
-    """The features whose values float32 cannot tell apart."""
+    """Names of the features with different values that are the same number in float32."""
     if rows.matrix is None:
         return []
     names = []
-    for index, given in enumerate(signature.inputs):
+    for index, feature in enumerate(signature.inputs):
         values: Array = np.unique(rows.matrix[:, index])
         values = values[np.isfinite(values) & (np.abs(values) > 2**24)]
         if len(np.unique(values.astype(np.float32))) < len(values):
-            names.append(given.name)
+            names.append(feature.name)
     return names
 
 
-def classify_loss(quantize: Quantize, exact: bool, reduction: str) -> Loss:
-    """`exact`: the model is trees and nothing else."""
+def classify_loss(mode: Quantize, exact: bool, reduction: str) -> Loss:
+    """`exact`: the model is a tree ensemble. `reduction`: describes what was removed from it, or ""."""
     if reduction:
         return "aggregated"
     if exact:
         return "nothing"
-    return "digits" if quantize == "none" else quantize
+    return "digits" if mode == "none" else mode
 
 
-def judged_kinds(kinds: Iterable[str], lost: Loss) -> frozenset[str]:
-    """Trees in float32 answer alike everywhere. Sums in float32 do where its digits suffice, and what is only
-    nearly the model does so for rows like those that the model is for."""
-    there = frozenset(kinds)
-    if lost == "nothing":
-        return there
-    if lost == "digits":
-        return there - {FAR}
-    return there & {"example"} or there & {"random"}
+def judged_kinds(kinds: Iterable[str], loss: Loss) -> frozenset[str]:
+    """The kinds of rows that the bounds apply to.
+
+    Trees in float32 give the same answers for all rows. Sums in float32 do so where float32 has enough
+    digits. An approximation of the model must only hold for rows like those that the model is made for.
+    """
+    compared = frozenset(kinds)
+    if loss == "nothing":
+        return compared
+    if loss == "digits":
+        return compared - {WIDE}
+    return compared & {"example"} or compared & {"random"}
 
 
-def limits_for(asked: ExportBounds, lost: Loss, signature: Signature) -> ExportLimits:
-    """What is asked, and for the rest the defaults. A disagreement that is asked for is that of labels, and
-    of numbers where there are no labels; probabilities may then be what they are."""
-    usual, given = DEFAULTS[lost], asked.max_disagreement
-    drop = usual.accuracy_drop if asked.max_accuracy_drop is None else asked.max_accuracy_drop
+def limits_for(requested: ExportBounds, loss: Loss, signature: Signature) -> ExportLimits:
+    """The requested bounds, and defaults for the others.
+
+    A requested disagreement applies to labels, and to numbers only for outputs without labels: probabilities
+    beside labels are then unlimited.
+    """
+    default, disagreement = _BOUNDS[loss], requested.max_disagreement
+    drop = default.accuracy_drop if requested.max_accuracy_drop is None else requested.max_accuracy_drop
     if any(parity.is_label(o) for o in signature.outputs):
-        if given is None:
-            return ExportLimits(usual.labels, usual.beside, drop, asked.max_bytes)
-        return ExportLimits(given, None, drop, asked.max_bytes)
-    return ExportLimits(None, usual.numbers if given is None else given, drop, asked.max_bytes)
+        if disagreement is None:
+            return ExportLimits(default.labels, default.beside_labels, drop, requested.max_bytes)
+        return ExportLimits(disagreement, None, drop, requested.max_bytes)
+    numbers = default.numbers if disagreement is None else disagreement
+    return ExportLimits(None, numbers, drop, requested.max_bytes)
 
 
 def measure(
-    blocks: list[parity.ReferenceBlock], answer: parity.AnswerRows, signature: Signature, held: frozenset[str]
+    blocks: list[parity.ReferenceBlock],
+    answer: parity.AnswerRows,
+    signature: Signature,
+    judged: frozenset[str],
 ) -> Fidelity:
-    """`answer` against the reference, by kind of rows; `held` are the kinds that are judged."""
+    """Compare `answer` with the reference, by kind of rows."""
     scales = parity.output_scales(blocks, signature)
     labels = sum(parity.is_label(o) for o in signature.outputs)
     total = Fidelity(None, 0, 0.0, 0, {})
     count = 0
     for block in blocks:
-        found = parity.compare([block], answer, signature, scales=scales)
-        counts = block.kind in held
+        figures = parity.compare([block], answer, signature, scales=scales)
+        is_judged = block.kind in judged
         total.kinds[block.kind] = RowKindFigures(
-            len(block.rows), found.label_mismatches, found.largest_difference, counts
+            len(block.rows), figures.label_mismatches, figures.largest_difference, is_judged
         )
-        total.error = total.error or found.error
-        if counts:
+        total.error = total.error or figures.error
+        if is_judged:
             count += len(block.rows) * labels
-            total.label_mismatches += found.label_mismatches
-            total.largest_difference = max(total.largest_difference, found.largest_difference)
-            total.broken += found.broken
+            total.label_mismatches += figures.label_mismatches
+            total.largest_difference = max(total.largest_difference, figures.largest_difference)
+            total.broken += figures.broken
     if count:
         total.label_agreement = 1.0 - total.label_mismatches / count
     return total
 
 
-def find_faults(found: Fidelity, bounds: ExportLimits) -> list[str]:
-    """Why `found` is outside of `bounds`, in words; empty when it is not."""
-    if found.error is not None:
-        return [f"the export does not answer as the model does: {found.error}"]
-    said = []
-    if found.broken:
-        said.append(f"{found.broken} numbers are NaN or infinite where the model's are not, or the other way")
-    if found.label_agreement is not None and bounds.labels is not None:
-        share = 1.0 - found.label_agreement
-        if share > bounds.labels:
-            said.append(
-                f"{found.label_mismatches} labels differ from the model's: {share:.4g} of them, "
-                f"the bound is {bounds.labels:g}"
+def find_faults(fidelity: Fidelity, limits: ExportLimits) -> list[str]:
+    """The reasons why the figures are outside the limits; empty if they are within."""
+    if fidelity.error is not None:
+        return [f"the export does not answer the rows that the model answers: {fidelity.error}"]
+    faults = []
+    if fidelity.broken:
+        faults.append(f"{fidelity.broken} numbers are NaN or infinite in only one of export and model")
+    if fidelity.label_agreement is not None and limits.labels is not None:
+        share = 1.0 - fidelity.label_agreement
+        if share > limits.labels:
+            faults.append(
+                f"{fidelity.label_mismatches} labels differ from the model's: {share:.4g} of them, "
+                f"the bound is {limits.labels:g}"
             )
-    if bounds.numbers is not None and found.largest_difference > bounds.numbers:
-        said.append(
-            f"a number differs from the model's by {found.largest_difference:.3g}, "
-            f"the bound is {bounds.numbers:g}"
+    if limits.numbers is not None and fidelity.largest_difference > limits.numbers:
+        faults.append(
+            f"a number differs from the model's by {fidelity.largest_difference:.3g}, "
+            f"the bound is {limits.numbers:g}"
         )
-    return said
+    return faults
 
 
 def find_accuracy_faults(
-    measured: dict[str, Any] | None, bounds: ExportLimits, asked: ExportBounds
+    accuracy: dict[str, Any] | None, limits: ExportLimits, requested: ExportBounds
 ) -> list[str]:
-    """`measured`: the report's `accuracy`, None when there are no true values."""
-    if measured is None:
-        if asked.max_accuracy_drop is None:
+    """`accuracy` is the report's entry of that name; None without true values."""
+    if accuracy is None:
+        if requested.max_accuracy_drop is None:
             return []
-        return ["max_accuracy_drop cannot be held: the version has no example with a target column"]
-    most = bounds.accuracy_drop
-    if asked.max_accuracy_drop is None:
-        most = max(most, 1.0 / measured["rows"])  # by default a single row is no proof
-    if measured["drop"] <= most:
+        return ["max_accuracy_drop cannot be checked: the version has no example with a target column"]
+    limit = limits.accuracy_drop
+    if requested.max_accuracy_drop is None:
+        limit = max(limit, 1.0 / accuracy["rows"])  # by default, a single row does not reject the export
+    if accuracy["drop"] <= limit:
         return []
     return [
-        f"{measured['measure']} falls from {measured['before']:.4g} to {measured['after']:.4g}, "
-        f"the bound is a drop of {most:.4g}"
+        f"{accuracy['measure']} falls from {accuracy['before']:.4g} to {accuracy['after']:.4g}, "
+        f"the bound is a drop of {limit:.4g}"
     ]

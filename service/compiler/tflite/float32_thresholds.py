@@ -1,9 +1,9 @@
-"""A tree's comparisons as comparisons of what the device sends, exact for every float32.
+"""Thresholds of trees as comparisons of the float32 numbers that a device sends, exact for every float32.
 
-`x > t` with a float32 `x` is `x > t` rounded down. Where scalers come before, the threshold is moved back
-through them: the largest float32 that they still take to at most `t`, found by bisection over all floats.
-Where missing values go to the right, the node compares the negated feature and its children are exchanged,
-because a comparison with NaN is false.
+For a float32 `x`, `x > t` is `x > round_down(t)`. Behind scalers, the threshold is moved back through them:
+the largest float32 that they map to at most `t`, found by bisection over all floats. Where missing values go
+right, `forest_graph` compares the negated feature and exchanges the children, because a comparison with NaN
+is false.
 """
 
 from __future__ import annotations
@@ -14,66 +14,63 @@ import numpy as np
 
 from registry.rows import Array
 from service.compiler.tflite.graph_columns import GraphColumns, RawColumns
-from service.runtime.nodes import NodeTable
+from service.runtime.nodes import NodeTable, round_down
 
-LARGEST = np.finfo(np.float32).max
+MAX_FLOAT32 = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
 class InputThresholds:
-    """By node: the column of the compared block, the float32 threshold, and where NaN goes."""
+    """For each node: the float32 threshold of its input column, and whether NaN goes left."""
 
     threshold: Array
     missing_left: Array
 
 
-def down(values: Array) -> Array:
-    """The largest float32 that is not above each double; infinities stay."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
+def move_thresholds(nodes: NodeTable, columns: GraphColumns, dtype: type[np.floating]) -> InputThresholds:
+    """Move the thresholds back to the raw columns.
 
-
-def move_thresholds(nodes: NodeTable, columns: GraphColumns, kept: type[np.floating]) -> InputThresholds:
-    """`kept` is the dtype in which the estimator's scalers answer."""
-    threshold, missing_left = down(nodes.threshold), nodes.missing_left.copy()
+    `dtype` is that of the rows that the estimator's scalers return.
+    """
+    threshold, missing_left = round_down(nodes.threshold), nodes.missing_left.copy()
     start = 0
     for part in columns.parts:
         inside = (nodes.feature >= start) & (nodes.feature < start + part.width) & ~nodes.leaf
         if isinstance(part, RawColumns) and part.steps and inside.any():
             at = np.flatnonzero(inside)
-            chain = part.take(nodes.feature[at] - start)
-            threshold[at] = _back(chain, nodes.threshold[at], nodes.rounded, kept)
-            nothing = _seen(chain, np.full(len(at), np.nan, dtype=np.float32), nodes.rounded, kept)
-            missing_left[at] = np.where(np.isnan(nothing), missing_left[at], nothing <= nodes.threshold[at])
+            of_nodes = part.take(nodes.feature[at] - start)
+            threshold[at] = largest_input(of_nodes, nodes.threshold[at], nodes.rounded, dtype)
+            missing = np.full(len(at), np.nan, dtype=np.float32)
+            scaled = compared_numbers(of_nodes, missing, nodes.rounded, dtype)
+            missing_left[at] = np.where(np.isnan(scaled), missing_left[at], scaled <= nodes.threshold[at])
         start += part.width
     return InputThresholds(threshold, missing_left)
 
 
-def _seen(chain: RawColumns, x: Array, rounded: bool, kept: type[np.floating]) -> Array:
-    """What the tree compares, as doubles, when the device sends `x`."""
-    seen = chain.evaluate(x.astype(kept))
+def compared_numbers(columns: RawColumns, x: Array, rounded: bool, dtype: type[np.floating]) -> Array:
+    """The numbers that the tree compares, float64, when the device sends `x`."""
+    scaled = columns.evaluate(x.astype(dtype))
     with np.errstate(over="ignore"):
-        return (seen.astype(np.float32) if rounded else seen).astype(np.float64)
+        return (scaled.astype(np.float32) if rounded else scaled).astype(np.float64)
 
 
-def _back(chain: RawColumns, wanted: Array, rounded: bool, kept: type[np.floating]) -> Array:
-    """The largest finite float32 `x` of each with `_seen(x) <= wanted`; -inf when there is none."""
-    low = np.full(len(wanted), _rank(np.float32(-LARGEST)) - 1)
-    high = np.full(len(wanted), _rank(np.float32(LARGEST)))
+def largest_input(columns: RawColumns, limits: Array, rounded: bool, dtype: type[np.floating]) -> Array:
+    """For each limit, the largest finite float32 `x` with `compared_numbers(x) <= limit`, or -inf."""
+    low = np.full(len(limits), float_rank(np.float32(-MAX_FLOAT32)) - 1)
+    high = np.full(len(limits), float_rank(np.float32(MAX_FLOAT32)))
     while (low < high).any():
         middle = (low + high + 1) >> 1
-        fits = _seen(chain, _float(middle), rounded, kept) <= wanted
+        fits = compared_numbers(columns, float_at_rank(middle), rounded, dtype) <= limits
         low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
-    return np.where(np.isposinf(wanted), np.float32(np.inf), _float(low)).astype(np.float32)
+    return np.where(np.isposinf(limits), np.float32(np.inf), float_at_rank(low)).astype(np.float32)
 
 
-def _rank(value: np.float32) -> int:
-    """Floats in order are integers in order, once the negative ones are counted backwards."""
+def float_rank(value: np.float32) -> int:
+    """An integer whose order is the order of the floats: negative floats count backwards from 0."""
     bits = int(np.asarray(value).view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
 
-def _float(rank: Array) -> Array:
+def float_at_rank(rank: Array) -> Array:
     bits = np.where(rank >= 0, rank, -rank | 0x80000000)
     return (bits & 0xFFFFFFFF).astype(np.uint32).view(np.float32)

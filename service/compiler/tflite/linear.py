@@ -1,4 +1,4 @@
-"""Models that are one affine map of the features, and what they do with its result."""
+"""Converters of models that are one affine map of the features and a function of its result."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from service.compiler.tflite.converter import CompiledOutputs, ConversionContext
 from service.compiler.tflite.graph_columns import GraphColumns, centred_tensor
 from service.compiler.tflite.operators import Graph
 from service.compiler.tflite.writer import ROWS, GraphTensor
+from service.compiler.trees.scalers import column_step
 
 
 def affine(
@@ -20,7 +21,8 @@ def affine(
 ) -> GraphTensor:
     """[rows, m]: the columns times `weights` [n, m] plus `bias` [m].
 
-    Scalers before are computed, not folded into the weights: quantized, a column must not drown the others.
+    Scalers before are computed and not folded into the weights: with quantized weights, one column of large
+    numbers would take the precision of all others.
     """
     x, scale, shift = centred_tensor(context.graph, columns)
     weights = np.asarray(weights, dtype=np.float64)
@@ -33,9 +35,9 @@ def positive(graph: Graph, decision: GraphTensor) -> GraphTensor:
     return graph.reshape(graph.cast(graph.greater(decision, 0.0), "int64"), (ROWS,))
 
 
-def complement(graph: Graph, chance: GraphTensor) -> GraphTensor:
-    """[rows, 1] -> [rows, 2]: of the first and of the second class."""
-    return graph.concat([graph.sub(1.0, chance), chance])
+def complement(graph: Graph, probability: GraphTensor) -> GraphTensor:
+    """[rows, 1] of the second class -> [rows, 2] of both classes."""
+    return graph.concat([graph.sub(1.0, probability), probability])
 
 
 def _decision(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphTensor:
@@ -47,16 +49,16 @@ def regressor(context: ConversionContext, model: Any, columns: GraphColumns) -> 
 
 
 def log_regressor(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """Generalised linear models: the link of Poisson and Gamma, and of Tweedie where it is that."""
+    """Generalised linear models with the identity or the log link."""
     raw = _decision(context, model, columns)
     link = type(model._base_loss.link).__name__
     if link not in ("IdentityLink", "LogLink"):
-        raise Refused(f"{type(model).__name__} with a {link} has no TFLite form")
+        raise Refused(f"{type(model).__name__} with the link function {link} has no TFLite form")
     return CompiledOutputs(value=context.graph.exp(raw) if link == "LogLink" else raw)
 
 
 def classifier(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """A label for the largest decision, no probabilities."""
+    """The label of the largest decision, without probabilities."""
     raw = _decision(context, model, columns)
     return CompiledOutputs(labels=(_label(context.graph, raw),), decision=raw)
 
@@ -68,12 +70,12 @@ def _label(graph: Graph, raw: GraphTensor) -> GraphTensor:
 def logistic(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     raw = _decision(context, model, columns)
     graph = context.graph
-    chances = complement(graph, graph.logistic(raw)) if raw.width == 1 else graph.softmax(raw)
-    return CompiledOutputs(labels=(_label(graph, raw),), probabilities=(chances,), decision=raw)
+    probabilities = complement(graph, graph.logistic(raw)) if raw.width == 1 else graph.softmax(raw)
+    return CompiledOutputs(labels=(_label(graph, raw),), probabilities=(probabilities,), decision=raw)
 
 
-def several_labels(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """RidgeClassifier: with several outputs, each is a class of its own above 0."""
+def ridge_classifier(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
+    """RidgeClassifier: with several outputs, each output has the label 1 where its decision is above 0."""
     if not model._label_binarizer.y_type_.startswith("multilabel"):
         return classifier(context, model, columns)
     raw = _decision(context, model, columns)
@@ -84,36 +86,36 @@ def several_labels(context: ConversionContext, model: Any, columns: GraphColumns
 
 
 def sgd(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """Probabilities by class, scaled to 1: `log_loss` and `modified_huber` have them."""
-    made = classifier(context, model, columns)
-    raw, graph = made.decision, context.graph
+    """With the losses `log_loss` and `modified_huber`, probabilities by class, scaled to 1."""
+    compiled = classifier(context, model, columns)
+    raw, graph = compiled.decision, context.graph
     assert raw is not None
     if model.loss == "log_loss":
-        chances = graph.logistic(raw)
+        probabilities = graph.logistic(raw)
     elif model.loss == "modified_huber":
         limited = graph.minimum(graph.maximum(raw, -1.0), 1.0)
-        chances = graph.mul(graph.add(limited, 1.0), 0.5)
+        probabilities = graph.mul(graph.add(limited, 1.0), 0.5)
     else:
-        return made
-    chances = complement(graph, chances) if raw.width == 1 else normalised(graph, chances)
-    return CompiledOutputs(labels=made.labels, probabilities=(chances,), decision=raw)
+        return compiled
+    per_class = complement(graph, probabilities) if raw.width == 1 else normalised(graph, probabilities)
+    return CompiledOutputs(labels=compiled.labels, probabilities=(per_class,), decision=raw)
 
 
-def normalised(graph: Graph, chances: GraphTensor) -> GraphTensor:
-    """Rows scaled to the sum 1; rows of zeros become all equal."""
-    total = graph.total(chances, axis=1, keep=True)
-    nothing = graph.cast(graph.equal(total, 0.0), "float32")
-    filled = graph.add(chances, nothing)
-    return graph.div(filled, graph.add(total, graph.mul(nothing, float(chances.width))))
+def normalised(graph: Graph, probabilities: GraphTensor) -> GraphTensor:
+    """Rows scaled to the sum 1. In a row of zeros, all numbers become equal."""
+    total = graph.total(probabilities, axis=1, keep=True)
+    is_zero = graph.cast(graph.equal(total, 0.0), "float32")
+    filled = graph.add(probabilities, is_zero)
+    return graph.div(filled, graph.add(total, graph.mul(is_zero, float(probabilities.width))))
 
 
 def partial_least_squares(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    centred_tensor = columns.then(context.graph, "subtract", model._x_mean)
+    centred_tensor = columns.apply(context.graph, column_step("subtract", model._x_mean, columns.width))
     return CompiledOutputs(value=affine(context, centred_tensor, np.asarray(model.coef_).T, model.intercept_))
 
 
 def _types(module: Any, names: str) -> list[type]:
-    """Some of these come and go with scikit-learn's versions."""
+    """The classes that exist: some are missing in some releases of scikit-learn."""
     return [getattr(module, name) for name in names.split() if hasattr(module, name)]
 
 
@@ -133,7 +135,7 @@ CONVERTERS: dict[type, Converter] = {
     **dict.fromkeys(REGRESSORS, regressor),
     **dict.fromkeys(_types(linear_model, "PoissonRegressor GammaRegressor TweedieRegressor"), log_regressor),
     **dict.fromkeys(_types(linear_model, "Perceptron PassiveAggressiveClassifier"), classifier),
-    **dict.fromkeys(_types(linear_model, "RidgeClassifier RidgeClassifierCV"), several_labels),
+    **dict.fromkeys(_types(linear_model, "RidgeClassifier RidgeClassifierCV"), ridge_classifier),
     **dict.fromkeys(_types(linear_model, "LogisticRegression LogisticRegressionCV"), logistic),
     linear_model.SGDClassifier: sgd,
     svm.LinearSVC: classifier,

@@ -1,4 +1,4 @@
-"""What a device must know, inside the file: the metadata entry `trivium`, JSON.
+"""The metadata entry `trivium` of a .tflite file: the facts that a device needs, as JSON.
 
 `{"task", "features": [name, ...], "outputs": [{"name", "shape", "classes"?}, ...], "model", "version"?}`
 """
@@ -17,7 +17,7 @@ ENTRY = "trivium"
 
 
 def read_entries(tflite: bytes) -> dict[str, bytes]:
-    """Every metadata entry of a .tflite. Raises `Invalid` when the bytes are none."""
+    """All metadata entries of a .tflite file. Raises `Invalid` for another kind of file."""
     try:
         model = schema.Model.GetRootAs(tflite)
         if not schema.Model.ModelBufferHasIdentifier(tflite, 0):
@@ -25,18 +25,18 @@ def read_entries(tflite: bytes) -> dict[str, bytes]:
         entries = [model.Metadata(i) for i in range(model.MetadataLength())]
         return {e.Name().decode(): bytes(model.Buffers(e.Buffer()).DataAsNumpy()) for e in entries}
     except (ValueError, struct.error, IndexError, AttributeError, UnicodeDecodeError, TypeError) as error:
-        raise Invalid("these bytes are no .tflite file") from error
+        raise Invalid("the bytes are not a .tflite file") from error
 
 
 def read_metadata(tflite: bytes) -> dict[str, Any]:
-    """The entry `trivium`. Raises `Invalid` when the file has none."""
+    """The entry `trivium`. Raises `Invalid` when it is missing or damaged."""
     entry = read_entries(tflite).get(ENTRY)
     if entry is None:
-        raise Invalid(f"the .tflite file has no metadata entry {ENTRY!r}")
+        raise Invalid(f"the .tflite file lacks the metadata entry {ENTRY!r}")
     try:
         described = json.loads(entry)
     except ValueError as error:
-        raise Invalid(f"the metadata entry {ENTRY!r} is no JSON") from error
+        raise Invalid(f"the metadata entry {ENTRY!r} is not valid JSON") from error
     if not isinstance(described, dict):
-        raise Invalid(f"the metadata entry {ENTRY!r} is no JSON object")
+        raise Invalid(f"the metadata entry {ENTRY!r} is not a JSON object")
     return described

@@ -1,4 +1,4 @@
-"""scikit-learn's multi-layer perceptrons: affine maps with an activation behind each."""
+"""Converters of multi-layer perceptrons: affine maps, each followed by an activation."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ ACTIVATIONS: dict[str, Callable[[Graph, GraphTensor], GraphTensor]] = {
 }
 
 
-def _last(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphTensor:
-    """The last layer's sums [rows, outputs], before its activation."""
+def _last_layer(context: ConversionContext, model: Any, columns: GraphColumns) -> GraphTensor:
+    """The sums of the last layer [rows, outputs], before its activation."""
     graph, relu, depth = context.graph, model.activation == "relu", len(model.coefs_)
-    made = affine(context, columns, model.coefs_[0], model.intercepts_[0], relu=relu and depth > 1)
+    x = affine(context, columns, model.coefs_[0], model.intercepts_[0], relu=relu and depth > 1)
     for number in range(1, depth):
-        given = made if relu else ACTIVATIONS[model.activation](graph, made)
+        activated = x if relu else ACTIVATIONS[model.activation](graph, x)
         weights, bias = model.coefs_[number], model.intercepts_[number]
-        made = graph.dense(given, weights, bias, relu=relu and number < depth - 1)
-    return made
+        x = graph.dense(activated, weights, bias, relu=relu and number < depth - 1)
+    return x
 
 
 def _activated(graph: Graph, model: Any, raw: GraphTensor) -> GraphTensor:
     if model.out_activation_ not in ACTIVATIONS:
-        raise Refused(f"{type(model).__name__} that ends in {model.out_activation_} has no TFLite form")
+        name = type(model).__name__
+        raise Refused(f"{name} with the output activation {model.out_activation_} has no TFLite form")
     return ACTIVATIONS[model.out_activation_](graph, raw)
 
 
 def regressor(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    raw = _last(context, model, columns)
+    raw = _last_layer(context, model, columns)
     return CompiledOutputs(value=_activated(context.graph, model, raw))
 
 
 def classifier(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    """Two classes end in one logistic, more in a softmax, several outputs in a logistic each."""
+    """The last activation is logistic for two classes and for each of several outputs, else softmax."""
     graph = context.graph
-    raw = _last(context, model, columns)
-    chances = _activated(graph, model, raw)
+    raw = _last_layer(context, model, columns)
+    probabilities = _activated(graph, model, raw)
     if model.out_activation_ == "softmax":
-        return CompiledOutputs(labels=(graph.argmax(raw),), probabilities=(chances,))
-    single = [(graph.take(raw, [i]), graph.take(chances, [i])) for i in range(raw.width)]
+        return CompiledOutputs(labels=(graph.argmax(raw),), probabilities=(probabilities,))
+    single = [(graph.take(raw, [i]), graph.take(probabilities, [i])) for i in range(raw.width)]
     return CompiledOutputs(
         labels=tuple(positive(graph, r) for r, _ in single),
-        probabilities=tuple(complement(graph, c) for _, c in single),
+        probabilities=tuple(complement(graph, p) for _, p in single),
     )
 
 

@@ -1,9 +1,9 @@
-"""Operator versions that fit what a quantized operator holds.
+"""Set the versions of operators according to the types of their tensors, after quantization.
 
-ai-edge-quantizer leaves every operator at the version it had. A runtime that is too old then takes the file
-and answers nonsense (`tflite-runtime` 2.14 did, for dynamic int8 with a scale for each channel); with the
-right version it refuses to load it. The rules are those of TensorFlow's `op_version.cc`, but dynamic dense
-layers always get the version of those with a scale for each channel: older kernels round rows differently.
+ai-edge-quantizer does not change the versions. A runtime that is too old then loads the file and gives wrong
+answers (`tflite-runtime` 2.14 does so for dynamic int8 with per-channel scales); with the right version it
+refuses to load the file. The rules are those of TensorFlow's `op_version.cc`, except that dynamic dense
+layers always get the version for per-channel scales, because older kernels round rows differently.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
-from service.compiler.tflite.writer import Buffer, code
+from service.compiler.tflite.writer import Buffer, operator_code
 
 _INT8 = schema.TensorType.INT8
-_SMALL = {schema.TensorType.INT8, schema.TensorType.INT4, schema.TensorType.INT2}
+_QUANTIZED_WEIGHTS = {schema.TensorType.INT8, schema.TensorType.INT4, schema.TensorType.INT2}
 _CODES = vars(schema.BuiltinOperator)
 HYBRID: dict[int, tuple[int, int]] = {
     _CODES["FULLY_CONNECTED"]: (12, 12),
@@ -25,7 +25,7 @@ HYBRID: dict[int, tuple[int, int]] = {
     _CODES["BATCH_MATMUL"]: (4, 4),
     _CODES["EMBEDDING_LOOKUP"]: (3, 4),
 }
-"""Float activations with int8 weights: the version with one scale, and with a scale for each channel."""
+"""Versions for float activations with int8 weights: with one scale, and with per-channel scales."""
 INTEGER: dict[int, int] = {
     _CODES["FULLY_CONNECTED"]: 4,
     _CODES["CONV_2D"]: 3,
@@ -34,22 +34,22 @@ INTEGER: dict[int, int] = {
     _CODES["QUANTIZE"]: 1,
     _CODES["DEQUANTIZE"]: 2,
 }
-"""All int8; every other operator knows int8 from version 2 on."""
+"""Versions for int8 only. Every other operator supports int8 from version 2 on."""
 
 
 def update_operator_versions(tflite: bytes) -> bytes:
-    """The file with each operator at the version that its tensors need, if that is newer than its own."""
+    """Raise the version of each operator to the one that its tensors need."""
     model = schema.ModelT.InitFromPackedBuf(tflite)
     pairs: list[tuple[int, int, bytes | None]] = []
     for graph in model.subgraphs:
         for operator in graph.operators:
-            old = model.operatorCodes[operator.opcodeIndex]
-            builtin = max(old.builtinCode, old.deprecatedBuiltinCode)
-            pair = (builtin, max(old.version, _needed(builtin, operator, graph)), old.customCode)
+            code = model.operatorCodes[operator.opcodeIndex]
+            builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+            pair = (builtin, max(code.version, _required_version(builtin, operator, graph)), code.customCode)
             if pair not in pairs:
                 pairs.append(pair)
             operator.opcodeIndex = pairs.index(pair)
-    model.operatorCodes = [code(*pair) for pair in pairs]
+    model.operatorCodes = [operator_code(*pair) for pair in pairs]
     _name_by_signature(model)
     model.buffers = [Buffer(None if b.data is None else bytes(b.data)) for b in model.buffers]
     builder = flatbuffers.Builder(len(tflite) + 65536)
@@ -58,8 +58,11 @@ def update_operator_versions(tflite: bytes) -> bytes:
 
 
 def _name_by_signature(model: Any) -> None:
-    """The quantizer puts tensors of its own at the edges (`probabilities_dequant`): a device that goes by the
-    names of the graph's inputs and outputs must find those it knows."""
+    """Give the graph's inputs and outputs the names of the signature.
+
+    The quantizer adds tensors with its own names there (`probabilities_dequant`), and devices look tensors up
+    by name.
+    """
     for signature in model.signatureDefs or []:
         tensors = model.subgraphs[signature.subgraphIndex].tensors
         for entry in [*signature.inputs, *signature.outputs]:
@@ -69,14 +72,14 @@ def _name_by_signature(model: Any) -> None:
             tensors[entry.tensorIndex].name = entry.name
 
 
-def _needed(builtin: int, operator: Any, graph: Any) -> int:
+def _required_version(builtin: int, operator: Any, graph: Any) -> int:
     kinds = [graph.tensors[i].type for i in operator.inputs if i >= 0]
     if not kinds:
         return 1
     if kinds[0] == _INT8:
         return INTEGER.get(builtin, 2)
     weights = [graph.tensors[i] for i in operator.inputs[1:2] if i >= 0]
-    if builtin in HYBRID and weights and weights[0].type in _SMALL:
+    if builtin in HYBRID and weights and weights[0].type in _QUANTIZED_WEIGHTS:
         scales = weights[0].quantization.scale if weights[0].quantization else None
         return HYBRID[builtin][int(scales is not None and len(scales) > 1)]
     return 1

@@ -1,4 +1,4 @@
-"""The operators the compiler uses, as methods that know the shape they give."""
+"""The .tflite operators that the compiler uses, as methods that compute the shapes of their results."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from service.compiler.tflite.writer import ROWS, GraphTensor, GraphWriter
 
 Operand = GraphTensor | float
 EXACT = "exact"
-"""Begins the name of a dense layer that must not be quantized: it looks numbers up."""
+"""Prefix of the name of a dense layer that must not be quantized, because it is a look-up table."""
 _ROWS = 1_000_003  # stands for the number of rows where numpy broadcasts shapes
 
 
 class Graph(GraphWriter):
-    """Numbers among the operands become float32 constants. Elementwise operators broadcast as numpy does."""
+    """A graph with operators. Python numbers become float32 constants; broadcasting is that of numpy."""
 
     def _operand(self, value: Operand) -> GraphTensor:
         return value if isinstance(value, GraphTensor) else self.constant(value)
@@ -55,9 +55,10 @@ class Graph(GraphWriter):
         return self._both("NOT_EQUAL", a, a, "NotEqualOptions", "bool")
 
     def select(self, condition: GraphTensor, a: Operand, b: Operand) -> GraphTensor:
-        yes, no = self._operand(a), self._operand(b)
-        shape = broadcast(condition.shape, broadcast(yes.shape, no.shape))
-        return self.operator("SELECT_V2", [condition, yes, no], shape, yes.dtype, table="SelectV2Options")
+        left, right = self._operand(a), self._operand(b)
+        shape = broadcast(condition.shape, broadcast(left.shape, right.shape))
+        operands = [condition, left, right]
+        return self.operator("SELECT_V2", operands, shape, left.dtype, table="SelectV2Options")
 
     def _one(self, code: str, a: GraphTensor, table: str | None = None) -> GraphTensor:
         return self.operator(code, [a], a.shape, a.dtype, table=table)
@@ -100,7 +101,7 @@ class Graph(GraphWriter):
         return self.operator("GATHER", [a, indices], shape, a.dtype, table="GatherOptions", axis=axis)
 
     def gather_in_row(self, a: GraphTensor, indices: GraphTensor) -> GraphTensor:
-        """`a` [rows, n] at `indices` [rows, m]: each row's own."""
+        """`a` [rows, n] at `indices` [rows, m], row by row."""
         return self.operator(
             "GATHER", [a, indices], indices.shape, a.dtype, 5, table="GatherOptions", axis=1, batchDims=1
         )
@@ -138,7 +139,7 @@ class Graph(GraphWriter):
         return self.operator(code, [a, axes], shape, a.dtype, table="ReducerOptions", keepDims=keep)
 
     def argmax(self, a: GraphTensor) -> GraphTensor:
-        """[rows, k] -> int64 [rows]: the first of the largest."""
+        """[rows, k] -> int64 [rows]: the index of the first largest number."""
         axis = self.constant(1, "int32")
         int64 = 4  # TensorType
         return self.operator("ARG_MAX", [a, axis], (ROWS,), "int64", table="ArgMaxOptions", outputType=int64)
@@ -146,7 +147,7 @@ class Graph(GraphWriter):
     def dense(
         self, a: GraphTensor, weights: object, bias: object, relu: bool = False, exact: bool = False
     ) -> GraphTensor:
-        """`a` [rows, n] times `weights` [n, m] plus `bias` [m]; `exact`: never to be quantized."""
+        """`a` [rows, n] times `weights` [n, m] plus `bias` [m]. `exact`: is never quantized."""
         matrix = np.asarray(weights, dtype=np.float64).T
         added = np.broadcast_to(np.asarray(bias, dtype=np.float64), matrix.shape[:1])
         return self.operator(

@@ -1,9 +1,9 @@
-"""Which runtime a .tflite file needs: from its operators and their versions.
+"""The oldest runtime that runs a .tflite file, from the operators of the file and their versions.
 
-The first runtime with a version of an operator is from LiteRT's own table, `tflite/tools/versioning/
-runtime_version.cc` (github.com/google-ai-edge/LiteRT), as it was in 2026; it counts in TensorFlow's versions.
-LiteRT began to count anew: 1.0.1 came after TensorFlow Lite 2.17 and knows everything up to it. So devices
-with `tflite-runtime` and devices with `ai-edge-litert` are told different numbers.
+Source of the table: `tflite/tools/versioning/runtime_version.cc` of LiteRT (github.com/google-ai-edge/LiteRT)
+in 2026. Its numbers are versions of TensorFlow Lite. LiteRT has its own version numbers: 1.0.1 follows
+TensorFlow Lite 2.17 and supports everything up to it. So `tflite-runtime` and `ai-edge-litert` have separate
+minimums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 from registry.errors import Invalid
 
 LITERT_FIRST = "1.0.1"
-"""The first release of ai-edge-litert. Runs all that TensorFlow Lite 2.17 ran."""
+"""The first release of ai-edge-litert. It supports everything that TensorFlow Lite 2.17 supports."""
 TFLITE_LAST = (2, 17)
 OLDEST = "1.5"
 
@@ -125,13 +125,13 @@ FIRST_IN: dict[str, str] = {
     "WHILE": "1.15",
     "ZEROS_LIKE": "1.12",
 }
-"""By operator, the first TensorFlow Lite with version 1, 2, ... of it."""
+"""For each operator, the first TensorFlow Lite with version 1, 2, ... of the operator."""
 
 _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 
 
-def codes(tflite: bytes) -> list[tuple[str, int]]:
-    """(operator, version) of those in use, sorted. Raises `Invalid` when the bytes are no .tflite."""
+def operator_codes(tflite: bytes) -> list[tuple[str, int]]:
+    """(operator, version) of all operators of the file, sorted. Raises `Invalid` for another kind of file."""
     try:
         if not schema.Model.ModelBufferHasIdentifier(tflite, 0):
             raise ValueError("no identifier")
@@ -141,56 +141,61 @@ def codes(tflite: bytes) -> list[tuple[str, int]]:
             for graph in _graphs(model)
             for i in range(graph.OperatorsLength())
         }
-        return sorted({_named(model.OperatorCodes(i)) for i in used})
+        return sorted({_name_and_version(model.OperatorCodes(i)) for i in used})
     except (ValueError, struct.error, IndexError, AttributeError, UnicodeDecodeError, TypeError) as error:
-        raise Invalid("these bytes are no .tflite file") from error
+        raise Invalid("the bytes are not a .tflite file") from error
 
 
 def _graphs(model: Any) -> list[Any]:
     return [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
 
 
-def _named(code: Any) -> tuple[str, int]:
+def _name_and_version(code: Any) -> tuple[str, int]:
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
     if number == schema.BuiltinOperator.CUSTOM:
         return f"CUSTOM {(code.CustomCode() or b'').decode()}", code.Version()
     return _NAMES.get(number, f"OPERATOR {number}"), code.Version()
 
 
-def named(tflite: bytes) -> list[tuple[str, str]]:
+def named_operators(tflite: bytes) -> list[tuple[str, str]]:
     """(operator, name of its first output) of every operator of the first graph, in order."""
     model = schema.Model.GetRootAs(tflite)
     graph = model.Subgraphs(0)
-    made = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    steps = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     return [
-        (_named(model.OperatorCodes(o.OpcodeIndex()))[0], graph.Tensors(o.Outputs(0)).Name().decode())
-        for o in made
+        (
+            _name_and_version(model.OperatorCodes(o.OpcodeIndex()))[0],
+            graph.Tensors(o.Outputs(0)).Name().decode(),
+        )
+        for o in steps
     ]
 
 
 def operators(tflite: bytes) -> list[str]:
-    """The operators in use, sorted, each once. Raises `Invalid` when the bytes are no .tflite."""
-    return sorted({name for name, _ in codes(tflite)})
+    """Names of all operators of the file, sorted. Raises `Invalid` for another kind of file."""
+    return sorted({name for name, _ in operator_codes(tflite)})
 
 
 def min_tflite(tflite: bytes) -> str | None:
-    """The first TensorFlow Lite (`tflite-runtime`) that runs it, like "2.5"; None if none is known to."""
-    needed = [_first(name, number) for name, number in codes(tflite)]
-    if None in needed:
+    """The first TensorFlow Lite (`tflite-runtime`) that runs the file, like "2.5", or None."""
+    required = [_first_runtime(name, number) for name, number in operator_codes(tflite)]
+    if None in required:
         return None
-    newest = max((_parts(n) for n in needed if n is not None), default=_parts(OLDEST))
+    newest = max((_parts(n) for n in required if n is not None), default=_parts(OLDEST))
     return ".".join(map(str, newest)) if newest <= TFLITE_LAST else None
 
 
 def min_runtime(tflite: bytes) -> str:
-    """The first LiteRT (`ai-edge-litert`) that is known to run it: for operators newer than TensorFlow Lite
-    2.17, or unknown to the table, the one that is installed here."""
+    """The first LiteRT (`ai-edge-litert`) that runs the file.
+
+    For operators that are newer than TensorFlow Lite 2.17 or missing in the table: the installed release.
+    """
     return LITERT_FIRST if min_tflite(tflite) is not None else version("ai-edge-litert")
 
 
-def _first(name: str, number: int) -> str | None:
-    known = FIRST_IN.get(name, "").split()
-    return known[number - 1] if 0 < number <= len(known) else None
+def _first_runtime(name: str, number: int) -> str | None:
+    versions = FIRST_IN.get(name, "").split()
+    return versions[number - 1] if 0 < number <= len(versions) else None
 
 
 def _parts(dotted: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The names and the metadata that all of ours have, given to a .tflite that another converter wrote."""
+"""Give a .tflite of another converter the names and the metadata of the files that Trivium writes."""
 
 from __future__ import annotations
 
@@ -11,63 +11,68 @@ from ai_edge_litert import schema_py_generated as schema
 
 from registry.signature import Output, Signature
 from service.compiler.tflite.metadata import ENTRY
-from service.compiler.tflite.writer import ROWS, Buffer, code
+from service.compiler.tflite.writer import ROWS, Buffer, operator_code
 
 INPUT = "input"
 
 
 def stamp(tflite: bytes, names: list[str], signature: Signature, model: str) -> bytes:
-    """Name the one input `input` and the outputs as the signature's, in its order, and describe them inside.
+    """Name the one input `input` and the outputs as in the signature, and add the metadata entry.
 
-    `names` are the outputs' names in the file's own signature, in the order of ours. `model` says what kind
-    of model it was.
+    `names` are the names of the outputs in the file's own signature, in the order of `signature`. `model` is
+    the kind of the model, for the metadata.
     """
-    made = schema.ModelT.InitFromPackedBuf(tflite, 0)
-    own = made.signatureDefs[0]
-    given = {_text(o.name): o.tensorIndex for o in own.outputs}
-    return rename(made, [INPUT], [given[name] for name in names], list(signature.outputs), signature, model)
+    parsed = schema.ModelT.InitFromPackedBuf(tflite, 0)
+    tensor_of = {_text(o.name): o.tensorIndex for o in parsed.signatureDefs[0].outputs}
+    tensors = [tensor_of[name] for name in names]
+    return rename(parsed, [INPUT], tensors, list(signature.outputs), signature, model)
 
 
 def rename(
-    made: Any, inputs: list[str], tensors: list[int], outputs: list[Output], signature: Signature, model: str
+    parsed: Any,
+    inputs: list[str],
+    tensors: list[int],
+    outputs: list[Output],
+    signature: Signature,
+    model: str,
 ) -> bytes:
-    """`made` (a `ModelT`, changed) with these names for its inputs, and the tensors as these outputs."""
-    graph = made.subgraphs[0]
-    tensors = [_owned(made, graph, i) for i in tensors]
-    named = [_name(o) for o in outputs]
-    for number, tensor in enumerate(graph.tensors):  # the quantizer tells tensors apart by their names
-        if _text(tensor.name) in (*inputs, *named):
+    """Pack `parsed` (a `ModelT`, which changes) with these names for its inputs and these output tensors."""
+    graph = parsed.subgraphs[0]
+    tensors = [_with_copy(parsed, graph, i) for i in tensors]
+    output_names = [_name(o) for o in outputs]
+    for number, tensor in enumerate(graph.tensors):  # ai-edge-quantizer identifies tensors by their names
+        if _text(tensor.name) in (*inputs, *output_names):
             tensor.name = f"{number}.{_text(tensor.name)}"
-    own = schema.SignatureDefT()
-    own.signatureKey, own.subgraphIndex = "serving_default", 0
-    own.inputs = [_entry(graph, name, int(i)) for name, i in zip(inputs, graph.inputs, strict=True)]
-    own.outputs = [_entry(graph, name, i) for name, i in zip(named, tensors, strict=True)]
-    made.signatureDefs = [own]
+    signature_def = schema.SignatureDefT()
+    signature_def.signatureKey, signature_def.subgraphIndex = "serving_default", 0
+    signature_def.inputs = [_entry(graph, name, int(i)) for name, i in zip(inputs, graph.inputs, strict=True)]
+    signature_def.outputs = [_entry(graph, name, i) for name, i in zip(output_names, tensors, strict=True)]
+    parsed.signatureDefs = [signature_def]
     graph.outputs = tensors
-    described = {
+    metadata = {
         "task": signature.task,
         "features": [i.name for i in signature.inputs],
-        "outputs": [_described(o) for o in outputs],
+        "outputs": [_output_entry(o) for o in outputs],
         "model": model,
     }
-    return pack(_with_entry(made, ENTRY, json.dumps(described).encode()))
+    return pack(_with_entry(parsed, ENTRY, json.dumps(metadata).encode()))
 
 
-def _owned(made: Any, graph: Any, tensor: int) -> int:
-    """`tensor`, or a copy if an operator reads it too: ai-edge-quantizer mistakes such an output's type."""
+def _with_copy(parsed: Any, graph: Any, tensor: int) -> int:
+    """`tensor`, or a copy if an operator reads it: ai-edge-quantizer gives such an output a wrong type."""
     if not any(tensor in step.inputs for step in graph.operators):
         return tensor
     source = graph.tensors[tensor]
     shape = np.array([ROWS, *source.shape[1:]], dtype=np.int32)
     target, copied = schema.TensorT(), schema.TensorT()
     target.name, target.type, target.shape = f"{tensor}.shape", schema.TensorType.INT32, [len(shape)]
-    target.buffer = len(made.buffers)
-    made.buffers.append(Buffer(shape.tobytes()))
+    target.buffer = len(parsed.buffers)
+    parsed.buffers.append(Buffer(shape.tobytes()))
     vars(copied).update({**vars(source), "buffer": 0})
     first = len(graph.tensors)
     graph.tensors += [target, copied]
     step = schema.OperatorT()
-    step.opcodeIndex, step.inputs, step.outputs = _reshape(made), [tensor, first], [first + 1]
+    step.opcodeIndex, step.inputs, step.outputs = _reshape(parsed), [tensor, first], [first + 1]
     step.builtinOptionsType, step.builtinOptions = (
         schema.BuiltinOptions.ReshapeOptions,
         schema.ReshapeOptionsT(),
@@ -77,13 +82,13 @@ def _owned(made: Any, graph: Any, tensor: int) -> int:
     return first + 1
 
 
-def _reshape(made: Any) -> int:
-    """The index of the operator's code."""
-    known = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in made.operatorCodes]
-    if schema.BuiltinOperator.RESHAPE not in known:
-        made.operatorCodes.append(code(schema.BuiltinOperator.RESHAPE, 1))
-        return len(known)
-    return known.index(schema.BuiltinOperator.RESHAPE)
+def _reshape(parsed: Any) -> int:
+    """The index of the code of RESHAPE, which is added if it is missing."""
+    codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in parsed.operatorCodes]
+    if schema.BuiltinOperator.RESHAPE not in codes:
+        parsed.operatorCodes.append(operator_code(schema.BuiltinOperator.RESHAPE, 1))
+        return len(codes)
+    return codes.index(schema.BuiltinOperator.RESHAPE)
 
 
 def _name(output: Output) -> str:
@@ -97,26 +102,26 @@ def _entry(graph: Any, name: str, tensor: int) -> Any:
     return entry
 
 
-def _described(output: Output) -> dict[str, Any]:
+def _output_entry(output: Output) -> dict[str, Any]:
     shape = [ROWS, *output.shape[1:]]
-    described = {"name": _name(output), "shape": [ROWS, 1] if output.name == "value" else shape}
-    return described if output.classes is None else described | {"classes": list(output.classes)}
+    entry = {"name": _name(output), "shape": [ROWS, 1] if output.name == "value" else shape}
+    return entry if output.classes is None else entry | {"classes": list(output.classes)}
 
 
-def _with_entry(made: Any, name: str, content: bytes) -> Any:
-    made.metadata = [m for m in made.metadata or [] if _text(m.name) != name]
+def _with_entry(parsed: Any, name: str, content: bytes) -> Any:
+    parsed.metadata = [m for m in parsed.metadata or [] if _text(m.name) != name]
     entry = schema.MetadataT()
-    entry.name, entry.buffer = name, len(made.buffers)
-    made.metadata.append(entry)
-    made.buffers.append(Buffer(content))
-    return made
+    entry.name, entry.buffer = name, len(parsed.buffers)
+    parsed.metadata.append(entry)
+    parsed.buffers.append(Buffer(content))
+    return parsed
 
 
-def pack(made: Any) -> bytes:
-    made.buffers = [b if isinstance(b, Buffer) else _aligned(b) for b in made.buffers]
-    size = sum(len(b.data) for b in made.buffers if b.data is not None)
+def pack(parsed: Any) -> bytes:
+    parsed.buffers = [b if isinstance(b, Buffer) else _aligned(b) for b in parsed.buffers]
+    size = sum(len(b.data) for b in parsed.buffers if b.data is not None)
     builder = flatbuffers.Builder(size + 65536)
-    builder.Finish(made.Pack(builder), file_identifier=b"TFL3")
+    builder.Finish(parsed.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
 

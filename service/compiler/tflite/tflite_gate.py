@@ -1,7 +1,7 @@
-"""What every .tflite passes before LiteRT may load it: LiteRT follows most of a file's numbers unchecked.
+"""Checks of a .tflite file before LiteRT loads it: LiteRT does not check most indices in a file.
 
-A file that passes may still crash or hang: it is run in a child process before it is served. Loops and
-calls between subgraphs are refused, as how long those take depends on the rows.
+A file that passes may still crash or hang, so it runs in a child process before it is served. Loops and calls
+between subgraphs are refused, because their duration depends on the rows.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from registry.errors import Refused
 IDENTIFIER = b"TFL3"
 MAX_TENSORS, MAX_DIMENSIONS = 200_000, 8
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-_FLOW = frozenset({"WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_COMPOSITE"})
-_CUSTOM = frozenset({"TFLite_Detection_PostProcess", "AudioSpectrogram", "Mfcc"})
-"""The custom operators that LiteRT's own interpreter brings."""
-_KINDS = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
-_SIZES = {
+_CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_COMPOSITE"})
+_CUSTOM_OPERATORS = frozenset({"TFLite_Detection_PostProcess", "AudioSpectrogram", "Mfcc"})
+"""The custom operators that LiteRT's interpreter contains."""
+_DTYPE_NAMES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
+_DTYPE_BYTES = {
     **{"FLOAT32": 4, "INT32": 4, "UINT32": 4, "FLOAT16": 2, "INT16": 2, "UINT16": 2, "BFLOAT16": 2},
     **{"INT8": 1, "UINT8": 1, "BOOL": 1, "INT64": 8, "UINT64": 8, "FLOAT64": 8, "COMPLEX64": 8},
 }
 
 
 def read_checked(tflite: bytes) -> Any:
-    """The file as the schema's `ModelT`. Raises `Refused`, saying what is wrong with it."""
+    """Parse the file to the schema's `ModelT`. Raises `Refused`, naming the fault."""
     if tflite[4:8] != IDENTIFIER:
-        raise Refused("the file is no .tflite model: it does not bear the mark TFL3")
+        raise Refused("the file is not a .tflite model: the identifier TFL3 is missing")
     try:
         model = schema.ModelT.InitFromPackedBuf(tflite, 0)
     except MemoryError:
         raise
     except (struct.error, IndexError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused("the .tflite file is cut short or damaged: its tables lead out of it") from error
+        raise Refused(
+            "the .tflite file is truncated or damaged: its tables point outside the file"
+        ) from error
     _check_model(model)
     for number, graph in enumerate(model.subgraphs):
         _check_graph(model, graph, f" of subgraph {number}" if number else "")
@@ -44,7 +46,7 @@ def read_checked(tflite: bytes) -> Any:
 
 
 def operator_name(model: Any, index: int) -> str:
-    """The name of the operator of this code, custom ones by their own."""
+    """The name of the operator with this code; of a custom operator its own name."""
     code = model.operatorCodes[index]
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
     name = _OPERATORS.get(builtin, f"operator {builtin}")
@@ -53,12 +55,12 @@ def operator_name(model: Any, index: int) -> str:
 
 def dtype_name(tensor: Any) -> str:
     """FLOAT32, INT8, ..."""
-    return str(_KINDS.get(tensor.type, f"type {tensor.type}"))
+    return str(_DTYPE_NAMES.get(tensor.type, f"type {tensor.type}"))
 
 
 def is_quantized(tensor: Any) -> bool:
-    found = tensor.quantization
-    return found is not None and found.scale is not None and len(found.scale) > 0
+    parameters = tensor.quantization
+    return parameters is not None and parameters.scale is not None and len(parameters.scale) > 0
 
 
 def decode_name(name: Any) -> str:
@@ -67,17 +69,23 @@ def decode_name(name: Any) -> str:
 
 def _check_model(model: Any) -> None:
     if model.version != 3:
-        raise Refused(f"the .tflite file has version {model.version} of its schema; version 3 is known")
+        raise Refused(
+            f"the .tflite file has version {model.version} of its schema; only version 3 is supported"
+        )
     if not model.subgraphs or not model.buffers:
-        raise Refused("the .tflite file holds no graph")
+        raise Refused("the .tflite file is empty: it lacks a graph or buffers")
     if any(b.offset or b.size for b in model.buffers):
-        raise Refused("the .tflite file keeps weights outside its tables, which only files above 2 GB need")
+        raise Refused("the .tflite file has weights outside its tables, which only files above 2 GB need")
     for index in range(len(model.operatorCodes or [])):
         name = operator_name(model, index)
-        if name in _FLOW:
-            raise Refused(f"the graph uses {name}; loops and calls, which may never end, are not served")
+        if name in _CONTROL_FLOW:
+            raise Refused(f"the graph uses {name}; loops and calls may never end and are not supported")
         custom = model.operatorCodes[index].builtinCode == schema.BuiltinOperator.CUSTOM
-        if name.startswith("Flex") or (custom and name not in _CUSTOM) or name.startswith("operator "):
+        if (
+            name.startswith("Flex")
+            or (custom and name not in _CUSTOM_OPERATORS)
+            or name.startswith("operator ")
+        ):
             raise Refused(f"the graph uses {name}, which is not among LiteRT's own operators")
 
 
@@ -89,46 +97,46 @@ def _check_graph(model: Any, graph: Any, where: str) -> None:
     for index, tensor in enumerate(tensors):
         _check_tensor(model, tensor, f"tensor {index}{where}")
     inputs, outputs = _indices(graph.inputs), _indices(graph.outputs)
-    _require(inputs, 0, count, f"the inputs{where}")
-    _require(outputs, 0, count, f"the outputs{where}")
+    _require_tensors(inputs, 0, count, f"the inputs{where}")
+    _require_tensors(outputs, 0, count, f"the outputs{where}")
     if not inputs or not outputs:
-        raise Refused(f"the graph{where} has no inputs or no outputs")
-    ready = {i for i, t in enumerate(tensors) if t.isVariable or _bytes(model, t)} | set(inputs)
+        raise Refused(f"the graph{where} lacks inputs or outputs")
+    ready = {i for i, t in enumerate(tensors) if t.isVariable or _content_bytes(model, t)} | set(inputs)
     for number, step in enumerate(graph.operators or []):
-        what = f"operator {number}{where}"
+        subject = f"operator {number}{where}"
         if not 0 <= step.opcodeIndex < len(model.operatorCodes or []):
-            raise Refused(f"{what} has a code that does not exist")
+            raise Refused(f"{subject} has a code that does not exist")
         reads, writes = _indices(step.inputs), _indices(step.outputs)
-        _require(reads, -1, count, what)
-        _require([*writes, *_indices(step.intermediates)], 0, count, what)
+        _require_tensors(reads, -1, count, subject)
+        _require_tensors([*writes, *_indices(step.intermediates)], 0, count, subject)
         if any(i >= 0 and i not in ready for i in reads):
-            raise Refused(f"{what} reads a tensor that nothing has written yet")
-        if any(_bytes(model, tensors[i]) for i in writes):
-            raise Refused(f"{what} writes over a constant")
+            raise Refused(f"{subject} reads a tensor before an operator writes it")
+        if any(_content_bytes(model, tensors[i]) for i in writes):
+            raise Refused(f"{subject} overwrites a constant")
         ready.update(writes)
     if not set(outputs) <= ready:
-        raise Refused(f"an output{where} is written by no operator")
+        raise Refused(f"an output{where} is not written by any operator")
 
 
-def _check_tensor(model: Any, tensor: Any, what: str) -> None:
+def _check_tensor(model: Any, tensor: Any, subject: str) -> None:
     shape = [] if tensor.shape is None else [int(n) for n in tensor.shape]
     if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
-        raise Refused(f"{what} has the shape {shape}")
+        raise Refused(f"{subject} has the shape {shape}")
     if not 0 <= tensor.buffer < len(model.buffers):
-        raise Refused(f"{what} has a buffer that does not exist")
-    if dtype_name(tensor) not in _KINDS.values():
-        raise Refused(f"{what} is of an unknown type")
-    content, size = _bytes(model, tensor), _SIZES.get(dtype_name(tensor))
+        raise Refused(f"{subject} has a buffer that does not exist")
+    if dtype_name(tensor) not in _DTYPE_NAMES.values():
+        raise Refused(f"{subject} has an unknown type")
+    content, size = _content_bytes(model, tensor), _DTYPE_BYTES.get(dtype_name(tensor))
     needed = int(np.prod(shape, dtype=object)) * (size or 0)
     if content and size and tensor.sparsity is None and content != needed:
-        raise Refused(f"{what} holds {content} bytes where its shape {shape} needs {needed}")
+        raise Refused(f"{subject} holds {content} bytes where its shape {shape} needs {needed}")
     if is_quantized(tensor) and (scales := len(tensor.quantization.scale)) > 1:
         axis = tensor.quantization.quantizedDimension
         if not 0 <= axis < len(shape) or scales != shape[axis]:
-            raise Refused(f"{what} has {scales} scales for its shape {shape}")
+            raise Refused(f"{subject} has {scales} scales for its shape {shape}")
 
 
-def _bytes(model: Any, tensor: Any) -> int:
+def _content_bytes(model: Any, tensor: Any) -> int:
     data = model.buffers[tensor.buffer].data
     return 0 if data is None else len(data)
 
@@ -137,6 +145,6 @@ def _indices(values: Any) -> list[int]:
     return [] if values is None else [int(v) for v in values]
 
 
-def _require(indices: list[int], lowest: int, count: int, what: str) -> None:
+def _require_tensors(indices: list[int], lowest: int, count: int, subject: str) -> None:
     if any(not lowest <= i < count for i in indices):
-        raise Refused(f"{what} names a tensor that does not exist")
+        raise Refused(f"{subject}: a tensor index is out of range")

@@ -1,7 +1,7 @@
-"""A .tflite published as it is: checked, described by its own metadata or tensors, and tried.
+"""Accept a published .tflite: check it, describe it by its metadata or its tensors, and run it.
 
-The published bytes stay as they are, and a device gets them so. Where they do not name their outputs as a
-signature does, what serves predictions is a copy of them with other names.
+The published bytes stay unchanged, also for devices. If the names of their outputs are not those of a
+signature, predictions are served from a copy with other names.
 """
 
 from __future__ import annotations
@@ -25,73 +25,74 @@ from service.compiler.tflite import stamp, tflite_gate
 from service.compiler.tflite.metadata import ENTRY, read_entries
 
 _DTYPES: dict[str, DType] = {
-    **{"FLOAT32": "float32", "FLOAT16": "float32", "FLOAT64": "float64"},
-    **{
-        "INT32": "int64",
-        "INT64": "int64",
-        "INT16": "int64",
-        "UINT8": "int64",
-        "INT8": "int64",
-        "BOOL": "bool",
-    },
+    "FLOAT32": "float32",
+    "FLOAT16": "float32",
+    "FLOAT64": "float64",
+    "INT32": "int64",
+    "INT64": "int64",
+    "INT16": "int64",
+    "UINT8": "int64",
+    "INT8": "int64",
+    "BOOL": "bool",
 }
-_PASS_ON = frozenset({"CAST", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE"})
+_TRANSPARENT_OPERATORS = frozenset({"CAST", "DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE"})
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """The metadata entry of ours."""
+class _Metadata(msgspec.Struct, frozen=True):
+    """The metadata entry `trivium`, which files written by Trivium have."""
 
     task: Task
     features: tuple[str, ...]
-    outputs: tuple[_KnownOutput, ...]
+    outputs: tuple[_MetadataOutput, ...]
     model: str = ""
 
 
-class _KnownOutput(msgspec.Struct, frozen=True):
+class _MetadataOutput(msgspec.Struct, frozen=True):
     name: str
     shape: tuple[int, ...]
     classes: tuple[Scalar, ...] | None = None
 
 
 class TfliteUpload:
-    """The file while it is taken in. `load` makes the serving runtime of a file and a signature."""
+    """A .tflite file during its build."""
 
     def __init__(self, path: Path, sample: ExampleTable | None, corrections: Corrections) -> None:
-        """Raises `Refused` when the file is no .tflite that passes the gate."""
+        """Raises `Refused` when the file does not pass the gate."""
         content = path.read_bytes()
         self.model = tflite_gate.read_checked(content)
         self.graph = self.model.subgraphs[0]
         self.path, self.sample, self.corrections = path, sample, corrections
         self.warnings: list[str] = []
-        self.known = _known(content)
+        self.metadata = _read_own_metadata(content)
 
     def serve(
         self, out: Path, load: Callable[[Path, Signature], Any]
     ) -> tuple[Signature, Rows | None, Any, bool]:
-        """The signature, the example's rows, the runtime, and whether `out` was written to serve from.
+        """(signature, rows of the example, runtime, whether predictions are served from `out`).
 
-        Raises `Refused` when the file does not answer row by row, on the example's rows and made-up ones.
+        `load` creates the runtime of a file and a signature. Raises `Refused` when the file does not answer
+        the rows of the example, or random rows, row by row.
         """
         inputs = self._inputs()
         rows = example_rows(inputs, self.sample) if self.sample is not None else None
         signature = self._signature(inputs)
         copied = self.write(out, signature)
         runtime = _loaded(load, out if copied else self.path, signature)
-        probe = comparison_rows.rows_by_kind(None, signature, rows)
-        plain = probe["example"] if rows is not None else probe["random"]
-        for size in (1, 3, len(plain)):
-            parity.run_checked(runtime, plain.take(slice(0, size)))
+        kinds = comparison_rows.rows_by_kind(None, signature, rows)
+        sample = kinds["example"] if rows is not None else kinds["random"]
+        for size in (1, 3, len(sample)):
+            parity.run_checked(runtime, sample.take(slice(0, size)))
         return signature, rows, runtime, copied
 
     def write(self, out: Path, signature: Signature) -> bool:
-        """A copy with the names of a signature that `serve` gave, unless the file has its own."""
-        if self.known is not None:
+        """Write a copy with the names of `signature`, unless the file has the metadata of Trivium."""
+        if self.metadata is not None:
             return False
         tensors = self._tensors(signature.task)
-        several = len(self.graph.inputs) > 1
-        names = [i.name for i in signature.inputs] if several else [stamp.INPUT]
+        has_several_inputs = len(self.graph.inputs) > 1
+        names = [i.name for i in signature.inputs] if has_several_inputs else [stamp.INPUT]
         outputs = list(signature.outputs)
-        if len(tensors) < len(outputs):  # the label is where the largest of the probabilities is
+        if len(tensors) < len(outputs):  # the runtime computes the label from the probabilities
             outputs = [o for o in outputs if o.name != "label"]
         out.write_bytes(stamp.rename(self.model, names, tensors, outputs, signature, "tflite"))
         return True
@@ -103,30 +104,30 @@ class TfliteUpload:
             shape = [int(n) for n in tensor.shape] if tensor.shape is not None else []
             if not shape or shape[0] != 1:
                 raise Refused(
-                    f"an input has the shape {shape}; its first dimension must be the rows, 1 or any"
+                    f"an input has the shape {shape}; its first dimension must be the rows: 1 or open"
                 )
             if tflite_gate.dtype_name(tensor) not in _DTYPES:
-                raise Refused(f"an input takes {tflite_gate.dtype_name(tensor)}, which no feature can be")
+                raise Refused(
+                    f"an input has the dtype {tflite_gate.dtype_name(tensor)}, which features cannot have"
+                )
             sizes.append(math.prod(shape[1:]))
             dtypes.append(
                 "float32" if tflite_gate.is_quantized(tensor) else _DTYPES[tflite_gate.dtype_name(tensor)]
             )
         if len(tensors) > 1 and any(size != 1 for size in sizes):
-            raise Refused("the graph has several inputs, and one of them takes more than one number a row")
+            raise Refused("the graph has several inputs, and one of them has more than one number per row")
         if sum(sizes) > MAX_FEATURES:
-            raise Refused(
-                f"the graph takes {sum(sizes)} numbers a row; more than {MAX_FEATURES} are not served"
-            )
-        kinds: list[DType] = dtypes if len(tensors) > 1 else dtypes * sizes[0]
-        names = self._names(len(kinds))
-        return tuple(self._input(n, d) for n, d in zip(names, kinds, strict=True))
+            raise Refused(f"the graph has {sum(sizes)} numbers per row; the limit is {MAX_FEATURES}")
+        feature_dtypes: list[DType] = dtypes if len(tensors) > 1 else dtypes * sizes[0]
+        names = self._feature_names(len(feature_dtypes))
+        return tuple(self._input(n, d) for n, d in zip(names, feature_dtypes, strict=True))
 
-    def _names(self, width: int) -> list[str]:
-        own = self._own_names()
-        if self.known is not None:
-            names = list(self.known.features)
-        elif own is not None:
-            names = own
+    def _feature_names(self, width: int) -> list[str]:
+        input_names = self._input_names()
+        if self.metadata is not None:
+            names = list(self.metadata.features)
+        elif input_names is not None:
+            names = input_names
         elif self.sample is not None:
             names = list(self.sample.columns)
         else:
@@ -137,44 +138,44 @@ class TfliteUpload:
             )
         if len(names) != width:
             raise Refused(
-                f"the graph takes {width} numbers a row, not {len(names)} ({', '.join(names[:10])})"
+                f"the graph has {width} numbers per row, the names are {len(names)} ({', '.join(names[:10])})"
             )
         if len(set(names)) < width:
-            raise Refused("the file gives two features one name")
+            raise Refused("two features of the file have the same name")
         self.corrections.require_features(names)
         return names
 
-    def _own_names(self) -> list[str] | None:
-        """Of several inputs: what the file's own signature calls them, else their tensors' names."""
+    def _input_names(self) -> list[str] | None:
+        """Names of several inputs: from the file's own signature, else from the tensors."""
         if len(self.graph.inputs) == 1:
             return None
-        called = {}
+        names = {}
         if self.model.signatureDefs and not self.model.signatureDefs[0].subgraphIndex:
-            called = {
+            names = {
                 e.tensorIndex: tflite_gate.decode_name(e.name)
                 for e in self.model.signatureDefs[0].inputs or []
             }
         return [
-            called.get(int(i), tflite_gate.decode_name(self.graph.tensors[i].name)) for i in self.graph.inputs
+            names.get(int(i), tflite_gate.decode_name(self.graph.tensors[i].name)) for i in self.graph.inputs
         ]
 
     def _input(self, name: str, dtype: DType) -> Input:
         if self.sample is not None and name not in self.sample.columns:
-            raise Refused(f"the example lacks {name!r}, which the graph takes")
-        found = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
-        if found.dtype == "string":
-            raise Refused(f"the given dtype of {name!r} is string; the graph takes {dtype}")
-        return found
+            raise Refused(f"the example lacks the column {name!r}, an input of the graph")
+        feature = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
+        if feature.dtype == "string":
+            raise Refused(f"the given dtype of {name!r} is string; the graph needs {dtype}")
+        return feature
 
     def _signature(self, inputs: tuple[Input, ...]) -> Signature:
-        if self.known is not None:
-            return Signature(self.known.task, inputs, _outputs_of(self.known, self.corrections))
+        if self.metadata is not None:
+            return Signature(self.metadata.task, inputs, _metadata_outputs(self.metadata, self.corrections))
         task = self._task()
         tensors = self._tensors(task)
         width = self._width(tensors[-1])
         outputs: tuple[Output, ...]
         if task == "classification":
-            outputs = self._classes(width, self._is_whole(tensors[0]) and len(tensors) == 1)
+            outputs = self._class_outputs(width, self._is_integer(tensors[0]) and len(tensors) == 1)
         elif task == "transform":
             outputs = (Output("vector", "float32", (-1, width)),)
         elif width == 1:
@@ -184,85 +185,88 @@ class TfliteUpload:
         return Signature(task, inputs, self.corrections.check_outputs(outputs))
 
     def _tensors(self, task: Task) -> list[int]:
-        """The graph's outputs in the signature's order, without a label that comes from probabilities."""
-        tensors = sorted((int(i) for i in self.graph.outputs), key=lambda i: not self._is_whole(i))
+        """The graph's outputs in the signature's order, possibly without the label beside probabilities."""
+        tensors = sorted((int(i) for i in self.graph.outputs), key=lambda i: not self._is_integer(i))
         if len(tensors) > 2 or (
-            len(tensors) == 2 and (task != "classification" or self._is_whole(tensors[1]))
+            len(tensors) == 2 and (task != "classification" or self._is_integer(tensors[1]))
         ):
-            raise Refused(f"the graph has {len(tensors)} outputs, which do not tell what they are")
+            raise Refused(
+                f"the graph has {len(tensors)} outputs of unknown meaning; supported are one output, or a "
+                "label and probabilities"
+            )
         return tensors
 
     def _task(self) -> Task:
         tensors = [int(i) for i in self.graph.outputs]
-        chances = [i for i in tensors if self._last(i) in ("SOFTMAX", "LOGISTIC")]
-        if any(self._is_whole(i) for i in tensors) or any(self._width(i) > 1 for i in chances):
+        probabilities = [i for i in tensors if self._last_operator(i) in ("SOFTMAX", "LOGISTIC")]
+        if any(self._is_integer(i) for i in tensors) or any(self._width(i) > 1 for i in probabilities):
             return self.corrections.pick_task("the graph", ("classification", "regression", "transform"))
-        if chances:
+        if probabilities:
             self.warnings.append(
-                "one number behind a sigmoid: served as it is, the chance of the second class"
+                "one number after a sigmoid: served unchanged, as the probability of the second class"
             )
         return self.corrections.pick_task("the graph", ("regression", "transform"))
 
-    def _classes(self, width: int, label_alone: bool) -> tuple[Output, ...]:
-        given = {o.name: o.classes for o in self.corrections.outputs}
-        classes = given.get("label") or given.get("probabilities")
-        if label_alone:
-            return (Output("label", _dtype(classes), (-1,), classes),)
+    def _class_outputs(self, width: int, label_only: bool) -> tuple[Output, ...]:
+        corrected = {o.name: o.classes for o in self.corrections.outputs}
+        classes = corrected.get("label") or corrected.get("probabilities")
+        if label_only:
+            return (Output("label", _label_dtype(classes), (-1,), classes),)
         if classes is None:
             classes = tuple(range(width))
-            self.warnings.append(f"the graph does not tell its classes: taken to be 0 to {width - 1}")
+            self.warnings.append(f"the graph does not name its classes: they are numbered 0 to {width - 1}")
         if len(classes) != width:
             raise Refused(f"{len(classes)} classes are given for the graph's {width}")
-        label = Output("label", _dtype(classes), (-1,), classes)
+        label = Output("label", _label_dtype(classes), (-1,), classes)
         return (label, Output("probabilities", "float32", (-1, width), classes))
 
-    def _last(self, tensor: int) -> str:
-        """The operator that made it, behind those that only convert or reshape."""
+    def _last_operator(self, tensor: int) -> str:
+        """The operator that computed the tensor, before those that only convert or reshape it."""
         by_output = {int(o): step for step in self.graph.operators or [] for o in step.outputs}
         while (step := by_output.get(tensor)) is not None:
             name = tflite_gate.operator_name(self.model, step.opcodeIndex)
-            if name not in _PASS_ON:
+            if name not in _TRANSPARENT_OPERATORS:
                 return name
             tensor = int(step.inputs[0])
         return ""
 
-    def _is_whole(self, tensor: int) -> bool:
-        found = self.graph.tensors[tensor]
-        return tflite_gate.dtype_name(found) in ("INT32", "INT64") and not tflite_gate.is_quantized(found)
+    def _is_integer(self, tensor: int) -> bool:
+        output = self.graph.tensors[tensor]
+        return tflite_gate.dtype_name(output) in ("INT32", "INT64") and not tflite_gate.is_quantized(output)
 
     def _width(self, tensor: int) -> int:
         shape = self.graph.tensors[tensor].shape
         return math.prod(int(n) for n in shape[1:]) if shape is not None and len(shape) else 1
 
 
-def _known(content: bytes) -> _Known | None:
-    """What our own metadata says. Raises `Refused` when there is such an entry and it says nothing of use."""
+def _read_own_metadata(content: bytes) -> _Metadata | None:
+    """The metadata entry `trivium`, or None. Raises `Refused` when it is damaged."""
     entry = read_entries(content).get(ENTRY)
     if entry is None:
         return None
     try:
-        return msgspec.json.decode(entry, type=_Known)
+        return msgspec.json.decode(entry, type=_Metadata)
     except msgspec.MsgspecError as error:
-        raise Refused(f"the file's metadata {ENTRY!r} is not what it should be: {error}") from error
+        raise Refused(f"the file's metadata entry {ENTRY!r} is not valid: {error}") from error
 
 
-def _outputs_of(known: _Known, corrections: Corrections) -> tuple[Output, ...]:
+def _metadata_outputs(metadata: _Metadata, corrections: Corrections) -> tuple[Output, ...]:
     outputs = []
-    for output in known.outputs:
+    for output in metadata.outputs:
         dtype: DType = "float32"
         name, shape = output.name, output.shape
         if name.rpartition(".")[2] in ("label", "cluster"):
-            dtype, shape = _dtype(output.classes), (-1,)
+            dtype, shape = _label_dtype(output.classes), (-1,)
         elif name == "value":
-            several = len(shape) > 1 and shape[1] > 1
-            name, shape = ("values", shape) if several else ("value", (-1,))
+            has_targets = len(shape) > 1 and shape[1] > 1
+            name, shape = ("values", shape) if has_targets else ("value", (-1,))
         elif name == "score":
             shape = (-1,)
         outputs.append(Output(name, dtype, shape, output.classes))
     return corrections.check_outputs(tuple(outputs))
 
 
-def _dtype(classes: tuple[Scalar, ...] | None) -> DType:
+def _label_dtype(classes: tuple[Scalar, ...] | None) -> DType:
     first = classes[0] if classes else 0
     if isinstance(first, bool):
         return "bool"

@@ -1,7 +1,8 @@
-"""A .tflite file built operator by operator, with the flatbuffer schema that comes with LiteRT.
+"""Write a .tflite file operator by operator, with the flatbuffer schema of LiteRT.
 
-A `GraphTensor`'s first dimension is -1 where it is the number of rows. Operators are written in their oldest
-version that can do the job, so that old runtimes take the file. Schema: `ai_edge_litert.schema_py_generated`.
+The first dimension of a `GraphTensor` is -1 where it is the number of rows. Operators have the oldest version
+that supports their operands, so that old runtimes accept the file. Schema:
+`ai_edge_litert.schema_py_generated`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 ROWS = -1
 ALIGNMENT = 16
-"""What the schema demands of buffers (`force_align`), and its Python writer does not do."""
+"""Alignment of buffers that the schema requires (`force_align`) and its Python writer ignores."""
 DESCRIPTION = "written by trivium"
-_KINDS: dict[str, int] = {
+_TENSOR_TYPES: dict[str, int] = {
     "float32": schema.TensorType.FLOAT32,
     "int32": schema.TensorType.INT32,
     "int64": schema.TensorType.INT64,
@@ -27,7 +28,7 @@ _KINDS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class GraphTensor:
-    """A value in the graph: its number there, its shape (-1: rows) and dtype."""
+    """A value in the graph: its index, its shape (-1: the number of rows) and its dtype."""
 
     index: int
     shape: tuple[int, ...]
@@ -39,7 +40,7 @@ class GraphTensor:
 
 
 class Buffer(schema.BufferT):  # type: ignore[misc]
-    """A buffer that is written aligned."""
+    """A buffer whose content is written aligned."""
 
     def Pack(self, builder: Any) -> Any:
         data = None
@@ -59,24 +60,24 @@ class GraphWriter:
 
     def __init__(self, features: int) -> None:
         self._tensors: list[Any] = []
-        self._buffers: list[Buffer] = [Buffer()]  # the first one is empty by convention
+        self._buffers: list[Buffer] = [Buffer()]  # the first buffer is empty by convention
         self._codes: list[tuple[int, int]] = []
         self._operators: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], GraphTensor] = {}
         self.input = self._tensor("input", (ROWS, features), "float32", 0)
 
     def _tensor(self, name: str, shape: tuple[int, ...], dtype: str, buffer: int) -> GraphTensor:
-        made = schema.TensorT()
-        made.name = name
-        made.type = _KINDS[dtype]
-        made.shape = [max(n, 1) for n in shape]
-        made.shapeSignature = list(shape) if ROWS in shape else None
-        made.buffer = buffer
-        self._tensors.append(made)
+        tensor = schema.TensorT()
+        tensor.name = name
+        tensor.type = _TENSOR_TYPES[dtype]
+        tensor.shape = [max(n, 1) for n in shape]
+        tensor.shapeSignature = list(shape) if ROWS in shape else None
+        tensor.buffer = buffer
+        self._tensors.append(tensor)
         return GraphTensor(len(self._tensors) - 1, shape, dtype)
 
     def constant(self, values: Any, dtype: str = "float32") -> GraphTensor:
-        """Equal constants are written once."""
+        """Add a constant. Equal constants are written once."""
         array = np.ascontiguousarray(np.asarray(values), dtype=dtype)
         data = array.tobytes()
         key = (dtype, array.shape, data)
@@ -96,24 +97,24 @@ class GraphWriter:
         name: str | None = None,
         **options: Any,
     ) -> GraphTensor:
-        """`table` names the operator's options, and `options` are its fields."""
+        """Add an operator. `options` are the fields of its options; `table` among them names their type."""
         pair = (getattr(schema.BuiltinOperator, code), version)
         if pair not in self._codes:
             self._codes.append(pair)
         out = self._tensor(f"{name or code.lower()}{len(self._operators)}", shape, dtype, 0)
-        made = schema.OperatorT()
-        made.opcodeIndex = self._codes.index(pair)
-        made.inputs = [t.index for t in inputs]
-        made.outputs = [out.index]
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._codes.index(pair)
+        operator.inputs = [t.index for t in inputs]
+        operator.outputs = [out.index]
         if table := options.pop("table", None):
-            made.builtinOptionsType = getattr(schema.BuiltinOptions, table)
-            made.builtinOptions = getattr(schema, f"{table}T")()
-            vars(made.builtinOptions).update(options)
-        self._operators.append(made)
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
+            operator.builtinOptions = getattr(schema, f"{table}T")()
+            vars(operator.builtinOptions).update(options)
+        self._operators.append(operator)
         return out
 
     def finish(self, outputs: dict[str, GraphTensor], metadata: dict[str, bytes]) -> bytes:
-        """The file. `outputs` get their names; an input or constant among them must have been copied."""
+        """Return the file. `outputs` get their names; none of them may be the input or a constant."""
         for name, tensor in outputs.items():
             self._tensors[tensor.index].name = name
         graph = schema.SubGraphT()
@@ -123,7 +124,7 @@ class GraphWriter:
         model = schema.ModelT()
         model.version, model.description = 3, DESCRIPTION
         model.subgraphs = [graph]
-        model.operatorCodes = [code(*pair) for pair in self._codes]
+        model.operatorCodes = [operator_code(*pair) for pair in self._codes]
         model.signatureDefs = [_signature(self.input, outputs)]
         model.metadata = []
         for name, content in metadata.items():
@@ -138,22 +139,22 @@ class GraphWriter:
         return bytes(builder.Output())
 
 
-def code(operator: int, version: int, custom: bytes | None = None) -> Any:
-    made = schema.OperatorCodeT()
-    made.builtinCode, made.version, made.customCode = operator, version, custom
-    made.deprecatedBuiltinCode = min(operator, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
-    return made
+def operator_code(operator: int, version: int, custom: bytes | None = None) -> Any:
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.version, code.customCode = operator, version, custom
+    code.deprecatedBuiltinCode = min(operator, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    return code
 
 
-def _signature(given: GraphTensor, outputs: dict[str, GraphTensor]) -> Any:
-    made = schema.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = "serving_default", 0
-    made.inputs = [_named("input", given)]
-    made.outputs = [_named(name, tensor) for name, tensor in outputs.items()]
-    return made
+def _signature(input_: GraphTensor, outputs: dict[str, GraphTensor]) -> Any:
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+    signature.inputs = [_entry("input", input_)]
+    signature.outputs = [_entry(name, tensor) for name, tensor in outputs.items()]
+    return signature
 
 
-def _named(name: str, tensor: GraphTensor) -> Any:
-    made = schema.TensorMapT()
-    made.name, made.tensorIndex = name, tensor.index
-    return made
+def _entry(name: str, tensor: GraphTensor) -> Any:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, tensor.index
+    return entry

@@ -18,7 +18,7 @@ Operations = list[tuple[str, Any]]
 
 
 def is_scaler(transformer: Any) -> bool:
-    return type(transformer) in _SCALERS
+    return type(transformer) in SCALERS
 
 
 def scaler_steps(scaler: Any, dtype: type[np.floating] = np.float64) -> tuple[ColumnStep, ...]:
@@ -26,7 +26,7 @@ def scaler_steps(scaler: Any, dtype: type[np.floating] = np.float64) -> tuple[Co
 
     StandardScaler rounds its parameters to the dtype of the rows before it uses them; other scalers do not.
     """
-    operations = _SCALERS[type(scaler)](scaler)
+    operations = SCALERS[type(scaler)](scaler)
     if isinstance(scaler, preprocessing.StandardScaler):
         operations = [(operation, np.asarray(numbers).astype(dtype)) for operation, numbers in operations]
     return tuple(column_step(operation, numbers, scaler.n_features_in_) for operation, numbers in operations)
@@ -60,7 +60,7 @@ def _clip(low: float, high: float) -> Operations:
     return [("maximum", low), ("minimum", high)]
 
 
-_SCALERS: dict[type, Callable[[Any], Operations]] = {
+SCALERS: dict[type, Callable[[Any], Operations]] = {
     preprocessing.StandardScaler: _standard,
     preprocessing.RobustScaler: _robust,
     preprocessing.MinMaxScaler: _min_max,

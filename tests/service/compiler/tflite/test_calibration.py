@@ -22,51 +22,51 @@ def read(folder: Path, rows: pd.DataFrame) -> Rows:
     return calibration.read_calibration_rows(str(file), "text/csv", SIGNATURE)
 
 
-def test_given_rows_are_taken_in_the_signatures_order_without_other_columns(tmp_path: Path) -> None:
+def test_rows_have_the_columns_of_the_signature_in_its_order(tmp_path: Path) -> None:
     got = read(tmp_path, pd.DataFrame({"y": ["x", "x"], "b": [1, 2], "a": [0.5, 1.5]}))
     assert got.matrix is not None
     assert got.matrix.tolist() == [[0.5, 1.0], [1.5, 2.0]]
 
 
-def test_rows_with_gaps_are_left_out(tmp_path: Path) -> None:
+def test_rows_with_missing_values_are_left_out(tmp_path: Path) -> None:
     assert len(read(tmp_path, pd.DataFrame({"a": [0.5, None, 1.5], "b": [1, 2, 3]}))) == 2
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
-        (pd.DataFrame({"a": [0.5]}), "lack the column 'b'; the model takes 2 features"),
+        (pd.DataFrame({"a": [0.5]}), "lack the column 'b'; the model has 2 features"),
         (pd.DataFrame({"a": [0.5], "b": ["x"]}), "column 'b' holds string, which does not fit"),
         (pd.DataFrame({"a": [0.5], "b": [0.5]}), "column 'b' holds float64, which does not fit"),
         (pd.DataFrame({"a": [None], "b": [1]}), "missing value"),
         (pd.DataFrame({"a": [], "b": []}), "no rows"),
     ],
-    ids=["a column short", "text", "fractions for an integer", "only gaps", "empty"],
+    ids=["missing column", "text", "fraction for an integer", "only missing values", "empty"],
 )
-def test_rows_that_do_not_fit_are_refused_by_the_columns_name(
-    tmp_path: Path, rows: pd.DataFrame, said: str
+def test_rows_that_do_not_fit_are_refused_and_the_column_named(
+    tmp_path: Path, rows: pd.DataFrame, message: str
 ) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(Refused, match=message):
         read(tmp_path, rows)
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     file.write_bytes(b"not one")
     with pytest.raises(Refused, match="calibration rows cannot be read"):
         calibration.read_calibration_rows(str(file), "application/vnd.apache.parquet", SIGNATURE)
 
 
-def test_a_large_example_is_split_and_a_small_one_is_used_twice() -> None:
+def test_a_large_example_is_split_and_a_small_one_is_not() -> None:
     rows = Rows(np.zeros((100, 2)))
-    first, rest = calibration.split_example(rows)
-    assert sorted([*first, *rest]) == list(range(100))
-    few = Rows(np.zeros((10, 2)))
-    first, rest = calibration.split_example(few)
-    assert first is rest
+    first, second = calibration.split_example(rows)
+    assert sorted([*first, *second]) == list(range(100))
+    small = Rows(np.zeros((10, 2)))
+    first, second = calibration.split_example(small)
+    assert first is second
     assert len(first) == 10
 
 
-def test_some_of_many_rows_are_taken_evenly() -> None:
+def test_indices_are_evenly_spaced() -> None:
     assert calibration.evenly_spaced(1000, 5).tolist() == [0, 249, 499, 749, 999]
     assert calibration.evenly_spaced(3, 5).tolist() == [0, 1, 2]

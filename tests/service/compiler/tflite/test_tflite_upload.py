@@ -1,4 +1,4 @@
-"""A .tflite published as it is, and files that are none."""
+"""Builds of published .tflite files, and files that are refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from sklearn.ensemble import RandomForestClassifier
 from registry.build_messages import BuildResult
 from registry.errors import Refused
 from registry.signature import Input, Output, Signature
-from service.compiler.tflite import convert, read_metadata, tflite_gate
+from service.compiler.tflite import tflite_gate
+from service.compiler.tflite.conversion import convert
+from service.compiler.tflite.metadata import read_metadata
 from service.compiler.tflite.stamp import pack, rename
-from tests.service.compiler.keras import keras_models as made
+from tests.service.compiler.keras import keras_models
 from tests.service.compiler.keras.keras_models import publish_file, rows, served
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -32,8 +34,8 @@ def parsed(content: bytes) -> Any:
 
 
 def forest() -> tuple[RandomForestClassifier, Signature]:
-    found = load_iris()
-    model = RandomForestClassifier(5, random_state=0).fit(found.data, found.target_names[found.target])
+    iris = load_iris()
+    model = RandomForestClassifier(5, random_state=0).fit(iris.data, iris.target_names[iris.target])
     classes = tuple(str(c) for c in model.classes_)
     outputs = (
         Output("label", "string", (-1,), classes),
@@ -43,30 +45,30 @@ def forest() -> tuple[RandomForestClassifier, Signature]:
     return model, Signature("classification", inputs, outputs)
 
 
-def test_a_classifier_of_another_tool_answers_as_it_does_there(tmp_path: Path) -> None:
-    example = made.digits_frame(slice(made.TRAINING_ROWS, None))
-    built = publish(tmp_path, made.exported("cnn"), frame=example, target="digit")
+def test_a_classifier_of_another_tool_gives_the_same_answers(tmp_path: Path) -> None:
+    example = keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None))
+    built = publish(tmp_path, keras_models.exported("cnn"), frame=example, target="digit")
     assert built.signature is not None
     assert built.signature.task == "classification"
     assert built.signature.inputs[0].name == "p0"
-    assert "taken to be 0 to 9" in built.report["warnings"][0]
+    assert "numbered 0 to 9" in built.report["warnings"][0]
     assert built.metrics["accuracy"] > 0.9
-    pixels, _ = made.digits()
+    pixels, _ = keras_models.digits()
     got = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))
-    own = np.asarray(made.cnn()(pixels, training=False))
-    np.testing.assert_allclose(got["probabilities"], own, atol=1e-5)
-    assert (got["label"] == own.argmax(axis=1)).all()
+    expected = np.asarray(keras_models.cnn()(pixels, training=False))
+    np.testing.assert_allclose(got["probabilities"], expected, atol=1e-5)
+    assert (got["label"] == expected.argmax(axis=1)).all()
 
 
-def test_the_published_bytes_stay_as_they_are(tmp_path: Path) -> None:
-    built = publish(tmp_path, made.exported("iris"))
-    assert built.servable == "model.tflite"  # a copy, in the build's own directory
-    assert (tmp_path / "model.tflite").read_bytes() == made.exported("iris")
+def test_the_published_bytes_stay_unchanged(tmp_path: Path) -> None:
+    built = publish(tmp_path, keras_models.exported("iris"))
+    assert built.servable == "model.tflite"  # a copy in the output directory of the build
+    assert (tmp_path / "model.tflite").read_bytes() == keras_models.exported("iris")
     copy = (tmp_path / "out" / "model.tflite").read_bytes()
     assert read_metadata(copy)["features"] == ["x0", "x1", "x2", "x3"]
 
 
-def test_a_file_of_ours_tells_its_own_signature_and_is_served_unchanged(tmp_path: Path) -> None:
+def test_a_file_written_by_trivium_is_served_unchanged_with_its_own_signature(tmp_path: Path) -> None:
     model, signature = forest()
     built = publish(tmp_path, convert(model, signature))
     assert (built.state, built.runtime, built.servable) == ("ready", "tflite", None)
@@ -75,98 +77,100 @@ def test_a_file_of_ours_tells_its_own_signature_and_is_served_unchanged(tmp_path
     assert [o.classes for o in built.signature.outputs] == [("setosa", "versicolor", "virginica")] * 2
 
 
-def test_a_regression_gives_a_value(tmp_path: Path) -> None:
-    built = publish(tmp_path, made.exported("regression"))
-    given = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    own = np.asarray(made.regression()(given, training=False)).ravel()
-    np.testing.assert_allclose(served(tmp_path, built).run(rows(given))["value"], own, rtol=1e-4, atol=1e-6)
+def test_a_regression_has_the_output_value(tmp_path: Path) -> None:
+    built = publish(tmp_path, keras_models.exported("regression"))
+    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    expected = np.asarray(keras_models.regression()(features, training=False)).ravel()
+    np.testing.assert_allclose(
+        served(tmp_path, built).run(rows(features))["value"], expected, rtol=1e-4, atol=1e-6
+    )
 
 
-def test_a_file_for_one_row_answers_many_one_by_one(tmp_path: Path) -> None:
+def test_a_file_for_one_row_answers_many_rows(tmp_path: Path) -> None:
     built = publish(
         tmp_path,
-        made.exported("cnn", rows=1),
-        frame=made.digits_frame(slice(made.TRAINING_ROWS, None)),
+        keras_models.exported("cnn", rows=1),
+        frame=keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)),
         target="digit",
     )
     assert built.metrics["accuracy"] > 0.9
 
 
-def test_the_given_classes_are_taken(tmp_path: Path) -> None:
-    given = {"outputs": [{"name": "label", "classes": ["x", "y", "z"]}]}
-    built = publish(tmp_path, made.exported("iris"), signature=given)
+def test_the_signature_of_the_request_names_the_classes(tmp_path: Path) -> None:
+    signature = {"outputs": [{"name": "label", "classes": ["x", "y", "z"]}]}
+    built = publish(tmp_path, keras_models.exported("iris"), signature=signature)
     assert built.signature is not None
     assert built.signature.outputs[0].classes == ("x", "y", "z")
     wrong = publish(
-        tmp_path, made.exported("iris"), signature={"outputs": [{"name": "label", "classes": ["x"]}]}
+        tmp_path, keras_models.exported("iris"), signature={"outputs": [{"name": "label", "classes": ["x"]}]}
     )
     assert "1 classes are given for the graph's 3" in wrong.report["reason"]
 
 
-def test_several_wide_inputs_are_refused(tmp_path: Path) -> None:
-    built = publish(tmp_path, made.exported("two_inputs"))
-    assert "several inputs, and one of them takes more than one number" in built.report["reason"]
+def test_several_inputs_of_more_than_one_number_are_refused(tmp_path: Path) -> None:
+    built = publish(tmp_path, keras_models.exported("two_inputs"))
+    assert "several inputs, and one of them has more than one number" in built.report["reason"]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"TFL3", bytes(100), b"PK\x03\x04" * 50, bytes(4) + b"TFL3" + bytes(20)]
 )
-def test_what_is_no_tflite_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_bytes_are_rejected(tmp_path: Path, content: bytes) -> None:
     assert publish(tmp_path, content).state == "rejected"
 
 
 def damaged(change: Any) -> bytes:
-    model = parsed(made.exported("iris"))
+    model = parsed(keras_models.exported("iris"))
     change(model, model.subgraphs[0])
     return pack(model)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda m, g: setattr(m, "version", 7), "version 7 of its schema"),
         (
             lambda m, g: setattr(g.operators[0], "inputs", [9999]),
-            "operator 0 names a tensor that does not exist",
+            "operator 0: a tensor index is out of range",
         ),
         (
             lambda m, g: setattr(g.operators[0], "opcodeIndex", 99),
             "operator 0 has a code that does not exist",
         ),
         (lambda m, g: setattr(g.tensors[0], "buffer", 9999), "tensor 0 has a buffer that does not exist"),
-        (lambda m, g: setattr(g, "outputs", [-1]), "the outputs names a tensor that does not exist"),
-        (lambda m, g: g.operators.reverse(), "reads a tensor that nothing has written yet"),
+        (lambda m, g: setattr(g, "outputs", [-1]), "the outputs: a tensor index is out of range"),
+        (lambda m, g: g.operators.reverse(), "reads a tensor before an operator writes it"),
         (lambda m, g: setattr(m.operatorCodes[0], "builtinCode", schema.BuiltinOperator.WHILE), "uses WHILE"),
-        (lambda m, g: setattr(g, "inputs", []), "has no inputs"),
+        (lambda m, g: setattr(g, "inputs", []), "lacks inputs"),
         (
             lambda m, g: setattr(g.tensors[int(g.operators[-2].inputs[1])], "shape", [5, 5]),
             "bytes where its shape",
         ),
     ],
 )
-def test_a_damaged_structure_is_refused_before_litert_sees_it(change: Any, said: str) -> None:
+def test_a_damaged_structure_is_refused_before_litert_loads_it(change: Any, message: str) -> None:
     with pytest.raises(Refused) as refused:
         tflite_gate.read_checked(damaged(change))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
-    whole = made.exported("iris")
+    complete = keras_models.exported("iris")
     for share in (0.1, 0.5, 0.9, 0.98):
-        built = publish(tmp_path, whole[: int(len(whole) * share)])
+        built = publish(tmp_path, complete[: int(len(complete) * share)])
         assert built.state == "rejected", share
-        assert "cut short or damaged" in built.report["reason"]
+        assert "truncated or damaged" in built.report["reason"]
 
 
-def test_our_metadata_that_says_nothing_of_use_is_refused(tmp_path: Path) -> None:
+def test_damaged_metadata_is_refused(tmp_path: Path) -> None:
     model, signature = forest()
     broken = convert(model, signature).replace(b'"task"', b'"tusk"')
-    assert "metadata 'trivium' is not what it should be" in publish(tmp_path, broken).report["reason"]
+    assert "metadata entry 'trivium' is not valid" in publish(tmp_path, broken).report["reason"]
 
 
-def test_a_label_beyond_the_classes_that_the_file_names_is_refused(tmp_path: Path) -> None:
+def test_a_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
     model, signature = forest()
-    one = parsed(convert(model, signature))
+    file = parsed(convert(model, signature))
     label = Output("label", "string", (-1,), ("setosa",))
-    content = rename(one, ["input"], [int(one.subgraphs[0].outputs[0])], [label], signature, "forest")
+    content = rename(file, ["input"], [int(file.subgraphs[0].outputs[0])], [label], signature, "forest")
     assert "a label that is none of its classes" in publish(tmp_path, content).report["reason"]
