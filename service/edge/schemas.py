@@ -1,4 +1,4 @@
-"""The wire types of exports, manifests and device reports."""
+"""Request bodies and records of exports, manifests and device reports."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from service.runtime.snapshot import SnapshotExport
 from service.web.pages import ListResponse
 from service.web.request_models import MAX_NUMBER, RequestBody, RequestModel, Sha256
 
-MAX_DEVICE = 200
+MAX_DEVICE_LENGTH = 200
 
 DeviceId = Annotated[
     str | None,
-    Header(max_length=MAX_DEVICE, description="who asks: decides on which side of a rollout it stands"),
+    Header(
+        max_length=MAX_DEVICE_LENGTH, description="the device's id, which decides whether it is in a rollout"
+    ),
 ]
 RuntimeVersion = Annotated[
     str | None,
     Header(
         max_length=64,
         pattern=r"^v?[0-9]{1,9}(\.[0-9]{1,9})*[0-9A-Za-z.+-]*$",
-        description="the device's LiteRT: it gets the newest export that runs on it",
+        description="the device's LiteRT version: selects the newest export that runs on it",
         examples=["2.1.0"],
     ),
 ]
 
 
 class Calibration(RequestBody):
-    """Rows for `int8`; unset: the version's example."""
+    """A table with rows for int8 calibration; by default, the version's example is used."""
 
     artifact: Sha256
     media_type: ExampleType
@@ -50,12 +52,12 @@ class ExportBody(RequestBody):
     calibration: Calibration | None = None
     max_disagreement: Annotated[
         float | None,
-        Field(ge=0, allow_inf_nan=False, description="share of rows with another label"),
+        Field(ge=0, allow_inf_nan=False, description="largest share of rows with a different label"),
     ] = None
     max_accuracy_drop: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
     max_bytes: Annotated[int | None, Field(ge=1, le=2**53)] = None
 
-    def asked(self) -> NewExport:
+    def to_new_export(self) -> NewExport:
         return NewExport(
             quantize=self.quantize,
             calibration=None if self.calibration is None else self.calibration.model_dump(),
@@ -102,14 +104,14 @@ class ExportRecord(BaseModel):
 
 
 class EdgeQuery(RequestModel):
-    """Which file. As the query model of a route it also refuses unknown parameters."""
+    """Selects a file. As the query model of a route it also rejects unknown parameters."""
 
     alias: Annotated[str, Query(pattern=NAME_PATTERN)] = CHAMPION
     quantize: Annotated[Quantize, Query()] = "none"
 
 
 class Manifest(BaseModel):
-    """What a device gets now, and how faithful it is. `url` is of exactly these bytes, for ever."""
+    """The file that a device gets now, and its parity report. `url` always returns exactly these bytes."""
 
     model: str
     alias: str
@@ -139,13 +141,13 @@ class Manifest(BaseModel):
 
 
 class ReportBody(RequestBody):
-    device: Annotated[str, Field(min_length=1, max_length=MAX_DEVICE, examples=["pi-0042"])]
+    device: Annotated[str, Field(min_length=1, max_length=MAX_DEVICE_LENGTH, examples=["pi-0042"])]
     version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
     status: DeviceStatus
     latency_ms: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     message: Annotated[str | None, Field(max_length=2000)] = None
 
-    def asked(self) -> NewDeviceReport:
+    def to_new_report(self) -> NewDeviceReport:
         return NewDeviceReport(**self.model_dump())
 
 
@@ -163,7 +165,7 @@ class ReportRecord(BaseModel):
 
 
 class CountsRecord(BaseModel):
-    """Devices by the newest word of each about one version."""
+    """Number of devices whose latest report about the version is ok or failed."""
 
     version: int
     ok: int
@@ -174,5 +176,5 @@ class CountsRecord(BaseModel):
         return cls.model_validate(counts, from_attributes=True)
 
 
-class Reports(ListResponse[ReportRecord]):
+class ReportList(ListResponse[ReportRecord]):
     counts: list[CountsRecord]

@@ -19,6 +19,8 @@ InputType = Literal[
     "application/vnd.apache.arrow.stream",
 ]
 OutputType = Literal["text/csv", "application/vnd.apache.parquet", "application/x-ndjson"]
+ExampleType = Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
+"""Types of example and calibration rows that clients upload; `service/compiler/example.py` reads them."""
 
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"

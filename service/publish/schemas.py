@@ -1,4 +1,4 @@
-"""The wire types of models, versions, aliases and keys."""
+"""Request bodies and records of models, versions, aliases and keys."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from registry.aliases import CHAMPION
 from registry.models import ModelSummary
 from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
-from registry.vocabulary import Scope
-from service.web.request_models import RequestBody, Sha256
+from registry.vocabulary import SCOPES, Format, Runtime, Scope
+from service.formats.media_types import ExampleType
+from service.web.request_models import MAX_NUMBER, RequestBody, Sha256
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
 Tags = Annotated[
@@ -21,7 +22,6 @@ Tags = Annotated[
 ]
 Description = Annotated[str, Field(max_length=10_000)]
 Reason = Annotated[str | None, Field(max_length=1000, examples=["better recall"])]
-
 
 LibraryVersions = Annotated[
     dict[
@@ -34,43 +34,49 @@ LibraryVersions = Annotated[
 
 class Example(RequestBody):
     artifact: Sha256
-    media_type: Literal["text/csv", "application/vnd.apache.parquet", "application/json"]
+    media_type: ExampleType
 
 
 class PublishBody(RequestBody):
     artifact: Sha256
-    format: Literal["sklearn-joblib", "onnx", "keras", "tflite"]
+    format: Format
     example: Example | None = None
-    target: Annotated[str | None, Field(description="the example's column that holds the true value")] = None
+    target: Annotated[str | None, Field(description="the example's column with the true values")] = None
     signature: Annotated[
-        dict[str, Any] | None, Field(description="a whole signature, or what to correct in the inferred one")
+        dict[str, Any] | None, Field(description="a complete signature, or corrections of the inferred one")
     ] = None
     metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     tags: Tags = Field(default_factory=dict)
     description: Description = ""
-    alias: Annotated[Name | None, Field(description="points here as soon as the version is ready")] = None
-    made_by: Annotated[LibraryVersions, Field(description="the versions that made the artifact")] = Field(
-        default_factory=dict
-    )
+    alias: Annotated[
+        Name | None, Field(description="an alias to point at the version as soon as it is ready")
+    ] = None
+    made_by: Annotated[
+        LibraryVersions, Field(description="the library versions that created the artifact")
+    ] = Field(default_factory=dict)
     published_from: Annotated[
         LibraryVersions,
         Field(
-            description="the versions where it is published from; they count as the maker's only if the "
-            "scikit-learn there is the one that the artifact names"
+            description="the library versions of the publishing client; used in place of `made_by` only if "
+            "its scikit-learn version is the one recorded in the artifact"
         ),
     ] = Field(default_factory=dict)
 
 
 class EditBody(RequestBody):
+    """Fields that are absent stay as they are."""
+
     tags: Tags | None = None
     description: Description | None = None
     archived: bool | None = None
 
 
 class PromoteBody(RequestBody):
-    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
     reason: Reason = None
-    edge_percent: Annotated[int | None, Field(ge=0, le=100)] = None
+    edge_percent: Annotated[
+        int | None, Field(ge=0, le=100, description="share of the devices that get the version; unset: all")
+    ] = None
 
 
 class RollbackBody(RequestBody):
@@ -79,10 +85,20 @@ class RollbackBody(RequestBody):
 
 class KeyBody(RequestBody):
     name: Annotated[str, Field(min_length=1, max_length=100, examples=["scoring service"])]
-    scopes: Annotated[list[Scope], Field(min_length=1, examples=[["predict"]])]
-    models: Annotated[list[Name] | None, Field(description="unset: every model", max_length=1000)] = None
+    scopes: Annotated[
+        list[Scope],
+        Field(
+            min_length=1,
+            examples=[["predict"]],
+            description="; ".join(f"`{scope}`: {permission}" for scope, permission in SCOPES.items()),
+        ),
+    ]
+    models: Annotated[
+        list[Name] | None, Field(description="limits the key to these models; unset: all", max_length=1000)
+    ] = None
     expires_in: Annotated[
-        float | None, Field(gt=0, le=3650 * 86400, description="seconds", examples=[86400])
+        float | None,
+        Field(gt=0, le=3650 * 86400, description="seconds; unset: never expires", examples=[86400]),
     ] = None
 
 
@@ -101,15 +117,15 @@ class ModelRecord(BaseModel):
     created_by: str
 
     @classmethod
-    def of(cls, found: ModelSummary) -> ModelRecord:
+    def of(cls, summary: ModelSummary) -> ModelRecord:
         return cls(
-            name=found.model.name,
-            versions=found.versions,
-            latest_version=found.latest,
-            champion=found.aliases.get(CHAMPION),
-            aliases=found.aliases,
-            created_at=found.model.created_at,
-            created_by=found.model.created_by,
+            name=summary.model.name,
+            versions=summary.versions,
+            latest_version=summary.latest,
+            champion=summary.aliases.get(CHAMPION),
+            aliases=summary.aliases,
+            created_at=summary.model.created_at,
+            created_by=summary.model.created_by,
         )
 
 
@@ -117,7 +133,7 @@ class VersionRecord(BaseModel):
     model: str
     version: int
     state: Literal["building", "ready", "rejected", "archived"]
-    runtime: Literal["onnx", "isolated", "tflite"] | None
+    runtime: Runtime | None
     runtime_reason: str | None
     signature: dict[str, Any] | None
     report: dict[str, Any] | None
@@ -184,7 +200,7 @@ class AliasRecord(BaseModel):
 
 
 class MoveRecord(BaseModel):
-    """One move of an alias; `version` is null where the alias was deleted."""
+    """An entry of an alias's history; `version` is null when the alias was deleted."""
 
     version: int | None
     at: datetime
@@ -213,4 +229,4 @@ class KeyRecord(BaseModel):
 
 
 class IssuedKey(KeyRecord):
-    key: Annotated[str, Field(description="the secret itself; this is the only time it is shown")]
+    key: Annotated[str, Field(description="the secret; it is not stored and cannot be shown again")]
