@@ -1,7 +1,7 @@
 FROM python:3.13-slim-trixie AS build
 RUN python -m venv /opt/trivium
 WORKDIR /src
-# The locked dependencies are a layer of their own: they change less often than the code.
+# A separate layer for the locked dependencies: they change less often than the code.
 COPY requirements.txt ./
 RUN /opt/trivium/bin/pip install --no-cache-dir --require-hashes --requirement requirements.txt
 COPY pyproject.toml README.md ./
@@ -11,8 +11,8 @@ COPY service service
 RUN /opt/trivium/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.13-slim-trixie
-# A number, so that Kubernetes' runAsNonRoot can see that it is not root. A named volume mounted on /data takes over
-# the directory's owner.
+# A numeric user, so that Kubernetes' runAsNonRoot can verify that it is not root. A named volume that is mounted on
+# /data gets the directory's owner.
 RUN useradd --uid 10001 --user-group --home-dir /data --no-create-home trivium \
     && install --directory --owner 10001 --group 10001 --mode 0700 /data
 COPY --from=build /opt/trivium /opt/trivium

@@ -1,7 +1,7 @@
-"""Trains a random forest, publishes it, asks it over HTTP, sends it to a device, has it score a million rows.
+"""Demo: train a model, publish it, predict over HTTP, run it on a device, score a million rows.
 
-Run by `scripts/demo`. The server stays until Ctrl-C, with `--once` it is stopped at the end; with `--keras` a
-CNN goes the first ways, too. A second run finds the same models and makes no new ones.
+`scripts/demo` runs it. The server runs until Ctrl-C; with `--once` it is stopped at the end. With `--keras` a
+CNN is published, exported and run on a device, too. A second run reuses the models of the first.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import sys
 import time
 from contextlib import suppress
 
-from demo_steps import FILES, HOME, Failed, batch, digits, edge, online, say, signals
+from demo_steps import FILES, HOME, Failed, batch, digits, edge, online, print_step, signals
 from demo_steps.server import free_port, serving
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
-def stay(server: subprocess.Popen[bytes]) -> None:
-    """Return at a signal, which is the way to end a demo that runs. Raises `Failed` if the server ends first.
+def wait_for_signal(server: subprocess.Popen[bytes]) -> None:
+    """Return at SIGINT or SIGTERM. Raises `Failed` when the server exits first.
 
-    It looks every now and then: of a signal that comes just before `server.wait()` blocks, Python learns when
-    that returns.
+    Polls, because Python would run the handler of a signal that arrives just before `server.wait()` blocks
+    only when the server exits.
     """
     with suppress(SystemExit):
-        say("Running", "Ctrl-C stops the server")
-        while (code := server.poll()) is None:
-            time.sleep(LOOK_S)
-        raise Failed(f"the server ended, with exit code {code}; its log is {FILES / 'server.log'}")
+        print_step("Running", "Ctrl-C stops the server")
+        while (exit_code := server.poll()) is None:
+            time.sleep(POLL_S)
+        raise Failed(f"the server exited with code {exit_code}; log: {FILES / 'server.log'}")
 
 
-def _port(text: str) -> int:
+def _parse_port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
     return int(text)
@@ -43,54 +43,58 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--once", action="store_true", help="stop the server at the end")
-    parser.add_argument("--keras", action="store_true", help="with TensorFlow: a CNN, and its int8")
-    parser.add_argument("--port", type=_port, default=8080, help="a free one is taken when it is in use")
+    parser.add_argument("--keras", action="store_true", help="run the Keras part too; needs TensorFlow")
+    parser.add_argument(
+        "--port", type=_parse_port, default=8080, help="the server's port; if it is in use, a free one"
+    )
     args = parser.parse_args()
-    signals.take()
+    signals.install_handlers()
     if args.keras:
-        digits.check()
+        digits.require_tensorflow()
     try:
         forest = online.train()
         cnn = digits.train() if args.keras else None
         with serving(free_port(args.port)) as (client, server):
-            edge.road(client, forest, online.road(client, forest))
-            batch.road(client)
+            edge.run_edge(client, forest, online.run_online(client, forest))
+            batch.run_batch(client)
             if cnn is not None:
-                digits.road(client, cnn)
+                digits.run_digits(client, cnn)
             if not args.once:
-                invite(client.url)
-                stay(server)
+                print_commands(client.url)
+                wait_for_signal(server)
     except Failed as failed:
-        say("Failed", str(failed))
+        print_step("Failed", str(failed))
         return 1
     if args.once:
-        say("Stopped", "without --once the server stays")
+        print_step("Stopped", "the server; without --once it keeps running")
     return 0
 
 
-def invite(url: str) -> None:
-    """Lines to paste, from the directory that this was started in."""
+def print_commands(url: str) -> None:
+    """Print commands to try, for the directory in which the demo was started."""
     name, rows = online.NAME, online.ROWS
     bearer = f'-H "Authorization: Bearer $(cat {HOME / "admin.key"})"'
     device = f'-H "Authorization: Bearer $(cat {edge.DEVICE / f"{name}.key"})"'
-    where = "" if url == DEFAULT_URL else f"TRIVIUM_URL={url} "
+    trivium = ("" if url == DEFAULT_URL else f"TRIVIUM_URL={url} ") + ".venv/bin/trivium"
     print(
         f"""
-Try it:
+Commands to try, from this directory.
+
+Predict, over HTTP and with the command:
   curl -s {url}/v1/models/{name}/predict {bearer} -H "Content-Type: application/json" -d @{rows}
   curl -s {url}/v1/models/{name} {bearer}
-  {where}.venv/bin/trivium predict {name} {rows}
+  {trivium} predict {name} {rows}
 
-As a device, with a key that may do nothing else:
+As a device, with a key that may only download this model:
   curl -s {url}/v1/edge/{name} {device}
   curl -s {url}/v1/edge/{name}/latest.tflite {device} -o {name}.tflite
 
-In the background, however many rows there are:
-  {where}.venv/bin/trivium batch score {batch.PATIENTS} --model {name} --out scores.parquet
-  {where}.venv/bin/trivium jobs
-  {where}.venv/bin/trivium schedules
+Score files in the background:
+  {trivium} batch score {batch.PATIENTS} --model {name} --out scores.parquet
+  {trivium} jobs
+  {trivium} schedules
 
-Docs, with the model's own fields (they ask for the key, which is in {HOME / "admin.key"}):
+API documentation with the fields of this model (it asks for the key in {HOME / "admin.key"}):
   {url}/docs
 """,
         flush=True,

@@ -1,4 +1,4 @@
-"""The steps of `scripts/demo`, by road. What they share is here: where files go, how things are said."""
+"""The steps of `scripts/demo`, with their common directories, error and output."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 
 HOME = Path(os.environ.get("TRIVIUM_HOME") or ".trivium")
 FILES = HOME / "demo"
+"""The files that the demo creates."""
 
 
 class Failed(Exception):
-    """The demo does not show what it should."""
+    """The demo did not get the result that it should show."""
 
 
-def say(what: str, text: str) -> None:
+def print_step(label: str, text: str) -> None:
+    """Print `text` with `label` in a column before its first line."""
     first, *rest = text.splitlines()
-    print(f"{what:<11}{first}", *(f"{'':<11}{line}" for line in rest), sep="\n", flush=True)
+    print(f"{label:<11}{first}", *(f"{'':<11}{line}" for line in rest), sep="\n", flush=True)

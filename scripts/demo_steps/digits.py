@@ -1,4 +1,4 @@
-"""The edge road for Keras: a small CNN that reads digits, in float32 and in int8."""
+"""Keras on a device: a small CNN that recognizes digits, as float32 and int8."""
 
 from __future__ import annotations
 
@@ -14,70 +14,75 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from demo_steps import FILES, Failed, edge, say
+from demo_steps import FILES, Failed, edge, print_step
 from demo_steps.publish import publish
 from service.client import Client, ModelRef
 
 NAME = "digits"
 TARGET = "digit"
 EPOCHS = 12
-HELD = 500  # the last rows, written by other people than the first
-TOLERANCE = 1e-4  # of a probability, between Keras and LiteRT
+TEST_ROWS = 500
+"""The last rows of the data set; other people wrote them than the first rows."""
+TOLERANCE = 1e-4
+"""Largest difference of a probability between Keras and LiteRT."""
 EXAMPLE = FILES / "digits.csv"
 PIXELS = [f"p{i}" for i in range(64)]
 
 
-class Digits(NamedTuple):
+class TrainedDigits(NamedTuple):
     file: Path
-    rows: pd.DataFrame  # the hold-out's pixels, from 0 to 1
-    truth: Any  # int64 [rows]: what they show
-    probabilities: Any  # float32 [rows, 10]: Keras' own answers
+    rows: pd.DataFrame  # pixels of the hold-out, 0 to 1
+    truth: Any  # int64 [rows]: the digits
+    probabilities: Any  # float32 [rows, 10]: predictions of Keras
 
 
-def check() -> None:
+def require_tensorflow() -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise SystemExit(
-            "TensorFlow is not installed. scripts/setup --keras installs it where there are wheels of it: "
-            "Python 3.11 to 3.13 on Linux, and on macOS with Apple's processors."
+            "TensorFlow is not installed. scripts/setup --keras installs it where it has wheels: Python 3.11 "
+            "to 3.13 on Linux, and on macOS with Apple silicon."
         )
 
 
-def train() -> Digits:
-    """The CNN of the run before, when there is one: a new one would be a new version."""
-    keras = _keras()
-    found = load_digits()
-    pixels, shown = (found.images / 16).astype(np.float32)[..., None], found.target
+def train() -> TrainedDigits:
+    """Train the CNN, or load the one of an earlier run: another one would be a new version."""
+    keras = _import_keras()
+    data = load_digits()
+    pixels, digits = (data.images / 16).astype(np.float32)[..., None], data.target
     file = FILES / f"{NAME}.keras"
     if file.exists():
         model = keras.saving.load_model(file)
-        say("Trained", f"already: {file}")
+        print_step("Trained", f"already: {file}")
     else:
-        started = time.perf_counter()
-        model = _cnn(keras)
+        start = time.perf_counter()
+        model = _new_cnn(keras)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what TensorFlow says of itself
-            model.fit(pixels[:-HELD], shown[:-HELD], epochs=EPOCHS, verbose=0)
+            warnings.simplefilter("ignore")  # TensorFlow's own
+            model.fit(pixels[:-TEST_ROWS], digits[:-TEST_ROWS], epochs=EPOCHS, verbose=0)
         model.save(file)
-        took = time.perf_counter() - started
-        weights = f"{model.count_params():,} weights"
-        say("Trained", f"a CNN of {weights} on {len(pixels) - HELD} digits of 8 x 8 pixels in {took:.1f} s")
-    rows = pd.DataFrame(pixels[-HELD:].reshape(HELD, 64), columns=PIXELS)
-    rows.assign(**{TARGET: shown[-HELD:]}).to_csv(EXAMPLE, index=False)
-    own = np.asarray(model(pixels[-HELD:], training=False))
-    accuracy = np.mean(own.argmax(axis=1) == shown[-HELD:])
-    say("Hold-out", f"accuracy {accuracy:.3f} on {HELD} digits it has not seen; {_size(file)} as .keras")
-    return Digits(file, rows, shown[-HELD:], own)
+        seconds = time.perf_counter() - start
+        rows = f"{len(pixels) - TEST_ROWS} digits of 8 x 8 pixels"
+        print_step("Trained", f"a CNN of {model.count_params():,} weights on {rows} in {seconds:.1f} s")
+    test_rows = pd.DataFrame(pixels[-TEST_ROWS:].reshape(TEST_ROWS, 64), columns=PIXELS)
+    test_rows.assign(**{TARGET: digits[-TEST_ROWS:]}).to_csv(EXAMPLE, index=False)
+    probabilities = np.asarray(model(pixels[-TEST_ROWS:], training=False))
+    accuracy = np.mean(probabilities.argmax(axis=1) == digits[-TEST_ROWS:])
+    size = f"{file.stat().st_size / 1e3:.0f} kB as .keras"
+    print_step(
+        "Hold-out", f"accuracy {accuracy:.3f} on {TEST_ROWS} digits that were not used for training; {size}"
+    )
+    return TrainedDigits(file, test_rows, digits[-TEST_ROWS:], probabilities)
 
 
-def _keras() -> Any:
-    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}  # else it talks of both
+def _import_keras() -> Any:
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}  # no log output
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import keras
     return keras
 
 
-def _cnn(keras: Any) -> Any:
+def _new_cnn(keras: Any) -> Any:
     keras.utils.set_random_seed(0)
     layers = keras.layers
     model = keras.Sequential(
@@ -95,40 +100,36 @@ def _cnn(keras: Any) -> Any:
     return model
 
 
-def road(client: Client, digits: Digits) -> None:
-    """Publishes the CNN, asks it over HTTP, exports it twice, runs int8 as a device does. Raises `Failed`."""
-    version = publish(client, NAME, digits.file, EXAMPLE, {"format": "keras", "target": TARGET})
-    body = msgspec.json.encode({"instances": digits.rows.to_dict("records")})
-    given = client.predict(ModelRef(NAME), body)["predictions"]
-    apart = float(np.abs(_probabilities(given) - digits.probabilities).max())
-    same = int(np.sum(_labels(given) == digits.probabilities.argmax(axis=1)))
-    say(
+def run_digits(client: Client, trained: TrainedDigits) -> None:
+    """Publish the CNN, predict over HTTP, export it twice, and run int8 on a device. Raises `Failed`."""
+    version = publish(client, NAME, trained.file, EXAMPLE, {"format": "keras", "target": TARGET})
+    body = msgspec.json.encode({"instances": trained.rows.to_dict("records")})
+    predictions = client.predict(ModelRef(NAME), body)["predictions"]
+    difference = float(np.abs(_probabilities(predictions) - trained.probabilities).max())
+    same = int(np.sum(_labels(predictions) == trained.probabilities.argmax(axis=1)))
+    print_step(
         "Predicted",
-        f"{HELD} hold-out rows over HTTP: {same} of {HELD} labels are Keras' own,\n"
-        f"largest difference of a probability {apart:.1g}",
+        f"{TEST_ROWS} hold-out rows over HTTP: {same} of {TEST_ROWS} labels equal those of Keras,\n"
+        f"largest difference of a probability {difference:.1g}",
     )
-    if same < HELD or apart > TOLERANCE:
-        raise Failed("the server's answers are not Keras'")
-    made = {how: edge.export(client, version, how) for how in ("none", "int8")}
-    edge.tell(made["int8"])
-    ran = edge.on_device(client, NAME, "int8", EXAMPLE)
-    before = np.mean(digits.probabilities.argmax(axis=1) == digits.truth)
-    after = np.mean(_labels(ran.predictions) == digits.truth)
-    say(
+    if same < TEST_ROWS or difference > TOLERANCE:
+        raise Failed("the server's answers differ from those of Keras")
+    exports = {quantize: edge.export(client, version, quantize) for quantize in ("none", "int8")}
+    edge.print_gate(exports["int8"])
+    device = edge.run_on_device(client, NAME, "int8", EXAMPLE)
+    before = np.mean(trained.probabilities.argmax(axis=1) == trained.truth)
+    after = np.mean(_labels(device.predictions) == trained.truth)
+    print_step(
         "On LiteRT",
         f"accuracy {before:.3f} in float32, {after:.3f} in int8;\n"
-        f"{made['none']['bytes']:,} bytes in float32, {made['int8']['bytes']:,} in int8; "
-        f"{ran.median_us:.0f} us for one row (median)",
+        f"{exports['none']['bytes']:,} bytes in float32, {exports['int8']['bytes']:,} in int8; "
+        f"{device.median_us:.0f} us per row (median)",
     )
 
 
-def _labels(given: list[dict[str, Any]]) -> Any:
-    return np.array([p["label"] for p in given])
+def _labels(predictions: list[dict[str, Any]]) -> Any:
+    return np.array([p["label"] for p in predictions])
 
 
-def _probabilities(given: list[dict[str, Any]]) -> Any:
-    return np.array([[p["probabilities"][str(digit)] for digit in range(10)] for p in given])
-
-
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size / 1e3:.0f} kB"
+def _probabilities(predictions: list[dict[str, Any]]) -> Any:
+    return np.array([[p["probabilities"][str(digit)] for digit in range(10)] for p in predictions])

@@ -1,4 +1,4 @@
-"""From a file to a version that is champion, over HTTP."""
+"""Publish a model file over HTTP and make it champion."""
 
 from __future__ import annotations
 
@@ -6,48 +6,51 @@ import hashlib
 import time
 from pathlib import Path
 
-from demo_steps import Failed, say
+from demo_steps import Failed, print_step
 from service.cli.descriptions import parity_line
 from service.client import Client, Record, ServerRefused, path
 
 
-def publish(client: Client, name: str, file: Path, example: Path, about: Record) -> Record:
-    """A new version, or the one that holds these very bytes already; the champion either way.
+def publish(client: Client, name: str, file: Path, example: Path, fields: Record) -> Record:
+    """Publish `file`, unless a version with the same bytes exists, and make the version champion.
 
-    `about` goes into the request: format, target, metrics. Raises `Failed` when the build rejects it.
+    `fields` are fields of the request: format, target, metrics. Raises `Failed` when the build rejects it.
     """
-    version = _there_already(client, name, file) or _new(client, name, file, example, about)
+    version = _existing_version(client, name, file) or _new_version(client, name, file, example, fields)
     if version["state"] != "ready":
-        raise Failed(f"{name} should be ready; its report: {version['report']}")
-    _describe(version)
+        raise Failed(f"{name} is {version['state']}, expected ready; its report: {version['report']}")
+    _print_build(version)
     number = version["version"]
     if "champion" not in version["aliases"]:
         client.call("PUT", path("models", name, "aliases", "champion"), {"version": number, "reason": "demo"})
-    say("Promoted", f"{name}@champion is version {number}")
+    print_step("Promoted", f"{name}@champion is version {number}")
     return version
 
 
-def _there_already(client: Client, name: str, file: Path) -> Record | None:
+def _existing_version(client: Client, name: str, file: Path) -> Record | None:
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     for version in _versions(client, name):
         if version["artifact"] == sha256 and version["state"] == "ready":
-            say("Published", f"already, as version {version['version']}: the file has not changed")
+            print_step("Published", f"already, as version {version['version']}: the file has not changed")
             return version
     return None
 
 
-def _new(client: Client, name: str, file: Path, example: Path, about: Record) -> Record:
-    started = time.perf_counter()
+def _new_version(client: Client, name: str, file: Path, example: Path, fields: Record) -> Record:
+    start = time.perf_counter()
     request = {
         "artifact": client.upload(file),
         "example": {"artifact": client.upload(example), "media_type": "text/csv"},
         "tags": {"data": name},
-        **about,
+        **fields,
     }
     created = client.publish(name, request)
     version = client.wait(name, created["version"])
-    took = time.perf_counter() - started
-    say("Published", f"{name} version {version['version']} over HTTP: {version['state']} after {took:.1f} s")
+    seconds = time.perf_counter() - start
+    print_step(
+        "Published",
+        f"{name} version {version['version']} over HTTP: {version['state']} after {seconds:.1f} s",
+    )
     return version
 
 
@@ -60,10 +63,10 @@ def _versions(client: Client, name: str) -> list[Record]:
         raise
 
 
-def _describe(version: Record) -> None:
-    say("Runtime", f"{version['runtime']}: {version['runtime_reason']}")
+def _print_build(version: Record) -> None:
+    print_step("Runtime", f"{version['runtime']}: {version['runtime_reason']}")
     report = version["report"]
     if "parity" in report:
-        say("Parity", parity_line(report["parity"]))
+        print_step("Parity", parity_line(report["parity"]))
     for warning in report["warnings"]:
-        say("Warning", warning)
+        print_step("Warning", warning)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the demo from wherever it is, and its server with it."""
+"""SIGINT and SIGTERM end the demo and its server at any point."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
-AGAIN_S = 1.0
-"""A signal so soon after another is the same wish: `timeout` and terminals send two."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_S = 1.0
+"""A signal this soon after another one is ignored: `timeout` and terminals send two."""
 
-_last = -AGAIN_S
-
-
-def take() -> None:
-    for number in STOPS:
-        signal.signal(number, _leave)
+_last_signal_time = -REPEAT_S
 
 
-def _leave(number: int, _: object) -> None:
+def install_handlers() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, _exit)
+
+
+def _exit(number: int, _: object) -> None:
     if _is_new():
-        sys.exit(128 + number)  # as a shell says it
+        sys.exit(128 + number)  # the exit code that shells use for a signal
 
 
 def _is_new() -> bool:
-    """Judged when a signal comes, not when it takes effect."""
-    global _last
-    before, _last = _last, time.monotonic()
-    return _last - before > AGAIN_S
+    """Return whether the last signal is older than `REPEAT_S`. Call it when the signal arrives."""
+    global _last_signal_time
+    previous, _last_signal_time = _last_signal_time, time.monotonic()
+    return _last_signal_time - previous > REPEAT_S
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """No signal breaks into this block: one that comes meanwhile takes effect behind it.
+def deferred_signals() -> Iterator[None]:
+    """Run the block without interruption; a signal takes effect at its end.
 
-    An exception out of a handler would leave a process that was started and has no name yet, and CPython
-    swallows it in some places, for instance between fork and exec.
+    An exception from a signal handler could leave a started process without a reference to it, and CPython
+    discards such exceptions in some places, for example between fork and exec.
     """
-    came: list[int] = []
+    pending: list[int] = []
 
-    def note(number: int, _: Any) -> None:
+    def remember(number: int, _: Any) -> None:
         if _is_new():
-            came.append(number)
+            pending.append(number)
 
-    before = {number: signal.signal(number, note) for number in STOPS}
+    handlers = {number: signal.signal(number, remember) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if came:
-        sys.exit(128 + came[0])
+    if pending:
+        sys.exit(128 + pending[0])

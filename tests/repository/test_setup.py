@@ -1,5 +1,7 @@
-"""scripts/setup, run for real in copies of this repository whose locks are cut down to the build backend:
-each run lasts a second."""
+"""scripts/setup, run in copies of this repository.
+
+Their locks contain only the build backend, so that a run lasts a second.
+"""
 
 from __future__ import annotations
 
@@ -17,61 +19,64 @@ import pytest
 from tests.repository.tree import ROOT, sources
 
 BACKEND = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers")
-NAMEX = "namex"  # stands for TensorFlow, which needs it
+NAMEX = "namex"
+"""A small dependency of TensorFlow that stands for it."""
 
 
-def cut(lock: str, names: tuple[str, ...]) -> str:
+def reduce_lock(lock: str, names: tuple[str, ...]) -> str:
+    """Return the entries of `names`, without markers: TensorFlow's exclude some versions of Python."""
     entries = re.split(r"(?m)^(?=[a-z0-9])", (ROOT / lock).read_text())
     chosen = "".join(entry for entry in entries if entry.split("==")[0] in names)
-    return re.sub(r"(?m) ; .*(?= \\$)", "", chosen)  # markers: TensorFlow is not for every Python
+    return re.sub(r"(?m) ; .*(?= \\$)", "", chosen)
 
 
-def copy_to(place: Path) -> Path:
+def copy_repository(copy: Path) -> Path:
+    """Copy this repository to `copy`, with reduced locks."""
     for path in sources():
-        target = place / path.relative_to(ROOT)
+        target = copy / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
-    (place / "requirements.txt").write_text(cut("requirements.txt", BACKEND))
-    (place / "requirements-keras.txt").write_text(cut("requirements-keras.txt", (*BACKEND, NAMEX)))
-    (place / "requirements-dev.txt").write_text(cut("requirements-dev.txt", (*BACKEND, NAMEX, "iniconfig")))
-    return place
+    (copy / "requirements.txt").write_text(reduce_lock("requirements.txt", BACKEND))
+    (copy / "requirements-keras.txt").write_text(reduce_lock("requirements-keras.txt", (*BACKEND, NAMEX)))
+    (copy / "requirements-dev.txt").write_text(reduce_lock("requirements-dev.txt", (*BACKEND, NAMEX, "iniconfig")))
+    return copy
 
 
 def run_setup(repository: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs it from another directory, with the uv that set this repository up on PATH."""
+    """Run scripts/setup from another directory, with this repository's uv on PATH."""
     environment = {**os.environ, "PATH": path or f"{os.environ['PATH']}:{ROOT / '.venv/bootstrap/bin'}"}
     return subprocess.run(
         [repository / "scripts/setup", *arguments], cwd="/", env=environment, capture_output=True, text=True
     )
 
 
-def holds(repository: Path, module: str) -> bool:
-    asked = subprocess.run(
+def can_import(repository: Path, module: str) -> bool:
+    process = subprocess.run(
         [repository / ".venv/bin/python", "-c", f"import {module}"], cwd="/", capture_output=True
     )
-    return asked.returncode == 0
+    return process.returncode == 0
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Iterator[Path]:
-    place = copy_to(tmp_path / "a path with spaces")
-    yield place
-    shutil.rmtree(place / ".venv", ignore_errors=True)
+    copy = copy_repository(tmp_path / "a path with spaces")
+    yield copy
+    shutil.rmtree(copy / ".venv", ignore_errors=True)
 
 
-def test_it_makes_an_environment_that_runs_this_code_from_any_directory(repository: Path) -> None:
-    done = run_setup(repository)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+def test_setup_creates_an_environment_that_works_from_any_directory(repository: Path) -> None:
+    setup = run_setup(repository)
+    assert setup.returncode == 0, setup.stderr
+    assert setup.stdout == ""
     assert (repository / ".venv/bin/trivium").exists()
-    asked = subprocess.run(
+    process = subprocess.run(
         [repository / ".venv/bin/python", "-c", "import registry; print(registry.__file__)"],
         cwd="/",
         check=True,
         capture_output=True,
         text=True,
     )
-    assert Path(asked.stdout.strip()) == repository / "registry/__init__.py"
+    assert Path(process.stdout.strip()) == repository / "registry/__init__.py"
 
 
 def test_a_second_run_does_nothing_and_takes_less_than_a_second(repository: Path) -> None:
@@ -84,41 +89,41 @@ def test_a_second_run_does_nothing_and_takes_less_than_a_second(repository: Path
     assert (repository / ".venv/trivium-setup").stat().st_mtime_ns == before
 
 
-def test_development_tools_come_when_asked_for_and_stay(repository: Path) -> None:
+def test_the_dev_option_adds_development_tools_that_stay(repository: Path) -> None:
     run_setup(repository).check_returncode()
-    assert not holds(repository, "iniconfig")
+    assert not can_import(repository, "iniconfig")
     run_setup(repository, "--dev").check_returncode()
-    assert holds(repository, "iniconfig")
+    assert can_import(repository, "iniconfig")
     assert run_setup(repository).stderr == ""
     with (repository / "pyproject.toml").open("a") as pyproject:
         pyproject.write("# changed\n")
     assert run_setup(repository).stderr != ""
-    assert holds(repository, "iniconfig")
+    assert can_import(repository, "iniconfig")
 
 
-def test_tensorflow_comes_when_asked_for_and_stays(repository: Path) -> None:
+def test_the_keras_option_adds_tensorflow_which_stays(repository: Path) -> None:
     run_setup(repository).check_returncode()
-    assert not holds(repository, NAMEX)
+    assert not can_import(repository, NAMEX)
     run_setup(repository, "--keras").check_returncode()
-    assert holds(repository, NAMEX)
-    assert not holds(repository, "iniconfig")
-    assert [run_setup(repository, *more).stderr for more in ((), ("--keras",))] == ["", ""]
+    assert can_import(repository, NAMEX)
+    assert not can_import(repository, "iniconfig")
+    assert [run_setup(repository, *options).stderr for options in ((), ("--keras",))] == ["", ""]
     run_setup(repository, "--dev").check_returncode()
-    assert holds(repository, NAMEX)
-    assert holds(repository, "iniconfig")
-    assert [run_setup(repository, *more).stderr for more in ((), ("--keras",), ("--dev",))] == ["", "", ""]
+    assert can_import(repository, NAMEX)
+    assert can_import(repository, "iniconfig")
+    assert [run_setup(repository, *options).stderr for options in ((), ("--keras",), ("--dev",))] == ["", "", ""]
 
 
-def test_two_at_once_leave_a_whole_environment(repository: Path) -> None:
+def test_two_runs_at_once_leave_a_complete_environment(repository: Path) -> None:
     command = [repository / "scripts/setup"]
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{ROOT / '.venv/bootstrap/bin'}"}
-    both = [subprocess.Popen([*command, *more], env=environment) for more in ([], ["--dev"])]
-    assert [one.wait() for one in both] == [0, 0]
-    assert holds(repository, "registry")
-    assert holds(repository, "iniconfig")
+    runs = [subprocess.Popen([*command, *options], env=environment) for options in ([], ["--dev"])]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert can_import(repository, "registry")
+    assert can_import(repository, "iniconfig")
 
 
-def test_a_repository_that_was_moved_gets_a_new_environment(repository: Path) -> None:
+def test_a_moved_repository_gets_a_new_environment(repository: Path) -> None:
     run_setup(repository).check_returncode()
     moved = repository.rename(repository.with_name("moved"))
     try:
@@ -129,32 +134,32 @@ def test_a_repository_that_was_moved_gets_a_new_environment(repository: Path) ->
         shutil.rmtree(moved / ".venv")
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(repository: Path) -> None:
+def test_an_environment_whose_python_was_removed_is_created_again(repository: Path) -> None:
     run_setup(repository).check_returncode()
     (repository / ".venv/bin/python").unlink()
     (repository / ".venv/bin/python").symlink_to("/nowhere/python3")
     assert run_setup(repository).returncode == 0
-    assert holds(repository, "registry")
+    assert can_import(repository, "registry")
 
 
-def test_without_python_and_without_uv_it_names_the_package_to_install(
+def test_without_python_and_uv_the_message_names_the_package_to_install(
     repository: Path, tmp_path: Path
 ) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("bash", "env", "dirname", "cat", "sha256sum", "shasum", "cut", "rm"):
-        if found := shutil.which(tool):
-            (tools / tool).symlink_to(found)
-    done = run_setup(repository, path=str(tools))
-    assert done.returncode == 1
-    assert "there is no Python 3.11" in done.stderr
-    assert "install" in done.stderr.splitlines()[-2]
+        if executable := shutil.which(tool):
+            (tools / tool).symlink_to(executable)
+    setup = run_setup(repository, path=str(tools))
+    assert setup.returncode == 1
+    assert "neither Python 3.11" in setup.stderr
+    assert "install" in setup.stderr.splitlines()[-2]
     assert not (repository / ".venv").exists()
 
 
-def test_an_unknown_argument_is_refused(repository: Path) -> None:
+def test_an_unknown_argument_is_rejected(repository: Path) -> None:
     assert run_setup(repository, "--development").returncode == 2
 
 
-def test_this_environment_was_made_for_a_python_the_locks_have_wheels_for() -> None:
+def test_this_environment_has_a_python_for_which_the_locks_have_wheels() -> None:
     assert (3, 11) <= sys.version_info < (3, 15)

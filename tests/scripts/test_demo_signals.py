@@ -1,4 +1,4 @@
-"""What a demo makes of signals: it is ended by one, and by the first of several that come together."""
+"""Signals end the demo; of several signals at once, the first one counts."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-HEAD = "import os, signal, time; from demo_steps import signals; signals.take(); me = os.getpid()\n"
+HEAD = (
+    "import os, signal, time; from demo_steps import signals; signals.install_handlers(); me = os.getpid()\n"
+)
 
 
 @pytest.mark.parametrize(
     ("code", "status"),
     [
         ("os.kill(me, signal.SIGTERM); time.sleep(60)", 143),
-        ("with signals.held(): os.kill(me, signal.SIGINT); print('whole', flush=True)", 130),
-        # the second comes at once, while what the first one began takes longer than `AGAIN_S`
+        ("with signals.deferred_signals(): os.kill(me, signal.SIGINT); print('complete', flush=True)", 130),
+        # the second signal arrives at once, and the block lasts longer than `REPEAT_S`
         (
             "try: os.kill(me, signal.SIGINT); time.sleep(60)\n"
             "except SystemExit:\n"
-            "    with signals.held(): os.kill(me, signal.SIGTERM); time.sleep(signals.AGAIN_S + 0.1)",
+            "    with signals.deferred_signals():\n"
+            "        os.kill(me, signal.SIGTERM); time.sleep(signals.REPEAT_S + 0.1)",
             0,
         ),
     ],
-    ids=["one", "one in a block that is whole", "two together"],
+    ids=["one signal", "one signal in a deferring block", "two signals at once"],
 )
-def test_the_first_signal_counts_and_none_is_lost(code: str, status: int) -> None:
-    ran = subprocess.run(
+def test_the_first_signal_ends_the_demo_and_no_signal_is_lost(code: str, status: int) -> None:
+    process = subprocess.run(
         [sys.executable, "-c", HEAD + code], cwd=SCRIPTS, capture_output=True, text=True, timeout=30
     )
-    assert (ran.returncode, ran.stderr) == (status, "")
-    assert ran.stdout == ("whole\n" if "whole" in code else "")
+    assert (process.returncode, process.stderr) == (status, "")
+    assert process.stdout == ("complete\n" if "complete" in code else "")

@@ -1,4 +1,4 @@
-"""The reference device against a real server: as a process of its own, with what a device has."""
+"""`scripts/edge_pull.py` against a real server, as a separate process with a device's environment."""
 
 from __future__ import annotations
 
@@ -26,55 +26,57 @@ BIG = os.urandom(3_000_000)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("edge_pull") / "home") as running:
-        yield running
+    with serving(tmp_path_factory.mktemp("edge_pull") / "home") as server:
+        yield server
 
 
 @pytest.fixture
 def registry(server: Server) -> Iterator[Registry]:
-    made = Registry(server.home)
-    made.export(BIG)
-    made.sign()
-    yield made
-    made.engine.dispose()
+    registry = Registry(server.home)
+    registry.export(BIG)
+    registry.sign()
+    yield registry
+    registry.engine.dispose()
 
 
-class Device:
+class PullingDevice:
+    """A device with its own directory, on which the script runs."""
+
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder = server, folder
         self.file, self.previous = folder / "m.tflite", folder / "m.previous.tflite"
 
-    def start(self, *more: str, key: str | None = None) -> subprocess.Popen[str]:
+    def start(self, *options: str, key: str | None = None) -> subprocess.Popen[str]:
         argv = [sys.executable, str(SCRIPT), "--url", self.server.url, "--model", "m"]
         return subprocess.Popen(
-            [*argv, "--dir", str(self.folder), "--device", self.folder.name, *more],
+            [*argv, "--dir", str(self.folder), "--device", self.folder.name, *options],
             env={"PATH": os.environ["PATH"], "TRIVIUM_API_KEY": key or self.server.key},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def pull(self, *more: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
-        with self.start("--once", *more, key=key) as running:
+    def pull(self, *options: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
+        with self.start("--once", *options, key=key) as process:
             try:
-                out, err = running.communicate(timeout=120)
+                out, err = process.communicate(timeout=120)
             finally:
-                running.kill()
-        return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def reports(self) -> list[dict[str, Any]]:
-        """What the server was told by this device, newest first."""
+        """Return this device's reports to the server, newest first."""
         with self.server.client() as client:
             items: list[dict[str, Any]] = client.get("/v1/edge/m/reports").json()["items"]
         return [r for r in items if r["device"] == self.folder.name]
 
 
 @pytest.fixture
-def device(server: Server, registry: Registry, tmp_path: Path) -> Device:
-    return Device(server, tmp_path / f"device-{tmp_path.name}")
+def device(server: Server, registry: Registry, tmp_path: Path) -> PullingDevice:
+    return PullingDevice(server, tmp_path / f"device-{tmp_path.name}")
 
 
-def test_the_file_arrives_whole_is_reported_and_not_fetched_again(device: Device) -> None:
+def test_a_file_is_installed_reported_and_not_downloaded_again(device: PullingDevice) -> None:
     first = device.pull()
     assert first.returncode == 0, first.stderr
     assert device.file.read_bytes() == BIG
@@ -85,48 +87,48 @@ def test_the_file_arrives_whole_is_reported_and_not_fetched_again(device: Device
     assert len(device.reports()) == 1
 
 
-def test_a_device_that_waits_for_its_next_poll_ends_when_told_and_once_when_told_twice(
-    device: Device,
+def test_two_signals_while_the_device_waits_end_it_with_exit_code_0(
+    device: PullingDevice,
 ) -> None:
     assert device.pull().returncode == 0
-    with device.start("--interval", "300") as running:
+    with device.start("--interval", "300") as process:
         try:
-            assert running.stderr is not None
-            assert "is current" in running.stderr.readline()
-            running.send_signal(signal.SIGTERM)
-            running.send_signal(signal.SIGINT)
-            assert running.wait(timeout=20) == 0
-            assert running.stderr.read() == ""
+            assert process.stderr is not None
+            assert "is current" in process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 0
+            assert process.stderr.read() == ""
         finally:
-            running.kill()
+            process.kill()
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(device: Device) -> None:
+def test_an_interrupted_download_is_resumed(device: PullingDevice) -> None:
     assert device.pull().returncode == 0
     (partial := device.folder / "incoming").mkdir(exist_ok=True)
     sha256 = hashlib.sha256(BIG).hexdigest()
     (partial / f"{sha256}.part").write_bytes(BIG[:2_000_000])
     (device.folder / "state.json").unlink()
     device.file.unlink()
-    done = device.pull()
-    assert "downloading 3000000 bytes, 2000000 are here already" in done.stderr
+    resumed = device.pull()
+    assert "downloading 3000000 bytes, 2000000 are already here" in resumed.stderr
     assert device.file.read_bytes() == BIG
 
 
-def test_a_damaged_part_is_thrown_away_and_nothing_installed(device: Device) -> None:
+def test_a_damaged_partial_download_is_discarded_and_not_installed(device: PullingDevice) -> None:
     sha256 = hashlib.sha256(BIG).hexdigest()
     (device.folder / "incoming").mkdir(parents=True)
     (device.folder / "incoming" / f"{sha256}.part").write_bytes(bytes(1000))
-    done = device.pull()
-    assert done.returncode == 1
-    assert "not what was signed" in done.stderr
+    damaged = device.pull()
+    assert damaged.returncode == 1
+    assert "the downloaded file is not the signed one" in damaged.stderr
     assert not device.file.exists()
     assert device.pull().returncode == 0, "the next poll starts from the beginning"
     assert device.file.read_bytes() == BIG
 
 
-def test_a_version_that_fails_its_self_test_is_taken_back_and_not_tried_again(
-    device: Device, registry: Registry
+def test_a_version_that_fails_its_self_test_is_removed_and_not_tried_again(
+    device: PullingDevice, registry: Registry
 ) -> None:
     device.pull()
     registry.export(b"broken here")
@@ -144,7 +146,7 @@ def test_a_version_that_fails_its_self_test_is_taken_back_and_not_tried_again(
     assert device.reports()[0]["latency_ms"] > 0
 
 
-def test_a_self_test_may_print_any_bytes(device: Device, registry: Registry) -> None:
+def test_a_self_test_may_print_any_bytes(device: PullingDevice, registry: Registry) -> None:
     device.pull()
     registry.export(b"prints rubbish")
     rubbish = "import os; os.write(2, bytes([255, 254])); raise SystemExit(1)"
@@ -153,8 +155,8 @@ def test_a_self_test_may_print_any_bytes(device: Device, registry: Registry) -> 
     assert device.reports()[0]["status"] == "failed"
 
 
-def test_a_device_with_an_older_runtime_gets_the_file_that_runs_there(
-    device: Device, registry: Registry
+def test_a_device_with_an_older_runtime_gets_a_file_that_runs_on_it(
+    device: PullingDevice, registry: Registry
 ) -> None:
     number = registry.export(b"runs everywhere")
     blob = registry.store.put([b"needs the newest"])
@@ -164,13 +166,13 @@ def test_a_device_with_an_older_runtime_gets_the_file_that_runs_there(
             session, row.id, exports.FinishedExport("ready", {}, blob.sha256, blob.bytes, None, "2.9.0")
         )
     registry.sign()
-    done = device.pull("--runtime-version", "2.5.0")
-    assert (done.returncode, device.file.read_bytes()) == (0, b"runs everywhere"), done.stderr
+    pulled = device.pull("--runtime-version", "2.5.0")
+    assert (pulled.returncode, device.file.read_bytes()) == (0, b"runs everywhere"), pulled.stderr
     assert device.pull("--runtime-version", "2.9.0").returncode == 0
     assert device.file.read_bytes() == b"needs the newest"
 
 
-def test_a_page_of_a_portal_is_no_manifest(device: Device, tmp_path: Path) -> None:
+def test_the_page_of_a_captive_portal_is_rejected_as_manifest(device: PullingDevice, tmp_path: Path) -> None:
     class Portal(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -179,52 +181,55 @@ def test_a_page_of_a_portal_is_no_manifest(device: Device, tmp_path: Path) -> No
 
     with HTTPServer(("127.0.0.1", 0), Portal) as portal:
         threading.Thread(target=portal.serve_forever, daemon=True).start()
-        done = device.pull("--url", f"http://127.0.0.1:{portal.server_port}")
+        pulled = device.pull("--url", f"http://127.0.0.1:{portal.server_port}")
         portal.shutdown()
-    assert done.returncode == 1
-    assert "the answer is no manifest" in done.stderr
+    assert pulled.returncode == 1
+    assert "the response is not a manifest" in pulled.stderr
 
 
-def test_a_first_version_that_fails_leaves_no_file(device: Device) -> None:
+def test_a_first_version_that_fails_its_self_test_leaves_no_file(device: PullingDevice) -> None:
     assert device.pull("--self-test", "false").returncode == 1
     assert not device.file.exists()
 
 
-def test_an_update_that_was_cut_off_before_its_self_test_is_done_again(
-    device: Device, registry: Registry
+def test_an_update_interrupted_before_its_self_test_is_repeated(
+    device: PullingDevice, registry: Registry
 ) -> None:
     device.pull()
     registry.export(b"the next one")
     killer = f"{sys.executable} -c 'import os, signal; os.kill(os.getppid(), signal.SIGKILL)'"
     assert device.pull("--self-test", killer).returncode == -9
-    assert device.file.read_bytes() == b"the next one", "in place, and not tried"
-    done = device.pull("--self-test", "test -s")
-    assert "put back" in done.stderr
+    assert device.file.read_bytes() == b"the next one", "installed, but not tested"
+    repeated = device.pull("--self-test", "test -s")
+    assert "the previous file is restored" in repeated.stderr
     assert (device.file.read_bytes(), device.previous.read_bytes()) == (b"the next one", BIG)
 
 
-def test_a_given_root_must_be_the_servers(device: Device, tmp_path: Path, registry: Registry) -> None:
-    (mine := tmp_path / "root.json").write_bytes(registry.first_root())
-    assert device.pull("--root", str(mine)).returncode == 0
-    stranger = Registry(tmp_path / "stranger")
-    db.migrate(stranger.engine, stranger.home)
-    stranger.export(b"poison")
-    stranger.sign()
-    (theirs := tmp_path / "other.json").write_bytes(stranger.first_root())
-    stranger.engine.dispose()
-    other = Device(device.server, tmp_path / "device-2")
-    refused = other.pull("--root", str(theirs))
+def test_the_root_option_must_match_the_servers_root(
+    device: PullingDevice, tmp_path: Path, registry: Registry
+) -> None:
+    (own_root := tmp_path / "root.json").write_bytes(registry.first_root())
+    assert device.pull("--root", str(own_root)).returncode == 0
+    other = Registry(tmp_path / "other")
+    db.migrate(other.engine, other.home)
+    other.export(b"poison")
+    other.sign()
+    (other_root := tmp_path / "other.json").write_bytes(other.first_root())
+    other.engine.dispose()
+    second = PullingDevice(device.server, tmp_path / "device-2")
+    refused = second.pull("--root", str(other_root))
     assert refused.returncode == 1
-    assert not other.file.exists()
+    assert not second.file.exists()
 
 
-def test_a_refusal_is_told_in_the_servers_words(device: Device) -> None:
-    done = device.pull("--quantize", "int8")
-    assert (done.returncode, "export of m@champion with quantize 'int8'" in done.stderr) == (1, True)
+def test_a_refusal_shows_the_servers_message(device: PullingDevice) -> None:
+    refused = device.pull("--quantize", "int8")
+    assert refused.returncode == 1
+    assert "export of m@champion with quantize 'int8'" in refused.stderr
     assert "401" in device.pull(key="trv_nobody_x").stderr
 
 
-def test_the_script_is_written_for_python_3_9_and_needs_two_packages() -> None:
+def test_the_script_runs_on_python_3_9_and_imports_two_packages() -> None:
     tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 9))
     modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
