@@ -1,4 +1,4 @@
-"""What every test may ask for, and what the run says at its end about tests that could not be run."""
+"""Fixtures for all tests, and a summary of the tests that were skipped for a missing program."""
 
 from __future__ import annotations
 
@@ -7,52 +7,58 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a shell that runs the tests in the background ignores it, and so would what tests interrupt
+    # A shell that runs the tests in the background ignores SIGINT, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-NO_CHROMIUM = "needs Chromium, which is not on PATH"
-NO_TENSORFLOW = "needs TensorFlow, which is not installed"
-NO_PREFECT = "needs Prefect, which is not in .venv/prefect"
-LACKING = {
-    NO_CHROMIUM: ("Chromium", "apt-get install chromium, or your system's package of it"),
-    NO_TENSORFLOW: (
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NO_CHROMIUM = "requires Chromium, which is not on PATH"
+NO_TENSORFLOW = "requires TensorFlow, which is not installed"
+NO_PREFECT = "requires Prefect, which is not in .venv/prefect"
+
+
+class MissingProgram(NamedTuple):
+    name: str
+    remedy: str
+
+
+MISSING_PROGRAMS = {
+    NO_CHROMIUM: MissingProgram("Chromium", "apt-get install chromium, or the package of your system"),
+    NO_TENSORFLOW: MissingProgram(
         "TensorFlow",
-        "scripts/setup --keras with Python 3.11 to 3.13, on Linux or on macOS with Apple's processors",
+        "scripts/setup --keras with Python 3.11 to 3.13, on Linux or on macOS with Apple silicon",
     ),
-    NO_PREFECT: (
-        "Prefect",
-        "scripts/test-prefect, which installs it beside our libraries and runs these tests",
-    ),
+    NO_PREFECT: MissingProgram("Prefect", "scripts/test-prefect, which installs it and runs these tests"),
 }
+"""Programs that tests require, by the reason of the skip."""
 
 
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
-    """The browser for tests of pages: Playwright's `executable_path`. scripts/test gets it where it can."""
-    for name in CHROMIUM:
+    """The browser for tests of pages, Playwright's `executable_path`. scripts/test installs one on Debian."""
+    for name in BROWSERS:
         if path := shutil.which(name):
             return path
     pytest.skip(NO_CHROMIUM)
 
 
-def need_tensorflow(allow_module_level: bool = False) -> None:
-    """For tests that run Keras. scripts/test installs TensorFlow where there are wheels of it."""
+def require_tensorflow(allow_module_level: bool = False) -> None:
+    """Skip the test, or the module, without TensorFlow. scripts/test installs it where it has wheels."""
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip(NO_TENSORFLOW, allow_module_level=allow_module_level)
 
 
 @pytest.fixture(scope="session")
-def tensorflow_is_there() -> None:
-    need_tensorflow()
+def requires_tensorflow() -> None:
+    require_tensorflow()
 
 
-def need_prefect() -> Path:
-    """The interpreter of the virtual environment that scripts/test-prefect makes."""
+def require_prefect() -> Path:
+    """Return the Python of the environment that scripts/test-prefect creates; skip the test without it."""
     python = Path(__file__).parent.parent / ".venv/prefect/bin/python"
     if not python.exists():
         pytest.skip(NO_PREFECT)
@@ -61,14 +67,14 @@ def need_prefect() -> Path:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    yield  # pytest's own summary goes first, so that these lines stand at the very end
+    yield  # these lines come after pytest's own summary, at the very end
     skipped = terminalreporter.stats.get("skipped", [])
-    for reason, (what, how) in LACKING.items():
-        left_out = [report for report in skipped if reason in str(report.longrepr)]
-        if left_out:
-            files = ", ".join(sorted({report.location[0] for report in left_out}))
+    for reason, (name, remedy) in MISSING_PROGRAMS.items():
+        reports = [report for report in skipped if reason in str(report.longrepr)]
+        if reports:
+            files = ", ".join(sorted({report.location[0] for report in reports}))
             terminalreporter.write_line(
-                f"NOT RUN for want of {what}: {len(left_out)} in {files}. To get it: {how}.",
+                f"NOT RUN without {name}: {len(reports)} in {files}. To install it: {remedy}.",
                 red=True,
                 bold=True,
             )

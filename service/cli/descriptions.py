@@ -230,7 +230,7 @@ def job_lines(record: Record) -> Iterator[str]:
 
 
 def job_model(record: Record) -> str | None:
-    """Return `name:version` of a job, or None for a training whose model has no name yet."""
+    """Return `name:version` of a job, or None for a training that has not named its model yet."""
     return _versioned_name(record) if record["model"] else None
 
 

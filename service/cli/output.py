@@ -37,7 +37,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty_
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in cells:
         table.add_row(*row)
-    if not console.is_terminal:  # a pipe has no width to which cells would be cut
+    if not console.is_terminal:  # in a pipe, cells are not cut to a width
         console.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     console.print(table)
 

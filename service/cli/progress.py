@@ -32,7 +32,7 @@ TRAINING_STEPS = {
     "predict": "predicting the held-out rows",
     "measure": "measuring",
 }
-"""What a training does, by the name of its stage after the number: `00-read`, `01-transform`."""
+"""Descriptions of the stages of a training, by the name after the number: `00-read`, `01-transform`."""
 LEAVE, CANCEL, WAIT = "leave", "cancel", "wait"
 
 
@@ -114,7 +114,7 @@ def build_progress(label: str) -> Iterator[Callable[[Record], None]]:
 def job_progress(print_line: Callable[[str], None] = print_message) -> Iterator[Callable[[Record], None]]:
     """Show a job's progress; yields a function that takes the record whenever it changed.
 
-    `print_line` prints the lines that replace the bar where there is no terminal.
+    Without a terminal, `print_line` prints lines instead of the bar.
     """
     if not sys.stderr.isatty():
         yield _line_printer(print_line)

@@ -21,7 +21,7 @@ def upload_file(client: Client, file: Path) -> str:
     """Upload `file` as an artifact and return its sha256."""
     size = file.stat().st_size
     with _progress_bar(f"uploading {file.name}") as update:
-        return client.upload(file, lambda sent: update(sent, size))
+        return client.upload(file, lambda bytes_sent: update(bytes_sent, size))
 
 
 def download_file(client: Client, url: str, file: Path) -> int:

@@ -39,7 +39,7 @@ def head(client: Client, url: str) -> RemoteFile:
     try:
         headers = client.send("HEAD", url, headers={"Accept-Encoding": "identity"}).headers
     except ServerRefused:
-        client.send("GET", url)  # fails with the reason: the response to HEAD has no body
+        client.send("GET", url)  # raises with the reason, which a response to HEAD cannot contain
         raise
     digest = _DIGEST.search(headers.get("Repr-Digest", ""))
     if digest is None or "ETag" not in headers:

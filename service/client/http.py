@@ -124,7 +124,7 @@ class Client:
                 return {**page, "items": items}
             query["page_token"] = page["next_page_token"]
 
-    def upload(self, file: Path, progress: Callable[[int], None] = lambda sent: None) -> str:
+    def upload(self, file: Path, progress: Callable[[int], None] = lambda bytes_sent: None) -> str:
         """Upload `file` as an artifact and return its sha256. `progress` gets the number of bytes sent."""
         with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -257,12 +257,12 @@ def _drop_none(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _chunks(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
-    sent = 0
+    bytes_sent = 0
     with file.open("rb") as content:
         while chunk := content.read(CHUNK_BYTES):
             yield chunk
-            sent += len(chunk)
-            progress(sent)
+            bytes_sent += len(chunk)
+            progress(bytes_sent)
 
 
 def _problem(response: httpx.Response) -> Record:

@@ -138,7 +138,7 @@ class JobSite:
                 worker.wait(60)
 
     def server_worker(self) -> psutil.Process | None:
-        """Return the worker that the server runs as its child, or None while there is none."""
+        """Return the worker that the server runs as its child, or None if it is not running."""
         workers = [p for p in self.server.descendants() if "service.worker.process" in p.cmdline()]
         return workers[0] if workers else None
 

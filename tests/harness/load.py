@@ -111,7 +111,7 @@ async def generate_load(
 ) -> LoadReport:
     """Send `request` over `concurrency` connections until `keep_going()` is false.
 
-    `process` is the server, whose CPU time is measured.
+    The report contains the CPU time of `process`, the server.
     """
     report, loop = LoadReport(), asyncio.get_running_loop()
     cpu_before, start = cpu_seconds(process) if process else 0.0, time.perf_counter()

@@ -1,1 +1,1 @@
-"""The repository's own frame: scripts, locks, containers, and what no file may hold."""
+"""Tests of the repository itself: scripts, lock files, containers, and forbidden content."""

@@ -1,4 +1,4 @@
-"""As far as this goes without an engine: the files are read, nothing is built or started."""
+"""Dockerfile and docker-compose.yml, checked without a container engine: no image is built."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ BIN = Path(sys.executable).parent
 
 
 def instructions(name: str) -> list[str]:
+    """Return the arguments of every `name` instruction of the Dockerfile."""
     joined = DOCKERFILE.replace("\\\n", " ")
     return [line.split(None, 1)[1] for line in joined.splitlines() if line.startswith(f"{name} ")]
 
 
-def active(*profiles: str) -> set[str]:
+def active_services(*profiles: str) -> set[str]:
+    """Return the services that compose starts with these profiles."""
     return {
         name
         for name, spec in SERVICES.items()
@@ -34,20 +36,20 @@ def active(*profiles: str) -> set[str]:
     }
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
-    found = subprocess.run(
+def test_hadolint_reports_nothing_for_the_dockerfile() -> None:
+    process = subprocess.run(
         [BIN / "hadolint", "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True
     )
-    assert (found.returncode, found.stdout) == (0, "")
+    assert (process.returncode, process.stdout) == (0, "")
 
 
 def test_the_compose_file_follows_the_compose_specification() -> None:
-    checked = subprocess.run(
+    process = subprocess.run(
         [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml"],
         capture_output=True,
         text=True,
     )
-    assert checked.returncode == 0, checked.stdout
+    assert process.returncode == 0, process.stdout
 
 
 def test_the_image_runs_as_a_numeric_user_that_is_not_root() -> None:
@@ -55,34 +57,34 @@ def test_the_image_runs_as_a_numeric_user_that_is_not_root() -> None:
     assert f"--uid {instructions('USER')[-1].split(':')[0]} " in DOCKERFILE
 
 
-def test_the_image_is_built_in_a_stage_of_its_own_from_hashed_locks_only() -> None:
+def test_the_image_is_built_in_a_separate_stage_from_hashed_locks_only() -> None:
     assert len(instructions("FROM")) == 2
     installs = [step for step in instructions("RUN") if "pip install" in step]
     assert installs
     assert all("--require-hashes" in step or "--no-deps --no-build-isolation" in step for step in installs)
 
 
-def test_the_image_has_no_tensorflow_and_sends_no_telemetry() -> None:
+def test_the_image_does_not_contain_tensorflow_or_send_telemetry() -> None:
     assert "requirements.txt" in DOCKERFILE
     assert "requirements-keras.txt" not in DOCKERFILE
     assert "ORT_DISABLE_TELEMETRY=1" in " ".join(instructions("ENV")).split()
 
 
-def test_every_file_the_image_copies_is_let_through_by_dockerignore() -> None:
-    let_through = {
+def test_dockerignore_admits_exactly_the_files_that_the_image_copies() -> None:
+    admitted = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }
     copied = {name for step in instructions("COPY") if "--from" not in step for name in step.split()[:-1]}
-    assert copied == let_through
+    assert copied == admitted
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_the_image_holds_every_package_of_the_wheel() -> None:
+def test_the_image_contains_every_package_of_the_wheel() -> None:
     packages = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(packages) <= {step.split()[0] for step in instructions("COPY")}
 
 
-def test_the_health_check_is_python_and_asks_readyz() -> None:
+def test_the_health_check_requests_readyz_with_python() -> None:
     check = yaml.safe_load(instructions("HEALTHCHECK")[0].split("CMD", 1)[1])
     assert check[:2] == ["python", "-c"]
     assert "/readyz" in check[2]
@@ -90,36 +92,36 @@ def test_the_health_check_is_python_and_asks_readyz() -> None:
 
 
 def test_the_image_sets_only_variables_that_the_settings_read() -> None:
-    named = set(re.findall(r"TRIVIUM_([A-Z_]+)", DOCKERFILE + (ROOT / "docker-compose.yml").read_text()))
-    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+    variables = set(re.findall(r"TRIVIUM_([A-Z_]+)", DOCKERFILE + (ROOT / "docker-compose.yml").read_text()))
+    assert {name.lower() for name in variables} <= Settings.model_fields.keys()
 
 
-def test_every_service_depended_on_exists() -> None:
-    depended_on = {other for spec in SERVICES.values() for other in spec.get("depends_on", {})}
-    assert depended_on <= SERVICES.keys()
+def test_every_dependency_of_a_service_exists() -> None:
+    dependencies = {other for spec in SERVICES.values() for other in spec.get("depends_on", {})}
+    assert dependencies <= SERVICES.keys()
 
 
 @pytest.mark.parametrize("profiles", [[], ["postgres"]], ids=["sqlite", "postgres"])
-def test_what_a_service_cannot_start_without_is_started_with_it(profiles: list[str]) -> None:
-    started = active(*profiles)
-    needed = {
+def test_required_dependencies_start_with_their_service(profiles: list[str]) -> None:
+    started = active_services(*profiles)
+    required = {
         other
         for name in started
         for other, how in SERVICES[name].get("depends_on", {}).items()
         if how.get("required", True)
     }
-    assert needed <= started
+    assert required <= started
 
 
 def test_postgres_is_migrated_before_the_server_starts() -> None:
-    assert active() == {"server", "worker"}
-    assert active("postgres") == {"server", "worker", "migrate", "postgres"}
+    assert active_services() == {"server", "worker"}
+    assert active_services("postgres") == {"server", "worker", "migrate", "postgres"}
     assert SERVICES["server"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert SERVICES["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     assert "healthcheck" in SERVICES["postgres"]
 
 
-def test_every_volume_is_declared_and_every_declared_one_is_used() -> None:
+def test_declared_and_mounted_volumes_are_the_same() -> None:
     mounted = {mount.split(":")[0] for spec in SERVICES.values() for mount in spec.get("volumes", [])}
     assert mounted == set(COMPOSE["volumes"])
 
@@ -131,14 +133,14 @@ def test_server_and_worker_share_the_data_directory_of_the_image() -> None:
     assert instructions("VOLUME") == [home[1]]
 
 
-def test_every_command_is_one_that_trivium_has() -> None:
+def test_every_service_runs_an_existing_trivium_command() -> None:
     for name in ("server", "worker", "migrate"):
         command = SERVICES[name]["command"]
-        asked = subprocess.run([BIN / "trivium", *command, "--help"], capture_output=True, text=True)
-        assert asked.returncode == 0, f"{name}: trivium {shlex.join(command)}: {asked.stderr}"
+        process = subprocess.run([BIN / "trivium", *command, "--help"], capture_output=True, text=True)
+        assert process.returncode == 0, f"{name}: trivium {shlex.join(command)}: {process.stderr}"
 
 
-def test_the_server_is_published_on_this_machine_only() -> None:
+def test_ports_are_published_on_this_machine_only() -> None:
     assert all(port.startswith("127.0.0.1:") for spec in SERVICES.values() for port in spec.get("ports", []))
 
 
@@ -149,7 +151,7 @@ def test_secrets_come_from_the_environment() -> None:
     assert not re.search(r"//[^/@\s]*:[^/@\s]*@", (ROOT / "docker-compose.yml").read_text())
 
 
-def test_the_database_is_sqlite_until_a_password_is_given() -> None:
+def test_the_database_is_sqlite_without_a_password() -> None:
     url = SERVICES["server"]["environment"]["TRIVIUM_DATABASE_URL"]
     assert re.fullmatch(r"\$\{POSTGRES_PASSWORD:\+postgresql\+psycopg://\w+@postgres/\w+\}", url)
     assert Settings(database_url="").url.startswith("sqlite:///")

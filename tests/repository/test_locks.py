@@ -1,3 +1,5 @@
+"""The lock files: exact versions with hashes that satisfy pyproject.toml."""
+
 from __future__ import annotations
 
 import re
@@ -17,12 +19,12 @@ HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
 
 
 def pins(lock: str) -> dict[str, Version]:
-    found = [PIN.match(line) for line in (ROOT / lock).read_text().splitlines()]
-    return {canonicalize_name(pin["name"]): Version(pin["version"]) for pin in found if pin}
+    matches = [PIN.match(line) for line in (ROOT / lock).read_text().splitlines()]
+    return {canonicalize_name(pin["name"]): Version(pin["version"]) for pin in matches if pin}
 
 
-def wanted(groups: list[str], extras: list[str]) -> list[Requirement]:
-    """The project's dependencies, those of `extras` and those of `groups`, included groups resolved."""
+def requirements(groups: list[str], extras: list[str]) -> list[Requirement]:
+    """Return the project's dependencies with those of `extras` and `groups`, including nested groups."""
     project = pyproject()
     names, lines = list(groups), list(project["project"]["dependencies"])
     for extra in extras:
@@ -36,7 +38,7 @@ def wanted(groups: list[str], extras: list[str]) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def test_there_is_a_lock_for_each_flavour_and_one_for_the_installer() -> None:
+def test_each_flavour_and_the_installer_have_a_lock() -> None:
     assert [lock.name for lock in LOCKS] == [
         "requirements-dev.txt",
         "requirements-keras.txt",
@@ -53,7 +55,7 @@ def test_every_line_of_a_lock_is_an_exact_version_or_a_hash(lock: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_a_lock_holds_no_address_and_no_path(lock: Path) -> None:
+def test_a_lock_contains_no_address_or_path(lock: Path) -> None:
     assert not re.search(r"://|file:|(?<!\w)/\w", lock.read_text())
 
 
@@ -66,39 +68,40 @@ def test_a_lock_holds_no_address_and_no_path(lock: Path) -> None:
     ],
     ids=["serving", "keras", "dev"],
 )
-def test_the_locks_satisfy_every_dependency_the_project_names(
+def test_the_locks_satisfy_every_dependency_of_the_project(
     lock: str, groups: list[str], extras: list[str]
 ) -> None:
     locked = pins(lock)
-    missed = [
-        str(need)
-        for need in wanted(groups, extras)
-        if (pin := locked.get(canonicalize_name(need.name))) is None or pin not in need.specifier
+    unsatisfied = [
+        str(requirement)
+        for requirement in requirements(groups, extras)
+        if (pin := locked.get(canonicalize_name(requirement.name))) is None
+        or pin not in requirement.specifier
     ]
-    assert missed == [], "run scripts/lock"
+    assert unsatisfied == [], "run scripts/lock"
 
 
 @pytest.mark.parametrize(
-    ("less", "more"),
+    ("smaller", "larger"),
     [("requirements.txt", "requirements-keras.txt"), ("requirements-keras.txt", "requirements-dev.txt")],
 )
-def test_each_flavour_holds_the_one_before_in_the_same_versions(less: str, more: str) -> None:
-    assert pins(less).items() <= pins(more).items()
+def test_each_flavour_contains_the_smaller_one_in_the_same_versions(smaller: str, larger: str) -> None:
+    assert pins(smaller).items() <= pins(larger).items()
 
 
-def test_the_lock_for_serving_holds_no_development_tools() -> None:
+def test_the_lock_for_serving_contains_no_development_tools() -> None:
     assert {"pytest", "mypy", "ruff", "playwright", "hypothesis", "uv"}.isdisjoint(pins("requirements.txt"))
 
 
-def test_tensorflow_is_never_in_the_lock_for_serving() -> None:
+def test_the_lock_for_serving_does_not_contain_tensorflow() -> None:
     assert {"tensorflow", "tensorflow-cpu", "keras"}.isdisjoint(pins("requirements.txt"))
 
 
-def test_where_there_is_no_tensorflow_the_keras_lock_installs_all_the_same() -> None:
+def test_the_keras_lock_installs_on_platforms_without_tensorflow() -> None:
     extra = [Requirement(line) for line in pyproject()["project"]["optional-dependencies"]["keras"]]
-    elsewhere = {"python_version": "3.14", "sys_platform": "linux", "platform_machine": "x86_64"}
-    assert not any(need.marker and need.marker.evaluate(elsewhere) for need in extra)
-    assert all(need.marker for need in extra)
+    unsupported = {"python_version": "3.14", "sys_platform": "linux", "platform_machine": "x86_64"}
+    assert not any(r.marker and r.marker.evaluate(unsupported) for r in extra)
+    assert all(r.marker for r in extra)
     locked = (ROOT / "requirements-keras.txt").read_text()
     assert re.findall(r"^tensorflow.*==\S+ \\$", locked, re.MULTILINE) == []
 

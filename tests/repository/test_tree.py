@@ -7,8 +7,8 @@ import pytest
 
 from tests.repository.tree import ROOT, sources
 
-TOP = {"service", "registry", "migrations", "scripts", "tests", "benchmarks", "docs", ".ci"}
-# Written apart, so that this file does not hold what it looks for.
+TOP_LEVEL = {"service", "registry", "migrations", "scripts", "tests", "benchmarks", "docs", ".ci"}
+# The patterns are split, so that this file does not match them.
 PERSONAL_PATHS = re.compile("/" + r"(root|home/[a-z]+|Users/[A-Za-z]+|work)/\S")
 REGISTRIES = re.compile(
     "|".join(["pypi" + r"\.org", "files" + r"\.pythonhosted", "extra-" + "index-url", "find-" + "links"])
@@ -16,20 +16,19 @@ REGISTRIES = re.compile(
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".html", ".ini", ".mako", ""}
 
 
-def read(path: Path) -> str:
+def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.suffix in TEXT else ""
 
 
-def test_the_top_level_is_the_one_the_map_shows() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in sources() if path.parent != ROOT} <= TOP
+def test_the_top_level_contains_only_the_documented_directories() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in sources() if path.parent != ROOT} <= TOP_LEVEL
 
 
 @pytest.mark.parametrize("pattern", [PERSONAL_PATHS, REGISTRIES], ids=["paths", "registries"])
-def test_no_file_names_a_place_on_somebodys_machine_or_network(pattern: re.Pattern[str]) -> None:
-    found = [
-        f"{path.relative_to(ROOT)}: {hit[0]}"
+def test_no_file_contains_a_personal_path_or_a_package_index(pattern: re.Pattern[str]) -> None:
+    matches = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
         for path in sources()
-        for hit in [pattern.search(read(path))]
-        if hit
+        if (match := pattern.search(read_text(path)))
     ]
-    assert found == []
+    assert matches == []

@@ -1,4 +1,4 @@
-"""The files of this repository, as the tests of its frame read them."""
+"""The files of this repository."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def sources() -> list[Path]:
-    """Every file that is, or would be, committed. Paths are absolute."""
-    listed = subprocess.run(
+    """Return every file that is or would be committed, with absolute paths."""
+    listing = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+    return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
 
 
 def pyproject() -> dict[str, Any]:

@@ -1,13 +1,9 @@
-"""A real server for the command line to talk to, and the command itself, run in this process."""
+"""A real server for the command line, and the command itself, run in the tests' process."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,41 +15,57 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from service import cli
-from service.client import Client, ServerRefused, Unreachable
+from service.client import Client
+from tests.harness import machine
+from tests.harness.server import Server
 
-TRIVIUM = Path(sys.executable).with_name("trivium")
 
+class CommandServer(Server):
+    """`trivium serve` below `folder`, with the batch root `root`."""
 
-class Server(NamedTuple):
-    url: str
-    home: Path
-    key: str
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        worker: bool = True,
+        port: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.root = folder / "data"
+        self.root.mkdir(exist_ok=True)
+        super().__init__(
+            folder / "home",
+            folder / "log",
+            worker=worker,
+            port=port,
+            environment=environment,
+            batch_roots=str(self.root),
+        )
 
     @property
     def env(self) -> dict[str, str]:
+        """Environment variables with which the command uses this server."""
         return {"TRIVIUM_URL": self.url, "TRIVIUM_HOME": str(self.home)}
 
-    @property
-    def root(self) -> Path:
-        """A directory that its jobs may read from."""
-        return self.home.parent / "data"
-
-    def client(self) -> Client:
+    def connect(self) -> Client:
         return Client(self.url, self.key)
 
 
-class Ran(NamedTuple):
+class CommandResult(NamedTuple):
+    """Exit code, stdout and stderr of a command."""
+
     code: int
     out: str
     err: str
 
     @property
     def record(self):
+        """The JSON on stdout."""
         return msgspec.json.decode(self.out)
 
 
-class Files(NamedTuple):
-    """A small classifier, the rows it was made for, and a file that is no model."""
+class ModelFiles(NamedTuple):
+    """A small classifier, an example for it, and a file that is not a model."""
 
     model: Path
     example: Path
@@ -61,64 +73,27 @@ class Files(NamedTuple):
 
 
 @contextmanager
-def serving(folder: Path, *more: str, port: int = 0) -> Iterator[Server]:
-    """`trivium serve` in a process of its own; what is in `folder` stays for the next one."""
-    home, data, log = folder / "home", folder / "data", folder / "log"
-    data.mkdir(exist_ok=True)
-    env = os.environ | {"TRIVIUM_HOME": str(home), "TRIVIUM_BATCH_ROOTS": str(data)}
-    with log.open("wb") as out:
-        child = subprocess.Popen([TRIVIUM, "serve", "--port", str(port), *more], env=env, stderr=out)
-    try:
-        url = url_of(log, child)
-        wait_until_ready(url, child)
-        yield Server(url, home, (home / "admin.key").read_text().strip())
-    finally:
-        child.terminate()
-        assert child.wait(60) in (0, 143, -15)
+def command_server(folder: Path, worker: bool = True, port: int = 0) -> Iterator[CommandServer]:
+    """A running server; another one on the same folder continues with its data."""
+    with CommandServer(folder, worker=worker, port=port) as server:
+        server.start()
+        yield server
+        assert server.terminate() in (0, 143, -15)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("served")) as server:
+def server(tmp_path_factory) -> Iterator[CommandServer]:
+    with command_server(tmp_path_factory.mktemp("served")) as server:
         yield server
-
-
-def url_of(log: Path, child: subprocess.Popen[bytes], at_most_s: float = 60.0) -> str:
-    """Where a server that was started with port 0 listens: its log says so."""
-    given_up = time.monotonic() + at_most_s
-    while time.monotonic() < given_up and child.poll() is None:
-        for line in log.read_text().rpartition("\n")[0].splitlines():
-            if '"serving"' in line:
-                return str(msgspec.json.decode(line)["url"])
-        time.sleep(0.02)
-    pytest.fail(f"the server does not say where it listens: {log.read_text()}")
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def free_port() -> int:
-    return unused_port()
-
-
-def wait_until_ready(url: str, child: subprocess.Popen[bytes], at_most_s: float = 60.0) -> None:
-    given_up = time.monotonic() + at_most_s
-    with Client(url, None, timeout_s=5.0) as client:
-        while time.monotonic() < given_up and child.poll() is None:
-            try:
-                client.call("GET", "/readyz")
-            except (Unreachable, ServerRefused):
-                continue  # a client waits a moment by itself before it gives up
-            return
-    pytest.fail(f"the server did not get ready; exit code {child.poll()}")
+    return machine.free_port()
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory) -> Files:
+def files(tmp_path_factory) -> ModelFiles:
     folder = tmp_path_factory.mktemp("files")
     rows = pd.DataFrame(
         {"age": [20, 30, 40, 50, 60, 70, 25, 65], "income": [1.5, 2.0, 3.0, 4.5, 5.0, 6.0, 1.0, 7.5]}
@@ -127,38 +102,38 @@ def files(tmp_path_factory) -> Files:
     joblib.dump(LogisticRegression().fit(rows, good), folder / "model.joblib")
     rows.join(good).to_csv(folder / "sample.csv", index=False)
     (folder / "broken.joblib").write_bytes(b"no pickle at all")
-    return Files(folder / "model.joblib", folder / "sample.csv", folder / "broken.joblib")
+    return ModelFiles(folder / "model.joblib", folder / "sample.csv", folder / "broken.joblib")
 
 
 @pytest.fixture
-def trivium(monkeypatch, capsys) -> Callable[..., Ran]:
+def trivium(monkeypatch, capsys) -> Callable[..., CommandResult]:
     """Run the command in this process: `trivium("models", "--json", env={...})`."""
 
-    def run(*args: object, env: dict[str, str] | None = None) -> Ran:
+    def run(*args: object, env: dict[str, str] | None = None) -> CommandResult:
         for name in ("TRIVIUM_API_KEY", "TRIVIUM_DATABASE_URL"):
             monkeypatch.delenv(name, raising=False)
         for name, value in (env or {}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["trivium", *map(str, args)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
         out, err = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), out, err)
+        return CommandResult(int(exit_info.value.code or 0), out, err)
 
     return run
 
 
 @pytest.fixture
-def live(trivium, server) -> Callable[..., Ran]:
-    """`trivium`, with the environment of the running server."""
+def live(trivium, server) -> Callable[..., CommandResult]:
+    """Run the command with the environment of the running server."""
     return lambda *args: trivium(*args, env=server.env)
 
 
 @pytest.fixture
 def published(live, files, request) -> str:
-    """A ready version 1 of a model that belongs to this test alone."""
+    """Publish version 1 of a model that only this test uses, and return the model's name."""
     name = request.node.name.replace("[", "-").replace("]", "").lower()[:60]
-    ran = live("publish", files.model, "--name", name, "--example", files.example, "--target", "good")
-    assert ran.code == 0, ran.err
+    result = live("publish", files.model, "--name", name, "--example", files.example, "--target", "good")
+    assert result.code == 0, result.err
     return name

@@ -14,7 +14,7 @@ PROBABILITIES = ["probability.no", "probability.yes"]
 
 @pytest.fixture
 def rows() -> pd.DataFrame:
-    """What the small classifier scores, with an id and a column that it does not know."""
+    """Rows for the small classifier, with an id and a column that is not a feature."""
     number = pd.Series(range(ROWS), name="customer")
     return pd.DataFrame(
         {
@@ -39,8 +39,8 @@ def champion(live, published):
     return published
 
 
-def online(server, name, rows):
-    with server.client() as client:
+def predict_online(server, name, rows):
+    with server.connect() as client:
         body = msgspec.json.encode({"instances": rows[["age", "income"]].to_dict("records")})
         return client.predict(ModelRef.parse(name), body)["predictions"]
 
@@ -53,52 +53,54 @@ READERS = {
 
 
 @pytest.mark.parametrize("suffix", READERS)
-def test_the_output_has_every_row_in_order_as_the_online_road_answers(
+def test_the_output_contains_every_row_in_order_with_the_online_answers(
     live, server, champion, rows, data, tmp_path, suffix
 ):
     out = tmp_path / f"scores{suffix}"
-    ran = live(
+    result = live(
         *("batch", "score", data, "--model", champion, "--out", out),
         *("--id-column", "customer", "--passthrough", "region"),
     )
-    assert ran.code == 0, ran.err
-    assert ran.out.startswith(f"2,000 rows scored with {champion}:1 (")
-    assert f"{out}, {out.stat().st_size:,} bytes" in ran.out
-    assert "job " in ran.err  # lines stand for a bar where there is no terminal
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"2,000 rows scored with {champion}:1 (")
+    assert f"{out}, {out.stat().st_size:,} bytes" in result.out
+    assert "job " in result.err  # without a terminal, lines replace the progress bar
     assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.csv", out.name]
     scores = READERS[suffix](out)
     assert list(scores.columns) == ["customer", "region", "label", *PROBABILITIES]
     assert scores["customer"].astype(str).tolist() == rows["customer"].tolist()
     assert scores["region"].tolist() == rows["region"].tolist()
-    answered = online(server, champion, rows)
-    assert scores["label"].tolist() == [a["label"] for a in answered]
-    assert scores["probability.yes"].tolist() == pytest.approx([a["probabilities"]["yes"] for a in answered])
+    predictions = predict_online(server, champion, rows)
+    assert scores["label"].tolist() == [p["label"] for p in predictions]
+    assert scores["probability.yes"].tolist() == pytest.approx(
+        [p["probabilities"]["yes"] for p in predictions]
+    )
 
 
-def test_rows_that_cannot_be_scored_are_beside_the_output_and_a_later_run_takes_them_away(
+def test_rows_that_fail_are_listed_in_an_errors_file_that_a_later_run_deletes(
     live, published, rows, tmp_path
 ):
     file, out = tmp_path / "rows.csv", tmp_path / "scores.csv"
-    spoilt = rows.astype({"age": object})
-    spoilt.loc[7, "age"] = "old"
-    spoilt.to_csv(file, index=False)
-    order = ("batch", "score", file, "--model", f"{published}:1", "--out", out, "--id-column", "customer")
-    ran = live(*order)
-    assert ran.code == 0, ran.err
+    invalid_rows = rows.astype({"age": object})
+    invalid_rows.loc[7, "age"] = "old"
+    invalid_rows.to_csv(file, index=False)
+    command = ("batch", "score", file, "--model", f"{published}:1", "--out", out, "--id-column", "customer")
+    result = live(*command)
+    assert result.code == 0, result.err
     errors = tmp_path / "scores.csv.errors.csv"
-    assert f"\nwarning: not scored: 1 of 2,000 rows (0.05%), see {errors}\n" in ran.out
+    assert f"\nwarning: not scored: 1 of 2,000 rows (0.05%), see {errors}\n" in result.out
     failed = pd.read_csv(errors, dtype=str)
     assert failed[["row", "id", "field"]].to_numpy().tolist() == [["7", "00007", "age"]]
     assert len(pd.read_csv(out)) == ROWS - 1
     rows.to_csv(file, index=False)
-    assert live(*order).code == 0
+    assert live(*command).code == 0
     assert not errors.exists()
 
 
-def test_json_prints_the_jobs_record_and_nothing_else(live, published, data, tmp_path):
-    ran = live("batch", "score", data, "--model", f"{published}:1", "--out", tmp_path / "s.csv", "--json")
-    assert ran.code == 0, ran.err
-    record = ran.record
+def test_json_prints_only_the_jobs_record(live, published, data, tmp_path):
+    result = live("batch", "score", data, "--model", f"{published}:1", "--out", tmp_path / "s.csv", "--json")
+    assert result.code == 0, result.err
+    record = result.record
     assert (record["kind"], record["state"], record["model"], record["version"]) == (
         "score",
         "done",
@@ -109,20 +111,20 @@ def test_json_prints_the_jobs_record_and_nothing_else(live, published, data, tmp
     assert "artifact" in record["spec"]["input"]
 
 
-def test_a_server_on_this_machine_reads_what_is_in_its_roots_where_it_is(
+def test_a_server_on_this_machine_reads_files_below_its_batch_roots_in_place(
     live, server, published, rows, tmp_path
 ):
-    whole, parts = server.root / f"{published}.parquet", server.root / f"{published} parts"
-    rows.to_parquet(whole)
-    parts.mkdir()
+    file, folder = server.root / f"{published}.parquet", server.root / f"{published} parts"
+    rows.to_parquet(file)
+    folder.mkdir()
     for number, start in enumerate(range(0, ROWS, 500)):
-        rows[start : start + 500].to_parquet(parts / f"{number}.parquet")
-    for place in (whole, parts):
+        rows[start : start + 500].to_parquet(folder / f"{number}.parquet")
+    for path in (file, folder):
         out = tmp_path / "scores.parquet"
-        ran = live(
+        result = live(
             "batch",
             "score",
-            place,
+            path,
             "--model",
             f"{published}:1",
             "--out",
@@ -131,57 +133,57 @@ def test_a_server_on_this_machine_reads_what_is_in_its_roots_where_it_is(
             "--id-column",
             "customer",
         )
-        assert ran.code == 0, ran.err
-        assert ran.record["spec"]["input"]["uri"] == place.as_uri()
+        assert result.code == 0, result.err
+        assert result.record["spec"]["input"]["uri"] == path.as_uri()
         assert pd.read_parquet(out)["customer"].tolist() == rows["customer"].tolist()
-    by_uri = live("batch", "score", whole.as_uri(), "--model", f"{published}:1", "--dry-run", "--json")
+    by_uri = live("batch", "score", file.as_uri(), "--model", f"{published}:1", "--dry-run", "--json")
     assert by_uri.record["rows_checked"] == 100
 
 
-def test_a_directory_outside_of_the_roots_is_refused_with_the_way_out(live, published, data, tmp_path):
-    ran = live("batch", "score", tmp_path, "--model", f"{published}:1", "--out", tmp_path / "s.csv")
-    assert (ran.code, ran.out) == (2, "")
-    assert "TRIVIUM_BATCH_ROOTS" in ran.err
+def test_a_directory_outside_of_the_batch_roots_is_refused_with_the_remedy(live, published, data, tmp_path):
+    result = live("batch", "score", tmp_path, "--model", f"{published}:1", "--out", tmp_path / "s.csv")
+    assert (result.code, result.out) == (2, "")
+    assert "TRIVIUM_BATCH_ROOTS" in result.err
 
 
 def test_a_dry_run_checks_the_first_rows_and_starts_nothing(live, published, data, tmp_path):
-    ran = live("batch", "score", data, "--model", f"{published}:1", "--dry-run")
-    assert (ran.code, ran.out) == (0, f"{published}:1 can score 100 of the first 100 rows\n")
+    result = live("batch", "score", data, "--model", f"{published}:1", "--dry-run")
+    assert (result.code, result.out) == (0, f"{published}:1 can score 100 of the first 100 rows\n")
     assert live("jobs", "--model", published, "--json").record["items"] == []
 
 
-def test_rows_without_a_column_of_the_model_are_refused_at_once_and_named(live, published, rows, tmp_path):
+def test_a_missing_feature_column_is_named_before_a_job_starts(live, published, rows, tmp_path):
     file = tmp_path / "rows.csv"
     rows.drop(columns="income").to_csv(file, index=False)
-    ran = live("batch", "score", file, "--model", f"{published}:1", "--out", tmp_path / "s.csv")
-    assert (ran.code, ran.out) == (1, "")
-    assert "income" in ran.err
+    result = live("batch", "score", file, "--model", f"{published}:1", "--out", tmp_path / "s.csv")
+    assert (result.code, result.out) == (1, "")
+    assert "income" in result.err
     assert live("jobs", "--model", published, "--json").record["items"] == []
 
 
-def test_a_job_that_fails_by_its_rows_is_exit_code_1_and_leaves_them_but_no_output(
+def test_a_job_that_fails_for_its_rows_exits_with_1_and_writes_only_the_errors_file(
     live, published, rows, tmp_path
 ):
     file, out = tmp_path / "rows.csv", tmp_path / "scores.csv"
-    spoilt = rows.astype({"age": object})
-    spoilt.loc[1000:, "age"] = "old"
-    spoilt.to_csv(file, index=False)
-    order = ("batch", "score", file, "--model", f"{published}:1", "--out", out, "--error-threshold", 0.1)
-    ran = live(*order)
-    assert (ran.code, ran.out) == (1, "")
+    invalid_rows = rows.astype({"age": object})
+    invalid_rows.loc[1000:, "age"] = "old"
+    invalid_rows.to_csv(file, index=False)
+    command = ("batch", "score", file, "--model", f"{published}:1", "--out", out, "--error-threshold", 0.1)
+    result = live(*command)
+    assert (result.code, result.out) == (1, "")
     job = live("jobs", "--model", published, "--state", "failed", "--json").record["items"][0]
-    assert f"error: job {job['id']} failed: {job['error']}" in ran.err
-    assert f"trivium jobs errors {job['id']}" in ran.err
-    assert "resume" not in ran.err
+    assert f"error: job {job['id']} failed: {job['error']}" in result.err
+    assert f"trivium jobs errors {job['id']}" in result.err
+    assert "resume" not in result.err
     assert not out.exists()
     errors = tmp_path / "scores.csv.errors.csv"
-    assert str(errors) in ran.err
+    assert str(errors) in result.err
     assert pd.read_csv(errors)["row"].tolist() == list(range(1000, ROWS))
     assert live("jobs", "errors", job["id"]).out == errors.read_bytes().decode()
     assert live("jobs", "watch", job["id"]).code == 1
 
 
-def test_a_job_that_nobody_waited_for_is_watched_shown_and_fetched_later(
+def test_a_job_started_with_no_wait_is_watched_shown_and_downloaded_later(
     live, published, rows, data, tmp_path
 ):
     started = live("batch", "score", data, "--model", f"{published}:1", "--no-wait", "--json")
@@ -190,24 +192,24 @@ def test_a_job_that_nobody_waited_for_is_watched_shown_and_fetched_later(
     watched = live("jobs", "watch", number)
     assert watched.code == 0, watched.err
     assert f"job {number} (score, {published}:1, local) is done" in watched.out
-    shown = live("jobs", "show", number)
-    assert "partitions: 1 of 1 done" in shown.out
+    description = live("jobs", "show", number)
+    assert "partitions: 1 of 1 done" in description.out
     assert live("jobs", "show", number, "--json").record["partitions"][0]["rows"] == ROWS
     out = tmp_path / "scores.parquet"
     assert live("jobs", "output", number, "--out", out, "--json").record["id"] == number
     assert len(pd.read_parquet(out)) == ROWS
-    nothing = live("jobs", "errors", number)
-    assert nothing.code == 1
-    assert "no row failed" in nothing.err
+    no_errors = live("jobs", "errors", number)
+    assert no_errors.code == 1
+    assert "no row failed" in no_errors.err
 
 
 def test_output_without_a_file_goes_to_stdout(live, published, data, tmp_path):
-    ran = live("batch", "score", data, "--model", f"{published}:1", "--out", tmp_path / "s.csv", "--json")
-    number = ran.record["id"]
+    result = live("batch", "score", data, "--model", f"{published}:1", "--out", tmp_path / "s.csv", "--json")
+    number = result.record["id"]
     assert live("jobs", "output", number).out == (tmp_path / "s.csv").read_text()
 
 
-def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, server, published, rows):
+def test_finished_partitions_of_a_failed_job_can_be_downloaded(live, server, published, rows):
     folder = server.root / "half"
     folder.mkdir()
     for number in range(2):
@@ -215,17 +217,17 @@ def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, 
     with (folder / "1.parquet").open("r+b") as damaged:
         damaged.seek(4)
         damaged.write(bytes(64))
-    ran = live(
+    result = live(
         "batch", "score", folder, "--model", f"{published}:1", "--no-wait", "--max-attempts", 2, "--json"
     )
-    number = ran.record["id"]
+    number = result.record["id"]
     watched = live("jobs", "watch", number)
     assert watched.code == 1
     assert f"`trivium jobs resume {number}` continues it\n" in watched.err
     assert "start a new job" in watched.err
-    shown = [line.split()[:4] for line in live("jobs", "show", number).out.splitlines()]
-    assert ["0", "score", "0.parquet", "done"] in shown
-    assert ["1", "score", "1.parquet", "failed"] in shown
+    description = [line.split()[:4] for line in live("jobs", "show", number).out.splitlines()]
+    assert ["0", "score", "0.parquet", "done"] in description
+    assert ["1", "score", "1.parquet", "failed"] in description
     assert live("jobs", "output", number).code == 1
     part = folder.with_name("part.parquet")
     assert live("jobs", "output", number, "--partition", 0, "--out", part).code == 0
@@ -234,12 +236,12 @@ def test_of_a_job_that_failed_the_partitions_that_are_done_can_be_fetched(live, 
     assert (refused.code, f"'{number}/1'" in refused.err) == (1, True)
 
 
-def test_a_file_whose_name_says_another_format_than_the_jobs_is_not_written(live, published, data, tmp_path):
+def test_a_file_name_with_the_suffix_of_another_format_is_rejected(live, published, data, tmp_path):
     out = tmp_path / "s.csv"
-    ran = live("batch", "score", data, "--model", f"{published}:1", "--out", out, "--json")
-    number = ran.record["id"]
-    for what, name in (("output", "o.parquet"), ("output", "o.PQ"), ("errors", "e.jsonl")):
-        refused = live("jobs", what, number, "--out", tmp_path / name)
+    result = live("batch", "score", data, "--model", f"{published}:1", "--out", out, "--json")
+    number = result.record["id"]
+    for resource, name in (("output", "o.parquet"), ("output", "o.PQ"), ("errors", "e.jsonl")):
+        refused = live("jobs", resource, number, "--out", tmp_path / name)
         assert refused.code == 2
         assert "text/csv; name it .csv" in " ".join(refused.err.split())
         assert not (tmp_path / name).exists()
@@ -262,7 +264,7 @@ def test_jobs_are_listed_newest_first_by_state_and_model(live, published, data):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["batch", "score", "{data}", "--model", "m"], "--out"),
         (["batch", "score", "{data}", "--model", "m", "--out", "scores.xlsx"], ".parquet"),
@@ -275,24 +277,24 @@ def test_jobs_are_listed_newest_first_by_state_and_model(live, published, data):
         (["jobs", "show", "first"], "ID"),
     ],
 )
-def test_wrong_usage_is_exit_code_2_and_says_what_is_right(live, data, args, said):
-    ran = live(*(arg.format(data=data) for arg in args))
-    assert (ran.code, ran.out) == (2, "")
-    assert said in ran.err
+def test_wrong_usage_exits_with_2_and_describes_the_right_usage(live, data, args, message):
+    result = live(*(arg.format(data=data) for arg in args))
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
 
 
-def test_a_file_whose_name_says_nothing_needs_its_media_type(live, published, rows, tmp_path):
+def test_a_file_without_a_known_suffix_needs_a_media_type(live, published, rows, tmp_path):
     file = tmp_path / "rows.txt"
     rows.to_csv(file, index=False)
-    order = ("batch", "score", file, "--model", f"{published}:1", "--dry-run")
-    refused = live(*order)
+    command = ("batch", "score", file, "--model", f"{published}:1", "--dry-run")
+    refused = live(*command)
     assert refused.code == 2
     assert "--media-type" in refused.err
-    assert live(*order, "--media-type", "text/csv").code == 0
+    assert live(*command, "--media-type", "text/csv").code == 0
 
 
-def test_what_is_not_there_is_exit_code_1_and_named(live, data):
+def test_missing_jobs_and_models_exit_with_1_and_are_named(live, data):
     assert "job" in live("jobs", "show", 10**6).err
-    ran = live("batch", "score", data, "--model", "nobody", "--no-wait")
-    assert ran.code == 1
-    assert "nobody" in ran.err
+    result = live("batch", "score", data, "--model", "missing", "--no-wait")
+    assert result.code == 1
+    assert "missing" in result.err

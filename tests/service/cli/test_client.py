@@ -8,18 +8,18 @@ import httpx
 import pytest
 
 from service.client import Client, ModelRef, ServerRefused, Unreachable, path
-from tests.service.cli.lossy import lossy
+from tests.service.cli.unreliable_proxy import unreliable_proxy
 
 
 @pytest.fixture
 def client(server):
-    with server.client() as client:
+    with server.connect() as client:
         yield client
 
 
 @pytest.fixture
 def bad_network(server):
-    with lossy(server.url) as proxy, Client(proxy.url, server.key) as client:
+    with unreliable_proxy(server.url) as proxy, Client(proxy.url, server.key) as client:
         yield proxy, client
 
 
@@ -45,7 +45,7 @@ def test_a_model_is_written_name_or_version_or_alias(text, name, version, alias)
 @pytest.mark.parametrize(
     "text", ["", ":1", "@a", "fraud:", "fraud@", "fraud:x", "fraud:-1", "fraud:1@a", "f@a:1"]
 )
-def test_what_is_no_model_is_refused_with_the_ways_to_write_one(text):
+def test_an_invalid_model_reference_is_rejected_with_the_valid_forms(text):
     with pytest.raises(ValueError, match="name:version"):
         ModelRef.parse(text)
 
@@ -55,78 +55,78 @@ def test_every_part_of_a_path_is_quoted():
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://localhost", "http://", ""])
-def test_an_address_that_is_none_is_refused_at_once(url):
+def test_an_invalid_address_is_rejected_at_once(url):
     with pytest.raises(httpx.InvalidURL):
         Client(url, None)
 
 
-def test_a_publish_whose_answer_was_lost_makes_one_version(bad_network, request_for):
+def test_a_publish_whose_response_was_lost_creates_one_version(bad_network, request_for):
     proxy, client = bad_network
     proxy.faults.extend(["lose", "lose"])
     created = client.publish("lost-answer", request_for)
     assert not proxy.faults
-    listed = client.pages(path("models", "lost-answer", "versions"))["items"]
-    assert [version["version"] for version in listed] == [created["version"]] == [1]
+    versions = client.pages(path("models", "lost-answer", "versions"))["items"]
+    assert [version["version"] for version in versions] == [created["version"]] == [1]
 
 
-def test_a_first_try_that_is_still_running_is_waited_for(bad_network, request_for):
+def test_a_first_attempt_that_still_runs_is_waited_for(bad_network, request_for):
     proxy, client = bad_network
     proxy.faults.extend(["lose", "busy", "busy"])
     assert client.publish("still-running", request_for)["version"] == 1
     assert not proxy.faults
 
 
-def test_an_upload_and_a_wait_outlast_lost_connections(bad_network, files, request_for):
+def test_an_upload_and_a_wait_survive_lost_connections(bad_network, files, request_for):
     proxy, client = bad_network
-    proxy.faulty = "PUT"
+    proxy.faulty_method = "PUT"
     proxy.faults.extend(["lose", "lose"])
     assert client.upload(files.model) == request_for["artifact"]
     created = client.publish("outlasting", request_for)
-    proxy.faulty = "GET"
+    proxy.faulty_method = "GET"
     proxy.faults.extend(["lose", "lose"])
     assert client.wait("outlasting", created["version"])["state"] == "ready"
     assert not proxy.faults
 
 
-def test_a_key_whose_answer_was_lost_is_made_once_and_its_secret_is_known(bad_network, server):
+def test_a_key_whose_response_was_lost_is_created_once_and_works(bad_network, server):
     proxy, client = bad_network
     before = len(client.pages(path("keys"))["items"])
     proxy.faults.append("lose")
-    made = client.create(path("keys"), {"name": "lost", "scopes": ["predict"]})
+    key = client.create(path("keys"), {"name": "lost", "scopes": ["predict"]})
     assert len(client.pages(path("keys"))["items"]) == before + 1
-    with Client(server.url, made["key"]) as theirs:
-        assert "items" in theirs.pages(path("models"))
+    with Client(server.url, key["key"]) as key_client:
+        assert "items" in key_client.pages(path("models"))
 
 
-def test_a_prediction_whose_connection_was_lost_is_not_sent_again(bad_network):
+def test_a_prediction_is_not_repeated_after_a_lost_connection(bad_network):
     proxy, client = bad_network
     proxy.faults.append("lose")
     with pytest.raises(Unreachable):
-        client.predict(ModelRef("nobody"), b'{"instances": []}')
+        client.predict(ModelRef("missing"), b'{"instances": []}')
 
 
-def test_two_publishes_with_the_same_words_are_two_versions(client, request_for):
+def test_two_identical_publishes_create_two_versions(client, request_for):
     numbers = [client.publish("twice", request_for)["version"] for _ in range(2)]
     assert numbers == [1, 2]
 
 
-def test_a_server_that_never_answered_is_given_up(free_port):
-    with Client(f"http://127.0.0.1:{free_port}", None) as client, pytest.raises(Unreachable) as lost:
+def test_a_server_that_never_answered_is_unreachable(free_port):
+    with Client(f"http://127.0.0.1:{free_port}", None) as client, pytest.raises(Unreachable) as error:
         client.call("GET", "/readyz")
-    assert str(free_port) in str(lost.value)
+    assert str(free_port) in str(error.value)
 
 
 def test_an_upload_reports_its_progress_and_can_be_repeated(client, tmp_path):
     file = tmp_path / "large.bin"
     file.write_bytes(b"x" * (5 << 20))
-    sent: list[int] = []
-    assert client.upload(file, sent.append) == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert sent == sorted(sent)
-    assert sent[-1] == 5 << 20
+    sizes: list[int] = []
+    assert client.upload(file, sizes.append) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 5 << 20
     assert client.upload(file) == client.upload(file)
 
 
-def test_a_list_is_followed_to_its_last_page(client, request_for):
+def test_a_list_is_read_to_its_last_page(client, request_for):
     for _ in range(3):
         client.publish("paged", request_for)
     page = client.pages(path("models", "paged", "versions"), {"page_size": 1})
@@ -134,7 +134,7 @@ def test_a_list_is_followed_to_its_last_page(client, request_for):
     assert page["next_page_token"] is None
 
 
-def test_a_refusal_carries_the_problem_and_a_line_for_each_fault(client):
+def test_a_refusal_contains_the_problem_and_a_line_per_error(client):
     with pytest.raises(ServerRefused) as refused:
         client.create(path("keys"), {"name": "", "scopes": ["everything"]})
     assert refused.value.status == 422
@@ -143,7 +143,7 @@ def test_a_refusal_carries_the_problem_and_a_line_for_each_fault(client):
     assert any(line.startswith("name: ") for line in lines)
 
 
-def test_an_answer_that_is_not_ours_is_shown_by_its_status(server):
+def test_an_error_without_a_problem_document_is_described_by_its_status(server):
     with Client(server.url + "/nowhere", server.key) as client, pytest.raises(ServerRefused) as refused:
         client.call("GET", "/readyz")
     assert refused.value.status == 404

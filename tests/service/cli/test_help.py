@@ -1,4 +1,4 @@
-"""What the command says about itself, and how quickly."""
+"""The command's help texts and their imports."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def commands(group=None, prefix=()):
 
 
 def test_help_imports_nothing_heavy():
-    look = (
+    code = (
         "import sys; sys.argv = ['trivium', '--help']; import service.cli\n"
         "try: service.cli.main()\n"
         f"except SystemExit: print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
     )
-    ran = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True)
-    assert ran.stderr.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
 
 
 def test_help_documents_the_exit_codes_and_the_environment(trivium):
-    shown = trivium("--help")
-    assert shown.code == 0
-    for said in ("Exit codes", "TRIVIUM_URL", "TRIVIUM_API_KEY", "TRIVIUM_HOME", "name@alias", "130"):
-        assert said in shown.out
+    help_output = trivium("--help")
+    assert help_output.code == 0
+    for text in ("Exit codes", "TRIVIUM_URL", "TRIVIUM_API_KEY", "TRIVIUM_HOME", "name@alias", "130"):
+        assert text in help_output.out
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_help_documents_the_exit_codes_and_the_environment(trivium):
 )
 def test_no_summary_is_cut_at_80_columns(trivium, monkeypatch, group):
     monkeypatch.setenv("COLUMNS", "80")
-    shown = trivium(*group, "--help")
-    summaries = shown.out.partition("\nCommands:\n")[2].partition("\n\n")[0].splitlines()
+    help_output = trivium(*group, "--help")
+    summaries = help_output.out.partition("\nCommands:\n")[2].partition("\n\n")[0].splitlines()
     assert len(summaries) == len(group_commands(*group))
     assert [line for line in summaries if line.endswith("...") or len(line) > 80] == []
 
 
 @pytest.mark.parametrize("command", list(commands()))
-def test_every_command_says_what_it_does_and_takes_json(command):
+def test_every_command_has_a_help_text_and_takes_json(command):
     assert command.help
     options = {name for parameter in command.params for name in parameter.opts}
     assert "--json" in options or command.name in ("serve", "worker")
@@ -85,20 +85,20 @@ def test_the_version_is_the_packages_own(trivium):
         ["edit", "name:1", "--tag", "novalue"],
         ["predict", "name", "/nowhere.json"],
         ["keys", "create"],
-        ["delete", "name"],  # nobody there to ask
+        ["delete", "name"],  # cannot be confirmed without a terminal
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_exit_code_2_and_says_so_on_stderr(trivium, args):
-    ran = trivium(*args)
-    assert (ran.code, ran.out) == (2, "")
-    assert "Error" in ran.err
+def test_wrong_usage_exits_with_2_and_an_error_on_stderr(trivium, args):
+    result = trivium(*args)
+    assert (result.code, result.out) == (2, "")
+    assert "Error" in result.err
 
 
 @pytest.mark.parametrize(
-    ("group", "typed", "meant"), [("jobs", "sho", "show"), ("schedules", "paus", "pause")]
+    ("group", "typed", "suggestion"), [("jobs", "sho", "show"), ("schedules", "paus", "pause")]
 )
-def test_a_command_of_a_group_that_is_mistyped_is_suggested(trivium, group, typed, meant):
-    ran = trivium(group, typed, "1")
-    assert (ran.code, ran.out) == (2, "")
-    assert f"Did you mean '{meant}'?" in " ".join(ran.err.split())
+def test_a_mistyped_command_of_a_group_gets_a_suggestion(trivium, group, typed, suggestion):
+    result = trivium(group, typed, "1")
+    assert (result.code, result.out) == (2, "")
+    assert f"Did you mean '{suggestion}'?" in " ".join(result.err.split())

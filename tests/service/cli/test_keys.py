@@ -1,38 +1,38 @@
-"""`trivium keys`: a secret is shown once, and opens what it should."""
+"""`trivium keys`: a secret is shown once, and has the scopes of its key."""
 
 from __future__ import annotations
 
 
-def test_a_created_secret_stands_alone_on_stdout_and_opens_its_scope_only(live, trivium, server, published):
-    made = live("keys", "create", "--scope", "predict", "--model", published, "--name", "app")
-    secret = made.out.strip()
-    assert made.code == 0
+def test_a_new_secret_is_the_only_output_and_has_only_its_scope(live, trivium, server, published):
+    created = live("keys", "create", "--scope", "predict", "--model", published, "--name", "app")
+    secret = created.out.strip()
+    assert created.code == 0
     assert "\n" not in secret
-    assert "only now" in made.err
-    theirs = server.env | {"TRIVIUM_API_KEY": secret}
-    assert trivium("show", published, env=theirs).code == 0
-    assert trivium("keys", "list", env=theirs).code == 1
+    assert "only now" in created.err
+    key_env = server.env | {"TRIVIUM_API_KEY": secret}
+    assert trivium("show", published, env=key_env).code == 0
+    assert trivium("keys", "list", env=key_env).code == 1
 
 
 def test_a_key_is_listed_without_its_secret_rotated_and_revoked(live, trivium, server):
-    made = live("keys", "create", "--scope", "predict,publish", "--expires-in", "10m", "--json").record
-    assert made["scopes"] == ["predict", "publish"]
-    listed = live("keys", "list", "--json")
-    assert made["id"] in {key["id"] for key in listed.record["items"]}
-    assert made["key"] not in listed.out
-    assert made["id"] in live("keys", "list").out
+    key = live("keys", "create", "--scope", "predict,publish", "--expires-in", "10m", "--json").record
+    assert key["scopes"] == ["predict", "publish"]
+    listing = live("keys", "list", "--json")
+    assert key["id"] in {item["id"] for item in listing.record["items"]}
+    assert key["key"] not in listing.out
+    assert key["id"] in live("keys", "list").out
 
-    rotated = live("keys", "rotate", made["id"], "--json").record
-    assert trivium("models", env=server.env | {"TRIVIUM_API_KEY": made["key"]}).code == 1
+    rotated = live("keys", "rotate", key["id"], "--json").record
+    assert trivium("models", env=server.env | {"TRIVIUM_API_KEY": key["key"]}).code == 1
     assert trivium("models", env=server.env | {"TRIVIUM_API_KEY": rotated["key"]}).code == 0
 
-    assert live("keys", "revoke", made["id"]).code == 0
+    assert live("keys", "revoke", key["id"]).code == 0
     refused = trivium("models", env=server.env | {"TRIVIUM_API_KEY": rotated["key"]})
     assert refused.code == 1
     assert "TRIVIUM_API_KEY" in refused.err
 
 
-def test_without_any_key_the_server_refuses_and_the_way_to_one_is_said(trivium, server, tmp_path):
-    ran = trivium("models", env={"TRIVIUM_URL": server.url, "TRIVIUM_HOME": str(tmp_path)})
-    assert ran.code == 1
-    assert "TRIVIUM_API_KEY" in ran.err
+def test_without_a_key_the_refusal_names_the_variable_for_it(trivium, server, tmp_path):
+    result = trivium("models", env={"TRIVIUM_URL": server.url, "TRIVIUM_HOME": str(tmp_path)})
+    assert result.code == 1
+    assert "TRIVIUM_API_KEY" in result.err

@@ -1,4 +1,4 @@
-"""What is said of a job on its way, where there is no terminal for a bar."""
+"""The progress lines of a job, without a terminal."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ DONE = ASSEMBLING | {"state": "done", "eta_s": None}
         ),
         (DONE, "done, 1,000,000 of 1,000,000 rows (100%), 1,000 failed, 350,000 rows/s"),
     ],
-    ids=["queued", "planning", "nothing yet", "half", "rows unknown", "assembling", "done"],
+    ids=["queued", "planning", "no rows yet", "half", "total unknown", "assembling", "done"],
 )
-def test_a_line_says_what_is_done_how_fast_and_what_is_left(record, line):
+def test_a_line_shows_phase_amount_rate_and_remaining_time(record, line):
     assert progress_line(record) == line
 
 
-def test_lines_come_when_something_else_begins_not_with_every_row():
-    told: list[str] = []
-    with job_progress(told.append) as show:
+def test_a_line_is_printed_when_the_phase_changes():
+    lines: list[str] = []
+    with job_progress(lines.append) as show:
         for record in (QUEUED, PLANNING, SCORING, SCORING | {"rows_done": 10}, HALF, ASSEMBLING, DONE):
             show(record)
-    assert [line.split(",")[0] for line in told] == [
+    assert [line.split(",")[0] for line in lines] == [
         f"job 7: {phase(record)}" for record in (QUEUED, PLANNING, SCORING, ASSEMBLING, DONE)
     ]

@@ -15,7 +15,7 @@ from tests.service.compiler.fit.datasets import cancer, split_frame
 
 @pytest.fixture
 def data(server, request):
-    """Four files where the server may read."""
+    """Four files below the server's batch root."""
     folder = server.root / request.node.name
     folder.mkdir()
     for number, part in enumerate(split_frame(cancer(), 4)):
@@ -24,71 +24,71 @@ def data(server, request):
 
 
 @pytest.fixture
-def saved(tmp_path):
-    def saved(estimator):
+def save(tmp_path):
+    def save(estimator):
         joblib.dump(estimator, tmp_path / "estimator.joblib")
         return tmp_path / "estimator.joblib"
 
-    return saved
+    return save
 
 
-def test_a_training_ends_as_a_version_that_answers(live, saved, data, tmp_path):
-    ran = live(
-        *("train", saved(make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss"))), data),
+def test_a_training_publishes_a_version_that_predicts(live, save, data, tmp_path):
+    result = live(
+        *("train", save(make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss"))), data),
         *("--name", "trained", "--target", "y", "--strategy", "partial_fit", "--alias", "champion"),
         *("--tag", "from=files"),
     )
-    assert ran.code == 0, ran.err
-    assert ran.out.startswith("trained:1 was trained on 45")
-    assert "in 4 partitions; on 11" in ran.out
-    assert "accuracy=0.9" in ran.out
-    assert ran.err.endswith(": done\n")  # lines stand for a bar where there is no terminal
-    shown = live("show", "trained@champion").out
-    assert "trained by job" in shown
-    assert "from=files" in shown
+    assert result.code == 0, result.err
+    assert result.out.startswith("trained:1 was trained on 45")
+    assert "in 4 partitions; on 11" in result.out
+    assert "accuracy=0.9" in result.out
+    assert result.err.endswith(": done\n")  # without a terminal, lines replace the progress bar
+    description = live("show", "trained@champion").out
+    assert "trained by job" in description
+    assert "from=files" in description
     rows = tmp_path / "rows.json"
     rows.write_bytes(msgspec.json.encode(cancer().drop(columns="y").head(3).to_dict("records")))
     assert "malignant" in live("predict", "trained", rows).out
 
 
-def test_an_ensemble_of_one_uploaded_file_is_dealt_into_partitions(live, server, saved, tmp_path):
+def test_an_uploaded_file_is_split_into_partitions_for_an_ensemble(live, server, save, tmp_path):
     file = tmp_path / "rows.parquet"
     cancer().to_parquet(file)
-    ran = live(
-        *("train", saved(RandomForestClassifier(5)), file, "--name", "dealt", "--target", "y"),
+    result = live(
+        *("train", save(RandomForestClassifier(5)), file, "--name", "split", "--target", "y"),
         *("--strategy", "ensemble", "--sampling", "stratified", "--partitions", "4", "--json"),
     )
-    assert ran.code == 0, ran.err
-    record = msgspec.json.decode(ran.out)
+    assert result.code == 0, result.err
+    record = msgspec.json.decode(result.out)
     assert (record["state"], record["version"], record["rows_done"]) == ("done", 1, 569)
     assert (record["manifest"]["partitions"], record["manifest"]["sampling"]) == (4, "stratified")
     assert record["manifest"]["metrics"]["roc_auc"] > 0.9
 
 
-def test_columns_that_are_no_features_are_left_out(live, saved, data):
-    ran = live(
-        *("train", saved(RandomForestClassifier(5)), data, "--name", "narrow", "--target", "y"),
+def test_excluded_columns_are_not_features(live, save, data):
+    result = live(
+        *("train", save(RandomForestClassifier(5)), data, "--name", "narrow", "--target", "y"),
         *("--strategy", "ensemble", "--exclude", "mean_radius", "--exclude", "mean_area"),
     )
-    assert ran.code == 0, ran.err
-    shown = live("show", "narrow:1", "--json")
-    inputs = {i["name"] for i in msgspec.json.decode(shown.out)["signature"]["inputs"]}
+    assert result.code == 0, result.err
+    description = live("show", "narrow:1", "--json")
+    inputs = {i["name"] for i in msgspec.json.decode(description.out)["signature"]["inputs"]}
     assert inputs == {*cancer().columns} - {"y", "mean_radius", "mean_area"}
 
 
-def test_what_cannot_be_trained_so_ends_with_exit_code_1_and_its_name(live, saved, data):
-    ran = live(
-        *("train", saved(make_pipeline(RobustScaler(), SGDClassifier())), data),
+def test_an_estimator_without_partial_fit_is_refused_by_name(live, save, data):
+    result = live(
+        *("train", save(make_pipeline(RobustScaler(), SGDClassifier())), data),
         *("--name", "refused", "--target", "y", "--strategy", "partial_fit"),
     )
-    assert ran.code == 1
-    assert "RobustScaler (step 'robustscaler') has no partial_fit" in ran.err
+    assert result.code == 1
+    assert "RobustScaler (step 'robustscaler') has no partial_fit" in result.err
 
 
-def test_a_column_is_what_dtype_says(live, saved, data):
-    order = (
+def test_the_dtype_option_is_validated(live, save, data):
+    command = (
         "train",
-        saved(SGDClassifier()),
+        save(SGDClassifier()),
         data,
         "--name",
         "typed",
@@ -97,43 +97,43 @@ def test_a_column_is_what_dtype_says(live, saved, data):
         "--target",
         "y",
     )
-    ran = live(*order, "--dtype", "mean_radius=float64", "--dtype", "nobody=string", "--json")
-    assert (ran.code, "dtypes: the input has no column 'nobody'" in ran.err) == (1, True)
-    ran = live(*order, "--dtype", "mean_radius=float32")
-    assert (ran.code, "dtypes.mean_radius" in ran.err) == (1, True)
+    result = live(*command, "--dtype", "mean_radius=float64", "--dtype", "missing=string", "--json")
+    assert (result.code, "dtypes: the input has no column 'missing'" in result.err) == (1, True)
+    result = live(*command, "--dtype", "mean_radius=float32")
+    assert (result.code, "dtypes.mean_radius" in result.err) == (1, True)
 
 
-def test_a_target_that_is_no_column_is_refused_before_anything_is_enqueued(live, saved, data):
-    order = ("train", saved(SGDClassifier()), data, "--name", "nothing", "--strategy", "single")
-    ran = live(*order, "--target", "label")
-    assert ran.code == 1
-    assert "the target 'label' is not a column of the input" in ran.err
+def test_a_missing_target_column_is_refused_before_a_job_starts(live, save, data):
+    command = ("train", save(SGDClassifier()), data, "--name", "nothing", "--strategy", "single")
+    result = live(*command, "--target", "label")
+    assert result.code == 1
+    assert "the target 'label' is not a column of the input" in result.err
     assert live("jobs", "--model", "nothing", "--json").record["items"] == []
 
 
-def test_a_training_goes_on_without_whoever_started_it(live, saved, data):
-    order = (
+def test_a_training_continues_after_its_command_ends(live, save, data):
+    command = (
         "train",
-        saved(SGDClassifier()),
+        save(SGDClassifier()),
         data,
         "--name",
-        "alone",
+        "unattended",
         "--strategy",
         "single",
         "--target",
         "y",
     )
-    ran = live(*order, "--no-wait", "--json")
-    assert ran.code == 0, ran.err
-    job = msgspec.json.decode(ran.out)["id"]
+    result = live(*command, "--no-wait", "--json")
+    assert result.code == 0, result.err
+    job = msgspec.json.decode(result.out)["id"]
     assert live("jobs", "watch", job).code == 0
-    assert "alone" in live("models").out
-    assert "publishes a version, alone:1" in live("jobs", "output", job, "--out", "scores.parquet").err
+    assert "unattended" in live("models").out
+    assert "publishes a version, unattended:1" in live("jobs", "output", job, "--out", "scores.parquet").err
 
 
-def test_a_schedule_says_what_is_scored_with_what_it_trains(live, saved, data, tmp_path):
+def test_a_schedule_shows_the_scoring_that_follows_its_training(live, save, data, tmp_path):
     trained = live(
-        *("train", saved(SGDClassifier(loss="log_loss")), data, "--name", "nightly", "--target", "y"),
+        *("train", save(SGDClassifier(loss="log_loss")), data, "--name", "nightly", "--target", "y"),
         *("--strategy", "partial_fit", "--no-wait", "--json"),
     )
     spec = trained.record["spec"]
@@ -141,10 +141,10 @@ def test_a_schedule_says_what_is_scored_with_what_it_trains(live, saved, data, t
     job = {k: spec[k] for k in ("kind", "estimator", "input", "target", "strategy", "publish")}
     file = tmp_path / "job.json"
     file.write_bytes(msgspec.json.encode(job | {"then": then}))
-    made = live("schedules", "create", "nightly", "--job", file, "--every", "1d")
-    assert made.code == 0, made.err
-    shown = live("schedules", "show", "nightly").out
-    assert f"starts: train nightly on {data.as_uri()}" in shown
-    assert f"then scores {data.as_uri()} with the trained version" in shown
+    created = live("schedules", "create", "nightly", "--job", file, "--every", "1d")
+    assert created.code == 0, created.err
+    description = live("schedules", "show", "nightly").out
+    assert f"starts: train nightly on {data.as_uri()}" in description
+    assert f"then scores {data.as_uri()} with the trained version" in description
     assert live("schedules", "delete", "nightly").code == 0
     assert live("jobs", "watch", trained.record["id"]).code == 0

@@ -1,4 +1,4 @@
-"""Following a job and fetching what it made: over bad networks, through restarts, with somebody at Ctrl-C."""
+"""Following jobs and downloading outputs: over bad networks, through restarts, and with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 
 from service.client import Client, WrongBytes, download, jobs, path
-from tests.service.cli.conftest import TRIVIUM, Server, serving
-from tests.service.cli.lossy import lossy
+from tests.harness.server import TRIVIUM
+from tests.service.cli.conftest import CommandServer, command_server
+from tests.service.cli.unreliable_proxy import unreliable_proxy
 
 ROWS = 20_000
 NAME = "waited-for"
@@ -32,35 +33,35 @@ def data(tmp_path_factory) -> Path:
     return file
 
 
-def publish(server: Server, files) -> None:
-    order = [TRIVIUM, "publish", files.model, "--name", NAME, "--example", files.example, "--target", "good"]
-    subprocess.run(order, env=os.environ | server.env, check=True, capture_output=True)
+def publish(server: CommandServer, files) -> None:
+    command = [TRIVIUM, "publish", files.model, "--name", NAME]
+    command += ["--example", files.example, "--target", "good"]
+    subprocess.run(command, env=os.environ | server.env, check=True, capture_output=True)
 
 
 def request_for(client: Client, data: Path) -> dict[str, object]:
-    given = {"artifact": client.upload(data), "media_type": "text/csv"}
     return {
         "kind": "score",
         "model": NAME,
         "version": 1,
-        "input": given,
+        "input": {"artifact": client.upload(data), "media_type": "text/csv"},
         "output": {"media_type": "text/csv"},
     }
 
 
 @pytest.fixture(scope="module")
-def idle(tmp_path_factory, files) -> Iterator[Server]:
-    """A server without a worker: its jobs wait, and can be stopped at leisure."""
-    with serving(tmp_path_factory.mktemp("idle"), "--no-worker") as server:
+def idle(tmp_path_factory, files) -> Iterator[CommandServer]:
+    """A server without a worker: its jobs stay queued."""
+    with command_server(tmp_path_factory.mktemp("idle"), worker=False) as server:
         publish(server, files)
         yield server
 
 
 @pytest.fixture(scope="module")
-def done(server, files, data):
-    """A job that is done, on a server that works."""
+def done_job(server, files, data):
+    """The record of a finished job."""
     publish(server, files)
-    with server.client() as client:
+    with server.connect() as client:
         record = jobs.wait(client, jobs.start(client, request_for(client, data))["id"])
     assert record["state"] == "done", record
     return record
@@ -68,12 +69,12 @@ def done(server, files, data):
 
 @pytest.fixture
 def bad_network(server):
-    with lossy(server.url) as proxy, Client(proxy.url, server.key) as client:
-        client.call("GET", "/readyz")  # from now on it is known to be there
+    with unreliable_proxy(server.url) as proxy, Client(proxy.url, server.key) as client:
+        client.call("GET", "/readyz")  # later calls are repeated, because the server has answered once
         yield proxy, client
 
 
-def test_a_job_whose_answer_was_lost_is_started_once(bad_network, done, data):
+def test_a_job_whose_response_was_lost_is_started_once(bad_network, done_job, data):
     proxy, client = bad_network
     request = request_for(client, data)
     before = len(client.pages(path("jobs"))["items"])
@@ -84,48 +85,48 @@ def test_a_job_whose_answer_was_lost_is_started_once(bad_network, done, data):
     assert len(client.pages(path("jobs"))["items"]) == before + 1
 
 
-@pytest.mark.parametrize("deaf", [False, True], ids=["events held back", "no events"])
-def test_a_job_is_followed_where_no_event_stream_comes_through(bad_network, done, data, deaf):
+@pytest.mark.parametrize("blocks_events", [False, True], ids=["lost events", "no event stream"])
+def test_a_job_is_followed_without_an_event_stream(bad_network, done_job, data, blocks_events):
     proxy, client = bad_network
-    proxy.deaf, proxy.faulty = deaf, "GET"
+    proxy.deaf, proxy.faulty_method = blocks_events, "GET"
     started = jobs.start(client, request_for(client, data))
     proxy.faults.extend(["lose", "away", "away"])
-    seen: list[str] = []
-    troubles: list[str] = []
-    record = jobs.wait(client, started["id"], lambda r: seen.append(r["state"]), troubles.append)
-    assert len(troubles) == 1
-    assert "waiting for the server" in troubles[0]
-    assert record["state"] == seen[-1] == "done"
+    states: list[str] = []
+    problems: list[str] = []
+    record = jobs.wait(client, started["id"], lambda r: states.append(r["state"]), problems.append)
+    assert len(problems) == 1
+    assert "waiting for the server" in problems[0]
+    assert record["state"] == states[-1] == "done"
     assert record["rows_done"] == ROWS
 
 
-def test_following_a_job_outlasts_a_restart_of_the_server(tmp_path, files, data):
-    """The second server has a worker, so the job is done; nobody has to ask anew."""
-    ended: list[dict[str, object]] = []
-    seen = threading.Event()
+def test_following_a_job_survives_a_restart_of_the_server(tmp_path, files, data):
+    """The second server has a worker, so the job is completed while the client follows it."""
+    final_records: list[dict[str, object]] = []
+    following_started = threading.Event()
 
     def follow(url: str, key: str, job: int) -> None:
         with Client(url, key) as client:
-            ended.append(jobs.wait(client, job, lambda record: seen.set()))
+            final_records.append(jobs.wait(client, job, lambda record: following_started.set()))
 
-    with serving(tmp_path, "--no-worker") as first:
+    with command_server(tmp_path, worker=False) as first:
         publish(first, files)
-        with first.client() as client:
+        with first.connect() as client:
             job = jobs.start(client, request_for(client, data))["id"]
         following = threading.Thread(target=follow, args=(first.url, first.key, job))
         following.start()
-        assert seen.wait(60)
-    with serving(tmp_path, port=int(first.url.rpartition(":")[2])):
+        assert following_started.wait(60)
+    with command_server(tmp_path, port=first.port):
         following.join(60)
-    assert [record["state"] for record in ended] == ["done"]
+    assert [record["state"] for record in final_records] == ["done"]
 
 
-def test_a_download_that_breaks_off_goes_on_from_there(bad_network, done, tmp_path):
+def test_an_interrupted_download_is_resumed(bad_network, done_job, tmp_path):
     proxy, client = bad_network
-    proxy.faulty = "GET"
+    proxy.faulty_method = "GET"
     proxy.faults.extend(["cut", "away", "cut"])
     file = tmp_path / "scores.csv"
-    remote = download.save(client, done["output"], file)
+    remote = download.save(client, done_job["output"], file)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == remote.sha256
     half = remote.bytes // 2
     assert proxy.ranges[:4] == [f"bytes={n}-" for n in (0, half, half, half + (remote.bytes - half) // 2)]
@@ -133,40 +134,45 @@ def test_a_download_that_breaks_off_goes_on_from_there(bad_network, done, tmp_pa
     assert b"".join(download.verified_blocks(client, remote)) == file.read_bytes()
 
 
-def test_a_later_download_goes_on_where_one_before_it_ended(bad_network, done, tmp_path):
+def test_a_later_download_continues_an_earlier_one(bad_network, done_job, tmp_path):
     proxy, client = bad_network
-    remote = download.head(client, done["output"])
+    remote = download.head(client, done_job["output"])
     content = b"".join(download.blocks(client, remote))
     part = tmp_path / f"scores.csv.{remote.sha256[:8]}.part"
     part.write_bytes(content[:1000])
     proxy.ranges.clear()
-    told: list[tuple[int, int]] = []
-    download.save(client, done["output"], tmp_path / "scores.csv", lambda have, of: told.append((have, of)))
+    progress: list[tuple[int, int]] = []
+    download.save(
+        client,
+        done_job["output"],
+        tmp_path / "scores.csv",
+        lambda received, total: progress.append((received, total)),
+    )
     assert proxy.ranges == ["bytes=1000-"]
     assert (tmp_path / "scores.csv").read_bytes() == content
-    assert told[-1] == (len(content), len(content))
+    assert progress[-1] == (len(content), len(content))
 
 
-def test_bytes_that_are_not_those_announced_are_thrown_away(bad_network, done, tmp_path):
+def test_a_download_with_the_wrong_digest_is_discarded(bad_network, done_job, tmp_path):
     _, client = bad_network
-    remote = download.head(client, done["output"])
+    remote = download.head(client, done_job["output"])
     (tmp_path / f"scores.csv.{remote.sha256[:8]}.part").write_bytes(b"x" * 1000)
     with pytest.raises(WrongBytes, match=r"scores\.csv"):
-        download.save(client, done["output"], tmp_path / "scores.csv")
+        download.save(client, done_job["output"], tmp_path / "scores.csv")
     assert list(tmp_path.iterdir()) == []
-    download.save(client, done["output"], tmp_path / "scores.csv")
+    download.save(client, done_job["output"], tmp_path / "scores.csv")
 
 
-def test_an_output_that_is_not_there_yet_is_refused_with_its_state(idle, data, trivium):
-    with idle.client() as client:
+def test_the_output_of_an_unfinished_job_is_refused_with_its_state(idle, data, trivium):
+    with idle.connect() as client:
         job = jobs.start(client, request_for(client, data))["id"]
-    ran = trivium("jobs", "output", job, env=idle.env)
-    assert (ran.code, ran.out) == (1, "")
-    assert "queued" in ran.err
+    result = trivium("jobs", "output", job, env=idle.env)
+    assert (result.code, result.out) == (1, "")
+    assert "queued" in result.err
 
 
 def test_a_job_is_cancelled_once_resumed_and_cancelled_again(idle, data, trivium):
-    with idle.client() as client:
+    with idle.connect() as client:
         job = jobs.start(client, request_for(client, data))["id"]
     assert trivium("jobs", "cancel", job, env=idle.env).err == f"job {job} is cancelled\n"
     assert trivium("jobs", "cancel", job, "--json", env=idle.env).record["state"] == "cancelled"
@@ -182,23 +188,23 @@ def test_a_job_is_cancelled_once_resumed_and_cancelled_again(idle, data, trivium
 
 @contextmanager
 def waiting_command(
-    server: Server, data: Path, out: Path, **streams: int
+    server: CommandServer, data: Path, out: Path, **streams: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    order = [TRIVIUM, "batch", "score", data, "--model", f"{NAME}:1", "--out", out]
-    with subprocess.Popen(order, env=os.environ | server.env | {"COLUMNS": "200"}, **streams) as command:
+    arguments = [TRIVIUM, "batch", "score", data, "--model", f"{NAME}:1", "--out", out]
+    with subprocess.Popen(arguments, env=os.environ | server.env | {"COLUMNS": "200"}, **streams) as command:
         try:
             yield command
         finally:
             command.kill()
 
 
-def newest(server: Server) -> dict[str, object]:
-    with server.client() as client:
-        found: dict[str, object] = client.pages(path("jobs"))["items"][0]
-        return found
+def newest_job(server: CommandServer) -> dict[str, object]:
+    with server.connect() as client:
+        record: dict[str, object] = client.pages(path("jobs"))["items"][0]
+        return record
 
 
-def test_an_interrupt_with_nobody_to_ask_leaves_the_job_running_and_says_how_to_follow_it(
+def test_an_interrupt_without_a_terminal_leaves_the_job_running_and_names_the_command_to_follow_it(
     idle, data, tmp_path
 ):
     pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -206,7 +212,7 @@ def test_an_interrupt_with_nobody_to_ask_leaves_the_job_running_and_says_how_to_
         assert b"waiting for a worker" in command.stderr.readline()
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=30)
-    job = newest(idle)
+    job = newest_job(idle)
     assert (command.returncode, out) == (130, b"")
     assert f"trivium jobs watch {job['id']}" in err.decode()
     assert "Traceback" not in err.decode()
@@ -214,61 +220,67 @@ def test_an_interrupt_with_nobody_to_ask_leaves_the_job_running_and_says_how_to_
 
 
 class Terminal:
-    """The other side of a terminal: what is shown, and what is typed."""
+    """The controlling side of a pseudo-terminal."""
 
-    def __init__(self, side: int) -> None:
-        self._side = side
-        self.shown = ""
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.output = ""
 
-    def until(self, words: str) -> None:
-        start = len(self.shown)
-        while words not in self.shown[start:]:
-            assert select.select([self._side], [], [], 60)[0], self.shown
-            self.shown += os.read(self._side, 65536).decode(errors="replace")
+    def wait_for(self, text: str) -> None:
+        """Read output until it contains `text`."""
+        start = len(self.output)
+        while text not in self.output[start:]:
+            assert select.select([self._descriptor], [], [], 60)[0], self.output
+            self.output += os.read(self._descriptor, 65536).decode(errors="replace")
 
-    def write(self, words: str) -> None:
-        os.write(self._side, words.encode())
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
 
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[Terminal, int]]:
-    ours, theirs = pty.openpty()
-    yield Terminal(ours), theirs
-    os.close(ours)
-    os.close(theirs)
+    """A terminal, and the descriptor for the command's streams."""
+    controller, command_side = pty.openpty()
+    yield Terminal(controller), command_side
+    os.close(controller)
+    os.close(command_side)
 
 
 @pytest.mark.parametrize(
-    ("answer", "state", "said"),
+    ("answer", "state", "message"),
     [("cancel\n", "cancelled", "trivium jobs resume"), ("L\n", "queued", "trivium jobs watch")],
 )
-def test_an_interrupt_at_a_terminal_asks_and_does_what_is_answered(
-    idle, data, tmp_path, terminal, answer, state, said
+def test_an_interrupt_at_a_terminal_asks_and_follows_the_answer(
+    idle, data, tmp_path, terminal, answer, state, message
 ):
-    screen, side = terminal
-    with waiting_command(idle, data, tmp_path / "s.csv", stdin=side, stdout=side, stderr=side) as command:
-        screen.until("waiting for a worker")
+    screen, stream = terminal
+    with waiting_command(
+        idle, data, tmp_path / "s.csv", stdin=stream, stdout=stream, stderr=stream
+    ) as command:
+        screen.wait_for("waiting for a worker")
         command.send_signal(signal.SIGINT)
-        screen.until("[wait]")
-        screen.write("what?\n")
-        screen.until("is not one of")
-        screen.write("w\n")
-        screen.until("waiting for a worker")
+        screen.wait_for("[wait]")
+        screen.type("what?\n")
+        screen.wait_for("is not one of")
+        screen.type("w\n")
+        screen.wait_for("waiting for a worker")
         command.send_signal(signal.SIGINT)
-        screen.until("[wait]")
-        screen.write(answer)
-        screen.until(said)
+        screen.wait_for("[wait]")
+        screen.type(answer)
+        screen.wait_for(message)
         assert command.wait(30) == 130
-    assert newest(idle)["state"] == state
+    assert newest_job(idle)["state"] == state
 
 
-def test_interrupts_faster_than_the_question_do_not_leave_without_a_word(idle, data, tmp_path, terminal):
-    screen, side = terminal
-    with waiting_command(idle, data, tmp_path / "s.csv", stdin=side, stdout=side, stderr=side) as command:
-        screen.until("waiting for a worker")
+def test_two_interrupts_at_once_end_with_a_message_and_leave_the_job(idle, data, tmp_path, terminal):
+    screen, stream = terminal
+    with waiting_command(
+        idle, data, tmp_path / "s.csv", stdin=stream, stdout=stream, stderr=stream
+    ) as command:
+        screen.wait_for("waiting for a worker")
         command.send_signal(signal.SIGINT)
         command.send_signal(signal.SIGINT)
-        screen.write("l\n")  # if the question comes all the same, as it does when both arrive as one
-        screen.until("trivium jobs watch")
+        screen.type("l\n")  # in case both signals were delivered as one, and the question is displayed
+        screen.wait_for("trivium jobs watch")
         assert command.wait(30) == 130
-    assert newest(idle)["state"] == "queued"
+    assert newest_job(idle)["state"] == "queued"

@@ -19,9 +19,9 @@ from registry.build_messages import BuildRequest, BuildResult
 from registry.rows import Rows
 from service.compiler.build import build_version
 from service.runtime.tflite_runtime import TfliteRuntime
-from tests.conftest import need_tensorflow
+from tests.conftest import require_tensorflow
 
-need_tensorflow(allow_module_level=True)
+require_tensorflow(allow_module_level=True)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with warnings.catch_warnings():
