@@ -1,6 +1,6 @@
 """Admission of jobs: the interface that every job kind implements, and checks that the kinds share.
 
-A job is admitted in four steps. `resolve_version` reads the version that an alias points to, `examine` reads
+A job is admitted in three steps. `resolve_version` reads the version that an alias points to, `examine` reads
 the first rows of the input outside of any transaction, and `accept` enqueues the job in the caller's
 transaction. A schedule is checked by `check` when it is created; its input may be missing until a run starts.
 Whatever is rejected here is rejected before anything is enqueued. Planning repeats the checks, because the

@@ -7,8 +7,8 @@ A job kind consists of three modules, and this table names them:
     service/worker/                `JobWork`: plans the job, runs its partitions, assembles the result
 
 To add a kind, write these modules, add its name to `JobKind` in `registry/vocabulary.py`, and add an entry
-here. Bodies and works are named by import path and loaded on first use: this package lies below `batch` and
-`worker` and must not import them.
+here. Stages that count rows or run on Ray are listed in `registry/jobs/jobs.py`. Bodies and works are named
+by import path and loaded on first use: this package lies below `batch` and `worker` and must not import them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from service.submit.train_admission import TrainAdmission
 
 class KindEntry(NamedTuple):
     admission: JobAdmission
-    body: str  # module:class
-    work: str  # module:class
+    body: str  # `module:class` of the pydantic model
+    work: str  # `module:class` of the `JobWork`
 
 
 KIND_TABLE = {

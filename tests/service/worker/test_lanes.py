@@ -290,11 +290,11 @@ def test_a_stopped_worker_releases_its_task_and_claims_no_other(bench: LaneBench
     job_id = bench.planned()
     worker = bench.worker()
 
-    def stopped(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def stop_worker(row: PartitionRow, report_progress: ReportProgress) -> None:
         worker.stop(0.0)
         report_progress(5, 0)
 
-    bench.work.on_partition = stopped
+    bench.work.on_partition = stop_worker
     worker.step()
     worker.step()
     task = bench.tasks("queued")[0]
@@ -310,11 +310,11 @@ def test_an_error_during_the_shutdown_is_not_a_failure(bench: LaneBench) -> None
     bench.planned(max_attempts=1)
     worker = bench.worker()
 
-    def closed(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def fail_after_stop(row: PartitionRow, report_progress: ReportProgress) -> None:
         worker.stop(0.0)
         raise ValueError("the runtime was closed")
 
-    bench.work.on_partition = closed
+    bench.work.on_partition = fail_after_stop
     worker.step()
     assert [(t.attempt, t.error) for t in bench.tasks("queued")] == [(0, None)] * 4
 
@@ -351,7 +351,7 @@ def test_a_heartbeat_extends_the_lease_and_records_the_progress(bench: LaneBench
     job_id = bench.planned()
     worker, other = bench.worker(), bench.worker()
 
-    def slow(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def run_slowly(row: PartitionRow, report_progress: ReportProgress) -> None:
         if row.number == 0:
             bench.expire_leases()
             report_progress(4, 3)
@@ -363,7 +363,7 @@ def test_a_heartbeat_extends_the_lease_and_records_the_progress(bench: LaneBench
             row = bench.parts(job_id)[0]
             assert (row.rows, row.failed, row.result) == (4, 3, None)
 
-    bench.work.on_partition = slow
+    bench.work.on_partition = run_slowly
     worker.step()
     assert bench.work.finished == [(1, 1), (2, 1), (3, 1), (0, 1)]
 
@@ -371,21 +371,21 @@ def test_a_heartbeat_extends_the_lease_and_records_the_progress(bench: LaneBench
 def test_a_worker_whose_lease_expired_changes_nothing(bench: LaneBench) -> None:
     job_id = bench.planned(max_attempts=1)
     worker, other = bench.worker(), bench.worker()
-    late = bench.settings.job_directory(job_id)
+    directory = bench.settings.job_directory(job_id)
 
-    def sleepy(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def outlive_lease(row: PartitionRow, report_progress: ReportProgress) -> None:
         if row.number == 0 and not bench.work.finished:
             bench.expire_leases()
             for _ in range(5):  # the other three partitions, this one, and the assembly
                 other.step()
             assert bench.job(job_id).state == jobs.DONE
-            late.mkdir(parents=True)
+            directory.mkdir(parents=True)
             worker.heartbeat()
             with pytest.raises(Exception, match="no longer held by this claim"):
                 report_progress(1, 0)
             # the function continues nevertheless
 
-    bench.work.on_partition = sleepy
+    bench.work.on_partition = outlive_lease
     worker.step()
     job = bench.job(job_id)
     assert bench.work.finished == [(1, 1), (2, 1), (3, 1), (0, 2), (0, 1)]
@@ -394,21 +394,21 @@ def test_a_worker_whose_lease_expired_changes_nothing(bench: LaneBench) -> None:
         {"parts": [{"file": f"{n}-{1 + (n == 0)}"} for n in range(4)]},
     )
     assert bench.parts(job_id)[0].result == {"file": "0-2"}
-    assert not late.exists()
+    assert not directory.exists()
 
 
-@pytest.mark.parametrize("broken", [OSError("no such file"), None])
+@pytest.mark.parametrize("error", [OSError("no such file"), None])
 def test_a_running_partition_of_a_cancelled_job_changes_nothing(
-    bench: LaneBench, broken: Exception | None
+    bench: LaneBench, error: Exception | None
 ) -> None:
     job_id = bench.planned()
 
-    def cancelled(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def cancel_job(row: PartitionRow, report_progress: ReportProgress) -> None:
         bench.cancel(job_id)
-        if broken:
-            raise broken
+        if error:
+            raise error
 
-    bench.work.on_partition = cancelled
+    bench.work.on_partition = cancel_job
     bench.worker().step()
     assert bench.job(job_id).state == jobs.CANCELLED
     assert [(p.result, p.failures) for p in bench.parts(job_id)] == [(None, 0)] * 4
@@ -421,14 +421,14 @@ def test_a_running_partition_of_a_cancelled_job_changes_nothing(
 def test_a_job_that_is_deleted_while_its_partition_runs_stays_deleted(bench: LaneBench) -> None:
     job_id = bench.planned()
 
-    def forgotten(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def delete_job(row: PartitionRow, report_progress: ReportProgress) -> None:
         bench.cancel(job_id)
         with bench.sessions.begin() as session:
             session.execute(update(JobRow).values(expires_at=now() - timedelta(hours=1)))
         with bench.sessions.begin() as session:
             assert jobs.delete_expired(session) == [job_id]
 
-    bench.work.on_partition = forgotten
+    bench.work.on_partition = delete_job
     bench.worker().step()
     with pytest.raises(NotFound):
         bench.job(job_id)
@@ -509,10 +509,10 @@ def test_the_sql_statement_of_a_database_error_is_not_in_the_record(bench: LaneB
 def test_a_plan_of_another_release_fails_the_job(bench: LaneBench) -> None:
     job_id = bench.planned()
 
-    def unread(row: PartitionRow, report_progress: ReportProgress) -> None:
+    def fail_to_decode(row: PartitionRow, report_progress: ReportProgress) -> None:
         raise msgspec.ValidationError("Object missing required field `schema`")
 
-    bench.work.on_partition = unread
+    bench.work.on_partition = fail_to_decode
     bench.worker().step()
     job = bench.job(job_id)
     assert job.state == jobs.FAILED
