@@ -23,7 +23,7 @@ from registry.versions import NewVersion
 def connect(url: str) -> Engine:
     """Connect like `db.connect`, with a longer timeout for SQLite's lock.
 
-    Waiters for SQLite's lock have no order: on a busy disk, five seconds may be too short if several
+    SQLite's lock is not granted in order: on a busy disk, five seconds may be too short if several
     processes write without a pause.
     """
 

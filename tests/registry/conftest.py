@@ -17,7 +17,7 @@ from registry.artifacts import Store
 from tests.registry import child_actions
 
 TEMPLATE = "registry_template"
-FAST = ("fsync", "full_page_writes", "synchronous_commit")  # tests have no power failures
+FAST = ("fsync", "full_page_writes", "synchronous_commit")  # tests need not survive a power failure
 
 
 class Postgres:

@@ -157,7 +157,7 @@ def test_concurrent_deletes_and_publishes_of_a_model_do_not_deadlock(
     with db.reading(sessions) as session:
         ids = {str(i) for i in session.scalars(select(VersionRow.id))}
         open_builds = session.scalars(select(TaskRow.subject).where(TaskRow.state.in_(("queued", "running"))))
-        assert set(open_builds) <= ids  # deleted versions have no open builds
+        assert set(open_builds) <= ids  # builds of deleted versions are cancelled
 
 
 def test_a_publish_that_waited_for_a_delete_creates_the_model_again(

@@ -192,9 +192,9 @@ def test_a_task_lost_at_every_attempt_is_failed_and_returned_once(sessions: Sess
         with sessions.begin() as session:
             return queue.fail_lost(session, ["build"])
 
-    lost = [task for task in threads(*[fail_lost] * 4) if isinstance(task, ClaimedTask)]
-    assert [(t.subject, t.attempt, t.max_attempts) for t in lost] == [("1", 2, 2)]
-    row = _row(sessions, lost[0].id)
+    lost_tasks = [task for task in threads(*[fail_lost] * 4) if isinstance(task, ClaimedTask)]
+    assert [(t.subject, t.attempt, t.max_attempts) for t in lost_tasks] == [("1", 2, 2)]
+    row = _row(sessions, lost_tasks[0].id)
     assert (row.state, row.error) == (queue.FAILED, "the worker died at every attempt")
     assert fail_lost() is None
 
@@ -217,14 +217,14 @@ def test_a_lost_task_can_be_peeked_at_and_then_failed_by_its_id(sessions: Sessio
         _enqueue(sessions, subject, max_attempts=1)
         _expire_lease(sessions, _take(sessions))
     with sessions.begin() as session:
-        lost = queue.peek_lost(session, ["build"])
-        assert lost is not None
+        lost_task = queue.peek_lost(session, ["build"])
+        assert lost_task is not None
         assert queue.peek_lost(session, ["score"]) is None
-        assert queue.fail_lost(session, ["build"], lost.id) == lost
-        assert queue.fail_lost(session, ["build"], lost.id) is None
+        assert queue.fail_lost(session, ["build"], lost_task.id) == lost_task
+        assert queue.fail_lost(session, ["build"], lost_task.id) is None
         other = queue.peek_lost(session, ["build"])
         assert other is not None
-        assert {lost.subject, other.subject} == {"a", "b"}
+        assert {lost_task.subject, other.subject} == {"a", "b"}
 
 
 def test_a_task_with_a_live_lease_is_not_lost(sessions: Sessions) -> None:

@@ -262,7 +262,7 @@ def test_only_queued_and_running_jobs_can_be_cancelled(sessions: Sessions) -> No
     assert _cancel(sessions, job_id).state == jobs.CANCELLED
     assert _waiting(sessions) == []
     ended = _job(sessions, job_id).finished_at
-    assert _cancel(sessions, job_id).finished_at == ended  # a second call has no effect
+    assert _cancel(sessions, job_id).finished_at == ended  # a second call changes nothing
     for state in (jobs.DONE, jobs.FAILED):
         other = _create(sessions)
         _end(sessions, other, state)
