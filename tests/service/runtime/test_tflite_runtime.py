@@ -14,7 +14,7 @@ from registry.signature import Input
 from service.compiler.tflite.conversion import convert
 from service.runtime.tflite_runtime import BLOCK_ROWS, TfliteRuntime
 from tests.service.compiler.tflite import cases
-from tests.service.compiler.tflite.edge import loaded, signature_of
+from tests.service.compiler.tflite.litert_helpers import loaded, signature_of
 
 DATA = cases.data(600)
 MODEL = RandomForestClassifier(10, max_depth=6, random_state=0).fit(DATA.x, DATA.names)
