@@ -35,7 +35,7 @@ from service.compiler.tflite.conversion import convert
 from service.compiler.tflite.quantize import quantize
 from service.compiler.tflite.runtime_versions import min_tflite
 from tests.service.compiler.tflite import cases
-from tests.service.compiler.tflite.edge import device_rows, loaded, rows_at_thresholds, signature_of
+from tests.service.compiler.tflite.litert_helpers import device_rows, loaded, rows_at_thresholds, signature_of
 
 DOC = Path(__file__).parents[1] / "docs" / "edge-estimators.md"
 FITTED, ASKED, TIMED = 6_000, 12_000, 300

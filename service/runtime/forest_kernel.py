@@ -137,8 +137,8 @@ def add_leaves(
     `rows` float64 [rows, features] are rounded to the dtype of `threshold` [nodes] in `block` [m, features],
     which is scratch. `feature`, `left`, `root`, `target`, `shallow` and `depth` are uint32: with unsigned
     indices, the compiled code need not test for negative ones. `missing_right` is empty if NaN always goes
-    left, `target` if every tree adds to all outputs. All rows descend `shallow[t]` levels; from there to
-    `depth[t]`, only the rows that are not at a leaf.
+    left, `target` if every tree adds to all outputs. All rows descend `shallow[t]` levels;
+    then only the rows that are not at a leaf descend, to `depth[t]`.
     """
     at = np.empty(len(block), np.uint32)
     unfinished = np.empty(len(block), np.uint32)

@@ -33,18 +33,18 @@ class ExportLimits(msgspec.Struct, frozen=True):
     bytes: int | None
 
 
-Loss = Literal["nothing", "digits", "aggregated"] | Quantize
+Loss = Literal["exact", "float32", "aggregated"] | Quantize
 """How an export may differ from its source.
 
-- `nothing`: a tree ensemble, whose comparisons are exact in float32.
-- `digits`: any other model in float32.
+- `exact`: a tree ensemble, whose comparisons have no rounding errors in float32.
+- `float32`: any other model in float32.
 - `aggregated`: trees were dropped or leaves merged.
 - a quantize mode: the model was quantized.
 """
 
 _BOUNDS: dict[Loss, DefaultBounds] = {
-    "nothing": DefaultBounds(0.0, 0.001, 0.001, 0.002),
-    "digits": DefaultBounds(0.001, 0.001, 0.001, 0.002),
+    "exact": DefaultBounds(0.0, 0.001, 0.001, 0.002),
+    "float32": DefaultBounds(0.001, 0.001, 0.001, 0.002),
     "aggregated": DefaultBounds(0.05, None, 0.5, 0.02),
     **{mode: entry.bounds for mode, entry in MODES.items()},
 }
@@ -98,20 +98,20 @@ def classify_loss(mode: Quantize, exact: bool, reduction: str) -> Loss:
     if reduction:
         return "aggregated"
     if exact:
-        return "nothing"
-    return "digits" if mode == "none" else mode
+        return "exact"
+    return "float32" if mode == "none" else mode
 
 
 def judged_kinds(kinds: Iterable[str], loss: Loss) -> frozenset[str]:
     """The kinds of rows that the bounds apply to.
 
     Trees in float32 give the same answers for all rows. Sums in float32 do so where float32 has enough
-    digits. An approximation of the model must only hold for rows like those that the model is made for.
+    digits. An approximation of the model must only hold for rows like those of the training data.
     """
     compared = frozenset(kinds)
-    if loss == "nothing":
+    if loss == "exact":
         return compared
-    if loss == "digits":
+    if loss == "float32":
         return compared - {WIDE}
     return compared & {"example"} or compared & {"random"}
 

@@ -27,7 +27,13 @@ from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.tflite.conversion import convert
 from service.compiler.tflite.metadata import read_entries, read_metadata
 from tests.service.compiler.tflite import cases
-from tests.service.compiler.tflite.edge import device_rows, loaded, rows_at_thresholds, run_both, signature_of
+from tests.service.compiler.tflite.litert_helpers import (
+    device_rows,
+    loaded,
+    rows_at_thresholds,
+    run_both,
+    signature_of,
+)
 
 
 @cache

@@ -39,14 +39,14 @@ def value(rows: Rows) -> Outputs:
     return {"value": rows.matrix @ [1.0, 2.0]}  # type: ignore[operator]
 
 
-def fidelity_of(answer: Any, signature: Signature = CLASSIFIER, loss: Any = "digits") -> Fidelity:
+def fidelity_of(answer: Any, signature: Signature = CLASSIFIER, loss: Any = "float32") -> Fidelity:
     source = classify if signature is CLASSIFIER else value
     blocks = parity.reference(source, {"random": ROWS, "wide": WIDE})
     judged = export_gate.judged_kinds([b.kind for b in blocks], loss)
     return export_gate.measure(blocks, answer, signature, judged)
 
 
-def faults(fidelity: Fidelity, requested: ExportBounds = DEFAULT, loss: Any = "digits") -> list[str]:
+def faults(fidelity: Fidelity, requested: ExportBounds = DEFAULT, loss: Any = "float32") -> list[str]:
     signature = REGRESSOR if fidelity.label_agreement is None else CLASSIFIER
     return export_gate.find_faults(fidelity, export_gate.limits_for(requested, loss, signature))
 
@@ -54,7 +54,7 @@ def faults(fidelity: Fidelity, requested: ExportBounds = DEFAULT, loss: Any = "d
 def test_equal_answers_are_without_faults() -> None:
     fidelity = fidelity_of(classify)
     assert (fidelity.label_agreement, fidelity.label_mismatches, fidelity.largest_difference) == (1.0, 0, 0.0)
-    assert faults(fidelity, loss="nothing") == []
+    assert faults(fidelity, loss="exact") == []
 
 
 def test_one_wrong_label_in_a_hundred_is_one_percent() -> None:
@@ -79,7 +79,7 @@ def test_a_tree_ensemble_must_not_have_a_wrong_label_on_any_row() -> None:
         return answers
 
     assert faults(fidelity_of(wrong_on_wide_rows)) == []  # sums in float32 are not judged on wide rows
-    assert "the bound is 0" in faults(fidelity_of(wrong_on_wide_rows, loss="nothing"), loss="nothing")[0]
+    assert "the bound is 0" in faults(fidelity_of(wrong_on_wide_rows, loss="exact"), loss="exact")[0]
 
 
 def test_probabilities_are_judged_where_all_labels_agree() -> None:
@@ -128,9 +128,9 @@ def test_wide_rows_of_a_quantized_export_are_measured_but_not_judged() -> None:
 
 
 def test_the_loss_depends_on_the_mode_the_model_and_the_reduction() -> None:
-    assert export_gate.classify_loss("none", True, "") == "nothing"
-    assert export_gate.classify_loss("int8", True, "") == "nothing"  # trees have comparisons and not weights
-    assert export_gate.classify_loss("none", False, "") == "digits"
+    assert export_gate.classify_loss("none", True, "") == "exact"
+    assert export_gate.classify_loss("int8", True, "") == "exact"  # trees have comparisons and not weights
+    assert export_gate.classify_loss("none", False, "") == "float32"
     assert export_gate.classify_loss("int8", False, "") == "int8"
     assert export_gate.classify_loss("none", True, "kept 3 of 10 trees") == "aggregated"
 
@@ -138,7 +138,7 @@ def test_the_loss_depends_on_the_mode_the_model_and_the_reduction() -> None:
 def test_quantized_exports_are_judged_on_the_example_if_there_is_one() -> None:
     assert export_gate.judged_kinds(["example", "random", "wide"], "int8") == {"example"}
     assert export_gate.judged_kinds(["random", "wide"], "dynamic") == {"random"}
-    assert export_gate.judged_kinds(["example", "random", "wide"], "digits") == {"example", "random"}
+    assert export_gate.judged_kinds(["example", "random", "wide"], "float32") == {"example", "random"}
 
 
 def test_requested_bounds_replace_the_defaults() -> None:
@@ -146,7 +146,7 @@ def test_requested_bounds_replace_the_defaults() -> None:
         ExportBounds(max_accuracy_drop=0.5, max_bytes=9), "int8", CLASSIFIER
     ) == ExportLimits(labels=0.05, numbers=None, accuracy_drop=0.5, bytes=9)
     requested = ExportBounds(max_disagreement=0.3)
-    of_labels, of_numbers = (export_gate.limits_for(requested, "nothing", s) for s in (CLASSIFIER, REGRESSOR))
+    of_labels, of_numbers = (export_gate.limits_for(requested, "exact", s) for s in (CLASSIFIER, REGRESSOR))
     assert (of_labels.labels, of_labels.numbers) == (0.3, None)
     assert (of_numbers.labels, of_numbers.numbers) == (None, 0.3)
 
@@ -166,7 +166,7 @@ def test_accuracy_may_drop_to_the_bound(
     drop: float, rows: int, requested: ExportBounds, within: bool
 ) -> None:
     accuracy = {"measure": "accuracy", "before": 0.9, "after": 0.9 - drop, "drop": drop, "rows": rows}
-    limits = export_gate.limits_for(requested, "digits", CLASSIFIER)
+    limits = export_gate.limits_for(requested, "float32", CLASSIFIER)
     assert (export_gate.find_accuracy_faults(accuracy, limits, requested) == []) is within
 
 

@@ -20,7 +20,7 @@ from service.compiler.tflite.quantize import nothing_to_gain, quantize
 from service.compiler.tflite.quantize_modes import MODES
 from service.compiler.tflite.runtime_versions import min_runtime, min_tflite, operators
 from tests.service.compiler.tflite import cases
-from tests.service.compiler.tflite.edge import loaded, signature_of
+from tests.service.compiler.tflite.litert_helpers import loaded, signature_of
 
 X, Y = load_digits(return_X_y=True)
 MODEL = make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=40, random_state=0, tol=1e-2)).fit(
