@@ -40,8 +40,21 @@ class TriviumError(Exception):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error as one line of text: `ValueError: math domain error`."""
+    """Return the type and the message of an error: `ValueError: math domain error`."""
     return f"{type(error).__name__}: {error}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not blank, or the name of its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def summarize_error(error: BaseException, max_characters: int = 300) -> str:
+    """Return the type and the first line of an error, cut to `max_characters`."""
+    line, name = first_line(error), type(error).__name__
+    text = line if line == name else f"{name}: {line}"
+    return text if len(text) <= max_characters else text[: max_characters - 3] + "..."
 
 
 class NotFound(TriviumError):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid, Unavailable, first_line
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 from service.runtime.graph_conventions import INPUT_SUFFIX, MISSING_STRING
@@ -45,7 +45,7 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions do not share a base class
-            reason = _first_line(error).replace(str(path), path.name)
+            reason = first_line(error).replace(str(path), path.name)
             raise Unavailable(f"the ONNX graph cannot be loaded: {reason}") from error
         self.bytes = path.stat().st_size * MEMORY_PER_BYTE
         self._names = [o.name for o in signature.outputs]
@@ -62,7 +62,7 @@ class OnnxRuntime:
         try:
             arrays = self._session.run(self._names, self._feed(rows))
         except Exception as error:
-            raise Invalid(f"the model refuses these rows: {_first_line(error)}") from error
+            raise Invalid(f"the model refuses these rows: {first_line(error)}") from error
         return {
             name: convert(array)
             for name, convert, array in zip(self._names, self._converters, arrays, strict=True)
@@ -125,7 +125,3 @@ def _output_converter(output: Output) -> Callable[[Array], Array]:
         return (plain if has_unknown_width else plain.reshape(shape)).astype(dtype, copy=False)
 
     return convert
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

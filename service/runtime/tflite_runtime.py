@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid, Unavailable, first_line
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 
@@ -48,7 +48,7 @@ class TfliteRuntime:
             )
             self._allocate(1)
         except (RuntimeError, ValueError) as error:
-            raise Unavailable(f"the .tflite file cannot be loaded: {_first_line(error)}") from error
+            raise Unavailable(f"the .tflite file cannot be loaded: {first_line(error)}") from error
         self._converters = {o.name: _output_converter(o, self._outputs) for o in signature.outputs}
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class TfliteRuntime:
                 starts = range(0, len(matrix), self._block_rows)
                 blocks = [self._run_block(matrix[i : i + self._block_rows]) for i in starts]
             except (RuntimeError, ValueError) as error:
-                raise Invalid(f"the model refuses these rows: {_first_line(error)}") from error
+                raise Invalid(f"the model refuses these rows: {first_line(error)}") from error
         raw = (
             blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
         )
@@ -175,7 +175,3 @@ def _output_converter(output: Output, graph_outputs: dict[str, TensorDetail]) ->
         return array.reshape(output.shape).astype(dtype, copy=False)
 
     return convert
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

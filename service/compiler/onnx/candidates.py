@@ -10,13 +10,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from registry.errors import Refused, Unavailable
+from registry.errors import Refused, Unavailable, summarize_error
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service.compiler.measure import parity
 from service.compiler.onnx import convert, gate
-
-MAX_ERROR_CHARACTERS = 200
 
 
 class ServingRuntime(Protocol):
@@ -109,7 +107,7 @@ def _try(
     except MemoryError:
         trial.error = "converting it needs more memory than a build may use"
     except Exception as error:  # converters raise anything for what they do not support
-        trial.error = _first_line(error)
+        trial.error = summarize_error(error)
     trial.convert_s = time.perf_counter() - started
     if trial.error is None:
         started = time.perf_counter()
@@ -120,13 +118,6 @@ def _try(
             return trial
     path.unlink(missing_ok=True)
     return trial
-
-
-def _first_line(error: Exception) -> str:
-    """The type and the first line of an error, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= MAX_ERROR_CHARACTERS else text[: MAX_ERROR_CHARACTERS - 3] + "..."
 
 
 def _explain_failure(trials: list[CandidateTrial]) -> str:
