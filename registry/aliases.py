@@ -1,7 +1,8 @@
 """Aliases: the only pointers to versions. `promote` moves an alias; every move is recorded.
 
-The history is a list of events. Each event refers to the event that it replaced, and `rollback` follows these
-references into the past: after promoting 1, 2 and 3, two rollbacks lead to 2 and then to 1.
+The history is a list of events, which only `record_event` adds. Each event refers to the event that it
+replaced, and `rollback` follows these references into the past: after promoting 1, 2 and 3, two rollbacks
+lead to 2 and then to 1.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def promote(
             row.edge_percent, row.edge_halted = edge_percent, None
             share = "all" if edge_percent is None else f"{edge_percent} %"
             note = reason or f"for {share} of the devices"
-            _add_event(session, owner, alias, number, "rollout", by, note, None)  # not a move
+            record_event(session, owner.id, alias, number, "rollout", by, note, None)  # not a move
             revision.record_change(session, "model", model)
         return row
-    event = _add_event(session, owner, alias, version.number, "promote", by, reason, row)
+    event = record_event(session, owner.id, alias, version.number, "promote", by, reason, row)
     return _point(session, owner, row, version, event, edge_percent)
 
 
@@ -71,7 +72,7 @@ def rollback(session: Session, model: str, alias: str, *, by: str, reason: str |
     if target is None:
         raise Conflict(f"{model}@{alias} has no earlier version to roll back to; promote a version instead")
     earlier, version = target
-    event = _add_event(session, owner, alias, version.number, "rollback", by, reason, None)
+    event = record_event(session, owner.id, alias, version.number, "rollback", by, reason, None)
     event.previous_id = earlier.previous_id  # the next rollback continues from there
     return _point(session, owner, row, version, event, None)
 
@@ -110,7 +111,7 @@ def remove(session: Session, model: str, alias: str, *, by: str) -> None:
     """Delete the alias. Its history stays. Raises `NotFound`."""
     owner = models.lock(session, model)
     row = _get(session, owner, alias)
-    _add_event(session, owner, alias, None, "delete", by, None, None)
+    record_event(session, owner.id, alias, None, "delete", by, None, None)
     session.delete(row)
     revision.record_change(session, "model", model)
 
@@ -160,9 +161,9 @@ def alias_not_found(model: str, alias: str, existing: Iterable[str]) -> NotFound
     return NotFound("alias", f"{model}@{alias}", hint)
 
 
-def _add_event(
+def record_event(
     session: Session,
-    owner: ModelRow,
+    model_id: int,
     alias: str,
     number: int | None,
     action: str,
@@ -170,8 +171,13 @@ def _add_event(
     reason: str | None,
     replaced: AliasRow | None,
 ) -> AliasEventRow:
+    """Add an event to the history of an alias, in the transaction that changes the alias.
+
+    Every promote, rollback, delete, change of a rollout and halt passes through here. Whatever must follow
+    from such a change, for example a webhook, belongs here: insert its task in the same transaction.
+    """
     event = AliasEventRow(
-        model_id=owner.id,
+        model_id=model_id,
         alias=alias,
         version=number,
         action=action,

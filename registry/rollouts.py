@@ -131,14 +131,6 @@ def _rollout_start(session: Session, row: AliasRow) -> datetime:
 
 def _record_halt(session: Session, row: AliasRow, by: str) -> None:
     """Add the halt to the history. The alias did not move, so rollbacks ignore this event."""
-    session.add(
-        AliasEventRow(
-            model_id=row.model_id,
-            alias=row.name,
-            version=row.version.number,
-            action="halt",
-            at=now(),
-            by=by,
-            reason=row.edge_halted,
-        )
+    aliases.record_event(
+        session, row.model_id, row.name, row.version.number, "halt", by, row.edge_halted, None
     )

@@ -1,4 +1,4 @@
-"""Ask for a version as a .tflite file, and see what came of it."""
+"""Routes of exports: convert a version to .tflite, and read the results."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def export_version(
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Write a version that is ready as .tflite and compare the two.
+    """Convert a ready version to .tflite and compare its predictions with the version's.
 
-    It starts at once: ask `Location` until the state is no longer `building`. An export outside the bounds
-    that are given here is `rejected`, and devices never see it.
+    It starts at once: poll `Location` until the state is no longer `building`. An export outside the bounds
+    of the request is `rejected` and not available to devices.
     """
 
     def export() -> IdempotentResult:
-        row = exports.create(session, services.store, name, version, body.asked(), by=caller.name)
+        row = exports.create(session, services.store, name, version, body.to_new_export(), by=caller.name)
         return IdempotentResult(
             ExportRecord.of(row), 202, f"/v1/models/{name}/versions/{version}/exports/{row.id}"
         )
@@ -63,7 +63,7 @@ def list_exports(
     session: ReadDep,
     query: Annotated[PageQuery, Query()],
 ) -> ListResponse[ExportRecord]:
-    """The version's exports, newest first."""
+    """List the version's exports, newest first."""
     page = exports.search(session, name, version, page_size=query.page_size, page_token=query.page_token)
     return list_response(page, ExportRecord.of, request, response)
 
@@ -72,5 +72,5 @@ def list_exports(
 def get_export(
     name: ModelName, version: VersionNumber, export_id: ExportId, session: ReadDep
 ) -> ExportRecord:
-    """One export, with its report: how often the two agree, how large and how fast it is."""
+    """Return an export, with its report on parity, size and speed."""
     return ExportRecord.of(exports.get(session, name, version, export_id))

@@ -1,4 +1,4 @@
-"""What devices say of the versions that they run."""
+"""Routes of the reports that devices send about the versions they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from registry import rollouts
-from service.edge.schemas import CountsRecord, ReportBody, ReportRecord, Reports
+from service.edge.schemas import CountsRecord, ReportBody, ReportList, ReportRecord
 from service.web.deps import CallerDep, ReadDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
 from service.web.pages import PageQuery, list_response
@@ -25,7 +25,7 @@ PATH = "/v1/edge/{name}/reports"
     response_model=ReportRecord,
     responses=problem_responses(404, 409, 413, 422),
 )
-def report(
+def create_report(
     name: ModelName,
     body: ReportBody,
     request: Request,
@@ -33,14 +33,13 @@ def report(
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """A device says whether a version works on it. When too many fail, the version's rollout stops."""
+    """Report whether a version works on a device. When too many devices fail, the rollout is halted."""
 
-    def keep() -> IdempotentResult:
-        return IdempotentResult(
-            ReportRecord.of(rollouts.report(session, name, body.asked(), by=caller.name)), 201
-        )
+    def store() -> IdempotentResult:
+        row = rollouts.report(session, name, body.to_new_report(), by=caller.name)
+        return IdempotentResult(ReportRecord.of(row), 201)
 
-    return run_once(session, idempotency_key, caller, request, body, keep)
+    return run_once(session, idempotency_key, caller, request, body, store)
 
 
 @router.get(PATH, dependencies=[require_scope("any")], responses=problem_responses(404, 422))
@@ -50,9 +49,9 @@ def list_reports(
     response: Response,
     session: ReadDep,
     query: Annotated[PageQuery, Query()],
-) -> Reports:
-    """Every report, newest first; `counts` has the newest word of each device, by version."""
+) -> ReportList:
+    """List all reports, newest first. `counts` has the devices by version and their latest status."""
     page = rollouts.search(session, name, page_size=query.page_size, page_token=query.page_token)
-    items = list_response(page, ReportRecord.of, request, response)
+    reports = list_response(page, ReportRecord.of, request, response)
     counts = [CountsRecord.of(c) for c in rollouts.counts(session, name)]
-    return Reports(items=items.items, next_page_token=items.next_page_token, counts=counts)
+    return ReportList(items=reports.items, next_page_token=reports.next_page_token, counts=counts)

@@ -1,4 +1,4 @@
-"""Move aliases: promote, roll back, delete, and what was live when."""
+"""Routes of aliases: promote, roll back, delete, and the history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AliasName = Annotated[str, Path(description="champion, challenger, or any other 
 class HistoryQuery(PageQuery):
     at: Annotated[
         Timestamp | None,
-        Query(description="what the alias was then", examples=["2026-03-03T12:00:00Z"]),
+        Query(description="return the entry in force at this time", examples=["2026-03-03T12:00:00Z"]),
     ] = None
 
 
@@ -39,7 +39,7 @@ def promote(
     services: ServicesDep,
     caller: CallerDep,
 ) -> AliasRecord:
-    """Point the alias at a version that is `ready`. It is loaded before the alias moves: no request waits."""
+    """Point the alias at a `ready` version. It is loaded first, so that no request waits for it."""
     with db.reading(services.sessions) as session:
         version = versions.get(session, name, body.version)
     if version.state == versions.READY:
@@ -69,7 +69,7 @@ def rollback(
     caller: CallerDep,
     body: RollbackBody | None = None,
 ) -> AliasRecord:
-    """Point the alias back at the version before; again, and it goes one further back."""
+    """Point the alias at its previous version. Repeated rollbacks go further back."""
     with db.reading(services.sessions) as session:
         target = aliases.rollback_target(session, aliases.get(session, name, alias))
     if target is not None:
@@ -87,7 +87,7 @@ def rollback(
     responses=problem_responses(404, 422),
 )
 def delete_alias(name: ModelName, alias: AliasName, session: WriteDep, caller: CallerDep) -> None:
-    """Delete the alias; its history stays."""
+    """Delete the alias. Its history is kept."""
     aliases.remove(session, name, alias, by=caller.name)
 
 
@@ -105,7 +105,7 @@ def history(
     session: ReadDep,
     query: Annotated[HistoryQuery, Query()],
 ) -> ListResponse[MoveRecord] | MoveRecord:
-    """Every move, newest first; with `at`, the one that was in force then."""
+    """List every move, newest first; with `at`, return the one in force at that time."""
     if query.at is not None:
         return MoveRecord.of(aliases.event_at(session, name, alias, query.at))
     page = aliases.history(session, name, alias, page_size=query.page_size, page_token=query.page_token)
@@ -113,5 +113,5 @@ def history(
 
 
 def _load(services: Services, version_id: int) -> None:
-    """Before the transaction: loading may take seconds, and a writer keeps all others waiting."""
+    """Load the version before the write transaction, which would block all other writers meanwhile."""
     from_thread.run(services.pool.get, version_id)

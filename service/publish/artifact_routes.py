@@ -1,4 +1,4 @@
-"""`PUT /v1/artifacts/{sha256}`: bytes stream to disk and are hashed on the way."""
+"""Route of uploads: the body is streamed to disk and hashed on the way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from service.web.deps import ServicesDep, require_scope
 from service.web.problems import problem_responses
 
 router = APIRouter(tags=["publish"])
-WRITE_BYTES = 1 << 20  # gathered before a thread writes them: a hop per 64 KB chunk is too many
+WRITE_BYTES = 1 << 20
+"""Buffered before a thread writes them: switching threads for each chunk of 64 KB would cost more."""
 
 
 @router.put(
@@ -22,7 +23,7 @@ WRITE_BYTES = 1 << 20  # gathered before a thread writes them: a hop per 64 KB c
     status_code=201,
     response_model=ArtifactRecord,
     responses={
-        200: {"model": ArtifactRecord, "description": "it was already there"},
+        200: {"model": ArtifactRecord, "description": "The file was already stored"},
         **problem_responses(413, 422),
     },
     openapi_extra={
@@ -33,21 +34,21 @@ WRITE_BYTES = 1 << 20  # gathered before a thread writes them: a hop per 64 KB c
     },
 )
 async def put_artifact(
-    sha256: Annotated[str, Path(description="of the bytes, 64 hex digits")],
+    sha256: Annotated[str, Path(description="the sha256 of the body, 64 hex digits")],
     request: Request,
     response: Response,
     services: ServicesDep,
 ) -> ArtifactRecord:
-    """Upload a file under its own digest."""
+    """Upload a file under its digest."""
     check_sha256(sha256)
     with services.store.writer() as blob:
-        waiting = bytearray()
+        buffer = bytearray()
         async for chunk in request.stream():
-            waiting += chunk
-            if len(waiting) >= WRITE_BYTES:
-                await run_in_threadpool(blob.write, bytes(waiting))
-                waiting.clear()
-        blob.write(bytes(waiting))
-        done = await run_in_threadpool(blob.commit, sha256)
-    response.status_code = 201 if done.created else 200
-    return ArtifactRecord(sha256=done.sha256, bytes=done.bytes)
+            buffer += chunk
+            if len(buffer) >= WRITE_BYTES:
+                await run_in_threadpool(blob.write, bytes(buffer))
+                buffer.clear()
+        blob.write(bytes(buffer))
+        stored = await run_in_threadpool(blob.commit, sha256)
+    response.status_code = 201 if stored.created else 200
+    return ArtifactRecord(sha256=stored.sha256, bytes=stored.bytes)

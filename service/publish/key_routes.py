@@ -1,4 +1,4 @@
-"""Issue, list, rotate and revoke API keys."""
+"""Routes of API keys: create, list, rotate and revoke."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def create_key(
     caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Issue a key. The secret is answered here and stored nowhere."""
+    """Create a key. The response contains the secret, which is not stored."""
     secret = _secret(request, idempotency_key)
 
     def create() -> IdempotentResult:
@@ -50,8 +50,8 @@ def create_key(
         )
         return IdempotentResult(KeyRecord.of(issued.row), 201, f"/v1/keys/{issued.row.id}")
 
-    def with_secret(kept: bytes) -> bytes:
-        record = msgspec.json.decode(kept)
+    def with_secret(stored: bytes) -> bytes:
+        record = msgspec.json.decode(stored)
         return msgspec.json.encode(record | {"key": keys.key_text(record["id"], secret)})
 
     return run_once(session, idempotency_key, caller, request, body, create, with_secret)
@@ -61,14 +61,14 @@ def create_key(
 def list_keys(
     request: Request, response: Response, session: ReadDep, query: Annotated[PageQuery, Query()]
 ) -> ListResponse[KeyRecord]:
-    """Every key, revoked ones too, without their secrets."""
+    """List all keys, also revoked ones, without their secrets."""
     page = keys.search(session, page_size=query.page_size, page_token=query.page_token)
     return list_response(page, KeyRecord.of, request, response)
 
 
 @router.delete("/v1/keys/{id}", dependencies=[require_scope("admin")], responses=problem_responses(404, 422))
 def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
-    """End a key. It stays in the list."""
+    """Revoke a key. It stays in the list."""
     return KeyRecord.of(keys.revoke(session, id))
 
 
@@ -78,13 +78,16 @@ def revoke_key(id: KeyId, session: WriteDep) -> KeyRecord:
     responses=problem_responses(404, 422),
 )
 def rotate_key(id: KeyId, session: WriteDep) -> IssuedKey:
-    """Give the key a new secret; the old one stops working at once."""
+    """Replace the key's secret. The old one is rejected at once."""
     issued = keys.rotate(session, id)
     return IssuedKey(**KeyRecord.of(issued.row).model_dump(), key=issued.key)
 
 
 def _secret(request: Request, idempotency_key: str | None) -> str:
-    """A random secret; for a request that may be sent again, one that only its sender can make anew."""
+    """Create a secret: random, or for an idempotent request derived from the sender's own key.
+
+    A repeated request then derives the same secret, although it is not stored.
+    """
     if idempotency_key is None:
         return secrets.token_urlsafe(32)
     sender = request.headers["authorization"].encode()

@@ -1,4 +1,4 @@
-"""Publish, find, edit and delete models and versions."""
+"""Routes of models and versions: publish, search, edit, download and delete."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def list_models(
     caller: CallerDep,
     search: Annotated[SearchQuery, Query()],
 ) -> ListResponse[ModelRecord]:
-    """Models by name: those whose name holds `q` and that have a version with every `tag`.
+    """List the models whose name contains `q` and that have a version with every `tag`, by name.
 
-    A key for some models sees only those.
+    A key that is limited to some models sees only those.
     """
     page = models.search(
         session,
@@ -44,6 +44,7 @@ def list_models(
 
 @router.get("/v1/models/{name}", dependencies=[require_scope("any")], responses=problem_responses(404, 422))
 def get_model(name: ModelName, session: ReadDep) -> ModelRecord:
+    """Return a model."""
     return ModelRecord.of(models.summary(session, name))
 
 
@@ -54,7 +55,7 @@ def get_model(name: ModelName, session: ReadDep) -> ModelRecord:
     responses=problem_responses(404, 409, 422),
 )
 def delete_model(name: ModelName, session: WriteDep) -> None:
-    """Delete a model with all its versions. Its aliases must be deleted before."""
+    """Delete a model with all its versions. Its aliases must be deleted first."""
     models.remove(session, name)
 
 
@@ -76,7 +77,7 @@ def publish_version(
 ) -> Response:
     """Publish an uploaded artifact as the model's next version.
 
-    Its build starts at once: ask `Location` until the state is no longer `building`.
+    The build starts at once: poll `Location` until the state is no longer `building`.
     """
 
     def publish() -> IdempotentResult:
@@ -97,7 +98,7 @@ def list_versions(
     session: ReadDep,
     search: Annotated[SearchQuery, Query()],
 ) -> ListResponse[VersionRecord]:
-    """The model's versions, newest first: those whose description holds `q` and that carry every `tag`."""
+    """List the versions whose description contains `q` and that have every `tag`, newest first."""
     page = versions.search(
         session,
         name,
@@ -115,6 +116,7 @@ def list_versions(
     responses=problem_responses(404, 422),
 )
 def get_version(name: ModelName, version: VersionNumber, session: ReadDep) -> VersionRecord:
+    """Return a version."""
     return VersionRecord.of(versions.get(session, name, version))
 
 
@@ -124,7 +126,7 @@ def get_version(name: ModelName, version: VersionNumber, session: ReadDep) -> Ve
     responses=problem_responses(404, 409, 413, 422),
 )
 def edit_version(name: ModelName, version: VersionNumber, body: EditBody, session: WriteDep) -> VersionRecord:
-    """Replace the tags or the description; archive a version, or bring it back."""
+    """Replace the tags or the description, or archive or restore the version."""
     row = versions.edit(session, name, version, **body.model_dump(exclude_unset=True))
     return VersionRecord.of(row)
 
@@ -136,7 +138,7 @@ def edit_version(name: ModelName, version: VersionNumber, body: EditBody, sessio
     responses=problem_responses(404, 409, 422),
 )
 def delete_version(name: ModelName, version: VersionNumber, session: WriteDep) -> None:
-    """Delete a version that no alias and no rollback needs. Its number is not used again."""
+    """Delete a version that no alias points to and no rollback requires. Its number is not reused."""
     versions.remove(session, name, version)
 
 
@@ -152,7 +154,7 @@ def delete_version(name: ModelName, version: VersionNumber, session: WriteDep) -
 def get_artifact(
     name: ModelName, version: VersionNumber, session: ReadDep, services: ServicesDep
 ) -> FileResponse:
-    """The published file itself."""
+    """Download the published file."""
     row = versions.get(session, name, version)
     return FileResponse(
         services.store.path(row.artifact),

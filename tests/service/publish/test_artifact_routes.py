@@ -13,34 +13,34 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-async def test_an_upload_is_created_once_and_found_the_next_time(api: Api):
+async def test_a_second_upload_of_the_same_file_is_200(api: Api):
     content = b"some bytes of a model"
     first = await api.client.put(f"/v1/artifacts/{digest(content)}", content=content)
-    again = await api.client.put(f"/v1/artifacts/{digest(content)}", content=content)
-    assert (first.status_code, again.status_code) == (201, 200)
-    assert first.json() == again.json() == {"sha256": digest(content), "bytes": len(content)}
+    second = await api.client.put(f"/v1/artifacts/{digest(content)}", content=content)
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json() == second.json() == {"sha256": digest(content), "bytes": len(content)}
 
 
-async def test_bytes_under_another_digest_are_refused_and_not_kept(api: Api):
+async def test_an_upload_with_a_wrong_digest_is_rejected_and_not_stored(api: Api):
     claimed = digest(b"other bytes")
     problem = refused(await api.client.put(f"/v1/artifacts/{claimed}", content=b"these bytes"), 422)
     assert problem["errors"][0]["expected"] == digest(b"these bytes")
-    for kept in (claimed, digest(b"these bytes")):
-        body = {"artifact": kept, "format": "onnx"}
+    for sha256 in (claimed, digest(b"these bytes")):
+        body = {"artifact": sha256, "format": "onnx"}
         refused(await api.client.post("/v1/models/nobody/versions", json=body), 422)
 
 
 @pytest.mark.parametrize("name", ["x", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "..%2f..%2fregistry.db"])
-async def test_what_is_no_digest_is_refused(api: Api, name: str):
+async def test_an_invalid_digest_is_rejected(api: Api, name: str):
     answer = await api.client.put(f"/v1/artifacts/{name}", content=b"")
     refused(answer, 404 if "%2f" in name else 422)
 
 
-async def test_an_empty_file_is_a_file(api: Api):
+async def test_an_empty_file_can_be_uploaded(api: Api):
     assert (await api.client.put(f"/v1/artifacts/{digest(b'')}", content=b"")).status_code in (200, 201)
 
 
-async def test_publish_or_batch_may_upload(api: Api):
+async def test_keys_with_publish_or_batch_may_upload(api: Api):
     for scope in ("publish", "batch"):
         async with api.with_key(await api.key(scope)) as client:
             content = scope.encode()

@@ -1,4 +1,4 @@
-"""Keys over HTTP, and that their secrets are nowhere."""
+"""Keys over HTTP, and that their secrets are not stored anywhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ async def test_a_key_is_shown_once_and_listed_without_its_secret(api: Api):
     body = {"name": "scorer", "scopes": ["predict"], "models": ["flag"], "expires_in": 3600}
     answer = await api.client.post("/v1/keys", json=body)
     assert answer.status_code == 201
-    made = answer.json()
-    assert answer.headers["location"] == f"/v1/keys/{made['id']}"
-    assert made["key"].startswith(f"trv_{made['id']}_")
-    assert (made["scopes"], made["models"]) == (["predict"], ["flag"])
-    assert made["expires_at"] > made["created_at"]
+    created = answer.json()
+    assert answer.headers["location"] == f"/v1/keys/{created['id']}"
+    assert created["key"].startswith(f"trv_{created['id']}_")
+    assert (created["scopes"], created["models"]) == (["predict"], ["flag"])
+    assert created["expires_at"] > created["created_at"]
     listed = (await api.client.get("/v1/keys", params={"page_size": 1000})).json()["items"]
-    mine = next(k for k in listed if k["id"] == made["id"])
-    assert mine == {k: v for k, v in made.items() if k != "key"}
+    record = next(k for k in listed if k["id"] == created["id"])
+    assert record == {k: v for k, v in created.items() if k != "key"}
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ async def test_a_key_is_shown_once_and_listed_without_its_secret(api: Api):
     ],
     ids=str,
 )
-async def test_a_wrong_key_is_refused(api: Api, change: dict[str, object]):
+async def test_an_invalid_key_request_is_rejected(api: Api, change: dict[str, object]):
     body: dict[str, object] = {"name": "a", "scopes": ["predict"]}
     assert refused(await api.client.post("/v1/keys", json=body | change), 422)["errors"]
 
 
-async def test_keys_that_do_not_exist_are_404(api: Api):
+async def test_an_unknown_key_is_404(api: Api):
     refused(await api.client.delete("/v1/keys/nobody"), 404)
     refused(await api.client.post("/v1/keys/nobody/rotate"), 404)
 
@@ -58,23 +58,23 @@ def test_secrets_are_neither_in_the_data_directory_nor_in_the_log(server: Server
     with server.client() as client:
         headers = {"Idempotency-Key": "seven"}
         body = {"name": "a", "scopes": ["predict"]}
-        made = [
+        created = [
             client.post("/v1/keys", json=body).json(),
             client.post("/v1/keys", json=body, headers=headers).json(),
         ]
-        made.append(client.post(f"/v1/keys/{made[0]['id']}/rotate").json())
-        for key in made:
-            with server.client(key["key"]) as holder:
-                holder.get("/v1/models")
-                holder.get("/v1/nothing", headers={"X-Request-ID": "x"})
-    kept = [p for p in server.home.rglob("*") if p.is_file() and p.name != "admin.key"]
-    assert any(p.name == "registry.db" for p in kept)
-    for secret in [server.key, *(key["key"] for key in made)]:
+        created.append(client.post(f"/v1/keys/{created[0]['id']}/rotate").json())
+        for key in created:
+            with server.client(key["key"]) as key_client:
+                key_client.get("/v1/models")
+                key_client.get("/v1/nothing", headers={"X-Request-ID": "x"})
+    files = [p for p in server.home.rglob("*") if p.is_file() and p.name != "admin.key"]
+    assert any(p.name == "registry.db" for p in files)
+    for secret in [server.key, *(key["key"] for key in created)]:
         random_part = secret.split("_", 2)[2].encode()
-        assert [p for p in [*kept, server.log] if random_part in p.read_bytes()] == []
+        assert [p for p in [*files, server.log] if random_part in p.read_bytes()] == []
     assert b'"/v1/nothing"' in server.log.read_bytes()
 
 
-def test_the_admin_key_is_for_its_owner_alone(server: Server):
+def test_the_admin_key_file_is_readable_only_by_its_owner(server: Server):
     file = Path(server.home / "admin.key")
     assert file.stat().st_mode & 0o777 == 0o600

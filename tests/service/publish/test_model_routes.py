@@ -1,4 +1,4 @@
-"""Models and versions over HTTP: publish, wait, look, edit, search, delete."""
+"""Models and versions over HTTP: publish, read, edit, download and delete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIELDS = {
 }
 
 
-async def test_a_publish_is_accepted_then_built_then_answers(api: Api):
+async def test_a_published_version_is_built_and_then_predicts(api: Api):
     body = await api.publication(yes_or_no())
     accepted = await api.client.post("/v1/models/born/versions", json=body)
     assert accepted.status_code == 202
@@ -26,8 +26,8 @@ async def test_a_publish_is_accepted_then_built_then_answers(api: Api):
     record = accepted.json()
     assert set(record) >= FIELDS
     assert (record["state"], record["version"], record["created_by"]) == ("building", 1, "admin")
-    waiting = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": []})
-    assert waiting.status_code in (409, 422)  # building, or built meanwhile
+    early_answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": []})
+    assert early_answer.status_code in (409, 422)  # still building, or already built
     ready = await api.built(accepted.headers["location"])
     assert (ready["state"], ready["runtime"]) == ("ready", "onnx")
     assert [i["name"] for i in ready["signature"]["inputs"]] == ["x0", "x1", "x2"]
@@ -39,15 +39,15 @@ async def test_a_publish_is_accepted_then_built_then_answers(api: Api):
     refused(await api.predict("born", row), 404)  # no champion yet
 
 
-async def test_a_publish_takes_its_alias_when_it_is_ready(api: Api):
+async def test_the_alias_of_a_publication_moves_when_the_version_is_ready(api: Api):
     record = await api.publish("heir", yes_or_no(), alias="champion")
     assert record["aliases"] == ["champion"]
-    moves = (await api.client.get("/v1/models/heir/aliases/champion/history")).json()["items"]
-    assert [(m["version"], m["by"]) for m in moves] == [(1, "admin")]
+    events = (await api.client.get("/v1/models/heir/aliases/champion/history")).json()["items"]
+    assert [(m["version"], m["by"]) for m in events] == [(1, "admin")]
 
 
-async def test_what_cannot_be_loaded_is_rejected_with_the_reason_and_never_served(api: Api):
-    blob = await api.upload(b"this is no pickle")
+async def test_a_file_that_cannot_be_loaded_is_rejected_with_a_reason_and_never_served(api: Api):
+    blob = await api.upload(b"this is not a pickle")
     body = {"artifact": blob, "format": "sklearn-joblib", "alias": "champion"}
     accepted = await api.client.post("/v1/models/broken/versions", json=body)
     record = await api.built(accepted.headers["location"])
@@ -61,15 +61,17 @@ async def test_what_cannot_be_loaded_is_rejected_with_the_reason_and_never_serve
     refused(await api.client.patch("/v1/models/broken/versions/1", json={"archived": True}), 409)
 
 
-async def test_the_record_says_what_made_a_version_and_who_says_so(api: Api):
-    here = {"scikit-learn": sklearn.__version__, "numpy": "2.4.0", "python": "3.11.7"}
-    record = await api.publish("lineage", yes_or_no(), made_by={"python": "3.12.1"}, published_from=here)
+async def test_the_record_has_the_library_versions_and_their_sources(api: Api):
+    environment = {"scikit-learn": sklearn.__version__, "numpy": "2.4.0", "python": "3.11.7"}
+    record = await api.publish(
+        "lineage", yes_or_no(), made_by={"python": "3.12.1"}, published_from=environment
+    )
     assert record["lineage"]["made_by"] == {
         "scikit-learn": {"version": sklearn.__version__, "said_by": "file"},
         "numpy": {"version": "2.4.0", "said_by": "environment"},
         "python": {"version": "3.12.1", "said_by": "publisher"},
     }
-    assert record["lineage"]["published_from"] == here
+    assert record["lineage"]["published_from"] == environment
     assert record["lineage"]["built_by"]["scikit-learn"] == sklearn.__version__
     assert (record["created_by"], record["created_at"][:2]) == ("admin", "20")
 
@@ -100,14 +102,16 @@ async def test_the_record_says_what_made_a_version_and_who_says_so(api: Api):
     ],
     ids=str,
 )
-async def test_a_wrong_publication_is_refused_by_field(api: Api, change: dict[str, Any], field: str):
+async def test_an_invalid_publication_is_rejected_with_its_field(
+    api: Api, change: dict[str, Any], field: str
+):
     body = {"artifact": await api.upload(pickled(yes_or_no().model)), "format": "sklearn-joblib"} | change
     problem = refused(await api.client.post("/v1/models/wrong/versions", json=body), 422)
     assert any((e["field"] or "").startswith(field) for e in problem["errors"])
     refused(await api.client.get("/v1/models/wrong"), 404)
 
 
-async def test_the_artifact_comes_back_byte_by_byte(api: Api):
+async def test_the_downloaded_artifact_is_identical_to_the_upload(api: Api):
     content = pickled(yes_or_no().model)
     record = (await api.client.get("/v1/models/flag/versions/1")).json()
     answer = await api.client.get("/v1/models/flag/versions/1/artifact")
@@ -117,7 +121,7 @@ async def test_the_artifact_comes_back_byte_by_byte(api: Api):
     assert answer.headers["content-type"] == "application/octet-stream"
 
 
-async def test_tags_description_and_the_archive_are_all_that_changes(api: Api):
+async def test_only_tags_description_and_archived_can_be_edited(api: Api):
     await api.publish("edited", yes_or_no(), tags={"team": "risk", "stage": "dev"}, description="first")
     url = "/v1/models/edited/versions/1"
     record = (await api.client.patch(url, json={"tags": {"team": "fraud"}})).json()
@@ -128,26 +132,26 @@ async def test_tags_description_and_the_archive_are_all_that_changes(api: Api):
     refused(await api.client.put("/v1/models/edited/aliases/champion", json={"version": 1}), 409)
     assert (await api.client.patch(url, json={"archived": False})).json()["state"] == "ready"
     assert (await api.client.patch(url, json={})).json()["state"] == "ready"
-    for wrong in ({"state": "ready"}, {"artifact": "0" * 64}, {"archived": "yes"}, {"tags": "a"}):
-        refused(await api.client.patch(url, json=wrong), 422)
+    for invalid in ({"state": "ready"}, {"artifact": "0" * 64}, {"archived": "yes"}, {"tags": "a"}):
+        refused(await api.client.patch(url, json=invalid), 422)
     refused(await api.client.patch("/v1/models/edited/versions/9", json={}), 404)
 
 
-async def test_deleting_names_the_alias_or_the_rollback_that_it_would_break(api: Api):
+async def test_a_refused_delete_names_the_alias_or_rollback_that_needs_the_version(api: Api):
     for _ in range(3):
         await api.publish("kept", yes_or_no())
     await api.promote("kept", 1)
     await api.promote("kept", 2)
     delete = api.client.delete
     assert "kept:2 is champion" in refused(await delete("/v1/models/kept/versions/2"), 409)["detail"]
-    assert "rollback of champion" in refused(await delete("/v1/models/kept/versions/1"), 409)["detail"]
+    assert "rollback target of champion" in refused(await delete("/v1/models/kept/versions/1"), 409)["detail"]
     archive = await api.client.patch("/v1/models/kept/versions/2", json={"archived": True})
     assert "champion" in refused(archive, 409)["detail"]
     assert "champion" in refused(await delete("/v1/models/kept"), 409)["detail"]
     assert (await delete("/v1/models/kept/versions/3")).status_code == 204
     refused(await api.client.get("/v1/models/kept/versions/3"), 404)
     refused(await delete("/v1/models/kept/versions/3"), 404)
-    assert (await api.publish("kept", yes_or_no()))["version"] == 4  # 3 is not given out again
+    assert (await api.publish("kept", yes_or_no()))["version"] == 4  # 3 is not reused
     assert (await delete("/v1/models/kept/aliases/champion")).status_code == 204
     assert (await delete("/v1/models/kept")).status_code == 204
     refused(await api.client.get("/v1/models/kept"), 404)
@@ -155,7 +159,7 @@ async def test_deleting_names_the_alias_or_the_rollback_that_it_would_break(api:
     refused(await delete("/v1/models/kept"), 404)
 
 
-async def test_a_models_record_sums_it_up(api: Api):
+async def test_a_models_record_summarizes_its_versions_and_aliases(api: Api):
     record = (await api.client.get("/v1/models/flag")).json()
     assert record["name"] == "flag"
     assert (record["versions"], record["latest_version"], record["champion"]) == (2, 2, 1)
