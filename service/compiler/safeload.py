@@ -1,7 +1,6 @@
 """The only place that unpickles. Called in build children and in the children of isolated runtimes.
 
-There is no allow-list: `sandbox.confine` alone limits what a pickle can do here. An allow-list would belong
-into `load`.
+Only `sandbox.confine` limits the effects of a pickle. An allow-list of classes would belong into `load`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Fitted(NamedTuple):
 class Naps(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Predicts `x0`. From `NAP` on it sleeps `x0 - NAP` seconds first; at `DEATH` it kills its process.
 
-    Its class has no ONNX converter, so it is served isolated: the child process imports it from this module.
+    ONNX converters do not support it, so it is served isolated: the child process imports this module.
     """
 
     def fit(self, X: Any, y: Any) -> Self:

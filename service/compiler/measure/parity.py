@@ -178,7 +178,7 @@ def _output_scale(output: Output, blocks: list[ReferenceBlock]) -> Any:
 
 
 def run_checked(runtime: Any, rows: Rows) -> Outputs:
-    """The answers of a published graph, which has no reference to compare with.
+    """The answers of a published graph, for which a reference does not exist.
 
     Raises `Refused` when the graph fails or does not return one answer per row.
     """

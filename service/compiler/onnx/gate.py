@@ -64,10 +64,10 @@ def _check_trees(node: NodeProto) -> None:
         _check_flat_trees(attributes)
         return
     tree, identity = _ints(attributes, "nodes_treeids"), _ints(attributes, "nodes_nodeids")
-    left, right = _ints(attributes, "nodes_truenodeids"), _ints(attributes, "nodes_falsenodeids")
+    left_child, right_child = _ints(attributes, "nodes_truenodeids"), _ints(attributes, "nodes_falsenodeids")
     modes = attributes["nodes_modes"].strings if "nodes_modes" in attributes else []
     inner = np.array([m != b"LEAF" for m in modes], dtype=bool)
-    if not len(tree) == len(identity) == len(left) == len(right) == len(inner) > 0:
+    if not len(tree) == len(identity) == len(left_child) == len(right_child) == len(inner) > 0:
         raise Refused(f"{node.op_type} has node lists of different lengths")
     if (_ints(attributes, "nodes_featureids") < 0).any():
         raise Refused(f"{node.op_type} splits on a feature that does not exist")
@@ -80,7 +80,7 @@ def _check_trees(node: NodeProto) -> None:
     if (np.diff(sorted_keys) == 0).any():
         raise Refused(f"{node.op_type} has two nodes with the same number")
     children = []
-    for side in (left, right):
+    for side in (left_child, right_child):
         if (side[inner] < 0).any() or (side[inner] >= base).any():
             raise Refused(f"{node.op_type} has a branch to a node that does not exist")
         child_keys = (tree * base + side)[inner]
@@ -93,36 +93,39 @@ def _check_trees(node: NodeProto) -> None:
 
 def _check_flat_trees(attributes: dict[str, AttributeProto]) -> None:
     """The newer TreeEnsemble: children are indices into the nodes or, where flagged, into the leaves."""
-    left, right = _ints(attributes, "nodes_truenodeids"), _ints(attributes, "nodes_falsenodeids")
+    left_child, right_child = _ints(attributes, "nodes_truenodeids"), _ints(attributes, "nodes_falsenodeids")
     left_leaf, right_leaf = _ints(attributes, "nodes_trueleafs"), _ints(attributes, "nodes_falseleafs")
     leaves = len(_ints(attributes, "leaf_targetids"))
-    if not len(left) == len(right) == len(left_leaf) == len(right_leaf) > 0:
+    if not len(left_child) == len(right_child) == len(left_leaf) == len(right_leaf) > 0:
         raise Refused("TreeEnsemble has node lists of different lengths")
-    for side, leaf in ((left, left_leaf != 0), (right, right_leaf != 0)):
-        if (side < 0).any() or (side[leaf] >= leaves).any() or (side[~leaf] >= len(left)).any():
+    for side, leaf in ((left_child, left_leaf != 0), (right_child, right_leaf != 0)):
+        if (side < 0).any() or (side[leaf] >= leaves).any() or (side[~leaf] >= len(left_child)).any():
             raise Refused("TreeEnsemble has a branch to a node that does not exist")
     if (_ints(attributes, "nodes_featureids") < 0).any():
         raise Refused("TreeEnsemble splits on a feature that does not exist")
-    nodes = np.arange(len(left))
+    nodes = np.arange(len(left_child))
     # all branches to leaves get one extra node without children, which may have several parents
-    shared = len(left)
-    ends = [np.where(leaf != 0, shared, side) for side, leaf in ((left, left_leaf), (right, right_leaf))]
+    shared = len(left_child)
+    ends = [
+        np.where(leaf != 0, shared, side)
+        for side, leaf in ((left_child, left_leaf), (right_child, right_leaf))
+    ]
     _check_acyclic("TreeEnsemble", nodes, ends[0], ends[1], shared + 1, shared=shared)
 
 
 def _check_acyclic(
-    operator: str, parents: Array, left: Array, right: Array, count: int, shared: int = -1
+    operator: str, parents: Array, left_child: Array, right_child: Array, count: int, shared: int = -1
 ) -> None:
     """Remove the nodes level by level from the roots on; nodes that are never reached are in a cycle.
 
     `shared` is a node that may have several parents; -1 for none.
     """
-    children = np.concatenate([left, right])
+    children = np.concatenate([left_child, right_child])
     single = children[children != shared]
     if len(np.unique(single)) != len(single):
         raise Refused(f"{operator} has a node with two parents")
     left_of, right_of = np.full(count, -1), np.full(count, -1)
-    left_of[parents], right_of[parents] = left, right
+    left_of[parents], right_of[parents] = left_child, right_child
     level = np.setdiff1d(np.arange(count), single)
     reached = 0
     while len(level):

@@ -41,7 +41,7 @@ class OnnxUpload:
         """Raises `Refused` when the file is not a graph that passes the gate."""
         try:
             self.model = onnx.load_model(path, load_external_data=False)
-        except Exception as error:  # protobuf's DecodeError, which has no stubs
+        except Exception as error:  # protobuf's DecodeError, which mypy cannot import
             raise Refused("the file is not an ONNX graph") from error
         self.warnings: list[str] = []
         self.sample = sample

@@ -15,7 +15,7 @@ from registry.signature import DType, Output, Scalar, Task
 
 
 def tasks(model: Any) -> tuple[Task, ...]:
-    """The tasks that `model` can be served as, its default first. Empty when it has no suitable method."""
+    """The tasks that `model` can be served as, its default first. Empty without a suitable method."""
     possible: list[Task] = []
     if hasattr(model, "predict"):
         if is_classifier(model):
@@ -137,7 +137,7 @@ def _signature_dtype(values: Array) -> DType:
 
 
 def _common_kind(objects: Array) -> str:
-    """numpy's kind code for all values of an object array; "?" when they have no common one."""
+    """numpy's kind code for all values of an object array; "?" for mixed types."""
     kinds = {"S" if isinstance(v, str) else np.asarray(v).dtype.kind for v in objects.ravel().tolist()}
     if kinds <= {"S"}:
         return "S"

@@ -90,5 +90,5 @@ def _require_count(model: Any, count: int | None, names: list[str], subject: str
 
 def list_names(names: list[str]) -> str:
     """The first ten names in quotes, and how many more there are."""
-    shown = ", ".join(repr(n) for n in names[:10])
-    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
+    first = ", ".join(repr(n) for n in names[:10])
+    return first if len(names) <= 10 else f"{first} and {len(names) - 10} more"

@@ -75,11 +75,11 @@ def test_a_damaged_tree_is_rejected(forest: ModelProto, damage: Callable[[ModelP
 
 
 def test_a_cycle_away_from_the_root_is_rejected(forest: ModelProto) -> None:
-    left, node = ints(forest, "nodes_truenodeids"), ints(forest, "nodes_nodeids")
-    branches = [i for i, child in enumerate(left) if child]
-    below = next(i for i in branches if any(left[j] == node[i] for j in branches))
-    above = next(j for j in branches if left[j] == node[below])
-    left[below] = node[above]
+    left_child, node = ints(forest, "nodes_truenodeids"), ints(forest, "nodes_nodeids")
+    branches = [i for i, child in enumerate(left_child) if child]
+    below = next(i for i in branches if any(left_child[j] == node[i] for j in branches))
+    above = next(j for j in branches if left_child[j] == node[below])
+    left_child[below] = node[above]
     with pytest.raises(Refused, match=r"cycle|two parents"):
         gate.check(forest)
 

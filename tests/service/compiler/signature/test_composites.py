@@ -27,6 +27,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import all_estimators
 
@@ -36,6 +37,10 @@ from service.compiler.measure.tree_thresholds import split_points
 from service.compiler.signature import composites
 from service.compiler.signature.categories import encoder_categories
 from service.compiler.signature.composites import ColumnSource
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.describe import describe
+from service.compiler.tflite.conversion import convert
+from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler import sweep
 from tests.service.compiler.helpers import publish, runtime
 
@@ -242,3 +247,24 @@ def test_a_classifier_in_a_frozen_estimator_keeps_its_labels(tmp_path: Path) -> 
     built = publish(tmp_path, model, FRAME)
     answered = runtime(tmp_path, built).run(Rows(matrix=FRAME.to_numpy()))
     assert answered["label"].tolist() == model.predict(FRAME).tolist()
+
+
+def self_trained(model: Any) -> SelfTrainingClassifier:
+    partly_labelled = np.where(np.arange(len(LABELS)) % 5 == 0, -1, LABELS)
+    return SelfTrainingClassifier(model).fit(FRAME, partly_labelled)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [FrozenEstimator, self_trained],
+    ids=["frozen", "self-training"],
+)
+def test_a_wrapper_with_the_answers_of_its_inner_estimator_converts_to_tflite(
+    tmp_path: Path, wrap: Any
+) -> None:
+    model = wrap(LogisticRegression().fit(FRAME, LABELS))
+    signature = describe(model, None, Corrections()).signature
+    file = tmp_path / "model.tflite"
+    file.write_bytes(convert(model, signature))
+    answers = TfliteRuntime(file, signature).run(Rows(matrix=FRAME.to_numpy()))
+    assert answers["label"].tolist() == model.predict(FRAME).tolist()
