@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_iris
 
-from service.compiler.tflite import read_metadata
+from service.compiler.tflite.metadata import read_metadata
 from tests.service.compiler.keras import keras_models
 from tests.service.compiler.keras.keras_models import keras, layers, publish, publish_file, rows, served
 
