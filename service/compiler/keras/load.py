@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.errors import Refused
+from registry.errors import Refused, summarize_error
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.compiler.keras import heads as keras_heads
@@ -58,7 +58,7 @@ class KerasModel:
         except MemoryError:
             raise
         except Exception as error:  # Keras raises many kinds of errors for a wrong archive
-            raise Refused(f"Keras cannot load the model: {_first_line(error)}") from error
+            raise Refused(f"Keras cannot load the model: {summarize_error(error)}") from error
         self.kind = type(self.model).__name__
         self.warnings = _use_float32(self.model, self._keras)
         self.inputs = _inputs(self.model)
@@ -221,10 +221,4 @@ def _conversion_fault(error: Exception) -> str:
     unsupported = sorted({name for line in _UNSUPPORTED_OPS.findall(str(error)) for name in line.split(", ")})
     if unsupported:
         return f"the model uses {', '.join(unsupported)}, which is not among LiteRT's own operators"
-    return f"the model cannot be converted to .tflite: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return f"the model cannot be converted to .tflite: {summarize_error(error)}"
