@@ -32,7 +32,7 @@ CALIBRATION_ROWS = 200
 FIGURES = ("accuracy", "agreement", "largest_difference", "bytes", "us_per_row", "seconds")
 
 
-def train_cnn(seed: int, pixels: Any, shown: Any) -> Any:
+def train_cnn(seed: int, pixels: Any, digits: Any) -> Any:
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     model = keras.Sequential(
@@ -49,7 +49,7 @@ def train_cnn(seed: int, pixels: Any, shown: Any) -> Any:
         ]
     )
     model.compile("adam", "sparse_categorical_crossentropy")
-    model.fit(pixels, shown, epochs=15, verbose=0)
+    model.fit(pixels, digits, epochs=15, verbose=0)
     return model
 
 

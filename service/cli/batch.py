@@ -58,7 +58,7 @@ def score(
     Rows that cannot be scored are written to OUT.errors.csv with the reasons; the exit code is still 0. It is
     1 when the job fails: no row can be scored, or more rows fail than --error-threshold allows.
 
-    Ctrl-C asks whether to leave the job running, to cancel it, or to wait.
+    Ctrl-C offers to leave the job running, to cancel it, or to wait.
     """
     ref = parse_model(model)
     request: Record = {

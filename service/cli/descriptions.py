@@ -195,7 +195,7 @@ def trained_line(record: Record) -> str:
 
 
 def failure_lines(record: Record) -> Iterator[str]:
-    """Describe why an ended job has no result, and what to do."""
+    """Describe the end of a job without result, and the remedy."""
     number = record["id"]
     if record["state"] == "failed":
         yield f"error: job {number} failed: {record['error']}"

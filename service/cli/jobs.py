@@ -141,7 +141,7 @@ def _download(job: int, resource: str, out: Path | None, json: bool, partition: 
 def _check_suffix(out: Path, media_type: str | None, subject: str) -> None:
     """Raise `BadParameter` when the suffix of `out` belongs to another format.
 
-    `media_type` is None for a training, which has only a version as result; the server refuses the call.
+    `media_type` is None for a training: its result is a version, and the server refuses the call.
     """
     if (
         media_type is not None

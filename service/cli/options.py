@@ -26,7 +26,7 @@ Tags = Annotated[list[str] | None, Option("--tag", metavar="KEY=VALUE", help="A 
 Reason = Annotated[str | None, Option("--reason", help="A note for the alias's history.")]
 ReadyAlias = Annotated[str | None, Option("--alias", help="Move this alias to the version when it is ready.")]
 
-EXAMPLE_MEDIA_TYPES = {
+EXAMPLE_MEDIA_TYPES: dict[str, media_types.ExampleType] = {
     ".csv": media_types.CSV,
     ".parquet": media_types.PARQUET,
     ".json": "application/json",

@@ -39,7 +39,7 @@ LEAVE, CANCEL, WAIT = "leave", "cancel", "wait"
 def follow_job(client: Client, job_id: int) -> Record:
     """Show a job's progress and return its record when it has ended.
 
-    At Ctrl-C, asks on a terminal whether to leave, cancel or wait. Raises `Exit` unless the answer is to
+    At Ctrl-C, offers on a terminal to leave, cancel or wait. Raises `Exit` unless the answer is to
     wait.
     """
     from service.client import jobs
@@ -57,7 +57,7 @@ def follow_job(client: Client, job_id: int) -> Record:
 
 
 def require_done(record: Record, json: bool) -> None:
-    """Print why an ended job has no result and raise `Exit`, unless it is done."""
+    """Raise `Exit` with an explanation unless an ended job is done."""
     if record["state"] != "done":
         print_record(json, record, lambda: None)
         print_message("\n".join(failure_lines(record)))

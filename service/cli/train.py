@@ -83,7 +83,7 @@ def train(
 ) -> None:
     """Train an estimator on files and publish the model.
 
-    The exit code is 1 when the job fails. Ctrl-C asks whether to leave the job running, to cancel it, or to
+    The exit code is 1 when the job fails. Ctrl-C offers to leave the job running, to cancel it, or to
     wait.
     """
     publish: Record = {"name": name, "alias": alias, "tags": parse_pairs(tag)}

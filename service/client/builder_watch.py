@@ -17,7 +17,7 @@ class BuilderWatch:
     """Checks the server's builder regularly while a build is waited for."""
 
     def __init__(self, get_state: Callable[[], str | None], on_problem: Callable[[str], None]) -> None:
-        """`get_state` returns "ok", what is wrong with the builder, or None if that is unknown.
+        """`get_state` returns "ok", the builder's problem, or None if its state is unknown.
 
         `on_problem` is called once, with a message, when the builder does not work.
         """

@@ -35,7 +35,7 @@ class RemoteFile(NamedTuple):
 
 
 def head(client: Client, url: str) -> RemoteFile:
-    """Return what is at `url`. Raises as `Client.send`, and `OSError` when the response has no digest."""
+    """Return the file at `url`. Raises as `Client.send`, and `OSError` when the response lacks a digest."""
     try:
         headers = client.send("HEAD", url, headers={"Accept-Encoding": "identity"}).headers
     except ServerRefused:

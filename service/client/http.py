@@ -175,7 +175,7 @@ class Client:
         return self._wait_for_build(path(*parts), on_state, on_problem)
 
     def readiness(self) -> dict[str, str]:
-        """Return the server's checks, each "ok" or what is wrong. Raises as `send`."""
+        """Return the server's checks, each "ok" or a description of the problem. Raises as `send`."""
         try:
             answer = self.call("GET", "/readyz")
         except ServerRefused as error:
@@ -219,7 +219,7 @@ class Client:
             pause = min(pause * 1.5, 1.0)
 
     def _builder_state(self) -> str | None:
-        """Return what is wrong with the builder, or "ok"; None if the server does not report it."""
+        """Return "ok" or the builder's problem; None if the server does not report it."""
         try:
             return self.readiness().get("builder")
         except (ServerRefused, Unreachable):  # a proxy that blocks /readyz, or a server that restarts
