@@ -1,10 +1,11 @@
-"""Every estimator with a .tflite form beside itself: labels, differences, bytes and latency.
+"""Every estimator that can be exported to .tflite, compared with its file: labels, bytes and latency.
 
     python -m benchmarks.edge [--only TEXT] [--write]
 
-Fitted on 6,000 rows; asked for 12,000, for every threshold of its trees, and for one float32 to either side
-of each (up to three behind scalers, which round). Latencies are of one row on one thread, after a warm-up.
-They belong to the machine, the ratios travel. `--write` puts the tables into docs/edge-estimators.md.
+Each estimator is fitted on 6,000 rows. The predictions are compared for 12,000 rows, for every threshold of
+its trees, and for the next float32 on either side of each (up to three behind scalers, which round).
+Latencies are of one row on one thread after a warm-up: they depend on the machine, their ratios hardly.
+`--write` writes the tables to docs/edge-estimators.md.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from tests.service.compiler.tflite import cases
 from tests.service.compiler.tflite.litert_helpers import device_rows, loaded, rows_at_thresholds, signature_of
 
 DOC = Path(__file__).parents[1] / "docs" / "edge-estimators.md"
-FITTED, ASKED, TIMED = 6_000, 12_000, 300
-SMALLER: tuple[Quantize, ...] = ("float16", "dynamic", "int8")
+FIT_ROWS, COMPARED_ROWS, TIMED_ROWS = 6_000, 12_000, 300
+QUANTIZED: tuple[Quantize, ...] = ("float16", "dynamic", "int8")
 GROUPS = {
     "Trees": cases.TREES,
     "Linear models, networks, ensembles": cases.LINEAR,
@@ -48,16 +49,16 @@ GROUPS = {
 
 
 @dataclass
-class Line:
-    """What was measured of one estimator."""
+class EstimatorFigures:
+    """The measurements of one estimator."""
 
     name: str
     rows: int
     mismatches: int
     difference: float
-    bytes: dict[str, int | None]  # by quantization; None: refused
-    agreement: dict[str, float]  # of labels, by quantization
-    unchanged: list[str]  # quantizations that bring nothing
+    bytes: dict[str, int | None]  # by quantize mode; None: refused
+    agreement: dict[str, float]  # of labels, by quantize mode
+    unchanged: list[str]  # quantize modes that change nothing
     pickled: int
     sklearn_us: tuple[float, float]  # p50, p99
     litert_us: tuple[float, float]
@@ -65,17 +66,17 @@ class Line:
 
     def cells(self) -> list[str]:
         sizes = [f"{self.bytes['none']:,}"]
-        for how in SMALLER:
-            size = self.bytes[how]
-            same = how in self.unchanged
-            agrees = f" ({self.agreement[how]:.2%})" if how in self.agreement else ""
+        for mode in QUANTIZED:
+            size = self.bytes[mode]
+            same = mode in self.unchanged
+            agrees = f" ({self.agreement[mode]:.2%})" if mode in self.agreement else ""
             sizes.append("refused" if size is None else "the same" if same else f"{size:,}{agrees}")
         speeds = [f"{p50:,.0f} / {p99:,.0f}" for p50, p99 in (self.sklearn_us, self.litert_us)]
         figures = [f"{self.rows:,}", str(self.mismatches), f"{self.difference:.1e}"]
         return [self.name, *figures, *sizes, f"{self.pickled:,}", *speeds, self.min_tflite]
 
 
-HEAD = [
+HEADER = [
     "estimator",
     "rows",
     "labels that differ",
@@ -91,42 +92,45 @@ HEAD = [
 ]
 
 
-def measure(name: str, data: cases.Data, folder: Path) -> Line:
+def measure(name: str, data: cases.Data, folder: Path) -> EstimatorFigures:
     model, rows, target = cases.ALL[name](data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some do not converge on purpose
-        model.fit(rows[:FITTED], None if target is None else target[:FITTED])
+        model.fit(rows[:FIT_ROWS], None if target is None else target[:FIT_ROWS])
     plain = name not in cases.TREES or "Encoder" in name or "Column" in name
-    asked = rows if plain else np.concatenate([rows, rows_at_thresholds(model, rows)])
+    compared = rows if plain else np.concatenate([rows, rows_at_thresholds(model, rows)])
     signature = signature_of(model, rows)
     content = convert(model, signature)
     runtime, estimator = loaded(folder, content, signature), EstimatorRuntime(model, signature)
-    expected = estimator.run(device_rows(asked))
-    got = runtime.run(device_rows(asked))
-    plainly = {n: a[:ASKED] for n, a in expected.items()}
-    sizes, agreement, unchanged = _quantized(content, signature, folder, rows, plainly)
-    return Line(
+    expected = estimator.run(device_rows(compared))
+    actual = runtime.run(device_rows(compared))
+    expected_first = {n: a[:COMPARED_ROWS] for n, a in expected.items()}
+    sizes, agreement, unchanged = _quantized(content, signature, folder, rows, expected_first)
+    return EstimatorFigures(
         name,
-        len(asked),
-        sum(int((expected[n] != got[n]).sum()) for n in expected if expected[n].dtype.kind != "f"),
-        max((_apart(expected[n], got[n]) for n in expected if expected[n].dtype.kind == "f"), default=0.0),
+        len(compared),
+        sum(int((expected[n] != actual[n]).sum()) for n in expected if expected[n].dtype.kind != "f"),
+        max(
+            (_difference(expected[n], actual[n]) for n in expected if expected[n].dtype.kind == "f"),
+            default=0.0,
+        ),
         sizes,
         agreement,
         unchanged,
         len(pickle.dumps(model)),
-        latency(lambda i: estimator.run(device_rows(rows[i : i + 1])), TIMED),
-        latency(lambda i: loaded_once(runtime, rows, i), TIMED * 10),
+        latency(lambda i: estimator.run(device_rows(rows[i : i + 1])), TIMED_ROWS),
+        latency(lambda i: run_row(runtime, rows, i), TIMED_ROWS * 10),
         min_tflite(content) or "unknown",
     )
 
 
-def loaded_once(runtime: Any, rows: Array, i: int) -> Outputs:
-    answered: Outputs = runtime.run(Rows(matrix=rows[i : i + 1]))
-    return answered
+def run_row(runtime: Any, rows: Array, i: int) -> Outputs:
+    outputs: Outputs = runtime.run(Rows(matrix=rows[i : i + 1]))
+    return outputs
 
 
-def _apart(a: Array, b: Array) -> float:
-    """The largest difference, of the size of the largest value where that is above 1."""
+def _difference(a: Array, b: Array) -> float:
+    """Return the largest difference, relative to the largest value if that is above 1."""
     if (np.isnan(a) != np.isnan(b)).any():
         return float("inf")
     return float(np.nanmax(np.abs(a - b), initial=0.0) / max(1.0, np.nanmax(np.abs(a), initial=0.0)))
@@ -137,66 +141,66 @@ def _quantized(
 ) -> tuple[dict[str, int | None], dict[str, float], list[str]]:
     sizes: dict[str, int | None] = {"none": len(content)}
     agreement, unchanged = {}, []
-    for how in SMALLER:
+    for mode in QUANTIZED:
         try:
-            small = quantize(content, how, device_rows(rows[:FITTED]))
+            small = quantize(content, mode, device_rows(rows[:FIT_ROWS]))
         except Refused:
-            sizes[how] = None
+            sizes[mode] = None
             continue
-        sizes[how] = len(small)
-        unchanged += [how] if small == content else []
+        sizes[mode] = len(small)
+        unchanged += [mode] if small == content else []
         labels = [n for n in expected if n.endswith("label")]
         if labels and small != content:
-            (folder / how).mkdir()
-            got = loaded(folder / how, small, signature).run(device_rows(rows))
-            agreement[how] = float(np.mean([(got[n] == expected[n]).mean() for n in labels]))
+            (folder / mode).mkdir()
+            actual = loaded(folder / mode, small, signature).run(device_rows(rows))
+            agreement[mode] = float(np.mean([(actual[n] == expected[n]).mean() for n in labels]))
     return sizes, agreement, unchanged
 
 
 def latency(call: Callable[[int], object], times: int) -> tuple[float, float]:
-    """Microseconds, p50 and p99, of `call(i)` for rows one after the other."""
+    """Return p50 and p99 of the duration of `call(i)` in microseconds."""
     for i in range(10):
         call(i)
-    taken = []
+    durations_us = []
     for i in range(times):
         started = time.perf_counter()
-        call(i % ASKED)
-        taken.append((time.perf_counter() - started) * 1e6)
-    return float(np.percentile(taken, 50)), float(np.percentile(taken, 99))
+        call(i % COMPARED_ROWS)
+        durations_us.append((time.perf_counter() - started) * 1e6)
+    return float(np.percentile(durations_us, 50)), float(np.percentile(durations_us, 99))
 
 
-def conversion() -> str:
-    """Seconds and peak memory of converting 100 trees, in a process of its own that does nothing else."""
+def measure_conversion() -> str:
+    """Measure the time and peak memory of converting 100 trees, each in a separate process."""
     lines = []
     for depth in (10, None):
         with tempfile.NamedTemporaryFile() as file:
-            data = cases.data(ASKED)
+            data = cases.data(COMPARED_ROWS)
             model = cases.forest_c(100, max_depth=depth, random_state=0).fit(data.x, data.three)
             pickle.dump((model, signature_of(model)), file)
             file.flush()
             argv = [sys.executable, "-m", "benchmarks.edge", "--convert", file.name]
-            said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
-        lines.append(f"- a forest of 100 trees, {f'depth {depth}' if depth else 'fully grown'}: {said}")
+            result = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+        lines.append(f"- a forest of 100 trees, {f'depth {depth}' if depth else 'fully grown'}: {result}")
     return "\n".join(lines)
 
 
-def convert_alone(path: str) -> str:
+def convert_and_measure(path: str) -> str:
     model, signature = pickle.loads(Path(path).read_bytes())
     started = time.perf_counter()
     content = convert(model, signature)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"{seconds:.2f} s, {len(content):,} bytes, {peak:.0f} MB at the peak, all of scikit-learn included"
+    return f"{seconds:.2f} s, {len(content):,} bytes, {peak:.0f} MB peak memory, including scikit-learn"
 
 
-def table(lines: list[Line]) -> str:
-    rows = [HEAD, ["---"] * len(HEAD), *(line.cells() for line in lines)]
+def table(lines: list[EstimatorFigures]) -> str:
+    rows = [HEADER, ["---"] * len(HEADER), *(line.cells() for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def supported() -> str:
-    known = sorted({t.__name__ for t in CONVERTERS})
-    return ", ".join(f"`{name}`" for name in known)
+    names = sorted({t.__name__ for t in CONVERTERS})
+    return ", ".join(f"`{name}`" for name in names)
 
 
 INTRODUCTION = """# Estimators with a .tflite form, and how closely the files match them
@@ -235,15 +239,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="estimators whose name holds this text")
+    parser.add_argument("--only", default="", help="only estimators whose name contains this text")
     parser.add_argument("--write", action="store_true", help="write docs/edge-estimators.md")
     parser.add_argument("--convert", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.convert:
-        print(convert_alone(options.convert))
+        print(convert_and_measure(options.convert))
         return
-    data = cases.data(ASKED)
-    made = []
+    data = cases.data(COMPARED_ROWS)
+    sections = []
     with threadpool_limits(limits=1):
         for title, group in GROUPS.items():
             lines = []
@@ -251,13 +255,13 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     lines.append(measure(name, data, Path(folder)))
                 print(" | ".join(lines[-1].cells()), flush=True)
-            made.append(f"## {title}\n\n{table(lines)}\n")
-        converted = conversion()
-    print(converted)
+            sections.append(f"## {title}\n\n{table(lines)}\n")
+        conversion = measure_conversion()
+    print(conversion)
     if options.write:
         machine = f"Python {sys.version.split()[0]}, one thread of a shared machine."
         head = INTRODUCTION.format(supported=supported(), machine=machine)
-        DOC.write_text("\n".join([head, *made, "## Conversion\n", converted, ""]))
+        DOC.write_text("\n".join([head, *sections, "## Conversion\n", conversion, ""]))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from service.formats.media_types import CSV
 from service.online.negotiation import JSON, negotiate
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, SnapshotVersion
-from service.web.auth import RequestContext, denial_reason
+from service.web.auth import denial_reason
+from service.web.request_context import RequestContext
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Rows

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -22,6 +21,7 @@ from registry.keys import Key
 from service import telemetry
 from service.runtime.snapshot import Snapshot
 from service.web.problems import INTERNAL_ERROR, ProblemResponse, build_problem, status_of
+from service.web.request_context import RequestContext
 
 PUBLIC = re.compile(r"/livez|/readyz|/healthz|/docs|/v1/models/[^/]+/docs|/static/[^?]*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}\Z")
@@ -30,21 +30,6 @@ SLOW_S = 1.0
 """Quiet requests that take longer are logged. Predictions are quiet: a log line costs more than a row."""
 
 log = telemetry.logger("trivium.http")
-
-
-@dataclass(slots=True)
-class RequestContext:
-    """What `Guard` establishes about a request, in `scope["context"]` for the inner layers.
-
-    `route` is the path's template, for metrics and logs. A `quiet` request is logged only when it fails or is
-    slow.
-    """
-
-    request_id: str
-    key: Key | None
-    route: str | None = None
-    quiet: bool = False
-    status: int = 500
 
 
 def denial_reason(key: Key | None, *scopes: str, model: str | None = None) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -18,9 +18,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from service.web.header_values import etag_matches, parse_qualities
-
-if TYPE_CHECKING:
-    from service.web.auth import RequestContext
+from service.web.request_context import RequestContext
 
 ZSTD = "zstd"
 _RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]+)-([0-9]*)|-([0-9]+))[ \t]*", re.ASCII | re.IGNORECASE)

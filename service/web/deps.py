@@ -18,7 +18,8 @@ from registry import db
 from registry.errors import FieldError, Invalid
 from registry.keys import Key
 from registry.vocabulary import Scope
-from service.web.auth import PUBLIC, RequestContext, denial_reason
+from service.web.auth import PUBLIC, denial_reason
+from service.web.request_context import RequestContext
 from service.web.services import Services
 
 

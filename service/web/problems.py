@@ -28,11 +28,10 @@ from registry import errors
 from registry.errors import FieldError, TriviumError
 from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
 from service import telemetry
+from service.web.request_context import RequestContext
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from service.web.auth import RequestContext
 
 MEDIA_TYPE = "application/problem+json"
 STATUS: dict[type[TriviumError], int] = {  # the nearest ancestor of an error's class decides

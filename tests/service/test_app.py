@@ -1,4 +1,4 @@
-"""The server as a process: what it imports, how it ends, and what it makes at its first start."""
+"""The server as a process: its imports, its shutdown, and its first start."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ NEVER = (
     "numba",
 )
 
-TELLING = """
+IMPORTS_PROBE = """
 import sys, threading
 from service.config import Settings
 from service.serve import serve
 from service.web import health
 
-async def told(request):
+async def imported_modules(request):
     from starlette.responses import JSONResponse
     return JSONResponse(sorted({{name.partition(".")[0] for name in sys.modules}}))
 
-health.livez = told
+health.livez = imported_modules
 sys.exit(serve(Settings(port=0), workers={workers}, worker=False))
 """
-"""A server whose `/livez` says what it has imported."""
+"""A server whose `/livez` returns the modules that it has imported."""
 
 
-def test_the_server_never_imports_what_unpickles(published_home: Path, tmp_path: Path, home: Path):
-    with serving(home, main=TELLING) as server, server.client() as client:
+def test_the_server_never_imports_a_library_that_unpickles(published_home: Path, tmp_path: Path, home: Path):
+    with serving(home, main=IMPORTS_PROBE) as server, server.client() as client:
         at_start = set(client.get("/livez").json())
         for model in ("flag", "forest", "naps"):
             answer = client.post(f"/v1/models/{model}/predict", json={"instances": [ROW]})
@@ -71,7 +71,7 @@ def test_the_server_never_imports_what_unpickles(published_home: Path, tmp_path:
         }
         answer = client.post("/v1/jobs", json=job)
         assert answer.status_code == 200, answer.text
-        with_arrow = set(client.get("/livez").json()) - {"cloudpickle"}  # which pyarrow itself imports
+        with_arrow = set(client.get("/livez").json()) - {"cloudpickle"}  # imported by pyarrow itself
     assert "onnxruntime" in after
     assert "pyarrow" in with_arrow
     assert [name for name in NEVER if name in at_start | after | with_arrow] == []
@@ -89,14 +89,14 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def test_nothing_heavy_is_imported_on_the_way_to_readiness(home: Path):
+def test_no_heavy_library_is_imported_before_readiness(home: Path):
     argv = [sys.executable, "-c", BEFORE_READINESS, home]
     imported = subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
     assert {"starlette", "sqlalchemy"} <= set(imported)
     assert not {"fastapi", "numpy", "onnxruntime", "pyarrow", "tuf", "cryptography", *NEVER} & set(imported)
 
 
-UNMAKEABLE = """
+BROKEN_ROUTES = """
 import sys
 from service import app, serve
 from service.config import Settings
@@ -109,16 +109,16 @@ sys.exit(serve.serve(Settings(port=0)))
 """
 
 
-def test_a_server_whose_management_routes_cannot_be_made_ends_and_says_why(home: Path):
+def test_a_server_whose_management_routes_cannot_be_created_ends_with_the_error(home: Path):
     environment = os.environ | {"TRIVIUM_HOME": str(home)}
-    ended = subprocess.run(
-        [sys.executable, "-c", UNMAKEABLE], env=environment, capture_output=True, timeout=60, text=True
+    completed = subprocess.run(
+        [sys.executable, "-c", BROKEN_ROUTES], env=environment, capture_output=True, timeout=60, text=True
     )
-    assert ended.returncode == 1
-    assert "RuntimeError: a route requires no scope" in ended.stderr
+    assert completed.returncode == 1
+    assert "RuntimeError: a route requires no scope" in completed.stderr
 
 
-def test_a_call_in_flight_is_answered_before_the_server_ends(home: Path):
+def test_a_running_request_is_answered_before_the_server_ends(home: Path):
     with (
         serving(home) as server,
         server.client() as client,
@@ -136,21 +136,21 @@ def test_a_call_in_flight_is_answered_before_the_server_ends(home: Path):
 
 
 def _until_in_flight(server: Server) -> None:
-    """One isolated call is enough to make another wait: so it is there when a short one takes long."""
+    """Wait until a short request takes long: an isolated model handles one request at a time."""
     with server.client() as other:
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
             try:
                 other.post("/v1/models/naps/predict", json={"instances": [ROW]}, timeout=0.25)
             except httpx.ReadTimeout:
                 return
-    raise AssertionError("the call never arrived")
+    raise AssertionError("the request never arrived")
 
 
 def _until_refused(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
         try:
             socket.create_connection((host, int(port)), timeout=1).close()
         except ConnectionRefusedError:
@@ -158,16 +158,16 @@ def _until_refused(server: Server) -> None:
         except OSError:
             continue
         time.sleep(0.01)
-    raise AssertionError("it still takes connections")
+    raise AssertionError("the server still accepts connections")
 
 
-def test_several_web_processes_answer_and_end_together(home: Path):
+def test_several_web_processes_serve_and_end_together(home: Path):
     with serving(home, workers=2) as server, server.client() as client:
         for _ in range(20):
             assert client.post("/v1/models/flag/predict", json={"instances": [ROW]}).status_code == 200
 
 
-def test_the_first_start_makes_one_admin_key_for_its_owner_alone(tmp_path: Path):
+def test_the_first_start_creates_one_admin_key_readable_only_by_its_owner(tmp_path: Path):
     settings = Settings(home=tmp_path / "new")
     prepare(settings)
     first = settings.admin_key_file.read_text()
@@ -177,13 +177,13 @@ def test_the_first_start_makes_one_admin_key_for_its_owner_alone(tmp_path: Path)
     assert settings.admin_key_file.read_text() == first
 
 
-def test_the_log_is_json_with_the_requests_id(server: Server):
+def test_the_log_is_json_with_the_request_id(server: Server):
     with server.client() as client:
         client.get("/v1/models", headers={"X-Request-ID": "look-for-me"})
-    line, given_up = None, time.monotonic() + 30
+    line, deadline = None, time.monotonic() + 30
     while line is None:  # it is written after the answer
         line = next((x for x in server.log_records() if x.get("request_id") == "look-for-me"), None)
-        assert time.monotonic() < given_up
+        assert time.monotonic() < deadline
     assert (line["event"], line["method"], line["path"], line["status"], line["level"]) == (
         "request",
         "GET",
@@ -193,11 +193,11 @@ def test_the_log_is_json_with_the_requests_id(server: Server):
     )
 
 
-def test_a_batch_root_that_is_not_there_is_told_at_the_start(
+def test_a_missing_batch_root_is_logged_at_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
     prepare(Settings(home=tmp_path / "home", batch_roots=f"{tmp_path}/data:{tmp_path}/dtaa:s3://bucket/data"))
-    said = [line for line in capsys.readouterr().out.splitlines() if "batch_root.missing" in line]
-    assert len(said) == 1
-    assert f"{tmp_path}/dtaa" in said[0]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "batch_root.missing" in line]
+    assert len(warnings) == 1
+    assert f"{tmp_path}/dtaa" in warnings[0]

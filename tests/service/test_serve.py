@@ -1,4 +1,4 @@
-"""`trivium serve` with several web processes: one registry, one address, nothing left behind."""
+"""`trivium serve` as a process: several web processes, the worker child, signals, and trusted proxies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BODY = b'{"instances": [{"x": 3}]}'
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two web processes, and two versions of `switch` that contradict each other; the first is champion."""
+    """A server with two web processes and two versions of `switch` with opposite labels; 1 is champion."""
     folder = tmp_path_factory.mktemp("several")
     with Server(folder / "home", folder / "log", workers=2) as server:
         server.start()
@@ -44,61 +44,61 @@ def web_processes(server: Server) -> dict[int, psutil.Process]:
     return {p.pid: p for p in server.descendants() if "service.serve" in p.cmdline()}
 
 
-def answers(ask: Callable[[], Any], count: int = 60) -> set[Any]:
-    """All that is answered; each time over a new connection, which any of the processes may take."""
-    return {ask() for _ in range(count)}
+def distinct_results(request: Callable[[], Any], count: int = 60) -> set[Any]:
+    """Repeat a request; each uses a new connection, which any of the processes may accept."""
+    return {request() for _ in range(count)}
 
 
-def soon(ask: Callable[[], Any], wanted: Any) -> None:
-    """Every process answers `wanted`, after a while."""
-    eventually(lambda: answers(ask), lambda found: found == {wanted})
+def wait_for_all(request: Callable[[], Any], expected: Any) -> None:
+    """Wait until every process returns `expected`."""
+    wait_for(lambda: distinct_results(request), lambda results: results == {expected})
 
 
-def eventually(ask: Callable[[], Any], is_it: Callable[[Any], bool], within_s: float = 20.0) -> Any:
-    until = time.monotonic() + within_s
-    while not is_it(found := ask()):
-        assert time.monotonic() < until, found
+def wait_for(read: Callable[[], Any], condition: Callable[[Any], bool], timeout_s: float = 20.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not condition(value := read()):
+        assert time.monotonic() < deadline, value
         time.sleep(0.02)
-    return found
+    return value
 
 
 def worker_processes(server: Server) -> list[psutil.Process]:
     return [p for p in server.descendants() if "service.worker.process" in p.cmdline()]
 
 
-def test_a_promotion_through_one_process_is_seen_by_all(several: Server) -> None:
+def test_every_process_follows_a_promotion(several: Server) -> None:
     def label() -> tuple[int, int]:
         answer = several.call_json("POST", "/v1/models/switch/predict", json.loads(BODY))
         return answer["model"]["version"], answer["predictions"][0]["label"]
 
-    assert answers(label) == {(1, 1)}
+    assert distinct_results(label) == {(1, 1)}
     several.call_json("PUT", "/v1/models/switch/aliases/champion", {"version": 2})
-    soon(label, (2, 0))
+    wait_for_all(label, (2, 0))
     several.call_json("POST", "/v1/models/switch/aliases/champion/rollback", {})
-    soon(label, (1, 1))
+    wait_for_all(label, (1, 1))
 
 
-def test_a_revoked_key_is_refused_by_all(several: Server) -> None:
-    made = several.call_json("POST", "/v1/keys", {"name": "short", "scopes": ["predict"]})
+def test_every_process_rejects_a_revoked_key(several: Server) -> None:
+    created = several.call_json("POST", "/v1/keys", {"name": "short", "scopes": ["predict"]})
 
     def status() -> int:
-        return several.call("POST", "/v1/models/switch/predict", BODY, key=made["key"])[0]
+        return several.call("POST", "/v1/models/switch/predict", BODY, key=created["key"])[0]
 
-    soon(status, 200)
-    several.call_json("DELETE", f"/v1/keys/{made['id']}")
-    soon(status, 401)
+    wait_for_all(status, 200)
+    several.call_json("DELETE", f"/v1/keys/{created['id']}")
+    wait_for_all(status, 401)
 
 
-def test_a_new_model_is_in_the_document_of_all(several: Server) -> None:
+def test_every_process_documents_a_new_model(several: Server) -> None:
     several.publish("novel", LogisticRegression().fit(ROWS, (0, 1, 1, 0)), CSV, alias="champion")
 
-    def known() -> bool:
+    def is_documented() -> bool:
         return "/v1/models/novel/predict" in several.call_json("GET", "/openapi.json")["paths"]
 
-    soon(known, True)
+    wait_for_all(is_documented, True)
 
 
-def test_metrics_are_those_of_all_processes(several: Server) -> None:
+def test_metrics_include_all_processes(several: Server) -> None:
     def predicted() -> float:
         text = several.call("GET", "/metrics")[1].decode()
         return sum(map(float, re.findall(r'trivium_predicted_rows_total\{model="switch".*\} (\S+)', text)))
@@ -106,10 +106,10 @@ def test_metrics_are_those_of_all_processes(several: Server) -> None:
     before = predicted()
     for _ in range(40):
         assert several.call("POST", "/v1/models/switch/predict", BODY)[0] == 200
-    assert answers(predicted, 10) == {before + 40}
+    assert distinct_results(predicted, 10) == {before + 40}
 
 
-def test_every_process_serves(several: Server) -> None:
+def test_every_process_serves_requests(several: Server) -> None:
     before = {p.pid: sum(p.cpu_times()[:2]) for p in web_processes(several).values()}
     for _ in range(400):
         several.call("GET", "/v1/models")
@@ -118,7 +118,7 @@ def test_every_process_serves(several: Server) -> None:
     assert all(after[pid] > before[pid] for pid in before)
 
 
-def test_a_killed_web_process_is_replaced_and_its_models_no_longer_count(several: Server) -> None:
+def test_a_killed_web_process_is_replaced_and_its_models_are_no_longer_counted(several: Server) -> None:
     def loaded() -> float:
         text = several.call("GET", "/metrics")[1].decode()
         return sum(map(float, re.findall(r"trivium_loaded_models\{.*\} (\S+)", text)))
@@ -126,42 +126,44 @@ def test_a_killed_web_process_is_replaced_and_its_models_no_longer_count(several
     before = web_processes(several)
     for _ in range(40):
         several.call("POST", "/v1/models/switch/predict", BODY)
-    held = loaded()
+    loaded_before = loaded()
     victim = next(iter(before.values()))
     children = victim.children(recursive=True)
     victim.kill()
     assert psutil.wait_procs(children, timeout=10)[1] == []
-    eventually(lambda: web_processes(several), lambda now: len(now.keys() - before.keys()) == 1)
-    assert answers(lambda: several.call("POST", "/v1/models/switch/predict", BODY)[0]) == {200}
-    assert loaded() <= held
+    wait_for(lambda: web_processes(several), lambda now: len(now.keys() - before.keys()) == 1)
+    assert distinct_results(lambda: several.call("POST", "/v1/models/switch/predict", BODY)[0]) == {200}
+    assert loaded() <= loaded_before
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_batch_worker_is_replaced_at_once_each_time_and_ends_with_its_server(
+def test_a_killed_batch_worker_is_replaced_at_once_and_ends_with_its_server(
     tmp_path: Path, workers: int
 ) -> None:
     with Server(tmp_path / "home", tmp_path / "log", workers=workers, worker=True) as server:
         server.start()
         for number in range(4):
-            eventually(lambda: server.log.read_text().count("worker.started"), lambda n, k=number: n > k)
+            wait_for(lambda: server.log.read_text().count("worker.started"), lambda n, k=number: n > k)
             (victim,) = worker_processes(server)
-            if sys.platform == "linux":  # predictions go before its lanes, and those not before the leases
+            if (
+                sys.platform == "linux"
+            ):  # the lanes yield to predictions, the thread that extends leases does not
                 nice = {os.getpriority(os.PRIO_PROCESS, t.id) - victim.nice() for t in victim.threads()}
                 assert nice == {0, CHILD_NICE}
             victim.kill()
             psutil.wait_procs([victim], timeout=10)
-        (last,) = eventually(lambda: worker_processes(server), lambda found: len(found) == 1)
+        (last,) = wait_for(lambda: worker_processes(server), lambda processes: len(processes) == 1)
         assert server.terminate() == 0
     assert psutil.wait_procs([last], timeout=10)[1] == []
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_server_has_no_batch_worker_if_it_is_to_have_none(several: Server) -> None:
+def test_a_server_without_a_worker_starts_none(several: Server) -> None:
     assert worker_processes(several) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_ends_everything_in_order(tmp_path: Path, workers: int) -> None:
+def test_sigterm_ends_all_processes(tmp_path: Path, workers: int) -> None:
     with Server(tmp_path / "home", tmp_path / "log", workers=workers) as server:
         server.start()
         children = server.descendants()
@@ -170,10 +172,10 @@ def test_sigterm_ends_everything_in_order(tmp_path: Path, workers: int) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_nothing_outlives_a_killed_server_and_its_port_is_free(tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_server_and_its_port_is_free(tmp_path: Path) -> None:
     with Server(tmp_path / "home", tmp_path / "log", workers=2) as server:
         server.start()
-        eventually(lambda: web_processes(server), lambda found: len(found) == 2)
+        wait_for(lambda: web_processes(server), lambda processes: len(processes) == 2)
         assert server.kill() == []
         server.start()
         assert server.terminate() == 0
@@ -224,12 +226,12 @@ def test_a_trusted_proxy_that_is_not_an_address_is_rejected(value: str) -> None:
         Settings(trusted_proxies=value)
 
 
-def test_each_server_counts_in_a_directory_of_its_own(tmp_path: Path) -> None:
-    host, gone = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for name in (f"{host}-{gone.pid}", f"{host}-1", f"{host}-x-{gone.pid}"):
+def test_each_server_has_its_own_metrics_directory(tmp_path: Path) -> None:
+    host, ended = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"{host}-{ended.pid}", f"{host}-1", f"{host}-x-{ended.pid}"):
         (tmp_path / name).mkdir()
     own = serve.create_metrics_directory(tmp_path)
     assert own.name == f"{host}-{os.getpid()}"
-    left = {p.name for p in tmp_path.iterdir()}
-    assert left == {own.name, f"{host}-1", f"{host}-x-{gone.pid}"}
+    remaining = {p.name for p in tmp_path.iterdir()}
+    assert remaining == {own.name, f"{host}-1", f"{host}-x-{ended.pid}"}

@@ -1,4 +1,4 @@
-"""What is logged, by a process of its own: logging is the whole process's."""
+"""Logging, in a separate process: its configuration is global to a process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ except ZeroDivisionError:
 """
 
 
-def test_a_logged_fault_says_where_it_was_and_tells_no_secret_of_the_call() -> None:
-    told = subprocess.run([sys.executable, "-c", FAULT], check=True, capture_output=True, text=True).stderr
-    assert "abcabc" not in told
-    line = json.loads(told)
+def test_a_logged_error_has_its_traceback_and_no_local_variables() -> None:
+    log = subprocess.run([sys.executable, "-c", FAULT], check=True, capture_output=True, text=True).stderr
+    assert "abcabc" not in log
+    line = json.loads(log)
     assert line["exception"][0]["exc_type"] == "ZeroDivisionError"
     assert line["exception"][0]["frames"][-1]["name"] == "answer"

@@ -1,4 +1,4 @@
-// Asks for an API key once, draws openapi.json with Swagger UI, and keeps what is drawn up to date.
+// Prompts for an API key once, renders openapi.json with Swagger UI, and updates the page when it changes.
 "use strict";
 
 const KEY = "trivium.key";
@@ -10,14 +10,14 @@ const show = (id, visible) => { at(id).hidden = !visible; };
 const address = location.pathname.replace(/\/docs\/?$/, "/openapi.json");
 const model = decodeURIComponent((location.pathname.match(/\/models\/([^/]+)\/docs\/?$/) || [])[1] || "");
 
-let etag = null;  // of the document that is drawn
-let drawn = "";   // its text: the registry also moves for things that no document shows
+let etag = null;     // of the rendered document
+let rendered = "";   // its text: not every change of the registry changes the document
 let timer = null;
-let turn = 0;     // raised by every fetch and by "Forget key": an answer that comes after the next is dropped
+let generation = 0;  // incremented by every fetch and by "Remove key": outdated responses are ignored
 
-class Refused extends Error {}
+class KeyRejected extends Error {}
 
-/** The document when it is another than the one drawn, else null. Throws Refused for a bad key. */
+/** Returns the document, or null when it is the rendered one. Throws KeyRejected for status 401 and 403. */
 async function fetchDocument() {
   const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY)}` };
   if (etag) headers["If-None-Match"] = etag;
@@ -25,40 +25,41 @@ async function fetchDocument() {
   if (response.status === 304) return null;
   if (response.ok) return { text: await response.text(), etag: response.headers.get("ETag") };
   const problem = await response.json().catch(() => ({}));
-  const said = problem.detail || `the server answered ${response.status}`;
-  throw response.status === 401 || response.status === 403 ? new Refused(said) : new Error(said);
+  const detail = problem.detail || `the server responded with status ${response.status}`;
+  throw response.status === 401 || response.status === 403 ? new KeyRejected(detail) : new Error(detail);
 }
 
-function ask(refusal) {
+/** Removes the key and shows the form; `refusal` is why the previous key was rejected. */
+function promptForKey(refusal) {
   clearTimeout(timer);
-  turn += 1;
+  generation += 1;
   sessionStorage.removeItem(KEY);
   etag = null;
-  drawn = "";
+  rendered = "";
   at("swagger").replaceChildren();
   for (const id of ["session", "models", "changed", "problem"]) show(id, false);
   show("ask", true);
   show("refusal", Boolean(refusal));
-  at("refusal").textContent = refusal ? `This key was refused: ${refusal}` : "";
+  at("refusal").textContent = refusal ? `This key was rejected: ${refusal}` : "";
   at("key").value = "";
   at("key").focus();
 }
 
-/** Someone has opened "Try it out": drawing anew would throw away what he typed or was answered. */
+/** Returns whether a "Try it out" is open: rendering again would discard its input and response. */
 const busy = () => document.querySelector("#swagger .try-out__btn.cancel") !== null;
 
-function draw(spec) {
-  const ground = document.createElement("div");
-  at("swagger").replaceChildren(ground);
+function render(spec) {
+  const container = document.createElement("div");
+  at("swagger").replaceChildren(container);
   const models = spec["x-trivium-models"];
   show("models", Boolean(models));
-  if (models) list(models);
+  if (models) listModels(models);
   SwaggerUIBundle({
     spec,
-    domNode: ground,
+    domNode: container,
     deepLinking: true,
     displayRequestDuration: true,
-    defaultModelsExpandDepth: -1,  // each operation shows its own; hundreds of them below would cost seconds
+    defaultModelsExpandDepth: -1,  // each operation shows its own; rendering hundreds would take seconds
     docExpansion: model ? "full" : "list",
     validatorUrl: null,
     requestInterceptor: (request) => {
@@ -70,7 +71,7 @@ function draw(spec) {
   });
 }
 
-function list(models) {
+function listModels(models) {
   at("count").textContent = `${models.length.toLocaleString("en")} models`;
   at("list").replaceChildren(...models.map((m) => {
     const item = document.createElement("li");
@@ -89,53 +90,53 @@ function list(models) {
 }
 
 function filter() {
-  const wanted = at("filter").value.trim().toLowerCase();
-  let found = 0;
+  const text = at("filter").value.trim().toLowerCase();
+  let count = 0;
   for (const item of at("list").children) {
-    item.hidden = !item.dataset.text.includes(wanted);
-    found += !item.hidden;
+    item.hidden = !item.dataset.text.includes(text);
+    count += !item.hidden;
   }
-  show("none", found === 0);
+  show("none", count === 0);
 }
 
-/** Fetches, and draws what is new; `force` draws even over an open "Try it out". */
+/** Fetches the document and renders it when it changed; `force` renders also over an open "Try it out". */
 async function refresh(force) {
   clearTimeout(timer);
-  const mine = ++turn;
+  const current = ++generation;
   try {
     const fresh = await fetchDocument();
-    if (mine !== turn) return;
+    if (current !== generation) return;
     show("ask", false);
     show("problem", false);
     show("session", true);
     live("live", true);
-    if (fresh && fresh.text !== drawn && busy() && !force) {
+    if (fresh && fresh.text !== rendered && busy() && !force) {
       show("changed", true);
     } else if (fresh) {
       etag = fresh.etag;
       show("changed", false);
-      if (fresh.text !== drawn) draw(JSON.parse(fresh.text));
-      drawn = fresh.text;
+      if (fresh.text !== rendered) render(JSON.parse(fresh.text));
+      rendered = fresh.text;
     }
   } catch (error) {
-    if (mine !== turn) return;
-    if (error instanceof Refused) {
-      ask(error.message);
+    if (current !== generation) return;
+    if (error instanceof KeyRejected) {
+      promptForKey(error.message);
       return;
     }
-    failed(error);
+    showFailure(error);
   }
   schedule();
 }
 
-/** What is drawn stays: a server that restarts, or a model that is not ready yet, comes back by itself. */
-function failed(error) {
-  const unreached = error instanceof TypeError;  // what fetch throws when there is no answer at all
-  live(unreached ? "server not reached" : "waiting", false);
+/** Keeps the rendered document: the page polls until the server is back, or the model is ready. */
+function showFailure(error) {
+  const unreached = error instanceof TypeError;  // thrown by fetch when the server cannot be reached
+  live(unreached ? "server not reachable" : "waiting", false);
   show("ask", false);
   show("session", true);
   show("problem", !unreached || etag === null);
-  at("problem").textContent = unreached ? "The server does not answer. Trying again." : `Not now: ${error.message}. Trying again.`;
+  at("problem").textContent = unreached ? "The server is not reachable. Trying again." : `Not available: ${error.message}. Trying again.`;
 }
 
 function live(text, good) {
@@ -143,7 +144,7 @@ function live(text, good) {
   at("live").classList.toggle("lost", !good);
 }
 
-/** A page nobody looks at asks for nothing. */
+/** Polls only while the page is visible. */
 function schedule() {
   clearTimeout(timer);
   if (document.visibilityState === "visible") timer = setTimeout(refresh, POLL_MS);
@@ -153,13 +154,13 @@ at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = at("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    ask("it holds characters that no key has");
+    promptForKey("it contains characters that are not allowed in a key");
     return;
   }
   sessionStorage.setItem(KEY, key);
   refresh(true);
 });
-at("forget").addEventListener("click", () => ask());
+at("forget").addEventListener("click", () => promptForKey());
 at("reload").addEventListener("click", () => refresh(true));
 at("filter").addEventListener("input", filter);
 document.addEventListener("visibilitychange", () => {
@@ -167,11 +168,11 @@ document.addEventListener("visibilitychange", () => {
 });
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const shade = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
-dark.addEventListener("change", shade);
-shade();
+const applyTheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", applyTheme);
+applyTheme();
 
 at("where").textContent = model ? `model ${model}` : "all models";
 show("all", Boolean(model));
 document.title = model ? `${model} · Trivium` : "Trivium";
-if (sessionStorage.getItem(KEY)) refresh(true); else ask();
+if (sessionStorage.getItem(KEY)) refresh(true); else promptForKey();

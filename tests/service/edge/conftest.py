@@ -1,4 +1,4 @@
-"""`flag` with two versions that contradict each other, each exported; version 1 is champion."""
+"""An application with exports of both versions of `flag`; version 1 is champion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Flag(NamedTuple):
         assert answer.status_code == 200, answer.text
 
     async def latest(self, device: str | None = None, **headers: str) -> int:
-        """The version that the device gets."""
+        """Download the latest file, check it, and return its version."""
         if device is not None:
             headers["X-Device-Id"] = device
         answer = await self.api.client.get("/v1/edge/flag/latest.tflite", headers=headers)
@@ -36,12 +36,6 @@ class Flag(NamedTuple):
         assert answer.content == self.files[version].content
         assert answer.headers["x-model-sha256"] == self.files[version].sha256
         return version
-
-    async def alias(self, alias: str = "champion") -> dict[str, object]:
-        """The alias's record: promoting it to where it is, with the share it has, changes nothing."""
-        listed = await self.api.client.get(f"/v1/models/flag/aliases/{alias}/history")
-        found: dict[str, object] = listed.json()["items"][0]
-        return found
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Exports that are ready, with bytes of the test's choice, made by the registry's own functions."""
+"""Creates exports with arbitrary bytes, with the functions of the registry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.web.services import Services
 
 
 class File(NamedTuple):
-    """A .tflite file as the store has it."""
+    """A stored .tflite file."""
 
     content: bytes
     zstd: bytes | None
@@ -37,17 +37,17 @@ class File(NamedTuple):
 
 
 def noise(count: int, seed: int = 0) -> bytes:
-    """Bytes of which no two parts are alike."""
+    """Random bytes, which cannot be compressed."""
     return np.random.default_rng(seed).bytes(count)
 
 
 def some_file(version: int, count: int = 20_000) -> bytes:
-    """Bytes that shrink, another for each version."""
+    """Bytes that can be compressed to half, different for each version."""
     return noise(count // 2, version) + bytes(count - count // 2)
 
 
 def add_export(services: Services, content: bytes, **more: Any) -> File:
-    """As `write_export`; the application knows it at once."""
+    """Write an export like `write_export`, and refresh the application's snapshot."""
     file = write_export(services.sessions, services.store, content, **more)
     services.snapshot.refresh()
     return file
@@ -65,10 +65,10 @@ def write_export(
     compressed: bool = True,
     state: str = "ready",
 ) -> File:
-    """The exporter's part is done in the transaction that asks for it: no supervisor ever sees the task."""
+    """Create and finish an export in one transaction, so that no supervisor claims its task."""
     blob = store.put([content])
     zstd = pa.compress(content, codec="zstd", asbytes=True) if compressed else None
-    done = FinishedExport(
+    result = FinishedExport(
         state=state,
         report={"agreement": 1.0},
         blob=blob.sha256,
@@ -79,6 +79,6 @@ def write_export(
     with sessions.begin() as session:
         row = exports.create(session, store, model, version, NewExport(quantize=quantize), by="test")
         queue.cancel(session, EXPORT_TASK, str(row.id))
-        exports.finish(session, row.id, done)
-        number = row.id
-    return File(content, zstd, number)
+        exports.finish(session, row.id, result)
+        export_id = row.id
+    return File(content, zstd, export_id)

@@ -1,4 +1,4 @@
-"""One file over HTTP: which headers, which status, which bytes."""
+"""Downloads of one file over HTTP: headers, statuses and bytes."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ LATEST = "/v1/edge/flag/latest.tflite"
 IDENTITY = {"accept-encoding": "identity"}
 
 
-class Edge(NamedTuple):
+class EdgeApi(NamedTuple):
     api: Api
     file: File  # of `flag`'s champion, version 1
 
     async def get(self, path: str = LATEST, method: str = "GET", **headers: str) -> httpx.Response:
-        named = {k.replace("_", "-"): v for k, v in headers.items()}
-        return await self.api.client.request(method, path, headers=IDENTITY | named)
+        by_name = {k.replace("_", "-"): v for k, v in headers.items()}
+        return await self.api.client.request(method, path, headers=IDENTITY | by_name)
 
 
 @pytest.fixture(scope="module")
 async def edge(
     anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Edge]:
+) -> AsyncIterator[EdgeApi]:
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("edge") / "home")
     async with running(Settings(home=home)) as api:
-        yield Edge(api, add_export(api.services, some_file(1)))
+        yield EdgeApi(api, add_export(api.services, some_file(1)))
 
 
-def digest(content: bytes) -> str:
+def repr_digest(content: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
 
 
-async def test_the_newest_file_says_what_it_is(edge: Edge):
+async def test_the_latest_file_has_its_headers(edge: EdgeApi):
     answer = await edge.get()
     assert answer.status_code == 200
     assert answer.content == edge.file.content
@@ -57,7 +57,7 @@ async def test_the_newest_file_says_what_it_is(edge: Edge):
         "cache-control": "private, no-cache",
         "accept-ranges": "bytes",
         "etag": edge.file.etag,
-        "repr-digest": digest(edge.file.content),
+        "repr-digest": repr_digest(edge.file.content),
         "vary": "Accept-Encoding, X-Device-Id, X-Runtime-Version",
         "x-model-version": "1",
         "x-model-sha256": edge.file.sha256,
@@ -66,26 +66,26 @@ async def test_the_newest_file_says_what_it_is(edge: Edge):
     assert {k: v for k, v in answer.headers.items() if k != "x-request-id"} == expected
 
 
-async def test_who_accepts_zstd_gets_the_compressed_form_with_its_own_tag_and_digest(edge: Edge):
+async def test_a_client_that_accepts_zstd_gets_the_compressed_file_with_its_own_tag_and_digest(edge: EdgeApi):
     answer = await edge.get(accept_encoding="gzip, zstd")
-    packed = edge.file.zstd
-    assert answer.content == packed
-    assert pa.decompress(packed, len(edge.file.content), codec="zstd", asbytes=True) == edge.file.content
+    compressed = edge.file.zstd
+    assert answer.content == compressed
+    assert pa.decompress(compressed, len(edge.file.content), codec="zstd", asbytes=True) == edge.file.content
     assert answer.headers["content-encoding"] == "zstd"
-    assert answer.headers["content-length"] == str(len(packed))
+    assert answer.headers["content-length"] == str(len(compressed))
     assert answer.headers["etag"] == edge.file.zstd_etag
-    assert answer.headers["repr-digest"] == digest(packed)
-    assert answer.headers["x-model-sha256"] == edge.file.sha256, "of the file, however it travels"
+    assert answer.headers["repr-digest"] == repr_digest(compressed)
+    assert answer.headers["x-model-sha256"] == edge.file.sha256, "the digest of the uncompressed file"
 
 
-async def test_a_file_without_a_compressed_form_travels_as_it_is(edge: Edge):
+async def test_a_file_without_a_compressed_copy_is_sent_uncompressed(edge: EdgeApi):
     add_export(edge.api.services, b"plain", quantize="float16", compressed=False)
     answer = await edge.get(f"{LATEST}?quantize=float16", accept_encoding="zstd")
     assert (answer.content, "content-encoding" in answer.headers) == (b"plain", False)
     assert "Accept-Encoding" in answer.headers["vary"]
 
 
-async def test_who_refuses_every_form_is_told_which_there_are(edge: Edge):
+async def test_a_client_that_accepts_no_available_coding_gets_406_with_the_codings(edge: EdgeApi):
     problem = refused(await edge.get(accept_encoding="gzip, *;q=0"), 406)
     assert "zstd or identity" in problem["detail"]
 
@@ -129,7 +129,7 @@ HEADERS: list[dict[str, str]] = [
     {"range": "bytes=1000000-", "if_range": '"other"'},
     {"accept_encoding": "identity;q=0, *;q=0"},
 ]
-EXPECTED: list[tuple[int, str | None]] = [  # the status, and of a file or a part of it what is sent
+EXPECTED: list[tuple[int, str | None]] = [  # the status, the coding and the range of the body
     (200, "plain"),
     (200, "zstd"),
     (304, None),
@@ -171,18 +171,18 @@ EXPECTED: list[tuple[int, str | None]] = [  # the status, and of a file or a par
 CASES = list(zip(HEADERS, EXPECTED, strict=True))
 
 
-def spelled(headers: dict[str, str], file: File) -> dict[str, str]:
+def with_tags(headers: dict[str, str], file: File) -> dict[str, str]:
     return {k: v.replace("ZTAG", file.zstd_etag).replace("TAG", file.etag) for k, v in headers.items()}
 
 
 @pytest.mark.parametrize("path", ["latest", "blob"])
 @pytest.mark.parametrize(("headers", "expected"), CASES, ids=[str(h) for h in HEADERS])
-async def test_every_header_that_decides(
-    edge: Edge, path: str, headers: dict[str, str], expected: tuple[int, str | None]
+async def test_the_response_to_every_conditional_header(
+    edge: EdgeApi, path: str, headers: dict[str, str], expected: tuple[int, str | None]
 ):
     path = LATEST if path == "latest" else f"/v1/blobs/{edge.file.sha256}"
-    answer = await edge.get(path, **spelled(headers, edge.file))
-    status, sent = expected
+    answer = await edge.get(path, **with_tags(headers, edge.file))
+    status, body = expected
     assert answer.status_code == status, answer.text
     if status in (406, 412, 416):
         refused(answer, status)
@@ -191,53 +191,57 @@ async def test_every_header_that_decides(
     if status == 304:
         assert answer.content == b""
         assert answer.headers["etag"] in (edge.file.etag, edge.file.zstd_etag)
-        assert answer.headers["etag"].removeprefix("W/") in spelled(headers, edge.file)["if_none_match"] or (
-            headers["if_none_match"] == "*"
-        )
+        assert answer.headers["etag"].removeprefix("W/") in with_tags(headers, edge.file)[
+            "if_none_match"
+        ] or (headers["if_none_match"] == "*")
         assert {"vary", "cache-control", "x-model-version"} <= set(answer.headers)
         assert not {"content-length", "content-type", "repr-digest"} & set(answer.headers)
-    if sent is not None:
-        form, _, wanted = sent.partition(" ")
-        whole = edge.file.zstd if form == "zstd" else edge.file.content
-        assert whole is not None
-        assert answer.headers["repr-digest"] == digest(whole), "of the whole, also with a part of it"
-        assert answer.headers["etag"] == (edge.file.zstd_etag if form == "zstd" else edge.file.etag)
+    if body is not None:
+        coding, _, byte_range = body.partition(" ")
+        representation = edge.file.zstd if coding == "zstd" else edge.file.content
+        assert representation is not None
+        assert answer.headers["repr-digest"] == repr_digest(representation), (
+            "of the whole representation, also with a range"
+        )
+        assert answer.headers["etag"] == (edge.file.zstd_etag if coding == "zstd" else edge.file.etag)
         assert answer.headers["accept-ranges"] == "bytes"
-        if wanted:
-            first, last = map(int, wanted.split("-"))
-            assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(whole)}"
-            whole = whole[first : last + 1]
+        if byte_range:
+            first, last = map(int, byte_range.split("-"))
+            assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(representation)}"
+            representation = representation[first : last + 1]
         else:
             assert "content-range" not in answer.headers
-        assert answer.headers["content-length"] == str(len(whole))
-        assert answer.content == whole
+        assert answer.headers["content-length"] == str(len(representation))
+        assert answer.content == representation
 
 
 @pytest.mark.parametrize("path", ["latest", "blob", "manifest"])
 @pytest.mark.parametrize("headers", HEADERS, ids=str)
-async def test_head_says_what_get_says_without_a_body(edge: Edge, path: str, headers: dict[str, str]):
+async def test_head_has_the_status_and_headers_of_get_and_no_body(
+    edge: EdgeApi, path: str, headers: dict[str, str]
+):
     paths = {"latest": LATEST, "blob": f"/v1/blobs/{edge.file.sha256}", "manifest": "/v1/edge/flag"}
-    named = spelled(headers, edge.file)
-    head = await edge.get(paths[path], "HEAD", **named)
-    named.pop("range", None)  # which is for GET alone
-    get = await edge.get(paths[path], **named)
+    tagged = with_tags(headers, edge.file)
+    head = await edge.get(paths[path], "HEAD", **tagged)
+    tagged.pop("range", None)  # defined for GET only
+    get = await edge.get(paths[path], **tagged)
     assert head.status_code == get.status_code
     ignored = {"x-request-id"}
     if head.status_code < 400:
         assert head.content == b""
     else:
-        ignored.add("content-length")  # the problem names its request
+        ignored.add("content-length")  # the problem document contains the request id
     assert {k: v for k, v in head.headers.items() if k not in ignored} == {
         k: v for k, v in get.headers.items() if k not in ignored
     }
 
 
-async def test_condition_fields_on_several_lines_are_one_list(edge: Edge):
+async def test_a_header_on_several_lines_is_one_list(edge: EdgeApi):
     lines = [("If-None-Match", '"other"'), ("If-None-Match", edge.file.etag), ("Accept-Encoding", "identity")]
     assert (await edge.api.client.get(LATEST, headers=lines)).status_code == 304
 
 
-async def test_an_interrupted_download_goes_on_where_it_stopped(edge: Edge):
+async def test_an_interrupted_download_resumes_where_it_stopped(edge: EdgeApi):
     first = await edge.get(range="bytes=0-6999")
     tag = first.headers["etag"]
     rest = await edge.get(range="bytes=7000-", if_range=tag)
@@ -245,53 +249,53 @@ async def test_an_interrupted_download_goes_on_where_it_stopped(edge: Edge):
     assert first.content + rest.content == edge.file.content
 
 
-async def test_a_blob_may_be_kept_for_ever(edge: Edge):
+async def test_a_blob_is_immutable_for_caches(edge: EdgeApi):
     answer = await edge.get(f"/v1/blobs/{edge.file.sha256}")
     assert answer.content == edge.file.content
     assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
     assert answer.headers["vary"] == "Accept-Encoding"
 
 
-async def test_only_blobs_of_ready_exports_are_given_out(edge: Edge):
-    uploaded = await edge.api.upload(b"an upload that is nobody's export")
-    rejected = add_export(edge.api.services, b"not what the model says", state="rejected")
+async def test_only_blobs_of_ready_exports_are_served(edge: EdgeApi):
+    uploaded = await edge.api.upload(b"an upload without an export")
+    rejected = add_export(edge.api.services, b"not what the model predicts", state="rejected")
     for sha256 in (uploaded, rejected.sha256, "0" * 64):
         refused(await edge.get(f"/v1/blobs/{sha256}"), 404)
-    for odd in ("abc", "A" * 64, edge.file.sha256 + "0"):
-        refused(await edge.get(f"/v1/blobs/{odd}"), 422)
+    for invalid in ("abc", "A" * 64, edge.file.sha256 + "0"):
+        refused(await edge.get(f"/v1/blobs/{invalid}"), 422)
 
 
-async def test_a_rejected_export_is_never_the_newest_file(edge: Edge):
+async def test_a_rejected_export_is_never_the_latest_file(edge: EdgeApi):
     add_export(edge.api.services, b"worse", state="rejected")
     assert (await edge.get()).content == edge.file.content
 
 
-async def test_a_file_that_is_gone_from_the_disk_is_not_found(edge: Edge):
-    lost = add_export(edge.api.services, b"lost", model="forest")
-    edge.api.services.store.delete(lost.sha256)
+async def test_a_file_missing_on_disk_is_404(edge: EdgeApi):
+    file = add_export(edge.api.services, b"deleted", model="forest")
+    edge.api.services.store.delete(file.sha256)
     path = "/v1/edge/forest/latest.tflite"
     refused(await edge.get(path), 404)
-    assert (await edge.get(path, if_none_match=lost.etag)).status_code == 304, "a 304 asks no disk"
+    assert (await edge.get(path, if_none_match=file.etag)).status_code == 304, "without a disk access"
 
 
-async def test_a_304_asks_no_database(edge: Edge):
-    def never(*_: object) -> None:
-        raise AssertionError("the database was asked")
+async def test_a_304_needs_no_database_query(edge: EdgeApi):
+    def fail(*_: object) -> None:
+        raise AssertionError("a query was executed")
 
-    event.listen(edge.api.services.engine, "before_cursor_execute", never)
+    event.listen(edge.api.services.engine, "before_cursor_execute", fail)
     try:
         manifest = await edge.get("/v1/edge/flag", "HEAD", if_match='"other"')
         tag = manifest.headers["etag"]
-        for path, known in ((LATEST, edge.file.etag), ("/v1/edge/flag", tag)):
-            assert (await edge.get(path, if_none_match=known)).status_code == 304
+        for path, etag in ((LATEST, edge.file.etag), ("/v1/edge/flag", tag)):
+            assert (await edge.get(path, if_none_match=etag)).status_code == 304
     finally:
-        event.remove(edge.api.services.engine, "before_cursor_execute", never)
+        event.remove(edge.api.services.engine, "before_cursor_execute", fail)
 
 
-async def test_the_manifest_says_what_there_is_and_how_faithful_it_is(edge: Edge):
+async def test_the_manifest_describes_the_file_and_its_parity(edge: EdgeApi):
     answer = await edge.get("/v1/edge/flag")
     record = answer.json()
-    created = record.pop("created_at")
+    created_at = record.pop("created_at")
     assert record == {
         "model": "flag",
         "alias": "champion",
@@ -304,23 +308,25 @@ async def test_the_manifest_says_what_there_is_and_how_faithful_it_is(edge: Edge
         "report": {"agreement": 1.0},
     }
     export = await edge.api.client.get(f"/v1/models/flag/versions/1/exports/{edge.file.export}")
-    assert created == export.json()["created_at"]
-    assert answer.headers["repr-digest"] == digest(answer.content)
+    assert created_at == export.json()["created_at"]
+    assert answer.headers["repr-digest"] == repr_digest(answer.content)
     assert answer.headers["x-model-version"] == "1"
     assert (await edge.get(record["url"])).content == edge.file.content
 
 
-async def test_the_manifest_is_conditional(edge: Edge):
+async def test_the_manifest_is_conditional(edge: EdgeApi):
     tag = (await edge.get("/v1/edge/flag")).headers["etag"]
     assert (await edge.get("/v1/edge/flag", if_none_match=tag)).status_code == 304
     refused(await edge.get("/v1/edge/flag", if_match='"other"'), 412)
     other = add_export(edge.api.services, some_file(9), quantize="dynamic")
-    assert (await edge.get("/v1/edge/flag", if_none_match=tag)).status_code == 304, "this one is unchanged"
+    assert (await edge.get("/v1/edge/flag", if_none_match=tag)).status_code == 304, (
+        "another export changes nothing"
+    )
     dynamic = await edge.get("/v1/edge/flag?quantize=dynamic", if_none_match=tag)
     assert (dynamic.status_code, dynamic.json()["sha256"]) == (200, other.sha256)
 
 
-async def test_a_new_export_of_the_version_changes_the_manifest_also_with_the_same_bytes(edge: Edge):
+async def test_a_new_export_changes_the_manifest_also_with_the_same_bytes(edge: EdgeApi):
     add_export(edge.api.services, b"same", quantize="int8")
     before = (await edge.get("/v1/edge/flag?quantize=int8")).headers["etag"]
     add_export(edge.api.services, b"same", quantize="int8", min_runtime="1.0.0")
@@ -342,19 +348,19 @@ async def test_a_new_export_of_the_version_changes_the_manifest_also_with_the_sa
         ("/v1/edge/Not%20A%20Name", 422),
     ],
 )
-async def test_what_is_not_there_is_refused_by_name(edge: Edge, path: str, status: int):
+async def test_unknown_or_invalid_names_are_rejected(edge: EdgeApi, path: str, status: int):
     refused(await edge.get(path), status)
     assert (await edge.get(path, "HEAD")).status_code == status
 
 
 @pytest.mark.parametrize("path", [LATEST, "/v1/edge/flag"])
-async def test_other_methods_are_refused(edge: Edge, path: str):
+async def test_other_methods_are_405(edge: EdgeApi, path: str):
     answer = await edge.get(path, "DELETE")
     refused(answer, 405)
     assert answer.headers["allow"] == "GET, HEAD"
 
 
-async def test_the_edge_needs_its_scope_and_a_key_of_the_model(edge: Edge):
+async def test_downloads_require_the_edge_scope_and_access_to_the_model(edge: EdgeApi):
     paths = [LATEST, "/v1/edge/flag", f"/v1/blobs/{edge.file.sha256}"]
     assert [(await edge.api.anonymous.get(p)).status_code for p in paths] == [401] * 3
     for key, statuses in [
@@ -368,7 +374,7 @@ async def test_the_edge_needs_its_scope_and_a_key_of_the_model(edge: Edge):
             assert [(await client.head(p)).status_code for p in paths] == statuses
 
 
-async def test_a_file_of_two_models_is_for_keys_of_either(edge: Edge):
+async def test_a_key_for_one_of_two_models_with_the_same_file_can_download_it(edge: EdgeApi):
     shared = add_export(edge.api.services, edge.file.content, model="price")
     assert shared.sha256 == edge.file.sha256
     async with edge.api.with_key(await edge.api.key("edge", models=["price"])) as client:

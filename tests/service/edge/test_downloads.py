@@ -1,4 +1,4 @@
-"""Real downloads from real servers: interrupted, many at once, large, abandoned."""
+"""Downloads from server processes: interrupted, concurrent, large, and abandoned."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tests.service.edge.exported import File, noise, some_file, write_export
 LATEST = "/v1/edge/flag/latest.tflite"
 MB = 1 << 20
 LARGE = 200 * MB
-FLAT = 48 * MB
-"""The server's memory may grow by so much, whatever the size of what it sends."""
+MAX_GROWTH = 48 * MB
+"""Bound of the growth of the server's memory, independent of the size of the file."""
 
 
-class Shop(NamedTuple):
-    """A server with several web processes, and what it has."""
+class DownloadServer(NamedTuple):
+    """A server with several web processes, and its files."""
 
     server: Server
     files: dict[int, File]  # of `flag`, by version; 1 is champion
-    middling: File  # of `forest`
+    medium: File  # of `forest`
     large: File  # of `price`
 
     def curl(self, path: str, out: Path, *more: str) -> list[str]:
@@ -44,23 +44,23 @@ class Shop(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def shop(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DownloadServer]:
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("shop") / "home")
     settings = Settings(home=home)
     engine = db.connect(settings.url)
     sessions, store = db.sessions(engine), Store(settings.blobs)
     files = {v: write_export(sessions, store, some_file(v, MB), version=v) for v in (1, 2)}
-    middling = write_export(sessions, store, noise(40 * MB), model="forest", compressed=False)
+    medium = write_export(sessions, store, noise(40 * MB), model="forest", compressed=False)
     large = write_export(sessions, store, noise(MB) * (LARGE // MB), model="price", compressed=False)
     engine.dispose()
     with serving(home, workers=2) as server:
-        yield Shop(server, files, middling, large)
+        yield DownloadServer(server, files, medium, large)
 
 
-def until(is_so: Callable[[], bool], within_s: float = 20.0) -> None:
-    end = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < end
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -68,83 +68,83 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_curl_goes_on_in_the_middle_of_a_file(shop: Shop, tmp_path: Path) -> None:
+def test_curl_resumes_in_the_middle_of_a_file(shop: DownloadServer, tmp_path: Path) -> None:
     out = tmp_path / "model.tflite"
     path = "/v1/edge/forest/latest.tflite"
     with subprocess.Popen(shop.curl(path, out, "--limit-rate", "5M")) as first:
-        until(lambda: size(out) > MB)
+        wait_until(lambda: size(out) > MB)
         first.kill()
-    begun = size(out)
-    assert MB < begun < len(shop.middling.content)
-    said = tmp_path / "headers"
-    subprocess.run(shop.curl(path, out, "-C", "-", "-D", str(said)), check=True)
-    assert hashlib.sha256(out.read_bytes()).hexdigest() == shop.middling.sha256
-    headers = said.read_text().lower()
-    total = len(shop.middling.content)
+    offset = size(out)
+    assert MB < offset < len(shop.medium.content)
+    headers_file = tmp_path / "headers"
+    subprocess.run(shop.curl(path, out, "-C", "-", "-D", str(headers_file)), check=True)
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == shop.medium.sha256
+    headers = headers_file.read_text().lower()
+    total = len(shop.medium.content)
     assert headers.startswith("http/1.1 206")
-    assert f"content-range: bytes {begun}-{total - 1}/{total}" in headers
+    assert f"content-range: bytes {offset}-{total - 1}/{total}" in headers
 
 
-def test_curl_resumes_a_blob_only_when_it_is_the_same(shop: Shop, tmp_path: Path) -> None:
+def test_curl_does_not_resume_with_another_file(shop: DownloadServer, tmp_path: Path) -> None:
     out = tmp_path / "model.tflite"
     out.write_bytes(shop.files[1].content[: MB // 2])
     blob = f"/v1/blobs/{shop.files[2].sha256}"
-    mine = f"If-Range: {shop.files[1].etag}"
-    answer = subprocess.run(shop.curl(blob, out, "-C", "-", "-H", mine), check=False)
-    assert answer.returncode == 33, "the server sends the whole, and curl says that it cannot resume"
+    if_range = f"If-Range: {shop.files[1].etag}"
+    answer = subprocess.run(shop.curl(blob, out, "-C", "-", "-H", if_range), check=False)
+    assert answer.returncode == 33, "the server sends the whole file, so curl cannot resume"
 
 
-def test_curl_decodes_the_compressed_form_to_the_same_bytes(shop: Shop, tmp_path: Path) -> None:
-    out, said = tmp_path / "model.tflite", tmp_path / "headers"
-    subprocess.run(shop.curl(LATEST, out, "-H", "Accept-Encoding: zstd", "-D", str(said)), check=True)
+def test_curl_gets_the_compressed_file(shop: DownloadServer, tmp_path: Path) -> None:
+    out, headers_file = tmp_path / "model.tflite", tmp_path / "headers"
+    subprocess.run(shop.curl(LATEST, out, "-H", "Accept-Encoding: zstd", "-D", str(headers_file)), check=True)
     assert out.read_bytes() == shop.files[1].zstd
-    assert "content-encoding: zstd" in said.read_text().lower()
+    assert "content-encoding: zstd" in headers_file.read_text().lower()
 
 
 @pytest.mark.slow
-def test_two_hundred_devices_get_one_whole_version_each_while_it_is_promoted(shop: Shop) -> None:
-    """Old or new, and never a mixture: sha256 of what came is what the header says."""
+def test_concurrent_downloads_during_a_promotion_are_never_mixed(shop: DownloadServer) -> None:
+    """Each of 200 devices gets the old or the new file: the sha256 is the one in the header."""
 
-    async def pull(client: httpx.AsyncClient, number: int, begun: asyncio.Semaphore | None = None) -> int:
+    async def pull(client: httpx.AsyncClient, number: int, started: asyncio.Semaphore | None = None) -> int:
         headers = {"Accept-Encoding": "identity", "X-Device-Id": f"device-{number}"}
         async with client.stream("GET", LATEST, headers=headers) as answer:
             assert answer.status_code == 200
-            if begun is not None:
-                begun.release()
-            found = hashlib.sha256()
+            if started is not None:
+                started.release()
+            digest = hashlib.sha256()
             async for chunk in answer.aiter_raw():
-                found.update(chunk)
+                digest.update(chunk)
         version = int(answer.headers["x-model-version"])
-        assert found.hexdigest() == answer.headers["x-model-sha256"] == shop.files[version].sha256
+        assert digest.hexdigest() == answer.headers["x-model-sha256"] == shop.files[version].sha256
         return version
 
-    async def promote(client: httpx.AsyncClient, version: int, begun: asyncio.Semaphore) -> None:
-        for _ in range(20):  # into the middle of the crowd
-            await begun.acquire()
+    async def promote(client: httpx.AsyncClient, version: int, started: asyncio.Semaphore) -> None:
+        for _ in range(20):  # while the downloads run
+            await started.acquire()
         answer = await client.put("/v1/models/flag/aliases/champion", json={"version": version})
         assert answer.status_code == 200, answer.text
 
-    async def everybody() -> None:
+    async def download_all() -> None:
         limits = httpx.Limits(max_connections=None)
         headers = {"Authorization": f"Bearer {shop.server.key}"}
         async with httpx.AsyncClient(
             base_url=shop.server.url, headers=headers, limits=limits, timeout=120
         ) as client:
             for version in (2, 1):
-                begun = asyncio.Semaphore(0)
-                first = [asyncio.create_task(pull(client, n, begun)) for n in range(100)]
-                await promote(client, version, begun)
+                started = asyncio.Semaphore(0)
+                first = [asyncio.create_task(pull(client, n, started)) for n in range(100)]
+                await promote(client, version, started)
                 versions = await asyncio.gather(*first, *(pull(client, n) for n in range(100, 200)))
                 assert Counter(versions).total() == 200
                 assert set(versions) == {1, 2}
-                end = time.monotonic() + 20  # the other process looks every 100 ms
+                deadline = time.monotonic() + 20  # the other process polls every 100 ms
                 while {await pull(client, n) for n in range(20)} != {version}:
-                    assert time.monotonic() < end
+                    assert time.monotonic() < deadline
 
-    asyncio.run(everybody())
+    asyncio.run(download_all())
 
 
-def test_a_promotion_is_what_latest_means_in_every_process(shop: Shop) -> None:
+def test_every_process_serves_the_promoted_version(shop: DownloadServer) -> None:
     def latest() -> set[int]:
         versions = set()
         for _ in range(20):  # each over a new connection, which any of the processes may take
@@ -157,61 +157,61 @@ def test_a_promotion_is_what_latest_means_in_every_process(shop: Shop) -> None:
             body = {"version": version}
             assert client.put("/v1/models/flag/aliases/champion", json=body).status_code == 200
             assert client.head(LATEST).headers["x-model-version"] == str(version)
-            until(lambda wanted={version}: latest() == wanted)
+            wait_until(lambda expected={version}: latest() == expected)
 
 
-def test_a_thousand_conditional_requests_are_all_304_and_leave_no_line(shop: Shop) -> None:
+def test_conditional_requests_are_304_and_not_logged(shop: DownloadServer) -> None:
     headers = {"If-None-Match": shop.files[1].etag}
     with shop.server.client() as client:
         assert {client.get(LATEST, headers=headers).status_code for _ in range(1000)} == {304}
-    told = [line for line in shop.server.log_records() if line.get("status") == 304]
-    assert [line for line in told if line["ms"] < 1000] == []
+    logged = [line for line in shop.server.log_records() if line.get("status") == 304]
+    assert [line for line in logged if line["ms"] < 1000] == []
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_while_a_large_file_is_sent(shop: Shop) -> None:
+def test_memory_does_not_grow_with_the_size_of_a_file(shop: DownloadServer) -> None:
     web = web_processes(shop.server)
     path = f"/v1/blobs/{shop.large.sha256}"
-    before, most, found = settled(shop, web), 0, hashlib.sha256()
+    before, peak, digest = settled_memory(shop, web), 0, hashlib.sha256()
     with shop.server.client() as client, client.stream("GET", path) as answer:
         assert answer.headers["content-length"] == str(LARGE)
         for chunk in answer.iter_raw(MB):
-            found.update(chunk)
-            most = max(most, resident(web))
-    assert found.hexdigest() == shop.large.sha256
-    assert most - before < FLAT
+            digest.update(chunk)
+            peak = max(peak, resident(web))
+    assert digest.hexdigest() == shop.large.sha256
+    assert peak - before < MAX_GROWTH
 
 
-def test_clients_that_read_nothing_or_go_away_cost_no_memory_and_no_descriptors(shop: Shop) -> None:
+def test_stalled_and_disconnected_clients_leave_no_memory_and_no_descriptors(shop: DownloadServer) -> None:
     path = f"/v1/blobs/{shop.large.sha256}"
     web = web_processes(shop.server)
-    before, open_before = settled(shop, web), descriptors(web)
+    before, open_before = settled_memory(shop, web), descriptors(web)
     for _ in range(5):
         clients = [shop.server.client() for _ in range(8)]
         answers = [c.send(c.build_request("GET", path), stream=True) for c in clients]
-        assert descriptors(web) > open_before + 10, "a file and a socket for each"
-        assert resident(web) - before < FLAT
+        assert descriptors(web) > open_before + 10, "a file and a socket per client"
+        assert resident(web) - before < MAX_GROWTH
         for answer, client in zip(answers, clients, strict=True):
             answer.close()
             client.close()
-        # the database's own come and go
-        until(lambda: descriptors(web) < open_before + 10)
+        # database connections come and go
+        wait_until(lambda: descriptors(web) < open_before + 10)
 
 
 def descriptors(web: list[psutil.Process]) -> int:
     return sum(p.num_fds() for p in web)
 
 
-def settled(shop: Shop, web: list[psutil.Process]) -> int:
-    """Bytes resident in all, when the models that a start loads are loaded: each in every process."""
+def settled_memory(shop: DownloadServer, web: list[psutil.Process]) -> int:
+    """Resident bytes of all processes, after each process has loaded every champion."""
     with shop.server.client() as client:
         champions = len(client.get("/v1/models").json()["items"])
 
         def loaded() -> bool:
-            found = re.findall(r"^trivium_loaded_models\{.*\} (\S+)", client.get("/metrics").text, re.M)
-            return sum(map(float, found)) >= champions * len(web)  # those before a promotion stay a while
+            counts = re.findall(r"^trivium_loaded_models\{.*\} (\S+)", client.get("/metrics").text, re.M)
+            return sum(map(float, counts)) >= champions * len(web)  # a previous champion stays for a while
 
-        until(loaded)
+        wait_until(loaded)
     return resident(web)
 
 
@@ -220,7 +220,7 @@ def resident(web: list[psutil.Process]) -> int:
 
 
 def web_processes(server: Server) -> list[psutil.Process]:
-    found = psutil.Process(server.process.pid).children(recursive=True)
-    web = [p for p in found if "service.serve" in p.cmdline()]
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    web = [p for p in children if "service.serve" in p.cmdline()]
     assert len(web) == 2
     return web

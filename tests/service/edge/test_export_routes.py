@@ -1,4 +1,4 @@
-"""Exports over HTTP: asked for, listed, looked at."""
+"""Exports over HTTP: create, list and read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECORD = {
 }
 
 
-async def test_an_export_is_accepted_and_found_where_location_says(flag: Flag) -> None:
+async def test_a_created_export_is_202_and_readable_at_its_location(flag: Flag) -> None:
     bounds = {"max_disagreement": 0.01, "max_accuracy_drop": 0, "max_bytes": 100_000}
     calibration = {"artifact": await flag.api.upload(b"x0,x1,x2\n1,2,3\n"), "media_type": "text/csv"}
     body = {"format": "tflite", "quantize": "int8", "calibration": calibration, **bounds}
@@ -47,13 +47,13 @@ async def test_an_export_is_accepted_and_found_where_location_says(flag: Flag) -
     assert (record["state"], record["sha256"], record["report"]) == ("building", None, None)
     assert (record["bounds"], record["calibration"]) == (bounds, calibration)
     assert answer.headers["location"] == f"{PATH}/{record['id']}"
-    found = (await flag.api.client.get(answer.headers["location"])).json()
-    assert {k: found[k] for k in ("id", "created_at", "created_by")} == {
+    stored = (await flag.api.client.get(answer.headers["location"])).json()
+    assert {k: stored[k] for k in ("id", "created_at", "created_by")} == {
         k: record[k] for k in ("id", "created_at", "created_by")
     }
 
 
-async def test_an_export_is_a_task_of_the_exporter(flag: Flag) -> None:
+async def test_an_export_creates_a_task(flag: Flag) -> None:
     answer = await flag.api.client.post(PATH, json={"format": "tflite"})
     with flag.api.services.sessions() as session:
         query = select(TaskRow).where(
@@ -63,7 +63,7 @@ async def test_an_export_is_a_task_of_the_exporter(flag: Flag) -> None:
     assert task.state in (queue.QUEUED, queue.RUNNING, queue.DONE)
 
 
-async def test_the_same_request_sent_again_is_one_export(flag: Flag) -> None:
+async def test_a_repeated_idempotent_request_creates_one_export(flag: Flag) -> None:
     headers = {"Idempotency-Key": "once"}
     answers = [await flag.api.client.post(PATH, json={"format": "tflite"}, headers=headers) for _ in range(3)]
     assert {(a.status_code, a.text, a.headers["location"]) for a in answers} == {
@@ -76,19 +76,19 @@ async def test_the_same_request_sent_again_is_one_export(flag: Flag) -> None:
         assert len(session.scalars(select(ExportRow.id).where(ExportRow.quantize == "none")).all()) == 3
 
 
-async def test_exports_are_listed_newest_first_page_by_page(flag: Flag) -> None:
-    made = [flag.files[2].export] + [
+async def test_exports_are_listed_newest_first_in_pages(flag: Flag) -> None:
+    export_ids = [flag.files[2].export] + [
         add_export(flag.api.services, str(n).encode(), version=2).export for n in range(3)
     ]
     first = await flag.api.client.get(f"{PATH}?page_size=3")
     assert 'rel="next"' in first.headers["link"]
-    rest = await flag.api.client.get(PATH, params={"page_token": first.json()["next_page_token"]})
-    ids = [e["id"] for e in first.json()["items"] + rest.json()["items"]]
-    assert ids == made[::-1]
-    assert rest.json()["next_page_token"] is None
+    second = await flag.api.client.get(PATH, params={"page_token": first.json()["next_page_token"]})
+    ids = [e["id"] for e in first.json()["items"] + second.json()["items"]]
+    assert ids == export_ids[::-1]
+    assert second.json()["next_page_token"] is None
 
 
-async def test_a_finished_export_says_what_came_of_it(flag: Flag) -> None:
+async def test_a_finished_export_has_its_results(flag: Flag) -> None:
     record = (await flag.api.client.get(f"{PATH}/{flag.files[2].export}")).json()
     assert record["state"] == "ready"
     assert record["sha256"] == flag.files[2].sha256
@@ -98,7 +98,7 @@ async def test_a_finished_export_says_what_came_of_it(flag: Flag) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "change",
     [
         {"format": "onnx"},
         {"format": None},
@@ -117,14 +117,14 @@ async def test_a_finished_export_says_what_came_of_it(flag: Flag) -> None:
     ],
     ids=str,
 )
-async def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
-    flag: Flag, wrong: dict[str, Any]
+async def test_an_invalid_export_request_is_rejected_and_creates_nothing(
+    flag: Flag, change: dict[str, Any]
 ) -> None:
-    refused(await flag.api.client.post(PATH, json={"format": "tflite"} | wrong), 422)
+    refused(await flag.api.client.post(PATH, json={"format": "tflite"} | change), 422)
     assert len((await flag.api.client.get(PATH)).json()["items"]) == 1
 
 
-async def test_only_a_version_that_is_ready_is_exported(flag: Flag) -> None:
+async def test_only_a_ready_version_can_be_exported(flag: Flag) -> None:
     archived = await flag.api.client.patch("/v1/models/flag/versions/2", json={"archived": True})
     assert archived.status_code == 200
     problem = refused(await flag.api.client.post(PATH, json={"format": "tflite"}), 409)
@@ -145,22 +145,22 @@ async def test_only_a_version_that_is_ready_is_exported(flag: Flag) -> None:
         (f"{PATH}/x", 422),
     ],
 )
-async def test_exports_that_are_not_there_are_refused_by_name(flag: Flag, path: str, status: int) -> None:
+async def test_unknown_or_invalid_exports_are_rejected(flag: Flag, path: str, status: int) -> None:
     refused(await flag.api.client.get(path), status)
 
 
-async def test_an_export_is_found_below_its_own_version_alone(flag: Flag) -> None:
+async def test_an_export_of_another_version_is_404(flag: Flag) -> None:
     refused(await flag.api.client.get(f"{PATH}/{flag.files[1].export}"), 404)
 
 
-async def test_publishers_export_and_anybody_looks(flag: Flag) -> None:
-    for scopes, models, posted, read in [
+async def test_creating_exports_requires_publish_and_reading_any_key(flag: Flag) -> None:
+    for scopes, models, post_status, get_status in [
         (["publish"], None, 202, 200),
         (["publish"], ["flag"], 202, 200),
         (["publish"], ["price"], 403, 403),
         (["edge"], None, 403, 200),
     ]:
         async with flag.api.with_key(await flag.api.key(*scopes, models=models)) as client:
-            assert (await client.post(PATH, json={"format": "tflite"})).status_code == posted
-            assert (await client.get(PATH)).status_code == read
-            assert (await client.get(f"{PATH}/{flag.files[2].export}")).status_code == read
+            assert (await client.post(PATH, json={"format": "tflite"})).status_code == post_status
+            assert (await client.get(PATH)).status_code == get_status
+            assert (await client.get(f"{PATH}/{flag.files[2].export}")).status_code == get_status

@@ -1,4 +1,4 @@
-"""What devices say: kept, counted, and heeded."""
+"""Device reports over HTTP: stored, counted, and able to halt a rollout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ pytestmark = pytest.mark.anyio
 PATH = "/v1/edge/flag/reports"
 
 
-async def say(flag: Flag, device: str, status: str = "ok", version: int = 2, **more: Any) -> httpx.Response:
+async def send_report(
+    flag: Flag, device: str, status: str = "ok", version: int = 2, **more: Any
+) -> httpx.Response:
     body = {"device": device, "version": version, "status": status, **more}
     return await flag.api.client.post(PATH, json=body)
 
 
-async def test_a_report_is_kept_as_it_was_said(flag: Flag) -> None:
-    answer = await say(flag, "pi-1", "failed", latency_ms=12, message="segmentation fault")
+async def test_a_report_is_stored_as_sent(flag: Flag) -> None:
+    answer = await send_report(flag, "pi-1", "failed", latency_ms=12, message="segmentation fault")
     assert answer.status_code == 201
     record = answer.json()
     assert record.pop("at")
@@ -36,45 +38,45 @@ async def test_a_report_is_kept_as_it_was_said(flag: Flag) -> None:
 
 
 async def test_reports_are_listed_newest_first_with_counts_by_version(flag: Flag) -> None:
-    await say(flag, "a", version=1)
+    await send_report(flag, "a", version=1)
     for device, status in (("a", "failed"), ("b", "ok"), ("a", "ok"), ("c", "failed")):
-        await say(flag, device, status)
+        await send_report(flag, device, status)
     first = (await flag.api.client.get(f"{PATH}?page_size=2")).json()
-    rest = (await flag.api.client.get(f"{PATH}?page_size=4&page_token={first['next_page_token']}")).json()
-    assert [r["device"] for r in first["items"] + rest["items"]] == ["c", "a", "b", "a", "a"]
-    assert rest["next_page_token"] is None
+    second = (await flag.api.client.get(f"{PATH}?page_size=4&page_token={first['next_page_token']}")).json()
+    assert [r["device"] for r in first["items"] + second["items"]] == ["c", "a", "b", "a", "a"]
+    assert second["next_page_token"] is None
     assert first["counts"] == [{"version": 2, "ok": 2, "failed": 1}, {"version": 1, "ok": 1, "failed": 0}]
 
 
-async def test_a_rollout_stops_when_devices_say_that_it_fails(flag: Flag) -> None:
+async def test_a_rollout_is_halted_after_failure_reports(flag: Flag) -> None:
     await flag.promote(2, 50)
     devices = [f"device-{n}" for n in range(40)]
-    updated = [d for d in devices if await flag.latest(d) == 2]
-    for device in updated[:3]:
-        await say(flag, device, "failed")
-    assert {await flag.latest(d) for d in devices} == {1}, "every device is sent back"
+    devices_in_rollout = [d for d in devices if await flag.latest(d) == 2]
+    for device in devices_in_rollout[:3]:
+        await send_report(flag, device, "failed")
+    assert {await flag.latest(d) for d in devices} == {1}, "all devices get the previous version"
     newest = (await flag.api.client.get("/v1/models/flag/aliases/champion/history")).json()["items"][0]
     assert (newest["action"], newest["version"]) == ("halt", 2)
     assert newest["reason"] == "3 of 3 devices reported that version 2 failed"
     online = await flag.api.predict("flag", {"x0": 1.0, "x1": 0.0, "x2": 0.0})
-    assert online.json()["model"]["version"] == 2, "online callers notice nothing"
+    assert online.json()["model"]["version"] == 2, "online predictions are not affected"
 
 
-async def test_a_rollout_that_was_stopped_can_be_tried_again(flag: Flag) -> None:
+async def test_a_halted_rollout_can_be_started_again(flag: Flag) -> None:
     await flag.promote(2, 50)
     for device in "abc":
-        await say(flag, device, "failed")
+        await send_report(flag, device, "failed")
     await flag.promote(2, 100)
     assert await flag.latest("x") == 2
     await flag.promote(2, 99)
-    await say(flag, "d", "failed")
+    await send_report(flag, "d", "failed")
     answer = await flag.api.client.put(
         "/v1/models/flag/aliases/champion", json={"version": 2, "edge_percent": 99}
     )
     assert (answer.json()["edge_percent"], answer.json()["edge_halted"]) == (99, None)
 
 
-async def test_a_report_that_is_sent_again_is_one_report(flag: Flag) -> None:
+async def test_a_repeated_idempotent_report_is_stored_once(flag: Flag) -> None:
     body = {"device": "a", "version": 2, "status": "ok"}
     headers = {"Idempotency-Key": "a-2-1"}
     answers = [await flag.api.client.post(PATH, json=body, headers=headers) for _ in range(3)]
@@ -84,7 +86,7 @@ async def test_a_report_that_is_sent_again_is_one_report(flag: Flag) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "change",
     [
         {"device": ""},
         {"device": "x" * 201},
@@ -101,27 +103,27 @@ async def test_a_report_that_is_sent_again_is_one_report(flag: Flag) -> None:
     ],
     ids=str,
 )
-async def test_a_report_that_makes_no_sense_is_not_kept(flag: Flag, wrong: dict[str, Any]) -> None:
-    body = {"device": "a", "version": 2, "status": "ok"} | wrong
+async def test_an_invalid_report_is_rejected_and_not_stored(flag: Flag, change: dict[str, Any]) -> None:
+    body = {"device": "a", "version": 2, "status": "ok"} | change
     refused(await flag.api.client.post(PATH, json=body), 422)
     assert (await flag.api.client.get(PATH)).json()["items"] == []
 
 
-async def test_a_report_of_what_never_was_is_refused(flag: Flag) -> None:
-    refused(await say(flag, "a", version=3), 404)
+async def test_a_report_about_an_unknown_version_or_model_is_404(flag: Flag) -> None:
+    refused(await send_report(flag, "a", version=3), 404)
     body = {"device": "a", "version": 1, "status": "ok"}
     refused(await flag.api.client.post("/v1/edge/nobody/reports", json=body), 404)
     refused(await flag.api.client.get("/v1/edge/nobody/reports"), 404)
 
 
-async def test_devices_report_with_their_own_scope_and_anybody_reads(flag: Flag) -> None:
+async def test_sending_reports_requires_edge_and_reading_any_key(flag: Flag) -> None:
     body = {"device": "a", "version": 1, "status": "ok"}
-    for scopes, models, posted, read in [
+    for scopes, models, post_status, get_status in [
         (["edge"], None, 201, 200),
         (["edge"], ["flag"], 201, 200),
         (["edge"], ["price"], 403, 403),
         (["predict"], None, 403, 200),
     ]:
         async with flag.api.with_key(await flag.api.key(*scopes, models=models)) as client:
-            assert (await client.post(PATH, json=body)).status_code == posted
-            assert (await client.get(PATH)).status_code == read
+            assert (await client.post(PATH, json=body)).status_code == post_status
+            assert (await client.get(PATH)).status_code == get_status

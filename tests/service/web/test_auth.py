@@ -1,4 +1,4 @@
-"""Who gets in where. The routes are asked of the application, so one that is added later is walked too."""
+"""Access control of every route. The routes come from the application, so new ones are tested, too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.service.api import Api, refused
 pytestmark = pytest.mark.anyio
 
 PUBLIC = {"/livez", "/readyz", "/healthz", "/docs", "/v1/models/{name}/docs", "/static/{path:path}"}
-"""The whole of what answers without a key, as the API's page lists it."""
+"""All paths that are served without a key, as in the API specification."""
 
 SCOPES_BY_CALL = {
     "PUT /v1/artifacts/{sha256}": "publish batch",
@@ -82,7 +82,7 @@ SCOPES_BY_CALL = {
     "POST /v1/models/{name}/predict": "predict",
     "POST /v1/models/{name}/versions/{version}/predict": "predict",
 }
-"""Every guarded call and who may make it. A new route has its line here, from the API's page."""
+"""Every guarded route and its scopes. A new route needs a line here, from the API specification."""
 
 FILLED = defaultdict(lambda: "1") | {
     "name": "flag",
@@ -98,12 +98,12 @@ def fill(template: str) -> str:
     return template.replace(":path", "").format_map(FILLED)
 
 
-def says(problem: dict[str, Any], text: str) -> bool:
-    """An answer to HEAD has the same status and no words."""
+def detail_contains(problem: dict[str, Any], text: str) -> bool:
+    """A response to HEAD has no detail."""
     return text in problem["detail"] or not problem["detail"]
 
 
-class Guarded(NamedTuple):
+class GuardedRoute(NamedTuple):
     method: str
     template: str
     scopes: frozenset[str]
@@ -117,59 +117,59 @@ class Guarded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def calls(api: Api) -> list[Guarded]:
-    """Every call that needs a key: the application's routes, and predictions, which stand before them."""
+def calls(api: Api) -> list[GuardedRoute]:
+    """Every route that requires a key: those of FastAPI, and predictions."""
     routes = [(r, guard_of(r)) for r in api.fastapi.router.routes]
-    found = [
-        Guarded(method, route.path, frozenset(guard.scopes))
+    guarded = [
+        GuardedRoute(method, route.path, frozenset(guard.scopes))
         for route, guard in routes
         if guard is not None
         for method in sorted(route.methods)
     ]
-    return found + [Guarded("POST", template, frozenset({"predict"})) for template in ROUTES]
+    return guarded + [GuardedRoute("POST", template, frozenset({"predict"})) for template in ROUTES]
 
 
-def test_exactly_the_public_routes_answer_without_a_key(api: Api):
+def test_exactly_the_public_routes_have_no_guard(api: Api):
     assert {r.path for r in [*health_routes(api.services), *docs_routes()]} == PUBLIC
     assert [r.path for r in api.fastapi.router.routes if guard_of(r) is None] == []
 
 
-def test_every_call_asks_for_the_scope_of_the_api_page(calls: list[Guarded]):
+def test_every_route_requires_the_scope_of_the_api_specification(calls: list[GuardedRoute]):
     assert {str(c): " ".join(sorted(c.scopes, reverse=True)) for c in calls} == SCOPES_BY_CALL
 
 
-async def test_nothing_else_answers_without_a_key(api: Api, calls: list[Guarded]):
+async def test_every_guarded_route_is_401_without_a_key(api: Api, calls: list[GuardedRoute]):
     for call in calls:
         problem = refused(await api.anonymous.request(call.method, call.path), 401)
-        assert says(problem, "Authorization: Bearer"), str(call)
+        assert detail_contains(problem, "Authorization: Bearer"), str(call)
 
 
-async def test_no_key_of_another_scope_may_do_it(api: Api, calls: list[Guarded]):
+async def test_a_key_without_the_scope_is_denied(api: Api, calls: list[GuardedRoute]):
     for scope in (s for s in SCOPES if s != "admin"):
         async with api.with_key(await api.key(scope)) as client:
             for call in calls:
                 if not call.scopes & {scope, "any"}:
                     problem = refused(await client.request(call.method, call.path), 403)
-                    assert says(problem, "lacks the scope"), f"{scope}: {call}"
+                    assert detail_contains(problem, "lacks the scope"), f"{scope}: {call}"
 
 
-async def test_a_key_for_another_model_may_not_touch_this_one(api: Api, calls: list[Guarded]):
+async def test_a_key_for_another_model_is_denied(api: Api, calls: list[GuardedRoute]):
     secret = await api.key(*(s for s in SCOPES), models=["another"])
     async with api.with_key(secret) as client:
         for call in (c for c in calls if "{name}" in c.template):
             problem = refused(await client.request(call.method, call.path), 403)
-            assert says(problem, "not for the model flag"), str(call)
+            assert detail_contains(problem, "not for the model flag"), str(call)
 
 
-async def test_a_key_for_some_models_cannot_make_itself_another(api: Api, calls: list[Guarded]):
+async def test_a_limited_admin_key_is_denied_registry_wide_routes(api: Api, calls: list[GuardedRoute]):
     async with api.with_key(await api.key("admin", models=["flag"])) as client:
-        about_all = [c for c in calls if "admin" in c.scopes and "{name}" not in c.template]
-        assert about_all
-        for call in about_all:
+        registry_wide = [c for c in calls if "admin" in c.scopes and "{name}" not in c.template]
+        assert registry_wide
+        for call in registry_wide:
             refused(await client.request(call.method, call.path), 403)
 
 
-async def test_lists_show_a_limited_key_only_its_models(api: Api):
+async def test_a_limited_key_sees_only_its_models_in_lists(api: Api):
     async with api.with_key(await api.key("predict", models=["flag", "mixed"])) as client:
         pages = [(await client.get("/v1/models", params={"page_size": 1})).json()]
         token = pages[0]["next_page_token"]
@@ -200,7 +200,7 @@ async def test_lists_show_a_limited_key_only_its_models(api: Api):
         "Bearer {upper}",
     ],
 )
-async def test_what_is_no_key_opens_nothing(api: Api, authorization: str):
+async def test_an_invalid_key_is_401(api: Api, authorization: str):
     key = api.admin
     text = authorization.format(key=key, cut=key[:-1], id_only=key[: key.rindex("_") + 1], upper=key.upper())
     headers = [(b"authorization", text.encode("latin-1"))]
@@ -209,23 +209,23 @@ async def test_what_is_no_key_opens_nothing(api: Api, authorization: str):
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_two_authorization_headers_open_nothing_unless_the_last_is_a_key(api: Api):
+async def test_the_last_of_two_authorization_headers_counts(api: Api):
     good, bad = (b"authorization", f"Bearer {api.admin}".encode()), (b"authorization", b"Bearer trv_x_y")
     refused(await api.anonymous.get("/v1/models", headers=[good, bad]), 401)
 
 
-async def test_a_key_ends_when_it_is_revoked_rotated_or_expires(api: Api):
-    made = (await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]})).json()
-    async with api.with_key(made["key"]) as client:
+async def test_a_revoked_rotated_or_expired_key_is_401(api: Api):
+    created = (await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]})).json()
+    async with api.with_key(created["key"]) as client:
         assert (await client.get("/v1/models")).status_code == 200
-        renewed = (await api.client.post(f"/v1/keys/{made['id']}/rotate")).json()
+        renewed = (await api.client.post(f"/v1/keys/{created['id']}/rotate")).json()
         refused(await client.get("/v1/models"), 401)
     async with api.with_key(renewed["key"]) as client:
         assert (await client.get("/v1/models")).status_code == 200
-        revoked = await api.client.delete(f"/v1/keys/{made['id']}")
+        revoked = await api.client.delete(f"/v1/keys/{created['id']}")
         assert revoked.json()["revoked_at"] is not None
         refused(await client.get("/v1/models"), 401)
-    refused(await api.client.post(f"/v1/keys/{made['id']}/rotate"), 404)
+    refused(await api.client.post(f"/v1/keys/{created['id']}/rotate"), 404)
     async with api.with_key(await api.key("predict", expires_in=1e-6)) as client:
         refused(await client.get("/v1/models"), 401)
 
@@ -263,22 +263,22 @@ EVASIONS = [
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "TRACE", "PROPFIND"])
-async def test_no_way_of_writing_a_path_gets_round_the_guard(api: Api, method: str):
-    """Without a key: 401, or what is public anyhow. The bytes go to the application as they are, for a
-    client of ours would tidy the path."""
+async def test_no_spelling_of_a_path_bypasses_the_guard(api: Api, method: str):
+    """Without a key: 401, or a public response. The path goes to the application unchanged, because an HTTP
+    client would normalize it."""
     for path in EVASIONS:
         status, body = await _raw(api, method, path)
         assert status in (401, 404, 405), f"{method} {path}"
         assert b"flag" not in body.replace(path.encode(), b"").replace(_decoded(path).encode(), b"")
 
 
-async def test_other_methods_of_public_paths_need_a_key(api: Api):
+async def test_other_methods_of_public_paths_require_a_key(api: Api):
     for path in sorted(PUBLIC):
         for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
             refused(await api.anonymous.request(method, fill(path)), 401)
 
 
-async def test_public_paths_answer_get_and_head(api: Api):
+async def test_public_paths_are_served_to_get_and_head(api: Api):
     for path in sorted(PUBLIC):
         filled = fill(path)
         assert (await api.anonymous.get(filled)).status_code == 200
@@ -290,17 +290,17 @@ async def test_the_docs_shell_is_the_same_for_any_name(api: Api):
     assert len(pages) == 1
 
 
-async def test_there_are_no_websockets(api: Api):
-    told: list[Message] = []
+async def test_websockets_are_closed(api: Api):
+    messages: list[Message] = []
 
-    async def hear() -> Message:
+    async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    async def tell(message: Message) -> None:
-        told.append(message)
+    async def send(message: Message) -> None:
+        messages.append(message)
 
-    await api.app({"type": "websocket", "path": "/livez", "headers": []}, hear, tell)
-    assert told == [{"type": "websocket.close", "code": 1008}]
+    await api.app({"type": "websocket", "path": "/livez", "headers": []}, receive, send)
+    assert messages == [{"type": "websocket.close", "code": 1008}]
 
 
 @pytest.mark.parametrize(
@@ -311,20 +311,20 @@ async def test_there_are_no_websockets(api: Api):
         Mount("/v1/open", routes=[]),
         APIRoute("/static/secret", lambda: None, dependencies=[require_scope("admin")]),
     ],
-    ids=["no scope", "no route of FastAPI", "mounted", "public and guarded"],
+    ids=["no scope", "not a FastAPI route", "mount", "public and guarded"],
 )
-def test_an_application_with_an_unguarded_route_does_not_start(route: BaseRoute):
+def test_an_application_with_an_unguarded_route_is_rejected(route: BaseRoute):
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, routes=[route])
     with pytest.raises(RuntimeError, match="must require a scope"):
         check_guarded(app)
 
 
-def test_an_application_with_a_route_before_fastapi_that_is_not_public_does_not_start():
+def test_a_route_outside_fastapi_that_is_not_public_is_rejected():
     with pytest.raises(RuntimeError, match="not public"):
         check_public([*docs_routes(), Route("/v1/secrets", docs_routes)])
 
 
-def test_an_application_with_lenient_query_parameters_does_not_start():
+def test_a_route_that_accepts_unknown_query_parameters_is_rejected():
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.get("/v1/lenient", dependencies=[require_scope("any")])
@@ -334,7 +334,7 @@ def test_an_application_with_lenient_query_parameters_does_not_start():
         check_guarded(app)
 
 
-async def test_every_guarded_route_refuses_unknown_query_parameters(api: Api, calls: list[Guarded]):
+async def test_every_guarded_route_rejects_unknown_query_parameters(api: Api, calls: list[GuardedRoute]):
     for call in calls:
         content = b"{}" if call.method in ("POST", "PUT", "PATCH") else None
         answer = await api.client.request(
@@ -348,13 +348,13 @@ async def test_every_guarded_route_refuses_unknown_query_parameters(api: Api, ca
 
 
 async def _raw(api: Api, method: str, path: str) -> tuple[int, bytes]:
-    told: list[Message] = []
+    messages: list[Message] = []
 
-    async def hear() -> Message:
+    async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def tell(message: Message) -> None:
-        told.append(message)
+    async def send(message: Message) -> None:
+        messages.append(message)
 
     target, _, query = path.partition("?")
     await api.app(
@@ -373,10 +373,10 @@ async def _raw(api: Api, method: str, path: str) -> tuple[int, bytes]:
             "client": ("127.0.0.1", 1),
             "state": {},
         },
-        hear,
-        tell,
+        receive,
+        send,
     )
-    return told[0]["status"], b"".join(m.get("body", b"") for m in told[1:])
+    return messages[0]["status"], b"".join(m.get("body", b"") for m in messages[1:])
 
 
 def _decoded(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The shells and their files, over HTTP; what a browser makes of them is in `test_docs_page`."""
+"""The docs pages and their files over HTTP. `test_docs_page` tests them in a browser."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STATIC = Path(service.web.docs_page.__file__).with_name("static")
 class Links(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.urls: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [v for k, v in attrs if k in ("src", "href") and v and tag != "a"]
+        self.urls += [v for k, v in attrs if k in ("src", "href") and v and tag != "a"]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_shell_allows_no_other_host(anonymous: httpx.Client) -> None:
 
 
 def test_every_file_of_the_shell_is_immutable_under_its_digest(anonymous: httpx.Client) -> None:
-    links = Links(anonymous.get("/docs").text).found
+    links = Links(anonymous.get("/docs").text).urls
     assert len(links) == 6
     for link in links:
         answer = anonymous.get(link)
@@ -61,14 +61,14 @@ def test_every_file_of_the_shell_is_immutable_under_its_digest(anonymous: httpx.
 
 
 @pytest.mark.parametrize("path", ["/docs", "/static/docs.js", "/static/swagger-ui/swagger-ui-bundle.js"])
-def test_what_is_known_already_is_not_sent_again(path: str, anonymous: httpx.Client) -> None:
+def test_a_current_copy_is_not_sent_again(path: str, anonymous: httpx.Client) -> None:
     etag = anonymous.get(path).headers["etag"]
-    again = anonymous.get(path, headers={"If-None-Match": f'"other", W/{etag}'})
-    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    second = anonymous.get(path, headers={"If-None-Match": f'"other", W/{etag}'})
+    assert (second.status_code, second.content, second.headers["etag"]) == (304, b"", etag)
     assert anonymous.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_head_answers_without_a_body(anonymous: httpx.Client) -> None:
+def test_head_has_no_body(anonymous: httpx.Client) -> None:
     answer = anonymous.head("/static/docs.css")
     assert (answer.status_code, answer.content) == (200, b"")
     assert int(answer.headers["content-length"]) == (STATIC / "docs.css").stat().st_size
@@ -77,7 +77,7 @@ def test_head_answers_without_a_body(anonymous: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "path", ["", "docs.html", "nothing.js", "..%2Fdocs.py", "%2e%2e/docs.py", "swagger-ui", "%2Fetc%2Fpasswd"]
 )
-def test_nothing_else_is_served(path: str, anonymous: httpx.Client) -> None:
+def test_other_paths_are_not_served(path: str, anonymous: httpx.Client) -> None:
     answer = anonymous.get(f"/static/{path}")
     assert answer.status_code in (401, 404)
     assert answer.headers["content-type"] == "application/problem+json"

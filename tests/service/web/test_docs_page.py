@@ -1,4 +1,4 @@
-"""The docs pages in a real browser, against a real server. No page may complain or ask another host."""
+"""The docs pages in a browser. No page may log an error or send a request to another host."""
 
 from __future__ import annotations
 
@@ -28,49 +28,51 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_MS = 20_000
+TIMEOUT_MS = 20_000
 
 
 @pytest.fixture(scope="module")
 def browser(chromium_path: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
-        yield found
-        found.close()
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """What the page's console complained of. A test takes out what it meant to cause."""
+def console_errors() -> list[str]:
+    """Errors and warnings in the page's console. A test removes those that it expects."""
     return []
 
 
 @pytest.fixture
-def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    """A fresh page; at the end its console must hold no complaint, and no request may have left."""
+def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
+    """A new page. At the end its console must have no errors, and it must not have called another host."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)  # assertions have a patience of their own
-    abroad: list[str] = []
-    found = context.new_page()
-    found.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-    found.on("pageerror", lambda e: complaints.append(str(e)))
-    found.on("request", lambda r: None if is_local(r.url) else abroad.append(r.url))
-    yield found
+    context.set_default_timeout(TIMEOUT_MS)
+    expect.set_options(timeout=TIMEOUT_MS)  # assertions have a timeout of their own
+    foreign_urls: list[str] = []
+    page = context.new_page()
+    page.on("console", lambda m: console_errors.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: console_errors.append(str(e)))
+    page.on("request", lambda r: None if is_local(r.url) else foreign_urls.append(r.url))
+    yield page
     context.close()
-    assert complaints == []
-    assert abroad == []
+    assert console_errors == []
+    assert foreign_urls == []
 
 
-def forgive(page: Page, complaints: list[str], status: int) -> None:
-    """The browser's own line about an answer that is no success. There must be one; it may come later than
-    what the page shows, and not at all once another page is loaded."""
+def remove_error(page: Page, console_errors: list[str], status: int) -> None:
+    """Remove the browser's own message about an error status, which must exist.
+
+    It may appear later than the page's content, and not at all after another page is loaded.
+    """
     line = f"the server responded with a status of {status}"
-    until = time.monotonic() + PATIENCE_MS / 1000
-    while not any(line in c for c in complaints) and time.monotonic() < until:
-        page.wait_for_timeout(20)  # lets events in
-    assert any(line in c for c in complaints)
-    complaints[:] = [c for c in complaints if line not in c]
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
+    while not any(line in c for c in console_errors) and time.monotonic() < deadline:
+        page.wait_for_timeout(20)  # processes events
+    assert any(line in c for c in console_errors)
+    console_errors[:] = [c for c in console_errors if line not in c]
 
 
 def is_local(url: str) -> bool:
@@ -78,22 +80,24 @@ def is_local(url: str) -> bool:
 
 
 @pytest.fixture
-def own(page: Page, home: Path) -> Iterator[Server]:
-    """A server of two web processes, whose registry the test may change. The page leaves it before it ends:
-    it asks every now and then, and would complain."""
-    with serving(home, workers=2) as found:
-        yield found
+def own_server(page: Page, home: Path) -> Iterator[Server]:
+    """A server with two web processes, whose registry the test may change.
+
+    The page leaves it before it ends: its next poll would log an error.
+    """
+    with serving(home, workers=2) as server:
+        yield server
         page.goto("about:blank")
 
 
-def enter(page: Page, server: Server, path: str = "/docs") -> None:
+def open_page(page: Page, server: Server, path: str = "/docs") -> None:
     page.goto(server.url + path)
     page.get_by_label("API key").fill(server.key)
     page.get_by_role("button", name="Open").click()
     expect(page.locator(".opblock").first).to_be_visible()
 
 
-def summary(page: Page, text: str) -> None:
+def expect_summary(page: Page, text: str) -> None:
     expect(page.locator(".opblock-summary-description", has_text=text)).to_be_visible()
 
 
@@ -104,12 +108,12 @@ def execute(page: Page) -> None:
     expect(live.locator(".response-col_status")).to_have_text("200")
 
 
-def answer(page: Page) -> str:
+def response_text(page: Page) -> str:
     return page.locator("tr.response:not([data-code]) .highlight-code code").first.inner_text()
 
 
 def publish(client: httpx.Client, name: str) -> None:
-    """Version 1 of a new model, which becomes champion when it is built."""
+    """Publish version 1 of a new model, which becomes champion when it is built."""
     content = pickled(yes_or_no().model)
     digest = hashlib.sha256(content).hexdigest()
     client.put(f"/v1/artifacts/{digest}", content=content).raise_for_status()
@@ -117,11 +121,9 @@ def publish(client: httpx.Client, name: str) -> None:
     client.post(f"/v1/models/{name}/versions", json=body).raise_for_status()
 
 
-def test_the_page_shows_a_models_fields_and_example_and_try_it_out_answers(
-    page: Page, server: Server
-) -> None:
-    enter(page, server)
-    summary(page, "Predict with mixed version 1 (champion, onnx)")
+def test_the_page_shows_fields_and_an_example_and_executes_requests(page: Page, server: Server) -> None:
+    open_page(page, server)
+    expect_summary(page, "Predict with mixed version 1 (champion, onnx)")
     page.locator(".opblock-summary", has_text="/v1/models/mixed/predict").click()
     table = page.locator(".opblock-description table")
     for field in ("age", "city", "member", "visits"):
@@ -129,36 +131,36 @@ def test_the_page_shows_a_models_fields_and_example_and_try_it_out_answers(
     expect(table).to_contain_text("one of Bern, Genève, Zürich")
     expect(page.locator(".body-param__example")).to_contain_text('"city": "Bern"')
     execute(page)
-    assert '"label"' in answer(page)
-    assert '"probabilities"' in answer(page)
+    assert '"label"' in response_text(page)
+    assert '"probabilities"' in response_text(page)
 
 
-def test_a_models_own_page_answers_too(page: Page, server: Server) -> None:
-    enter(page, server, "/v1/models/price/docs")
+def test_a_models_own_page_executes_requests(page: Page, server: Server) -> None:
+    open_page(page, server, "/v1/models/price/docs")
     expect(page).to_have_title("price · Trivium")
     expect(page.locator(".opblock")).to_have_count(1)
     execute(page)
-    assert '"value"' in answer(page)
+    assert '"value"' in response_text(page)
     page.get_by_role("link", name="all models").click()
     expect(page.get_by_label("API key")).to_be_hidden()
-    summary(page, "Predict with forest version 1")
+    expect_summary(page, "Predict with forest version 1")
 
 
-def test_a_refused_key_is_said_and_a_forgotten_one_is_asked_for_again(
-    page: Page, server: Server, complaints: list[str]
+def test_a_rejected_key_is_reported_and_a_forgotten_key_prompted_for(
+    page: Page, server: Server, console_errors: list[str]
 ) -> None:
     page.goto(f"{server.url}/docs")
     page.get_by_label("API key").fill("no such key")
     page.get_by_role("button", name="Open").click()
-    expect(page.get_by_role("alert")).to_contain_text("no key has")
+    expect(page.get_by_role("alert")).to_contain_text("not allowed in a key")
     page.get_by_label("API key").fill("wrong")
     page.get_by_role("button", name="Open").click()
-    expect(page.get_by_role("alert")).to_contain_text("This key was refused")
-    forgive(page, complaints, 401)
-    enter(page, server)
+    expect(page.get_by_role("alert")).to_contain_text("This key was rejected")
+    remove_error(page, console_errors, 401)
+    open_page(page, server)
     page.reload()
     expect(page.locator(".opblock").first).to_be_visible()
-    page.get_by_role("button", name="Forget key").click()
+    page.get_by_role("button", name="Remove key").click()
     expect(page.get_by_label("API key")).to_be_visible()
     expect(page.locator(".opblock")).to_have_count(0)
     page.reload()
@@ -166,71 +168,77 @@ def test_a_refused_key_is_said_and_a_forgotten_one_is_asked_for_again(
     assert page.evaluate("sessionStorage.length + localStorage.length") == 0
 
 
-def test_the_page_follows_what_is_promoted_and_published(page: Page, own: Server) -> None:
-    enter(page, own)
-    summary(page, "Predict with flag version 1 (champion, onnx)")
-    with own.client() as client:
+def test_the_page_follows_promotions_and_publications(page: Page, own_server: Server) -> None:
+    open_page(page, own_server)
+    expect_summary(page, "Predict with flag version 1 (champion, onnx)")
+    with own_server.client() as client:
         client.put("/v1/models/flag/aliases/champion", json={"version": 2}).raise_for_status()
-        summary(page, "Predict with flag version 2 (champion, onnx)")
+        expect_summary(page, "Predict with flag version 2 (champion, onnx)")
         publish(client, "newcomer")
-        summary(page, "Predict with newcomer version 1 (champion, onnx)")
+        expect_summary(page, "Predict with newcomer version 1 (champion, onnx)")
 
 
-def test_a_page_of_a_model_that_is_not_there_yet_shows_it_when_it_is(
-    page: Page, own: Server, complaints: list[str]
+def test_the_page_of_an_unknown_model_shows_it_after_its_publication(
+    page: Page, own_server: Server, console_errors: list[str]
 ) -> None:
-    page.goto(f"{own.url}/v1/models/newcomer/docs")
-    page.get_by_label("API key").fill(own.key)
+    page.goto(f"{own_server.url}/v1/models/newcomer/docs")
+    page.get_by_label("API key").fill(own_server.key)
     page.get_by_role("button", name="Open").click()
-    expect(page.get_by_text("Not now: there is no model")).to_be_visible()
-    with own.client() as client:
+    expect(page.get_by_text("Not available: there is no model")).to_be_visible()
+    with own_server.client() as client:
         publish(client, "newcomer")
-    summary(page, "Predict with newcomer version 1 (champion, onnx)")
-    expect(page.get_by_text("Not now")).to_be_hidden()
-    forgive(page, complaints, 404)
+    expect_summary(page, "Predict with newcomer version 1 (champion, onnx)")
+    expect(page.get_by_text("Not available")).to_be_hidden()
+    remove_error(page, console_errors, 404)
 
 
-def test_an_open_try_it_out_is_not_thrown_away(page: Page, own: Server) -> None:
-    enter(page, own, "/v1/models/flag/docs")
+def test_an_open_try_it_out_is_not_replaced(page: Page, own_server: Server) -> None:
+    open_page(page, own_server, "/v1/models/flag/docs")
     execute(page)
-    with own.client() as client:
+    with own_server.client() as client:
         client.put("/v1/models/flag/aliases/champion", json={"version": 2}).raise_for_status()
     expect(page.get_by_text("The registry has changed")).to_be_visible()
-    assert '"version": 1' in answer(page)
-    page.get_by_role("button", name="Show it as it is now").click()
-    summary(page, "Predict with flag version 2")
+    assert '"version": 1' in response_text(page)
+    page.get_by_role("button", name="Update the page").click()
+    expect_summary(page, "Predict with flag version 2")
     expect(page.get_by_text("The registry has changed")).to_be_hidden()
 
 
-def crowd(home: Path, models: int) -> None:
-    """So many models with a ready version each, as the registry would hold them."""
+def add_models(home: Path, count: int) -> None:
+    """Insert `count` models with a ready version each."""
     engine = db.connect(f"sqlite:///{home / 'registry.db'}")
     signature = SIGNATURES["strings"].to_json()
-    made = {"format": "onnx", "artifact": "0" * 64, "created_by": "test", "state": "ready", "runtime": "onnx"}
-    rest = {"metrics": {}, "lineage": {}, "signature": signature, "servable": "0" * 64}
+    fields = {
+        "format": "onnx",
+        "artifact": "0" * 64,
+        "created_by": "test",
+        "state": "ready",
+        "runtime": "onnx",
+    }
+    more_fields = {"metrics": {}, "lineage": {}, "signature": signature, "servable": "0" * 64}
     with db.sessions(engine).begin() as session:
-        for i in range(models):
+        for i in range(count):
             owner = ModelRow(name=f"m-{i:04}", last_number=1, created_by="test")
             session.add(owner)
-            session.add(VersionRow(model=owner, number=1, description=f"number {i}", **made, **rest))
+            session.add(VersionRow(model=owner, number=1, description=f"number {i}", **fields, **more_fields))
         session.flush()
-        for i in range(models):
+        for i in range(count):
             revision.record_change(session, "model", f"m-{i:04}")
     engine.dispose()
 
 
-def test_a_thousand_models_are_listed_and_found_quickly(page: Page, home: Path) -> None:
-    crowd(home, 1000)
+def test_a_thousand_models_are_listed_and_filtered(page: Page, home: Path) -> None:
+    add_models(home, 1000)
     with serving(home) as server:
-        enter(page, server)
+        open_page(page, server)
         page.reload()
         expect(page.locator("#list li").first).to_be_visible()
         expect(page.get_by_role("heading", name="1,011 models")).to_be_visible()
         page.get_by_label("Filter models").fill("m-0777")
         expect(page.locator("#list li:visible")).to_have_count(1)
         page.get_by_role("link", name="m-0777").click()
-        summary(page, "Predict with m-0777 version 1 (onnx)")
+        expect_summary(page, "Predict with m-0777 version 1 (onnx)")
         page.go_back()
         page.get_by_label("Filter models").fill("nothing like it")
         expect(page.get_by_text("No model matches.")).to_be_visible()
-        page.goto("about:blank")  # or its next look for news may find no server
+        page.goto("about:blank")  # its next poll would find no server

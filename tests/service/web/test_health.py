@@ -15,7 +15,7 @@ from tests.service.api import Api, refused, running
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_server_that_can_serve_says_so(api: Api):
+async def test_a_working_server_is_alive_and_ready(api: Api):
     assert (await api.anonymous.get("/livez")).json() == {"status": "alive"}
     for path in ("/readyz", "/healthz"):
         answer = await api.anonymous.get(path)
@@ -24,7 +24,7 @@ async def test_a_server_that_can_serve_says_so(api: Api):
         assert {"database", "migrations", "builder"} <= set(answer.json()["checks"])
 
 
-async def test_figures_are_prometheus_text(api: Api):
+async def test_metrics_are_prometheus_text(api: Api):
     answer = await api.client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     for name in (
@@ -39,7 +39,7 @@ async def test_figures_are_prometheus_text(api: Api):
         assert f"# TYPE {name.removesuffix('_total')}" in answer.text
 
 
-async def test_paths_of_strangers_make_no_series_of_their_own(api: Api):
+async def test_unknown_paths_and_methods_create_no_time_series(api: Api):
     for number in range(5):
         await api.client.get(f"/v1/nothing-{number}")
         await api.anonymous.request("BREW", f"/v1/models/secret-{number}")
@@ -49,7 +49,7 @@ async def test_paths_of_strangers_make_no_series_of_their_own(api: Api):
     assert "BREW" not in text
 
 
-async def test_a_builder_that_cannot_run_makes_it_unready(api: Api, monkeypatch: pytest.MonkeyPatch):
+async def test_a_broken_builder_makes_the_server_unready(api: Api, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(api.services.supervisor, "problem", lambda: "the template dies")
     answer = await api.anonymous.get("/readyz")
     assert answer.status_code == 503
@@ -57,7 +57,7 @@ async def test_a_builder_that_cannot_run_makes_it_unready(api: Api, monkeypatch:
     assert (await api.anonymous.get("/livez")).status_code == 200
 
 
-def test_a_database_of_another_version_is_not_served(tmp_path: Path):
+def test_a_database_at_another_revision_is_rejected(tmp_path: Path):
     settings = Settings(home=tmp_path / "home")
     prepare(settings)
     engine = db.connect(settings.url)
@@ -68,26 +68,26 @@ def test_a_database_of_another_version_is_not_served(tmp_path: Path):
     engine.dispose()
 
 
-async def test_a_data_directory_that_is_gone_or_full_makes_it_unready(
+async def test_a_missing_or_full_data_directory_makes_the_server_unready(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(Settings(home=home)) as api:
 
-        async def says() -> tuple[int, str]:
+        async def data_check() -> tuple[int, str]:
             answer = await api.anonymous.get("/readyz")
             return answer.status_code, answer.json()["checks"]["data"]
 
-        assert (await says())[1] == "ok"
+        assert (await data_check())[1] == "ok"
         incoming = api.services.store.incoming
-        incoming.rename(incoming.with_name("away"))
-        assert await says() == (503, "the data directory cannot be used: No such file or directory")
-        incoming.with_name("away").rename(incoming)
+        incoming.rename(incoming.with_name("moved"))
+        assert await data_check() == (503, "the data directory cannot be used: No such file or directory")
+        incoming.with_name("moved").rename(incoming)
         monkeypatch.setattr(health, "MIN_FREE_BYTES", 1 << 60)
-        assert await says() == (503, "the disk of the data directory is full")
+        assert await data_check() == (503, "the disk of the data directory is full")
 
-        def full(*_: object) -> None:
+        def raise_disk_full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(type(api.services.store), "writer", full)
+        monkeypatch.setattr(type(api.services.store), "writer", raise_disk_full)
         answer = await api.client.put(f"/v1/artifacts/{'0' * 64}", content=b"x")
         assert "No space left on device" in refused(answer, 507)["detail"]

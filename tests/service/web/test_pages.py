@@ -14,15 +14,15 @@ pytestmark = pytest.mark.anyio
 
 
 async def every_page(api: Api, url: str) -> list[list[Any]]:
-    """The items of each page, found by following the Link header alone."""
+    """Follow the Link header and return the items of each page."""
     pages = []
-    following: str | None = url
-    while following:
-        answer = await api.client.get(following)
+    next_url: str | None = url
+    while next_url:
+        answer = await api.client.get(next_url)
         assert answer.status_code == 200, answer.text
         pages.append(answer.json()["items"])
         assert ("next" in answer.links) == (answer.json()["next_page_token"] is not None)
-        following = answer.links.get("next", {}).get("url")
+        next_url = answer.links.get("next", {}).get("url")
     return pages
 
 
@@ -54,11 +54,11 @@ async def test_the_link_header_leads_through_all_pages(api: Api, shelf: None):
     assert [[v["version"] for v in page] for page in versions] == [[5, 4], [3, 2], [1]]
 
 
-async def test_a_page_that_is_just_full_is_the_last(api: Api, shelf: None):
+async def test_an_exactly_full_page_is_the_last(api: Api, shelf: None):
     assert len(await every_page(api, "/v1/models?page_size=5&q=shelf-")) == 1
 
 
-async def test_a_model_that_appears_meanwhile_moves_no_page(api: Api, shelf: None):
+async def test_a_model_created_between_pages_repeats_no_item(api: Api, shelf: None):
     first = (await api.client.get("/v1/models?page_size=2&q=shelf-")).json()
     await api.client.post(
         "/v1/models/shelf-00/versions",
@@ -95,7 +95,7 @@ async def test_versions_are_found_by_description_and_tag(api: Api, shelf: None):
     assert await numbers("q=thx") == []
 
 
-async def test_keys_come_in_pages_too(api: Api):
+async def test_keys_are_listed_in_pages(api: Api):
     for _ in range(3):
         await api.key("predict")
     pages = await every_page(api, "/v1/keys?page_size=2")

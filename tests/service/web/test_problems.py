@@ -1,4 +1,4 @@
-"""Every refusal is a problem document, names its request, and says what to do."""
+"""Every error response is a problem document with the request id and what to do."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def descendants(kind: type[TriviumError]) -> list[type[TriviumError]]:
 
 
 def test_every_error_has_a_status():
-    made = {kind: kind.__new__(kind) for kind in descendants(TriviumError)}
-    found = {kind: status_of(error) for kind, error in made.items()}
-    assert found[errors.InUse] == found[errors.NotReady] == 409
-    assert found[errors.DigestMismatch] == 422
-    assert found[errors.Unavailable] == 503
-    assert found[errors.DeadlineExceeded] == 504
-    assert set(found.values()) <= set(STATUS.values())
+    instances = {kind: kind.__new__(kind) for kind in descendants(TriviumError)}
+    statuses = {kind: status_of(error) for kind, error in instances.items()}
+    assert statuses[errors.InUse] == statuses[errors.NotReady] == 409
+    assert statuses[errors.DigestMismatch] == 422
+    assert statuses[errors.Unavailable] == 503
+    assert statuses[errors.DeadlineExceeded] == 504
+    assert set(statuses.values()) <= set(STATUS.values())
 
 
-async def test_each_status_is_a_problem_document(api: Api):
+async def test_each_error_status_has_a_problem_document(api: Api):
     refused(await api.anonymous.get("/v1/models"), 401)
     refused(await api.client.get("/v1/nothing"), 404)
     refused(await api.client.get("/v1/models/nobody"), 404)
@@ -62,35 +62,33 @@ async def test_each_status_is_a_problem_document(api: Api):
         ("POST", "/docs", {"GET", "HEAD"}),
     ],
 )
-async def test_405_lists_every_method_that_the_path_takes(
-    api: Api, method: str, path: str, allowed: set[str]
-):
+async def test_405_lists_every_method_of_the_path(api: Api, method: str, path: str, allowed: set[str]):
     answer = await api.client.request(method, path)
     assert answer.status_code == 405
     assert {m.strip() for m in answer.headers["allow"].split(",")} == allowed
 
 
-async def test_the_request_id_of_the_caller_comes_back_on_every_answer(api: Api):
-    mine = {"X-Request-ID": "order-7/line.3"}
+async def test_every_response_has_the_request_id_of_the_client(api: Api):
+    headers = {"X-Request-ID": "order-7/line.3"}
     answers = [
-        await api.client.get("/v1/models", headers=mine),
-        await api.anonymous.get("/v1/models", headers=mine),
-        await api.anonymous.get("/livez", headers=mine),
-        await api.client.get("/v1/nothing", headers=mine),
-        await api.client.post(PREDICT, json={"instances": [ROW]}, headers=mine),
-        await api.client.post(PREDICT, json={"instances": []}, headers=mine),
-        await api.anonymous.get("/docs", headers=mine),
+        await api.client.get("/v1/models", headers=headers),
+        await api.anonymous.get("/v1/models", headers=headers),
+        await api.anonymous.get("/livez", headers=headers),
+        await api.client.get("/v1/nothing", headers=headers),
+        await api.client.post(PREDICT, json={"instances": [ROW]}, headers=headers),
+        await api.client.post(PREDICT, json={"instances": []}, headers=headers),
+        await api.anonymous.get("/docs", headers=headers),
     ]
     assert [a.headers.get_list("x-request-id") for a in answers] == [["order-7/line.3"]] * len(answers)
 
 
-@pytest.mark.parametrize("odd", ["", "a b", "x" * 129, "ä", 'say "hi"', "{}", "a,b"])
-async def test_an_odd_request_id_is_replaced(api: Api, odd: str):
-    headers = [(b"x-request-id", odd.encode()), (b"authorization", f"Bearer {api.admin}".encode())]
+@pytest.mark.parametrize("request_id", ["", "a b", "x" * 129, "ä", 'say "hi"', "{}", "a,b"])
+async def test_an_invalid_request_id_is_replaced(api: Api, request_id: str):
+    headers = [(b"x-request-id", request_id.encode()), (b"authorization", f"Bearer {api.admin}".encode())]
     answer = await api.anonymous.get("/v1/nothing", headers=headers)
-    made = refused(answer, 404)["request_id"]
-    assert made != odd
-    assert made.startswith("req-")
+    new_id = refused(answer, 404)["request_id"]
+    assert new_id != request_id
+    assert new_id.startswith("req-")
 
 
 async def test_two_requests_have_two_ids(api: Api):
@@ -98,10 +96,10 @@ async def test_two_requests_have_two_ids(api: Api):
     assert len(ids) == 20
 
 
-async def test_a_fault_of_ours_is_a_500_that_tells_nothing(api: Api, capsys: pytest.CaptureFixture[str]):
+async def test_an_unexpected_error_is_a_500_without_its_message(api: Api, capsys: pytest.CaptureFixture[str]):
     @api.fastapi.get("/v1/broken")
     def broken() -> None:
-        raise RuntimeError("the secret of the house")
+        raise RuntimeError("a secret in a traceback")
 
     try:
         answer = await api.client.get("/v1/broken", headers={"X-Request-ID": "mine"})
@@ -110,7 +108,7 @@ async def test_a_fault_of_ours_is_a_500_that_tells_nothing(api: Api, capsys: pyt
     build_problem = refused(answer, 500)
     assert build_problem["request_id"] == "mine"
     assert "secret" not in answer.text
-    assert "the secret of the house" in capsys.readouterr().out  # the log has it
+    assert "a secret in a traceback" in capsys.readouterr().out  # it is in the log
 
 
 async def test_a_database_that_does_not_answer_is_503(api: Api):
@@ -126,22 +124,22 @@ async def test_a_database_that_does_not_answer_is_503(api: Api):
     assert answer.headers["retry-after"] == "1"
 
 
-@pytest.mark.parametrize(("status", "said"), [(503, [b"1"]), (504, []), (422, [])])
-async def test_before_fastapi_too_what_is_unavailable_says_when_to_come_again(status: int, said: list[bytes]):
-    sent: list[Message] = []
+@pytest.mark.parametrize(("status", "retry_after"), [(503, [b"1"]), (504, []), (422, [])])
+async def test_a_503_in_front_of_fastapi_also_has_retry_after(status: int, retry_after: list[bytes]):
+    messages: list[Message] = []
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     async def receive() -> Message:
-        raise AssertionError("a problem reads no body")
+        raise AssertionError("a problem response must not read the body")
 
     answer = ProblemResponse(build_problem(status, "not now", PREDICT, "req_1"))
     await answer({"type": "http", "method": "POST"}, receive, send)
-    assert [value for name, value in sent[0]["headers"] if name == b"retry-after"] == said
+    assert [value for name, value in messages[0]["headers"] if name == b"retry-after"] == retry_after
 
 
-async def test_faults_in_a_body_are_named_field_by_field(api: Api):
+async def test_errors_of_a_body_name_their_fields(api: Api):
     build_problem = refused(
         await api.client.post(VERSIONS, json={"artifact": "x", "format": "pickle", "surprise": 1}), 422
     )
@@ -169,7 +167,7 @@ async def test_faults_in_a_body_are_named_field_by_field(api: Api):
     ids=lambda body: repr(body[:20]),
 )
 @pytest.mark.parametrize("path", [VERSIONS, "/v1/keys", PREDICT])
-async def test_a_body_that_is_no_json_is_422_everywhere(api: Api, path: str, body: bytes):
+async def test_a_body_that_is_not_json_is_422(api: Api, path: str, body: bytes):
     build_problem = refused(
         await api.client.post(path, content=body, headers={"Content-Type": "application/json"}), 422
     )
@@ -177,7 +175,7 @@ async def test_a_body_that_is_no_json_is_422_everywhere(api: Api, path: str, bod
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "\\ud800", "a\\u0000b"])
-async def test_text_that_no_database_takes_is_422(api: Api, text: str):
+async def test_text_that_the_database_cannot_store_is_422(api: Api, text: str):
     headers = {"Content-Type": "application/json"}
     for body in (
         '{"name": "%s", "scopes": ["predict"]}',
@@ -192,8 +190,8 @@ async def test_text_that_no_database_takes_is_422(api: Api, text: str):
         '{"tags": {"%s": 1}}',
     ):
         refused(await api.client.patch(f"{VERSIONS}/1", content=body % text, headers=headers), 422)
-    move = b'{"version": 1, "reason": "' + text.encode() + b'"}'
-    refused(await api.client.put("/v1/models/flag/aliases/other", content=move, headers=headers), 422)
+    promotion = b'{"version": 1, "reason": "' + text.encode() + b'"}'
+    refused(await api.client.put("/v1/models/flag/aliases/other", content=promotion, headers=headers), 422)
     blob = await api.upload(b"no model")
     for field in ("target", "description"):
         publication = f'{{"artifact": "{blob}", "format": "onnx", "{field}": "{text}"}}'
@@ -234,7 +232,7 @@ async def test_malformed_paths_and_parameters_are_422_and_name_the_field(api: Ap
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "field", "expected", "words"),
+    ("path", "body", "field", "expected", "message"),
     [
         ("/v1/models?page_size=0", None, "page_size", "1 or more", "too small"),
         ("/v1/models?page_size=1001", None, "page_size", "1000 or less", "too large"),
@@ -278,28 +276,28 @@ async def test_malformed_paths_and_parameters_are_422_and_name_the_field(api: Ap
         ("/v1/keys", b'{"expires_in": 1e12}', "expires_in", "315360000 or less", "too large"),
         ("/v1/keys", b'{"expires_in": "soon"}', "expires_in", "a number", "not a number"),
     ],
-    ids=lambda given: repr(given)[:40],
+    ids=lambda value: repr(value)[:40],
 )
-async def test_what_was_expected_is_said_plainly(
-    api: Api, path: str, body: bytes | None, field: str, expected: str, words: str
+async def test_a_field_error_states_what_was_expected(
+    api: Api, path: str, body: bytes | None, field: str, expected: str, message: str
 ):
     headers = {"Content-Type": "application/json"}
     method = "GET" if body is None else "POST"
     answer = await api.client.request(method, path, content=body, headers=headers)
     fault = next(e for e in refused(answer, 422)["errors"] if e["field"] == field)
     assert fault["expected"] == expected
-    assert words in fault["message"]
+    assert message in fault["message"]
     assert "Input should" not in answer.text
 
 
-async def test_a_client_that_goes_away_ends_quietly(api: Api):
-    async def gone() -> dict[str, str]:
+async def test_a_disconnected_client_is_not_an_error(api: Api):
+    async def receive_disconnect() -> dict[str, str]:
         return {"type": "http.disconnect"}
 
-    told: list[dict[str, object]] = []
+    messages: list[dict[str, object]] = []
 
-    async def tell(message) -> None:
-        told.append(message)
+    async def send(message) -> None:
+        messages.append(message)
 
     scope = {
         "type": "http",
@@ -308,6 +306,6 @@ async def test_a_client_that_goes_away_ends_quietly(api: Api):
         "query_string": b"",
         "headers": [(b"authorization", f"Bearer {api.admin}".encode())],
     }
-    await asyncio.wait_for(api.app(scope, gone, tell), 5)
-    assert told[0]["status"] == 400
-    assert json.loads(told[1]["body"])["status"] == 400
+    await asyncio.wait_for(api.app(scope, receive_disconnect, send), 5)
+    assert messages[0]["status"] == 400
+    assert json.loads(messages[1]["body"])["status"] == 400

@@ -17,8 +17,8 @@ MB = 1 << 20
 async def small(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     """Bodies up to 1 MB, artifacts up to 2 MB."""
     home = tmp_path_factory.mktemp("small") / "home"
-    async with running(Settings(home=home, max_body_mb=1, max_artifact_mb=2)) as found:
-        yield found
+    async with running(Settings(home=home, max_body_mb=1, max_artifact_mb=2)) as api:
+        yield api
 
 
 def leftovers(api: Api) -> list[Path]:
@@ -26,7 +26,7 @@ def leftovers(api: Api) -> list[Path]:
 
 
 @pytest.mark.parametrize("path", ["/v1/keys", "/v1/models/m/versions", "/v1/models/m/predict"])
-async def test_a_body_that_announces_too_much_is_refused_unread(small: Api, path: str):
+async def test_a_body_with_a_too_large_content_length_is_rejected_unread(small: Api, path: str):
     read = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -42,7 +42,7 @@ async def test_a_body_that_announces_too_much_is_refused_unread(small: Api, path
     assert read == 0
 
 
-async def test_a_body_that_does_not_say_its_size_is_cut_off(small: Api):
+async def test_a_too_large_body_without_content_length_is_rejected_while_received(small: Api):
     read = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -55,7 +55,7 @@ async def test_a_body_that_does_not_say_its_size_is_cut_off(small: Api):
     assert read <= 3 * MB
 
 
-async def test_an_artifact_has_a_bound_of_its_own_and_leaves_nothing(small: Api):
+async def test_artifacts_have_their_own_limit_and_leave_no_file(small: Api):
     fits, too_large = bytes(2 * MB), bytes(2 * MB + 1)
     answer = await small.client.put(f"/v1/artifacts/{hashlib.sha256(fits).hexdigest()}", content=fits)
     assert answer.status_code == 201
@@ -70,19 +70,19 @@ async def test_an_artifact_has_a_bound_of_its_own_and_leaves_nothing(small: Api)
     assert leftovers(small) == []
 
 
-async def test_nobody_without_a_key_may_send_a_body(small: Api):
+async def test_a_body_without_a_key_is_not_read(small: Api):
     async def body() -> AsyncIterator[bytes]:
-        raise AssertionError("it was read")
+        raise AssertionError("the body was read")
         yield b""
 
     refused(await small.anonymous.put(f"/v1/artifacts/{'0' * 64}", content=body()), 401)
 
 
-async def test_an_odd_content_length_is_no_way_round(small: Api):
-    for odd in ("-1", "abc", "", "1e9", "٣"):
+async def test_an_invalid_content_length_does_not_bypass_the_limit(small: Api):
+    for value in ("-1", "abc", "", "1e9", "٣"):
         headers = [
             (b"authorization", f"Bearer {small.admin}".encode()),
-            (b"content-length", odd.encode()),
+            (b"content-length", value.encode()),
             (b"content-type", b"application/json"),
         ]
         request = small.anonymous.build_request("POST", "/v1/keys", headers=headers, content=b" " * (MB + 1))

@@ -20,7 +20,7 @@ COMPONENT_NAME = re.compile(r"^[a-zA-Z0-9._-]+$")
 
 
 def base() -> dict[str, Any]:
-    app = FastAPI(title="Trivium", version="1", description="Three roads.")
+    app = FastAPI(title="Trivium", version="1", description="A server.")
 
     @app.get("/livez", tags=["health"])
     def livez() -> None: ...
@@ -31,38 +31,38 @@ def base() -> dict[str, Any]:
     return app.openapi()
 
 
-def doc(name: str = "fraud", version: int = 3, **given: Any) -> DocumentedModel:
-    return DocumentedModel(name, version, **{"signature": SIGNATURES["strings"], "runtime": "onnx"} | given)
+def doc(name: str = "fraud", version: int = 3, **fields: Any) -> DocumentedModel:
+    return DocumentedModel(name, version, **{"signature": SIGNATURES["strings"], "runtime": "onnx"} | fields)
 
 
 def operation(document: dict[str, Any], path: str) -> dict[str, Any]:
     return document["paths"][path]["post"]
 
 
-def valid(document: dict[str, Any]) -> None:
-    """It is OpenAPI 3.1, also after a trip through JSON."""
+def check_valid(document: dict[str, Any]) -> None:
+    """Check that it is valid OpenAPI 3.1 after encoding to JSON."""
     validate(msgspec.json.decode(msgspec.json.encode(document)), cls=OpenAPIV31SpecValidator)
 
 
-def test_a_document_of_every_task_is_valid_openapi() -> None:
+def test_the_document_of_models_of_every_task_is_valid() -> None:
     document = server_document(base(), [doc(name, signature=s) for name, s in SIGNATURES.items()])
     assert document["openapi"].startswith("3.1.")
-    valid(document)
+    check_valid(document)
     assert all(COMPONENT_NAME.match(n) for kind in document["components"].values() for n in kind)
 
 
-def test_a_document_without_models_is_valid_and_holds_the_parametric_operations() -> None:
+def test_a_document_without_models_has_the_untyped_operations() -> None:
     document = server_document(base(), [])
-    valid(document)
+    check_valid(document)
     assert operation(document, "/v1/models/{name}/predict")["operationId"] == "predict"
     assert operation(document, "/v1/models/{name}/versions/{version}/predict")["parameters"]
     assert "x-trivium-models" not in document
 
 
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
-def test_a_models_own_document_is_valid_and_holds_its_operation_alone(signature: Signature) -> None:
+def test_a_models_document_is_valid_and_has_only_its_operation(signature: Signature) -> None:
     document = model_document(base(), doc(signature=signature, alias="champion"))
-    valid(document)
+    check_valid(document)
     assert list(document["paths"]) == ["/v1/models/fraud/predict"]
     assert (document["info"]["title"], document["info"]["version"]) == ("fraud", "3")
 
@@ -76,7 +76,7 @@ def test_the_summary_names_version_and_runtime() -> None:
     assert doc(runtime="isolated").summary == "Predict with fraud version 3 (isolated)"
 
 
-def test_the_request_is_typed_and_its_example_fits() -> None:
+def test_the_request_is_typed_and_its_example_is_valid() -> None:
     document = server_document(base(), [doc(alias="champion")])
     content = operation(document, "/v1/models/fraud/predict")["requestBody"]["content"]
     assert list(content) == ["application/json", "text/csv", "application/vnd.apache.arrow.stream"]
@@ -91,7 +91,7 @@ def test_the_request_is_typed_and_its_example_fits() -> None:
     ]
 
 
-def test_an_answer_is_typed_by_the_task() -> None:
+def test_the_response_is_typed_by_the_task() -> None:
     document = server_document(base(), [doc(alias="champion")])
     answer = operation(document, "/v1/models/fraud/predict")["responses"]["200"]["content"]
     schema = answer["application/json"]["schema"] | {"components": document["components"]}
@@ -107,51 +107,51 @@ def test_an_answer_is_typed_by_the_task() -> None:
     )
 
 
-def test_every_refusal_is_a_problem_document() -> None:
+def test_every_error_response_is_a_problem_document() -> None:
     document = server_document(base(), [doc(alias="champion")])
     responses = operation(document, "/v1/models/fraud/predict")["responses"]
     assert {"401", "403", "404", "413", "415", "422", "503", "504"} <= responses.keys()
     for status in responses.keys() - {"200", "422"}:
-        said = document["components"]["responses"][responses[status]["$ref"].rpartition("/")[2]]
-        assert list(said["content"]) == ["application/problem+json"]
+        response = document["components"]["responses"][responses[status]["$ref"].rpartition("/")[2]]
+        assert list(response["content"]) == ["application/problem+json"]
     problem = responses["422"]["content"]["application/problem+json"]
     schema = problem["schema"] | {"components": document["components"]}
     Draft202012Validator(schema).validate(problem["example"])
 
 
-def test_what_is_shown_of_a_model_is_its_own() -> None:
-    """Its name, its version, its path, and the words that the codec has for its first field."""
+def test_the_examples_of_a_model_are_its_own() -> None:
+    """Its name, version and path, and the codec's error for its first field."""
     document = server_document(base(), [doc("fraud"), doc("price", 7, signature=SIGNATURES["regression"])])
     path = "/v1/models/price/versions/7/predict"
     responses = operation(document, path)["responses"]
     by = responses["200"]["content"]["application/json"]["schema"]["properties"]["model"]["properties"]
     assert (by["name"]["const"], by["version"]["examples"]) == ("price", [7])
-    shown = responses["422"]["content"]["application/problem+json"]["example"]
+    example = responses["422"]["content"]["application/problem+json"]["example"]
     first = SIGNATURES["regression"].inputs[0].name
-    assert shown["instance"] == path
-    assert shown["errors"][0]["field"] == first
-    with pytest.raises(Invalid) as wrong:
+    assert example["instance"] == path
+    assert example["errors"][0]["field"] == first
+    with pytest.raises(Invalid) as invalid:
         Codec(SIGNATURES["regression"]).decode_json(b'{"instances": [{}]}')
-    assert shown["errors"][0]["message"] == wrong.value.errors[0].message
+    assert example["errors"][0]["message"] == invalid.value.errors[0].message
     shared = msgspec.json.encode(document["components"]["responses"]).decode()
     assert "example" not in shared
     assert "fraud" not in msgspec.json.encode(document["components"]["schemas"]["PredictedBy"]).decode()
 
 
-def test_a_hundred_models_of_thirty_features_are_a_slim_document() -> None:
+def test_the_document_of_a_hundred_models_is_smaller_than_1_MB() -> None:
     features = tuple(Input(f"feature number {i}", "float64", minimum=0, maximum=9) for i in range(30))
     signature = Signature("regression", features, SIGNATURES["regression"].outputs)
     document = server_document(base(), [doc(f"model-{i}", signature=signature) for i in range(MAX_TYPED)])
     assert len(msgspec.json.encode(document)) < 1_000_000
 
 
-def test_a_repeated_key_is_spoken_of() -> None:
+def test_the_description_mentions_repeated_keys() -> None:
     document = server_document(base(), [doc(alias="champion")])
     for path in ("/v1/models/fraud/predict", "/v1/models/{name}/predict"):
         assert "the last one counts" in operation(document, path)["requestBody"]["description"]
 
 
-def test_a_key_is_asked_for_everywhere_but_at_the_probes() -> None:
+def test_every_operation_except_the_probes_requires_a_key() -> None:
     document = server_document(base(), [doc()])
     assert document["security"] == [{"bearer": []}]
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
@@ -160,30 +160,30 @@ def test_a_key_is_asked_for_everywhere_but_at_the_probes() -> None:
 
 
 @pytest.mark.parametrize("name", ["predict", "models", "version", "instance", "a.b", "a-b", "a_b", "0"])
-def test_no_name_of_a_model_takes_the_place_of_anything_else(name: str) -> None:
+def test_no_models_name_collides_with_another_name(name: str) -> None:
     others = [doc("a"), doc("predict.a"), doc("a.instance")]
     document = server_document(base(), [*others, doc(name, alias="champion")])
-    valid(document)  # which refuses doubled operation ids
+    check_valid(document)  # this rejects duplicate operation ids
     tags = [t["name"] for t in document["tags"]]
     assert len(tags) == len(set(tags))
     assert len([c for c in document["components"]["schemas"] if c.endswith(".Instance")]) == 4
 
 
-def test_field_names_are_shown_letter_by_letter() -> None:
-    nasty = Input("<img src=x> | `a` *b* [c](d)\nÉté", "float64")
+def test_field_names_are_escaped_in_markdown() -> None:
+    feature = Input("<img src=x> | `a` *b* [c](d)\nÉté", "float64")
     outputs = SIGNATURES["regression"].outputs
-    document = model_document(base(), doc(signature=Signature("regression", (nasty,), outputs)))
-    valid(document)
+    document = model_document(base(), doc(signature=Signature("regression", (feature,), outputs)))
+    check_valid(document)
     table = operation(document, doc().path)["description"].splitlines()
     assert len(table) == 3
     assert not set(table[2].removeprefix("| ").partition(" | ")[0]) & set("<>|`*[]()\n")
     assert "Été" in table[2]
 
 
-def test_above_the_bound_the_document_lists_the_models() -> None:
+def test_with_many_models_the_document_only_lists_them() -> None:
     many = [doc(f"m-{i}", description="One of many.") for i in range(MAX_TYPED + 1)]
     document = server_document(base(), many)
-    valid(document)
+    check_valid(document)
     assert len(document["x-trivium-models"]) == MAX_TYPED + 1
     assert document["x-trivium-models"][7] == {
         "name": "m-7",
@@ -198,10 +198,10 @@ def test_above_the_bound_the_document_lists_the_models() -> None:
     assert len(server_document(base(), many[:MAX_TYPED])["paths"]) == MAX_TYPED + 4
 
 
-def test_what_it_is_given_stays_as_it_was() -> None:
-    given = base()
-    before = msgspec.json.encode(given)
-    server_document(given, [doc()])
-    server_document(given, [doc(f"m-{i}") for i in range(MAX_TYPED + 1)])
-    model_document(given, doc())
-    assert msgspec.json.encode(given) == before
+def test_the_base_document_is_not_changed() -> None:
+    document = base()
+    before = msgspec.json.encode(document)
+    server_document(document, [doc()])
+    server_document(document, [doc(f"m-{i}") for i in range(MAX_TYPED + 1)])
+    model_document(document, doc())
+    assert msgspec.json.encode(document) == before
