@@ -56,7 +56,8 @@ def _document_response(request: Request, services: Services, caller: Key, name: 
         "Cache-Control": "no-cache",
         "Vary": "Authorization",
     }
-    if (not_modified := precondition_response(request.scope, headers)) is not None:
+    exists = name is None or name in services.snapshot.state.models
+    if exists and (not_modified := precondition_response(request.scope, headers)) is not None:
         return not_modified
     models = _read_models(services, caller, name)
     base = base_document(request.app)

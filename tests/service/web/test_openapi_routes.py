@@ -37,6 +37,11 @@ async def test_a_models_document_contains_only_that_model(api: Api):
     refused(await api.client.get("/v1/models/nobody/openapi.json"), 404)
 
 
+async def test_a_condition_does_not_hide_that_a_model_is_unknown(api: Api):
+    headers = {"If-None-Match": "*"}
+    refused(await api.client.get("/v1/models/nobody/openapi.json", headers=headers), 404)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS)
 async def test_a_current_document_is_not_sent_again_until_the_registry_changes(own_api: Api, path: str):
     first = await own_api.client.get(path)
