@@ -102,9 +102,19 @@ class ModelCache(Generic[Model]):
             self._run(entry.model.close)
         return True
 
+    def retire_unused(self, max_unused: int) -> None:
+        """Remove the least recently used entries without users, except for the last `max_unused`."""
+        with self._lock:
+            unused = [entry for entry in self._entries.values() if entry.is_loaded and not entry.users]
+            surplus = unused[: max(0, len(unused) - max_unused)]
+            for entry in surplus:
+                self._remove(entry)
+                entry.closed = True
+        for entry in surplus:
+            self._run(entry.model.close)
+
     def close(self, error: Exception) -> None:
-        """Close every model, used or not, in this thread. Callers of `acquire` get `error`,
-        now and later."""
+        """Close every model, used or not, in this thread. Callers of `acquire` get `error`, now and later."""
         with self._lock:
             self._closed_with = error
             entries = list(self._entries.values())
@@ -134,10 +144,12 @@ class ModelCache(Generic[Model]):
         if cache_is_closed:
             model.close()
             return
-        self._after_load(entry)
-        with self._lock:
-            if not entry.load.done():
-                entry.load.set_result(None)
+        try:
+            self._after_load(entry)
+        finally:
+            with self._lock:
+                if not entry.load.done():
+                    entry.load.set_result(None)
 
     def _remove(self, entry: CacheEntry[Model]) -> None:
         entry.retired = True

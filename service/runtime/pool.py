@@ -125,7 +125,7 @@ class Pool:
         return model
 
     def _evict(self, loaded: CacheEntry[LoadedModel]) -> None:
-        """Drop the least recently used versions, except `loaded`, until the others fit the limit."""
+        """Drop the least recently used versions, except `loaded`, until the remaining ones fit."""
         with self._evicting:
             excess = self.bytes - self._limit
             for entry in self._cache.entries():

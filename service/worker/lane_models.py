@@ -35,15 +35,10 @@ class LaneModels:
                 yield runtime
         finally:
             self._cache.release(entry)
-            self._evict()
+            self._cache.retire_unused(MAX_UNUSED)
 
     def close(self) -> None:
         self._cache.close(Unavailable("the worker is shutting down"))
-
-    def _evict(self) -> None:
-        unused = [entry for entry in self._cache.entries() if not entry.users]
-        for entry in unused[: max(0, len(unused) - MAX_UNUSED)]:
-            self._cache.retire(entry)
 
 
 class VersionRuntimes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from registry.errors import Unavailable
-from service.runtime.model_cache import ModelCache
+from service.runtime.model_cache import CacheEntry, ModelCache
 from tests.registry.helpers import threads
 
 
@@ -46,6 +47,31 @@ def test_a_retired_model_is_closed_by_its_last_user_and_loaded_again_by_the_next
     cache.release(first)
     assert first.model.times_closed == 1
     assert cache.acquire(1).model is not first.model
+
+
+def test_the_least_recently_used_models_without_users_are_retired() -> None:
+    cache = ModelCache(StubModel)
+    used = cache.acquire(1)
+    unused = [cache.acquire(key) for key in (2, 3, 4)]
+    for entry in unused:
+        cache.release(entry)
+    cache.retire_unused(2)
+    assert [entry.key for entry in cache.entries()] == [1, 3, 4]
+    cache.retire_unused(0)
+    assert [entry.key for entry in cache.entries()] == [1]
+    cache.release(used)
+    assert [entry.model.times_closed for entry in (used, *unused)] == [0, 1, 1, 1]
+
+
+def test_callers_get_their_model_if_the_eviction_after_its_load_fails() -> None:
+    def fail(entry: CacheEntry[StubModel]) -> None:
+        raise ValueError("cannot evict")
+
+    with ThreadPoolExecutor(1) as executor:
+        cache = ModelCache(StubModel, executor.submit, fail)
+        entry = cache.acquire(1)
+        entry.load.result(10)
+    assert entry.model.key == 1
 
 
 def test_a_failed_load_leaves_no_entry() -> None:
