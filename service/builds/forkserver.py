@@ -113,6 +113,7 @@ class ForkServer:
             "the build template", self._start_template, self._await_ready, self._start_error
         )
         self._turn = threading.Condition()  # one command at a time; notified when a template is ready
+        self._start_lock = threading.Lock()  # once `_stopped` is set, the supervised process is not started
         self._is_started = False
         self._starting: Template  # used only by the supervised process's thread, as is the next
         self._starting_is_ready = False
@@ -122,14 +123,15 @@ class ForkServer:
 
     def start(self) -> None:
         """Start the template now, so that the first child does not wait for its imports."""
-        with self._turn:
-            if not self._is_started:
+        with self._start_lock:
+            if not self._is_started and not self._stopped:
                 self._is_started = True
                 self._process.start()
 
     def stop(self, grace_s: float = 2.0) -> None:
         """End the template and every child. Commands in progress raise `Unavailable`."""
-        self._stopped = True
+        with self._start_lock:
+            self._stopped = True
         self._process.stop(grace_s)
         with self._turn:
             self._discard_template()
