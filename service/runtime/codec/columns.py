@@ -236,7 +236,7 @@ def rows_of(columns: Sequence[Column], arrays: Sequence[Array], length: int) -> 
 
 def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults) -> None:
     """Add a fault for each column that is repeated, missing, or not a feature."""
-    features = {c.name for c in columns}
+    features, present = {c.name for c in columns}, set(names)
     if len(names) == 1 and len(features) > 1 and (separator := other_separator(names[0])):
         message = f"the header {show(names[0])} seems to be separated by {separator}; use commas"
         faults.add(message, None, names[0])
@@ -245,9 +245,9 @@ def check_names(names: Sequence[str], columns: Sequence[Column], faults: Faults)
         if count > 1:
             faults.add(f"column {show(name)} occurs {count} times; send it once", None, name)
         if name not in features:
-            faults.add_unknown("is not a feature of this model", name, features - set(names))
+            faults.add_unknown("is not a feature of this model", name, features - present)
     for column in columns:
-        if column.name not in names:
+        if column.name not in present:
             message = f"column {show(column.name)} is missing; {column.advice}"
             faults.add(message, None, column.name, column.expected)
 
