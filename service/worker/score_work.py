@@ -193,7 +193,6 @@ class ActorScorer:
     def __init__(self, shared: SharedScoreInput, fork_server: ForkServer) -> None:
         self._shared = shared
         self._isolation = Isolation(lambda: fork_server.fork("isolated"), shared.memory_mb, shared.deadline_s)
-        self._dataset = msgspec.convert(shared.dataset, Dataset)
         self._runtime: ModelRuntime | None = None
 
     def __call__(self, part: dict[str, Any], base: Path) -> PartitionResult:
@@ -202,7 +201,7 @@ class ActorScorer:
             store = Store(Path(shared.blobs))
             self._runtime = start_bulk_runtime(shared.version, store, self._isolation)
         return score_range(
-            self._dataset,
+            msgspec.convert(shared.dataset, Dataset),
             msgspec.convert(part, FileRange),
             shared.spec,
             shared.version.signature,
