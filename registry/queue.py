@@ -197,8 +197,8 @@ def finish(session: Session, task_id: int, fence: int, result: dict[str, Any] | 
 def fail(session: Session, task_id: int, fence: int, error: str, retry_in_s: float | None = None) -> bool:
     """Count a failed attempt: queue the task again after `retry_in_s`, or mark it as failed.
 
-    The task fails permanently if `retry_in_s` is None or its last attempt was used. Returns whether it will be
-    retried. Raises `StaleTask` if another claim holds the task.
+    The task fails permanently if `retry_in_s` is None or its last attempt was used. Returns whether it will
+    be retried. Raises `StaleTask` if another claim holds the task.
     """
     query = select(TaskRow.attempt, TaskRow.max_attempts).where(TaskRow.id == task_id)
     attempt, max_attempts = session.execute(query).one_or_none() or (0, 0)

@@ -81,7 +81,7 @@ def runs_after(rule: Recurrence, moment: datetime) -> Iterator[datetime]:
 
 
 def next_run(rule: Recurrence, moment: datetime) -> datetime | None:
-    """Return the first run later than `moment`, or None if it is 50 years away. Raises `Invalid`."""
+    """Return the first run later than `moment`, or None if none is within 50 years. Raises `Invalid`."""
     return next(runs_after(rule, moment), None)
 
 

@@ -298,9 +298,7 @@ def require_start_access(caller: Key, spec: JobSpec) -> None:
     require_model_access(caller, model_of(spec))
     scope = admission_of(spec["kind"]).required_scope
     if scope is not None and denial_reason(caller, scope) is not None:
-        raise HTTPException(
-            403, f"a {spec['kind']} job also needs the scope {scope}: this key lacks the scope {scope}"
-        )
+        raise HTTPException(403, f"this key lacks the scope {scope}, which a {spec['kind']} job also needs")
 
 
 def require_model_access(caller: Key, model: str | None) -> None:

@@ -34,9 +34,7 @@ from service.runtime.codec.columns import Column
 PART_ROWS = 1 << 19
 MAX_PIECES = 8
 BUFFER_BYTES = 1 << 18  # per column chunk
-REMOTE_BUFFER_BYTES = (
-    1 << 21
-)  # each fill is a request; its latency equals the transfer of about as many bytes
+REMOTE_BUFFER_BYTES = 1 << 21  # each fill is a request, which takes as long as the transfer of these bytes
 
 MAX_UNDIVIDED_ROWS = 1 << 20  # largest row group that is one part, see `balance`
 LAST_ROWS_PER_LANE = 1 << 19  # the last rows of the input, per lane, are divided into small parts

@@ -106,7 +106,7 @@ def _with_split_files(
         raise PermanentFailure(f"no training row of the input has a value in the target {target!r}")
     if plan.layout.validation and not held_out:
         share = f"{plan.layout.validation:g}"
-        raise PermanentFailure(f"validation {share} of {sum(rows)} rows is less than one row")
+        raise PermanentFailure(f"validation {share} of {sum(rows)} rows holds out no row")
     classes = None
     if plan.layout.labelled:
         classes = tuple(sorted({value for r in results for value, _ in r["counts"]}))
