@@ -39,7 +39,7 @@ from service.web.auth import denial_reason
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
 from service.web.file_response import ConditionalFileResponse
 from service.web.idempotency import IdempotencyKey, IdempotentResult, is_repeat, run_once
-from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.listing import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
 from service.web.request_models import MAX_NUMBER, require_digits
 from service.web.services import Services

@@ -27,7 +27,7 @@ from service.submit import job_kinds
 from service.submit.admission import JobSpec, prefixed_fields
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
 from service.web.idempotency import IdempotencyKey, IdempotentResult, is_repeat, run_once
-from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.listing import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
 from service.web.request_models import RequestBody
 from service.web.services import Services

@@ -3,7 +3,7 @@
 `http` is the connection, `jobs` follows a job to its end, `download` fetches a large file.
 """
 
-from service.client.errors import BuilderBroken, Record, ServerRefused, Unreachable, WrongBytes
+from service.client.client_errors import BuilderBroken, Record, ServerRefused, Unreachable, WrongBytes
 from service.client.http import Client
 from service.client.refs import ModelRef, path
 

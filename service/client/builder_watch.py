@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from service.client.errors import BuilderBroken
+from service.client.client_errors import BuilderBroken
 
 CHECK_INTERVAL_S = 5.0
 """Time between two checks of the builder while a build is waited for."""

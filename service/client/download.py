@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from service.client.errors import ServerRefused, Unreachable, WrongBytes, is_temporary
+from service.client.client_errors import ServerRefused, Unreachable, WrongBytes, is_temporary
 from service.client.http import Client
 
 MAX_SILENCE_S = 60.0

@@ -21,7 +21,7 @@ import httpx
 import msgspec
 
 from service.client.builder_watch import BuilderWatch
-from service.client.errors import Record, ServerRefused, Unreachable, WrongBytes
+from service.client.client_errors import Record, ServerRefused, Unreachable, WrongBytes
 from service.client.refs import ModelRef, path
 
 CHUNK_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from service.client.errors import Record, ServerRefused, Unreachable, is_temporary
+from service.client.client_errors import Record, ServerRefused, Unreachable, is_temporary
 from service.client.http import Client
 from service.client.refs import path
 

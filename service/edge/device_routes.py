@@ -16,8 +16,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from registry import db, exports
 from registry.artifacts import check_sha256
 from registry.errors import NotFound
+from service.edge.edge_schemas import DeviceId, EdgeQuery, Manifest, RuntimeVersion
 from service.edge.rollout import exports_with_digest, select_export
-from service.edge.schemas import DeviceId, EdgeQuery, Manifest, RuntimeVersion
 from service.runtime.snapshot import SnapshotExport
 from service.web.conditional import precondition_response
 from service.web.deps import CallerDep, ServicesDep, require_scope

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BeforeValidator
 
 from registry import exports
-from service.edge.schemas import ExportBody, ExportRecord
+from service.edge.edge_schemas import ExportBody, ExportRecord
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
-from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.listing import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
 from service.web.request_models import MAX_NUMBER, ModelName, VersionNumber, require_digits
 

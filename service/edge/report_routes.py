@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from registry import rollouts
-from service.edge.schemas import CountsRecord, ReportBody, ReportList, ReportRecord
+from service.edge.edge_schemas import CountsRecord, ReportBody, ReportList, ReportRecord
 from service.web.deps import CallerDep, ReadDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
-from service.web.pages import PageQuery, list_response
+from service.web.listing import PageQuery, list_response
 from service.web.problems import problem_responses
 from service.web.request_models import ModelName
 

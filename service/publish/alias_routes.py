@@ -9,9 +9,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
-from service.publish.schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
+from service.publish.model_schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
-from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.listing import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
 from service.web.request_models import ModelName, Timestamp
 from service.web.services import Services

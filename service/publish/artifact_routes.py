@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from registry.artifacts import check_sha256
-from service.publish.schemas import ArtifactRecord
+from service.publish.model_schemas import ArtifactRecord
 from service.web.deps import ServicesDep, require_scope
 from service.web.problems import problem_responses
 

@@ -11,10 +11,10 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from registry import keys
-from service.publish.schemas import IssuedKey, KeyBody, KeyRecord
+from service.publish.model_schemas import IssuedKey, KeyBody, KeyRecord
 from service.web.deps import CallerDep, ReadDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
-from service.web.pages import ListResponse, PageQuery, list_response
+from service.web.listing import ListResponse, PageQuery, list_response
 from service.web.problems import problem_responses
 
 router = APIRouter(tags=["keys"])

@@ -9,10 +9,10 @@ from fastapi.responses import FileResponse
 
 from registry import models, versions
 from registry.vocabulary import FORMAT_SUFFIXES
-from service.publish.schemas import EditBody, ModelRecord, PublishBody, VersionRecord
+from service.publish.model_schemas import EditBody, ModelRecord, PublishBody, VersionRecord
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
-from service.web.pages import ListResponse, SearchQuery, list_response
+from service.web.listing import ListResponse, SearchQuery, list_response
 from service.web.problems import problem_responses
 from service.web.request_models import ModelName, VersionNumber
 

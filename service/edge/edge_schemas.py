@@ -17,7 +17,7 @@ from registry.tables import DeviceReportRow, ExportRow
 from registry.vocabulary import Quantize
 from service.formats.media_types import ExampleType
 from service.runtime.snapshot import SnapshotExport
-from service.web.pages import ListResponse
+from service.web.listing import ListResponse
 from service.web.request_models import MAX_NUMBER, RequestBody, RequestModel, Sha256
 
 MAX_DEVICE_LENGTH = 200
