@@ -101,7 +101,9 @@ def keras_source(request: ExportRequest, report: BuildReport) -> ExportSource:
         convert=lambda: model.to_tflite(heads, request.signature),
         blocks=lambda rows: parity.reference(answer, keras_parity.rows_by_kind(request.signature, rows)),
         example=_complete_example(request),
-        tolerate=lambda export, blocks: keras_parity.tolerate_rounding(export, blocks, request.signature),
+        tolerate=lambda export, blocks: keras_parity.tolerate_rounding(
+            export, blocks, request.signature, heads
+        ),
     )
 
 

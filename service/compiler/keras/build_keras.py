@@ -40,7 +40,8 @@ def build_keras(request: BuildRequest, report: BuildReport) -> BuildResult:
         file.write_bytes(model.to_tflite(heads, signature))
     report.bytes["tflite"] = file.stat().st_size
     with report.step("parity"):
-        converted = keras_parity.tolerate_rounding(TfliteRuntime(file, signature).run, blocks, signature)
+        runtime = TfliteRuntime(file, signature)
+        converted = keras_parity.tolerate_rounding(runtime.run, blocks, signature, heads)
         figures = parity.compare(blocks, converted, signature, keras_parity.TOLERANCE)
     report.fields["parity"] = parity.report_entry(figures, keras_parity.TOLERANCE)
     if not figures.within:

@@ -9,14 +9,15 @@ import numpy as np
 
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input, Scalar, Signature
-from service.compiler.measure import comparison_rows
+from service.compiler.keras.heads import OutputHead
+from service.compiler.measure import comparison_rows, parity
 from service.compiler.measure.parity import AnswerRows, ReferenceBlock
 from service.compiler.signature.inputs import pack_rows
 
 TOLERANCE = 1e-4
 """As `parity.TOLERANCE`. Measured differences: 2e-5 for a ResNet50, 5e-6 for a small CNN."""
 VECTOR_TOLERANCE = 1e-5
-"""Of a number in a vector, relative to the largest number of the vector."""
+"""Of a number in a vector, relative to the largest number of the same output of the model."""
 KINDS = ("example", "random", "missing")
 
 
@@ -42,14 +43,17 @@ def _limit(feature: Input, limit: float | None, default: float) -> float:
     return abs(value) if feature.dtype == "bool" else value
 
 
-def tolerate_rounding(answer: AnswerRows, blocks: list[ReferenceBlock], signature: Signature) -> AnswerRows:
+def tolerate_rounding(
+    answer: AnswerRows, blocks: list[ReferenceBlock], signature: Signature, heads: tuple[OutputHead, ...]
+) -> AnswerRows:
     """`answer` for the rows of `blocks`, with the reference's value where the two differ by rounding alone.
 
     - A label, if the reference gives its class the largest probability within the tolerance.
-    - A number of a vector, if the difference is small relative to the whole vector: unlike targets, the
-      features of a vector share one scale.
+    - A number of a vector, if the difference is outside the tolerance, but small relative to all numbers of
+      the same output of the model (`heads`): unlike targets, the features of one output share one scale.
     """
     answers = {id(b.rows): b.answers for b in blocks}
+    scales = parity.output_scales(blocks, signature)
 
     def tolerant(rows: Rows) -> Outputs:
         expected, got = answers[id(rows)], dict(answer(rows))
@@ -61,17 +65,26 @@ def tolerate_rounding(answer: AnswerRows, blocks: list[ReferenceBlock], signatur
                     tied = _is_tied(expected[name], output.classes, got[label])
                     got[label] = np.where(tied, expected[label], got[label])
             elif name == "vector" and got[name].shape == expected[name].shape:
-                size = np.abs(expected[name]).max(axis=1, keepdims=True, initial=0.0)
-                near = np.abs(got[name] - expected[name]) <= VECTOR_TOLERANCE * size
-                got[name] = np.where(near, expected[name], got[name])
+                rounded = _is_rounding(expected[name], got[name], scales[name], heads)
+                got[name] = np.where(rounded, expected[name], got[name])
         return got
 
     return tolerant
 
 
 def _is_tied(probabilities: Array, classes: tuple[Scalar, ...], labels: Array) -> Array:
-    """bool [rows]: the probability of the label's class is within the tolerance of the largest."""
+    """bool [rows]: the probability of the label's class is the largest one, within the relative tolerance."""
     index_of = {c: i for i, c in enumerate(classes)}
     indices = np.array([index_of[label] for label in labels.tolist()], dtype=np.int64)
     of_label = np.take_along_axis(probabilities, indices[:, None], axis=1)[:, 0]
-    return np.asarray(probabilities.max(axis=1) - of_label <= TOLERANCE)
+    largest = probabilities.max(axis=1)
+    return np.asarray(largest - of_label <= TOLERANCE * largest)
+
+
+def _is_rounding(expected: Array, got: Array, scale: Array, heads: tuple[OutputHead, ...]) -> Array:
+    """bool [rows, numbers]: outside `TOLERANCE`, but within `VECTOR_TOLERANCE` of the output's numbers."""
+    difference, magnitude = np.abs(got - expected), np.abs(expected)
+    parts = np.split(magnitude, np.cumsum([h.width for h in heads])[:-1], axis=1)
+    largest = [np.broadcast_to(p.max(axis=1, keepdims=True, initial=0.0), p.shape) for p in parts]
+    near = difference <= VECTOR_TOLERANCE * np.concatenate(largest, axis=1)
+    return np.asarray(near & (difference > TOLERANCE * np.maximum(magnitude, scale)))

@@ -13,6 +13,7 @@ from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.compiler.export import export_version
 from service.compiler.keras import keras_parity
+from service.compiler.keras.heads import OutputHead
 from service.compiler.keras.load import KerasModel, as_float32
 from service.compiler.measure import parity
 from tests.service.compiler.keras import keras_models
@@ -26,14 +27,21 @@ CLASSIFIER = Signature(
 )
 VECTOR = Signature("transform", (Input("x", "float32"),), (Output("vector", "float32", (-1, 2)),))
 ROWS = Rows(matrix=np.zeros((2, 1)))
+ONE_HEAD = (OutputHead("features", 2, "numbers"),)
+TWO_HEADS = (OutputHead("large", 1, "numbers"), OutputHead("small", 1, "numbers"))
 
 
-def compare(signature: Signature, expected: dict[str, Any], answered: dict[str, Any]) -> parity.ParityFigures:
+def compare(
+    signature: Signature,
+    expected: dict[str, Any],
+    answered: dict[str, Any],
+    heads: tuple[OutputHead, ...] = ONE_HEAD,
+) -> parity.ParityFigures:
     def outputs(values: dict[str, Any]) -> Outputs:
         return {n: np.array(v, dtype=object if n == "label" else np.float32) for n, v in values.items()}
 
-    blocks = parity.reference(lambda rows: outputs(expected), {"edge": ROWS})
-    answer = keras_parity.tolerate_rounding(lambda rows: outputs(answered), blocks, signature)
+    blocks = parity.reference(lambda rows: outputs(expected), {"random": ROWS})
+    answer = keras_parity.tolerate_rounding(lambda rows: outputs(answered), blocks, signature, heads)
     return parity.compare(blocks, answer, signature, keras_parity.TOLERANCE)
 
 
@@ -58,12 +66,31 @@ def test_probabilities_must_agree_where_labels_are_tied() -> None:
     assert not compare(CLASSIFIER, expected, answered).within
 
 
+def test_small_probabilities_are_tied_only_if_they_are_equal() -> None:
+    small = [[6e-5, 5e-6, 0.0]] * 2
+    expected = {"label": ["a", "a"], "probabilities": small}
+    figures = compare(CLASSIFIER, expected, {"label": ["b", "b"], "probabilities": small})
+    assert figures.label_mismatches == 2
+
+
 @pytest.mark.parametrize(("small", "within"), [(1e-6, True), (1e-2, False)])
 def test_a_small_number_of_a_vector_may_differ_by_the_rounding_of_the_largest(
     small: float, within: bool
 ) -> None:
     figures = compare(VECTOR, {"vector": [[1.0, 1e-7]] * 2}, {"vector": [[1.0, small]] * 2})
     assert figures.within is within
+
+
+def test_numbers_of_different_outputs_of_a_model_have_separate_scales() -> None:
+    expected, answered = {"vector": [[1e6, 1.0]] * 2}, {"vector": [[1e6, 3.0]] * 2}
+    assert compare(VECTOR, expected, answered, ONE_HEAD).within
+    assert not compare(VECTOR, expected, answered, TWO_HEADS).within
+
+
+def test_tolerated_vectors_keep_their_differences_in_the_figures() -> None:
+    figures = compare(VECTOR, {"vector": [[1.0, 1.0]] * 2}, {"vector": [[1.0, 1.000005]] * 2})
+    assert figures.within
+    assert figures.largest_difference == pytest.approx(5e-6, rel=0.1)
 
 
 def test_a_model_with_tied_edge_rows_is_ready(tmp_path: Path) -> None:
