@@ -17,9 +17,7 @@ from service.compiler.keras.heads import OutputHead
 from service.compiler.keras.load import KerasModel
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import describe_input, example_rows
-
-MAX_FEATURES = 20_000
-"""Limit of the numbers per row. Each has a name and a column: an image of 128 x 128 has 16,384 features."""
+from service.compiler.tflite.metadata import MAX_FEATURES
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ from ai_edge_litert import schema_py_generated as schema
 from registry.errors import Invalid
 
 ENTRY = "trivium"
+MAX_FEATURES = 20_000
+"""Limit of the numbers per row of a Keras model or a published .tflite file.
+
+Each number has a name in the metadata, and a column: an image of 128 x 128 has 16,384 features.
+"""
 
 
 def read_entries(tflite: bytes) -> dict[str, bytes]:

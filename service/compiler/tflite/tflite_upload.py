@@ -17,12 +17,11 @@ from registry.errors import Refused, Unavailable
 from registry.rows import Rows
 from registry.signature import DType, Input, Output, Scalar, Signature, Task
 from service.compiler.example import ExampleTable
-from service.compiler.keras.describe_keras import MAX_FEATURES
 from service.compiler.measure import comparison_rows, parity
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import describe_input, example_rows
 from service.compiler.tflite import stamp, tflite_gate
-from service.compiler.tflite.metadata import ENTRY, read_entries
+from service.compiler.tflite.metadata import ENTRY, MAX_FEATURES, read_entries
 
 _DTYPES: dict[str, DType] = {
     "FLOAT32": "float32",
