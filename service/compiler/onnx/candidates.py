@@ -107,7 +107,7 @@ def _try(
     except MemoryError:
         trial.error = "converting it needs more memory than a build may use"
     except Exception as error:  # converters raise anything for what they do not support
-        trial.error = summarize_error(error)
+        trial.error = summarize_error(error, max_characters=200)
     trial.convert_s = time.perf_counter() - started
     if trial.error is None:
         started = time.perf_counter()
