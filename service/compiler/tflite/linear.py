@@ -110,8 +110,8 @@ def normalised(graph: Graph, probabilities: GraphTensor) -> GraphTensor:
 
 
 def partial_least_squares(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
-    centred_tensor = columns.apply(context.graph, column_step("subtract", model._x_mean, columns.width))
-    return CompiledOutputs(value=affine(context, centred_tensor, np.asarray(model.coef_).T, model.intercept_))
+    centred = columns.apply(context.graph, column_step("subtract", model._x_mean, columns.width))
+    return CompiledOutputs(value=affine(context, centred, np.asarray(model.coef_).T, model.intercept_))
 
 
 def _types(module: Any, names: str) -> list[type]:

@@ -24,7 +24,10 @@ The cut is often the score of a training row. Such rows are inliers, as in sciki
 
 
 def flatten(model: Any) -> NodeTable:
-    """Convert a fitted tree ensemble. Raises `Refused`, naming the class, for any other model."""
+    """Convert a fitted tree ensemble.
+
+    Raises `Refused`, naming the class, for any other model, and for splits on categories.
+    """
     name = type(model).__name__
     if type(model) not in FAMILIES:
         supported = ", ".join(sorted(t.__name__ for t in FAMILIES))

@@ -32,7 +32,7 @@ def _column_steps(transformer: Any) -> tuple[ColumnStep, ...]:
     if type(transformer) is SimpleImputer:
         return (_fill(transformer),)
     name = type(transformer).__name__
-    raise Refused(f"{name} before the trees has no form as arithmetic on single columns of a table of nodes")
+    raise Refused(f"{name} before the trees is not arithmetic on single columns, as a table of nodes needs")
 
 
 def _fill(imputer: Any) -> ColumnStep:
