@@ -128,4 +128,5 @@ def _partition_error(row: PartitionSummary) -> str | None:
     deaths = (row.attempt or 0) - row.failures - (row.task_state == queue.RUNNING)
     if deaths <= 0:
         return None
-    return f"{deaths} workers died on this partition; the job fails after {jobs.MAX_LOST_WORKERS}"
+    workers = "worker" if deaths == 1 else "workers"
+    return f"{deaths} {workers} died on this partition; the job fails after {jobs.MAX_LOST_WORKERS}"

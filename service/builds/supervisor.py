@@ -135,13 +135,13 @@ class Supervisor:
 
     def _drop(self, task: queue.ClaimedTask, reason: str) -> None:
         """Fail a task whose verdict is not needed any more, so that no server claims it again."""
-        log.info(f"{task.kind}.dropped", **_log_fields(task), why=reason)
+        log.info(f"{task.kind}.dropped", **_log_fields(task), reason=reason)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             queue.fail(session, task.id, task.fence, reason)
 
     def _postpone(self, task: queue.ClaimedTask, reason: str) -> None:
         """Return the task to the queue without counting the attempt: a later one may succeed."""
-        log.warning(f"{task.kind}.postponed", **_log_fields(task), why=reason)
+        log.warning(f"{task.kind}.postponed", **_log_fields(task), reason=reason)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             queue.release(session, task.id, task.fence)
 
@@ -151,7 +151,7 @@ class Supervisor:
         try:
             with self._sessions.begin() as session:
                 if is_retried := queue.fail(session, task.id, task.fence, reason, retry_in_s):
-                    log.warning(f"{task.kind}.lost", **_log_fields(task), why=reason)
+                    log.warning(f"{task.kind}.lost", **_log_fields(task), reason=reason)
                 else:
                     self._kinds[task.kind].reject(session, int(task.subject), reason)
         except (StaleTask, NotFound) as error:
@@ -184,7 +184,7 @@ def delete_abandoned(tmp: Path, older_than_s: float) -> None:
 
 
 def _log_fields(task: queue.ClaimedTask) -> dict[str, object]:
-    return {"task": task.id, f"{task.kind}_of": task.subject}
+    return {"task": task.id, "subject": task.subject}
 
 
 def _worker_name() -> str:

@@ -102,8 +102,8 @@ class Pool:
 
     async def close(self) -> None:
         """Cancel the loads that have not begun, and close every model."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._cache.close, Unavailable("the server is shutting down"))
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, job: Callable[[], object]) -> None:
         try:

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
@@ -136,9 +135,7 @@ class _Driver:
             os.close(write_fd)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
             self._process.wait(DRIVER_EXIT_S)
