@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
+from registry.vocabulary import SCOPES
 from service.cli.connection import connect
 from service.cli.options import Json, parse_span, without_none
 from service.cli.output import format_time, print_message, print_record, print_table
@@ -19,9 +20,7 @@ KeyId = Annotated[
 
 
 def create(
-    scope: Annotated[
-        list[str], Option("--scope", help="predict, publish, promote, edge, batch or admin; may be repeated.")
-    ],
+    scope: Annotated[list[str], Option("--scope", help=f"One of {', '.join(SCOPES)}; may be repeated.")],
     name: Annotated[str | None, Option("--name", help="A name that describes the key's use.")] = None,
     model: Annotated[
         list[str] | None, Option("--model", help="Limit the key to this model; may be repeated.")
