@@ -16,18 +16,22 @@ from service.compiler.signature.estimator import input_form
 def encoder_categories(model: Any, names: list[str]) -> dict[str, tuple[Scalar, ...]]:
     """Categories by feature name, for features whose own values reach an encoder.
 
-    Where several encoders receive a feature, only categories that all of them accept.
+    Where several encoders receive a feature: the categories that none of them rejects. Encoders that accept
+    unknown values reject none.
     """
-    categories: dict[str, tuple[Scalar, ...]] = {}
+    accepted: dict[str, tuple[Scalar, ...]] = {}  # by all encoders that reject unknown values
+    fitted: dict[str, tuple[Scalar, ...]] = {}  # in any of the other encoders
     for visit in composites.walk(model, [ColumnSource(i) for i in range(len(names))]):
         for column, values in enumerate(_column_categories(visit)):
             source = visit.sources[column] if column < len(visit.sources) else None
             if source is None or source.steps or not values:
                 continue
             name = names[source.feature]
-            common = categories.get(name, values)
-            categories[name] = tuple(v for v in common if v in values)
-    return {name: values for name, values in categories.items() if values}
+            if getattr(visit.estimator, "handle_unknown", None) == "error":
+                accepted[name] = tuple(v for v in accepted.get(name, values) if v in values)
+            else:
+                fitted[name] = tuple(dict.fromkeys((*fitted.get(name, ()), *values)))
+    return {name: values for name, values in (fitted | accepted).items() if values}
 
 
 def _column_categories(visit: EstimatorVisit) -> Iterator[tuple[Scalar, ...]]:

@@ -90,8 +90,8 @@ def test_walk_visits_all_estimators_that_receive_rows() -> None:
     scaled = make_pipeline(StandardScaler(), tree())
     voting = VotingClassifier([("scaled", scaled), ("plain", tree()), ("off", "drop")])
     model = GridSearchCV(voting, {}, cv=2).fit(FRAME, LABELS)
-    visits = [(type(v.estimator).__name__, v.is_composite) for v in composites.walk(model)]
-    assert visits == [
+    visited = [(type(v.estimator).__name__, v.is_composite) for v in composites.walk(model)]
+    assert visited == [
         ("GridSearchCV", True),
         ("VotingClassifier", True),
         ("Pipeline", True),
@@ -112,7 +112,7 @@ def test_chain_looks_through_nested_pipelines_searches_and_frozen_estimators() -
 
 def test_a_class_outside_scikit_learn_has_the_estimator_in_its_usual_attribute_as_its_part() -> None:
     class Wrapper:
-        __module__ = "somebody.models"
+        __module__ = "custom.models"
 
         def __init__(self, inner: Any) -> None:
             self.best_estimator_ = inner
@@ -201,11 +201,28 @@ def test_encoders_inside_a_composite_name_the_categories(model: Any) -> None:
     assert encoder_categories(model, list(CITIES)) == {"city": ("Bern", "Genève", "Zürich")}
 
 
-def test_categories_that_only_some_encoders_know_are_left_out() -> None:
+def vote_of_encoders(*encoders: Any) -> VotingClassifier:
+    members = [(f"encoder{number}", encoded(encoder)) for number, encoder in enumerate(encoders)]
+    return VotingClassifier(members).fit(CITIES, BOUGHT)
+
+
+def test_categories_that_one_encoder_rejects_are_left_out() -> None:
+    cities = ["Bern", "Genève", "Paris", "Zürich"]
+    model = vote_of_encoders(OneHotEncoder(categories=[cities]), OneHotEncoder())
+    assert encoder_categories(model, list(CITIES)) == {"city": ("Bern", "Genève", "Zürich")}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_categories_that_only_some_encoders_were_fitted_on_are_listed_if_all_accept_them(
+    tmp_path: Path, strict: bool
+) -> None:
     two_cities = OneHotEncoder(categories=[["Bern", "Zürich"]], handle_unknown="ignore")
-    members = [("all", encoded(OneHotEncoder())), ("some", encoded(two_cities))]
-    model = VotingClassifier(members).fit(CITIES, BOUGHT)
-    assert encoder_categories(model, list(CITIES)) == {"city": ("Bern", "Zürich")}
+    three_cities = OneHotEncoder(handle_unknown="error" if strict else "ignore")
+    model = vote_of_encoders(two_cities, three_cities)
+    built = publish(tmp_path, model, CITIES)
+    assert built.signature is not None
+    city = built.signature.inputs[0]
+    assert (set(city.categories or ()), city.closed) == ({"Bern", "Genève", "Zürich"}, strict)
 
 
 def test_scaled_values_are_not_the_categories_of_a_feature() -> None:
