@@ -31,7 +31,7 @@ from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from registry.vocabulary import Quantize
 from service.compiler.signature.estimator import EstimatorRuntime
-from service.compiler.tflite.compose import CONVERTERS
+from service.compiler.tflite.compose import supported_types
 from service.compiler.tflite.conversion import convert
 from service.compiler.tflite.quantize import quantize
 from service.compiler.tflite.runtime_versions import min_tflite
@@ -199,7 +199,7 @@ def table(lines: list[EstimatorFigures]) -> str:
 
 
 def supported() -> str:
-    names = sorted({t.__name__ for t in CONVERTERS})
+    names = sorted({t.__name__ for t in supported_types()})
     return ", ".join(f"`{name}`" for name in names)
 
 

@@ -12,6 +12,7 @@ inside `SelectFromModel`, the template of a forest) are not parts.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -144,6 +145,15 @@ def delegate(model: Any) -> Any | None:
     """The inner estimator that gives exactly the answers of `model`, or None."""
     attribute = next((name for kind, name in _DELEGATES.items() if isinstance(model, kind)), None)
     return None if attribute is None else getattr(model, attribute, None)
+
+
+def delegating_types() -> list[type]:
+    """scikit-learn's own classes for which `delegate` gives an inner estimator."""
+    types: list[type] = []
+    for kind in _DELEGATES:
+        subclasses: list[type] = type.__subclasses__(kind) if inspect.isabstract(kind) else [kind]
+        types += [t for t in subclasses if t.__module__.startswith("sklearn.") and not inspect.isabstract(t)]
+    return types
 
 
 def parts(model: Any) -> list[CompositePart]:

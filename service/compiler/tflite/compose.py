@@ -30,11 +30,17 @@ def compile_model(context: ConversionContext, model: Any, columns: GraphColumns)
     return converter(context, model, columns)
 
 
+def supported_types() -> list[type]:
+    """The estimators that can be converted, if the estimators inside them can be."""
+    return [*CONVERTERS, *composites.delegating_types()]
+
+
 def supported_alternatives(model: Any) -> list[str]:
     """Supported estimators of the same kind: classifiers, regressors, outlier detectors, or others."""
     kinds = [kind for kind in _KINDS if isinstance(model, kind)]
-    supported = [t for t in CONVERTERS if (issubclass(t, kinds[0]) if kinds else not issubclass(t, _KINDS))]
-    return sorted({t.__name__ for t in supported})
+    types = supported_types()
+    alternatives = [t for t in types if (issubclass(t, kinds[0]) if kinds else not issubclass(t, _KINDS))]
+    return sorted({t.__name__ for t in alternatives})
 
 
 def _transform(context: ConversionContext, transformer: Any, columns: GraphColumns) -> GraphColumns:

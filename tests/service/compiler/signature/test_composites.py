@@ -39,6 +39,7 @@ from service.compiler.signature.categories import encoder_categories
 from service.compiler.signature.composites import ColumnSource
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
+from service.compiler.tflite.compose import supported_alternatives
 from service.compiler.tflite.conversion import convert
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler import sweep
@@ -285,3 +286,10 @@ def test_a_wrapper_with_the_answers_of_its_inner_estimator_converts_to_tflite(
     file.write_bytes(convert(model, signature))
     answers = TfliteRuntime(file, signature).run(Rows(matrix=FRAME.to_numpy()))
     assert answers["label"].tolist() == model.predict(FRAME).tolist()
+
+
+def test_a_refusal_lists_the_wrappers_that_are_converted() -> None:
+    searches = {"GridSearchCV", "RandomizedSearchCV"}
+    assert {"FrozenEstimator", *searches} <= set(supported_alternatives(StandardScaler()))
+    assert "SelfTrainingClassifier" in supported_alternatives(LogisticRegression())
+    assert "RANSACRegressor" in supported_alternatives(Ridge())
