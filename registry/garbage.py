@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -63,15 +63,23 @@ def _referenced_blobs(session: Session) -> set[str | None]:
     ):
         blobs.update((blob, zstd, (calibration or {}).get("artifact")))
     for output, errors, spec in session.execute(select(JobRow.output, JobRow.errors, JobRow.spec)):
-        blobs.update((output, errors, *_input_blobs(spec)))
+        blobs.update((output, errors, *_artifacts(spec)))
     for spec in session.scalars(select(ScheduleRow.job)):
-        blobs.update(_input_blobs(spec))
+        blobs.update(_artifacts(spec))
     return blobs
 
 
-def _input_blobs(spec: dict[str, Any]) -> Iterator[str | None]:
-    """Yield the artifacts that a job or its follow-up job reads. `resume` may read them again."""
-    for part in ("input", "estimator"):
-        yield (spec.get(part) or {}).get("artifact")
-    if spec.get("then"):
-        yield from _input_blobs(spec["then"])
+def _artifacts(spec: Any) -> Iterator[str]:
+    """Yield each `{"artifact": sha256}` of a job's spec, at any depth. `resume` may read them again.
+
+    A job kind may add fields, so their names are not listed here.
+    """
+    values: Iterable[Any] = ()
+    if isinstance(spec, dict):
+        if isinstance(artifact := spec.get("artifact"), str):
+            yield artifact
+        values = spec.values()
+    elif isinstance(spec, list):
+        values = spec
+    for value in values:
+        yield from _artifacts(value)

@@ -2,6 +2,7 @@
 
 A job has one task that plans it, one task per partition, and one task that assembles the results. The
 assembly is enqueued with the result of the last partition. A training does this once for each of its stages.
+A job's stages run in the order of their names, and a job counts the rows of its first stage.
 A partition with a `result` is done. The result is recorded in the transaction that finishes its task, under
 the fence of its claim, so a partition counts once even if it was computed several times.
 
@@ -45,12 +46,10 @@ OPEN_STATES = (QUEUED, RUNNING)
 
 SCORE_STAGE = "score"  # the one stage of a scoring job
 READ_STAGE = "00-read"  # the first stage of a training
-ROW_COUNTING_STAGES = (SCORE_STAGE, READ_STAGE)
-"""Stages whose rows are counted as rows of the job. The other stages process the same rows again."""
-RAY_STAGE_SUFFIXES = ("score", "fit")
-"""With the engine Ray, the partitions of stages with these endings share one task of kind `RAY_TASK`."""
 SEQUENTIAL = "in_turn"
 """A partition whose `part` has this key starts after the partition before it in its stage is done."""
+ON_RAY = "on_ray"
+"""With the engine Ray, the partitions whose `part` has this key share one task of kind `RAY_TASK`."""
 
 STEP_PRIORITY = 5
 """Priority of planning and assembly: short tasks that must not wait for partitions of other jobs."""
@@ -240,7 +239,7 @@ def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow, moment:
     """
     subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + MAX_LOST_WORKERS
     fence = row.task.fence if row.task else 0
-    if job.engine == RAY and row.stage.endswith(RAY_STAGE_SUFFIXES):
+    if job.engine == RAY and row.part.get(ON_RAY):
         task_id = queue.enqueue_once(session, RAY_TASK, str(job.id), max_attempts=100 * MAX_LOST_WORKERS)
         row.task = session.get_one(TaskRow, task_id)
     else:
@@ -314,7 +313,15 @@ def resume(session: Session, job_id: int) -> JobRow:
 
 
 def _progress_query() -> Select[int, *tuple[Any, ...]]:
-    counts = PartitionRow.stage.in_(ROW_COUNTING_STAGES)
+    """The rows of a job are those of its first stage by name: later stages process the same rows again."""
+    is_asked = PartitionRow.job_id.in_(bindparam("job_ids", expanding=True))
+    first_stage = (
+        select(PartitionRow.job_id, func.min(PartitionRow.stage).label("name"))
+        .where(is_asked)
+        .group_by(PartitionRow.job_id)
+        .subquery()
+    )
+    counts = PartitionRow.stage == first_stage.c.name
     since_start = PartitionRow.finished_at >= JobRow.started_at
     rows_since_start = case(
         (or_(PartitionRow.finished_at.is_(None), since_start), PartitionRow.rows + PartitionRow.failed)
@@ -333,8 +340,9 @@ def _progress_query() -> Select[int, *tuple[Any, ...]]:
             func.count(case((since_start, 1))),
         )
         .join(JobRow, JobRow.id == PartitionRow.job_id)
+        .join(first_stage, first_stage.c.job_id == PartitionRow.job_id)
         .outerjoin(TaskRow, TaskRow.id == PartitionRow.task_id)
-        .where(PartitionRow.job_id.in_(bindparam("job_ids", expanding=True)))
+        .where(is_asked)
         .group_by(PartitionRow.job_id)
     )
 

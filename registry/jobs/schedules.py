@@ -9,12 +9,12 @@ This module does not build jobs from a schedule's `job`: the caller passes a `St
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, false, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -88,12 +88,6 @@ def create(session: Session, new: NewSchedule, *, by: str, moment: datetime | No
     return row
 
 
-def model_of(job: dict[str, Any]) -> str | None:
-    """Return the model of a job: the one it scores with, or the one a training publishes."""
-    model: str | None = job.get("model") or job.get("publish", {}).get("name")
-    return model
-
-
 def get(session: Session, name: str) -> ScheduleRow:
     """Raises `NotFound`."""
     row = session.get(ScheduleRow, name)
@@ -114,16 +108,27 @@ def search(
     session: Session,
     *,
     models: Collection[str] | None = None,
+    model_paths: Mapping[str, Sequence[str]],
     page_size: int = 100,
     page_token: str | None = None,
 ) -> Page[ScheduleRow]:
-    """Return a page of schedules by name. `models` restricts it to schedules of these models."""
+    """Return a page of schedules by name. `models` restricts it to schedules of these models.
+
+    `model_paths`: by job kind, the keys that lead to the model's name in `job`. Schedules of other kinds are
+    left out of a restricted list.
+    """
     query = select(ScheduleRow).order_by(ScheduleRow.name).limit(page_size + 1)
     if (last := decode_token(page_token, str)) is not None:
         query = query.where(ScheduleRow.name > last)
     if models is not None:
-        trained = ScheduleRow.job[("publish", "name")].as_string()
-        query = query.where(or_(ScheduleRow.job["model"].as_string().in_(models), trained.in_(models)))
+        is_of_models = [
+            and_(
+                ScheduleRow.job["kind"].as_string() == kind,
+                ScheduleRow.job[tuple(path)].as_string().in_(models),
+            )
+            for kind, path in model_paths.items()
+        ]
+        query = query.where(or_(false(), *is_of_models))
     return make_page(list(session.scalars(query)), page_size, lambda s: s.name)
 
 

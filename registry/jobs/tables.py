@@ -50,7 +50,7 @@ class PartitionRow(Base):
     stage: Mapped[str] = mapped_column(primary_key=True)  # score; the stages of a training
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     task_id: Mapped[int | None] = mapped_column(ForeignKey("tasks.id"), index=True)
-    part: Mapped[dict[str, Any]]  # the part of the input
+    part: Mapped[dict[str, Any]]  # the part of the input, and the keys `SEQUENTIAL` and `ON_RAY` of jobs.py
     rows_total: Mapped[int | None]  # None: unknown until the partition is read
     rows: Mapped[int] = mapped_column(default=0)  # processed so far
     failed: Mapped[int] = mapped_column(default=0)

@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
-from registry import db
+from registry import db, media_types
 from registry.errors import Conflict, NotFound
 from registry.jobs import jobs
-from registry.jobs.schedules import model_of
 from registry.jobs.tables import JobRow
 from registry.keys import Key, is_active
+from registry.media_types import CSV
 from registry.tables import VersionRow
 from service.batch.job_records import job_record, job_summary
 from service.batch.job_schemas import (
@@ -32,7 +32,6 @@ from service.batch.job_schemas import (
     is_dry_run,
     job_spec,
 )
-from service.formats import media_types
 from service.submit.admission import HeadReport, JobSpec
 from service.submit.job_kinds import admission_of
 from service.web.auth import denial_reason
@@ -218,7 +217,8 @@ def output(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
         raise NotFound("output of job", job_id, admission.output_hint(job))
     if job.output is None:
         raise Conflict(
-            f"job {job_id} is {job.state} and has no output yet; finished partitions have their own"
+            f"job {job_id} is {job.state} and has no output yet; "
+            f"download finished partitions at /v1/jobs/{job_id}/partitions/N/output"
         )
     media_type = job.spec["output"]["media_type"]
     return _deliver(services.store.path, job.output, media_type, f"{job.model}-job-{job.id}")
@@ -249,7 +249,7 @@ def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
         raise NotFound("errors file of job", job_id, "no row failed")
     if job.errors is None:
         raise Conflict(f"job {job_id} is {job.state}; its errors file is written together with its output")
-    return _deliver(services.store.path, job.errors, media_types.CSV, f"{job.model}-job-{job.id}-errors")
+    return _deliver(services.store.path, job.errors, CSV, f"{job.model}-job-{job.id}-errors")
 
 
 @router.head(
@@ -295,14 +295,17 @@ def partition_output(
 
 def require_start_access(caller: Key, spec: JobSpec) -> None:
     """Answer 403 if the key may not start or resume the job."""
-    require_model_access(caller, model_of(spec))
-    scope = admission_of(spec["kind"]).required_scope
+    admission = admission_of(spec["kind"])
+    require_model_access(caller, admission.model_of(spec))
+    scope = admission.required_scope
     if scope is not None and denial_reason(caller, scope) is not None:
         raise HTTPException(403, f"this key lacks the scope {scope}, which a {spec['kind']} job also needs")
 
 
 def require_model_access(caller: Key, model: str | None) -> None:
-    """Answer 403 if the key may not use batch jobs of this model."""
+    """Answer 403 if the key may not use batch jobs of this model, or has a list of models and it is None."""
+    if model is None and caller.models is not None:
+        raise HTTPException(403, "this key is limited to some models, and this job names none")
     if model is not None and (reason := denial_reason(caller, "batch", model=model)) is not None:
         raise HTTPException(403, reason)
 

@@ -82,7 +82,11 @@ def list_schedules(
 ) -> ListResponse[ScheduleRecord]:
     """List schedules by name. A key for some models lists only the schedules of these models."""
     page = schedules.search(
-        session, models=caller.models, page_size=query.page_size, page_token=query.page_token
+        session,
+        models=caller.models,
+        model_paths=job_kinds.model_paths(),
+        page_size=query.page_size,
+        page_token=query.page_token,
     )
     last_runs = schedules.last_runs(session, [s.name for s in page.items])
     follow_ups = _follow_up_jobs(session, last_runs.values())
@@ -176,7 +180,7 @@ def list_runs(
 
 def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
     row = schedules.get(session, name)
-    require_model_access(caller, schedules.model_of(row.job))
+    require_model_access(caller, job_kinds.admission_of(row.job["kind"]).model_of(row.job))
     return row
 
 

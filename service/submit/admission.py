@@ -55,6 +55,19 @@ class JobAdmission(ABC):
     has_eta: ClassVar[bool] = True
     """False if the remaining time cannot be estimated from rows and partitions."""
 
+    @property
+    @abstractmethod
+    def model_path(self) -> tuple[str, ...]:
+        """Keys that lead to the model's name in a spec. A key limited to some models may use only these."""
+
+    def model_of(self, spec: JobSpec) -> str:
+        """Return the model that the job scores with or publishes. Raises `KeyError` if the spec has none."""
+        model: Any = spec
+        for key in self.model_path:
+            model = model[key]
+        assert isinstance(model, str), self.model_path
+        return model
+
     def output_hint(self, job: JobRow) -> str:
         """Describe the result of `job`, for kinds without an output file."""
         return f"a {job.kind} job has no output file"
@@ -82,7 +95,7 @@ class JobAdmission(ABC):
         Raises `Invalid` if columns are missing or if no row can be used.
         """
 
-    def examine_scheduled(
+    def examine_scheduled_job(
         self, settings: Settings, store: Store, spec: JobSpec, version: VersionRow | None
     ) -> list[str]:
         """Examine the input of a schedule's job, which may not exist yet.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from registry.artifacts import Store
 from registry.errors import Invalid, Missing, invalid_field
+from registry.media_types import COMPRESSION_SUFFIXES, TYPE_BY_SUFFIX
 from service.config import Settings
-from service.formats.media_types import COMPRESSION_SUFFIXES, TYPE_BY_SUFFIX
 
 REMOTE_SCHEMES = ("s3", "gs", "az")
 

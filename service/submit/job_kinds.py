@@ -7,8 +7,8 @@ A job kind consists of three modules, and this table names them:
     service/worker/                `JobWork`: plans the job, runs its partitions, assembles the result
 
 To add a kind, write these modules, add its name to `JobKind` in `registry/vocabulary.py`, and add an entry
-here. Stages that count rows or run on Ray are listed in `registry/jobs/jobs.py`. Bodies and works are named
-by import path and loaded on first use: this package lies below `batch` and `worker` and must not import them.
+here. Bodies and works are named by import path and loaded on first use: this package lies below `batch` and
+`worker` and must not import them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ def admission_of(kind: str) -> JobAdmission:
     return KIND_TABLE[kind].admission
 
 
+def model_paths() -> dict[str, tuple[str, ...]]:
+    """Return, by kind, the keys that lead to the model's name in a spec."""
+    return {kind: entry.admission.model_path for kind, entry in KIND_TABLE.items()}
+
+
 def body_classes() -> list[Any]:
     """Return the pydantic models of the request bodies, one for each kind."""
     return [pkgutil.resolve_name(entry.body) for entry in KIND_TABLE.values()]
@@ -71,7 +76,7 @@ def examine_scheduled(settings: Settings, sessions: db.Sessions, store: Store, s
     admission = admission_of(spec["kind"])
     with db.reading(sessions) as session:
         version = admission.resolve_version(session, spec)
-    return admission.examine_scheduled(settings, store, spec, version)
+    return admission.examine_scheduled_job(settings, store, spec, version)
 
 
 def scheduled_job_starter(store: Store) -> StartJob:

@@ -44,6 +44,7 @@ class ScoreColumns(NamedTuple):
 
 
 class ScoreAdmission(JobAdmission):
+    model_path = ("model",)
     output_stage = jobs.SCORE_STAGE
 
     def resolve_version(self, session: Session, spec: JobSpec) -> VersionRow:
@@ -102,7 +103,7 @@ class ScoreAdmission(JobAdmission):
             kind=SCORE,
             engine=spec["engine"],
             spec=spec,
-            model=spec["model"],
+            model=self.model_of(spec),
             version=version,
             max_attempts=spec["max_attempts"],
             keep_s=spec["expires_in"] or jobs.DEFAULT_KEEP_S,

@@ -33,6 +33,7 @@ from service.submit.score_admission import require_copied_columns
 
 
 class TrainAdmission(JobAdmission):
+    model_path = ("publish", "name")
     required_scope = "publish"
     errors_hint = "a training counts the rows without a target and does not list them"
     has_eta = False  # all rows are read long before the last stage
@@ -56,7 +57,7 @@ class TrainAdmission(JobAdmission):
         self._examine_then(settings, store, spec, features)
         return HeadReport(features, rows=0, failed=0, warnings=[])
 
-    def examine_scheduled(
+    def examine_scheduled_job(
         self, settings: Settings, store: Store, spec: JobSpec, version: VersionRow | None
     ) -> list[str]:
         warnings: list[str] = []
@@ -89,7 +90,7 @@ class TrainAdmission(JobAdmission):
             kind=TRAIN,
             engine=spec["engine"],
             spec=spec,
-            model=spec["publish"]["name"],
+            model=self.model_of(spec),
             max_attempts=spec["max_attempts"],
             schedule=schedule,
             parent_id=parent_id,

@@ -15,6 +15,7 @@ from registry import db, versions
 from registry.artifacts import BlobWriter, Store
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
+from registry.media_types import SUFFIXES
 from registry.rows import NUMPY_DTYPES, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
@@ -22,7 +23,6 @@ from service.builds.forkserver import ForkServer
 from service.formats import assembly, reading
 from service.formats.assembly import PartErrors
 from service.formats.dataset import Dataset, FileRange
-from service.formats.media_types import SUFFIXES
 from service.formats.writing import ErrorWriter, PartWriter
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
@@ -58,7 +58,9 @@ class ScoreWork:
         dataset = reading.open_dataset(place.location, place.media_type)
         reading.read_head(dataset, columns.features, columns.copied, columns.id_column, 1)
         ranges = reading.split(dataset, self._settings.batch_lanes)
-        partitions = [jobs.NewPartition(msgspec.to_builtins(r), r.rows) for r in ranges]
+        partitions = [
+            jobs.NewPartition({**msgspec.to_builtins(r), jobs.ON_RAY: True}, r.rows) for r in ranges
+        ]
         return PlannedStage(jobs.SCORE_STAGE, partitions, {"dataset": msgspec.to_builtins(dataset)})
 
     def partition(

@@ -15,7 +15,7 @@ from registry.db import Sessions
 from registry.errors import Invalid
 from registry.jobs import jobs, schedules
 from tests.registry.helpers import SIGNATURE, build, publish, threads
-from tests.registry.jobs.scheduled import add
+from tests.registry.jobs.schedule_helpers import add_schedule
 
 DAY = 24 * 3600.0
 
@@ -43,12 +43,12 @@ def test_orphans_are_deleted_after_a_day_and_blobs_of_versions_stay(sessions: Se
     build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table))
     for blob in store:
         _age(store, blob.sha256)
-    orphan, young = _put_old(store, b"orphan"), _put_old(store, b"young", 0.9)
+    orphan, new_blob = _put_old(store, b"orphan"), _put_old(store, b"new", 0.9)
     assert _collect(sessions, store, dry_run=True).blobs == [orphan]
     assert store.path(orphan).is_file()
     report = _collect(sessions, store)
     assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 5)
-    assert {b.sha256 for b in store} == {example, servable, table, young, store.put([b"model"]).sha256}
+    assert {b.sha256 for b in store} == {example, servable, table, new_blob, store.put([b"model"]).sha256}
     assert _collect(sessions, store).blobs == []
 
 
@@ -78,8 +78,8 @@ def test_blobs_of_jobs_and_schedules_stay_until_these_are_deleted(sessions: Sess
         job.output, job.errors = blobs["output"], blobs["errors"]
         jobs.end(session, job, jobs.DONE)
         jobs.create(session, jobs.NewJob(kind="train", spec={**train, "then": None}, model="fraud"), by="ann")
-    add(sessions, "train", job=train)
-    add(sessions, "score", job={**score, "input": {"artifact": blobs["next"]}})
+    add_schedule(sessions, "train", job=train)
+    add_schedule(sessions, "score", job={**score, "input": {"artifact": blobs["next"]}})
     assert _collect(sessions, store).blobs == []
     with sessions.begin() as session:
         schedules.remove(session, "train")
@@ -90,6 +90,16 @@ def test_blobs_of_jobs_and_schedules_stay_until_these_are_deleted(sessions: Sess
     with sessions.begin() as session:
         assert jobs.delete_expired(session) == [job.id]
     assert set(_collect(sessions, store).blobs) == {blobs[n] for n in ("input", "output", "errors")}
+
+
+def test_artifacts_in_any_field_of_a_job_stay(sessions: Sessions, store: Store) -> None:
+    top, nested = _put_old(store, b"top"), _put_old(store, b"nested")
+    spec = {"kind": "other", "baseline": {"artifact": top}, "steps": [{"do": {"rows": {"artifact": nested}}}]}
+    add_schedule(sessions, "other", job=spec)
+    assert _collect(sessions, store).blobs == []
+    with sessions.begin() as session:
+        schedules.remove(session, "other")
+    assert set(_collect(sessions, store).blobs) == {top, nested}
 
 
 def test_interrupted_uploads_are_deleted_after_the_grace_period(sessions: Sessions, store: Store) -> None:

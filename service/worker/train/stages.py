@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from registry.jobs.jobs import SEQUENTIAL, NewPartition
+from registry.jobs.jobs import ON_RAY, SEQUENTIAL, NewPartition
 from registry.jobs.tables import PartitionRow
 from registry.signature import Scalar
 from service.compiler.fit.fit_records import ClassShare, FitAction, FitPlan, FitStep, Slot, Strategy
@@ -133,9 +133,11 @@ def new_partitions(
         return [NewPartition({}) for _ in plan.split_files]
     if action not in ("transform", "fit"):
         return [NewPartition({})]
-    order = {SEQUENTIAL: True} if action == "transform" or plan.strategy == "partial_fit" else {}
+    options = {SEQUENTIAL: True} if action == "transform" or plan.strategy == "partial_fit" else {}
+    if action == "fit":
+        options[ON_RAY] = True
     shares = _class_shares(plan, read_partitions) if plan.balanced else [None] * plan.training_partitions
-    return [NewPartition({"shares": s, **order}) for s in shares]
+    return [NewPartition({"shares": s, **options}) for s in shares]
 
 
 def _class_shares(plan: TrainingPlan, read_partitions: Sequence[PartitionRow]) -> list[list[list[int]]]:

@@ -30,7 +30,7 @@ from registry.vocabulary import (
 )
 from tests.registry.helpers import publish_ready, threads
 
-PARTS = [NewPartition({"start": n}, rows=10) for n in range(3)]
+PARTS = [NewPartition({"start": n, jobs.ON_RAY: True}, rows=10) for n in range(3)]
 
 
 def _create(sessions: Sessions, model: str | None = "fraud", **options: object) -> int:
@@ -39,20 +39,20 @@ def _create(sessions: Sessions, model: str | None = "fraud", **options: object) 
         return jobs.create(session, new, by="ann").id
 
 
-def _take(sessions: Sessions) -> ClaimedTask:
-    task = _claim(sessions)
+def _claim(sessions: Sessions) -> ClaimedTask:
+    task = _claim_or_none(sessions)
     assert task is not None
     return task
 
 
-def _claim(sessions: Sessions) -> ClaimedTask | None:
+def _claim_or_none(sessions: Sessions) -> ClaimedTask | None:
     with sessions.begin() as session:
         return queue.claim(session, JOB_TASKS, "me", 60)
 
 
 def _plan(sessions: Sessions, job_id: int, parts: Sequence[NewPartition] = PARTS) -> None:
     """Finish the planning task as a worker does."""
-    task = _take(sessions)
+    task = _claim(sessions)
     assert (task.kind, task.subject) == (PLAN_TASK, str(job_id))
     with sessions.begin() as session:
         job = jobs.lock(session, job_id)
@@ -61,7 +61,7 @@ def _plan(sessions: Sessions, job_id: int, parts: Sequence[NewPartition] = PARTS
         jobs.add_partitions(session, job, jobs.SCORE_STAGE, parts)
 
 
-def _do(sessions: Sessions, task: ClaimedTask, rows: int = 9, failed: int = 1) -> None:
+def _finish_partition(sessions: Sessions, task: ClaimedTask, rows: int = 9, failed: int = 1) -> None:
     job_id, stage, number = task.subject.split("/")
     with sessions.begin() as session:
         job = jobs.lock(session, int(job_id))
@@ -73,7 +73,7 @@ def _do(sessions: Sessions, task: ClaimedTask, rows: int = 9, failed: int = 1) -
 
 
 def _assemble(sessions: Sessions) -> None:
-    task = _take(sessions)
+    task = _claim(sessions)
     assert task.kind == ASSEMBLE_TASK
     with sessions.begin() as session:
         job = jobs.lock(session, int(task.subject))
@@ -96,7 +96,7 @@ def _resume(sessions: Sessions, job_id: int) -> JobRow:
         return jobs.resume(session, job_id)
 
 
-def _job(sessions: Sessions, job_id: int) -> JobRow:
+def _get_job(sessions: Sessions, job_id: int) -> JobRow:
     with db.reading(sessions) as session:
         return jobs.get(session, job_id)
 
@@ -106,7 +106,7 @@ def _parts(sessions: Sessions, job_id: int) -> list[PartitionRow]:
         return jobs.partitions(session, job_id)
 
 
-def _waiting(sessions: Sessions) -> list[tuple[str, str]]:
+def _open_tasks(sessions: Sessions) -> list[tuple[str, str]]:
     with db.reading(sessions) as session:
         query = select(TaskRow.kind, TaskRow.subject).where(TaskRow.state.in_(("queued", "running")))
         return sorted((kind, subject) for kind, subject in session.execute(query))
@@ -114,9 +114,9 @@ def _waiting(sessions: Sessions) -> list[tuple[str, str]]:
 
 def test_creating_a_job_enqueues_its_planning(sessions: Sessions) -> None:
     job_id = _create(sessions, max_attempts=2, keep_s=60.0)
-    job = _job(sessions, job_id)
+    job = _get_job(sessions, job_id)
     assert (job.state, job.plan, job.created_by, job.expires_at) == (jobs.QUEUED, None, "ann", None)
-    task = _take(sessions)
+    task = _claim(sessions)
     assert (task.kind, task.subject, task.max_attempts) == (PLAN_TASK, "1", 2 + jobs.MAX_LOST_WORKERS)
     with db.reading(sessions) as session:
         assert jobs.progress(session, [job_id]) == {}
@@ -126,29 +126,29 @@ def test_a_rolled_back_transaction_creates_no_job(sessions: Sessions) -> None:
     with sessions() as session:
         jobs.create(session, NewJob(kind=SCORE, spec={}, model=None), by="ann")
         session.rollback()
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions) is None
 
 
 def test_a_job_keeps_the_version_it_was_created_with(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store, count=2)
     with db.reading(sessions) as session:
         version = session.scalars(select(VersionRow).where(VersionRow.number == 1)).one()
-    job = _job(sessions, _create(sessions, version=version))
+    job = _get_job(sessions, _create(sessions, version=version))
     assert (job.version, job.version_id) == (1, version.id)
 
 
 def test_a_job_runs_planning_then_partitions_then_assembly(sessions: Sessions) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id)
-    assert _waiting(sessions) == [(PARTITION_TASK, f"{job_id}/score/{n}") for n in range(3)]
-    tasks = [_take(sessions) for _ in range(3)]
+    assert _open_tasks(sessions) == [(PARTITION_TASK, f"{job_id}/score/{n}") for n in range(3)]
+    tasks = [_claim(sessions) for _ in range(3)]
     for task in reversed(tasks):  # the order does not matter
-        assert (ASSEMBLE_TASK, str(job_id)) not in _waiting(sessions)
-        _do(sessions, task)
-    assert _waiting(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+        assert (ASSEMBLE_TASK, str(job_id)) not in _open_tasks(sessions)
+        _finish_partition(sessions, task)
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
     _assemble(sessions)
-    assert _waiting(sessions) == []
-    job = _job(sessions, job_id)
+    assert _open_tasks(sessions) == []
+    job = _get_job(sessions, job_id)
     assert job.state == jobs.DONE
     assert job.finished_at is not None
     assert job.expires_at == job.finished_at + timedelta(seconds=jobs.DEFAULT_KEEP_S)
@@ -157,7 +157,7 @@ def test_a_job_runs_planning_then_partitions_then_assembly(sessions: Sessions) -
 def test_a_job_without_partitions_is_assembled_at_once(sessions: Sessions) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id, [])
-    assert _waiting(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
 
 
 def test_planning_is_claimed_before_partitions_of_other_jobs(sessions: Sessions) -> None:
@@ -165,42 +165,42 @@ def test_planning_is_claimed_before_partitions_of_other_jobs(sessions: Sessions)
     _plan(sessions, first)
     second = _create(sessions)
     _plan(sessions, second, PARTS[:1])  # claims its planning before the partitions of the first
-    subjects = [_take(sessions).subject for _ in range(4)]
+    subjects = [_claim(sessions).subject for _ in range(4)]
     assert subjects == [f"{first}/score/{n}" for n in range(3)] + [f"{second}/score/0"]
 
 
 def test_a_partition_computed_twice_counts_once(sessions: Sessions) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id)
-    task = _take(sessions)
+    task = _claim(sessions)
     with sessions.begin() as session:  # its lease expires, and another worker claims it
         session.execute(update(TaskRow).where(TaskRow.id == task.id).values(lease_until=now() - timedelta(1)))
-    others = [_take(sessions) for _ in range(3)]
+    others = [_claim(sessions) for _ in range(3)]
     again = next(t for t in others if t.id == task.id)
-    _do(sessions, again, rows=10, failed=0)
+    _finish_partition(sessions, again, rows=10, failed=0)
     with pytest.raises(StaleTask):
-        _do(sessions, task, rows=1, failed=9)
+        _finish_partition(sessions, task, rows=1, failed=9)
     row = _parts(sessions, job_id)[0]
     assert (row.rows, row.failed, row.rows_total, row.result) == (10, 0, 10, {"file": "part-2"})
     for other in others:
         if other.id != task.id:
-            _do(sessions, other)
-    assert _waiting(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+            _finish_partition(sessions, other)
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
 
 
 def test_lanes_that_finish_at_the_same_moment_enqueue_one_assembly(sessions: Sessions) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id, [NewPartition({}) for _ in range(4)])
-    tasks = [_take(sessions) for _ in range(4)]
-    assert threads(*[lambda t=t: _do(sessions, t) for t in tasks]) == [None] * 4  # type: ignore[misc]
-    assert _waiting(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+    tasks = [_claim(sessions) for _ in range(4)]
+    assert threads(*[lambda t=t: _finish_partition(sessions, t) for t in tasks]) == [None] * 4  # type: ignore[misc]
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
 
 
 def test_progress_counts_rows_of_running_partitions(sessions: Sessions) -> None:
     job_id, other = _create(sessions), _create(sessions)
     _plan(sessions, job_id, [NewPartition({}, 10), NewPartition({}), NewPartition({}, 10)])
-    assert _take(sessions).kind == PLAN_TASK  # of the other job
-    _do(sessions, _take(sessions))
+    assert _claim(sessions).kind == PLAN_TASK  # of the other job
+    _finish_partition(sessions, _claim(sessions))
     with sessions.begin() as session:
         row = jobs.partition(session, job_id, jobs.SCORE_STAGE, 1)
         row.rows, row.failed = 4, 2
@@ -227,7 +227,7 @@ def test_progress_counts_rows_of_running_partitions(sessions: Sessions) -> None:
 def test_rows_done_before_a_resume_do_not_count_as_rows_since_start(sessions: Sessions) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id)
-    _do(sessions, _take(sessions))
+    _finish_partition(sessions, _claim(sessions))
     with sessions.begin() as session:  # stopped while the partition runs
         jobs.partition(session, job_id, jobs.SCORE_STAGE, 1).rows = 7
     _cancel(sessions, job_id)
@@ -238,7 +238,7 @@ def test_rows_done_before_a_resume_do_not_count_as_rows_since_start(sessions: Se
         progress = jobs.progress(session, [job_id])[job_id]
     assert (progress.rows_done, progress.partitions_done) == (9, 1)
     assert (progress.rows_since_start, progress.partitions_since_start) == (0, 0)
-    _do(sessions, _take(sessions))
+    _finish_partition(sessions, _claim(sessions))
     with db.reading(sessions) as session:
         progress = jobs.progress(session, [job_id])[job_id]
     assert (progress.rows_done, progress.rows_since_start, progress.partitions_since_start) == (18, 10, 1)
@@ -247,21 +247,21 @@ def test_rows_done_before_a_resume_do_not_count_as_rows_since_start(sessions: Se
 def test_ending_a_job_cancels_its_tasks(sessions: Sessions) -> None:
     job_id, other = _create(sessions), _create(sessions)
     _plan(sessions, job_id)
-    running = next(t for t in iter(lambda: _claim(sessions), None) if t.kind == PARTITION_TASK)
+    running = next(t for t in iter(lambda: _claim_or_none(sessions), None) if t.kind == PARTITION_TASK)
     _end(sessions, job_id, jobs.FAILED, "the reason")
-    job = _job(sessions, job_id)
+    job = _get_job(sessions, job_id)
     assert (job.state, job.error) == (jobs.FAILED, "the reason")
-    assert _waiting(sessions) == [(PLAN_TASK, str(other))]
+    assert _open_tasks(sessions) == [(PLAN_TASK, str(other))]
     with pytest.raises(StaleTask):
-        _do(sessions, running)
+        _finish_partition(sessions, running)
     assert [p.result for p in _parts(sessions, job_id)] == [None] * 3
 
 
 def test_only_queued_and_running_jobs_can_be_cancelled(sessions: Sessions) -> None:
     job_id = _create(sessions)
     assert _cancel(sessions, job_id).state == jobs.CANCELLED
-    assert _waiting(sessions) == []
-    ended = _job(sessions, job_id).finished_at
+    assert _open_tasks(sessions) == []
+    ended = _get_job(sessions, job_id).finished_at
     assert _cancel(sessions, job_id).finished_at == ended  # a second call changes nothing
     for state in (jobs.DONE, jobs.FAILED):
         other = _create(sessions)
@@ -278,34 +278,34 @@ def test_resuming_an_unplanned_job_enqueues_its_planning(sessions: Sessions, sta
     _end(sessions, job_id, state, "the reason")
     job = _resume(sessions, job_id)
     assert (job.state, job.error, job.finished_at, job.expires_at) == (jobs.QUEUED, None, None, None)
-    assert _waiting(sessions) == [(PLAN_TASK, str(job_id))]
+    assert _open_tasks(sessions) == [(PLAN_TASK, str(job_id))]
 
 
 @pytest.mark.parametrize("state", [jobs.FAILED, jobs.CANCELLED])
 def test_resuming_a_job_keeps_its_finished_partitions(sessions: Sessions, state: str) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id)
-    _do(sessions, _take(sessions))
+    _finish_partition(sessions, _claim(sessions))
     with sessions.begin() as session:
         jobs.partition(session, job_id, jobs.SCORE_STAGE, 1).failures = 4
     _end(sessions, job_id, state)
     _resume(sessions, job_id)
-    assert _waiting(sessions) == [(PARTITION_TASK, f"{job_id}/score/{n}") for n in (1, 2)]
+    assert _open_tasks(sessions) == [(PARTITION_TASK, f"{job_id}/score/{n}") for n in (1, 2)]
     assert [p.failures for p in _parts(sessions, job_id)] == [0, 0, 0]
     for _ in range(2):
-        _do(sessions, _take(sessions))
+        _finish_partition(sessions, _claim(sessions))
     _assemble(sessions)
-    assert _job(sessions, job_id).state == jobs.DONE
+    assert _get_job(sessions, job_id).state == jobs.DONE
 
 
 def test_resuming_a_job_with_all_partitions_done_enqueues_its_assembly(sessions: Sessions) -> None:
     job_id = _create(sessions)
     _plan(sessions, job_id)
     for _ in range(3):
-        _do(sessions, _take(sessions))
+        _finish_partition(sessions, _claim(sessions))
     _end(sessions, job_id, jobs.FAILED, "no space left")
     _resume(sessions, job_id)
-    assert _waiting(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
 
 
 def test_open_and_done_jobs_cannot_be_resumed(sessions: Sessions) -> None:
@@ -328,17 +328,17 @@ def test_two_claims_of_a_partition_never_have_the_same_fence(sessions: Sessions)
     _plan(sessions, job_id, PARTS[:1])
     fences = []
     for _ in range(3):
-        task = _take(sessions)
+        task = _claim(sessions)
         fences.append(task.fence)
         _cancel(sessions, job_id)
         _resume(sessions, job_id)
-    task = _take(sessions)
-    _do(sessions, task)
+    task = _claim(sessions)
+    _finish_partition(sessions, task)
     with sessions.begin() as session:
         job = jobs.lock(session, job_id)
         jobs.redo_partition(session, job, jobs.partition(session, job_id, jobs.SCORE_STAGE, 0))
         queue.cancel(session, ASSEMBLE_TASK, str(job_id))
-    fences += [task.fence, _take(sessions).fence]
+    fences += [task.fence, _claim(sessions).fence]
     assert all(a < b for a, b in itertools.pairwise(fences)), fences
 
 
@@ -346,17 +346,17 @@ def test_a_partition_with_missing_files_is_repeated_and_counts_once(sessions: Se
     job_id = _create(sessions)
     _plan(sessions, job_id)
     for _ in range(3):
-        _do(sessions, _take(sessions))
-    task = _take(sessions)
+        _finish_partition(sessions, _claim(sessions))
+    task = _claim(sessions)
     with sessions.begin() as session:
         job = jobs.lock(session, job_id)
         queue.finish(session, task.id, task.fence)
         jobs.redo_partition(session, job, jobs.partition(session, job_id, jobs.SCORE_STAGE, 1))
     row = _parts(sessions, job_id)[1]
     assert (row.result, row.finished_at, row.rows, row.failed, row.failures) == (None, None, 0, 0, 1)
-    assert _waiting(sessions) == [(PARTITION_TASK, f"{job_id}/score/1")]
-    _do(sessions, _take(sessions))
-    assert _waiting(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+    assert _open_tasks(sessions) == [(PARTITION_TASK, f"{job_id}/score/1")]
+    _finish_partition(sessions, _claim(sessions))
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
     with db.reading(sessions) as session:
         assert jobs.progress(session, [job_id])[job_id].rows_done == 27
 
@@ -422,7 +422,7 @@ def test_either_deletion_or_resume_of_an_expired_job_succeeds(sessions: Sessions
             assert isinstance(resumed, NotFound)
         else:
             assert resumed == jobs.QUEUED
-            assert _job(sessions, job_id).expires_at is None
+            assert _get_job(sessions, job_id).expires_at is None
 
 
 def test_ending_a_job_while_its_lanes_record_does_not_deadlock(sessions: Sessions) -> None:
@@ -430,7 +430,7 @@ def test_ending_a_job_while_its_lanes_record_does_not_deadlock(sessions: Session
     for _ in range(5):
         job_id = _create(sessions)
         _plan(sessions, job_id, [NewPartition({}) for _ in range(4)])
-        tasks = [_take(sessions) for _ in range(4)]
+        tasks = [_claim(sessions) for _ in range(4)]
 
         def beat(task: ClaimedTask) -> None:
             with sessions.begin() as session:
@@ -439,11 +439,11 @@ def test_ending_a_job_while_its_lanes_record_does_not_deadlock(sessions: Session
 
         outcomes = threads(
             lambda j=job_id: _cancel(sessions, j).state,  # type: ignore[misc]
-            *[lambda t=t: _do(sessions, t) for t in tasks],  # type: ignore[misc]
+            *[lambda t=t: _finish_partition(sessions, t) for t in tasks],  # type: ignore[misc]
             *[lambda t=t: beat(t) for t in tasks],  # type: ignore[misc]
         )
         assert [o for o in outcomes if o is not None and not isinstance(o, StaleTask)] == [jobs.CANCELLED]
-        assert _waiting(sessions) == []
+        assert _open_tasks(sessions) == []
 
 
 def test_partitions_of_a_ray_job_share_one_task_and_a_resume_creates_another(
@@ -451,8 +451,8 @@ def test_partitions_of_a_ray_job_share_one_task_and_a_resume_creates_another(
 ) -> None:
     job_id = _create(sessions, engine=RAY)
     _plan(sessions, job_id)
-    assert _waiting(sessions) == [(RAY_TASK, str(job_id))]
-    task = _take(sessions)
+    assert _open_tasks(sessions) == [(RAY_TASK, str(job_id))]
+    task = _claim(sessions)
     with sessions.begin() as session:
         job = jobs.lock(session, job_id)
         row = jobs.partition(session, job_id, jobs.SCORE_STAGE, 0)
@@ -462,19 +462,19 @@ def test_partitions_of_a_ray_job_share_one_task_and_a_resume_creates_another(
         queue.finish(session, task.id, task.fence)
     with sessions.begin() as session:
         jobs.resume(session, job_id)
-    assert _waiting(sessions) == [(RAY_TASK, str(job_id))]
+    assert _open_tasks(sessions) == [(RAY_TASK, str(job_id))]
     with db.reading(sessions) as session:
         assert [p.task_id == task.id for p in jobs.partitions(session, job_id)] == [True, False, False]
 
 
-def test_only_the_fit_stages_of_a_ray_training_share_a_task(sessions: Sessions) -> None:
+def test_only_partitions_with_the_key_on_ray_share_a_task(sessions: Sessions) -> None:
     job_id = _create(sessions, engine=RAY)
     _plan(sessions, job_id)
     with sessions.begin() as session:
         job = jobs.lock(session, job_id)
         jobs.add_partitions(session, job, "03-fit", PARTS)
-        jobs.add_partitions(session, job, "04-merge", PARTS[:1])
-    assert _waiting(sessions) == [(PARTITION_TASK, f"{job_id}/04-merge/0"), (RAY_TASK, str(job_id))]
+        jobs.add_partitions(session, job, "04-merge", [NewPartition({})])
+    assert _open_tasks(sessions) == [(PARTITION_TASK, f"{job_id}/04-merge/0"), (RAY_TASK, str(job_id))]
 
 
 SEQUENTIAL_PARTS = [NewPartition({jobs.SEQUENTIAL: True}) for _ in range(3)]
@@ -492,31 +492,31 @@ def _start_training(sessions: Sessions, stage: str, parts: list[NewPartition]) -
 def test_a_sequential_partition_is_enqueued_when_the_one_before_it_is_done(sessions: Sessions) -> None:
     job_id = _start_training(sessions, "01-transform", SEQUENTIAL_PARTS)
     for number in range(3):
-        task = _take(sessions)
+        task = _claim(sessions)
         assert task.subject == f"{job_id}/01-transform/{number}"
-        assert _claim(sessions) is None, "the next one waits"
-        _do(sessions, task)
-    assert _take(sessions).kind == ASSEMBLE_TASK
+        assert _claim_or_none(sessions) is None, "the next one waits"
+        _finish_partition(sessions, task)
+    assert _claim(sessions).kind == ASSEMBLE_TASK
 
 
 def test_resuming_a_job_enqueues_its_next_sequential_partition(sessions: Sessions) -> None:
     job_id = _start_training(sessions, "01-transform", SEQUENTIAL_PARTS)
-    _do(sessions, _take(sessions))
+    _finish_partition(sessions, _claim(sessions))
     _cancel(sessions, job_id)
     _resume(sessions, job_id)
-    assert _take(sessions).subject == f"{job_id}/01-transform/1"
-    assert _claim(sessions) is None
+    assert _claim(sessions).subject == f"{job_id}/01-transform/1"
+    assert _claim_or_none(sessions) is None
 
 
-def test_rows_of_a_training_are_counted_in_its_read_stage(sessions: Sessions) -> None:
+def test_the_rows_of_a_job_are_those_of_its_first_stage(sessions: Sessions) -> None:
     job_id = _start_training(sessions, jobs.READ_STAGE, [NewPartition({}, rows=5), NewPartition({})])
     figures = []
     for stage in (None, "01-fit"):
         if stage is not None:
             with sessions.begin() as session:
                 jobs.add_partitions(session, jobs.lock(session, job_id), stage, [NewPartition({})])
-        while (task := _claim(sessions)) is not None and task.kind == PARTITION_TASK:
-            _do(sessions, task, rows=5, failed=0)
+        while (task := _claim_or_none(sessions)) is not None and task.kind == PARTITION_TASK:
+            _finish_partition(sessions, task, rows=5, failed=0)
             with db.reading(sessions) as session:
                 p = jobs.progress(session, [job_id])[job_id]
             figures.append((p.rows_done, p.rows_total, p.partitions_done, p.partitions_total))

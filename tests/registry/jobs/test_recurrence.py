@@ -47,9 +47,9 @@ def test_an_interval_without_a_start_runs_first_after_one_interval() -> None:
 
 def test_an_interval_is_counted_from_its_start_without_drift() -> None:
     rule = Recurrence(every_s=0.1 + 0.9 + 1 / 3, start_at=at("2026-01-01T00:00:00Z"))
-    far = at("2026-01-01T00:00:00Z") + 3_000_000 * timedelta(seconds=rule.every_s or 0)
-    assert recurrence.next_run(rule, far - recurrence.INSTANT) == far
-    assert recurrence.next_run(rule, far) == far + timedelta(seconds=rule.every_s or 0)
+    run_at = at("2026-01-01T00:00:00Z") + 3_000_000 * timedelta(seconds=rule.every_s or 0)
+    assert recurrence.next_run(rule, run_at - recurrence.INSTANT) == run_at
+    assert recurrence.next_run(rule, run_at) == run_at + timedelta(seconds=rule.every_s or 0)
 
 
 def test_the_first_run_is_never_in_the_past() -> None:
@@ -126,15 +126,15 @@ def test_hourly_runs_continue_through_a_clock_change(day: str) -> None:
 def test_runs_increase_and_next_run_agrees_with_runs_after(zone: str, cron: str) -> None:
     """Workers call `next_run` with the last run instead of keeping an iterator."""
     rule = Recurrence(cron=cron, timezone=zone, start_at=at("2016-01-01T00:00:00Z"))
-    for begin in ("2016-10-14T00:00:00Z", "2027-03-27T12:00:00Z", "2027-10-30T12:00:00Z"):
-        moment, one_by_one = at(begin), []
+    for created_at in ("2016-10-14T00:00:00Z", "2027-03-27T12:00:00Z", "2027-10-30T12:00:00Z"):
+        moment, one_by_one = at(created_at), []
         for _ in range(60):
             run_at = recurrence.next_run(rule, moment)
             assert run_at is not None
             assert run_at > moment
             moment = run_at
             one_by_one.append(run_at)
-        assert one_by_one == list(islice(recurrence.runs_after(rule, at(begin)), 60))
+        assert one_by_one == list(islice(recurrence.runs_after(rule, at(created_at)), 60))
 
 
 def test_nth_last_run_does_not_iterate_from_the_start() -> None:

@@ -18,12 +18,12 @@ from registry.jobs import jobs, schedules
 from registry.jobs.recurrence import Recurrence
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from tests.registry.helpers import processes, threads
-from tests.registry.jobs import scheduled
-from tests.registry.jobs.scheduled import NOW, add, end, start
+from tests.registry.jobs import schedule_helpers
+from tests.registry.jobs.schedule_helpers import NOW, add_schedule, end_job, start_job
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 HOURLY = Recurrence(every_s=3600, start_at=NOW + HOUR)
-BY_CRON = Recurrence(cron="0 * * * *", start_at=NOW + HOUR)
+HOURLY_CRON = Recurrence(cron="0 * * * *", start_at=NOW + HOUR)
 
 
 def edit(sessions: Sessions, changes: dict[str, Any], moment: datetime = NOW) -> ScheduleRow:
@@ -33,12 +33,12 @@ def edit(sessions: Sessions, changes: dict[str, Any], moment: datetime = NOW) ->
 
 def run_now(sessions: Sessions, name: str = "weekly") -> JobRow:
     with sessions.begin() as session:
-        return schedules.run_now(session, name, start, by="bob")
+        return schedules.run_now(session, name, start_job, by="bob")
 
 
 def test_a_schedule_stores_the_fields_it_was_created_with(sessions: Sessions) -> None:
     job = {"kind": "score", "model": "fraud", "input": {"uri": "/data/größe.csv"}}
-    add(sessions, job=job, rule=Recurrence(cron="0 3 * * *", timezone="Europe/Berlin"), overlap=True)
+    add_schedule(sessions, job=job, rule=Recurrence(cron="0 3 * * *", timezone="Europe/Berlin"), overlap=True)
     with db.reading(sessions) as session:
         row = schedules.get(session, "weekly")
     assert (row.job, row.cron, row.every_s, row.timezone) == (job, "0 3 * * *", None, "Europe/Berlin")
@@ -48,10 +48,10 @@ def test_a_schedule_stores_the_fields_it_was_created_with(sessions: Sessions) ->
 
 
 def test_a_schedule_name_is_unique_and_valid(sessions: Sessions) -> None:
-    outcomes = threads(*[lambda: add(sessions)] * 4)
+    outcomes = threads(*[lambda: add_schedule(sessions)] * 4)
     assert sorted(type(o).__name__ for o in outcomes) == ["Conflict"] * 3 + ["ScheduleRow"]
     with pytest.raises(Invalid):
-        add(sessions, "Not A Name")
+        add_schedule(sessions, "Not A Name")
 
 
 def test_an_unknown_schedule_is_not_found(sessions: Sessions) -> None:
@@ -61,7 +61,7 @@ def test_an_unknown_schedule_is_not_found(sessions: Sessions) -> None:
             lambda: schedules.edit(session, "missing", {"paused": True}),
             lambda: schedules.remove(session, "missing"),
             lambda: schedules.runs(session, "missing"),
-            lambda: schedules.run_now(session, "missing", start, by="bob"),
+            lambda: schedules.run_now(session, "missing", start_job, by="bob"),
         ):
             with pytest.raises(NotFound, match="missing"):
                 call()
@@ -69,40 +69,45 @@ def test_an_unknown_schedule_is_not_found(sessions: Sessions) -> None:
 
 def test_search_returns_pages_of_schedules_by_name(sessions: Sessions) -> None:
     for name in ("d", "b", "a", "c"):
-        add(sessions, name)
+        add_schedule(sessions, name)
     pages, token = [], None
     while True:
         with db.reading(sessions) as session:
-            page = schedules.search(session, page_size=3, page_token=token)
+            page = schedules.search(session, model_paths={}, page_size=3, page_token=token)
         pages.append([s.name for s in page.items])
         if (token := page.next_token) is None:
             break
     assert pages == [["a", "b", "c"], ["d"]]
 
 
+MODEL_PATHS = {"score": ("model",), "train": ("publish", "name")}
+
+
 def test_search_can_be_restricted_to_models(sessions: Sessions) -> None:
-    add(sessions, "score", job={"kind": "score", "model": "fraud"})
-    add(sessions, "train", job={"kind": "train", "publish": {"name": "fraud"}})
-    add(sessions, "other", job={"kind": "score", "model": "price"})
+    add_schedule(sessions, "score", job={"kind": "score", "model": "fraud"})
+    add_schedule(sessions, "train", job={"kind": "train", "publish": {"name": "fraud"}})
+    add_schedule(sessions, "other", job={"kind": "score", "model": "price"})
+    add_schedule(sessions, "unknown", job={"kind": "unknown", "model": "fraud"})
     with db.reading(sessions) as session:
         for models, expected in [
             (["fraud"], ["score", "train"]),
             (["price", "x"], ["other"]),
             ([], []),
-            (None, ["other", "score", "train"]),
+            (None, ["other", "score", "train", "unknown"]),
         ]:
-            assert [s.name for s in schedules.search(session, models=models).items] == expected
+            page = schedules.search(session, models=models, model_paths=MODEL_PATHS)
+            assert [s.name for s in page.items] == expected
 
 
 def test_a_pause_keeps_the_next_run(sessions: Sessions) -> None:
-    schedule = add(sessions, rule=Recurrence(cron="0 3 * * MON", start_in_s=5))
+    schedule = add_schedule(sessions, rule=Recurrence(cron="0 3 * * MON", start_in_s=5))
     assert edit(sessions, {"paused": True}).paused
     resumed = edit(sessions, {"paused": False})
     assert (resumed.paused, resumed.next_at) == (False, schedule.next_at)
 
 
 def test_runs_due_during_a_pause_are_not_missed_runs(sessions: Sessions) -> None:
-    add(sessions, rule=Recurrence(every_s=3600, start_at=NOW), paused=True)
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW), paused=True)
     resumed = edit(sessions, {"paused": False}, NOW + 10.5 * HOUR)
     assert resumed.next_at == NOW + 11 * HOUR
     again = edit(sessions, {"paused": False}, NOW + 10.6 * HOUR)
@@ -110,7 +115,7 @@ def test_runs_due_during_a_pause_are_not_missed_runs(sessions: Sessions) -> None
 
 
 def test_setting_cron_or_interval_removes_the_other(sessions: Sessions) -> None:
-    add(sessions, rule=Recurrence(every_s=3600, start_at=NOW))
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW))
     row = edit(sessions, {"cron": "30 20 * * *", "timezone": "Europe/Berlin"}, NOW + 0.1 * HOUR)
     assert (row.cron, row.every_s, row.timezone) == ("30 20 * * *", None, "Europe/Berlin")
     assert row.next_at == datetime(2026, 11, 23, 19, 30, tzinfo=UTC)
@@ -123,7 +128,7 @@ def test_setting_cron_or_interval_removes_the_other(sessions: Sessions) -> None:
 
 @pytest.mark.parametrize("start", [{}, {"start_in_s": 7 * 86400.0}], ids=["default start", "fixed start"])
 def test_a_changed_interval_keeps_only_a_fixed_start(sessions: Sessions, start: dict[str, float]) -> None:
-    add(sessions, rule=Recurrence(every_s=7 * 86400.0, **start))
+    add_schedule(sessions, rule=Recurrence(every_s=7 * 86400.0, **start))
     week = NOW + timedelta(days=7)
     hourly = edit(sessions, {"every_s": 3600.0})
     assert hourly.next_at == (week if start else NOW + HOUR)
@@ -133,7 +138,7 @@ def test_a_changed_interval_keeps_only_a_fixed_start(sessions: Sessions, start: 
 
 
 def test_an_invalid_edit_changes_nothing(sessions: Sessions) -> None:
-    schedule = add(sessions)
+    schedule = add_schedule(sessions)
     for changes in (
         {"cron": "x", "paused": True},
         {"cron": "* * * * *", "every_s": 5},
@@ -148,14 +153,14 @@ def test_an_invalid_edit_changes_nothing(sessions: Sessions) -> None:
 
 
 def test_changing_only_the_time_zone_keeps_a_fixed_first_run(sessions: Sessions) -> None:
-    schedule = add(sessions, rule=Recurrence(cron="0 2 * * *", start_in_s=3600))
+    schedule = add_schedule(sessions, rule=Recurrence(cron="0 2 * * *", start_in_s=3600))
     assert schedule.next_at == NOW + timedelta(hours=1)
     assert edit(sessions, {"timezone": "Europe/Berlin"}).next_at == schedule.next_at
     assert edit(sessions, {"start_in_s": 60.0}).next_at == NOW + timedelta(minutes=1)
 
 
 def test_replacing_the_job_keeps_the_next_run(sessions: Sessions) -> None:
-    schedule = add(sessions)
+    schedule = add_schedule(sessions)
     row = edit(sessions, {"job": {"kind": "score", "model": "price"}, "catch_up": True, "overlap": True})
     assert (row.job["model"], row.catch_up, row.overlap, row.next_at) == (
         "price",
@@ -166,7 +171,7 @@ def test_replacing_the_job_keeps_the_next_run(sessions: Sessions) -> None:
 
 
 def test_run_now_starts_a_job_and_keeps_the_next_run(sessions: Sessions) -> None:
-    schedule = add(sessions, paused=True)
+    schedule = add_schedule(sessions, paused=True)
     job = run_now(sessions)
     assert (job.state, job.schedule, job.model) == ("queued", "weekly", "fraud")
     with db.reading(sessions) as session:
@@ -177,51 +182,51 @@ def test_run_now_starts_a_job_and_keeps_the_next_run(sessions: Sessions) -> None
 
 
 def test_run_now_overlaps_only_if_the_schedule_allows_it(sessions: Sessions) -> None:
-    add(sessions)
+    add_schedule(sessions)
     first = run_now(sessions)
     with pytest.raises(Conflict, match=f"job {first.id}"):
         run_now(sessions)
-    end(sessions, first.id)
+    end_job(sessions, first.id)
     second = run_now(sessions)
     edit(sessions, {"overlap": True})
     assert run_now(sessions).id > second.id
 
 
 def test_concurrent_run_now_calls_start_one_job(sessions: Sessions) -> None:
-    add(sessions)
+    add_schedule(sessions)
     outcomes = threads(*[lambda: run_now(sessions)] * 4)
     assert sorted(type(o).__name__ for o in outcomes) == ["Conflict"] * 3 + ["JobRow"]
 
 
 def test_the_history_has_pages_and_a_limit(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedules, "MAX_HISTORY_ENTRIES", 5)
-    add(sessions, overlap=True)
-    add(sessions, "other", overlap=True)
+    add_schedule(sessions, overlap=True)
+    add_schedule(sessions, "other", overlap=True)
     run_now(sessions, "other")
     ids = [run_now(sessions).id for _ in range(7)]
     with db.reading(sessions) as session:
         page = schedules.runs(session, "weekly", page_size=3)
-        rest = schedules.runs(session, "weekly", page_size=3, page_token=page.next_token)
+        second_page = schedules.runs(session, "weekly", page_size=3, page_token=page.next_token)
         assert len(schedules.runs(session, "other").items) == 1
-    assert [r.job_id for r in [*page.items, *rest.items]] == ids[:1:-1]
-    assert rest.next_token is None
+    assert [r.job_id for r in [*page.items, *second_page.items]] == ids[:1:-1]
+    assert second_page.next_token is None
 
 
 def test_a_deleted_schedule_leaves_its_jobs(sessions: Sessions) -> None:
-    add(sessions)
+    add_schedule(sessions)
     job = run_now(sessions)
     with sessions.begin() as session:
         schedules.remove(session, "weekly")
     with db.reading(sessions) as session:
         assert jobs.get(session, job.id).schedule == "weekly"
         assert session.scalars(select(ScheduleRunRow)).all() == []
-    add(sessions)  # the name can be used again
+    add_schedule(sessions)  # the name can be used again
 
 
 def test_the_history_outlives_its_jobs(sessions: Sessions) -> None:
-    add(sessions)
+    add_schedule(sessions)
     job = run_now(sessions)
-    end(sessions, job.id)
+    end_job(sessions, job.id)
     with sessions.begin() as session:
         session.get_one(JobRow, job.id).expires_at = datetime.now(UTC) - HOUR
     with sessions.begin() as session:
@@ -236,7 +241,7 @@ def tick(sessions: Sessions, moment: datetime) -> list[ScheduleRunRow]:
     entries: list[ScheduleRunRow] = []
     while True:
         with sessions.begin() as session:
-            new_entries = schedules.tick(session, start, moment=moment)
+            new_entries = schedules.tick(session, start_job, moment=moment)
         if new_entries is None:
             return entries
         entries += new_entries
@@ -262,11 +267,11 @@ def finish_jobs(sessions: Sessions) -> None:
     with db.reading(sessions) as session:
         job_ids = session.scalars(select(JobRow.id).where(JobRow.state.in_(jobs.OPEN_STATES))).all()
     for job_id in job_ids:
-        end(sessions, job_id)
+        end_job(sessions, job_id)
 
 
 def test_a_weekly_schedule_starts_after_five_seconds(sessions: Sessions) -> None:
-    add(sessions, rule=Recurrence(every_s=7 * 86400, start_in_s=5))
+    add_schedule(sessions, rule=Recurrence(every_s=7 * 86400, start_in_s=5))
     assert tick(sessions, NOW + 4.9 * SECOND) == []
     (entry,) = tick(sessions, NOW + 5.2 * SECOND)
     assert (entry.outcome, entry.due_at, entry.at) == ("started", NOW + 5 * SECOND, NOW + 5.2 * SECOND)
@@ -278,14 +283,14 @@ def test_a_weekly_schedule_starts_after_five_seconds(sessions: Sessions) -> None
 
 
 def test_is_due_reports_a_due_run_without_starting_it(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     with db.reading(sessions) as session:
         assert not schedules.is_due(session, moment=NOW)
         assert schedules.is_due(session, moment=NOW + HOUR)
 
 
 def test_a_run_is_skipped_while_the_previous_job_is_open(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     (first,) = tick(sessions, NOW + HOUR)
     (second,) = tick(sessions, NOW + 2 * HOUR)
     assert (second.outcome, second.job_id) == ("skipped", None)
@@ -296,31 +301,31 @@ def test_a_run_is_skipped_while_the_previous_job_is_open(sessions: Sessions) -> 
 
 
 def test_runs_overlap_if_the_schedule_allows_it(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY, overlap=True)
+    add_schedule(sessions, rule=HOURLY, overlap=True)
     entries = [tick(sessions, NOW + n * HOUR)[0] for n in (1, 2, 3)]
     assert len({e.job_id for e in entries if e.outcome == "started"}) == 3
 
 
 def test_a_job_of_run_now_counts_as_the_previous_job(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     with sessions.begin() as session:
-        schedules.run_now(session, "weekly", start, by="bob")
+        schedules.run_now(session, "weekly", start_job, by="bob")
     assert [e.outcome for e in tick(sessions, NOW + HOUR)] == ["skipped"]
 
 
 def test_a_paused_schedule_is_not_due(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY, paused=True)
+    add_schedule(sessions, rule=HOURLY, paused=True)
     assert tick(sessions, NOW + 100 * HOUR) == []
 
 
 @pytest.mark.parametrize("delay_s", [0, 30, 60])
 def test_a_run_up_to_a_minute_late_still_starts(sessions: Sessions, delay_s: float) -> None:
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     assert [e.outcome for e in tick(sessions, NOW + HOUR + delay_s * SECOND)] == ["started"]
 
 
 def test_missed_runs_are_skipped_and_counted_in_one_entry(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     (entry,) = tick(sessions, NOW + 10.5 * HOUR)
     assert (entry.outcome, entry.due_at, entry.job_id) == ("skipped", NOW + HOUR, None)
     assert "10 runs were missed" in (entry.reason or "")
@@ -329,7 +334,7 @@ def test_missed_runs_are_skipped_and_counted_in_one_entry(sessions: Sessions) ->
 
 
 def test_the_newest_due_run_starts_if_it_is_in_time(sessions: Sessions) -> None:
-    add(sessions, rule=Recurrence(every_s=5, start_at=NOW))
+    add_schedule(sessions, rule=Recurrence(every_s=5, start_at=NOW))
     entries = tick(sessions, NOW + 22 * SECOND)
     assert [(e.outcome, e.due_at) for e in entries] == [("skipped", NOW), ("started", NOW + 20 * SECOND)]
     assert "4 runs were missed" in (entries[0].reason or "")
@@ -337,21 +342,21 @@ def test_the_newest_due_run_starts_if_it_is_in_time(sessions: Sessions) -> None:
 
 
 def test_one_missed_run_is_reported_in_the_singular(sessions: Sessions) -> None:
-    add(sessions)
+    add_schedule(sessions)
     (entry,) = tick(sessions, NOW + 30 * HOUR)
     assert entry.reason is not None
     assert entry.reason.startswith("1 run was missed")
 
 
 def test_missed_runs_are_counted_up_to_a_limit(sessions: Sessions) -> None:
-    add(sessions, rule=Recurrence(cron="* * * * * *"))
+    add_schedule(sessions, rule=Recurrence(cron="* * * * * *"))
     entries = tick(sessions, NOW + timedelta(days=365))
     assert [e.outcome for e in entries] == ["skipped", "started"]
     assert f"{schedules.MAX_COUNTED_RUNS} or more" in (entries[0].reason or "")
 
 
 def test_catch_up_starts_missed_runs_one_after_another(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY, catch_up=True)
+    add_schedule(sessions, rule=HOURLY, catch_up=True)
     moment = NOW + 3.5 * HOUR
     for n in (1, 2, 3):
         entries = tick(sessions, moment)
@@ -363,16 +368,16 @@ def test_catch_up_starts_missed_runs_one_after_another(sessions: Sessions) -> No
 
 
 def test_overlapping_catch_up_starts_all_missed_runs_oldest_first(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY, catch_up=True, overlap=True)
+    add_schedule(sessions, rule=HOURLY, catch_up=True, overlap=True)
     entries = tick(sessions, NOW + 3.5 * HOUR)
     assert [e.due_at for e in entries] == [NOW + n * HOUR for n in (1, 2, 3)]
     ids = [e.job_id or 0 for e in entries]
     assert all(a < b for a, b in pairwise(ids))
 
 
-@pytest.mark.parametrize("rule", [HOURLY, BY_CRON], ids=["every", "cron"])
+@pytest.mark.parametrize("rule", [HOURLY, HOURLY_CRON], ids=["every", "cron"])
 def test_catch_up_starts_the_newest_hundred_missed_runs(sessions: Sessions, rule: Recurrence) -> None:
-    add(sessions, rule=rule, catch_up=True, overlap=True)
+    add_schedule(sessions, rule=rule, catch_up=True, overlap=True)
     entries = tick(sessions, NOW + 250.5 * HOUR)
     assert Counter(e.outcome for e in entries) == {"started": 100, "skipped": 1}
     assert "150 runs were missed" in (entries[0].reason or "")
@@ -381,18 +386,18 @@ def test_catch_up_starts_the_newest_hundred_missed_runs(sessions: Sessions, rule
 
 
 def test_a_schedule_that_catches_up_does_not_block_others(sessions: Sessions) -> None:
-    add(sessions, "behind", rule=Recurrence(every_s=1, start_at=NOW), catch_up=True)
-    add(sessions, "other", rule=HOURLY)
+    add_schedule(sessions, "behind", rule=Recurrence(every_s=1, start_at=NOW), catch_up=True)
+    add_schedule(sessions, "other", rule=HOURLY)
     tick(sessions, NOW + 0.5 * HOUR)
     assert [e.schedule for e in tick(sessions, NOW + HOUR)] == ["other"]
 
 
 def test_a_run_that_cannot_start_is_recorded_with_its_reason(sessions: Sessions) -> None:
     def refuse(session: Session, schedule: ScheduleRow) -> JobRow:
-        start(session, schedule)  # rolled back
+        start_job(session, schedule)  # rolled back
         raise NotFound("model", "fraud")
 
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     with sessions.begin() as session:
         entries = schedules.tick(session, refuse, moment=NOW + HOUR)
     assert entries is not None
@@ -405,10 +410,10 @@ def test_a_run_that_cannot_start_is_recorded_with_its_reason(sessions: Sessions)
 
 def test_a_worker_that_dies_while_it_starts_a_run_leaves_it_due(sessions: Sessions) -> None:
     def die(session: Session, schedule: ScheduleRow) -> JobRow:
-        start(session, schedule)
+        start_job(session, schedule)
         raise KeyboardInterrupt
 
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     with pytest.raises(KeyboardInterrupt), sessions.begin() as session:
         schedules.tick(session, die, moment=NOW + HOUR)
     assert [e.outcome for e in tick(sessions, NOW + HOUR)] == ["started"]
@@ -416,8 +421,8 @@ def test_a_worker_that_dies_while_it_starts_a_run_leaves_it_due(sessions: Sessio
 
 
 def test_a_schedule_with_an_unknown_time_zone_does_not_block_others(sessions: Sessions) -> None:
-    add(sessions, "broken", rule=HOURLY)
-    add(sessions, "weekly", rule=Recurrence(cron="0 21 * * *"))
+    add_schedule(sessions, "broken", rule=HOURLY)
+    add_schedule(sessions, "weekly", rule=Recurrence(cron="0 21 * * *"))
     with sessions.begin() as session:
         values = {"cron": "0 3 * * *", "every_s": None, "timezone": "Mars/Olympus"}
         session.execute(update(ScheduleRow).where(ScheduleRow.name == "broken").values(values))
@@ -433,9 +438,11 @@ def test_a_schedule_with_an_unknown_time_zone_does_not_block_others(sessions: Se
 def test_four_workers_start_one_job_per_due_time(url: str, sessions: Sessions, catch_up: bool) -> None:
     names = [f"s{n}" for n in range(5)]
     for name in names:
-        add(sessions, name, rule=Recurrence(every_s=5, start_at=NOW), catch_up=catch_up, overlap=True)
+        add_schedule(
+            sessions, name, rule=Recurrence(every_s=5, start_at=NOW), catch_up=catch_up, overlap=True
+        )
     due_at = [NOW + n * 5 * SECOND for n in range(10)]
-    processes(scheduled.work, [(url, due_at)] * 4)
+    processes(schedule_helpers.tick_at, [(url, due_at)] * 4)
     with db.reading(sessions) as session:
         runs = session.scalars(select(ScheduleRunRow).order_by(ScheduleRunRow.job_id)).all()
         ids = session.scalars(select(JobRow.id).order_by(JobRow.id)).all()
@@ -447,14 +454,14 @@ def test_four_workers_start_one_job_per_due_time(url: str, sessions: Sessions, c
 
 
 def test_four_workers_never_start_overlapping_runs(url: str, sessions: Sessions) -> None:
-    add(sessions, rule=Recurrence(every_s=3600, start_at=NOW), catch_up=True)
-    processes(scheduled.work, [(url, [NOW + 3 * HOUR])] * 4)
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW), catch_up=True)
+    processes(schedule_helpers.tick_at, [(url, [NOW + 3 * HOUR])] * 4)
     assert outcomes(sessions) == [("started", NOW)]
 
 
 @pytest.mark.parametrize("catch_up", [False, True])
 def test_a_schedule_continues_after_a_clock_was_years_ahead(sessions: Sessions, catch_up: bool) -> None:
-    add(sessions, rule=HOURLY, catch_up=catch_up)
+    add_schedule(sessions, rule=HOURLY, catch_up=catch_up)
     assert [e.outcome for e in tick(sessions, NOW + HOUR)] == ["started"]
     finish_jobs(sessions)
     tick(sessions, NOW + timedelta(days=3650))
@@ -466,18 +473,18 @@ def test_a_schedule_continues_after_a_clock_was_years_ahead(sessions: Sessions, 
 
 
 def test_a_run_started_by_a_fast_clock_is_not_repeated(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY)
-    (early,) = tick(sessions, NOW + HOUR + SECOND)  # by a clock that is fast by half an hour
+    add_schedule(sessions, rule=HOURLY)
+    (fast_clock_job,) = tick(sessions, NOW + HOUR + SECOND)  # by a clock that is fast by half an hour
     finish_jobs(sessions)
     tick(sessions, NOW + 0.5 * HOUR)
     assert next_at(sessions) == NOW + 2 * HOUR
     assert tick(sessions, NOW + HOUR) == []
     (late,) = tick(sessions, NOW + 2 * HOUR)
-    assert (early.due_at, late.due_at) == (NOW + HOUR, NOW + 2 * HOUR)
+    assert (fast_clock_job.due_at, late.due_at) == (NOW + HOUR, NOW + 2 * HOUR)
 
 
 def test_a_clock_set_back_by_seconds_changes_nothing(sessions: Sessions) -> None:
-    add(sessions, rule=HOURLY)
+    add_schedule(sessions, rule=HOURLY)
     tick(sessions, NOW + HOUR)
     assert tick(sessions, NOW + HOUR - 30 * SECOND) == []
     assert len(history(sessions)) == 1
@@ -486,11 +493,11 @@ def test_a_clock_set_back_by_seconds_changes_nothing(sessions: Sessions) -> None
 def test_tick_uses_the_current_time_by_default(sessions: Sessions) -> None:
     with sessions.begin() as session:
         new = schedules.NewSchedule(
-            name="soon", job=scheduled.JOB, recurrence=Recurrence(every_s=60, start_in_s=0)
+            name="soon", job=schedule_helpers.JOB, recurrence=Recurrence(every_s=60, start_in_s=0)
         )
         schedules.create(session, new, by="ann")
     with db.reading(sessions) as session:
         assert schedules.is_due(session)
     with sessions.begin() as session:
-        entries: Any = schedules.tick(session, start)
+        entries: Any = schedules.tick(session, start_job)
     assert [e.outcome for e in entries] == ["started"]

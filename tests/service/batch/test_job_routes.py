@@ -17,7 +17,7 @@ from registry.jobs import jobs
 from registry.jobs.jobs import NewJob
 from registry.vocabulary import TRAIN
 from service.batch import job_routes
-from tests.service.api import refused
+from tests.service.api import check_problem
 from tests.service.worker.scorings import CSV, Scorings, scoring
 
 pytestmark = pytest.mark.anyio
@@ -47,11 +47,11 @@ def labels(text: str) -> list[str]:
     return [",".join(line.replace('"', "").split(",")[:2]) for line in text.splitlines()[1:]]
 
 
-async def plan_three_parts(scorings: Scorings, name: str, **more: Any) -> str:
+async def plan_three_parts(scorings: Scorings, name: str, **fields: Any) -> str:
     """Start and plan a job over three files; return its address."""
     for number, row in enumerate(ROWS):
         scorings.write(f"{name}/{number}.csv", row)
-    location = await scorings.start(scorings.data / name, **more)
+    location = await scorings.start(scorings.data / name, **fields)
     await scorings.work()
     return location
 
@@ -138,7 +138,7 @@ async def test_a_job_fails_if_every_row_fails(scorings: Scorings, name: str) -> 
 
 async def test_a_job_with_an_error_threshold_may_start_with_bad_rows(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *["2,odd,0,0"] * 120, *["1,1,0,0"] * 80)
-    problem = refused(await scorings.post(path), 422)
+    problem = check_problem(await scorings.post(path), 422)
     assert "none of the first 100 rows can be scored" in problem["detail"]
     record = await scorings.finish(await scorings.start(path, error_threshold=0.7))
     assert (record["state"], record["rows_done"], record["rows_failed"]) == ("done", 80, 120)
@@ -176,8 +176,8 @@ async def test_a_dry_run_checks_the_first_rows_and_enqueues_nothing(scorings: Sc
 @pytest.mark.parametrize(
     ("fields", "status", "field", "message"),
     [
-        ({"model": "nobody"}, 404, None, "there is no model 'nobody'"),
-        ({"alias": "nobody"}, 404, None, "there is no alias"),
+        ({"model": "missing"}, 404, None, "there is no model 'missing'"),
+        ({"alias": "missing"}, 404, None, "there is no alias"),
         ({"version": 9}, 404, None, "there is no version 'flag:9'"),
         ({"version": 1, "alias": "champion"}, 422, None, "set version or alias, not both"),
         ({"input": {}}, 422, "input", "set either artifact or uri"),
@@ -201,7 +201,7 @@ async def test_an_invalid_job_is_rejected_before_it_is_enqueued(
 ) -> None:
     path = scorings.write("good.csv", *ROWS)
     before = await scorings.get("/v1/jobs")
-    problem = refused(await scorings.post(path, **fields, dry_run=dry_run), status)
+    problem = check_problem(await scorings.post(path, **fields, dry_run=dry_run), status)
     assert message in json.dumps(problem, ensure_ascii=False)
     if field is not None:
         assert any(str(e["field"]).endswith(field) for e in problem["errors"]), problem["errors"]
@@ -212,7 +212,7 @@ async def test_a_job_with_an_archived_version_is_rejected(scorings: Scorings, na
     path = scorings.write(f"{name}.csv", *ROWS)
     place = "/v1/models/flag/versions/2"
     await scorings.api.client.patch(place, json={"archived": True})
-    problem = refused(await scorings.post(path, version=2), 409)
+    problem = check_problem(await scorings.post(path, version=2), 409)
     assert "flag:2 is archived" in problem["detail"]
     await scorings.api.client.patch(place, json={"archived": False})
     record = await scorings.finish(await scorings.start(path, version=2))
@@ -265,7 +265,7 @@ async def test_archiving_the_version_fails_its_job_until_it_is_unarchived(
     place = "/v1/models/flag/versions/2"
     location = await plan_three_parts(scorings, name, version=2)
     await scorings.work()
-    refused(await scorings.api.client.delete(place), 409)
+    check_problem(await scorings.api.client.delete(place), 409)
     await scorings.api.client.patch(place, json={"archived": True})
     record = await scorings.finish(location)
     reason = "flag:2 is archived; unarchive it (archived: false), then resume the job"
@@ -313,12 +313,12 @@ async def test_a_key_accesses_only_the_jobs_of_its_models(scorings: Scorings, na
             ("GET", f"{other}/events"), ("GET", f"{other}/output"), ("GET", f"{other}/errors"),
             ("GET", f"{other}/partitions/0/output"),
         ):  # fmt: skip
-            refused(await client.request(method, address), 403)
-        refused(await client.post("/v1/jobs", json=scorings.body(path, model="forest")), 403)
+            check_problem(await client.request(method, address), 403)
+        check_problem(await client.post("/v1/jobs", json=scorings.body(path, model="forest")), 403)
     async with scorings.api.with_key(await scorings.api.key("predict")) as client:
-        refused(await client.get(allowed), 403)
-        refused(await client.post("/v1/jobs", json=scorings.body(path)), 403)
-    refused(await scorings.api.anonymous.get(allowed), 401)
+        check_problem(await client.get(allowed), 403)
+        check_problem(await client.post("/v1/jobs", json=scorings.body(path)), 403)
+    check_problem(await scorings.api.anonymous.get(allowed), 401)
     assert (await scorings.get(other))["state"] == "queued"
     for location in (allowed, other):
         await scorings.finish(location)
@@ -337,14 +337,14 @@ async def test_a_repeated_request_is_answered_although_input_and_version_are_gon
     again = await scorings.post(path, key, version=2)
     assert (again.status_code, again.content) == (202, first.content)
     assert again.headers["location"] == first.headers["location"]
-    problem = refused(await scorings.post(path, key, version=1), 422)
+    problem = check_problem(await scorings.post(path, key, version=1), 422)
     assert problem["errors"][0]["field"] == "Idempotency-Key"
     await scorings.api.client.patch("/v1/models/flag/versions/2", json={"archived": False})
 
 
 async def test_a_rejected_request_may_be_sent_again_with_its_key(scorings: Scorings, name: str) -> None:
     path, key = scorings.data / f"{name}.csv", {"Idempotency-Key": name}
-    refused(await scorings.post(path, key), 422)
+    check_problem(await scorings.post(path, key), 422)
     scorings.write(path.name, *ROWS)
     answer = await scorings.post(path, key)
     assert answer.status_code == 202
@@ -370,7 +370,7 @@ async def test_events_contain_the_record_until_the_job_has_ended(scorings: Scori
     assert records[-1] == record
     again = await scorings.api.client.get(f"{location}/events")  # the job has ended
     assert again.text == f"event: job\ndata: {answer.text.rstrip().rpartition('data: ')[2]}\n\n"
-    refused(await scorings.api.client.get("/v1/jobs/999999/events"), 404)
+    check_problem(await scorings.api.client.get("/v1/jobs/999999/events"), 404)
 
 
 async def test_events_end_when_the_key_is_revoked_or_the_job_is_deleted(
@@ -398,8 +398,8 @@ async def test_events_end_when_the_key_is_revoked_or_the_job_is_deleted(
 async def test_the_output_supports_ranges_and_conditional_requests(scorings: Scorings, name: str) -> None:
     location = await scorings.start(scorings.write(f"{name}.csv", *ROWS, "10,odd,0,0"))
     client, output = scorings.api.client, f"{location}/output"
-    for what in ("output", "errors"):
-        problem = refused(await client.get(f"{location}/{what}"), 409)
+    for file_name in ("output", "errors"):
+        problem = check_problem(await client.get(f"{location}/{file_name}"), 409)
         assert "is queued" in problem["detail"]
     record = await scorings.finish(location)
     complete = await client.get(output)
@@ -411,11 +411,11 @@ async def test_the_output_supports_ranges_and_conditional_requests(scorings: Sco
     assert etag == f'"{record["manifest"]["sha256"]}"'
     part = await client.get(output, headers={"Range": "bytes=5-9"})
     assert (part.status_code, part.content) == (206, complete.content[5:10])
-    rest = await client.get(output, headers={"Range": "bytes=7-", "If-Range": etag})
-    assert (rest.status_code, rest.content) == (206, complete.content[7:])
-    moved = await client.get(output, headers={"Range": "bytes=7-", "If-Range": '"other"'})
-    assert (moved.status_code, moved.content) == (200, complete.content)
-    refused(await client.get(output, headers={"Range": "bytes=100000-"}), 416)
+    tail = await client.get(output, headers={"Range": "bytes=7-", "If-Range": etag})
+    assert (tail.status_code, tail.content) == (206, complete.content[7:])
+    other_version = await client.get(output, headers={"Range": "bytes=7-", "If-Range": '"other"'})
+    assert (other_version.status_code, other_version.content) == (200, complete.content)
+    check_problem(await client.get(output, headers={"Range": "bytes=100000-"}), 416)
     same = await client.get(output, headers={"If-None-Match": etag})
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
     head = await client.head(output)
@@ -424,8 +424,8 @@ async def test_the_output_supports_ranges_and_conditional_requests(scorings: Sco
     assert errors.headers["content-disposition"] == f'attachment; filename="flag-job-{job_id}-errors.csv"'
     assert errors.text.splitlines()[1].startswith("3,10,x0,")
     assert (await client.head(f"{location}/errors")).status_code == 200
-    clean = await scorings.finish(await scorings.start(scorings.write(f"{name}-2.csv", *ROWS)))
-    problem = refused(await client.get(f"/v1/jobs/{clean['id']}/errors"), 404)
+    job = await scorings.finish(await scorings.start(scorings.write(f"{name}-2.csv", *ROWS)))
+    problem = check_problem(await client.get(f"/v1/jobs/{job['id']}/errors"), 404)
     assert "no row failed" in problem["detail"]
 
 
@@ -440,55 +440,55 @@ async def test_finished_partitions_of_a_cancelled_job_are_kept_and_can_be_downlo
     assert [p["state"] for p in cancelled["partitions"]] == ["done", "cancelled", "cancelled"]
     assert [p["output"] for p in cancelled["partitions"]] == [f"{location}/partitions/0/output", None, None]
     assert (await client.post(f"{location}/cancel")).json()["finished_at"] == cancelled["finished_at"]
-    refused(await client.get(f"{location}/output"), 409)
+    check_problem(await client.get(f"{location}/output"), 409)
     part = await client.get(f"{location}/partitions/0/output")
     assert (part.status_code, labels(part.text)) == (200, LABELS[:1])
     head = (await client.head(f"{location}/partitions/0/output")).headers
     sha256 = hashlib.sha256(part.content).hexdigest()
     assert (head["content-length"], head["etag"]) == (str(len(part.content)), f'"{sha256}"')
-    rest = await client.get(f"{location}/partitions/0/output", headers={"Range": "bytes=3-"})
-    assert (rest.status_code, rest.content) == (206, part.content[3:])
+    tail = await client.get(f"{location}/partitions/0/output", headers={"Range": "bytes=3-"})
+    assert (tail.status_code, tail.content) == (206, part.content[3:])
     for number in (1, 3):
-        refused(await client.get(f"{location}/partitions/{number}/output"), 404)
+        check_problem(await client.get(f"{location}/partitions/{number}/output"), 404)
     await scorings.work(2)  # no task is queued
     assert (await scorings.get(location))["partitions_done"] == 1
 
     assert (await client.post(f"{location}/resume")).json()["state"] == "queued"
-    refused(await client.post(f"{location}/resume"), 409)
+    check_problem(await client.post(f"{location}/resume"), 409)
     record = await scorings.finish(location)
     assert labels(await scorings.text(record["output"])) == LABELS
     assert record["partitions"][0]["finished_at"] == cancelled["partitions"][0]["finished_at"]
-    problem = refused(await client.get(f"{location}/partitions/0/output"), 404)
+    problem = check_problem(await client.get(f"{location}/partitions/0/output"), 404)
     assert f"the whole output is at {location}/output" in problem["detail"]
     conditional = await client.get(f"{location}/partitions/0/output", headers={"If-None-Match": "*"})
-    refused(conditional, 404)
+    check_problem(conditional, 404)
     for verb in ("cancel", "resume"):
-        assert "is done" in refused(await client.post(f"{location}/{verb}"), 409)["detail"]
+        assert "is done" in check_problem(await client.post(f"{location}/{verb}"), 409)["detail"]
 
 
 async def test_jobs_are_listed_newest_first_and_by_state_and_model(scorings: Scorings, name: str) -> None:
     path = scorings.write(f"{name}.csv", *ROWS)
-    older, newer = await scorings.start(path), await scorings.start(path, model="forest")
-    await scorings.api.client.post(f"{older}/cancel")
+    first, second = await scorings.start(path), await scorings.start(path, model="forest")
+    await scorings.api.client.post(f"{first}/cancel")
     items = (await scorings.get("/v1/jobs?page_size=2"))["items"]
-    assert [f"/v1/jobs/{j['id']}" for j in items] == [newer, older]
+    assert [f"/v1/jobs/{j['id']}" for j in items] == [second, first]
     assert "partitions" not in items[0]
     (only,) = (await scorings.get("/v1/jobs?state=queued"))["items"]
     assert only["model"] == "forest"
     cancelled = (await scorings.get("/v1/jobs?state=cancelled&model=flag"))["items"]
-    assert older in [f"/v1/jobs/{j['id']}" for j in cancelled]
-    refused(await scorings.api.client.get("/v1/jobs?state=odd"), 422)
-    await scorings.finish(newer)
+    assert first in [f"/v1/jobs/{j['id']}" for j in cancelled]
+    check_problem(await scorings.api.client.get("/v1/jobs?state=odd"), 422)
+    await scorings.finish(second)
 
 
 async def test_requests_for_missing_jobs_are_answered_with_404(scorings: Scorings) -> None:
     client = scorings.api.client
     for tail in ("", "/events", "/output", "/errors", "/partitions/0/output"):
-        refused(await client.get(f"/v1/jobs/999999{tail}"), 404)
+        check_problem(await client.get(f"/v1/jobs/999999{tail}"), 404)
     for verb in ("cancel", "resume"):
-        refused(await client.post(f"/v1/jobs/999999/{verb}"), 404)
-    for odd in ("0", "-1", "x", "1e3", "99999999999999999999"):
-        refused(await client.get(f"/v1/jobs/{odd}"), 422)
+        check_problem(await client.post(f"/v1/jobs/999999/{verb}"), 404)
+    for job_id in ("0", "-1", "x", "1e3", "99999999999999999999"):
+        check_problem(await client.get(f"/v1/jobs/{job_id}"), 422)
 
 
 async def test_a_job_without_a_model_has_a_record(scorings: Scorings) -> None:
@@ -497,4 +497,7 @@ async def test_a_job_without_a_model_has_a_record(scorings: Scorings) -> None:
         job_id = job.id
     record = await scorings.get(f"/v1/jobs/{job_id}")
     assert (record["model"], record["version"], record["rows_total"]) == (None, None, None)
+    limited_key = await scorings.api.key("batch", models=["flag"])
+    async with scorings.api.with_key(limited_key) as client:
+        assert "names none" in check_problem(await client.get(f"/v1/jobs/{job_id}"), 403)["detail"]
     await scorings.api.client.post(f"/v1/jobs/{job_id}/cancel")

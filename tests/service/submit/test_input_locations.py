@@ -22,8 +22,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
-    for place in (root / "a.csv", root / "sub" / "b.csv", tmp_path / "secret" / "c.csv"):
-        place.write_text("x\n1\n")
+    for path in (root / "a.csv", root / "sub" / "b.csv", tmp_path / "secret" / "c.csv"):
+        path.write_text("x\n1\n")
     return root
 
 
@@ -50,10 +50,10 @@ def test_paths_and_file_uris_denote_the_same_file(root: Path, uri: str) -> None:
 
 
 def test_percent_escapes_are_decoded_in_uris_only(root: Path) -> None:
-    odd = root / "100%25 of it.csv"
-    odd.write_text("x\n1\n")
-    assert locate(root, str(odd)).location == str(odd)
-    assert locate(root, f"file://{root}/100%2525%20of%20it.csv").location == str(odd)
+    file = root / "100%25 of it.csv"
+    file.write_text("x\n1\n")
+    assert locate(root, str(file)).location == str(file)
+    assert locate(root, f"file://{root}/100%2525%20of%20it.csv").location == str(file)
     assert locate(root, f"file://{root}/%61.csv").location == str(root / "a.csv")
 
 
@@ -72,8 +72,8 @@ def test_percent_escapes_are_decoded_in_uris_only(root: Path) -> None:
     ],
 )
 def test_places_outside_the_roots_are_rejected(root: Path, uri: str) -> None:
-    place = uri.format(root=root, out=root.parent / "secret")
-    assert "is outside the batch roots" in rejection(root, place)
+    path = uri.format(root=root, out=root.parent / "secret")
+    assert "is outside the batch roots" in rejection(root, path)
 
 
 def test_links_that_lead_outside_the_root_are_rejected(root: Path) -> None:

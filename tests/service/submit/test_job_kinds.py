@@ -8,6 +8,7 @@ import pytest
 
 from registry.vocabulary import JOB_KINDS
 from service.submit import job_kinds
+from service.submit.admission import JobAdmission
 from service.worker.job_work import JobWork
 
 
@@ -20,6 +21,19 @@ def test_each_kind_has_a_request_body_that_is_selected_by_its_name() -> None:
     assert [typing.get_args(body.model_fields["kind"].annotation) for body in bodies] == [
         (kind,) for kind in JOB_KINDS
     ]
+
+
+def test_each_kind_returns_the_model_of_a_spec() -> None:
+    specs = {"score": {"model": "fraud"}, "train": {"publish": {"name": "fraud"}}}
+    for kind in JOB_KINDS:
+        admission = job_kinds.admission_of(kind)
+        assert admission.model_of(specs[kind]) == "fraud"
+        with pytest.raises(KeyError):
+            admission.model_of({})
+
+
+def test_a_kind_must_define_where_its_model_is() -> None:
+    assert "model_path" in JobAdmission.__abstractmethods__
 
 
 @pytest.mark.parametrize("kind", JOB_KINDS)

@@ -20,7 +20,7 @@ WEEKLY = Recurrence(cron="0 3 * * MON")
 JOB = {"kind": "score", "model": "fraud"}
 
 
-def add(
+def add_schedule(
     sessions: Sessions,
     name: str = "weekly",
     *,
@@ -33,21 +33,21 @@ def add(
         return schedules.create(session, new, by="ann", moment=NOW)
 
 
-def start(session: Session, schedule: ScheduleRow) -> JobRow:
+def start_job(session: Session, schedule: ScheduleRow) -> JobRow:
     new = jobs.NewJob(kind=SCORE, spec=schedule.job, model=schedule.job.get("model"), schedule=schedule.name)
     return jobs.create(session, new, by=schedule.created_by)
 
 
-def end(sessions: Sessions, job_id: int) -> None:
+def end_job(sessions: Sessions, job_id: int) -> None:
     with sessions.begin() as session:
         jobs.end(session, jobs.lock(session, job_id), jobs.DONE)
 
 
-def work(url: str, moments: list[datetime]) -> None:
+def tick_at(url: str, moments: list[datetime]) -> None:
     """Tick at each of `moments` until nothing is due. Runs in another process."""
     with child_actions.connected(url) as sessions:
         for moment in moments:
             while True:
                 with sessions.begin() as session:
-                    if schedules.tick(session, start, moment=moment) is None:
+                    if schedules.tick(session, start_job, moment=moment) is None:
                         break
