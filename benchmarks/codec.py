@@ -101,16 +101,16 @@ def many_rows() -> dict[str, float]:
 
 
 def main() -> None:
-    one, many = one_row(), many_rows()
+    row_us, rows_per_s = one_row(), many_rows()
     if "--json" in sys.argv[1:]:
-        print(json.dumps({"one_row_us": one, "rows_per_s": many}))
+        print(json.dumps({"one_row_us": row_us, "rows_per_s": rows_per_s}))
         return
     print("one row of 30 features          us   x pydantic   x msgspec")
-    for name, us in one.items():
-        beside = (us / one["pydantic validate_json"], us / one["plain msgspec decode"])
-        print(f"{name:<30}{us:>6.2f}{beside[0]:>11.2f}{beside[1]:>12.2f}")
+    for name, us in row_us.items():
+        ratios = (us / row_us["pydantic validate_json"], us / row_us["plain msgspec decode"])
+        print(f"{name:<30}{us:>6.2f}{ratios[0]:>11.2f}{ratios[1]:>12.2f}")
     print(f"\n{MAX_INSTANCES:,} rows                       rows/s")
-    for name, rate in many.items():
+    for name, rate in rows_per_s.items():
         print(f"{name:<30}{rate:>12,.0f}")
 
 

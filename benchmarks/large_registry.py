@@ -45,9 +45,13 @@ def fill(home: Path, models: int, versions: int) -> None:
                 version | {"id": first + v, "model_id": model_id, "number": v + 1} for v in range(versions)
             ]
             _insert(database, "versions", rows)
-            moved = event | {"id": event["id"] + n, "model_id": model_id, "version": versions}
-            _insert(database, "alias_events", [moved])
-            newest = {"model_id": model_id, "version_id": first + versions - 1, "event_id": moved["id"]}
+            copied_event = event | {"id": event["id"] + n, "model_id": model_id, "version": versions}
+            _insert(database, "alias_events", [copied_event])
+            newest = {
+                "model_id": model_id,
+                "version_id": first + versions - 1,
+                "event_id": copied_event["id"],
+            }
             _insert(database, "aliases", [alias | newest])
 
 
@@ -134,15 +138,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        few = measure(Path(folder), 10, options.versions)
-        many = measure(Path(folder), options.models, options.versions)
+        small = measure(Path(folder), 10, options.versions)
+        large = measure(Path(folder), options.models, options.versions)
     if options.json:
-        print(json.dumps({"few": few, "many": many}))
+        print(json.dumps({"small": small, "large": large}))
         return
     print(describe_machine())
     print(f"{'ms':<38}{'10 models':>12}{options.models:>12,}{'ratio':>8}")
-    for name, figure in few.items():
-        print(f"{name:<38}{figure:>12.1f}{many[name]:>12.1f}{many[name] / figure:>8.2f}")
+    for name, figure in small.items():
+        print(f"{name:<38}{figure:>12.1f}{large[name]:>12.1f}{large[name] / figure:>8.2f}")
 
 
 if __name__ == "__main__":

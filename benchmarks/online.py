@@ -120,8 +120,8 @@ def all_servers(
             "fastapi + joblib": plain(running.enter_context(peer("fastapi_joblib", pickle, names))),
         }
         if litserve:
-            lit = running.enter_context(peer("litserve_joblib", pickle, python=litserve))
-            servers["litserve + joblib"] = plain(lit)
+            litserve_url = running.enter_context(peer("litserve_joblib", pickle, python=litserve))
+            servers["litserve + joblib"] = plain(litserve_url)
         yield servers
 
 
@@ -168,19 +168,19 @@ def main() -> None:
             server.start()
             server.publish("demo", model, example, alias="champion")
             with all_servers(server, folder, model, rows[0], options.litserve) as servers:
-                one = one_row(servers, options.seconds)
-            many = many_rows(server, rows)
+                row_figures = one_row(servers, options.seconds)
+            thousand_row_ms = many_rows(server, rows)
     if options.json:
-        print(json.dumps({"one_row": one, "thousand_rows_p50_ms": many}))
+        print(json.dumps({"one_row": row_figures, "thousand_rows_p50_ms": thousand_row_ms}))
         return
     print(describe_machine())
     print(f"{'one row':<20}{'CPU us':>10}{'x echo':>8}{'p50 ms':>9}{'p99 ms':>9}{'per s':>9}")
-    for name, f in one.items():
-        beside = f["cpu_us"] / one["echo"]["cpu_us"]
+    for name, f in row_figures.items():
+        ratio = f["cpu_us"] / row_figures["echo"]["cpu_us"]
         print(
-            f"{name:<20}{f['cpu_us']:>10.0f}{beside:>8.2f}{f['p50_ms']:>9.2f}{f['p99_ms']:>9.2f}{f['per_s']:>9.0f}"
+            f"{name:<20}{f['cpu_us']:>10.0f}{ratio:>8.2f}{f['p50_ms']:>9.2f}{f['p99_ms']:>9.2f}{f['per_s']:>9.0f}"
         )
-    for kind, ms in many.items():
+    for kind, ms in thousand_row_ms.items():
         print(f"1,000 rows, {kind:<40}{ms:>8.2f} ms p50")
 
 

@@ -65,10 +65,10 @@ def measure_start(home: Path, log: Path) -> StartTimes:
 def measure(rounds: int) -> dict[str, float]:
     for package in ("service", "registry", "migrations"):
         compileall.compile_dir(str(ROOT / package), quiet=1)
-    best: dict[str, float] = {}
+    fastest: dict[str, float] = {}
 
     def note(name: str, seconds: float) -> None:
-        best[name] = min(best.get(name, seconds), seconds)
+        fastest[name] = min(fastest.get(name, seconds), seconds)
 
     with tempfile.TemporaryDirectory() as folder:
         home, log = Path(folder) / "home", Path(folder) / "log"
@@ -82,7 +82,7 @@ def measure(rounds: int) -> dict[str, float]:
             note("ready, CPU", again.cpu)
             note("ready, first start", first.ready)
             note("first management call", again.call)
-    return best
+    return fastest
 
 
 def main() -> int:
@@ -90,13 +90,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    best = measure(options.rounds)
-    ratio = best["ready"] / best["import fastapi, onnxruntime"]
+    fastest = measure(options.rounds)
+    ratio = fastest["ready"] / fastest["import fastapi, onnxruntime"]
     if options.json:
-        print(json.dumps({**best, "ratio": ratio}))
+        print(json.dumps({**fastest, "ratio": ratio}))
     else:
         print(describe_machine())
-        for name, seconds in best.items():
+        for name, seconds in fastest.items():
             print(f"{name:<32}{seconds:>7.3f} s")
         print(f"ready / imports: {ratio:.2f} (bound {BOUND})")
     return 0 if ratio <= BOUND else 1

@@ -222,10 +222,10 @@ class ModelUpdater:
         version = int(manifest["version"])
         sha256 = str(manifest["sha256"])
         if self.current.exists():
-            spare = self.directory / "spare"
-            spare.unlink(missing_ok=True)
-            os.link(self.current, spare)
-            spare.replace(self.previous)
+            temporary = self.directory / "spare"
+            temporary.unlink(missing_ok=True)
+            os.link(self.current, temporary)
+            temporary.replace(self.previous)
         self.state.trying = sha256  # after a power cut, `poll` restores the previous file
         self.state.save()
         file.replace(self.current)
@@ -309,12 +309,12 @@ def raise_for_status(response: httpx.Response) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write the whole file or nothing."""
-    spare = path.with_name(path.name + ".new")
-    with spare.open("wb") as out:
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())
-    spare.replace(path)
+    temporary.replace(path)
     sync_directory(path.parent)
 
 
@@ -342,8 +342,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quantize",
         default="none",
-        choices=["none", "float16", "dynamic", "int8"],
-        help="the export to follow (default: none)",
+        help="the quantization of the export to follow, such as int8 (default: none)",
     )
     parser.add_argument("--key-file", type=Path, help="a file with the API key (default: TRIVIUM_API_KEY)")
     parser.add_argument(

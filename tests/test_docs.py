@@ -128,8 +128,8 @@ def test_the_corrections_of_the_signatures_page_are_applied(shell: Shell) -> Non
     signature = json.loads((shell.directory / "churn.json").read_text())["signature"]
     corrections = json.loads((shell.directory / "signature.json").read_text())
     assert signature["task"] == corrections["task"]
-    for shown, correction in zip(signature["inputs"], corrections["inputs"], strict=True):
-        assert shown | correction == shown
+    for feature, correction in zip(signature["inputs"], corrections["inputs"], strict=True):
+        assert feature | correction == feature
     assert signature["outputs"][0]["classes"] == [False, True]
 
 
@@ -155,7 +155,7 @@ def command_names() -> set[str]:
     names = set()
     for name, command in root.commands.items():
         inner = getattr(command, "commands", None)
-        names |= {f"{name} {sub}" for sub in inner} if inner else {name}
+        names |= {f"{name} {subcommand}" for subcommand in inner} if inner else {name}
     return names
 
 
@@ -187,7 +187,7 @@ def test_the_commands_of_the_edge_page_do_what_it_describes(shell: Shell) -> Non
     "page", [*(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")), "README.md"]
 )
 def test_every_source_path_that_a_page_names_exists(page: str) -> None:
-    named = re.findall(
+    paths = re.findall(
         r"`((?:service|registry|scripts|benchmarks|tests)/[\w/.]+\.py)`", (ROOT / page).read_text()
     )
-    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from registry.jobs.jobs import OPEN_STATES
-from service.formats.media_types import PARQUET
+from registry.media_types import PARQUET
 from tests.harness.server import TRIVIUM, Server
 
 MODEL = "cancer"
@@ -205,21 +205,23 @@ class JobSite:
         if job["state"] != "done":
             return [f"the job is not done: {summarize_job(job)}"]
         ids = np.arange(self.rows)
-        good, bad = ids[~is_unscorable(ids)], ids[is_unscorable(ids)]
+        valid_ids, invalid_ids = ids[~is_unscorable(ids)], ids[is_unscorable(ids)]
         parts = job["manifest"]["parts"]
         for name, reported, expected in (
-            ("rows", job["manifest"]["rows"], len(good)),
-            ("rows of the parts", sum(p["rows"] for p in parts), len(good)),
-            ("failed", job["manifest"]["failed"], len(bad)),
-            ("rows done", (job["rows_done"], job["rows_failed"]), (len(good), len(bad))),
+            ("rows", job["manifest"]["rows"], len(valid_ids)),
+            ("rows of the parts", sum(p["rows"] for p in parts), len(valid_ids)),
+            ("failed", job["manifest"]["failed"], len(invalid_ids)),
+            ("rows done", (job["rows_done"], job["rows_failed"]), (len(valid_ids), len(invalid_ids))),
             ("parts", len({p["file"] for p in parts}), job["partitions_total"]),
         ):
             if reported != expected:
                 faults.append(f"{name}: {reported}, expected {expected}")
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            faults += _output_faults(self._download(job_id, "output", Path(folder) / "output"), good)
-            if len(bad):
-                faults += _errors_file_faults(self._download(job_id, "errors", Path(folder) / "errors"), bad)
+            faults += _output_faults(self._download(job_id, "output", Path(folder) / "output"), valid_ids)
+            if len(invalid_ids):
+                faults += _errors_file_faults(
+                    self._download(job_id, "errors", Path(folder) / "errors"), invalid_ids
+                )
         if self.server.home.joinpath("jobs", str(job_id)).exists():
             faults.append("the files of its partitions were not deleted")
         return faults

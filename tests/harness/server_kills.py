@@ -29,7 +29,7 @@ from tests.harness.server import Server
 
 CHUNK_BYTES = 64 * 1024
 MODEL_NAMES = ("alpha", "beta", "gamma")
-BUILDS_S = 180.0
+BUILDS_TIMEOUT_S = 180.0
 """After the last restart, all builds must be over within this time."""
 
 
@@ -195,10 +195,10 @@ def _wait_for_running_build(server: Server, timeout_s: float = 20.0) -> None:
 
 
 def _wait_for_builds(server: Server, report: ServerKillReport) -> None:
-    deadline = server.started + BUILDS_S
+    deadline = server.started + BUILDS_TIMEOUT_S
     while any(v["state"] == "building" for name in MODEL_NAMES for v in _list_versions(server, name)):
         if time.monotonic() > deadline:
-            report.faults.append(f"builds were not over {BUILDS_S:g} s after the last start")
+            report.faults.append(f"builds were not over {BUILDS_TIMEOUT_S:g} s after the last start")
             return
         time.sleep(0.1)
     report.resumed_s = time.monotonic() - server.started

@@ -45,7 +45,7 @@ def connected(url: str) -> Iterator[db.Sessions]:
         engine.dispose()
 
 
-def die(*_: Any) -> None:
+def kill_self(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -68,7 +68,7 @@ def promote(url: str, model: str, numbers: list[int]) -> None:
                 aliases.promote(session, model, "champion", number, by=str(os.getpid()))
 
 
-def work(url: str, kind: str) -> list[int]:
+def finish_all_tasks(url: str, kind: str) -> list[int]:
     """Claim and finish tasks until none is left; return their ids."""
     finished = []
     with connected(url) as sessions:
@@ -85,8 +85,8 @@ def work(url: str, kind: str) -> list[int]:
 def claim_and_die(url: str, kind: str, lease_s: float) -> None:
     with connected(url) as sessions:
         with sessions.begin() as session:
-            queue.claim(session, [kind], "doomed", lease_s=lease_s)
-        die()
+            queue.claim(session, [kind], "worker", lease_s=lease_s)
+        kill_self()
 
 
 def migrate(url: str, home: str) -> str | None:
@@ -107,7 +107,7 @@ def migrate_and_die(url: str, home: str, statements: int) -> None:
         nonlocal remaining
         remaining -= statement.lstrip().startswith(("CREATE", "INSERT"))
         if remaining == 0:
-            die()
+            kill_self()
 
     event.listen(engine, "after_cursor_execute", count)
     db.migrate(engine, Path(home))
@@ -126,23 +126,23 @@ def put(blobs: str, content: bytes) -> tuple[str, int, bool]:
 def write_and_die(blobs: str) -> None:
     writer = Store(Path(blobs)).writer()
     writer.write(b"x" * 100_000)
-    die()
+    kill_self()
 
 
 def publish_and_die(url: str, blobs: str) -> None:
     """Publish, and kill this process at the commit."""
     store = Store(Path(blobs))
     engine = db.connect(url)
-    event.listen(engine, "commit", die)
+    event.listen(engine, "commit", kill_self)
     with db.sessions(engine).begin() as session:
         new = NewVersion(model="fraud", artifact=store.put([b"model"]).sha256, format="onnx")
-        versions.publish(session, store, new, by="doomed")
+        versions.publish(session, store, new, by="ann")
 
 
 def make_admin_and_die(url: str, file: str) -> None:
     """Create the admin key, and kill this process between writing its file and the commit."""
     engine = db.connect(url)
-    event.listen(engine, "commit", die)
+    event.listen(engine, "commit", kill_self)
     with db.sessions(engine).begin() as session:
         keys.ensure_admin_key(session, Path(file))
 
@@ -151,11 +151,11 @@ def publish_until_killed(url: str, blobs: str, acknowledged: str) -> None:
     """Publish until killed; append each committed version to the file `acknowledged`."""
     store = Store(Path(blobs))
     with connected(url) as sessions, Path(acknowledged).open("a", buffering=1) as out:
-        turn = 0
+        count = 0
         while True:
-            turn += 1
-            blob = store.put([f"{os.getpid()} {turn}".encode()])
+            count += 1
+            blob = store.put([f"{os.getpid()} {count}".encode()])
             with sessions.begin() as session:
                 new = NewVersion(model="fraud", artifact=blob.sha256, format="onnx")
-                number = versions.publish(session, store, new, by="doomed").number
+                number = versions.publish(session, store, new, by="ann").number
             out.write(f"{number} {blob.sha256}\n")

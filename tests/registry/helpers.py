@@ -18,12 +18,11 @@ from registry.signature import Input, Output, Signature
 from registry.versions import NewVersion
 from registry.vocabulary import BUILD_TASK
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["tests.registry.child_actions"]
-)  # imported once, not in each process: it takes a second
+# imported once, not in each process: it takes a second
+FORKS.set_forkserver_preload(["tests.registry.child_actions"])
 SIGNATURE = Signature("regression", (Input("x0", "float64"),), (Output("value", "float64", (-1,)),))
 READY = BuildResult(
     state="ready", report={"rows": 3}, signature=SIGNATURE, runtime="onnx", runtime_reason="same"
@@ -71,11 +70,11 @@ def champion(sessions: Sessions, model: str = "fraud", alias: str = "champion") 
         return aliases.get(session, model, alias).version.number
 
 
-def threads(*calls: Callable[[], T]) -> list[T | BaseException]:
+def threads(*calls: Callable[[], Result]) -> list[Result | BaseException]:
     """Run the calls at the same moment in threads; return their results or exceptions."""
     gate = threading.Barrier(len(calls))
 
-    def pass_gate(call: Callable[[], T]) -> T:
+    def pass_gate(call: Callable[[], Result]) -> Result:
         gate.wait(30)
         return call()
 
@@ -83,17 +82,17 @@ def threads(*calls: Callable[[], T]) -> list[T | BaseException]:
         return [_outcome(f) for f in [pool.submit(pass_gate, call) for call in calls]]
 
 
-def processes(work: Callable[..., T], arguments: Iterable[Sequence[Any]]) -> list[T]:
-    """Run `work` at the same moment in new processes, one per entry of `arguments`; return the results."""
+def processes(function: Callable[..., Result], arguments: Iterable[Sequence[Any]]) -> list[Result]:
+    """Run `function` at once in new processes, one per entry of `arguments`; return the results."""
     argument_lists = list(arguments)
     gate = FORKS.Barrier(len(argument_lists))
     with ProcessPoolExecutor(len(argument_lists), FORKS, _wait_at, (gate,)) as pool:
-        return list(pool.map(work, *zip(*argument_lists, strict=True)))
+        return list(pool.map(function, *zip(*argument_lists, strict=True)))
 
 
-def killed(work: Callable[..., object], *arguments: Any) -> None:
-    """Run `work` in a new process, and check that SIGKILL ended it."""
-    process = FORKS.Process(target=work, args=arguments)
+def run_until_killed(function: Callable[..., object], *arguments: Any) -> None:
+    """Run `function` in a new process, and check that SIGKILL ended it."""
+    process = FORKS.Process(target=function, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL, process.exitcode
@@ -103,5 +102,5 @@ def _wait_at(gate: Barrier) -> None:
     gate.wait(60)
 
 
-def _outcome(future: Future[T]) -> T | BaseException:
+def _outcome(future: Future[Result]) -> Result | BaseException:
     return future.exception() or future.result()

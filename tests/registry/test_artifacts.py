@@ -14,7 +14,7 @@ import pytest
 from registry.artifacts import Store, check_sha256
 from registry.errors import DigestMismatch, Invalid, NotFound, TooLarge
 from tests.registry import child_actions
-from tests.registry.helpers import killed, processes, threads
+from tests.registry.helpers import processes, run_until_killed, threads
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -121,7 +121,7 @@ def test_one_blob_put_by_many_processes_is_stored_once(store: Store) -> None:
 
 
 def test_a_sweep_deletes_the_incoming_file_of_a_killed_writer(store: Store) -> None:
-    killed(child_actions.write_and_die, str(store.root))
+    run_until_killed(child_actions.write_and_die, str(store.root))
     (partial,) = _files(store)
     assert partial.parent == store.incoming
     assert list(store) == []
@@ -159,8 +159,8 @@ def test_a_blob_put_during_its_deletion_is_kept(store: Store) -> None:
     def put(content: bytes) -> str:
         return store.put([content]).sha256
 
-    for turn in range(60):
-        content = f"turn {turn}".encode()
+    for number in range(60):
+        content = f"round {number}".encode()
         sha256 = put(content)
         _age(store.path(sha256), 7200)
         threads(lambda c=content: put(c), lambda s=sha256: store.delete_if_older(s, 3600))  # type: ignore[misc]

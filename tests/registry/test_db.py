@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_stored_as_null(sessions: db.Sessions, store: Store
         assert version.metrics == {"r2": None}
 
 
-def test_the_log_is_moved_into_the_file_only_by_checkpoint(sqlite: Engine, tmp_path: Path) -> None:
+def test_only_checkpoint_moves_the_wal_into_the_database_file(sqlite: Engine, tmp_path: Path) -> None:
     file, sessions = tmp_path / "registry.db", db.sessions(sqlite)
     before = file.read_bytes()
     with sessions.begin() as session:

@@ -17,7 +17,7 @@ from registry.keys import KeyWithSecret
 from registry.tables import KeyRow, now
 from registry.vocabulary import SCOPES
 from tests.registry import child_actions
-from tests.registry.helpers import killed
+from tests.registry.helpers import run_until_killed
 
 
 def _create(sessions: Sessions, *scopes: str, **options: object) -> KeyWithSecret:
@@ -73,11 +73,11 @@ def test_only_the_sha256_of_a_key_is_stored(sessions: Sessions) -> None:
 
 def test_digests_are_compared_in_constant_time(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[str, str]] = []
-    real = keys.hmac.compare_digest
+    original = keys.hmac.compare_digest
 
     def spy(a: str, b: str) -> bool:
         compared.append((a, b))
-        return real(a, b)
+        return original(a, b)
 
     monkeypatch.setattr(keys.hmac, "compare_digest", spy)
     issued = _create(sessions)
@@ -216,7 +216,7 @@ def test_the_next_start_replaces_the_key_file_of_a_start_killed_before_its_commi
     url: str, sessions: Sessions, tmp_path: Path
 ) -> None:
     file = tmp_path / "admin.key"
-    killed(child_actions.make_admin_and_die, url, str(file))
+    run_until_killed(child_actions.make_admin_and_die, url, str(file))
     orphan = file.read_text()
     with db.reading(sessions) as session:
         assert session.scalars(select(KeyRow)).all() == []

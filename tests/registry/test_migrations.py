@@ -18,8 +18,8 @@ from registry import db, revision
 from registry.errors import TriviumError
 from registry.tables import Base, RevisionRow
 from tests.registry import child_actions
-from tests.registry.conftest import Empty
-from tests.registry.helpers import killed, processes
+from tests.registry.conftest import EmptyDatabase
+from tests.registry.helpers import processes, run_until_killed
 
 
 def _differences(engine: Engine) -> list[object]:
@@ -55,27 +55,31 @@ def test_a_start_without_a_pending_migration_does_not_import_alembic(url: str, t
     assert processes(child_actions.imported_by_start, [(url, str(tmp_path))]) == [[]]
 
 
-def test_an_empty_database_is_rejected_with_the_command_to_run(empty: Empty) -> None:
+def test_an_empty_database_is_rejected_with_the_command_to_run(empty: EmptyDatabase) -> None:
     engine = db.connect(empty.url)
     with pytest.raises(TriviumError, match="run `trivium migrate`"):
         db.require_current(engine)
     engine.dispose()
 
 
-def test_four_processes_can_migrate_at_once(empty: Empty) -> None:
+def test_four_processes_can_migrate_at_once(empty: EmptyDatabase) -> None:
     assert processes(child_actions.migrate, [(empty.url, str(empty.home))] * 4) == [HEAD] * 4
     _check_schema(empty)
 
 
-def test_hosts_without_a_shared_disk_can_migrate_one_database_at_once(empty: Empty, tmp_path: Path) -> None:
+def test_hosts_without_a_shared_disk_can_migrate_one_database_at_once(
+    empty: EmptyDatabase, tmp_path: Path
+) -> None:
     homes = [tmp_path / f"host{i}" for i in range(4)]
     assert processes(child_actions.migrate, [(empty.url, str(home)) for home in homes]) == [HEAD] * 4
     _check_schema(empty)
 
 
 @pytest.mark.parametrize("statements", [1, 9, 20, 22])
-def test_a_killed_migration_is_rolled_back_and_the_next_start_migrates(empty: Empty, statements: int) -> None:
-    killed(child_actions.migrate_and_die, empty.url, str(empty.home), statements)
+def test_a_killed_migration_is_rolled_back_and_the_next_start_migrates(
+    empty: EmptyDatabase, statements: int
+) -> None:
+    run_until_killed(child_actions.migrate_and_die, empty.url, str(empty.home), statements)
     engine = db.connect(empty.url)
     assert _tables(engine) == set()
     db.migrate(engine, empty.home)
@@ -83,7 +87,7 @@ def test_a_killed_migration_is_rolled_back_and_the_next_start_migrates(empty: Em
     _check_schema(empty)
 
 
-def test_migrating_logs_only_warnings(empty: Empty) -> None:
+def test_migrating_logs_only_warnings(empty: EmptyDatabase) -> None:
     """Runs in another process, because Alembic logs when it is imported."""
     script = """
 import logging, sys
@@ -107,7 +111,7 @@ def test_sqlite_never_reuses_an_id(dialect: str, engine: Engine) -> None:
             assert "AUTOINCREMENT" in str(sql), table
 
 
-def _check_schema(empty: Empty) -> None:
+def _check_schema(empty: EmptyDatabase) -> None:
     engine = db.connect(empty.url)
     assert _differences(engine) == []
     with db.sessions(engine)() as session:

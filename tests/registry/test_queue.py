@@ -14,21 +14,21 @@ from registry.errors import StaleTask
 from registry.queue import ClaimedTask
 from registry.tables import TaskRow
 from tests.registry import child_actions
-from tests.registry.helpers import killed, processes, threads
+from tests.registry.helpers import processes, run_until_killed, threads
 
 
 def _enqueue(sessions: Sessions, subject: str = "1", kind: str = "build", **options: object) -> int:
     with sessions.begin() as session:
-        return queue.enqueue(session, kind, subject, **options)  # type: ignore[arg-type]
+        return queue.enqueue(session, kind, subject, **{"max_attempts": 3} | options)  # type: ignore[arg-type]
 
 
-def _claim(sessions: Sessions, lease_s: float = 60, kind: str = "build") -> ClaimedTask | None:
+def _claim_or_none(sessions: Sessions, lease_s: float = 60, kind: str = "build") -> ClaimedTask | None:
     with sessions.begin() as session:
         return queue.claim(session, [kind], "me", lease_s)
 
 
-def _take(sessions: Sessions, lease_s: float = 60) -> ClaimedTask:
-    task = _claim(sessions, lease_s)
+def _claim(sessions: Sessions, lease_s: float = 60) -> ClaimedTask:
+    task = _claim_or_none(sessions, lease_s)
     assert task is not None
     return task
 
@@ -41,14 +41,14 @@ def _row(sessions: Sessions, task_id: int) -> TaskRow:
 def _expire_lease(sessions: Sessions, task: ClaimedTask) -> None:
     """Set the end of the task's lease to an hour ago."""
     with sessions.begin() as session:
-        past = datetime.now(UTC) - timedelta(hours=1)
-        session.execute(update(TaskRow).where(TaskRow.id == task.id).values(lease_until=past))
+        an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        session.execute(update(TaskRow).where(TaskRow.id == task.id).values(lease_until=an_hour_ago))
 
 
 def test_four_processes_claim_and_finish_each_of_400_tasks_once(url: str, sessions: Sessions) -> None:
     with sessions.begin() as session:
-        ids = [queue.enqueue(session, "score", str(i)) for i in range(400)]
-    finished = processes(child_actions.work, [(url, "score")] * 4)
+        ids = [queue.enqueue(session, "score", str(i), max_attempts=3) for i in range(400)]
+    finished = processes(child_actions.finish_all_tasks, [(url, "score")] * 4)
     assert Counter(i for of_process in finished for i in of_process) == Counter(ids)
     with db.reading(sessions) as session:
         rows = session.execute(select(TaskRow.state, TaskRow.fence, TaskRow.attempt, TaskRow.result)).all()
@@ -59,29 +59,29 @@ def test_four_processes_claim_and_finish_each_of_400_tasks_once(url: str, sessio
 def test_threads_claim_each_task_once(sessions: Sessions) -> None:
     for i in range(40):
         _enqueue(sessions, str(i))
-    claimed = threads(*[lambda: [t.id for _ in range(10) if (t := _claim(sessions))]] * 4)
+    claimed = threads(*[lambda: [t.id for _ in range(10) if (t := _claim_or_none(sessions))]] * 4)
     ids = [i for of_thread in claimed for i in of_thread]  # type: ignore[union-attr]
     assert len(ids) == len(set(ids)) == 40
 
 
 def test_a_rolled_back_transaction_enqueues_no_task(sessions: Sessions) -> None:
     with sessions() as session:
-        queue.enqueue(session, "build", "1")
+        queue.enqueue(session, "build", "1", max_attempts=3)
         session.rollback()
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions) is None
 
 
 def test_tasks_are_claimed_by_priority_then_by_age(sessions: Sessions) -> None:
     ids = [_enqueue(sessions, priority=p) for p in (0, 10, 0, 10, -1)]
-    assert [_take(sessions).id for _ in ids] == [ids[i] for i in (1, 3, 0, 2, 4)]
+    assert [_claim(sessions).id for _ in ids] == [ids[i] for i in (1, 3, 0, 2, 4)]
 
 
 def test_a_claim_skips_tasks_that_are_not_due_or_of_another_kind(sessions: Sessions) -> None:
     _enqueue(sessions, not_before=datetime.now(UTC) + timedelta(hours=1), priority=10)
     due = _enqueue(sessions, not_before=datetime.now(UTC) - timedelta(hours=1))
-    assert _claim(sessions, kind="score") is None
-    assert _take(sessions).id == due
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions, kind="score") is None
+    assert _claim(sessions).id == due
+    assert _claim_or_none(sessions) is None
     with db.reading(sessions) as session:
         assert queue.depth(session, ["build"]) == 2
 
@@ -90,19 +90,19 @@ def test_the_task_of_a_killed_worker_is_claimed_again_after_its_lease_expired(
     url: str, sessions: Sessions
 ) -> None:
     task_id = _enqueue(sessions)
-    killed(child_actions.claim_and_die, url, "build", 60.0)
-    assert _claim(sessions) is None  # its worker may still be alive
+    run_until_killed(child_actions.claim_and_die, url, "build", 60.0)
+    assert _claim_or_none(sessions) is None  # its worker may still be alive
     killed_claim = ClaimedTask(task_id, "build", "1", 1, 1, 0, 3)
     _expire_lease(sessions, killed_claim)
-    again = _take(sessions)
+    again = _claim(sessions)
     assert (again.id, again.fence, again.attempt) == (task_id, 2, 2)
 
 
 def test_a_worker_whose_lease_expired_cannot_change_the_task(sessions: Sessions) -> None:
     _enqueue(sessions)
-    late = _take(sessions)
+    late = _claim(sessions)
     _expire_lease(sessions, late)
-    current = _take(sessions)
+    current = _claim(sessions)
     late_calls = (
         lambda s: queue.finish(s, late.id, late.fence, {"from": "late"}),
         lambda s: queue.heartbeat(s, late.id, late.fence),
@@ -124,7 +124,7 @@ def test_a_worker_whose_lease_expired_cannot_change_the_task(sessions: Sessions)
 
 def test_one_claim_finishes_its_task_only_once(sessions: Sessions) -> None:
     _enqueue(sessions)
-    task = _take(sessions)
+    task = _claim(sessions)
 
     def finish() -> None:
         with sessions.begin() as session:
@@ -144,7 +144,7 @@ def test_updates_of_an_unknown_task_raise_stale_task(sessions: Sessions) -> None
 
 def test_a_heartbeat_extends_the_lease(sessions: Sessions) -> None:
     _enqueue(sessions)
-    task = _take(sessions, lease_s=5)
+    task = _claim(sessions, lease_s=5)
     before = _row(sessions, task.id).lease_until
     with sessions.begin() as session:
         queue.heartbeat(session, task.id, task.fence, 60)
@@ -156,37 +156,51 @@ def test_a_heartbeat_extends_the_lease(sessions: Sessions) -> None:
 
 def test_a_failed_task_is_retried_after_its_backoff_until_its_attempts_are_used(sessions: Sessions) -> None:
     task_id = _enqueue(sessions, max_attempts=2)
-    task = _take(sessions)
+    task = _claim(sessions)
     with sessions.begin() as session:
         assert queue.fail(session, task.id, task.fence, "first", retry_in_s=3600)
     row = _row(sessions, task_id)
     assert (row.state, row.error) == (queue.QUEUED, "first")
     assert timedelta(minutes=59) < row.not_before - datetime.now(UTC) <= timedelta(hours=1)
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions) is None
     with sessions.begin() as session:
         session.execute(update(TaskRow).values(not_before=datetime.now(UTC) - timedelta(hours=1)))
-    task = _take(sessions)
+    task = _claim(sessions)
     with sessions.begin() as session:
         assert not queue.fail(session, task.id, task.fence, "second", retry_in_s=0)
     row = _row(sessions, task_id)
     assert (row.state, row.error, row.lease_until) == (queue.FAILED, "second", None)
     assert row.finished_at is not None
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions) is None
 
 
 def test_a_permanent_failure_is_not_retried(sessions: Sessions) -> None:
     _enqueue(sessions, max_attempts=9)
-    task = _take(sessions)
+    task = _claim(sessions)
     with sessions.begin() as session:
         assert not queue.fail(session, task.id, task.fence, "permanent")
     assert _row(sessions, task.id).state == queue.FAILED
 
 
+def test_the_error_of_a_lost_task_does_not_count_failures_as_deaths(sessions: Sessions) -> None:
+    _enqueue(sessions, max_attempts=3)
+    task = _claim(sessions)
+    with sessions.begin() as session:
+        assert queue.fail(session, task.id, task.fence, "an error", retry_in_s=0)
+    for _ in range(2):
+        _expire_lease(sessions, _claim(sessions))
+    with sessions.begin() as session:
+        lost = queue.fail_lost(session, ["build"])
+    assert lost is not None
+    assert (lost.attempt, lost.failures, lost.deaths) == (3, 1, 2)
+    assert _row(sessions, task.id).error == "2 workers died while they ran it"
+
+
 def test_a_task_lost_at_every_attempt_is_failed_and_returned_once(sessions: Sessions) -> None:
     _enqueue(sessions, max_attempts=2)
     for _ in range(2):
-        _expire_lease(sessions, _take(sessions))
-    assert _claim(sessions) is None  # no third attempt
+        _expire_lease(sessions, _claim(sessions))
+    assert _claim_or_none(sessions) is None  # no third attempt
 
     def fail_lost() -> ClaimedTask | None:
         with sessions.begin() as session:
@@ -195,7 +209,7 @@ def test_a_task_lost_at_every_attempt_is_failed_and_returned_once(sessions: Sess
     lost_tasks = [task for task in threads(*[fail_lost] * 4) if isinstance(task, ClaimedTask)]
     assert [(t.subject, t.attempt, t.max_attempts) for t in lost_tasks] == [("1", 2, 2)]
     row = _row(sessions, lost_tasks[0].id)
-    assert (row.state, row.error) == (queue.FAILED, "the worker died at every attempt")
+    assert (row.state, row.error) == (queue.FAILED, "2 workers died while they ran it")
     assert fail_lost() is None
 
 
@@ -203,7 +217,7 @@ def test_each_call_fails_one_of_several_lost_tasks(sessions: Sessions) -> None:
     """Callers lock the model of each: two models in one transaction could deadlock."""
     for subject in "ab":
         _enqueue(sessions, subject, max_attempts=1)
-        _expire_lease(sessions, _take(sessions))
+        _expire_lease(sessions, _claim(sessions))
     subjects = []
     for _ in range(3):
         with sessions.begin() as session:
@@ -215,7 +229,7 @@ def test_each_call_fails_one_of_several_lost_tasks(sessions: Sessions) -> None:
 def test_a_lost_task_can_be_peeked_at_and_then_failed_by_its_id(sessions: Sessions) -> None:
     for subject in "ab":
         _enqueue(sessions, subject, max_attempts=1)
-        _expire_lease(sessions, _take(sessions))
+        _expire_lease(sessions, _claim(sessions))
     with sessions.begin() as session:
         lost_task = queue.peek_lost(session, ["build"])
         assert lost_task is not None
@@ -229,7 +243,7 @@ def test_a_lost_task_can_be_peeked_at_and_then_failed_by_its_id(sessions: Sessio
 
 def test_a_task_with_a_live_lease_is_not_lost(sessions: Sessions) -> None:
     _enqueue(sessions, max_attempts=1)
-    _take(sessions)
+    _claim(sessions)
     with sessions.begin() as session:
         assert queue.fail_lost(session, ["build"]) is None
 
@@ -237,7 +251,7 @@ def test_a_task_with_a_live_lease_is_not_lost(sessions: Sessions) -> None:
 def test_releasing_a_task_does_not_count_as_an_attempt(sessions: Sessions) -> None:
     _enqueue(sessions, max_attempts=1)
     for fence in (1, 2, 3):
-        task = _take(sessions)
+        task = _claim(sessions)
         assert (task.fence, task.attempt) == (fence, 1)
         with sessions.begin() as session:
             queue.release(session, task.id, task.fence)
@@ -247,10 +261,10 @@ def test_releasing_a_task_does_not_count_as_an_attempt(sessions: Sessions) -> No
 
 def test_a_task_released_with_a_delay_is_not_due_before(sessions: Sessions) -> None:
     task_id = _enqueue(sessions)
-    task = _take(sessions)
+    task = _claim(sessions)
     with sessions.begin() as session:
         queue.release(session, task.id, task.fence, in_s=3600)
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions) is None
     row = _row(sessions, task_id)
     assert (row.state, row.attempt, row.claimed_by) == (queue.QUEUED, 0, None)
     assert row.not_before - datetime.now(UTC) > timedelta(minutes=59)
@@ -295,7 +309,7 @@ def test_has_claimable_reports_due_tasks_and_expired_leases(sessions: Sessions) 
     _enqueue(sessions)
     assert has_claimable()
     assert not has_claimable("score")
-    task = _take(sessions)
+    task = _claim(sessions)
     assert not has_claimable()
     _expire_lease(sessions, task)
     assert has_claimable()
@@ -310,13 +324,13 @@ def test_has_claimable_skips_tasks_above_the_concurrency_limit(sessions: Session
             return queue.has_claimable(session, ["build"], max_per_key)
 
     assert has_claimable(1)
-    _take(sessions)
+    _claim(sessions)
     assert [has_claimable(limit) for limit in (1, 2, None)] == [False, True, True]
 
 
 def test_cancel_all_cancels_only_the_given_tasks(sessions: Sessions) -> None:
     ids = [_enqueue(sessions, str(n)) for n in range(4)]
-    running, done = _take(sessions), _take(sessions)
+    running, done = _claim(sessions), _claim(sessions)
     with sessions.begin() as session:
         queue.finish(session, done.id, done.fence)
         queue.cancel_all(session, select(TaskRow.id).where(TaskRow.id.in_(ids[:3])))
@@ -327,7 +341,7 @@ def test_cancel_all_cancels_only_the_given_tasks(sessions: Sessions) -> None:
 
 def test_a_replacement_task_continues_the_fence(sessions: Sessions) -> None:
     _enqueue(sessions, fence=7)
-    assert _take(sessions).fence == 8
+    assert _claim(sessions).fence == 8
 
 
 @pytest.mark.parametrize("hours", [5, -5])
@@ -336,32 +350,32 @@ def test_a_clock_jump_loses_no_task(sessions: Sessions, monkeypatch: pytest.Monk
     jump = timedelta(hours=hours)
     _enqueue(sessions, "dead")
     _enqueue(sessions, "alive")
-    dead, alive = _take(sessions), _take(sessions)
+    lost, alive = _claim(sessions), _claim(sessions)
     before = queue.clock
     monkeypatch.setattr(queue, "clock", lambda session: before(session) + jump)
     with sessions.begin() as session:
         queue.heartbeat(session, alive.id, alive.fence, 60)
-    again = _take(sessions)
-    assert (again.id, again.attempt) == (dead.id, 2)
-    assert _claim(sessions) is None
+    again = _claim(sessions)
+    assert (again.id, again.attempt) == (lost.id, 2)
+    assert _claim_or_none(sessions) is None
     with sessions.begin() as session:
         queue.finish(session, alive.id, alive.fence)
     with pytest.raises(StaleTask), sessions.begin() as session:
-        queue.finish(session, dead.id, dead.fence)
+        queue.finish(session, lost.id, lost.fence)
 
 
 def test_a_cancelled_task_is_not_claimed_and_is_stale_for_its_worker(sessions: Sessions) -> None:
     _enqueue(sessions, "mine")
     other = _enqueue(sessions, "other")
-    task = _take(sessions)
+    task = _claim(sessions)
     _enqueue(sessions, "mine")
     with sessions.begin() as session:
         queue.cancel(session, "build", "mine")
     for call in (queue.heartbeat, queue.finish):
         with pytest.raises(StaleTask), sessions.begin() as session:
             call(session, task.id, task.fence)
-    assert _take(sessions).id == other
-    assert _claim(sessions) is None
+    assert _claim(sessions).id == other
+    assert _claim_or_none(sessions) is None
     with sessions.begin() as session:
         queue.cancel(session, "build", "other")
         assert queue.depth(session, ["build"]) == 0
@@ -369,7 +383,7 @@ def test_a_cancelled_task_is_not_claimed_and_is_stale_for_its_worker(sessions: S
 
 def test_cancelling_a_subject_leaves_its_finished_tasks_done(sessions: Sessions) -> None:
     _enqueue(sessions)
-    task = _take(sessions)
+    task = _claim(sessions)
     with sessions.begin() as session:
         queue.finish(session, task.id, task.fence, {"rows": 3})
         queue.cancel(session, "build", "1")
@@ -387,7 +401,7 @@ def test_claims_use_the_index_of_queued_and_running_tasks(engine: Engine, sessio
         connection.exec_driver_sql("ANALYZE")
     statements: list[tuple[str, object]] = []
     event.listen(engine, "before_cursor_execute", lambda _c, _u, s, p, *_: statements.append((s, p)))
-    assert _claim(sessions) is None
+    assert _claim_or_none(sessions) is None
     statement, parameters = next((s, p) for s, p in statements if s.startswith("UPDATE tasks"))
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with engine.connect() as connection:

@@ -15,7 +15,7 @@ from tests.registry.helpers import promote, publish_ready, threads
 
 
 @pytest.fixture(autouse=True)
-def rolling(sessions: Sessions, store: Store) -> None:
+def rollout_of_version_2(sessions: Sessions, store: Store) -> None:
     """Version 2 is rolled out to a fifth of the devices, after version 1. Version 3 is ready."""
     publish_ready(sessions, store, count=3)
     promote(sessions, 1)
@@ -204,9 +204,9 @@ def test_search_returns_pages_of_reports_newest_first(sessions: Sessions) -> Non
         report(sessions, device, "ok")
     with db.reading(sessions) as session:
         page = rollouts.search(session, "fraud", page_size=2)
-        rest = rollouts.search(session, "fraud", page_size=2, page_token=page.next_token)
-    assert [r.device for r in [*page.items, *rest.items]] == ["c", "b", "a"]
-    assert rest.next_token is None
+        second_page = rollouts.search(session, "fraud", page_size=2, page_token=page.next_token)
+    assert [r.device for r in [*page.items, *second_page.items]] == ["c", "b", "a"]
+    assert second_page.next_token is None
 
 
 def test_reports_about_an_unknown_model_are_rejected(sessions: Sessions) -> None:

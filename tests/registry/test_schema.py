@@ -16,7 +16,7 @@ from service.runtime.codec import Codec
 from tests.registry.signatures import MIXED, SIGNATURES
 
 REGRESSION = SIGNATURES["regression"]
-GOOD = instance_example(REGRESSION)
+VALID_INSTANCE = instance_example(REGRESSION)
 CHANGES: dict[str, dict[str, Any]] = {
     "unchanged": {},
     "an integer into a float": {"mean radius": 3},
@@ -52,13 +52,13 @@ def decodes(signature: Signature, instance: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_schema_accepts_exactly_the_instances_that_the_codec_accepts(change: dict[str, Any]) -> None:
-    instance = GOOD | change
+    instance = VALID_INSTANCE | change
     assert accepts(instance_schema(REGRESSION), instance) == decodes(REGRESSION, instance)
 
 
 @pytest.mark.parametrize("name", [i.name for i in MIXED])
 def test_every_feature_is_required(name: str) -> None:
-    instance = {k: v for k, v in GOOD.items() if k != name}
+    instance = {k: v for k, v in VALID_INSTANCE.items() if k != name}
     assert not accepts(instance_schema(REGRESSION), instance)
     assert not decodes(REGRESSION, instance)
 

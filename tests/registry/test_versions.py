@@ -24,11 +24,11 @@ from tests.registry.helpers import (
     SIGNATURE,
     build,
     champion,
-    killed,
     processes,
     promote,
     publish,
     publish_ready,
+    run_until_killed,
     threads,
 )
 
@@ -172,7 +172,7 @@ def test_publishes_in_many_processes_get_distinct_numbers(url: str, sessions: Se
 def test_a_publish_killed_before_its_commit_leaves_no_rows(
     url: str, sessions: Sessions, store: Store
 ) -> None:
-    killed(child_actions.publish_and_die, url, str(store.root))
+    run_until_killed(child_actions.publish_and_die, url, str(store.root))
     with db.reading(sessions) as session:
         assert [session.scalars(select(t)).all() for t in (ModelRow, VersionRow, TaskRow)] == [[], [], []]
     assert publish(sessions, store) == 1

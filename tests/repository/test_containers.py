@@ -107,8 +107,8 @@ def test_required_dependencies_start_with_their_service(profiles: list[str]) -> 
     required = {
         other
         for name in started
-        for other, how in SERVICES[name].get("depends_on", {}).items()
-        if how.get("required", True)
+        for other, options in SERVICES[name].get("depends_on", {}).items()
+        if options.get("required", True)
     }
     assert required <= started
 

@@ -61,6 +61,6 @@ def test_bench_without_a_name_lists_the_benchmarks() -> None:
 
 
 def test_bench_rejects_an_unknown_name() -> None:
-    refused = run_script("scripts/bench", "no-such-benchmark")
-    assert refused.returncode == 2
-    assert "no-such-benchmark" in refused.stderr
+    failure = run_script("scripts/bench", "no-such-benchmark")
+    assert failure.returncode == 2
+    assert "no-such-benchmark" in failure.stderr

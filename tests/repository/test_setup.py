@@ -127,13 +127,18 @@ def test_two_runs_at_once_leave_a_complete_environment(repository: Path) -> None
 
 def test_a_moved_repository_gets_a_new_environment(repository: Path) -> None:
     run_setup(repository).check_returncode()
-    moved = repository.rename(repository.with_name("moved"))
+    moved_repository = repository.rename(repository.with_name("moved"))
     try:
-        assert run_setup(moved).returncode == 0
-        assert (moved / ".venv/bin/hatchling").read_text().splitlines()[0].endswith("python")
-        assert subprocess.run([moved / ".venv/bin/hatchling", "--help"], capture_output=True).returncode == 0
+        assert run_setup(moved_repository).returncode == 0
+        assert (moved_repository / ".venv/bin/hatchling").read_text().splitlines()[0].endswith("python")
+        assert (
+            subprocess.run(
+                [moved_repository / ".venv/bin/hatchling", "--help"], capture_output=True
+            ).returncode
+            == 0
+        )
     finally:
-        shutil.rmtree(moved / ".venv")
+        shutil.rmtree(moved_repository / ".venv")
 
 
 def test_an_environment_whose_python_was_removed_is_created_again(repository: Path) -> None:

@@ -30,7 +30,7 @@ def last_lines(folder: Path, workers: str, test_file: str, **env: str) -> list[s
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_without_chromium_passes_and_lists_the_skipped_tests(tmp_path: Path, workers: str) -> None:
-    notice, totals = last_lines(
+    skip_summary, totals = last_lines(
         tmp_path,
         workers,
         "def test_shown(chromium_path): raise AssertionError\n"
@@ -38,8 +38,8 @@ def test_a_run_without_chromium_passes_and_lists_the_skipped_tests(tmp_path: Pat
         "def test_counted(): pass\n",
         PATH="",
     )
-    assert notice.startswith("NOT RUN without Chromium: 2 in test_page.py.")
-    assert "apt-get install chromium" in notice
+    assert skip_summary.startswith("NOT RUN without Chromium: 2 in test_page.py.")
+    assert "apt-get install chromium" in skip_summary
     assert "1 passed, 2 skipped" in totals
 
 
@@ -50,9 +50,9 @@ def test_a_run_without_tensorflow_lists_the_skipped_tests(tmp_path: Path) -> Non
     test_file = (
         f"{HIDE_TENSORFLOW}def test_fitted(requires_tensorflow): raise AssertionError\ndef test_(): pass\n"
     )
-    notice, totals = last_lines(tmp_path, "0", test_file)
-    assert notice.startswith("NOT RUN without TensorFlow: 1 in test_page.py.")
-    assert "scripts/setup --keras" in notice
+    skip_summary, totals = last_lines(tmp_path, "0", test_file)
+    assert skip_summary.startswith("NOT RUN without TensorFlow: 1 in test_page.py.")
+    assert "scripts/setup --keras" in skip_summary
     assert "1 passed, 1 skipped" in totals
 
 
@@ -63,8 +63,8 @@ def test_a_run_without_tensorflow_lists_the_skipped_files(tmp_path: Path) -> Non
         "import tensorflow\n"
     )
     (tmp_path / "test_other.py").write_text("def test_(): pass\n")
-    notice, totals = last_lines(tmp_path, "0", test_file)
-    assert notice.startswith("NOT RUN without TensorFlow: 1 in test_page.py.")
+    skip_summary, totals = last_lines(tmp_path, "0", test_file)
+    assert skip_summary.startswith("NOT RUN without TensorFlow: 1 in test_page.py.")
     assert "1 passed, 1 skipped" in totals
 
 

@@ -149,8 +149,8 @@ def test_a_version_that_fails_its_self_test_is_removed_and_not_tried_again(
 def test_a_self_test_may_print_any_bytes(device: PullingDevice, registry: Registry) -> None:
     device.pull()
     registry.export(b"prints rubbish")
-    rubbish = "import os; os.write(2, bytes([255, 254])); raise SystemExit(1)"
-    assert device.pull("--self-test", f"{sys.executable} -c '{rubbish}'").returncode == 1
+    invalid_utf8_code = "import os; os.write(2, bytes([255, 254])); raise SystemExit(1)"
+    assert device.pull("--self-test", f"{sys.executable} -c '{invalid_utf8_code}'").returncode == 1
     assert device.file.read_bytes() == BIG
     assert device.reports()[0]["status"] == "failed"
 
@@ -217,15 +217,15 @@ def test_the_root_option_must_match_the_servers_root(
     (other_root := tmp_path / "other.json").write_bytes(other.first_root())
     other.engine.dispose()
     second = PullingDevice(device.server, tmp_path / "device-2")
-    refused = second.pull("--root", str(other_root))
-    assert refused.returncode == 1
+    failure = second.pull("--root", str(other_root))
+    assert failure.returncode == 1
     assert not second.file.exists()
 
 
 def test_a_refusal_shows_the_servers_message(device: PullingDevice) -> None:
-    refused = device.pull("--quantize", "int8")
-    assert refused.returncode == 1
-    assert "export of m@champion with quantize 'int8'" in refused.stderr
+    failure = device.pull("--quantize", "int8")
+    assert failure.returncode == 1
+    assert "export of m@champion with quantize 'int8'" in failure.stderr
     assert "401" in device.pull(key="trv_nobody_x").stderr
 
 

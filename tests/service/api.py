@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import joblib
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
@@ -19,7 +17,8 @@ from service.app import App, create_app
 from service.config import Settings
 from service.prepare import prepare
 from service.web.services import Services
-from tests.service.estimators import Fitted
+from tests.harness.models import pickle_model
+from tests.service.estimators import FittedModel
 
 PROBLEM = "application/problem+json"
 BUILD_S = 60.0
@@ -41,12 +40,12 @@ class Api:
     def with_key(self, key: str) -> httpx.AsyncClient:
         return self._client(headers={"Authorization": f"Bearer {key}"})
 
-    def _client(self, **more: Any) -> httpx.AsyncClient:
+    def _client(self, **options: Any) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.app)
-        return httpx.AsyncClient(transport=transport, base_url="http://trivium.test", timeout=60, **more)
+        return httpx.AsyncClient(transport=transport, base_url="http://trivium.test", timeout=60, **options)
 
-    async def key(self, *scopes: str, models: list[str] | None = None, **more: Any) -> str:
-        body = {"name": "test", "scopes": list(scopes), "models": models, **more}
+    async def key(self, *scopes: str, models: list[str] | None = None, **options: Any) -> str:
+        body = {"name": "test", "scopes": list(scopes), "models": models, **options}
         answer = await self.client.post("/v1/keys", json=body)
         assert answer.status_code == 201, answer.text
         secret: str = answer.json()["key"]
@@ -58,24 +57,24 @@ class Api:
         assert answer.status_code in (200, 201), answer.text
         return digest
 
-    async def publish(self, name: str, fitted: Fitted, **more: Any) -> dict[str, Any]:
+    async def publish(self, name: str, fitted: FittedModel, **fields: Any) -> dict[str, Any]:
         """Publish and wait for the build; return the version's record."""
         answer = await self.client.post(
-            f"/v1/models/{name}/versions", json=await self.publication(fitted) | more
+            f"/v1/models/{name}/versions", json=await self.publication(fitted) | fields
         )
         assert answer.status_code == 202, answer.text
-        return await self.built(answer.headers["location"])
+        return await self.wait_for_build(answer.headers["location"])
 
-    async def publication(self, fitted: Fitted) -> dict[str, Any]:
+    async def publication(self, fitted: FittedModel) -> dict[str, Any]:
         """Upload the artifacts; return the body that publishes them."""
         example = await self.upload(fitted.frame.to_csv(index=False).encode())
         return {
-            "artifact": await self.upload(pickled(fitted.model)),
+            "artifact": await self.upload(pickle_model(fitted.model)),
             "format": "sklearn-joblib",
             "example": {"artifact": example, "media_type": "text/csv"},
         }
 
-    async def built(self, location: str) -> dict[str, Any]:
+    async def wait_for_build(self, location: str) -> dict[str, Any]:
         """Wait for the build of the record at `location`, and return the record."""
         deadline = time.monotonic() + BUILD_S
         while (record := (await self.client.get(location)).json())["state"] == "building":
@@ -89,19 +88,13 @@ class Api:
         assert answer.status_code == 200, answer.text
         return answer
 
-    async def predict(self, name: str, *instances: dict[str, Any], **more: Any) -> httpx.Response:
+    async def predict(self, name: str, *instances: dict[str, Any], **options: Any) -> httpx.Response:
         return await self.client.post(
-            f"/v1/models/{name}/predict", json={"instances": list(instances)}, **more
+            f"/v1/models/{name}/predict", json={"instances": list(instances)}, **options
         )
 
 
-def pickled(model: Any) -> bytes:
-    out = io.BytesIO()
-    joblib.dump(model, out)
-    return out.getvalue()
-
-
-def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
+def check_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     """Check that `answer` is a well-formed problem document of `status`, and return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
@@ -120,7 +113,7 @@ def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Api]:
+async def running_app(settings: Settings) -> AsyncIterator[Api]:
     """The application between its startup and its shutdown."""
     prepare(settings)
     app = create_app(settings)

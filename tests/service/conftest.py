@@ -13,8 +13,8 @@ import pytest
 from registry import db
 from service.config import Settings
 from tests.harness.server import Server, serving
-from tests.service.api import Api, running
-from tests.service.estimators import every_task, yes_or_no
+from tests.service.api import Api, running_app
+from tests.service.estimators import models_of_every_task, sign_classifier
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +40,11 @@ def published_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def _publish(home: Path) -> None:
-    async with asyncio.timeout(300), running(Settings(home=home, build_concurrency=4)) as api:
-        names = every_task()
+    async with asyncio.timeout(300), running_app(Settings(home=home, build_concurrency=4)) as api:
+        names = models_of_every_task()
         records = await asyncio.gather(*(api.publish(n, f, alias="champion") for n, f in names.items()))
-        records.append(await api.publish("flag", yes_or_no(), alias="champion"))
-        records.append(await api.publish("flag", yes_or_no(swapped=True)))
+        records.append(await api.publish("flag", sign_classifier(), alias="champion"))
+        records.append(await api.publish("flag", sign_classifier(swapped=True)))
     assert [r["report"] for r in records if r["state"] != "ready"] == []
 
 
@@ -60,7 +60,7 @@ async def api(
 ) -> AsyncIterator[Api]:
     """The application that tests share: they do not change the models of `published_home`."""
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("api") / "home")
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         yield api
 
 

@@ -19,18 +19,19 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
 
-NAP = 1000.0
-DEATH = -777.0
+SLEEP_OFFSET = 1000.0
+KILL_VALUE = -777.0
 
 
-class Fitted(NamedTuple):
+class FittedModel(NamedTuple):
     model: Any
     frame: pd.DataFrame  # its example rows
 
 
-class Naps(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Predicts `x0`. From `NAP` on it sleeps `x0 - NAP` seconds first; at `DEATH` it kills its process.
+class SleepingModel(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Predicts `x0`. Above `SLEEP_OFFSET` it first sleeps `x0 - SLEEP_OFFSET` seconds.
 
+    At `KILL_VALUE` it kills its process.
     ONNX converters do not support it, so it is served isolated: the child process imports this module.
     """
 
@@ -41,32 +42,32 @@ class Naps(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Any:
         values = np.asarray(X)[:, 0].astype(float)
-        if values[0] == DEATH:
+        if values[0] == KILL_VALUE:
             os.kill(os.getpid(), signal.SIGKILL)
-        if values[0] >= NAP:
-            time.sleep(values[0] - NAP)
+        if values[0] >= SLEEP_OFFSET:
+            time.sleep(values[0] - SLEEP_OFFSET)
         return values
 
 
-def numbers(count: int = 60) -> pd.DataFrame:
+def numeric_rows(count: int = 60) -> pd.DataFrame:
     generator = np.random.default_rng(7)
     return pd.DataFrame(generator.normal(size=(count, 3)), columns=["x0", "x1", "x2"])
 
 
-def yes_or_no(swapped: bool = False) -> Fitted:
-    """Predicts `yes` for `x0` above zero; when swapped, `no`."""
-    frame = numbers()
+def sign_classifier(swapped: bool = False) -> FittedModel:
+    """A classifier that predicts `yes` for `x0` above zero, or `no` when `swapped`."""
+    frame = numeric_rows()
     labels = np.where((frame["x0"] > 0) != swapped, "yes", "no")
-    return Fitted(LogisticRegression().fit(frame, labels), frame)
+    return FittedModel(LogisticRegression().fit(frame, labels), frame)
 
 
-def forest() -> Fitted:
-    frame = numbers()
+def forest() -> FittedModel:
+    frame = numeric_rows()
     labels = (frame["x0"] > 0).astype(int) + (frame["x1"] > 0)
-    return Fitted(RandomForestClassifier(5, max_depth=3, random_state=0).fit(frame, labels), frame)
+    return FittedModel(RandomForestClassifier(5, max_depth=3, random_state=0).fit(frame, labels), frame)
 
 
-def mixed() -> Fitted:
+def mixed_columns() -> FittedModel:
     """A nullable float, a string, a boolean and an integer column."""
     frame = pd.DataFrame(
         {
@@ -84,25 +85,25 @@ def mixed() -> Fitted:
         ]
     )
     labels = (frame["visits"] > 4).to_numpy()
-    return Fitted(make_pipeline(columns, LogisticRegression()).fit(frame, labels), frame)
+    return FittedModel(make_pipeline(columns, LogisticRegression()).fit(frame, labels), frame)
 
 
-def every_task() -> dict[str, Fitted]:
+def models_of_every_task() -> dict[str, FittedModel]:
     """By model name: one estimator per row of the table of predictions in the API description."""
-    frame = numbers()
+    frame = numeric_rows()
     first = (frame["x0"] > 0).astype(int).to_numpy()
     second = np.where(frame["x1"] > 0, "b", "a")
     targets = np.column_stack([frame["x0"] * 2, frame["x1"] * 3])
-    both = np.column_stack([first, (second == "b").astype(int)])
+    two_labels = np.column_stack([first, (second == "b").astype(int)])
     return {
         "forest": forest(),
-        "mixed": mixed(),
-        "ridge": Fitted(RidgeClassifier().fit(frame, second), frame),
-        "two-labels": Fitted(MultiOutputClassifier(LogisticRegression()).fit(frame, both), frame),
-        "price": Fitted(LinearRegression().fit(frame, frame["x0"] * 2 + 1), frame),
-        "two-prices": Fitted(LinearRegression().fit(frame, targets), frame),
-        "groups": Fitted(KMeans(2, n_init=1, random_state=0).fit(frame), frame),
-        "odd-ones": Fitted(IsolationForest(n_estimators=5, random_state=0).fit(frame), frame),
-        "ranks": Fitted(QuantileTransformer(n_quantiles=20).fit(frame), frame),
-        "naps": Fitted(Naps().fit(frame, first), frame),
+        "mixed": mixed_columns(),
+        "ridge": FittedModel(RidgeClassifier().fit(frame, second), frame),
+        "two-labels": FittedModel(MultiOutputClassifier(LogisticRegression()).fit(frame, two_labels), frame),
+        "price": FittedModel(LinearRegression().fit(frame, frame["x0"] * 2 + 1), frame),
+        "two-prices": FittedModel(LinearRegression().fit(frame, targets), frame),
+        "groups": FittedModel(KMeans(2, n_init=1, random_state=0).fit(frame), frame),
+        "outliers": FittedModel(IsolationForest(n_estimators=5, random_state=0).fit(frame), frame),
+        "ranks": FittedModel(QuantileTransformer(n_quantiles=20).fit(frame), frame),
+        "sleeper": FittedModel(SleepingModel().fit(frame, first), frame),
     }

@@ -20,11 +20,11 @@ import pytest
 from service.config import Settings
 from service.prepare import prepare
 from tests.harness.server import Server, serving
-from tests.service.estimators import NAP
+from tests.service.estimators import SLEEP_OFFSET
 
 ARROW = "application/vnd.apache.arrow.stream"
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
-NEVER = (
+UNPICKLING_LIBRARIES = (
     *("sklearn", "joblib", "skl2onnx", "pandas", "scipy", "alembic", "onnx", "pickle5", "cloudpickle"),
     "numba",
 )
@@ -48,7 +48,7 @@ sys.exit(serve(Settings(port=0), workers={workers}, worker=False))
 def test_the_server_never_imports_a_library_that_unpickles(published_home: Path, tmp_path: Path, home: Path):
     with serving(home, main=IMPORTS_PROBE) as server, server.client() as client:
         at_start = set(client.get("/livez").json())
-        for model in ("flag", "forest", "naps"):
+        for model in ("flag", "forest", "sleeper"):
             answer = client.post(f"/v1/models/{model}/predict", json={"instances": [ROW]})
             assert answer.status_code == 200, answer.text
         after = set(client.get("/livez").json())
@@ -74,7 +74,7 @@ def test_the_server_never_imports_a_library_that_unpickles(published_home: Path,
         with_arrow = set(client.get("/livez").json()) - {"cloudpickle"}  # imported by pyarrow itself
     assert "onnxruntime" in after
     assert "pyarrow" in with_arrow
-    assert [name for name in NEVER if name in at_start | after | with_arrow] == []
+    assert [name for name in UNPICKLING_LIBRARIES if name in at_start | after | with_arrow] == []
 
 
 BEFORE_READINESS = """
@@ -93,7 +93,15 @@ def test_no_heavy_library_is_imported_before_readiness(home: Path):
     argv = [sys.executable, "-c", BEFORE_READINESS, home]
     imported = subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split()
     assert {"starlette", "sqlalchemy"} <= set(imported)
-    assert not {"fastapi", "numpy", "onnxruntime", "pyarrow", "tuf", "cryptography", *NEVER} & set(imported)
+    assert not {
+        "fastapi",
+        "numpy",
+        "onnxruntime",
+        "pyarrow",
+        "tuf",
+        "cryptography",
+        *UNPICKLING_LIBRARIES,
+    } & set(imported)
 
 
 BROKEN_ROUTES = """
@@ -124,14 +132,14 @@ def test_a_running_request_is_answered_before_the_server_ends(home: Path):
         server.client() as client,
         ThreadPoolExecutor() as threads,
     ):
-        client.post("/v1/models/naps/predict", json={"instances": [ROW]})  # loads it
-        nap = ROW | {"x0": NAP + 4}
-        slow = threads.submit(client.post, "/v1/models/naps/predict", json={"instances": [nap]})
+        client.post("/v1/models/sleeper/predict", json={"instances": [ROW]})  # loads it
+        slow_row = ROW | {"x0": SLEEP_OFFSET + 4}
+        slow = threads.submit(client.post, "/v1/models/sleeper/predict", json={"instances": [slow_row]})
         _until_in_flight(server)
         server.process.terminate()
         _until_refused(server)
         assert not slow.done()
-        assert slow.result(30).json()["predictions"] == [{"value": NAP + 4}]
+        assert slow.result(30).json()["predictions"] == [{"value": SLEEP_OFFSET + 4}]
         assert server.process.wait(30) == 0
 
 
@@ -141,7 +149,7 @@ def _until_in_flight(server: Server) -> None:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             try:
-                other.post("/v1/models/naps/predict", json={"instances": [ROW]}, timeout=0.25)
+                other.post("/v1/models/sleeper/predict", json={"instances": [ROW]}, timeout=0.25)
             except httpx.ReadTimeout:
                 return
     raise AssertionError("the request never arrived")

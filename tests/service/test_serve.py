@@ -34,8 +34,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("several")
     with Server(folder / "home", folder / "log", workers=2) as server:
         server.start()
-        for labels, more in (((0, 0, 1, 1), {"alias": "champion"}), ((1, 1, 0, 0), {})):
-            record = server.publish("switch", LogisticRegression().fit(ROWS, labels), CSV, **more)
+        for labels, fields in (((0, 0, 1, 1), {"alias": "champion"}), ((1, 1, 0, 0), {})):
+            record = server.publish("switch", LogisticRegression().fit(ROWS, labels), CSV, **fields)
             assert record["state"] == "ready"
         yield server
 
@@ -127,9 +127,9 @@ def test_a_killed_web_process_is_replaced_and_its_models_are_no_longer_counted(s
     for _ in range(40):
         several.call("POST", "/v1/models/switch/predict", BODY)
     loaded_before = loaded()
-    victim = next(iter(before.values()))
-    children = victim.children(recursive=True)
-    victim.kill()
+    killed_pid = next(iter(before.values()))
+    children = killed_pid.children(recursive=True)
+    killed_pid.kill()
     assert psutil.wait_procs(children, timeout=10)[1] == []
     wait_for(lambda: web_processes(several), lambda now: len(now.keys() - before.keys()) == 1)
     assert distinct_results(lambda: several.call("POST", "/v1/models/switch/predict", BODY)[0]) == {200}
@@ -144,14 +144,16 @@ def test_a_killed_batch_worker_is_replaced_at_once_and_ends_with_its_server(
         server.start()
         for number in range(4):
             wait_for(lambda: server.log.read_text().count("worker.started"), lambda n, k=number: n > k)
-            (victim,) = worker_processes(server)
+            (killed_pid,) = worker_processes(server)
             if (
                 sys.platform == "linux"
             ):  # the lanes yield to predictions, the thread that extends leases does not
-                nice = {os.getpriority(os.PRIO_PROCESS, t.id) - victim.nice() for t in victim.threads()}
+                nice = {
+                    os.getpriority(os.PRIO_PROCESS, t.id) - killed_pid.nice() for t in killed_pid.threads()
+                }
                 assert nice == {0, CHILD_NICE}
-            victim.kill()
-            psutil.wait_procs([victim], timeout=10)
+            killed_pid.kill()
+            psutil.wait_procs([killed_pid], timeout=10)
         (last,) = wait_for(lambda: worker_processes(server), lambda processes: len(processes) == 1)
         assert server.terminate() == 0
     assert psutil.wait_procs([last], timeout=10)[1] == []

@@ -55,7 +55,7 @@ def test_a_hidden_module_can_be_imported_by_other_threads(monkeypatch: pytest.Mo
         assert pool.submit(__import__, "colorsys").result().__name__ == "colorsys"
 
 
-def test_the_collector_runs_again_after_the_start_and_leaves_its_objects_alone() -> None:
+def test_the_collector_is_enabled_after_the_start_and_its_objects_are_frozen() -> None:
     try:
         startup.pause_collector()
         assert not gc.isenabled()

@@ -26,7 +26,7 @@ from service.config import Settings
 from service.submit import job_kinds
 from service.worker import scheduler
 from service.worker.maintenance import PeriodicThread
-from tests.service.api import Api, refused, running
+from tests.service.api import Api, check_problem, running_app
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/schedules"
@@ -58,11 +58,11 @@ class ScheduleBench(NamedTuple):
     def job(self) -> dict[str, Any]:
         return {"kind": "score", "model": "flag", "input": {"uri": f"{self.root}/rows.csv"}}
 
-    def body(self, **more: Any) -> dict[str, Any]:
-        return {"name": "weekly", "job": self.job, "every_s": WEEK, **more}
+    def body(self, **fields: Any) -> dict[str, Any]:
+        return {"name": "weekly", "job": self.job, "every_s": WEEK, **fields}
 
-    async def create(self, **more: Any) -> dict[str, Any]:
-        answer = await self.api.client.post(PATH, json=self.body(**more))
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        answer = await self.api.client.post(PATH, json=self.body(**fields))
         assert answer.status_code == 201, answer.text
         record: dict[str, Any] = answer.json()
         return record
@@ -96,7 +96,7 @@ async def served(
     folder = tmp_path_factory.mktemp("schedules")
     home, root = shutil.copytree(published_home, folder / "home"), folder / "data"
     root.mkdir()
-    async with running(Settings(home=home, batch_roots=str(root))) as api:
+    async with running_app(Settings(home=home, batch_roots=str(root))) as api:
         yield ScheduleBench(api, root)
 
 
@@ -182,10 +182,10 @@ async def test_a_schedule_can_start_trainings(batch: ScheduleBench) -> None:
     outside_roots = {"then": {"kind": "score", "input": {"uri": "/etc/passwd"}}}
     not_uploaded = {"estimator": {"artifact": "0" * 64}}
     for invalid, field in [(outside_roots, "job.then.input.uri"), (not_uploaded, "job.estimator.artifact")]:
-        problem = refused(await api.client.patch(f"{PATH}/weekly", json={"job": train | invalid}), 422)
+        problem = check_problem(await api.client.patch(f"{PATH}/weekly", json={"job": train | invalid}), 422)
         assert [e["field"] for e in problem["errors"]] == [field]
     async with api.with_key(await api.key("batch", models=["flag"])) as client:
-        assert "learned" in refused(await client.get(f"{PATH}/weekly"), 403)["detail"]
+        assert "learned" in check_problem(await client.get(f"{PATH}/weekly"), 403)["detail"]
 
 
 async def test_a_run_without_its_alias_is_in_the_history_with_the_reason(batch: ScheduleBench) -> None:
@@ -236,20 +236,20 @@ async def test_an_existing_input_is_examined_when_the_schedule_is_created(batch:
         i["name"]
         for i in (await batch.api.client.get("/v1/models/flag/versions/1")).json()["signature"]["inputs"]
     ]
-    good, bad = batch.root / "good.csv", batch.root / "bad.csv"
-    good.write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
-    bad.write_text("other\n1\n")
-    job = batch.job | {"input": {"uri": str(bad)}}
-    problem = refused(await batch.api.client.post(PATH, json=batch.body(job=job)), 422)
+    complete_file, incomplete_file = batch.root / "good.csv", batch.root / "bad.csv"
+    complete_file.write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    incomplete_file.write_text("other\n1\n")
+    job = batch.job | {"input": {"uri": str(incomplete_file)}}
+    problem = check_problem(await batch.api.client.post(PATH, json=batch.body(job=job)), 422)
     assert {e["field"] for e in problem["errors"]} == set(names)  # names of columns, not fields of the body
-    missing_column = batch.job | {"input": {"uri": str(good)}, "id_column": "nobody"}
-    problem = refused(await batch.api.client.post(PATH, json=batch.body(job=missing_column)), 422)
+    missing_column = batch.job | {"input": {"uri": str(complete_file)}, "id_column": "missing"}
+    problem = check_problem(await batch.api.client.post(PATH, json=batch.body(job=missing_column)), 422)
     assert [e["field"] for e in problem["errors"]] == ["job.id_column"]
     assert (await batch.api.client.get(PATH)).json()["items"] == []
 
-    record = await batch.create(job=batch.job | {"input": {"uri": str(good)}})
+    record = await batch.create(job=batch.job | {"input": {"uri": str(complete_file)}})
     assert record["warnings"] == []
-    refused(await batch.api.client.patch(f"{PATH}/weekly", json={"job": job}), 422)
+    check_problem(await batch.api.client.patch(f"{PATH}/weekly", json={"job": job}), 422)
     assert (await batch.get())["job"] == record["job"]
 
 
@@ -273,7 +273,7 @@ async def test_runs_overlap_only_if_allowed(batch: ScheduleBench) -> None:
     assert first.status_code == 202
     assert first.headers["location"] == f"/v1/jobs/{first.json()['id']}"
     assert (first.json()["state"], first.json()["schedule"]) == ("queued", "weekly")
-    problem = refused(await batch.api.client.post(f"{PATH}/weekly/run"), 409)
+    problem = check_problem(await batch.api.client.post(f"{PATH}/weekly/run"), 409)
     assert f"job {first.json()['id']}" in problem["detail"]
     assert (await batch.api.client.patch(f"{PATH}/weekly", json={"overlap": True})).status_code == 200
     assert (await batch.api.client.post(f"{PATH}/weekly/run")).status_code == 202
@@ -284,8 +284,8 @@ async def test_a_repeated_request_with_the_same_key_takes_effect_once(batch: Sch
     headers = {"Idempotency-Key": "schedules-once"}
     answers = [await batch.api.client.post(PATH, json=batch.body(), headers=headers) for _ in range(2)]
     assert {(a.status_code, a.text) for a in answers} == {(201, answers[0].text)}
-    refused(await batch.api.client.post(PATH, json=batch.body(every_s=60), headers=headers), 422)
-    refused(await batch.api.client.post(PATH, json=batch.body()), 409)
+    check_problem(await batch.api.client.post(PATH, json=batch.body(every_s=60), headers=headers), 422)
+    check_problem(await batch.api.client.post(PATH, json=batch.body()), 409)
     headers = {"Idempotency-Key": "run-once"}
     answers = [await batch.api.client.post(f"{PATH}/weekly/run", headers=headers) for _ in range(2)]
     assert {(a.status_code, a.json()["id"]) for a in answers} == {(202, answers[0].json()["id"])}
@@ -318,7 +318,7 @@ async def test_a_schedule_is_edited_paused_resumed_and_deleted(batch: ScheduleBe
         client.post(f"{PATH}/weekly/run"),
         client.get(f"{PATH}/weekly/runs"),
     ):
-        assert "weekly" in refused(await call, 404)["detail"]
+        assert "weekly" in check_problem(await call, 404)["detail"]
 
 
 async def test_schedules_and_runs_are_listed_page_by_page(batch: ScheduleBench) -> None:
@@ -331,8 +331,8 @@ async def test_schedules_and_runs_are_listed_page_by_page(batch: ScheduleBench) 
     assert [s["name"] for s in first.json()["items"] + rest.json()["items"]] == ["a", "b", "c"]
     ids = [(await client.post(f"{PATH}/a/run")).json()["id"] for _ in range(3)]
     newest = (await client.get(f"{PATH}/a/runs?page_size=2")).json()
-    older = await client.get(f"{PATH}/a/runs", params={"page_token": newest["next_page_token"]})
-    assert [r["job"] for r in newest["items"] + older.json()["items"]] == ids[::-1]
+    second_page = await client.get(f"{PATH}/a/runs", params={"page_token": newest["next_page_token"]})
+    assert [r["job"] for r in newest["items"] + second_page.json()["items"]] == ids[::-1]
     fields = {"id", "schedule", "due_at", "at", "outcome", "reason", "job", "job_state", "then_state"}
     assert set(newest["items"][0]) == fields
 
@@ -380,7 +380,7 @@ async def test_an_invalid_schedule_is_rejected_naming_the_field(
             body["job"] = body["job"] | {name.removeprefix("job."): value}
         else:
             body[name] = value
-    problem = refused(await batch.api.client.post(PATH, json=body), 422)
+    problem = check_problem(await batch.api.client.post(PATH, json=body), 422)
     assert field in {e["field"] for e in problem["errors"]}, problem
     assert (await batch.api.client.get(PATH)).json()["items"] == []
 
@@ -392,11 +392,11 @@ async def test_an_edit_is_checked_like_a_new_schedule(batch: ScheduleBench) -> N
         ({"cron": "x"}, 422),
         ({"timezone": "Mars/Olympus"}, 422),
         ({"job": batch.job | {"input": {"uri": "/etc/passwd"}}}, 422),
-        ({"job": batch.job | {"model": "nobody"}}, 404),
-        ({"job": batch.job | {"alias": "nobody"}}, 404),
+        ({"job": batch.job | {"model": "missing"}}, 404),
+        ({"job": batch.job | {"alias": "missing"}}, 404),
         ({"job": batch.job | {"version": 99}}, 404),
     ]:
-        refused(await batch.api.client.patch(f"{PATH}/weekly", json=changes), status)
+        check_problem(await batch.api.client.patch(f"{PATH}/weekly", json=changes), status)
     assert await batch.get() | {"warnings": created["warnings"]} == created
 
 
@@ -415,7 +415,7 @@ async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Schedu
             client.delete(f"{PATH}/weekly"),
             client.post(PATH, json=batch.body(name="mine")),
         ):
-            assert "not for the model flag" in refused(await call, 403)["detail"]
+            assert "not for the model flag" in check_problem(await call, 403)["detail"]
         assert (await client.patch(f"{PATH}/other", json={"paused": True})).status_code == 200
 
 

@@ -12,7 +12,7 @@ import pytest
 from registry.jobs import jobs
 from registry.vocabulary import SCORE
 from service.config import Settings
-from tests.service.api import Api, refused, running
+from tests.service.api import Api, check_problem, running_app
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/jobs"
@@ -28,7 +28,7 @@ class TrainingBench(NamedTuple):
     async def rejected_fields(self, **changes: Any) -> list[str]:
         """Send the body with `changes`; return the fields that the answer rejects."""
         answer = await self.api.client.post(PATH, json=self.body | changes)
-        return [e["field"] for e in refused(answer, 422)["errors"]]
+        return [e["field"] for e in check_problem(answer, 422)["errors"]]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ async def bench(
     home, root = shutil.copytree(published_home, folder / "home"), folder / "data"
     root.mkdir()
     (root / "rows.csv").write_text("x,y\n1,2\n3,4\n")
-    async with running(Settings(home=home, batch_roots=str(root))) as api:
+    async with running_app(Settings(home=home, batch_roots=str(root))) as api:
         body = {
             "kind": "train",
             "estimator": {"artifact": await api.upload(b"an estimator")},
@@ -77,7 +77,8 @@ async def test_the_record_of_a_training_names_its_follow_up_job(bench: TrainingB
     ]
     for file, message in (("output", "publishes a version"), ("errors", "without a target")):
         assert (
-            message in refused(await bench.api.client.get(f"{PATH}/{training['id']}/{file}"), 404)["detail"]
+            message
+            in check_problem(await bench.api.client.get(f"{PATH}/{training['id']}/{file}"), 404)["detail"]
         )
 
 
@@ -147,30 +148,32 @@ async def test_the_input_of_then_is_examined_before_the_training_starts(
 
 async def test_the_strategy_single_rejects_partitions(bench: TrainingBench) -> None:
     answer = await bench.api.client.post(PATH, json=bench.body | {"strategy": "single", "partitions": 4})
-    assert "remove partitions" in refused(answer, 422)["detail"]
+    assert "remove partitions" in check_problem(answer, 422)["detail"]
 
 
 async def test_ray_accepts_ensembles_only(bench: TrainingBench) -> None:
     answer = await bench.api.client.post(PATH, json=bench.body | {"engine": "ray"})
-    assert "ensemble" in refused(answer, 422)["detail"]
+    assert "ensemble" in check_problem(answer, 422)["detail"]
 
 
 async def test_a_key_for_other_models_may_not_train_this_model(bench: TrainingBench) -> None:
     async with bench.api.with_key(await bench.api.key("batch", models=["flag"])) as client:
-        assert "learned" in refused(await client.post(PATH, json=bench.body), 403)["detail"]
+        assert "learned" in check_problem(await client.post(PATH, json=bench.body), 403)["detail"]
 
 
 async def test_a_training_needs_the_scope_publish(bench: TrainingBench) -> None:
     weekly = {"name": "weekly", "job": bench.body, "every_s": 604800, "start_in_s": 3600}
     async with bench.api.with_key(await bench.api.key("batch")) as client:
         for path, body in ((PATH, bench.body), ("/v1/schedules", weekly)):
-            assert "lacks the scope publish" in refused(await client.post(path, json=body), 403)["detail"]
+            assert (
+                "lacks the scope publish" in check_problem(await client.post(path, json=body), 403)["detail"]
+            )
         answer = await bench.api.client.post("/v1/schedules", json=weekly)
         assert answer.status_code == 201, answer.text
-        refused(await client.post("/v1/schedules/weekly/run"), 403)
-        refused(await client.patch("/v1/schedules/weekly", json={"start_in_s": 0}), 403)
+        check_problem(await client.post("/v1/schedules/weekly/run"), 403)
+        check_problem(await client.patch("/v1/schedules/weekly", json={"start_in_s": 0}), 403)
         location = (await bench.api.client.post(PATH, json=bench.body)).headers["location"]
         assert (await client.post(f"{location}/cancel")).status_code == 200
-        refused(await client.post(f"{location}/resume"), 403)
+        check_problem(await client.post(f"{location}/resume"), 403)
     async with bench.api.with_key(await bench.api.key("batch", "publish")) as client:
         assert (await client.post(PATH, json=bench.body)).status_code == 202

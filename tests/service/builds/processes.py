@@ -12,7 +12,7 @@ from pathlib import Path
 from service.builds import supervisor
 
 ROOT = Path(supervisor.__file__).parents[2]
-SERVER = """
+SUPERVISOR_CODE = """
 import sys, time
 from pathlib import Path
 from registry import db
@@ -25,7 +25,7 @@ time.sleep(60)
 """
 
 
-def ends(pid: int, within_s: float = 10.0) -> bool:
+def wait_for_end(pid: int, timeout_s: float = 10.0) -> bool:
     """Wait until a process ends, which need not be a child. Return whether it did."""
     try:
         descriptor = os.pidfd_open(pid)
@@ -34,18 +34,18 @@ def ends(pid: int, within_s: float = 10.0) -> bool:
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(within_s * 1000))
+        return bool(poll.poll(timeout_s * 1000))
     finally:
         os.close(descriptor)
 
 
 def alive(pid: int) -> bool:
-    return not ends(pid, within_s=0.0)
+    return not wait_for_end(pid, timeout_s=0.0)
 
 
-def start(home: Path) -> subprocess.Popen[bytes]:
+def start_supervisor(home: Path) -> subprocess.Popen[bytes]:
     """Start a process that runs a supervisor."""
-    return subprocess.Popen([sys.executable, "-c", SERVER, str(home)], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-c", SUPERVISOR_CODE, str(home)], cwd=ROOT)
 
 
 def read_when_written(file: Path) -> str:

@@ -26,9 +26,14 @@ from registry.tables import ExportRow, TaskRow, now
 from registry.vocabulary import BUILD_TASK, EXPORT_TASK, SUPERVISOR_TASKS
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from tests.service.builds.jobs import signature_of, table
-from tests.service.builds.odd_models import CallsOnLoad, crash, wait, wait_once
-from tests.service.builds.processes import ends, read_when_written, start
+from tests.service.builds.export_requests import signature_of, table
+from tests.service.builds.misbehaving_models import (
+    CallsOnLoad,
+    crash_on_load,
+    wait_on_first_load,
+    wait_on_load,
+)
+from tests.service.builds.processes import read_when_written, start_supervisor, wait_for_end
 
 Export = Callable[..., int]
 Changes = SimpleQueue[float]
@@ -105,7 +110,7 @@ def test_an_export_that_exceeds_its_bounds_is_rejected_and_leaves_no_file(
 def test_an_export_that_exceeds_its_time_limit_is_rejected(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes, tmp_path: Path
 ) -> None:
-    export_id = export((wait, str(tmp_path / "pid")))
+    export_id = export((wait_on_load, str(tmp_path / "pid")))
     short_timeout = settings.model_copy(update={"build_timeout_s": 3.0})
     running = Supervisor(short_timeout, sessions, store, on_change=lambda: changes.put(time.monotonic()))
     running.start()
@@ -114,13 +119,13 @@ def test_an_export_that_exceeds_its_time_limit_is_rejected(
     finally:
         running.stop(5)
     assert reason(sessions, export_id) == "the export was ended after 3 s (TRIVIUM_BUILD_TIMEOUT_S)"
-    assert ends(int(read_when_written(tmp_path / "pid")))
+    assert wait_for_end(int(read_when_written(tmp_path / "pid")))
 
 
 def test_an_export_that_crashes_its_process_is_rejected(
     running: Supervisor, export: Export, sessions: db.Sessions, changes: Changes
 ) -> None:
-    export_id = export((crash,))
+    export_id = export((crash_on_load,))
     running.wake()
     changes.get(timeout=60)
     assert "the export's process crashed with SIGSEGV" in reason(sessions, export_id)
@@ -129,7 +134,7 @@ def test_an_export_that_crashes_its_process_is_rejected(
 def test_an_export_whose_process_was_killed_is_retried(
     running: Supervisor, export: Export, sessions: db.Sessions, changes: Changes, tmp_path: Path
 ) -> None:
-    export_id = export((wait_once, str(tmp_path / "pid")))
+    export_id = export((wait_on_first_load, str(tmp_path / "pid")))
     running.wake()
     os.kill(int(read_when_written(tmp_path / "pid")), signal.SIGKILL)
     changes.get(timeout=60)
@@ -139,12 +144,12 @@ def test_an_export_whose_process_was_killed_is_retried(
 def test_an_export_whose_server_was_killed_is_finished_by_the_next_server(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes, tmp_path: Path
 ) -> None:
-    export_id = export((wait_once, str(tmp_path / "pid")))
-    server = start(settings.home)
+    export_id = export((wait_on_first_load, str(tmp_path / "pid")))
+    server = start_supervisor(settings.home)
     child = int(read_when_written(tmp_path / "pid"))
     server.kill()
     server.wait()
-    assert ends(child)
+    assert wait_for_end(child)
     interrupted = row(sessions, export_id)
     assert (interrupted.state, interrupted.blob, interrupted.zstd, interrupted.report) == (
         "building",
@@ -176,10 +181,10 @@ def test_an_export_whose_server_dies_at_every_attempt_is_rejected(
                 state=queue.RUNNING, attempt=TaskRow.max_attempts, lease_until=now() - timedelta(seconds=1)
             )
         )
-    notified = []
-    assert Supervisor(settings, sessions, store, lambda: notified.append(True)).step() is False
-    assert "exports of this model ended with its server" in reason(sessions, export_id)
-    assert notified
+    notifications = []
+    assert Supervisor(settings, sessions, store, lambda: notifications.append(True)).step() is False
+    assert "attempts to export this model" in reason(sessions, export_id)
+    assert notifications
 
 
 def test_an_export_whose_version_was_deleted_is_dropped(

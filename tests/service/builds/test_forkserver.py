@@ -14,7 +14,7 @@ import pytest
 from registry.errors import Unavailable
 from service.builds import forkserver
 from service.builds.forkserver import ForkServer
-from tests.service.builds.processes import alive, ends
+from tests.service.builds.processes import alive, wait_for_end
 
 ROOT = Path(forkserver.__file__).parents[2]
 
@@ -82,7 +82,7 @@ def test_a_child_has_only_its_channel_and_the_standard_descriptors(shared_forks:
 def test_ending_a_child_returns_its_exit_code_or_signal(shared_forks: ForkServer) -> None:
     child = shared_forks.fork("build")
     os.kill(child.pid, signal.SIGTERM)
-    assert ends(child.pid)
+    assert wait_for_end(child.pid)
     assert child.end() == -signal.SIGTERM
     assert child.end() == -signal.SIGTERM  # a second call returns the same
 
@@ -98,7 +98,7 @@ def test_the_children_of_a_killed_template_end_and_it_is_replaced(own_forks: For
     first = own_forks.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    assert ends(child.pid)
+    assert wait_for_end(child.pid)
     another = own_forks.fork("isolated")
     assert own_forks.pid != first
     assert alive(another.pid)
@@ -127,8 +127,8 @@ def test_stopping_ends_the_template_and_every_child() -> None:
     template = forks.pid
     assert template is not None
     forks.stop()
-    assert ends(template)
-    assert ends(child.pid)
+    assert wait_for_end(template)
+    assert wait_for_end(child.pid)
     child.end()
     with pytest.raises(Unavailable, match="shutting down"):
         forks.fork("build")
@@ -143,7 +143,7 @@ def test_a_killed_server_leaves_no_child_running() -> None:
     assert all(alive(pid) for pid in pids)
     server.kill()
     server.wait()
-    assert all(ends(pid) for pid in pids)
+    assert all(wait_for_end(pid) for pid in pids)
 
 
 @pytest.mark.skipif(
@@ -160,7 +160,7 @@ def test_a_killed_server_ends_a_template_that_is_still_starting(tmp_path: Path) 
         template = int(server.stdout.readline())
         assert alive(template)
         server.kill()
-    assert ends(template, 30)
+    assert wait_for_end(template, 30)
 
 
 def test_a_template_that_cannot_start_is_reported_and_does_not_block_forks(

@@ -22,7 +22,7 @@ from tests.service.compiler.keras import keras_models
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def job(folder: Path, content: bytes, format: Format, memory_mb: int = 8192) -> BuildRequest:
+def build_request(folder: Path, content: bytes, format: Format, memory_mb: int = 8192) -> BuildRequest:
     (folder / "artifact").write_bytes(content)
     out = folder / "out"
     out.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def keras_file(folder: Path) -> bytes:
 def test_a_keras_model_is_built_in_a_child_and_served_from_its_file(
     shared_forks: ForkServer, tmp_path: Path
 ) -> None:
-    request = job(tmp_path, keras_file(tmp_path), "keras")
+    request = build_request(tmp_path, keras_file(tmp_path), "keras")
     built = build(shared_forks, request)
     assert (built.state, built.runtime) == ("ready", "tflite"), built.report
     assert built.signature is not None
@@ -58,7 +58,7 @@ def test_a_keras_model_is_built_in_a_child_and_served_from_its_file(
 
 
 def test_too_little_memory_for_tensorflow_rejects_the_model(shared_forks: ForkServer, tmp_path: Path) -> None:
-    built = build(shared_forks, job(tmp_path, keras_file(tmp_path), "keras", memory_mb=400))
+    built = build(shared_forks, build_request(tmp_path, keras_file(tmp_path), "keras", memory_mb=400))
     assert built.state == "rejected"
     assert "the limit is 400 MB" in built.report["reason"] or "limit of 400 MB" in built.report["reason"]
 
@@ -73,7 +73,7 @@ def test_files_with_flipped_bytes_do_not_harm_the_fork_server(
         content = bytearray(original)
         for position in random.integers(8, len(original), 3):
             content[position] ^= 1 << int(random.integers(8))
-        built = build(shared_forks, job(tmp_path, bytes(content), "tflite"))
+        built = build(shared_forks, build_request(tmp_path, bytes(content), "tflite"))
         assert built.state == "ready" or built.report["reason"]
         states.add(built.state)
     assert "rejected" in states

@@ -1,4 +1,4 @@
-"""One-shot children: verdicts, limits, crashes, and children that are killed from outside."""
+"""One-shot children: results, limits, crashes, and children that are killed from outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.builds.protocol import BUILD
 from service.runtime.onnx_runtime import OnnxRuntime
-from tests.service.builds.odd_models import (
+from tests.service.builds.misbehaving_models import (
     AllocatesTooMuch,
     CrashesOnLoad,
     ExitsOnLoad,
@@ -31,27 +31,27 @@ from tests.service.builds.odd_models import (
     SlowToLoad,
     WaitsOnLoad,
 )
-from tests.service.builds.processes import alive, ends
+from tests.service.builds.processes import alive, wait_for_end
 
-JobFor = Callable[..., BuildRequest]
+RequestFor = Callable[..., BuildRequest]
 
 
 @pytest.fixture
-def job_for(tmp_path: Path) -> JobFor:
-    def job_for(model: Any, **kwargs: Any) -> BuildRequest:
+def request_for(tmp_path: Path) -> RequestFor:
+    def request_for(model: Any, **kwargs: Any) -> BuildRequest:
         artifact, out = tmp_path / "model.joblib", tmp_path / "out"
         out.mkdir()
         joblib.dump(model, artifact)
         return BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(out), **kwargs)
 
-    return job_for
+    return request_for
 
 
 def fitted(model: MisbehavingModel) -> MisbehavingModel:
     return model.fit([[0.0], [1.0]], [0.0, 1.0])
 
 
-def no_beat() -> None:
+def no_heartbeat() -> None:
     pass
 
 
@@ -60,49 +60,61 @@ def reason(built: BuildResult) -> str:
     return str(built.report["reason"])
 
 
-def test_a_built_forest_answers_as_the_estimator_does(shared_forks: ForkServer, job_for: JobFor) -> None:
+def test_a_built_forest_answers_as_the_estimator_does(
+    shared_forks: ForkServer, request_for: RequestFor
+) -> None:
     random = np.random.default_rng(0)
     X = random.normal(size=(200, 5)).astype(np.float32)
     model = RandomForestClassifier(10, random_state=0).fit(X, X[:, 0] > 0)
-    job = job_for(model)
-    built = oneshot.run(shared_forks, BUILD, job, 60, no_beat)
+    request = request_for(model)
+    built = oneshot.run(shared_forks, BUILD, request, 60, no_heartbeat)
     assert (built.state, built.runtime) == ("ready", "onnx"), built.report
     assert built.servable is not None
     assert built.signature is not None
-    got = OnnxRuntime(Path(job.out, built.servable), built.signature).run(Rows(matrix=X.astype(np.float64)))
-    assert got["label"].tolist() == model.predict(X).tolist()
+    outputs = OnnxRuntime(Path(request.out, built.servable), built.signature).run(
+        Rows(matrix=X.astype(np.float64))
+    )
+    assert outputs["label"].tolist() == model.predict(X).tolist()
 
 
 def test_a_build_that_exceeds_its_time_limit_is_rejected_and_its_process_ended(
-    shared_forks: ForkServer, job_for: JobFor, tmp_path: Path
+    shared_forks: ForkServer, request_for: RequestFor, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(WaitsOnLoad(str(pid_file)))), 1.0, no_beat)
+    built = oneshot.run(
+        shared_forks, BUILD, request_for(fitted(WaitsOnLoad(str(pid_file)))), 1.0, no_heartbeat
+    )
     assert reason(built) == "the build was ended after 1 s (TRIVIUM_BUILD_TIMEOUT_S)"
     assert not alive(int(pid_file.read_text()))
 
 
-def test_a_build_that_exceeds_its_memory_limit_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(AllocatesTooMuch()), memory_mb=1024), 60, no_beat)
+def test_a_build_that_exceeds_its_memory_limit_is_rejected(
+    shared_forks: ForkServer, request_for: RequestFor
+) -> None:
+    built = oneshot.run(
+        shared_forks, BUILD, request_for(fitted(AllocatesTooMuch()), memory_mb=1024), 60, no_heartbeat
+    )
     assert "emory" in reason(built)
 
 
-def test_a_build_that_crashes_its_process_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(CrashesOnLoad())), 60, no_beat)
+def test_a_build_that_crashes_its_process_is_rejected(
+    shared_forks: ForkServer, request_for: RequestFor
+) -> None:
+    built = oneshot.run(shared_forks, BUILD, request_for(fitted(CrashesOnLoad())), 60, no_heartbeat)
     assert "crashed with SIGSEGV" in reason(built)
 
 
-def test_a_build_that_exits_is_rejected(shared_forks: ForkServer, job_for: JobFor) -> None:
-    built = oneshot.run(shared_forks, BUILD, job_for(fitted(ExitsOnLoad())), 60, no_beat)
+def test_a_build_that_exits_is_rejected(shared_forks: ForkServer, request_for: RequestFor) -> None:
+    built = oneshot.run(shared_forks, BUILD, request_for(fitted(ExitsOnLoad())), 60, no_heartbeat)
     assert "exit code 3" in reason(built)
 
 
-@pytest.mark.parametrize("victim", ["child", "template"])
+@pytest.mark.parametrize("process_name", ["child", "template"])
 def test_a_build_that_is_killed_from_outside_raises_child_lost(
-    own_forks: ForkServer, job_for: JobFor, tmp_path: Path, victim: str
+    own_forks: ForkServer, request_for: RequestFor, tmp_path: Path, process_name: str
 ) -> None:
     pid_file = tmp_path / "pid"
-    job = job_for(fitted(WaitsOnLoad(str(pid_file))))
+    request = request_for(fitted(WaitsOnLoad(str(pid_file))))
     loaded = threading.Event()
 
     def beat() -> None:
@@ -111,20 +123,20 @@ def test_a_build_that_is_killed_from_outside_raises_child_lost(
 
     with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
         patch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
-        building = threads.submit(oneshot.run, own_forks, BUILD, job, 60, beat)
+        building = threads.submit(oneshot.run, own_forks, BUILD, request, 60, beat)
         assert loaded.wait(20)
         child = int(pid_file.read_text())
-        pid = child if victim == "child" else own_forks.pid
+        pid = child if process_name == "child" else own_forks.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         error = building.exception(timeout=10)
     assert isinstance(error, oneshot.ChildLost)
-    assert victim == "template" or "memory ran out" in str(error)
-    assert ends(child)
+    assert process_name == "template" or "memory ran out" in str(error)
+    assert wait_for_end(child)
 
 
 def test_an_error_of_the_heartbeat_ends_the_build_at_once(
-    shared_forks: ForkServer, job_for: JobFor, monkeypatch: pytest.MonkeyPatch
+    shared_forks: ForkServer, request_for: RequestFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oneshot, "BEAT_INTERVAL_S", 0.1)
 
@@ -133,5 +145,5 @@ def test_an_error_of_the_heartbeat_ends_the_build_at_once(
 
     began = time.monotonic()
     with pytest.raises(StaleTask):
-        oneshot.run(shared_forks, BUILD, job_for(fitted(SlowToLoad())), 60, beat)
+        oneshot.run(shared_forks, BUILD, request_for(fitted(SlowToLoad())), 60, beat)
     assert time.monotonic() - began < 30  # loading takes 60

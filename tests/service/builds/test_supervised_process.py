@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from service.builds.supervised_process import CRASH_LOOP, SupervisedProcess
-from tests.service.builds.processes import alive, ends
+from tests.service.builds.processes import alive, wait_for_end
 
-SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
+SLEEP_CODE = "import time; print('up', flush=True); time.sleep(60)"
+IGNORE_SIGTERM_CODE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP_CODE
 
 
-class Python:
+class PythonChildren:
     """Starts Python children that run `code`; a test can wait until each of them is up."""
 
     def __init__(self, code: str) -> None:
@@ -42,7 +42,7 @@ class Python:
 
 
 def test_a_killed_process_is_restarted_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    start = Python(SLEEPS)
+    start = PythonChildren(SLEEP_CODE)
     process = SupervisedProcess("sleeper", start)
     process.start()
     try:
@@ -57,7 +57,7 @@ def test_a_killed_process_is_restarted_and_logged(capsys: pytest.CaptureFixture[
 
 
 def test_a_stopped_process_is_not_restarted(capsys: pytest.CaptureFixture[str]) -> None:
-    start = Python(SLEEPS)
+    start = PythonChildren(SLEEP_CODE)
     process = SupervisedProcess("sleeper", start)
     process.start()
     pid = start.next()
@@ -69,29 +69,29 @@ def test_a_stopped_process_is_not_restarted(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period() -> None:
-    start = Python(DEAF)
+    start = PythonChildren(IGNORE_SIGTERM_CODE)
     process = SupervisedProcess("deaf", start)
     process.start()
     pid = start.next()
     process.stop(0.2)
-    assert ends(pid)
+    assert wait_for_end(pid)
 
 
 def test_terminate_does_not_wait_for_the_end() -> None:
-    starts = [Python(SLEEPS), Python(SLEEPS)]
+    starts = [PythonChildren(SLEEP_CODE), PythonChildren(SLEEP_CODE)]
     processes = [SupervisedProcess("sleeper", start) for start in starts]
     for process in processes:
         process.start()
     pids = [start.next() for start in starts]
     for process in processes:
         process.terminate()
-    assert all(ends(pid) for pid in pids)
+    assert all(wait_for_end(pid) for pid in pids)
     for process in processes:
         process.stop(5)
 
 
 def test_a_crash_loop_is_a_problem_that_names_the_exit_code() -> None:
-    start = Python("raise SystemExit(7)")
+    start = PythonChildren("raise SystemExit(7)")
     process = SupervisedProcess("crasher", start)
     assert process.problem() is None
     process.start()
@@ -102,21 +102,21 @@ def test_a_crash_loop_is_a_problem_that_names_the_exit_code() -> None:
 
 
 def test_a_command_that_does_not_exist_is_a_problem(tmp_path: Path) -> None:
-    tried = threading.Semaphore(0)
+    attempts = threading.Semaphore(0)
 
     def start() -> subprocess.Popen[bytes]:
-        tried.release()
+        attempts.release()
         return subprocess.Popen([tmp_path / "nothing"])
 
     process = SupervisedProcess("nothing", start)
     process.start()
-    assert all(tried.acquire(timeout=10) for _ in range(CRASH_LOOP + 1))
+    assert all(attempts.acquire(timeout=10) for _ in range(CRASH_LOOP + 1))
     assert "cannot be started" in (process.problem() or "")
     process.stop(5)
 
 
 def test_a_process_that_was_never_started_can_be_stopped() -> None:
-    SupervisedProcess("never started", Python(SLEEPS)).stop(1)
+    SupervisedProcess("never started", PythonChildren(SLEEP_CODE)).stop(1)
 
 
 def test_a_process_receives_one_sigterm(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_process_receives_one_sigterm(tmp_path: Path) -> None:
     interrupt what the first one began."""
     signals = tmp_path / "signals"
     signals.write_text("")
-    start = Python(
+    start = PythonChildren(
         f"""
 import pathlib, signal, time
 signals = pathlib.Path({str(signals)!r})

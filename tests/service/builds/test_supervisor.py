@@ -26,13 +26,13 @@ from registry.vocabulary import SUPERVISOR_TASKS
 from service.builds import oneshot, supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from tests.service.builds.odd_models import (
+from tests.service.builds.misbehaving_models import (
     HangsInConversion,
     KillsItselfOnLoad,
     WaitsOnFirstLoad,
     WaitsOnLoad,
 )
-from tests.service.builds.processes import ends, read_when_written, start
+from tests.service.builds.processes import read_when_written, start_supervisor, wait_for_end
 
 Publish = Callable[..., int]
 
@@ -90,7 +90,7 @@ def test_a_published_forest_becomes_ready_with_its_servable_in_the_store(
     assert all(store.path(blob).stat().st_size > 0 for blob in (row.servable, row.forest))
     with sessions() as session:
         assert aliases.get(session, "m", "champion").version_id == version_id
-    assert running.problem() is None
+    assert running.forks.problem() is None
 
 
 def test_a_build_leaves_no_file_in_the_temporary_directory(
@@ -147,7 +147,7 @@ def test_stopping_returns_the_build_to_the_queue_without_counting_the_attempt(
     began = time.monotonic()
     first.stop(60)
     assert time.monotonic() - began < 30  # the child would wait for 60
-    assert ends(child)
+    assert wait_for_end(child)
     assert version(sessions, version_id).state == "building"
     with sessions.begin() as session:
         task = queue.claim(session, SUPERVISOR_TASKS, "the next server")
@@ -165,11 +165,11 @@ def test_a_build_whose_server_was_killed_is_finished_by_the_next_server(
 ) -> None:
     pid_file = tmp_path / "pid"
     version_id = publish(WaitsOnFirstLoad(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
-    server = start(settings.home)
+    server = start_supervisor(settings.home)
     child = int(read_when_written(pid_file))
     server.kill()
     server.wait()
-    assert ends(child)
+    assert wait_for_end(child)
     with sessions.begin() as session:  # the lease expires
         session.execute(update(TaskRow).values(lease_until=now() - timedelta(seconds=1)))
     next_server = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
@@ -189,10 +189,10 @@ def test_a_build_whose_server_dies_at_every_attempt_is_rejected(
                 state=queue.RUNNING, attempt=TaskRow.max_attempts, lease_until=now() - timedelta(seconds=1)
             )
         )
-    notified = []
-    assert Supervisor(settings, sessions, store, lambda: notified.append(True)).step() is False
-    assert "ended with its server" in reason(sessions, version_id)
-    assert notified
+    notifications = []
+    assert Supervisor(settings, sessions, store, lambda: notifications.append(True)).step() is False
+    assert "the server stopped during" in reason(sessions, version_id)
+    assert notifications
 
 
 def test_heartbeats_extend_the_lease_of_a_slow_build(
@@ -208,11 +208,11 @@ def test_heartbeats_extend_the_lease_of_a_slow_build(
     publish(WaitsOnLoad(str(pid_file)).fit([[0.0]], [0.0]))
     running.wake()
     read_when_written(pid_file)
-    soon = now() + timedelta(seconds=1)
+    deadline = now() + timedelta(seconds=1)
     with sessions.begin() as session:
-        session.execute(update(TaskRow).values(lease_until=soon))
+        session.execute(update(TaskRow).values(lease_until=deadline))
     deadline = time.monotonic() + 10
-    while lease(sessions) <= soon:
+    while lease(sessions) <= deadline:
         assert time.monotonic() < deadline, "no heartbeat extended the lease"
         time.sleep(0.02)
 
@@ -246,9 +246,9 @@ def test_a_template_that_cannot_start_rejects_no_version(
     running.start()
     try:
         deadline = time.monotonic() + 30
-        while running.problem() is None and time.monotonic() < deadline:
+        while running.forks.problem() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert "the build template" in str(running.problem())
+        assert "the build template" in str(running.forks.problem())
         assert running.step() is False
     finally:
         running.stop(5)

@@ -98,9 +98,9 @@ def files(tmp_path_factory) -> ModelFiles:
     rows = pd.DataFrame(
         {"age": [20, 30, 40, 50, 60, 70, 25, 65], "income": [1.5, 2.0, 3.0, 4.5, 5.0, 6.0, 1.0, 7.5]}
     )
-    good = pd.Series(["no", "no", "no", "yes", "yes", "yes", "no", "yes"], name="good")
-    joblib.dump(LogisticRegression().fit(rows, good), folder / "model.joblib")
-    rows.join(good).to_csv(folder / "sample.csv", index=False)
+    labels = pd.Series(["no", "no", "no", "yes", "yes", "yes", "no", "yes"], name="good")
+    joblib.dump(LogisticRegression().fit(rows, labels), folder / "model.joblib")
+    rows.join(labels).to_csv(folder / "sample.csv", index=False)
     (folder / "broken.joblib").write_bytes(b"no pickle at all")
     return ModelFiles(folder / "model.joblib", folder / "sample.csv", folder / "broken.joblib")
 

@@ -203,7 +203,7 @@ def test_a_job_started_with_no_wait_is_watched_shown_and_downloaded_later(
     assert "no row failed" in no_errors.err
 
 
-def test_output_without_a_file_goes_to_stdout(live, published, data, tmp_path):
+def test_output_without_a_file_is_written_to_stdout(live, published, data, tmp_path):
     result = live("batch", "score", data, "--model", f"{published}:1", "--out", tmp_path / "s.csv", "--json")
     number = result.record["id"]
     assert live("jobs", "output", number).out == (tmp_path / "s.csv").read_text()
@@ -232,8 +232,8 @@ def test_finished_partitions_of_a_failed_job_can_be_downloaded(live, server, pub
     part = folder.with_name("part.parquet")
     assert live("jobs", "output", number, "--partition", 0, "--out", part).code == 0
     assert len(pd.read_parquet(part)) == ROWS
-    refused = live("jobs", "output", number, "--partition", 1)
-    assert (refused.code, f"'{number}/1'" in refused.err) == (1, True)
+    failure = live("jobs", "output", number, "--partition", 1)
+    assert (failure.code, f"'{number}/1'" in failure.err) == (1, True)
 
 
 def test_a_file_name_with_the_suffix_of_another_format_is_rejected(live, published, data, tmp_path):
@@ -241,9 +241,9 @@ def test_a_file_name_with_the_suffix_of_another_format_is_rejected(live, publish
     result = live("batch", "score", data, "--model", f"{published}:1", "--out", out, "--json")
     number = result.record["id"]
     for resource, name in (("output", "o.parquet"), ("output", "o.PQ"), ("errors", "e.jsonl")):
-        refused = live("jobs", resource, number, "--out", tmp_path / name)
-        assert refused.code == 2
-        assert "text/csv; name it .csv" in " ".join(refused.err.split())
+        failure = live("jobs", resource, number, "--out", tmp_path / name)
+        assert failure.code == 2
+        assert "text/csv; name it .csv" in " ".join(failure.err.split())
         assert not (tmp_path / name).exists()
     assert live("jobs", "output", number, "--out", tmp_path / "o.txt").code == 0
     assert (tmp_path / "o.txt").read_bytes() == out.read_bytes()
@@ -287,9 +287,9 @@ def test_a_file_without_a_known_suffix_needs_a_media_type(live, published, rows,
     file = tmp_path / "rows.txt"
     rows.to_csv(file, index=False)
     command = ("batch", "score", file, "--model", f"{published}:1", "--dry-run")
-    refused = live(*command)
-    assert refused.code == 2
-    assert "--media-type" in refused.err
+    failure = live(*command)
+    assert failure.code == 2
+    assert "--media-type" in failure.err
     assert live(*command, "--media-type", "text/csv").code == 0
 
 

@@ -135,15 +135,15 @@ def test_a_list_is_read_to_its_last_page(client, request_for):
 
 
 def test_a_refusal_contains_the_problem_and_a_line_per_error(client):
-    with pytest.raises(ServerRefused) as refused:
+    with pytest.raises(ServerRefused) as error:
         client.create(path("keys"), {"name": "", "scopes": ["everything"]})
-    assert refused.value.status == 422
-    lines = refused.value.lines()
+    assert error.value.status == 422
+    lines = error.value.lines()
     assert len(lines) == 2
     assert any(line.startswith("name: ") for line in lines)
 
 
 def test_an_error_without_a_problem_document_is_described_by_its_status(server):
-    with Client(server.url + "/nowhere", server.key) as client, pytest.raises(ServerRefused) as refused:
+    with Client(server.url + "/nowhere", server.key) as client, pytest.raises(ServerRefused) as error:
         client.call("GET", "/readyz")
-    assert refused.value.status == 404
+    assert error.value.status == 404

@@ -21,7 +21,7 @@ from sklearn.ensemble import RandomForestClassifier
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
 from service.compiler.tflite import conversion
-from tests.service.builds.processes import ends
+from tests.service.builds.processes import wait_for_end
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"
 COMMAND = [sys.executable, DEMO, "--port", "0"]
@@ -49,7 +49,7 @@ def test_a_demo_that_ends_during_the_servers_start_leaves_no_server(demo):
         time.sleep(0.002)  # the signal must arrive while the server starts
     demo.terminate()
     assert demo.wait(timeout=60) == 143
-    assert ends(pids[0])
+    assert wait_for_end(pids[0])
 
 
 def run_once(folder: Path, *options: str) -> str:

@@ -42,20 +42,20 @@ def test_an_export_outside_of_its_bounds_exits_with_1_and_the_reason(live, publi
 
 def test_the_exports_of_a_model_are_listed_and_one_is_shown_with_its_report(live, published):
     ready = live("export", published, "--json").record
-    refused = live("export", published, "--max-bytes", 10, "--json").record
+    record = live("export", published, "--max-bytes", 10, "--json").record
     listing = live("exports", published)
     assert listing.code == 0, listing.err
     assert "ready" in listing.out
     assert "the bound is 10" in listing.out
     as_json = live("exports", f"{published}:1", "--json").record
-    assert [e["id"] for e in as_json["items"]] == [refused["id"], ready["id"]]
+    assert [e["id"] for e in as_json["items"]] == [record["id"], ready["id"]]
     description = live("exports", "show", published, ready["id"])
     assert "of the labels agree" in description.out
     assert "operators: " in description.out
     assert live("exports", "show", published, ready["id"], "--json").record == ready
 
 
-def test_a_model_called_show_can_be_listed(live, files):
+def test_the_exports_of_a_model_named_show_can_be_listed(live, files):
     assert live("publish", files.model, "--name", "show", "--example", files.example).code == 0
     result = live("exports", "list", "show")
     assert (result.code, result.out, result.err) == (0, "", "no exports\n")

@@ -10,7 +10,17 @@ import typer
 
 from service.cli import app
 
-HEAVY = ("httpx", "rich", "fastapi", "starlette", "pydantic", "sqlalchemy", "numpy", "onnxruntime", "sklearn")
+HEAVY_LIBRARIES = (
+    "httpx",
+    "rich",
+    "fastapi",
+    "starlette",
+    "pydantic",
+    "sqlalchemy",
+    "numpy",
+    "onnxruntime",
+    "sklearn",
+)
 
 
 def group_commands(*path: str) -> dict[str, object]:
@@ -36,7 +46,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['trivium', '--help']; import service.cli\n"
         "try: service.cli.main()\n"
-        f"except SystemExit: print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+        f"except SystemExit: print([m for m in {HEAVY_LIBRARIES!r} if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stderr.strip() == "[]"

@@ -27,9 +27,9 @@ def test_a_key_is_listed_without_its_secret_rotated_and_revoked(live, trivium, s
     assert trivium("models", env=server.env | {"TRIVIUM_API_KEY": rotated["key"]}).code == 0
 
     assert live("keys", "revoke", key["id"]).code == 0
-    refused = trivium("models", env=server.env | {"TRIVIUM_API_KEY": rotated["key"]})
-    assert refused.code == 1
-    assert "TRIVIUM_API_KEY" in refused.err
+    failure = trivium("models", env=server.env | {"TRIVIUM_API_KEY": rotated["key"]})
+    assert failure.code == 1
+    assert "TRIVIUM_API_KEY" in failure.err
 
 
 def test_without_a_key_the_refusal_names_the_variable_for_it(trivium, server, tmp_path):

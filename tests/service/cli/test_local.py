@@ -19,7 +19,7 @@ from registry.garbage import GRACE_S
 from registry.jobs import jobs
 from service.submit.score_admission import ScoreAdmission
 from tests.harness.server import TRIVIUM
-from tests.service.estimators import yes_or_no
+from tests.service.estimators import sign_classifier
 
 
 @pytest.fixture
@@ -56,16 +56,16 @@ def test_an_unreachable_database_exits_with_1_and_hides_the_password(trivium, ho
 def test_gc_deletes_old_unreferenced_blobs_and_lists_them_with_dry_run(local, home):
     local("migrate")
     store = Store(home / "blobs")
-    old, new = store.put([b"old"]).sha256, store.put([b"new"]).sha256
-    long_ago = time.time() - GRACE_S - 1
-    os.utime(store.path(old), (long_ago, long_ago))
+    old_blob, new_blob = store.put([b"old"]).sha256, store.put([b"new"]).sha256
+    before_grace_period = time.time() - GRACE_S - 1
+    os.utime(store.path(old_blob), (before_grace_period, before_grace_period))
 
     report = local("gc", "--dry-run", "--json").record
-    assert (report["blobs"], report["dry_run"]) == ([old], True)
-    assert store.path(old).exists()
+    assert (report["blobs"], report["dry_run"]) == ([old_blob], True)
+    assert store.path(old_blob).exists()
 
-    assert local("gc", "--json").record["blobs"] == [old]
-    assert {blob.sha256 for blob in store} == {new}
+    assert local("gc", "--json").record["blobs"] == [old_blob]
+    assert {blob.sha256 for blob in store} == {new_blob}
 
 
 def test_gc_on_an_outdated_database_names_the_command_to_run(local):
@@ -145,7 +145,7 @@ def test_serve_names_the_port_that_is_in_use(server, tmp_path):
 
 def test_a_worker_process_completes_a_job_without_a_server_and_ends_at_a_signal(published_home, tmp_path):
     home = Path(shutil.copytree(published_home, tmp_path / "published"))
-    (home / "rows.csv").write_bytes(yes_or_no().frame.to_csv(index=False).encode())
+    (home / "rows.csv").write_bytes(sign_classifier().frame.to_csv(index=False).encode())
     engine = db.connect(f"sqlite:///{home / 'registry.db'}")
     spec = {
         "kind": "score",

@@ -79,9 +79,9 @@ def test_any_alias_can_be_moved_and_deleted(live, published):
 
 def test_a_delete_that_would_break_an_alias_is_refused_with_the_alias(live, two_versions):
     live("promote", f"{two_versions}:1")
-    refused = live("delete", f"{two_versions}:1", "--yes")
-    assert refused.code == 1
-    assert "champion" in refused.err
+    failure = live("delete", f"{two_versions}:1", "--yes")
+    assert failure.code == 1
+    assert "champion" in failure.err
     assert live("delete", f"{two_versions}:2", "--yes").code == 0
     assert [v["version"] for v in live("versions", two_versions, "--json").record["items"]] == [1]
 

@@ -22,9 +22,9 @@ QUEUED = {
 }
 PLANNING = QUEUED | {"state": "running"}
 SCORING = PLANNING | {"partitions_total": 4, "rows_total": 1_000_000}
-HALF = SCORING | {"rows_done": 499_000, "rows_failed": 1_000, "rate": 350_000.4, "eta_s": 1.4}
-LONG = HALF | {"rows_total": None, "eta_s": 200.0}
-ASSEMBLING = HALF | {"rows_done": 999_000, "partitions_done": 4, "eta_s": 0.0}
+HALF_DONE = SCORING | {"rows_done": 499_000, "rows_failed": 1_000, "rate": 350_000.4, "eta_s": 1.4}
+LONG = HALF_DONE | {"rows_total": None, "eta_s": 200.0}
+ASSEMBLING = HALF_DONE | {"rows_done": 999_000, "partitions_done": 4, "eta_s": 0.0}
 DONE = ASSEMBLING | {"state": "done", "eta_s": None}
 
 
@@ -34,7 +34,7 @@ DONE = ASSEMBLING | {"state": "done", "eta_s": None}
         (QUEUED, "waiting for a worker"),
         (PLANNING, "planning"),
         (SCORING, "scoring, 0 of 1,000,000 rows (0%)"),
-        (HALF, "scoring, 500,000 of 1,000,000 rows (50%), 1,000 failed, 350,000 rows/s, 1 s left"),
+        (HALF_DONE, "scoring, 500,000 of 1,000,000 rows (50%), 1,000 failed, 350,000 rows/s, 1 s left"),
         (LONG, "scoring, 500,000 rows, 1,000 failed, 350,000 rows/s, 3 min 20 s left"),
         (
             ASSEMBLING,
@@ -51,7 +51,7 @@ def test_a_line_shows_phase_amount_rate_and_remaining_time(record, line):
 def test_a_line_is_printed_when_the_phase_changes():
     lines: list[str] = []
     with job_progress(lines.append) as show:
-        for record in (QUEUED, PLANNING, SCORING, SCORING | {"rows_done": 10}, HALF, ASSEMBLING, DONE):
+        for record in (QUEUED, PLANNING, SCORING, SCORING | {"rows_done": 10}, HALF_DONE, ASSEMBLING, DONE):
             show(record)
     assert [line.split(",")[0] for line in lines] == [
         f"job 7: {phase(record)}" for record in (QUEUED, PLANNING, SCORING, ASSEMBLING, DONE)

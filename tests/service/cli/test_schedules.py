@@ -59,7 +59,7 @@ def test_a_schedule_is_paused_run_manually_resumed_and_deleted(live, weekly, cha
     assert (created.code, created.out, created.err) == (
         0,
         "",
-        f"schedule {champion}: paused, else runs every 1w\n",
+        f"schedule {champion}: paused; runs every 1w when resumed\n",
     )
     result = live("schedules", "run", champion, "--json")
     assert result.record["schedule"] == champion
@@ -137,9 +137,9 @@ def test_a_missing_input_is_a_warning(live, weekly, champion, data):
 
 
 def test_a_refused_schedule_exits_with_1_and_names_the_fields(live, weekly, champion, data, tmp_path):
-    refused = live(*weekly[:-2], "--cron", "every monday")
-    assert (refused.code, refused.out) == (1, "")
-    assert "expected: minute hour day month weekday, as in 0 3 * * MON" in refused.err
+    failure = live(*weekly[:-2], "--cron", "every monday")
+    assert (failure.code, failure.out) == (1, "")
+    assert "expected: minute hour day month weekday, as in 0 3 * * MON" in failure.err
     outside = live(*weekly[:5], "--data", tmp_path / "rows.csv", "--every", "1w")
     assert outside.code == 1
     assert "TRIVIUM_BATCH_ROOTS" in outside.err

@@ -50,7 +50,7 @@ def request_for(client: Client, data: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def idle(tmp_path_factory, files) -> Iterator[CommandServer]:
+def server_without_worker(tmp_path_factory, files) -> Iterator[CommandServer]:
     """A server without a worker: its jobs stay queued."""
     with command_server(tmp_path_factory.mktemp("idle"), worker=False) as server:
         publish(server, files)
@@ -163,27 +163,29 @@ def test_a_download_with_the_wrong_digest_is_discarded(bad_network, done_job, tm
     download.save(client, done_job["output"], tmp_path / "scores.csv")
 
 
-def test_the_output_of_an_unfinished_job_is_refused_with_its_state(idle, data, trivium):
-    with idle.connect() as client:
+def test_the_output_of_an_unfinished_job_is_refused_with_its_state(server_without_worker, data, trivium):
+    with server_without_worker.connect() as client:
         job = jobs.start(client, request_for(client, data))["id"]
-    result = trivium("jobs", "output", job, env=idle.env)
+    result = trivium("jobs", "output", job, env=server_without_worker.env)
     assert (result.code, result.out) == (1, "")
     assert "queued" in result.err
 
 
-def test_a_job_is_cancelled_once_resumed_and_cancelled_again(idle, data, trivium):
-    with idle.connect() as client:
+def test_a_job_is_cancelled_once_resumed_and_cancelled_again(server_without_worker, data, trivium):
+    with server_without_worker.connect() as client:
         job = jobs.start(client, request_for(client, data))["id"]
-    assert trivium("jobs", "cancel", job, env=idle.env).err == f"job {job} is cancelled\n"
-    assert trivium("jobs", "cancel", job, "--json", env=idle.env).record["state"] == "cancelled"
-    watched = trivium("jobs", "watch", job, env=idle.env)
+    assert trivium("jobs", "cancel", job, env=server_without_worker.env).err == f"job {job} is cancelled\n"
+    assert (
+        trivium("jobs", "cancel", job, "--json", env=server_without_worker.env).record["state"] == "cancelled"
+    )
+    watched = trivium("jobs", "watch", job, env=server_without_worker.env)
     assert watched.code == 1
     assert f"job {job} was cancelled" in watched.err
-    assert f"trivium jobs watch {job}" in trivium("jobs", "resume", job, env=idle.env).err
-    assert trivium("jobs", "show", job, "--json", env=idle.env).record["state"] == "queued"
-    refused = trivium("jobs", "resume", job, env=idle.env)
-    assert refused.code == 1
-    assert "queued" in refused.err
+    assert f"trivium jobs watch {job}" in trivium("jobs", "resume", job, env=server_without_worker.env).err
+    assert trivium("jobs", "show", job, "--json", env=server_without_worker.env).record["state"] == "queued"
+    failure = trivium("jobs", "resume", job, env=server_without_worker.env)
+    assert failure.code == 1
+    assert "queued" in failure.err
 
 
 @contextmanager
@@ -205,14 +207,14 @@ def newest_job(server: CommandServer) -> dict[str, object]:
 
 
 def test_an_interrupt_without_a_terminal_leaves_the_job_running_and_names_the_command_to_follow_it(
-    idle, data, tmp_path
+    server_without_worker, data, tmp_path
 ):
     pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with waiting_command(idle, data, tmp_path / "s.csv", **pipes) as command:
+    with waiting_command(server_without_worker, data, tmp_path / "s.csv", **pipes) as command:
         assert b"waiting for a worker" in command.stderr.readline()
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=30)
-    job = newest_job(idle)
+    job = newest_job(server_without_worker)
     assert (command.returncode, out) == (130, b"")
     assert f"trivium jobs watch {job['id']}" in err.decode()
     assert "Traceback" not in err.decode()
@@ -250,12 +252,12 @@ def terminal() -> Iterator[tuple[Terminal, int]]:
     ("answer", "state", "message"),
     [("cancel\n", "cancelled", "trivium jobs resume"), ("L\n", "queued", "trivium jobs watch")],
 )
-def test_an_interrupt_at_a_terminal_asks_and_follows_the_answer(
-    idle, data, tmp_path, terminal, answer, state, message
+def test_an_interrupt_at_a_terminal_prompts_and_obeys_the_answer(
+    server_without_worker, data, tmp_path, terminal, answer, state, message
 ):
     screen, stream = terminal
     with waiting_command(
-        idle, data, tmp_path / "s.csv", stdin=stream, stdout=stream, stderr=stream
+        server_without_worker, data, tmp_path / "s.csv", stdin=stream, stdout=stream, stderr=stream
     ) as command:
         screen.wait_for("waiting for a worker")
         command.send_signal(signal.SIGINT)
@@ -269,13 +271,15 @@ def test_an_interrupt_at_a_terminal_asks_and_follows_the_answer(
         screen.type(answer)
         screen.wait_for(message)
         assert command.wait(30) == 130
-    assert newest_job(idle)["state"] == state
+    assert newest_job(server_without_worker)["state"] == state
 
 
-def test_two_interrupts_at_once_end_with_a_message_and_leave_the_job(idle, data, tmp_path, terminal):
+def test_two_interrupts_at_once_end_with_a_message_and_leave_the_job(
+    server_without_worker, data, tmp_path, terminal
+):
     screen, stream = terminal
     with waiting_command(
-        idle, data, tmp_path / "s.csv", stdin=stream, stdout=stream, stderr=stream
+        server_without_worker, data, tmp_path / "s.csv", stdin=stream, stdout=stream, stderr=stream
     ) as command:
         screen.wait_for("waiting for a worker")
         command.send_signal(signal.SIGINT)
@@ -283,4 +287,4 @@ def test_two_interrupts_at_once_end_with_a_message_and_leave_the_job(idle, data,
         screen.type("l\n")  # in case both signals were delivered as one, and the question is displayed
         screen.wait_for("trivium jobs watch")
         assert command.wait(30) == 130
-    assert newest_job(idle)["state"] == "queued"
+    assert newest_job(server_without_worker)["state"] == "queued"

@@ -15,21 +15,23 @@ from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
 
 
-def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> BuildResult:
+def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **options: Any) -> BuildResult:
     """Build `model` with `frame` as its CSV example."""
     artifact = folder / "model.joblib"
     joblib.dump(model, artifact)
-    return build_file(folder, artifact, frame, **job)
+    return build_file(folder, artifact, frame, **options)
 
 
-def build_file(folder: Path, artifact: Path, frame: pd.DataFrame | None = None, **job: Any) -> BuildResult:
+def build_file(
+    folder: Path, artifact: Path, frame: pd.DataFrame | None = None, **options: Any
+) -> BuildResult:
     out = folder / "out"
     out.mkdir()
     if frame is not None:
         frame.to_csv(folder / "example.csv", index=False)
-        job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
-    job.setdefault("format", "sklearn-joblib")
-    return build_version(BuildRequest(artifact=str(artifact), out=str(out), **job))
+        options |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
+    options.setdefault("format", "sklearn-joblib")
+    return build_version(BuildRequest(artifact=str(artifact), out=str(out), **options))
 
 
 def runtime(folder: Path, built: BuildResult) -> Any:

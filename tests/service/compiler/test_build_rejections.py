@@ -25,8 +25,8 @@ def fitted() -> LogisticRegression:
     return LogisticRegression().fit(FRAME, LABELS)
 
 
-def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> str:
-    built = publish(folder, model, frame, **job)
+def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **options: Any) -> str:
+    built = publish(folder, model, frame, **options)
     assert built.state == "rejected"
     assert built.signature is None
     assert built.servable is None
@@ -111,8 +111,10 @@ def test_a_target_needs_an_example(tmp_path: Path) -> None:
 
 
 def test_an_example_that_the_model_does_not_accept_is_rejected(tmp_path: Path) -> None:
-    words = FRAME.assign(height=["small", "tall", "tall", "small"])
-    assert "LogisticRegression cannot answer the example's own rows" in reason(tmp_path, fitted(), words)
+    text_column = FRAME.assign(height=["small", "tall", "tall", "small"])
+    assert "LogisticRegression cannot answer the example's own rows" in reason(
+        tmp_path, fitted(), text_column
+    )
 
 
 @pytest.mark.parametrize("content", ["", "age,height\n", "age,height\n1,2,3\n"])
@@ -154,11 +156,11 @@ def test_a_pickle_of_another_scikit_learn_is_served_with_a_warning(tmp_path: Pat
     import sklearn
 
     installed = sklearn.__version__.encode()
-    old = b"1.0.9".ljust(len(installed), b"9")[: len(installed)]
+    other_version = b"1.0.9".ljust(len(installed), b"9")[: len(installed)]
     artifact = tmp_path / "model.joblib"
-    artifact.write_bytes(content.replace(installed, old))
+    artifact.write_bytes(content.replace(installed, other_version))
     built = build_file(tmp_path, artifact, FRAME)
     assert built.state == "ready"
-    assert built.lineage["made_by"]["scikit-learn"] == {"version": old.decode(), "said_by": "file"}
+    assert built.lineage["made_by"]["scikit-learn"] == {"version": other_version.decode(), "said_by": "file"}
     assert built.lineage["built_by"]["scikit-learn"] == sklearn.__version__
-    assert any(old.decode() in w for w in built.report["warnings"])
+    assert any(other_version.decode() in w for w in built.report["warnings"])

@@ -24,19 +24,19 @@ from registry.rows import Rows
 from service.compiler.export import export_version
 from service.compiler.tflite.metadata import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
-from tests.service.builds.jobs import job_of, table
+from tests.service.builds.export_requests import export_request, table
 
-JobFor = Callable[..., ExportRequest]
+RequestFor = Callable[..., ExportRequest]
 
 
 @pytest.fixture
-def job_for(tmp_path: Path) -> JobFor:
-    def job_for(model: Any, rows: pd.DataFrame | None = None, **options: Any) -> ExportRequest:
+def request_for(tmp_path: Path) -> RequestFor:
+    def request_for(model: Any, rows: pd.DataFrame | None = None, **options: Any) -> ExportRequest:
         rows = table() if rows is None else rows
         model.fit(rows.drop(columns="y"), rows["y"])
-        return job_of(tmp_path, model, rows, **options)
+        return export_request(tmp_path, model, rows, **options)
 
-    return job_for
+    return request_for
 
 
 def forest() -> RandomForestClassifier:
@@ -58,44 +58,49 @@ def reason(exported: ExportResult) -> str:
     return str(exported.report["reason"])
 
 
-def test_a_forest_as_tflite_gives_the_same_labels_one_ulp_next_to_its_thresholds(job_for: JobFor) -> None:
-    job = job_for(forest())
-    report = ready(export_version(job))
+def test_a_forest_as_tflite_gives_the_same_labels_one_ulp_next_to_its_thresholds(
+    request_for: RequestFor,
+) -> None:
+    request = request_for(forest())
+    report = ready(export_version(request))
     assert report["label_agreement"] == 1.0
     assert report["kinds"]["threshold"]["rows"] > 500
     assert all(kind["label_mismatches"] == 0 and kind["judged"] for kind in report["kinds"].values())
     assert report["largest_difference"] < 1e-6
 
 
-def test_the_file_runs_on_litert_and_names_its_features_and_classes(job_for: JobFor) -> None:
-    job = job_for(forest())
-    exported = export_version(job)
+def test_the_file_runs_on_litert_and_names_its_features_and_classes(request_for: RequestFor) -> None:
+    request = request_for(forest())
+    exported = export_version(request)
     ready(exported)
     assert exported.file is not None
-    file = Path(job.out, exported.file)
+    file = Path(request.out, exported.file)
     rows = table(50, seed=1)
-    answers = TfliteRuntime(file, job.signature).run(Rows(rows.drop(columns="y").to_numpy()))
-    model = joblib.load(job.artifact)
+    answers = TfliteRuntime(file, request.signature).run(Rows(rows.drop(columns="y").to_numpy()))
+    model = joblib.load(request.artifact)
     assert answers["label"].tolist() == model.predict(rows.drop(columns="y")).tolist()
     metadata = read_metadata(file.read_bytes())
     assert metadata["features"] == ["f0", "f1", "f2", "f3"]
     assert metadata["outputs"][0]["classes"] == ["no", "yes"]
 
 
-def test_the_compressed_copy_decompresses_to_the_same_file(job_for: JobFor) -> None:
-    job = job_for(forest())
-    exported = export_version(job)
+def test_the_compressed_copy_decompresses_to_the_same_file(request_for: RequestFor) -> None:
+    request = request_for(forest())
+    exported = export_version(request)
     report = ready(exported)
     assert exported.file is not None
     assert exported.zstd is not None
-    plain, packed = Path(job.out, exported.file).read_bytes(), Path(job.out, exported.zstd).read_bytes()
+    plain, packed = (
+        Path(request.out, exported.file).read_bytes(),
+        Path(request.out, exported.zstd).read_bytes(),
+    )
     assert pa.Codec("zstd").decompress(packed, len(plain), asbytes=True) == plain
     assert (report["bytes"]["tflite"], report["bytes"]["zstd"]) == (len(plain), len(packed))
     assert len(packed) < len(plain) / 2
 
 
-def test_the_report_states_runtime_operators_latency_and_accuracy(job_for: JobFor) -> None:
-    exported = export_version(job_for(LogisticRegression()))
+def test_the_report_states_runtime_operators_latency_and_accuracy(request_for: RequestFor) -> None:
+    exported = export_version(request_for(LogisticRegression()))
     report = ready(exported)
     assert report["min_runtime"] == exported.min_runtime
     assert "FULLY_CONNECTED" in report["operators"]
@@ -107,15 +112,15 @@ def test_the_report_states_runtime_operators_latency_and_accuracy(job_for: JobFo
     assert msgspec.json.decode(msgspec.json.encode(report)) == report
 
 
-def test_the_report_states_the_default_bounds(job_for: JobFor) -> None:
-    strict = ready(export_version(job_for(forest())))["bounds"]
+def test_the_report_states_the_default_bounds(request_for: RequestFor) -> None:
+    strict = ready(export_version(request_for(forest())))["bounds"]
     assert strict == {"labels": 0.0, "numbers": 0.001, "accuracy_drop": 0.002, "bytes": None}
 
 
 def test_a_regression_is_judged_by_its_largest_relative_error(tmp_path: Path) -> None:
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
-    report = ready(export_version(job_of(tmp_path, model, rows)))
+    report = ready(export_version(export_request(tmp_path, model, rows)))
     assert report["label_agreement"] is None
     assert report["largest_difference"] < 1e-5
     assert report["accuracy"]["measure"] == "r2"
@@ -125,12 +130,12 @@ def test_a_regression_is_judged_by_its_largest_relative_error(tmp_path: Path) ->
 def test_a_regression_outside_the_requested_error_is_rejected(tmp_path: Path) -> None:
     rows = table().assign(y=lambda t: 3 * t["f0"] - t["f1"] + 100)
     model = LinearRegression().fit(rows.drop(columns="y"), rows["y"])
-    job = job_of(tmp_path, model, rows, bounds=ExportBounds(max_disagreement=0.0))
-    assert "a number differs from the model's" in reason(export_version(job))
+    request = export_request(tmp_path, model, rows, bounds=ExportBounds(max_disagreement=0.0))
+    assert "a number differs from the model's" in reason(export_version(request))
 
 
-def test_an_estimator_without_a_tflite_form_is_rejected_by_name(job_for: JobFor) -> None:
-    text = reason(export_version(job_for(KNeighborsClassifier())))
+def test_an_estimator_without_a_tflite_form_is_rejected_by_name(request_for: RequestFor) -> None:
+    text = reason(export_version(request_for(KNeighborsClassifier())))
     assert "KNeighborsClassifier has no TFLite form; supported: " in text
     assert "LogisticRegression" in text
 
@@ -138,21 +143,26 @@ def test_an_estimator_without_a_tflite_form_is_rejected_by_name(job_for: JobFor)
 def test_text_features_are_rejected_by_name(tmp_path: Path) -> None:
     rows = table().assign(f0="a")
     model = RandomForestClassifier(2).fit(rows[["f1"]], rows["y"])
-    job = job_of(tmp_path, model, rows[["f1", "y"]])
-    inputs = tuple(msgspec.structs.replace(i, name="colour", dtype="string") for i in job.signature.inputs)
-    job = msgspec.structs.replace(
-        job, signature=msgspec.structs.replace(job.signature, inputs=inputs), example=None, target=None
+    request = export_request(tmp_path, model, rows[["f1", "y"]])
+    inputs = tuple(
+        msgspec.structs.replace(i, name="colour", dtype="string") for i in request.signature.inputs
     )
-    assert "'colour' is text" in reason(export_version(job))
+    request = msgspec.structs.replace(
+        request,
+        signature=msgspec.structs.replace(request.signature, inputs=inputs),
+        example=None,
+        target=None,
+    )
+    assert "'colour' is text" in reason(export_version(request))
 
 
-def test_onnx_versions_are_rejected_by_name(job_for: JobFor) -> None:
-    job = msgspec.structs.replace(job_for(forest()), format="onnx")
-    assert "format onnx has no TFLite form" in reason(export_version(job))
+def test_onnx_versions_are_rejected_by_name(request_for: RequestFor) -> None:
+    request = msgspec.structs.replace(request_for(forest()), format="onnx")
+    assert "format onnx has no TFLite form" in reason(export_version(request))
 
 
-def test_a_file_above_max_bytes_is_rejected_with_both_sizes(job_for: JobFor) -> None:
-    text = reason(export_version(job_for(LogisticRegression(), bounds=ExportBounds(max_bytes=100))))
+def test_a_file_above_max_bytes_is_rejected_with_both_sizes(request_for: RequestFor) -> None:
+    text = reason(export_version(request_for(LogisticRegression(), bounds=ExportBounds(max_bytes=100))))
     assert "the bound is 100" in text
     assert "bytes" in text
 
@@ -160,20 +170,22 @@ def test_a_file_above_max_bytes_is_rejected_with_both_sizes(job_for: JobFor) -> 
 def test_a_bound_that_cannot_be_measured_rejects_the_export(tmp_path: Path) -> None:
     rows = table()
     model = LogisticRegression().fit(rows.drop(columns="y"), rows["y"])
-    job = job_of(tmp_path, model, rows.drop(columns="y"), bounds=ExportBounds(max_accuracy_drop=0.1))
-    assert "no example with a target column" in reason(export_version(job))
+    request = export_request(
+        tmp_path, model, rows.drop(columns="y"), bounds=ExportBounds(max_accuracy_drop=0.1)
+    )
+    assert "no example with a target column" in reason(export_version(request))
 
 
-def test_an_artifact_that_is_not_a_model_is_rejected(job_for: JobFor) -> None:
-    job = job_for(forest())
-    Path(job.artifact).write_bytes(b"no pickle")
-    assert "pickle" in reason(export_version(job))
+def test_an_artifact_that_is_not_a_model_is_rejected(request_for: RequestFor) -> None:
+    request = request_for(forest())
+    Path(request.artifact).write_bytes(b"no pickle")
+    assert "pickle" in reason(export_version(request))
 
 
 def test_integers_that_float32_cannot_hold_add_a_warning(tmp_path: Path) -> None:
     rows = table().assign(f0=lambda t: np.arange(len(t)) + 1_700_000_000)
     model = forest().fit(rows.drop(columns="y"), rows["y"])
-    exported = export_version(job_of(tmp_path, model, rows))
+    exported = export_version(export_request(tmp_path, model, rows))
     assert any("cannot tell all values of f0 apart" in warning for warning in exported.report["warnings"])
 
 
@@ -182,12 +194,12 @@ def test_the_report_states_how_answers_change_when_inputs_are_rounded_to_float32
     rows = table().assign(f0=lambda t: np.where(np.arange(len(t)) % 2, 0.1, np.nextafter(0.1, 1)))
     rows["y"] = np.where(rows["f0"] > 0.1, "yes", "no")
     model = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=1).fit(rows[["f0"]], rows["y"])
-    exported = export_version(job_of(tmp_path, model, rows[["f0", "y"]]))
+    exported = export_version(export_request(tmp_path, model, rows[["f0", "y"]]))
     rounding = exported.report["input_rounding"]
     assert (rounding["rows"], rounding["label_mismatches"]) == (400, 200)
     assert any("rounded" in warning for warning in exported.report["warnings"])
     (folder := tmp_path / "forest").mkdir()
-    forest_job = job_of(folder, forest().fit(rows[["f0"]], rows["y"]), rows[["f0", "y"]])
+    forest_job = export_request(folder, forest().fit(rows[["f0"]], rows["y"]), rows[["f0", "y"]])
     assert export_version(forest_job).report["input_rounding"]["label_mismatches"] == 0, (
         "a forest rounds its input itself"
     )
@@ -196,13 +208,15 @@ def test_the_report_states_how_answers_change_when_inputs_are_rounded_to_float32
 def test_an_export_without_an_example_is_compared_on_random_rows(tmp_path: Path) -> None:
     rows = table()
     model = forest().fit(rows.drop(columns="y"), rows["y"])
-    report = ready(export_version(job_of(tmp_path, model, None)))
+    report = ready(export_version(export_request(tmp_path, model, None)))
     assert set(report["kinds"]) == {"random", "wide", "threshold"}
     assert report["accuracy"] is None
 
 
-def test_int8_is_calibrated_with_one_half_of_the_example_and_compared_on_the_other(job_for: JobFor) -> None:
-    report = ready(export_version(job_for(network(), quantize="int8")))
+def test_int8_is_calibrated_with_one_half_of_the_example_and_compared_on_the_other(
+    request_for: RequestFor,
+) -> None:
+    report = ready(export_version(request_for(network(), quantize="int8")))
     assert report["calibration"] == {"rows": 200, "from": "the version's example"}
     assert report["kinds"]["example"] == {**report["kinds"]["example"], "rows": 200, "judged": True}
     assert not report["kinds"]["random"]["judged"]
@@ -213,20 +227,22 @@ def test_int8_is_calibrated_with_one_half_of_the_example_and_compared_on_the_oth
     ]
 
 
-def test_a_small_example_is_used_for_calibration_and_comparison_with_a_warning(job_for: JobFor) -> None:
+def test_a_small_example_is_used_for_calibration_and_comparison_with_a_warning(
+    request_for: RequestFor,
+) -> None:
     report = ready(
-        export_version(job_for(network(), table(20), quantize="int8", bounds=ExportBounds(1.0, 1.0)))
+        export_version(request_for(network(), table(20), quantize="int8", bounds=ExportBounds(1.0, 1.0)))
     )
     assert any("20 rows" in warning and "also" in warning for warning in report["warnings"])
 
 
-def test_given_rows_calibrate_int8_and_the_complete_example_is_compared_on(
-    job_for: JobFor, tmp_path: Path
+def test_with_calibration_rows_int8_is_compared_on_the_complete_example(
+    request_for: RequestFor, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.json"
     file.write_text(table(50, seed=3).to_json(orient="records"))
     options = {"calibration": str(file), "calibration_media_type": "application/json"}
-    report = ready(export_version(job_for(network(), quantize="int8", **options)))
+    report = ready(export_version(request_for(network(), quantize="int8", **options)))
     assert report["calibration"] == {"rows": 50, "from": "the given rows"}
     assert report["kinds"]["example"]["rows"] == 400
 
@@ -234,45 +250,51 @@ def test_given_rows_calibrate_int8_and_the_complete_example_is_compared_on(
 def test_int8_without_rows_is_rejected_with_a_hint_for_calibration_rows(tmp_path: Path) -> None:
     rows = table()
     model = network().fit(rows.drop(columns="y"), rows["y"])
-    text = reason(export_version(job_of(tmp_path, model, None, quantize="int8")))
+    text = reason(export_version(export_request(tmp_path, model, None, quantize="int8")))
     assert "give calibration rows, or publish it with an example" in text
 
 
 @pytest.mark.parametrize("mode", ["float16", "dynamic", "int8"])
-def test_quantizing_a_forest_changes_nothing_and_the_report_notes_it(job_for: JobFor, mode: str) -> None:
-    report = ready(export_version(job_for(forest(), quantize=mode)))
+def test_quantizing_a_forest_changes_nothing_and_the_report_notes_it(
+    request_for: RequestFor, mode: str
+) -> None:
+    report = ready(export_version(request_for(forest(), quantize=mode)))
     assert report["bytes"]["tflite"] == report["bytes"]["float32"]
     assert "gains nothing" in report["notes"][0]
     assert report["label_agreement"] == 1.0
 
 
 @pytest.mark.parametrize("mode", ["float16", "dynamic"])
-def test_a_quantized_network_is_smaller_and_within_its_bounds(job_for: JobFor, mode: str) -> None:
-    report = ready(export_version(job_for(network(), quantize=mode)))
+def test_a_quantized_network_is_smaller_and_within_its_bounds(request_for: RequestFor, mode: str) -> None:
+    report = ready(export_version(request_for(network(), quantize=mode)))
     assert report["bytes"]["tflite"] < 0.75 * report["bytes"]["float32"]
     assert report["label_agreement"] > 0.97
 
 
 def test_int8_calibrated_with_unsuitable_rows_is_rejected_with_its_figures(
-    job_for: JobFor, tmp_path: Path
+    request_for: RequestFor, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.csv"
     (table(50).drop(columns="y") * 1e-3).to_csv(file, index=False)
     options = {"calibration": str(file), "calibration_media_type": "text/csv"}
-    text = reason(export_version(job_for(network(), quantize="int8", **options)))
+    text = reason(export_version(request_for(network(), quantize="int8", **options)))
     assert "labels differ from the model's" in text
     assert "the bound is 0.05" in text
 
 
-def test_a_forest_drops_trees_and_leaves_to_fit_max_bytes_and_the_report_lists_them(job_for: JobFor) -> None:
-    job = job_for(RandomForestClassifier(50, random_state=0))
-    full_bytes = ready(export_version(job))["bytes"]["tflite"]
-    exported = export_version(msgspec.structs.replace(job, bounds=ExportBounds(max_bytes=full_bytes // 3)))
+def test_a_forest_drops_trees_and_leaves_to_fit_max_bytes_and_the_report_lists_them(
+    request_for: RequestFor,
+) -> None:
+    request = request_for(RandomForestClassifier(50, random_state=0))
+    full_bytes = ready(export_version(request))["bytes"]["tflite"]
+    exported = export_version(
+        msgspec.structs.replace(request, bounds=ExportBounds(max_bytes=full_bytes // 3))
+    )
     report = ready(exported)
     assert exported.file is not None
     assert (
         full_bytes // 5
-        < Path(job.out, exported.file).stat().st_size
+        < Path(request.out, exported.file).stat().st_size
         == report["bytes"]["tflite"]
         <= full_bytes // 3
     )
@@ -283,16 +305,16 @@ def test_a_forest_drops_trees_and_leaves_to_fit_max_bytes_and_the_report_lists_t
     assert not report["kinds"]["threshold"]["judged"]
 
 
-def test_a_forest_that_lost_too_much_is_rejected(job_for: JobFor) -> None:
-    job = job_for(RandomForestClassifier(50, random_state=0))
-    full_bytes = ready(export_version(job))["bytes"]["tflite"]
+def test_a_forest_that_lost_too_much_is_rejected(request_for: RequestFor) -> None:
+    request = request_for(RandomForestClassifier(50, random_state=0))
+    full_bytes = ready(export_version(request))["bytes"]["tflite"]
     text = reason(
-        export_version(msgspec.structs.replace(job, bounds=ExportBounds(0.0, None, full_bytes // 3)))
+        export_version(msgspec.structs.replace(request, bounds=ExportBounds(0.0, None, full_bytes // 3)))
     )
     assert "labels differ from the model's" in text
 
 
-def test_a_forest_above_max_bytes_is_rejected_with_its_smallest_size(job_for: JobFor) -> None:
-    text = reason(export_version(job_for(forest(), bounds=ExportBounds(max_bytes=200))))
+def test_a_forest_above_max_bytes_is_rejected_with_its_smallest_size(request_for: RequestFor) -> None:
+    text = reason(export_version(request_for(forest(), bounds=ExportBounds(max_bytes=200))))
     assert "the bound is 200" in text
     assert "at least" in text

@@ -26,7 +26,7 @@ def export_from(
     assert built.signature is not None, built.report
     out = folder / f"export-{options.get('quantize')}"
     out.mkdir()
-    job = ExportRequest(
+    request = ExportRequest(
         artifact=str(folder / file),
         format=format,
         signature=built.signature,
@@ -38,7 +38,7 @@ def export_from(
         target="digit",
         **options,
     )
-    return job, export_version(job)
+    return request, export_version(request)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_quantized_cnn_is_smaller_and_agrees_with_keras(
         keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)),
         target="digit",
     )
-    job, result = export_from(tmp_path, built, "model.keras", "keras", quantize=quantize)
+    request, result = export_from(tmp_path, built, "model.keras", "keras", quantize=quantize)
     assert result.state == "ready", result.report
     assert result.min_runtime
-    file = Path(job.out, result.file or "")
+    file = Path(request.out, result.file or "")
     assert file.stat().st_size <= bytes_below * result.report["bytes"]["float32"]
     assert result.report["accuracy"]["drop"] < 0.02
     assert read_metadata(file.read_bytes())["features"][0] == "p0"
     pixels, _ = keras_models.digits()
-    answers = TfliteRuntime(file, job.signature).run(Rows(pixels.reshape(-1, 64).astype(np.float64)))
+    answers = TfliteRuntime(file, request.signature).run(Rows(pixels.reshape(-1, 64).astype(np.float64)))
     own = np.asarray(keras_models.cnn()(pixels, training=False))
     assert (answers["label"] == own.argmax(axis=1)).mean() >= agree
 

@@ -24,8 +24,10 @@ def stated_by(source: str, version: str) -> dict[str, str]:
 
 
 def from_publisher(**versions: str) -> dict[str, Any]:
-    stated = {name.replace("_", "-"): stated_by("publisher", version) for name, version in versions.items()}
-    return {"made_by": stated}
+    versions_by_publisher = {
+        name.replace("_", "-"): stated_by("publisher", version) for name, version in versions.items()
+    }
+    return {"made_by": versions_by_publisher}
 
 
 def fitted() -> LogisticRegression:
@@ -112,8 +114,10 @@ def test_the_publishing_environment_with_another_scikit_learn_does_not_count(
 
 
 def test_a_build_records_the_version_and_source_of_each_library(tmp_path: Path) -> None:
-    stated = from_publisher(python="3.11.0", numpy="1.26.4") | {"published_from": {"python": "3.13.0"}}
-    built = build_file(tmp_path, pickled(tmp_path), lineage=stated)
+    versions_by_publisher = from_publisher(python="3.11.0", numpy="1.26.4") | {
+        "published_from": {"python": "3.13.0"}
+    }
+    built = build_file(tmp_path, pickled(tmp_path), lineage=versions_by_publisher)
     assert built.lineage["made_by"] == {
         "scikit-learn": stated_by("file", INSTALLED),
         "numpy": stated_by("file", ">=2"),

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from service.config import Settings
-from tests.service.api import Api, running
-from tests.service.edge.exported import File, add_export, some_file
+from tests.service.api import Api, running_app
+from tests.service.edge.export_helpers import File, add_export, some_file
 
 
 class Flag(NamedTuple):
@@ -40,6 +40,6 @@ class Flag(NamedTuple):
 
 @pytest.fixture
 async def flag(home: Path) -> AsyncIterator[Flag]:
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         files = {v: add_export(api.services, some_file(v), version=v) for v in (1, 2)}
         yield Flag(api, files)

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import event
 
 from service.config import Settings
-from tests.service.api import Api, refused, running
-from tests.service.edge.exported import File, add_export, some_file
+from tests.service.api import Api, check_problem, running_app
+from tests.service.edge.export_helpers import File, add_export, some_file
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def edge(
     anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EdgeApi]:
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("edge") / "home")
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         yield EdgeApi(api, add_export(api.services, some_file(1)))
 
 
@@ -86,7 +86,7 @@ async def test_a_file_without_a_compressed_copy_is_sent_uncompressed(edge: EdgeA
 
 
 async def test_a_client_that_accepts_no_available_coding_gets_406_with_the_codings(edge: EdgeApi):
-    problem = refused(await edge.get(accept_encoding="gzip, *;q=0"), 406)
+    problem = check_problem(await edge.get(accept_encoding="gzip, *;q=0"), 406)
     assert "zstd or identity" in problem["detail"]
 
 
@@ -185,7 +185,7 @@ async def test_the_response_to_every_conditional_header(
     status, body = expected
     assert answer.status_code == status, answer.text
     if status in (406, 412, 416):
-        refused(answer, status)
+        check_problem(answer, status)
     if status == 416:
         assert answer.headers["content-range"] == f"bytes */{len(edge.file.content)}"
     if status == 304:
@@ -226,13 +226,13 @@ async def test_head_has_the_status_and_headers_of_get_and_no_body(
     tagged.pop("range", None)  # defined for GET only
     get = await edge.get(paths[path], **tagged)
     assert head.status_code == get.status_code
-    ignored = {"x-request-id"}
+    differing_headers = {"x-request-id"}
     if head.status_code < 400:
         assert head.content == b""
     else:
-        ignored.add("content-length")  # the problem document contains the request id
-    assert {k: v for k, v in head.headers.items() if k not in ignored} == {
-        k: v for k, v in get.headers.items() if k not in ignored
+        differing_headers.add("content-length")  # the problem document contains the request id
+    assert {k: v for k, v in head.headers.items() if k not in differing_headers} == {
+        k: v for k, v in get.headers.items() if k not in differing_headers
     }
 
 
@@ -244,9 +244,9 @@ async def test_a_header_on_several_lines_is_one_list(edge: EdgeApi):
 async def test_an_interrupted_download_resumes_where_it_stopped(edge: EdgeApi):
     first = await edge.get(range="bytes=0-6999")
     tag = first.headers["etag"]
-    rest = await edge.get(range="bytes=7000-", if_range=tag)
-    assert (first.status_code, rest.status_code) == (206, 206)
-    assert first.content + rest.content == edge.file.content
+    second = await edge.get(range="bytes=7000-", if_range=tag)
+    assert (first.status_code, second.status_code) == (206, 206)
+    assert first.content + second.content == edge.file.content
 
 
 async def test_a_blob_is_immutable_for_caches(edge: EdgeApi):
@@ -260,9 +260,9 @@ async def test_only_blobs_of_ready_exports_are_served(edge: EdgeApi):
     uploaded = await edge.api.upload(b"an upload without an export")
     rejected = add_export(edge.api.services, b"not what the model predicts", state="rejected")
     for sha256 in (uploaded, rejected.sha256, "0" * 64):
-        refused(await edge.get(f"/v1/blobs/{sha256}"), 404)
+        check_problem(await edge.get(f"/v1/blobs/{sha256}"), 404)
     for invalid in ("abc", "A" * 64, edge.file.sha256 + "0"):
-        refused(await edge.get(f"/v1/blobs/{invalid}"), 422)
+        check_problem(await edge.get(f"/v1/blobs/{invalid}"), 422)
 
 
 async def test_a_rejected_export_is_never_the_latest_file(edge: EdgeApi):
@@ -274,7 +274,7 @@ async def test_a_file_missing_on_disk_is_404(edge: EdgeApi):
     file = add_export(edge.api.services, b"deleted", model="forest")
     edge.api.services.store.delete(file.sha256)
     path = "/v1/edge/forest/latest.tflite"
-    refused(await edge.get(path), 404)
+    check_problem(await edge.get(path), 404)
     assert (await edge.get(path, if_none_match=file.etag)).status_code == 304, "without a disk access"
 
 
@@ -317,7 +317,7 @@ async def test_the_manifest_describes_the_file_and_its_parity(edge: EdgeApi):
 async def test_the_manifest_is_conditional(edge: EdgeApi):
     tag = (await edge.get("/v1/edge/flag")).headers["etag"]
     assert (await edge.get("/v1/edge/flag", if_none_match=tag)).status_code == 304
-    refused(await edge.get("/v1/edge/flag", if_match='"other"'), 412)
+    check_problem(await edge.get("/v1/edge/flag", if_match='"other"'), 412)
     other = add_export(edge.api.services, some_file(9), quantize="dynamic")
     assert (await edge.get("/v1/edge/flag", if_none_match=tag)).status_code == 304, (
         "another export changes nothing"
@@ -337,8 +337,8 @@ async def test_a_new_export_changes_the_manifest_also_with_the_same_bytes(edge: 
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/v1/edge/nobody", 404),
-        ("/v1/edge/nobody/latest.tflite", 404),
+        ("/v1/edge/missing", 404),
+        ("/v1/edge/missing/latest.tflite", 404),
         ("/v1/edge/flag?alias=challenger", 404),
         ("/v1/edge/ridge", 404),  # no export
         ("/v1/edge/flag?quantize=int4", 422),
@@ -349,14 +349,14 @@ async def test_a_new_export_changes_the_manifest_also_with_the_same_bytes(edge: 
     ],
 )
 async def test_unknown_or_invalid_names_are_rejected(edge: EdgeApi, path: str, status: int):
-    refused(await edge.get(path), status)
+    check_problem(await edge.get(path), status)
     assert (await edge.get(path, "HEAD")).status_code == status
 
 
 @pytest.mark.parametrize("path", [LATEST, "/v1/edge/flag"])
 async def test_other_methods_are_405(edge: EdgeApi, path: str):
     answer = await edge.get(path, "DELETE")
-    refused(answer, 405)
+    check_problem(answer, 405)
     assert answer.headers["allow"] == "GET, HEAD"
 
 

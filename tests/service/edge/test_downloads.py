@@ -21,7 +21,7 @@ from registry import db
 from registry.artifacts import Store
 from service.config import Settings
 from tests.harness.server import Server, serving
-from tests.service.edge.exported import File, noise, some_file, write_export
+from tests.service.edge.export_helpers import File, noise, some_file, write_export
 
 LATEST = "/v1/edge/flag/latest.tflite"
 MB = 1 << 20
@@ -38,13 +38,15 @@ class DownloadServer(NamedTuple):
     medium: File  # of `forest`
     large: File  # of `price`
 
-    def curl(self, path: str, out: Path, *more: str) -> list[str]:
+    def curl(self, path: str, out: Path, *options: str) -> list[str]:
         key = f"Authorization: Bearer {self.server.key}"
-        return ["curl", "-sS", "--fail", "-H", key, "-o", str(out), *more, self.server.url + path]
+        return ["curl", "-sS", "--fail", "-H", key, "-o", str(out), *options, self.server.url + path]
 
 
 @pytest.fixture(scope="module")
-def shop(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DownloadServer]:
+def download_server(
+    published_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DownloadServer]:
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("shop") / "home")
     settings = Settings(home=home)
     engine = db.connect(settings.url)
@@ -68,41 +70,43 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_curl_resumes_in_the_middle_of_a_file(shop: DownloadServer, tmp_path: Path) -> None:
+def test_curl_resumes_in_the_middle_of_a_file(download_server: DownloadServer, tmp_path: Path) -> None:
     out = tmp_path / "model.tflite"
     path = "/v1/edge/forest/latest.tflite"
-    with subprocess.Popen(shop.curl(path, out, "--limit-rate", "5M")) as first:
+    with subprocess.Popen(download_server.curl(path, out, "--limit-rate", "5M")) as first:
         wait_until(lambda: size(out) > MB)
         first.kill()
     offset = size(out)
-    assert MB < offset < len(shop.medium.content)
+    assert MB < offset < len(download_server.medium.content)
     headers_file = tmp_path / "headers"
-    subprocess.run(shop.curl(path, out, "-C", "-", "-D", str(headers_file)), check=True)
-    assert hashlib.sha256(out.read_bytes()).hexdigest() == shop.medium.sha256
+    subprocess.run(download_server.curl(path, out, "-C", "-", "-D", str(headers_file)), check=True)
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == download_server.medium.sha256
     headers = headers_file.read_text().lower()
-    total = len(shop.medium.content)
+    total = len(download_server.medium.content)
     assert headers.startswith("http/1.1 206")
     assert f"content-range: bytes {offset}-{total - 1}/{total}" in headers
 
 
-def test_curl_does_not_resume_with_another_file(shop: DownloadServer, tmp_path: Path) -> None:
+def test_curl_does_not_resume_with_another_file(download_server: DownloadServer, tmp_path: Path) -> None:
     out = tmp_path / "model.tflite"
-    out.write_bytes(shop.files[1].content[: MB // 2])
-    blob = f"/v1/blobs/{shop.files[2].sha256}"
-    if_range = f"If-Range: {shop.files[1].etag}"
-    answer = subprocess.run(shop.curl(blob, out, "-C", "-", "-H", if_range), check=False)
+    out.write_bytes(download_server.files[1].content[: MB // 2])
+    blob = f"/v1/blobs/{download_server.files[2].sha256}"
+    if_range = f"If-Range: {download_server.files[1].etag}"
+    answer = subprocess.run(download_server.curl(blob, out, "-C", "-", "-H", if_range), check=False)
     assert answer.returncode == 33, "the server sends the whole file, so curl cannot resume"
 
 
-def test_curl_gets_the_compressed_file(shop: DownloadServer, tmp_path: Path) -> None:
+def test_curl_gets_the_compressed_file(download_server: DownloadServer, tmp_path: Path) -> None:
     out, headers_file = tmp_path / "model.tflite", tmp_path / "headers"
-    subprocess.run(shop.curl(LATEST, out, "-H", "Accept-Encoding: zstd", "-D", str(headers_file)), check=True)
-    assert out.read_bytes() == shop.files[1].zstd
+    subprocess.run(
+        download_server.curl(LATEST, out, "-H", "Accept-Encoding: zstd", "-D", str(headers_file)), check=True
+    )
+    assert out.read_bytes() == download_server.files[1].zstd
     assert "content-encoding: zstd" in headers_file.read_text().lower()
 
 
 @pytest.mark.slow
-def test_concurrent_downloads_during_a_promotion_are_never_mixed(shop: DownloadServer) -> None:
+def test_concurrent_downloads_during_a_promotion_are_never_mixed(download_server: DownloadServer) -> None:
     """Each of 200 devices gets the old or the new file: the sha256 is the one in the header."""
 
     async def pull(client: httpx.AsyncClient, number: int, started: asyncio.Semaphore | None = None) -> int:
@@ -115,7 +119,7 @@ def test_concurrent_downloads_during_a_promotion_are_never_mixed(shop: DownloadS
             async for chunk in answer.aiter_raw():
                 digest.update(chunk)
         version = int(answer.headers["x-model-version"])
-        assert digest.hexdigest() == answer.headers["x-model-sha256"] == shop.files[version].sha256
+        assert digest.hexdigest() == answer.headers["x-model-sha256"] == download_server.files[version].sha256
         return version
 
     async def promote(client: httpx.AsyncClient, version: int, started: asyncio.Semaphore) -> None:
@@ -126,9 +130,9 @@ def test_concurrent_downloads_during_a_promotion_are_never_mixed(shop: DownloadS
 
     async def download_all() -> None:
         limits = httpx.Limits(max_connections=None)
-        headers = {"Authorization": f"Bearer {shop.server.key}"}
+        headers = {"Authorization": f"Bearer {download_server.server.key}"}
         async with httpx.AsyncClient(
-            base_url=shop.server.url, headers=headers, limits=limits, timeout=120
+            base_url=download_server.server.url, headers=headers, limits=limits, timeout=120
         ) as client:
             for version in (2, 1):
                 started = asyncio.Semaphore(0)
@@ -144,15 +148,15 @@ def test_concurrent_downloads_during_a_promotion_are_never_mixed(shop: DownloadS
     asyncio.run(download_all())
 
 
-def test_every_process_serves_the_promoted_version(shop: DownloadServer) -> None:
+def test_every_process_serves_the_promoted_version(download_server: DownloadServer) -> None:
     def latest() -> set[int]:
         versions = set()
         for _ in range(20):  # each over a new connection, which any of the processes may take
-            with shop.server.client() as client:
+            with download_server.server.client() as client:
                 versions.add(int(client.head(LATEST).headers["x-model-version"]))
         return versions
 
-    with shop.server.client() as client:
+    with download_server.server.client() as client:
         for version in (2, 1):
             body = {"version": version}
             assert client.put("/v1/models/flag/aliases/champion", json=body).status_code == 200
@@ -160,34 +164,36 @@ def test_every_process_serves_the_promoted_version(shop: DownloadServer) -> None
             wait_until(lambda expected={version}: latest() == expected)
 
 
-def test_conditional_requests_are_304_and_not_logged(shop: DownloadServer) -> None:
-    headers = {"If-None-Match": shop.files[1].etag}
-    with shop.server.client() as client:
+def test_conditional_requests_are_304_and_not_logged(download_server: DownloadServer) -> None:
+    headers = {"If-None-Match": download_server.files[1].etag}
+    with download_server.server.client() as client:
         assert {client.get(LATEST, headers=headers).status_code for _ in range(1000)} == {304}
-    logged = [line for line in shop.server.log_records() if line.get("status") == 304]
+    logged = [line for line in download_server.server.log_records() if line.get("status") == 304]
     assert [line for line in logged if line["ms"] < 1000] == []
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_size_of_a_file(shop: DownloadServer) -> None:
-    web = web_processes(shop.server)
-    path = f"/v1/blobs/{shop.large.sha256}"
-    before, peak, digest = settled_memory(shop, web), 0, hashlib.sha256()
-    with shop.server.client() as client, client.stream("GET", path) as answer:
+def test_memory_does_not_grow_with_the_size_of_a_file(download_server: DownloadServer) -> None:
+    web = web_processes(download_server.server)
+    path = f"/v1/blobs/{download_server.large.sha256}"
+    before, peak, digest = settled_memory(download_server, web), 0, hashlib.sha256()
+    with download_server.server.client() as client, client.stream("GET", path) as answer:
         assert answer.headers["content-length"] == str(LARGE)
         for chunk in answer.iter_raw(MB):
             digest.update(chunk)
             peak = max(peak, resident(web))
-    assert digest.hexdigest() == shop.large.sha256
+    assert digest.hexdigest() == download_server.large.sha256
     assert peak - before < MAX_GROWTH
 
 
-def test_stalled_and_disconnected_clients_leave_no_memory_and_no_descriptors(shop: DownloadServer) -> None:
-    path = f"/v1/blobs/{shop.large.sha256}"
-    web = web_processes(shop.server)
-    before, open_before = settled_memory(shop, web), descriptors(web)
+def test_stalled_and_disconnected_clients_leave_no_memory_and_no_descriptors(
+    download_server: DownloadServer,
+) -> None:
+    path = f"/v1/blobs/{download_server.large.sha256}"
+    web = web_processes(download_server.server)
+    before, open_before = settled_memory(download_server, web), descriptors(web)
     for _ in range(5):
-        clients = [shop.server.client() for _ in range(8)]
+        clients = [download_server.server.client() for _ in range(8)]
         answers = [c.send(c.build_request("GET", path), stream=True) for c in clients]
         assert descriptors(web) > open_before + 10, "a file and a socket per client"
         assert resident(web) - before < MAX_GROWTH
@@ -202,9 +208,9 @@ def descriptors(web: list[psutil.Process]) -> int:
     return sum(p.num_fds() for p in web)
 
 
-def settled_memory(shop: DownloadServer, web: list[psutil.Process]) -> int:
+def settled_memory(download_server: DownloadServer, web: list[psutil.Process]) -> int:
     """Resident bytes of all processes, after each process has loaded every champion."""
-    with shop.server.client() as client:
+    with download_server.server.client() as client:
         champions = len(client.get("/v1/models").json()["items"])
 
         def loaded() -> bool:

@@ -10,18 +10,18 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from service.compiler.tflite.metadata import read_metadata
-from tests.service.api import Api, refused
-from tests.service.estimators import numbers
+from tests.service.api import Api, check_problem
+from tests.service.estimators import numeric_rows
 
 pytestmark = pytest.mark.anyio
-ROWS = numbers(20)
+ROWS = numeric_rows(20)
 LATEST = "/v1/edge/forest/latest.tflite"
 
 
-async def export(api: Api, **more: object) -> dict[str, object]:
-    answer = await api.client.post("/v1/models/forest/versions/1/exports", json={"format": "tflite"} | more)
+async def export(api: Api, **fields: object) -> dict[str, object]:
+    answer = await api.client.post("/v1/models/forest/versions/1/exports", json={"format": "tflite"} | fields)
     assert answer.status_code == 202, answer.text
-    return await api.built(answer.headers["location"])
+    return await api.wait_for_build(answer.headers["location"])
 
 
 async def test_a_downloaded_file_predicts_like_the_online_model(api: Api) -> None:
@@ -43,7 +43,7 @@ async def test_a_downloaded_file_predicts_like_the_online_model(api: Api) -> Non
 async def test_an_export_outside_its_bounds_is_rejected_and_not_served(api: Api) -> None:
     record = await export(api, quantize="float16", max_bytes=10)
     assert (record["state"], record["sha256"]) == ("rejected", None)
-    refused(await api.client.get(f"{LATEST}?quantize=float16"), 404)
+    check_problem(await api.client.get(f"{LATEST}?quantize=float16"), 404)
 
 
 def labels(file: bytes) -> list[int]:

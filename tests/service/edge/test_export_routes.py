@@ -10,9 +10,9 @@ from sqlalchemy import select
 from registry import queue
 from registry.tables import ExportRow, TaskRow
 from registry.vocabulary import EXPORT_TASK
-from tests.service.api import refused
+from tests.service.api import check_problem
 from tests.service.edge.conftest import Flag
-from tests.service.edge.exported import add_export
+from tests.service.edge.export_helpers import add_export
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/models/flag/versions/2/exports"
@@ -69,7 +69,7 @@ async def test_a_repeated_idempotent_request_creates_one_export(flag: Flag) -> N
     assert {(a.status_code, a.text, a.headers["location"]) for a in answers} == {
         (202, answers[0].text, answers[0].headers["location"])
     }
-    refused(
+    check_problem(
         await flag.api.client.post(PATH, json={"format": "tflite", "quantize": "int8"}, headers=headers), 422
     )
     with flag.api.services.sessions() as session:
@@ -120,21 +120,21 @@ async def test_a_finished_export_has_its_results(flag: Flag) -> None:
 async def test_an_invalid_export_request_is_rejected_and_creates_nothing(
     flag: Flag, change: dict[str, Any]
 ) -> None:
-    refused(await flag.api.client.post(PATH, json={"format": "tflite"} | change), 422)
+    check_problem(await flag.api.client.post(PATH, json={"format": "tflite"} | change), 422)
     assert len((await flag.api.client.get(PATH)).json()["items"]) == 1
 
 
 async def test_only_a_ready_version_can_be_exported(flag: Flag) -> None:
     archived = await flag.api.client.patch("/v1/models/flag/versions/2", json={"archived": True})
     assert archived.status_code == 200
-    problem = refused(await flag.api.client.post(PATH, json={"format": "tflite"}), 409)
+    problem = check_problem(await flag.api.client.post(PATH, json={"format": "tflite"}), 409)
     assert "archived" in problem["detail"]
 
 
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/v1/models/nobody/versions/1/exports", 404),
+        ("/v1/models/missing/versions/1/exports", 404),
         ("/v1/models/flag/versions/9/exports", 404),
         ("/v1/models/flag/versions/0/exports", 422),
         ("/v1/models/flag/versions/1.0/exports", 422),
@@ -146,11 +146,11 @@ async def test_only_a_ready_version_can_be_exported(flag: Flag) -> None:
     ],
 )
 async def test_unknown_or_invalid_exports_are_rejected(flag: Flag, path: str, status: int) -> None:
-    refused(await flag.api.client.get(path), status)
+    check_problem(await flag.api.client.get(path), status)
 
 
 async def test_an_export_of_another_version_is_404(flag: Flag) -> None:
-    refused(await flag.api.client.get(f"{PATH}/{flag.files[1].export}"), 404)
+    check_problem(await flag.api.client.get(f"{PATH}/{flag.files[1].export}"), 404)
 
 
 async def test_creating_exports_requires_publish_and_reading_any_key(flag: Flag) -> None:

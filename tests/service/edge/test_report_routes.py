@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.api import refused
+from tests.service.api import check_problem
 from tests.service.edge.conftest import Flag
 
 pytestmark = pytest.mark.anyio
@@ -15,9 +15,9 @@ PATH = "/v1/edge/flag/reports"
 
 
 async def send_report(
-    flag: Flag, device: str, status: str = "ok", version: int = 2, **more: Any
+    flag: Flag, device: str, status: str = "ok", version: int = 2, **fields: Any
 ) -> httpx.Response:
-    body = {"device": device, "version": version, "status": status, **more}
+    body = {"device": device, "version": version, "status": status, **fields}
     return await flag.api.client.post(PATH, json=body)
 
 
@@ -82,7 +82,7 @@ async def test_a_repeated_idempotent_report_is_stored_once(flag: Flag) -> None:
     answers = [await flag.api.client.post(PATH, json=body, headers=headers) for _ in range(3)]
     assert {(a.status_code, a.text) for a in answers} == {(201, answers[0].text)}
     assert len((await flag.api.client.get(PATH)).json()["items"]) == 1
-    refused(await flag.api.client.post(PATH, json=body | {"device": "b"}, headers=headers), 422)
+    check_problem(await flag.api.client.post(PATH, json=body | {"device": "b"}, headers=headers), 422)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ async def test_a_repeated_idempotent_report_is_stored_once(flag: Flag) -> None:
 )
 async def test_an_invalid_report_is_rejected_and_not_stored(flag: Flag, change: dict[str, Any]) -> None:
     body = {"device": "a", "version": 2, "status": "ok"} | change
-    refused(await flag.api.client.post(PATH, json=body), 422)
+    check_problem(await flag.api.client.post(PATH, json=body), 422)
     assert (await flag.api.client.get(PATH)).json()["items"] == []
 
 
 async def test_a_report_about_an_unknown_version_or_model_is_404(flag: Flag) -> None:
-    refused(await send_report(flag, "a", version=3), 404)
+    check_problem(await send_report(flag, "a", version=3), 404)
     body = {"device": "a", "version": 1, "status": "ok"}
-    refused(await flag.api.client.post("/v1/edge/nobody/reports", json=body), 404)
-    refused(await flag.api.client.get("/v1/edge/nobody/reports"), 404)
+    check_problem(await flag.api.client.post("/v1/edge/missing/reports", json=body), 404)
+    check_problem(await flag.api.client.get("/v1/edge/missing/reports"), 404)
 
 
 async def test_sending_reports_requires_edge_and_reading_any_key(flag: Flag) -> None:

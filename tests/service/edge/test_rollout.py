@@ -7,9 +7,9 @@ import pytest
 from registry.errors import NotFound
 from service.edge.rollout import parse_version, rollout_position, select_export, version_for
 from service.runtime.snapshot import SnapshotModel, SnapshotRollout, SnapshotState
-from tests.service.api import refused
+from tests.service.api import check_problem
 from tests.service.edge.conftest import Flag
-from tests.service.edge.exported import add_export, some_file, write_export
+from tests.service.edge.export_helpers import add_export, some_file, write_export
 
 DEVICES = [f"device-{n}" for n in range(2000)]
 
@@ -115,7 +115,7 @@ async def test_the_manifest_and_the_file_have_the_same_version(flag: Flag) -> No
 async def test_devices_outside_a_rollout_never_get_a_version_that_was_rolled_out_partially(
     flag: Flag,
 ) -> None:
-    third = await flag.api.client.post(
+    version_3 = await flag.api.client.post(
         "/v1/models/flag/versions",
         json={
             k: v
@@ -123,7 +123,7 @@ async def test_devices_outside_a_rollout_never_get_a_version_that_was_rolled_out
             if k in ("artifact", "format", "example")
         },
     )
-    await flag.api.built(third.headers["location"])
+    await flag.api.wait_for_build(version_3.headers["location"])
     flag.files[3] = add_export(flag.api.services, some_file(3), version=3)
     await flag.promote(2, 10)
     await flag.promote(3, 10)
@@ -140,7 +140,7 @@ async def test_a_device_in_the_rollout_gets_404_when_the_version_has_no_export(f
             "/v1/edge/flag/latest.tflite?quantize=float16", headers={"X-Device-Id": device}
         )
         if rollout_position(device, "flag", "champion") < 50:
-            assert "version 2 has none" in refused(answer, 404)["detail"]
+            assert "version 2 has none" in check_problem(answer, 404)["detail"]
         else:
             assert answer.content == b"small"
 
@@ -163,10 +163,10 @@ async def test_a_device_gets_the_newest_export_that_runs_on_its_runtime(flag: Fl
         headers = {} if runtime is None else {"X-Runtime-Version": runtime}
         answer = await flag.api.client.get(path, headers=headers)
         assert (answer.content, runtime) == (expected, runtime)
-    problem = refused(await flag.api.client.get(path, headers={"X-Runtime-Version": "1.4.9"}), 409)
+    problem = check_problem(await flag.api.client.get(path, headers={"X-Runtime-Version": "1.4.9"}), 409)
     assert problem["detail"].endswith("requires LiteRT 1.5.0 or newer; this device has 1.4.9")
     for invalid in ("new", "", "2.1 or so", "9" * 100):
-        refused(await flag.api.client.get(path, headers={"X-Runtime-Version": invalid}), 422)
+        check_problem(await flag.api.client.get(path, headers={"X-Runtime-Version": invalid}), 422)
 
 
 @pytest.mark.anyio
@@ -180,7 +180,7 @@ async def test_an_export_without_a_minimum_runtime_runs_on_every_runtime(flag: F
 
 @pytest.mark.anyio
 async def test_a_too_long_device_id_is_rejected(flag: Flag) -> None:
-    refused(await flag.api.client.get("/v1/edge/flag", headers={"X-Device-Id": "x" * 201}), 422)
+    check_problem(await flag.api.client.get("/v1/edge/flag", headers={"X-Device-Id": "x" * 201}), 422)
 
 
 def test_an_error_names_the_unknown_model() -> None:
@@ -194,7 +194,7 @@ async def test_an_export_of_another_process_is_available_at_once(flag: Flag) -> 
     services = flag.api.services
     services.snapshot.stop()  # from here on it is not updated in the background
     url = "/v1/edge/flag/latest.tflite?quantize=float16"
-    refused(await flag.api.client.get(url), 404)
+    check_problem(await flag.api.client.get(url), 404)
     file = write_export(services.sessions, services.store, some_file(3), quantize="float16")
     assert (await flag.api.client.get(url)).content == file.content
     file = write_export(services.sessions, services.store, some_file(4), quantize="dynamic")

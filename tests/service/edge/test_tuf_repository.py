@@ -288,22 +288,25 @@ def test_rotation_requires_the_offline_root_key(registry: Registry, tmp_path: Pa
 def test_the_new_key_of_an_offline_role_is_not_stored_online(registry: Registry, tmp_path: Path) -> None:
     registry.export(b"model")
     registry.sign()
-    stick = tmp_path / "stick"
+    offline_folder = tmp_path / "stick"
     for role in ("targets", "root"):
-        registry.keys.move_offline(role, stick)
+        registry.keys.move_offline(role, offline_folder)
     for role in ("targets", "root"):
-        root_key = read_signer(stick / "root.pem")
+        root_key = read_signer(offline_folder / "root.pem")
         with registry.sessions.begin() as session:
             repository = TufRepository(session, registry.keys)
             with pytest.raises(Conflict, match="--to"):
                 repository.rotate(role, root_key)
-            repository.rotate(role, root_key, RoleKeys(stick))
+            repository.rotate(role, root_key, RoleKeys(offline_folder))
             online = {r.role: r.online for r in repository.status().roles}
         assert (online["root"], online["targets"]) == (False, False)
     assert not registry.sign(), "everything is signed already, with the new keys"
     with registry.sessions.begin() as session:
         repository = TufRepository(session, registry.keys)
-        assert repository.submit(sign_targets(repository.prepare(), read_signer(stick / "targets.pem"))) == 3
+        assert (
+            repository.submit(sign_targets(repository.prepare(), read_signer(offline_folder / "targets.pem")))
+            == 3
+        )
 
 
 def test_an_older_export_for_older_runtimes_is_also_signed(registry: Registry) -> None:

@@ -14,7 +14,7 @@ from service.runtime.codec.columns import Column
 
 A, B = Column(Input("a", "float64")), Column(Input("b", "float64", nullable=True))
 N, FLAG = Column(Input("n", "int64")), Column(Input("flag", "bool"))
-WORD = Column(Input("word", "string", nullable=True))
+WORD_COLUMN = Column(Input("word", "string", nullable=True))
 COLOUR = Column(Input("colour", "string", categories=("red", "blue"), closed=True))
 
 

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
+from registry.media_types import ARROW, CSV, NDJSON, PARQUET
 from registry.rows import Rows
 from registry.signature import Input, Output, Signature
 from service.formats import text_records
-from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import columns_of
 from tests.service.formats.read_all import read_all
@@ -199,10 +199,10 @@ def test_typed_rows_agree_with_the_codec(
 
 
 def _stream(table: Any) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_stream(out, table.schema) as writer:
         writer.write_table(table)
-    stream: bytes = sink.getvalue().to_pybytes()
+    stream: bytes = out.getvalue().to_pybytes()
     return stream
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Invalid
+from registry.media_types import CSV, NDJSON, PARQUET
 from service.formats import column_types, reading
 from service.formats.column_types import schema_of
-from service.formats.media_types import CSV, NDJSON, PARQUET
 
 
 def column_types_of(tmp_path: Path, media_type: str, *contents: str, **options: object) -> dict[str, str]:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Changed, Invalid
+from registry.media_types import CSV
 from registry.signature import Input
 from service.formats import assembly, reading, text_records
 from service.formats import dataset as dataset_module
 from service.formats.assembly import PartErrors
-from service.formats.media_types import CSV
 from service.formats.writing import ErrorWriter
 from service.runtime.codec.columns import Column
-from tests.service.formats.read_all import COLOUR, FLAG, WORD, A, B, N, read_all
+from tests.service.formats.read_all import COLOUR, FLAG, WORD_COLUMN, A, B, N, read_all
 
 Write = Callable[[bytes], Path]
 
@@ -64,7 +64,7 @@ def test_byte_order_mark_line_ends_and_blank_lines_are_not_rows(
 def test_a_file_is_divided_only_at_line_ends_outside_quotes(write: Write, small_parts: None) -> None:
     cells = [f'cell "{i}"\nsecond, line{"x" * (i % 7)}\r\n' for i in range(40)]
     body = "".join('{},"{}"\n'.format(i, c.replace('"', '""')) for i, c in enumerate(cells))
-    result = read_all(write(b"n,word\n" + body.encode()), CSV, [N, WORD], ["word"])
+    result = read_all(write(b"n,word\n" + body.encode()), CSV, [N, WORD_COLUMN], ["word"])
     assert result.columns == [[*range(40)], cells]
     assert result.extra["word"] == cells
     assert result.parts > 5
@@ -72,7 +72,7 @@ def test_a_file_is_divided_only_at_line_ends_outside_quotes(write: Write, small_
 
 def test_a_quote_inside_an_unquoted_cell_is_a_character(write: Write, small_parts: None) -> None:
     body = b"".join(b'%d,5" pipe %d\n%d,"two\nlines"\n' % (i, i, i + 1) for i in range(0, 40, 2))
-    result = read_all(write(b"n,word\n" + body), CSV, [N, WORD])
+    result = read_all(write(b"n,word\n" + body), CSV, [N, WORD_COLUMN])
     assert result.columns[0] == [*range(40)]
     assert result.columns[1][:2] == ['5" pipe 0', "two\nlines"]
     assert result.parts > 5
@@ -91,7 +91,7 @@ def test_parts_of_a_file_without_quotes_have_the_same_size(
 
 
 def test_empty_cells_and_nan_are_null_in_nullable_columns(write: Write) -> None:
-    result = read_all(write(b"b,word,a\n,,1\nNaN,x,2\n-inf,y,3\n 4 ,z,4\n"), CSV, [B, WORD, A])
+    result = read_all(write(b"b,word,a\n,,1\nNaN,x,2\n-inf,y,3\n 4 ,z,4\n"), CSV, [B, WORD_COLUMN, A])
     assert [math.isnan(v) for v in result.columns[0]] == [True, True, True, False]
     assert result.columns[1:] == [[None, "x", "y", "z"], [1, 2, 3, 4]]
 
@@ -131,7 +131,7 @@ def test_a_wrong_number_of_cells_is_a_fault_of_its_row_only(write: Write) -> Non
 
 def test_invalid_utf8_is_a_fault_of_its_row_only(write: Write) -> None:
     path = write(b"word,id,more\nfine,1,\xff\n\xff\xfe,2,x\ngood,\xe4,x\nlast,\xc3\xa4,x\n")
-    result = read_all(path, CSV, [WORD], ["id"], "id")
+    result = read_all(path, CSV, [WORD_COLUMN], ["id"], "id")
     assert result.columns == [["fine", "last"]]
     assert result.extra["id"] == ["1", "ä"]
     assert [(f.row, f.field) for f in result.faults] == [(1, "word"), (2, "id")]
@@ -141,7 +141,7 @@ def test_invalid_utf8_is_a_fault_of_its_row_only(write: Write) -> None:
 def test_a_short_row_with_invalid_utf8_is_a_fault_of_its_row_only(write: Write, first: bytes) -> None:
     """pyarrow raises an exception without the row number for such a row."""
     head, count = b"word,id,more\n" + first, first.count(b"\n")
-    result = read_all(write(head + b"\xe4\ngood,\xe4,x\nlast,\xc3\xa4,x\n"), CSV, [WORD], ["id"], "id")
+    result = read_all(write(head + b"\xe4\ngood,\xe4,x\nlast,\xc3\xa4,x\n"), CSV, [WORD_COLUMN], ["id"], "id")
     assert result.columns == [["fine"] * count + ["last"]]
     assert result.extra["id"] == ["0"] * count + ["\u00e4"]
     assert [(f.row - count, f.field) for f in result.faults] == [(0, None), (1, "id")]
@@ -211,17 +211,17 @@ def test_a_similar_column_name_is_suggested_for_a_missing_column(write: Write) -
     assert hints == ['did you mean " A "?', B.advice, 'did you mean "colours"?']
 
 
-@pytest.mark.parametrize(("mark", "name"), [(b";", "semicolons"), (b"\t", "tabs")])
-def test_another_separator_is_named_if_columns_are_missing(write: Write, mark: bytes, name: str) -> None:
-    path = write(mark.join([b"a", b"n"]) + b"\n" + mark.join([b"1", b"2"]) + b"\n")
+@pytest.mark.parametrize(("separator", "name"), [(b";", "semicolons"), (b"\t", "tabs")])
+def test_another_separator_is_named_if_columns_are_missing(write: Write, separator: bytes, name: str) -> None:
+    path = write(separator.join([b"a", b"n"]) + b"\n" + separator.join([b"1", b"2"]) + b"\n")
     with pytest.raises(Invalid, match=f"separated by {name}; write commas") as caught:
         read_all(path, CSV, [A, N])
     assert len(caught.value.errors) == 1
 
 
 def test_the_only_column_may_have_a_semicolon_in_its_name(write: Write) -> None:
-    odd = Column(Input("a;n", "float64"))
-    assert read_all(write(b"a;n\n1\n"), CSV, [odd]).columns == [[1]]
+    column = Column(Input("a;n", "float64"))
+    assert read_all(write(b"a;n\n1\n"), CSV, [column]).columns == [[1]]
 
 
 def test_files_of_a_directory_are_read_by_name_with_any_column_order(tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ def test_a_record_above_the_limit_is_rejected_and_a_long_one_is_read(
     monkeypatch.setattr(text_records, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(text_records, "MAX_RECORD_BYTES", 20_000)
     text = "y" * 15_000
-    result = read_all(write(f"word,n\n{text},1\nb,2\n".encode()), CSV, [WORD, N])
+    result = read_all(write(f"word,n\n{text},1\nb,2\n".encode()), CSV, [WORD_COLUMN, N])
     assert result.columns == [[text, "b"], [1, 2]]
     with pytest.raises(Invalid, match="longer than"):
-        read_all(write(b"word,n\n" + b"y" * 30_000 + b",1\n"), CSV, [WORD, N])
+        read_all(write(b"word,n\n" + b"y" * 30_000 + b",1\n"), CSV, [WORD_COLUMN, N])
 
 
 def test_read_head_returns_rows_and_faults_of_the_first_rows(write: Write) -> None:
@@ -321,9 +321,9 @@ def test_a_very_long_id_is_truncated_in_the_errors_file(write: Write, tmp_path: 
     with errors:
         errors.write(fault)
         name = errors.close()
-    sink = io.BytesIO()
-    assembly.assemble_errors([PartErrors(tmp_path / (name or ""), 0, "input.csv", 0)], sink)
-    assert sink.getvalue().count(b"z" * 1000) > 0
+    out = io.BytesIO()
+    assembly.assemble_errors([PartErrors(tmp_path / (name or ""), 0, "input.csv", 0)], out)
+    assert out.getvalue().count(b"z" * 1000) > 0
 
 
 def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.service.formats.read_all import FLAG, A, B, N
 
 BITS = st.integers(0, 2**64 - 1).map(lambda b: struct.unpack("<d", struct.pack("<Q", b))[0])
 DECIMALS = st.tuples(st.integers(0, 10**19 - 1), st.integers(-345, 310)).map(lambda t: f"{t[0]}e{t[1]}")
-HALVES = st.integers(2**53, 2**63).map(str)  # every second one is half way between two floats
+HALF_WAY_NUMBERS = st.integers(2**53, 2**63).map(str)  # every second one is half way between two floats
 FIXED = st.decimals(-(10**9), 10**9, allow_nan=False, places=12).map(str)
 SHORT = st.from_regex(r"-?[0-9]{1,9}(\.[0-9]{0,9})?", fullmatch=True)
 ANY = st.text("0123456789.-+e,\r\n\xe9 ", max_size=12)
@@ -45,7 +45,7 @@ def parsed(text: str) -> list[float | None]:
 
 
 @settings(max_examples=2000, deadline=None)
-@given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALVES | FIXED | SHORT)
+@given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALF_WAY_NUMBERS | FIXED | SHORT)
 def test_a_parsed_number_is_the_nearest_float(text: str) -> None:
     value = number(text)
     assert value is None or value == float(text)
@@ -94,7 +94,7 @@ def test_columns_are_selected_by_name_and_text_is_unchanged() -> None:
     assert block.extra.to_pydict() == {"id": ["007", "8"], "t": ["é", ""]}
 
 
-UNUSUAL = [
+UNUSUAL_BLOCKS = [
     b"1\n",
     b"1,2,3\n",
     b'"1",2\n',
@@ -106,7 +106,7 @@ UNUSUAL = [
 ]
 
 
-@pytest.mark.parametrize("data", UNUSUAL)
+@pytest.mark.parametrize("data", UNUSUAL_BLOCKS)
 def test_a_block_with_unusual_rows_is_not_plain(data: bytes) -> None:
     assert blocks.read_block(data, ["n", "id"], [N], ["id"]) is None
 
@@ -125,8 +125,8 @@ def block(data):
 
 row, empty = ",".join(["1"] * 300) + "\\n", "," * 299 + "\\n"
 for cells in (1, 5, 149, 299, 400):
-    cut = ",".join(["1"] * cells)
-    for data in (cut, cut + "\\n", row + cut, empty + cut, empty * 3 + row + cut):
+    short = ",".join(["1"] * cells)
+    for data in (short, short + "\\n", row + short, empty + short, empty * 3 + row + short):
         assert block(data) is None
 assert block(row * 3 + empty).length == 4
 

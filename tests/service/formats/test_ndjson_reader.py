@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Invalid
+from registry.media_types import NDJSON
 from registry.signature import Input
 from service.formats import reading, text_records
-from service.formats.media_types import NDJSON
 from service.runtime.codec.columns import Column
-from tests.service.formats.read_all import COLOUR, WORD, A, B, N, read_all
+from tests.service.formats.read_all import COLOUR, WORD_COLUMN, A, B, N, read_all
 
 Write = Callable[[bytes], Path]
 
@@ -40,7 +40,7 @@ def test_a_file_is_divided_between_lines(write: Write, monkeypatch: pytest.Monke
     for name, size in (("PART_BYTES", 200), ("BLOCK_BYTES", 50)):
         monkeypatch.setattr(text_records, name, size)
     result = read_all(
-        write(b"\xef\xbb\xbf" + eol.join(rows(40))), NDJSON, [N, A, B, WORD], ["n", "x", "word", "b"]
+        write(b"\xef\xbb\xbf" + eol.join(rows(40))), NDJSON, [N, A, B, WORD_COLUMN], ["n", "x", "word", "b"]
     )
     assert result.columns[0] == [*range(40)]
     assert all(math.isnan(v) for v in result.columns[2])

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Changed, Invalid, Unavailable
+from registry.media_types import ARROW, CSV, NDJSON, PARQUET
 from service.formats import reading
-from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET
 from tests.service.formats.read_all import A, N, read_all
 
 
@@ -59,18 +59,18 @@ def test_every_format_is_read_from_a_store(bucket: Any) -> None:
 
 
 def encoded(media_type: str) -> bytes:
-    sink = pa.BufferOutputStream()
+    out = pa.BufferOutputStream()
     if media_type == PARQUET:
-        pq.write_table(TABLE, sink, row_group_size=300)
+        pq.write_table(TABLE, out, row_group_size=300)
     elif media_type == ARROW:
-        with pa.ipc.new_file(sink, TABLE.schema) as writer:
+        with pa.ipc.new_file(out, TABLE.schema) as writer:
             writer.write_table(TABLE)
     elif media_type == CSV:
-        pa.csv.write_csv(TABLE, sink)
+        pa.csv.write_csv(TABLE, out)
     else:
         lines = (f'{{"n": {r["n"]}, "a": {r["a"]}}}\n' for r in TABLE.to_pylist())
         return "".join(lines).encode()
-    data: bytes = sink.getvalue().to_pybytes()
+    data: bytes = out.getvalue().to_pybytes()
     return data
 
 

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Changed, Invalid
+from registry.media_types import ARROW, PARQUET
 from registry.signature import Input
 from service.formats import arrow_reader, parquet_reader, reading
 from service.formats import dataset as dataset_module
-from service.formats.media_types import ARROW, PARQUET
 from service.runtime.codec.columns import Column
-from tests.service.formats.read_all import COLOUR, FLAG, WORD, A, B, N, read_all
+from tests.service.formats.read_all import COLOUR, FLAG, WORD_COLUMN, A, B, N, read_all
 
 Write = Callable[[Any, Path], Path]
 
@@ -77,7 +77,7 @@ def test_numbers_are_read_as_one_matrix(form: tuple[Write, str], tmp_path: Path)
 
 def test_text_dictionaries_and_null_are_read(form: tuple[Write, str], tmp_path: Path) -> None:
     write, media_type = form
-    result = read_all(write(TABLE, tmp_path), media_type, [WORD, COLOUR, N], ["word"])
+    result = read_all(write(TABLE, tmp_path), media_type, [WORD_COLUMN, COLOUR, N], ["word"])
     assert result.columns[0] == TABLE["word"].to_pylist()
     assert result.extra["word"] == TABLE["word"].to_pylist()
     assert result.columns[1] == ["red", "blue"] * 25
@@ -134,7 +134,7 @@ def test_a_column_type_that_does_not_fit_is_rejected_by_name(form: tuple[Write, 
 
 def test_a_file_without_rows_is_one_empty_part(form: tuple[Write, str], tmp_path: Path) -> None:
     write, media_type = form
-    result = read_all(write(TABLE.slice(0, 0), tmp_path), media_type, [A, WORD], ["id"])
+    result = read_all(write(TABLE.slice(0, 0), tmp_path), media_type, [A, WORD_COLUMN], ["id"])
     assert (result.length, result.parts) == (0, 1)
 
 

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
+from registry.media_types import ARROW, CSV, NDJSON, PARQUET
 from service.formats import assembly
 from service.formats.assembly import PartErrors
 from service.formats.dataset import RowFault
-from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET
 from service.formats.writing import ErrorWriter, PartWriter, WrittenFile
 
 SCHEMA = pa.schema(
@@ -55,9 +55,9 @@ def write(path: Path, media_type: str, rows: list[list[tuple[Any, ...]]]) -> Wri
 
 
 def joined(parts: list[Path], media_type: str) -> bytes:
-    sink = io.BytesIO()
-    assembly.assemble(parts, media_type, sink)
-    return sink.getvalue()
+    out = io.BytesIO()
+    assembly.assemble(parts, media_type, out)
+    return out.getvalue()
 
 
 def expected(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -181,10 +181,10 @@ def test_assembled_errors_number_rows_in_the_input_and_in_the_file(tmp_path: Pat
                 writer.write(RowFault(i * 10, f"id,{i}", None, 'says "no"\nand why'))
             assert writer.close() == (name if count else None)
     assert not (tmp_path / "b").exists()
-    sink = io.BytesIO()
+    out = io.BytesIO()
     parts = [(tmp_path / "a", 0, "1.csv", 0), (tmp_path / "c", 1000, "2.csv", 500)]
-    assembly.assemble_errors([PartErrors(*p) for p in parts], sink)
-    rows = list(csv.reader(io.StringIO(sink.getvalue().decode(), newline="")))
+    assembly.assemble_errors([PartErrors(*p) for p in parts], out)
+    rows = list(csv.reader(io.StringIO(out.getvalue().decode(), newline="")))
     assert rows[0] == ["row", "id", "field", "message", "file", "file_row"]
     assert [r[0] for r in rows[1:]] == ["0", "10", "1000", "1010", "1020"]
     assert [r[4:] for r in rows[2:4]] == [["1.csv", "10"], ["2.csv", "500"]]
@@ -200,12 +200,12 @@ def test_times_that_python_does_not_support_are_text_in_json_lines(tmp_path: Pat
         writer.write(rows)
         writer.close()
     assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
-    far = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
+    batch = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
     with (
-        PartWriter(path, NDJSON, far.schema) as writer,
+        PartWriter(path, NDJSON, batch.schema) as writer,
         pytest.raises(Invalid, match="outside the range of calendar dates"),
     ):
-        writer.write(far)
+        writer.write(batch)
 
 
 def test_a_full_disk_leaves_no_temporary_file(tmp_path: Path) -> None:

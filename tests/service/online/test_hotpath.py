@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.service.api import Api, refused
-from tests.service.estimators import every_task
+from tests.service.api import Api, check_problem
+from tests.service.estimators import models_of_every_task
 
 pytestmark = pytest.mark.anyio
 
@@ -23,11 +23,11 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 def table(*rows: dict[str, Any]) -> bytes:
-    sink = io.BytesIO()
+    out = io.BytesIO()
     frame = pa.Table.from_pylist(list(rows))
-    with pa.ipc.new_stream(sink, frame.schema) as writer:
+    with pa.ipc.new_stream(out, frame.schema) as writer:
         writer.write_table(frame)
-    return sink.getvalue()
+    return out.getvalue()
 
 
 def sheet(*rows: dict[str, Any]) -> bytes:
@@ -54,9 +54,9 @@ def sheet(*rows: dict[str, Any]) -> bytes:
         ("price", {"value": float}),
         ("two-prices", {"values": {"y0": float, "y1": float}}),
         ("groups", {"cluster": int}),
-        ("odd-ones", {"label": int, "score": float}),
+        ("outliers", {"label": int, "score": float}),
         ("ranks", {"vector": [float, float, float]}),
-        ("naps", {"value": float}),
+        ("sleeper", {"value": float}),
     ],
 )
 async def test_each_task_answers_in_its_own_shape(api: Api, model: str, shape: dict[str, Any]):
@@ -75,7 +75,7 @@ def _shape(value: Any) -> Any:
 
 
 async def test_answers_are_the_estimators_own(api: Api):
-    for name, (model, frame) in every_task().items():
+    for name, (model, frame) in models_of_every_task().items():
         if not hasattr(model, "predict") or name in ("mixed", "two-prices"):
             continue
         rows = json.loads(frame.to_json(orient="records"))
@@ -83,7 +83,7 @@ async def test_answers_are_the_estimators_own(api: Api):
         expected = model.predict(frame).tolist()
         if name == "two-labels":
             assert [[p["y0"]["label"], p["y1"]["label"]] for p in answered] == expected
-        elif name in ("price", "naps"):
+        elif name in ("price", "sleeper"):
             assert [p["value"] for p in answered] == pytest.approx(expected)
         else:
             assert [p.get("label", p.get("cluster")) for p in answered] == expected, name
@@ -104,16 +104,16 @@ async def test_predictions_keep_the_order_of_the_instances(api: Api):
 async def test_a_call_takes_1_to_10_000_instances(api: Api):
     assert len((await api.predict("price", *[ROW] * 10_000)).json()["predictions"]) == 10_000
     for count in (0, 10_001):
-        fault = refused(await api.predict("price", *[ROW] * count), 422)["errors"][0]
+        fault = check_problem(await api.predict("price", *[ROW] * count), 422)["errors"][0]
         assert fault["field"] == "instances"
         assert "10000" in fault["expected"]
 
 
 async def test_null_is_accepted_in_a_nullable_column(api: Api):
     assert (await api.predict("mixed", PERSON | {"age": None})).status_code == 200
-    fault = refused(await api.predict("mixed", PERSON, PERSON | {"visits": None}), 422)["errors"][0]
+    fault = check_problem(await api.predict("mixed", PERSON, PERSON | {"visits": None}), 422)["errors"][0]
     assert (fault["instance"], fault["field"]) == (1, "visits")
-    fault = refused(await api.predict("price", ROW | {"x1": None}), 422)["errors"][0]
+    fault = check_problem(await api.predict("price", ROW | {"x1": None}), 422)["errors"][0]
     assert (fault["instance"], fault["field"]) == (0, "x1")
 
 
@@ -123,7 +123,7 @@ async def test_integers_are_accepted_for_floats(api: Api):
     ] == pytest.approx(5)
 
 
-WRONG: list[tuple[dict[str, Any], str]] = [
+INVALID_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"age": "40"}, "age"),
     ({"age": True}, "age"),
     ({"age": [1]}, "age"),
@@ -138,23 +138,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "field"), WRONG, ids=str)
+@pytest.mark.parametrize(("change", "field"), INVALID_VALUES, ids=str)
 async def test_a_wrong_value_is_named_by_instance_and_field_with_what_was_expected(
     api: Api, change: dict[str, Any], field: str
 ):
-    problem = refused(await api.predict("mixed", PERSON, PERSON | change), 422)
+    problem = check_problem(await api.predict("mixed", PERSON, PERSON | change), 422)
     fault = problem["errors"][0]
     assert (fault["instance"], fault["field"]) == (1, field)
     assert fault["expected"] or field == "surprise"
 
 
 async def test_a_missing_field_is_named(api: Api):
-    fault = refused(await api.predict("price", ROW, {"x0": 1.0, "x2": 1.0}), 422)["errors"][0]
+    fault = check_problem(await api.predict("price", ROW, {"x0": 1.0, "x2": 1.0}), 422)["errors"][0]
     assert (fault["instance"], fault["field"]) == (1, "x1")
 
 
 async def test_several_faults_are_reported_at_once(api: Api):
-    problem = refused(await api.predict("price", {"x0": "a"}, {"x0": 1.0, "x1": 1.0, "x2": 1.0, "y": 1}), 422)
+    problem = check_problem(
+        await api.predict("price", {"x0": "a"}, {"x0": 1.0, "x1": 1.0, "x2": 1.0, "y": 1}), 422
+    )
     assert {(e["instance"], e["field"]) for e in problem["errors"]} == {
         (0, "x0"),
         (0, "x1"),
@@ -167,7 +169,7 @@ async def test_several_faults_are_reported_at_once(api: Api):
 async def test_nan_and_infinity_are_rejected_in_a_column_that_is_not_nullable(api: Api, literal: str):
     body = b'{"instances": [{"x0": %s, "x1": 0, "x2": 0}]}' % literal.encode()
     answer = await api.client.post("/v1/models/price/predict", content=body)
-    assert refused(answer, 422)["errors"][0]["field"] == "x0"
+    assert check_problem(answer, 422)["errors"][0]["field"] == "x0"
 
 
 @pytest.mark.parametrize(
@@ -184,16 +186,16 @@ async def test_nan_and_infinity_are_rejected_in_a_column_that_is_not_nullable(ap
     ids=str,
 )
 async def test_a_body_of_another_shape_is_rejected(api: Api, body: Any):
-    assert refused(await api.client.post("/v1/models/price/predict", json=body), 422)["errors"]
+    assert check_problem(await api.client.post("/v1/models/price/predict", json=body), 422)["errors"]
 
 
 async def test_csv_and_arrow_bodies_and_answers_equal_json(api: Api):
     people = [PERSON, PERSON | {"age": 22.5, "city": "Genève", "member": False, "visits": 8}]
     expected = (await api.predict("mixed", *people)).json()["predictions"]
-    as_sheet = [p | {"member": str(p["member"]).lower()} for p in people]
+    csv_rows = [p | {"member": str(p["member"]).lower()} for p in people]
     bodies = {
         "application/json": json.dumps({"instances": people}).encode(),
-        CSV: sheet(*as_sheet),
+        CSV: sheet(*csv_rows),
         ARROW: table(*people),
     }
     for content_type, body in bodies.items():
@@ -229,7 +231,7 @@ async def test_faults_in_csv_and_arrow_name_row_and_field(api: Api):
         answer = await api.client.post(
             "/v1/models/price/predict", content=body, headers={"Content-Type": media_type}
         )
-        assert refused(answer, 422)["errors"]
+        assert check_problem(answer, 422)["errors"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ async def test_the_answer_has_the_media_type_that_accept_prefers(api: Api, accep
     "accept", ["text/html", "application/xml, image/*", "application/json;q=0", "*/*;q=0"]
 )
 async def test_an_unknown_media_type_in_accept_is_406(api: Api, accept: str):
-    problem = refused(await api.predict("price", ROW, headers={"Accept": accept}), 406)
+    problem = check_problem(await api.predict("price", ROW, headers={"Accept": accept}), 406)
     assert CSV in problem["detail"]
 
 
@@ -276,7 +278,7 @@ async def test_a_body_of_another_type_is_415(api: Api, content_type: str):
     answer = await api.client.post(
         "/v1/models/price/predict", content=b"{}", headers={"Content-Type": content_type}
     )
-    assert "application/json" in refused(answer, 415)["detail"]
+    assert "application/json" in check_problem(answer, 415)["detail"]
 
 
 async def test_alias_and_number_select_the_version(api: Api):
@@ -306,8 +308,8 @@ async def test_alias_and_number_select_the_version(api: Api):
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("nobody/predict", 404),
-        ("flag/predict?alias=nobody", 404),
+        ("missing/predict", 404),
+        ("flag/predict?alias=missing", 404),
         ("flag/predict?alias=", 422),
         ("flag/predict?alias=NOT A NAME", 422),
         ("flag/predict?alias=champion&alias=champion", 422),
@@ -322,7 +324,7 @@ async def test_alias_and_number_select_the_version(api: Api):
     ],
 )
 async def test_an_unknown_model_version_or_alias_is_reported(api: Api, path: str, status: int):
-    refused(await api.client.post(f"/v1/models/{path}", json={"instances": [ROW]}), status)
+    check_problem(await api.client.post(f"/v1/models/{path}", json={"instances": [ROW]}), status)
 
 
 async def test_an_archived_version_does_not_answer(api: Api):
@@ -330,7 +332,7 @@ async def test_an_archived_version_does_not_answer(api: Api):
     await api.client.delete("/v1/models/flag/aliases/challenger")
     assert (await api.client.patch(versions, json={"archived": True})).status_code == 200
     try:
-        refusal = refused(await api.client.post(f"{versions}/predict", json={"instances": [ROW]}), 409)
+        refusal = check_problem(await api.client.post(f"{versions}/predict", json={"instances": [ROW]}), 409)
         assert "archived" in refusal["detail"]
     finally:
         await api.client.patch(versions, json={"archived": False})

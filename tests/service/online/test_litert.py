@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.config import Settings
-from tests.service.api import Api, running
+from tests.service.api import Api, running_app
 from tests.service.compiler.keras import keras_models as made
 
 pytestmark = [
@@ -19,11 +19,11 @@ pytestmark = [
 ]
 
 
-async def publish(api: Api, name: str, content: bytes, format: str, **more: Any) -> dict[str, Any]:
-    body = {"artifact": await api.upload(content), "format": format, **more}
+async def publish(api: Api, name: str, content: bytes, format: str, **options: Any) -> dict[str, Any]:
+    body = {"artifact": await api.upload(content), "format": format, **options}
     answer = await api.client.post(f"/v1/models/{name}/versions", json=body)
     assert answer.status_code == 202, answer.text
-    return await api.built(answer.headers["location"])
+    return await api.wait_for_build(answer.headers["location"])
 
 
 async def test_a_keras_model_is_published_and_predicted_with_typed_features(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ async def test_a_keras_model_is_published_and_predicted_with_typed_features(tmp_
     content = (tmp_path / "model.keras").read_bytes()
     frame = made.digits_frame(slice(made.TRAINING_ROWS, None))
     pixels, _ = made.digits()
-    async with running(Settings(home=tmp_path / "home")) as api:
+    async with running_app(Settings(home=tmp_path / "home")) as api:
         example = {"artifact": await api.upload(frame.to_csv(index=False).encode()), "media_type": "text/csv"}
         record = await publish(
             api, "digits", content, "keras", example=example, target="digit", alias="champion"
@@ -46,21 +46,23 @@ async def test_a_keras_model_is_published_and_predicted_with_typed_features(tmp_
         answer = await api.predict("digits", row, row)
         assert answer.status_code == 200, answer.text
         own = np.asarray(made.cnn()(pixels[made.TRAINING_ROWS : made.TRAINING_ROWS + 1], training=False))[0]
-        one, two = answer.json()["predictions"]
-        assert one == two
-        assert one["label"] == int(own.argmax())
-        assert one["probabilities"] == pytest.approx({str(i): float(p) for i, p in enumerate(own)}, abs=1e-5)
+        first, second = answer.json()["predictions"]
+        assert first == second
+        assert first["label"] == int(own.argmax())
+        assert first["probabilities"] == pytest.approx(
+            {str(i): float(p) for i, p in enumerate(own)}, abs=1e-5
+        )
 
-        wrong = await api.predict("digits", {**row, "p3": "ink"})
-        assert wrong.status_code == 422
-        assert wrong.json()["errors"][0]["field"] == "p3"
+        invalid_row = await api.predict("digits", {**row, "p3": "ink"})
+        assert invalid_row.status_code == 422
+        assert invalid_row.json()["errors"][0]["field"] == "p3"
         paths = (await api.client.get("/v1/models/digits/openapi.json")).json()["paths"]
         assert any(path.endswith("/predict") for path in paths)
 
 
 async def test_a_tflite_file_is_served_as_it_is(tmp_path: Path) -> None:
     content = made.exported("regression")
-    async with running(Settings(home=tmp_path / "home")) as api:
+    async with running_app(Settings(home=tmp_path / "home")) as api:
         record = await publish(api, "line", content, "tflite", alias="champion")
         assert (record["state"], record["runtime"]) == ("ready", "tflite"), record
         own = float(np.asarray(made.regression()(np.ones((1, 3), np.float32), training=False))[0, 0])

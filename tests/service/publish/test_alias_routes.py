@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.service.api import Api, refused
-from tests.service.estimators import yes_or_no
+from tests.service.api import Api, check_problem
+from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module")
 async def champion_url(api: Api) -> str:
     """The champion of a model with versions 1 to 3, which were promoted in this order."""
-    await asyncio.gather(*(api.publish("moved", yes_or_no()) for _ in range(3)))
+    await asyncio.gather(*(api.publish("moved", sign_classifier()) for _ in range(3)))
     for version in (1, 2, 3):
         await api.promote("moved", version)
     return "/v1/models/moved/aliases/champion"
@@ -36,18 +36,18 @@ async def test_the_history_is_paged_newest_first_and_searchable_by_time(api: Api
     second_page = (await api.client.get(f"{champion_url}/history", params={"page_token": token})).json()
     assert page["items"] + second_page["items"] == history
     for event in history[-3:]:
-        event_then = (await api.client.get(f"{champion_url}/history", params={"at": event["at"]})).json()
-        assert event_then == event
-    refused(await api.client.get(f"{champion_url}/history", params={"at": "2001-01-01T00:00:00Z"}), 404)
-    refused(await api.client.get("/v1/models/moved/aliases/nobody/history"), 404)
+        event_at_time = (await api.client.get(f"{champion_url}/history", params={"at": event["at"]})).json()
+        assert event_at_time == event
+    check_problem(await api.client.get(f"{champion_url}/history", params={"at": "2001-01-01T00:00:00Z"}), 404)
+    check_problem(await api.client.get("/v1/models/moved/aliases/missing/history"), 404)
 
 
 async def test_repeated_rollbacks_go_back_to_the_first_version(api: Api, champion_url: str):
     answer = await api.client.post(f"{champion_url}/rollback", json={"reason": "it drifts"})
     assert (answer.json()["version"], answer.json()["reason"]) == (2, "it drifts")
     assert (await api.client.post(f"{champion_url}/rollback")).json()["version"] == 1
-    refused(await api.client.post(f"{champion_url}/rollback"), 409)
-    refused(await api.client.post(f"{champion_url}/rollback", json={"version": 1}), 422)
+    check_problem(await api.client.post(f"{champion_url}/rollback"), 409)
+    check_problem(await api.client.post(f"{champion_url}/rollback", json={"version": 1}), 422)
     row = {"x0": 1.0, "x1": 0.0, "x2": 0.0}
     assert (await api.predict("moved", row)).json()["model"]["version"] == 1
     assert (await api.promote("moved", 3)).json()["version"] == 3
@@ -56,8 +56,8 @@ async def test_repeated_rollbacks_go_back_to_the_first_version(api: Api, champio
 async def test_a_deleted_alias_is_404_and_its_history_is_kept(api: Api, champion_url: str):
     await api.promote("moved", 1, "brief")
     assert (await api.client.delete("/v1/models/moved/aliases/brief")).status_code == 204
-    refused(await api.client.delete("/v1/models/moved/aliases/brief"), 404)
-    refused(await api.client.post("/v1/models/moved/aliases/brief/rollback"), 404)
+    check_problem(await api.client.delete("/v1/models/moved/aliases/brief"), 404)
+    check_problem(await api.client.post("/v1/models/moved/aliases/brief/rollback"), 404)
     history = (await api.client.get("/v1/models/moved/aliases/brief/history")).json()["items"]
     assert [(m["version"], m["action"]) for m in history] == [(None, "delete"), (1, "promote")]
 
@@ -81,10 +81,10 @@ async def test_a_deleted_alias_is_404_and_its_history_is_kept(api: Api, champion
 async def test_an_invalid_promotion_is_rejected(
     api: Api, champion_url: str, body: dict[str, object], status: int
 ):
-    refused(await api.client.put(champion_url, json=body), status)
+    check_problem(await api.client.put(champion_url, json=body), status)
 
 
 async def test_an_invalid_alias_name_is_rejected(api: Api, champion_url: str):
     for name in ("UPPER", "-x", "x" * 64, "a b"):
         answer = await api.client.put(f"/v1/models/moved/aliases/{name}", json={"version": 1})
-        assert refused(answer, 422)["errors"][0]["field"] == "alias"
+        assert check_problem(answer, 422)["errors"][0]["field"] == "alias"

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from tests.service.api import Api, refused
+from tests.service.api import Api, check_problem
 
 pytestmark = pytest.mark.anyio
 
@@ -23,17 +23,17 @@ async def test_a_second_upload_of_the_same_file_is_200(api: Api):
 
 async def test_an_upload_with_a_wrong_digest_is_rejected_and_not_stored(api: Api):
     claimed = digest(b"other bytes")
-    problem = refused(await api.client.put(f"/v1/artifacts/{claimed}", content=b"these bytes"), 422)
+    problem = check_problem(await api.client.put(f"/v1/artifacts/{claimed}", content=b"these bytes"), 422)
     assert problem["errors"][0]["expected"] == digest(b"these bytes")
     for sha256 in (claimed, digest(b"these bytes")):
         body = {"artifact": sha256, "format": "onnx"}
-        refused(await api.client.post("/v1/models/nobody/versions", json=body), 422)
+        check_problem(await api.client.post("/v1/models/missing/versions", json=body), 422)
 
 
 @pytest.mark.parametrize("name", ["x", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "..%2f..%2fregistry.db"])
 async def test_an_invalid_digest_is_rejected(api: Api, name: str):
     answer = await api.client.put(f"/v1/artifacts/{name}", content=b"")
-    refused(answer, 404 if "%2f" in name else 422)
+    check_problem(answer, 404 if "%2f" in name else 422)
 
 
 async def test_an_empty_file_can_be_uploaded(api: Api):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.server import Server
-from tests.service.api import Api, refused
+from tests.service.api import Api, check_problem
 
 pytestmark = pytest.mark.anyio
 
@@ -46,12 +46,12 @@ async def test_a_key_is_shown_once_and_listed_without_its_secret(api: Api):
 )
 async def test_an_invalid_key_request_is_rejected(api: Api, change: dict[str, object]):
     body: dict[str, object] = {"name": "a", "scopes": ["predict"]}
-    assert refused(await api.client.post("/v1/keys", json=body | change), 422)["errors"]
+    assert check_problem(await api.client.post("/v1/keys", json=body | change), 422)["errors"]
 
 
 async def test_an_unknown_key_is_404(api: Api):
-    refused(await api.client.delete("/v1/keys/nobody"), 404)
-    refused(await api.client.post("/v1/keys/nobody/rotate"), 404)
+    check_problem(await api.client.delete("/v1/keys/missing"), 404)
+    check_problem(await api.client.post("/v1/keys/missing/rotate"), 404)
 
 
 def test_secrets_are_neither_in_the_data_directory_nor_in_the_log(server: Server):

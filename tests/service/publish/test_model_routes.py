@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import sklearn
 
-from tests.service.api import Api, pickled, refused
-from tests.service.estimators import yes_or_no
+from tests.harness.models import pickle_model
+from tests.service.api import Api, check_problem
+from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +20,7 @@ FIELDS = {
 
 
 async def test_a_published_version_is_built_and_then_predicts(api: Api):
-    body = await api.publication(yes_or_no())
+    body = await api.publication(sign_classifier())
     accepted = await api.client.post("/v1/models/born/versions", json=body)
     assert accepted.status_code == 202
     assert accepted.headers["location"] == "/v1/models/born/versions/1"
@@ -28,7 +29,7 @@ async def test_a_published_version_is_built_and_then_predicts(api: Api):
     assert (record["state"], record["version"], record["created_by"]) == ("building", 1, "admin")
     early_answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": []})
     assert early_answer.status_code in (409, 422)  # still building, or already built
-    ready = await api.built(accepted.headers["location"])
+    ready = await api.wait_for_build(accepted.headers["location"])
     assert (ready["state"], ready["runtime"]) == ("ready", "onnx")
     assert [i["name"] for i in ready["signature"]["inputs"]] == ["x0", "x1", "x2"]
     assert ready["lineage"]
@@ -36,11 +37,11 @@ async def test_a_published_version_is_built_and_then_predicts(api: Api):
     row = {"x0": 1.0, "x1": 0.0, "x2": 0.0}
     answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": [row]})
     assert answer.json()["predictions"][0]["label"] == "yes"
-    refused(await api.predict("born", row), 404)  # no champion yet
+    check_problem(await api.predict("born", row), 404)  # no champion yet
 
 
 async def test_the_alias_of_a_publication_moves_when_the_version_is_ready(api: Api):
-    record = await api.publish("heir", yes_or_no(), alias="champion")
+    record = await api.publish("heir", sign_classifier(), alias="champion")
     assert record["aliases"] == ["champion"]
     events = (await api.client.get("/v1/models/heir/aliases/champion/history")).json()["items"]
     assert [(m["version"], m["by"]) for m in events] == [(1, "admin")]
@@ -50,21 +51,21 @@ async def test_a_file_that_cannot_be_loaded_is_rejected_with_a_reason_and_never_
     blob = await api.upload(b"this is not a pickle")
     body = {"artifact": blob, "format": "sklearn-joblib", "alias": "champion"}
     accepted = await api.client.post("/v1/models/broken/versions", json=body)
-    record = await api.built(accepted.headers["location"])
+    record = await api.wait_for_build(accepted.headers["location"])
     assert record["state"] == "rejected"
     assert record["report"]["reason"]
     row = {"instances": [{"x0": 1.0}]}
-    problem = refused(await api.client.post("/v1/models/broken/versions/1/predict", json=row), 409)
+    problem = check_problem(await api.client.post("/v1/models/broken/versions/1/predict", json=row), 409)
     assert "rejected" in problem["detail"]
-    refused(await api.client.post("/v1/models/broken/predict", json=row), 404)
-    refused(await api.client.put("/v1/models/broken/aliases/champion", json={"version": 1}), 409)
-    refused(await api.client.patch("/v1/models/broken/versions/1", json={"archived": True}), 409)
+    check_problem(await api.client.post("/v1/models/broken/predict", json=row), 404)
+    check_problem(await api.client.put("/v1/models/broken/aliases/champion", json={"version": 1}), 409)
+    check_problem(await api.client.patch("/v1/models/broken/versions/1", json={"archived": True}), 409)
 
 
 async def test_the_record_has_the_library_versions_and_their_sources(api: Api):
     environment = {"scikit-learn": sklearn.__version__, "numpy": "2.4.0", "python": "3.11.7"}
     record = await api.publish(
-        "lineage", yes_or_no(), made_by={"python": "3.12.1"}, published_from=environment
+        "lineage", sign_classifier(), made_by={"python": "3.12.1"}, published_from=environment
     )
     assert record["lineage"]["made_by"] == {
         "scikit-learn": {"version": sklearn.__version__, "said_by": "file"},
@@ -105,14 +106,17 @@ async def test_the_record_has_the_library_versions_and_their_sources(api: Api):
 async def test_an_invalid_publication_is_rejected_with_its_field(
     api: Api, change: dict[str, Any], field: str
 ):
-    body = {"artifact": await api.upload(pickled(yes_or_no().model)), "format": "sklearn-joblib"} | change
-    problem = refused(await api.client.post("/v1/models/wrong/versions", json=body), 422)
+    body = {
+        "artifact": await api.upload(pickle_model(sign_classifier().model)),
+        "format": "sklearn-joblib",
+    } | change
+    problem = check_problem(await api.client.post("/v1/models/wrong/versions", json=body), 422)
     assert any((e["field"] or "").startswith(field) for e in problem["errors"])
-    refused(await api.client.get("/v1/models/wrong"), 404)
+    check_problem(await api.client.get("/v1/models/wrong"), 404)
 
 
 async def test_the_downloaded_artifact_is_identical_to_the_upload(api: Api):
-    content = pickled(yes_or_no().model)
+    content = pickle_model(sign_classifier().model)
     record = (await api.client.get("/v1/models/flag/versions/1")).json()
     answer = await api.client.get("/v1/models/flag/versions/1/artifact")
     assert answer.content == content
@@ -122,41 +126,44 @@ async def test_the_downloaded_artifact_is_identical_to_the_upload(api: Api):
 
 
 async def test_only_tags_description_and_archived_can_be_edited(api: Api):
-    await api.publish("edited", yes_or_no(), tags={"team": "risk", "stage": "dev"}, description="first")
+    await api.publish("edited", sign_classifier(), tags={"team": "risk", "stage": "dev"}, description="first")
     url = "/v1/models/edited/versions/1"
     record = (await api.client.patch(url, json={"tags": {"team": "fraud"}})).json()
     assert (record["tags"], record["description"]) == ({"team": "fraud"}, "first")
     record = (await api.client.patch(url, json={"description": "second"})).json()
     assert (record["tags"], record["description"]) == ({"team": "fraud"}, "second")
     assert (await api.client.patch(url, json={"archived": True})).json()["state"] == "archived"
-    refused(await api.client.put("/v1/models/edited/aliases/champion", json={"version": 1}), 409)
+    check_problem(await api.client.put("/v1/models/edited/aliases/champion", json={"version": 1}), 409)
     assert (await api.client.patch(url, json={"archived": False})).json()["state"] == "ready"
     assert (await api.client.patch(url, json={})).json()["state"] == "ready"
     for invalid in ({"state": "ready"}, {"artifact": "0" * 64}, {"archived": "yes"}, {"tags": "a"}):
-        refused(await api.client.patch(url, json=invalid), 422)
-    refused(await api.client.patch("/v1/models/edited/versions/9", json={}), 404)
+        check_problem(await api.client.patch(url, json=invalid), 422)
+    check_problem(await api.client.patch("/v1/models/edited/versions/9", json={}), 404)
 
 
 async def test_a_refused_delete_names_the_alias_or_rollback_that_needs_the_version(api: Api):
     for _ in range(3):
-        await api.publish("kept", yes_or_no())
+        await api.publish("kept", sign_classifier())
     await api.promote("kept", 1)
     await api.promote("kept", 2)
     delete = api.client.delete
-    assert "kept:2 is champion" in refused(await delete("/v1/models/kept/versions/2"), 409)["detail"]
-    assert "rollback target of champion" in refused(await delete("/v1/models/kept/versions/1"), 409)["detail"]
+    assert "kept:2 is champion" in check_problem(await delete("/v1/models/kept/versions/2"), 409)["detail"]
+    assert (
+        "rollback target of champion"
+        in check_problem(await delete("/v1/models/kept/versions/1"), 409)["detail"]
+    )
     archive = await api.client.patch("/v1/models/kept/versions/2", json={"archived": True})
-    assert "champion" in refused(archive, 409)["detail"]
-    assert "champion" in refused(await delete("/v1/models/kept"), 409)["detail"]
+    assert "champion" in check_problem(archive, 409)["detail"]
+    assert "champion" in check_problem(await delete("/v1/models/kept"), 409)["detail"]
     assert (await delete("/v1/models/kept/versions/3")).status_code == 204
-    refused(await api.client.get("/v1/models/kept/versions/3"), 404)
-    refused(await delete("/v1/models/kept/versions/3"), 404)
-    assert (await api.publish("kept", yes_or_no()))["version"] == 4  # 3 is not reused
+    check_problem(await api.client.get("/v1/models/kept/versions/3"), 404)
+    check_problem(await delete("/v1/models/kept/versions/3"), 404)
+    assert (await api.publish("kept", sign_classifier()))["version"] == 4  # 3 is not reused
     assert (await delete("/v1/models/kept/aliases/champion")).status_code == 204
     assert (await delete("/v1/models/kept")).status_code == 204
-    refused(await api.client.get("/v1/models/kept"), 404)
-    refused(await api.client.get("/v1/models/kept/versions"), 404)
-    refused(await delete("/v1/models/kept"), 404)
+    check_problem(await api.client.get("/v1/models/kept"), 404)
+    check_problem(await api.client.get("/v1/models/kept/versions"), 404)
+    check_problem(await delete("/v1/models/kept"), 404)
 
 
 async def test_a_models_record_summarizes_its_versions_and_aliases(api: Api):

@@ -65,7 +65,7 @@ def test_a_version_without_a_table_of_nodes_uses_the_online_runtime(
     load = BulkLoader(sessions, store, NO_CHILDREN)
     assert isinstance(load(version(sessions, "ridge")), OnnxRuntime)
     with pytest.raises(Unavailable, match="this test starts no child"):
-        load(version(sessions, "naps"))
+        load(version(sessions, "sleeper"))
 
 
 def test_a_version_that_was_deleted_is_not_ready(sessions: db.Sessions, store: Store) -> None:

@@ -81,25 +81,25 @@ def test_other_models_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_ensemble_gives_the_answers_of_scikit_learn(tmp_path: Path, name: str) -> None:
     model, rows = cases.fitted(name, DATA)
-    far = (
+    extreme = (
         np.random.default_rng(1).choice([-1.0, 1.0], rows.shape)
         * 10.0 ** np.linspace(-40, 34, len(rows))[:, None]
     )
-    all_rows = np.vstack([rows, far, rows_around_thresholds(model, rows)])
+    all_rows = np.vstack([rows, extreme, rows_around_thresholds(model, rows)])
     with np.errstate(over="ignore"):  # a split of missing values alone has an infinite threshold
         all_rows = all_rows[~np.isinf(all_rows.astype(np.float32)).any(axis=1)]
     runtime = served(tmp_path, model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = EstimatorRuntime(model, signature_of(model)).run(Rows(matrix=all_rows))
-    got = runtime.run(Rows(matrix=all_rows))
-    assert set(got) == set(expected)
+    outputs = runtime.run(Rows(matrix=all_rows))
+    assert set(outputs) == set(expected)
     for output, answer in expected.items():
-        assert got[output].dtype == answer.dtype
+        assert outputs[output].dtype == answer.dtype
         if output.endswith("label"):
-            assert got[output].tolist() == answer.tolist()
+            assert outputs[output].tolist() == answer.tolist()
         else:
-            np.testing.assert_allclose(got[output], answer, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(outputs[output], answer, rtol=1e-12, atol=1e-12)
 
 
 def test_ties_go_to_the_class_that_scikit_learn_predicts(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_any_number_of_rows_is_supported(tmp_path: Path, rows: int) -> None:
 
 SPECIAL = st.sampled_from([np.nan, np.inf, -np.inf, 1e300, -1e300, 3.5e38, -3.5e38, 0.0, -0.0, 5e-324, 1e-45])
 BOOSTED = HistGradientBoostingRegressor(max_iter=20, random_state=0).fit(DATA.with_missing, DATA.value)
-GROWN = RandomForestRegressor(5, random_state=0).fit(DATA.with_missing, DATA.value)
+FULLY_GROWN_FOREST = RandomForestRegressor(5, random_state=0).fit(DATA.with_missing, DATA.value)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("model", [BOOSTED, GROWN], ids=["float64", "float32"])
+@pytest.mark.parametrize("model", [BOOSTED, FULLY_GROWN_FOREST], ids=["float64", "float32"])
 def test_missing_infinite_and_huge_values_reach_the_right_leaves(
     folder: Path, model: Any, data: st.DataObject
 ) -> None:
@@ -142,8 +142,8 @@ def test_missing_infinite_and_huge_values_reach_the_right_leaves(
     number = st.one_of(
         SPECIAL, threshold, threshold.map(lambda v: float(np.nextafter(v, np.inf))), st.floats(width=64)
     )
-    drawn = st.lists(st.lists(number, min_size=8, max_size=8), min_size=1, max_size=20)
-    rows = np.array(data.draw(drawn), dtype=np.float64)
+    row_lists = st.lists(st.lists(number, min_size=8, max_size=8), min_size=1, max_size=20)
+    rows = np.array(data.draw(row_lists), dtype=np.float64)
     with np.errstate(over="ignore"):
         expected = flatten(model).raw(rows)[:, 0]
     np.testing.assert_allclose(served(folder, model).run(Rows(matrix=rows))["value"], expected, rtol=1e-12)
@@ -215,13 +215,13 @@ def test_concurrent_threads_get_their_own_answers(tmp_path: Path) -> None:
 
 MATCHING = Signature("regression", (Input("a", "float64"),) * 8, (Output("value", "float64", (-1,)),))
 TEXT = Signature("regression", (Input("a", "string"),) * 8, MATCHING.outputs)
-NARROW = Signature("regression", MATCHING.inputs[:2], MATCHING.outputs)
+NARROW_SIGNATURE = Signature("regression", MATCHING.inputs[:2], MATCHING.outputs)
 CLASSES = Signature("classification", MATCHING.inputs, (Output("label", "int64", (-1,), (0, 1)),))
 TARGETS = Signature("regression", MATCHING.inputs, (Output("values", "float64", (-1, 2), ("y0", "y1")),))
 
 
 @pytest.mark.parametrize(
-    "signature", [TEXT, NARROW, CLASSES, TARGETS], ids=["text", "narrow", "class", "two"]
+    "signature", [TEXT, NARROW_SIGNATURE, CLASSES, TARGETS], ids=["text", "narrow", "class", "two"]
 )
 def test_a_table_that_does_not_fit_the_signature_is_unavailable(tmp_path: Path, signature: Signature) -> None:
     path = tmp_path / "forest.npz"

@@ -104,8 +104,8 @@ def test_rows_are_sent_as_a_matrix_or_as_columns() -> None:
     ],
 )
 def test_outputs_that_differ_from_the_signature_are_rejected(name: str, array: Array) -> None:
-    good = {"label": np.array(["a", "b"]), "probabilities": np.zeros((2, 2))}
-    packed = {key: isolated_protocol.pack(value) for key, value in good.items()}
+    valid_outputs = {"label": np.array(["a", "b"]), "probabilities": np.zeros((2, 2))}
+    packed = {key: isolated_protocol.pack(value) for key, value in valid_outputs.items()}
     assert list(isolated_protocol.unpack_outputs(RowOutputs(packed), SIGNATURE, 2)) == [
         "label",
         "probabilities",

@@ -34,14 +34,16 @@ from service.builds.forkserver import ChildProcess, ForkServer
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime import isolated_runtime
 from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
-from tests.service.builds.odd_models import AllocatesTooMuch, ObeysFirstValue, SlowToLoad
-from tests.service.builds.processes import alive, ends
+from tests.service.builds.misbehaving_models import AllocatesTooMuch, MisbehavesByFirstValue, SlowToLoad
+from tests.service.builds.processes import alive, wait_for_end
 
 ROOT = Path(isolated_runtime.__file__).parents[2]
 MEMORY_MB = 2048
 NUMBERS = Signature("regression", (Input("a", "float64"),), (Output("value", "float64", (-1,)),))
-SLEEP, DIE, REFUSE, BREAK, CHATTER = (Rows(matrix=np.array([[-float(n)]])) for n in range(1, 6))
-SEVEN = Rows(matrix=np.array([[7.0]]))
+SLEEP_ROWS, KILL_ROWS, REJECTED_ROWS, ERROR_ROWS, PRINT_ROWS = (
+    Rows(matrix=np.array([[-float(n)]])) for n in range(1, 6)
+)
+VALID_ROWS = Rows(matrix=np.array([[7.0]]))
 
 Start = Callable[..., IsolatedRuntime]
 
@@ -82,7 +84,7 @@ def start(forks: ForkServer, spawned: list[ChildProcess], tmp_path: Path) -> Ite
         child.end()
 
 
-def value(runtime: IsolatedRuntime, rows: Rows = SEVEN) -> Any:
+def value(runtime: IsolatedRuntime, rows: Rows = VALID_ROWS) -> Any:
     return runtime.run(rows)["value"].tolist()
 
 
@@ -101,9 +103,9 @@ def test_a_forest_answers_as_the_estimator_does(start: Start) -> None:
     )
     runtime = start(model, signature)
     rows = Rows(matrix=random.normal(size=(1000, 4)))
-    got, expected = runtime.run(rows), EstimatorRuntime(model, signature).run(rows)
-    assert got["label"].tolist() == expected["label"].tolist()
-    np.testing.assert_array_equal(got["probabilities"], expected["probabilities"])
+    outputs, expected = runtime.run(rows), EstimatorRuntime(model, signature).run(rows)
+    assert outputs["label"].tolist() == expected["label"].tolist()
+    np.testing.assert_array_equal(outputs["probabilities"], expected["probabilities"])
 
 
 def test_a_pipeline_of_strings_and_missing_values_answers_as_the_estimator_does(start: Start) -> None:
@@ -125,64 +127,64 @@ def test_a_pipeline_of_strings_and_missing_values_answers_as_the_estimator_does(
 
 
 def test_rows_that_the_model_rejects_are_invalid_with_the_models_message(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     pid = runtime.pid
     with pytest.raises(Invalid, match="this model rejects -3"):
-        runtime.run(REFUSE)
+        runtime.run(REJECTED_ROWS)
     assert value(runtime) == [7.0]
     assert runtime.pid == pid
 
 
 def test_a_model_that_fails_is_unavailable_and_its_process_keeps_running(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     pid = runtime.pid
-    with pytest.raises(Unavailable, match="RuntimeError: it broke"):
-        runtime.run(BREAK)
+    with pytest.raises(Unavailable, match="RuntimeError: this model fails for -4"):
+        runtime.run(ERROR_ROWS)
     assert value(runtime) == [7.0]
     assert runtime.pid == pid
 
 
 def test_output_of_a_model_on_stdout_is_discarded(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
-    assert value(start(ObeysFirstValue().fit([[0.0]], [0.0])), CHATTER) == [-5.0]
+    assert value(start(MisbehavesByFirstValue().fit([[0.0]], [0.0])), PRINT_ROWS) == [-5.0]
     assert capfd.readouterr().out == ""
 
 
 def test_a_call_that_exceeds_the_deadline_ends_the_process(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]), deadline_s=1.0)
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]), deadline_s=1.0)
     first = runtime.pid
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="within 1 s"):
-        runtime.run(SLEEP)
+        runtime.run(SLEEP_ROWS)
     assert time.monotonic() - began < 3.0
     assert first is not None
-    assert ends(first)
+    assert wait_for_end(first)
     assert runtime.pid is None
     assert value(runtime) == [7.0]
 
 
 def test_the_deadline_includes_the_wait_for_other_calls(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]), deadline_s=1.0)
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]), deadline_s=1.0)
     with ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(runtime.run, SLEEP), threads.submit(runtime.run, SLEEP)]
+        calls = [threads.submit(runtime.run, SLEEP_ROWS), threads.submit(runtime.run, SLEEP_ROWS)]
         began = time.monotonic()
         assert all(isinstance(call.exception(timeout=10), DeadlineExceeded) for call in calls)
         assert time.monotonic() - began < 3.0
 
 
 def test_a_process_that_dies_during_a_call_is_replaced_at_the_next(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     first = runtime.pid
     with pytest.raises(Unavailable, match="ended during the call"):
-        runtime.run(DIE)
+        runtime.run(KILL_ROWS)
     assert value(runtime) == [7.0]
     assert runtime.pid != first
 
 
 def test_a_process_killed_between_calls_fails_no_call(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     assert runtime.pid is not None
     os.kill(runtime.pid, signal.SIGKILL)
-    assert ends(runtime.pid)
+    assert wait_for_end(runtime.pid)
     assert value(runtime) == [7.0]
 
 
@@ -190,7 +192,7 @@ def test_a_process_killed_between_calls_fails_no_call(start: Start) -> None:
 def test_a_process_killed_before_it_read_the_call_fails_no_call(
     start: Start, spawned: list[ChildProcess], rows: int
 ) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     os.kill(spawned[0].pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         calling = threads.submit(value, runtime, Rows(matrix=np.full((rows, 1), 7.0)))
@@ -208,24 +210,24 @@ def _unread(channel: socket.socket) -> bool:
 
 def test_the_message_about_a_dead_process_contains_no_system_numbers(start: Start) -> None:
     with pytest.raises(Unavailable) as raised:
-        start(ObeysFirstValue().fit([[0.0]], [0.0])).run(DIE)
+        start(MisbehavesByFirstValue().fit([[0.0]], [0.0])).run(KILL_ROWS)
     assert str(raised.value) == "the model's process ended during the call"
 
 
 def test_a_model_that_always_kills_its_process_is_restarted_with_a_pause(
     start: Start, spawned: list[ChildProcess]
 ) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     for _ in range(2):
         with pytest.raises(Unavailable, match="ended during the call"):
-            runtime.run(DIE)
+            runtime.run(KILL_ROWS)
     with pytest.raises(Unavailable, match="keeps dying"):
-        runtime.run(SEVEN)
+        runtime.run(VALID_ROWS)
     assert len(spawned) == 2
 
 
 def test_two_threads_each_get_their_own_answers(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
 
     def predict(n: int) -> bool:
         return bool(value(runtime, Rows(matrix=np.full((3, 1), float(n)))) == [float(n)] * 3)
@@ -251,12 +253,12 @@ def test_a_load_that_takes_too_long_is_ended(
 def test_closing_ends_the_process_and_wakes_the_call_in_flight(
     start: Start, spawned: list[ChildProcess]
 ) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     entered = threading.Event()
 
     def call() -> None:
         entered.set()
-        runtime.run(SLEEP)
+        runtime.run(SLEEP_ROWS)
 
     with ThreadPoolExecutor(1) as threads:
         calling = threads.submit(call)
@@ -265,14 +267,14 @@ def test_closing_ends_the_process_and_wakes_the_call_in_flight(
         assert isinstance(calling.exception(timeout=5), Unavailable)
     assert not alive(spawned[0].pid)
     with pytest.raises(Unavailable, match="unloaded"):
-        runtime.run(SEVEN)
+        runtime.run(VALID_ROWS)
 
 
 def test_bytes_is_the_private_memory_of_the_process(start: Start) -> None:
-    runtime = start(ObeysFirstValue().fit([[0.0]], [0.0]))
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     small = runtime.bytes
     assert 0 < small < 200 << 20
-    heavy = ObeysFirstValue().fit([[0.0]], [0.0])
+    heavy = MisbehavesByFirstValue().fit([[0.0]], [0.0])
     heavy.ballast_ = np.random.default_rng(0).bytes(64 << 20)
     assert start(heavy).bytes > small + (60 << 20)
     runtime.close()

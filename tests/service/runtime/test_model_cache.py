@@ -51,16 +51,16 @@ def test_a_retired_model_is_closed_by_its_last_user_and_loaded_again_by_the_next
 
 def test_the_least_recently_used_models_without_users_are_retired() -> None:
     cache = ModelCache(StubModel)
-    used = cache.acquire(1)
-    unused = [cache.acquire(key) for key in (2, 3, 4)]
-    for entry in unused:
+    model_in_use = cache.acquire(1)
+    unused_models = [cache.acquire(key) for key in (2, 3, 4)]
+    for entry in unused_models:
         cache.release(entry)
     cache.retire_unused(2)
     assert [entry.key for entry in cache.entries()] == [1, 3, 4]
     cache.retire_unused(0)
     assert [entry.key for entry in cache.entries()] == [1]
-    cache.release(used)
-    assert [entry.model.times_closed for entry in (used, *unused)] == [0, 1, 1, 1]
+    cache.release(model_in_use)
+    assert [entry.model.times_closed for entry in (model_in_use, *unused_models)] == [0, 1, 1, 1]
 
 
 def test_callers_get_their_model_if_the_eviction_after_its_load_fails() -> None:
@@ -92,17 +92,17 @@ def test_a_failed_load_leaves_no_entry() -> None:
 
 
 def test_callers_wait_for_a_load_in_another_thread() -> None:
-    gate, begun = threading.Event(), threading.Event()
+    gate, loading = threading.Event(), threading.Event()
 
     def load(key: int) -> StubModel:
-        begun.set()
+        loading.set()
         gate.wait(10)
         return StubModel(key)
 
     cache = ModelCache(load)
 
     def second() -> StubModel:
-        assert begun.wait(10)
+        assert loading.wait(10)
         entry = cache.acquire(1)
         assert not entry.is_loaded
         gate.set()
@@ -115,11 +115,11 @@ def test_callers_wait_for_a_load_in_another_thread() -> None:
 
 def test_a_closed_cache_has_closed_each_model_once_and_loads_none() -> None:
     cache = ModelCache(StubModel)
-    used, unused = cache.acquire(1), cache.acquire(2)
-    cache.release(unused)
+    model_in_use, unused_model = cache.acquire(1), cache.acquire(2)
+    cache.release(unused_model)
     cache.close(Unavailable("closed"))
     cache.close(Unavailable("closed"))
-    cache.release(used)
-    assert [used.model.times_closed, unused.model.times_closed] == [1, 1]
+    cache.release(model_in_use)
+    assert [model_in_use.model.times_closed, unused_model.model.times_closed] == [1, 1]
     with pytest.raises(Unavailable, match="closed"):
         cache.acquire(3)

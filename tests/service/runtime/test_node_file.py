@@ -129,20 +129,22 @@ def test_changed_bytes_are_refused_or_have_no_effect(saved: Path, data: st.DataO
 
 
 @given(
-    left=st.lists(st.integers(-3, 12), min_size=1, max_size=9),
+    left_children=st.lists(st.integers(-3, 12), min_size=1, max_size=9),
     root=st.lists(st.integers(-2, 9), max_size=3),
 )
-def test_all_paths_of_a_loaded_table_end_at_a_leaf(saved: Path, left: list[int], root: list[int]) -> None:
-    own = np.arange(len(left))
-    children = np.array(left, dtype=np.int32)
-    leaves = int((children == own).sum())
+def test_all_paths_of_a_loaded_table_end_at_a_leaf(
+    saved: Path, left_children: list[int], root: list[int]
+) -> None:
+    own = np.arange(len(left_children))
+    children = np.array(left_children, dtype=np.int32)
+    leaf_count = int((children == own).sum())
     parts = {
         "left": children,
         "root": np.array(root, dtype=np.int32),
-        "feature": np.zeros(len(left), np.int32),
+        "feature": np.zeros(len(left_children), np.int32),
         "threshold": np.where(children == own, np.inf, 0.0),
-        "missing_left": np.ones(len(left), bool),
-        "values": np.ones((leaves, FOREST.outputs)),
+        "missing_left": np.ones(len(left_children), bool),
+        "values": np.ones((leaf_count, FOREST.outputs)),
         "weight": np.ones(len(root)),
     }
     try:
@@ -150,8 +152,8 @@ def test_all_paths_of_a_loaded_table_end_at_a_leaf(saved: Path, left: list[int],
     except Refused:
         return
     at = np.broadcast_to(nodes.root, (2, nodes.trees))
-    for _ in range(len(left)):
+    for _ in range(len(left_children)):
         right = np.array([[False], [True]]) & ~nodes.leaf[at]
         at = nodes.left[at] + right
-        assert ((at >= 0) & (at < len(left))).all()
+        assert ((at >= 0) & (at < len(left_children))).all()
     assert nodes.leaf[at].all()

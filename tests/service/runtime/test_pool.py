@@ -18,18 +18,18 @@ from registry.errors import Unavailable
 from service.config import Settings
 from service.runtime.loading import LoadedModel
 from service.runtime.pool import Pool
-from tests.service.api import Api, refused, running
-from tests.service.estimators import DEATH, NAP
+from tests.service.api import Api, check_problem, running_app
+from tests.service.estimators import KILL_VALUE, SLEEP_OFFSET
 
 pytestmark = pytest.mark.anyio
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
-NUMERIC = ("forest", "ridge", "two-labels", "price", "two-prices", "groups", "odd-ones", "ranks")
+NUMERIC = ("forest", "ridge", "two-labels", "price", "two-prices", "groups", "outliers", "ranks")
 
 
-def nap(seconds: float) -> dict[str, float]:
-    """A row that the model `naps` answers after `seconds`."""
-    return ROW | {"x0": NAP + seconds}
+def slow_row(seconds: float) -> dict[str, float]:
+    """A row that the model `sleeper` answers after `seconds`."""
+    return ROW | {"x0": SLEEP_OFFSET + seconds}
 
 
 def loaded(api: Api) -> dict[str, LoadedModel]:
@@ -42,23 +42,23 @@ def users(api: Api, name: str) -> int:
     return next(e.users for e in entries if f"{e.model.name}:{e.model.number}" == name)
 
 
-async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
+async def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
     """Wait on the event loop until `condition` holds."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
 async def test_champions_are_loaded_at_start_and_others_are_not(home: Path):
-    async with running(Settings(home=home)) as api:
-        await until(lambda: len(loaded(api)) == 11)
+    async with running_app(Settings(home=home)) as api:
+        await wait_until(lambda: len(loaded(api)) == 11)
         assert "flag:1" in loaded(api)
         assert "flag:2" not in loaded(api)
 
 
 async def test_concurrent_requests_share_the_first_load(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         loads: list[int] = []
         load = api.services.pool._load
 
@@ -75,26 +75,26 @@ async def test_concurrent_requests_share_the_first_load(home: Path):
 
 
 async def test_eviction_takes_the_least_recently_used_and_closes_no_version_in_use(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         pool = api.services.pool
-        await until(lambda: len(loaded(api)) == 11)
-        naps = loaded(api)["naps:1"]
-        call = asyncio.create_task(api.predict("naps", nap(0.5)))
-        await until(lambda: users(api, "naps:1") == 1)
+        await wait_until(lambda: len(loaded(api)) == 11)
+        sleeper = loaded(api)["sleeper:1"]
+        call = asyncio.create_task(api.predict("sleeper", slow_row(0.5)))
+        await wait_until(lambda: users(api, "sleeper:1") == 1)
         pool._limit = 0
         second = await api.client.post("/v1/models/flag/versions/2/predict", json={"instances": [ROW]})
         assert second.status_code == 200
         assert set(loaded(api)) == {"flag:2"}  # the version loaded last stays, whatever its size
-        assert (await call).json()["predictions"] == [{"value": NAP + 0.5}]
-        await until(lambda: naps.runtime.pid is None)  # closed after its last request
+        assert (await call).json()["predictions"] == [{"value": SLEEP_OFFSET + 0.5}]
+        await wait_until(lambda: sleeper.runtime.pid is None)  # closed after its last request
 
 
 async def test_a_limit_of_two_models_serves_every_model(home: Path):
-    async with running(Settings(home=home)) as api:
-        await until(lambda: len(loaded(api)) == 11)
+    async with running_app(Settings(home=home)) as api:
+        await wait_until(lambda: len(loaded(api)) == 11)
         each = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
         api.services.pool._limit = 2 * each
-        api.services.pool.keep(set())
+        api.services.pool.keep_only(set())
         assert api.services.pool.bytes == 0
         answers = await asyncio.gather(*(api.predict(n, ROW) for n in NUMERIC * 6))
         assert [a.json()["model"]["name"] for a in answers] == list(NUMERIC * 6)
@@ -102,11 +102,11 @@ async def test_a_limit_of_two_models_serves_every_model(home: Path):
 
 
 async def test_champions_that_do_not_fit_are_not_loaded_again_and_again(home: Path):
-    async with running(Settings(home=home)) as api:
-        await until(lambda: len(loaded(api)) == 11)
+    async with running_app(Settings(home=home)) as api:
+        await wait_until(lambda: len(loaded(api)) == 11)
         pool = api.services.pool
         pool._limit = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
-        pool.keep(set())
+        pool.keep_only(set())
         champions = [v.id for v in api.services.snapshot.champions()]
         loads: list[int] = []
         load = pool._load
@@ -163,16 +163,16 @@ async def test_a_failed_load_is_reported_to_all_waiting_requests_and_tried_again
 
 
 async def test_closing_the_pool_closes_a_load_that_finishes_later():
-    gate, begun, model = threading.Event(), threading.Event(), FakeModel(1)
+    gate, loading, model = threading.Event(), threading.Event(), FakeModel(1)
 
     def slow(version_id: int) -> Any:
-        begun.set()
+        loading.set()
         gate.wait(10)
         return model
 
     pool = Pool(slow, 10)
     waiting = asyncio.create_task(pool.acquire(1))
-    assert await asyncio.to_thread(begun.wait, 10)
+    assert await asyncio.to_thread(loading.wait, 10)
     waiting.cancel()
     await pool.close()
     assert not model.closed.is_set()
@@ -200,7 +200,7 @@ async def test_closing_the_pool_fails_the_requests_that_wait_for_a_load():
 
 
 async def test_moving_an_alias_under_load_drops_no_request_and_gives_no_wrong_answer(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         allowed = {1}  # versions that the alias may answer with now: the old one, the new one, or both
         stop = asyncio.Event()
         calls = 0
@@ -231,61 +231,63 @@ async def test_moving_an_alias_under_load_drops_no_request_and_gives_no_wrong_an
 
 
 async def test_a_promotion_loads_the_version_before_the_alias_moves(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         await api.promote("flag", 2)
         assert "flag:2" in loaded(api)
 
 
 async def test_an_archived_version_is_unloaded(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         await api.client.post("/v1/models/flag/versions/2/predict", json={"instances": [ROW]})
         await api.client.patch("/v1/models/flag/versions/2", json={"archived": True})
-        await until(lambda: "flag:2" not in loaded(api))
+        await wait_until(lambda: "flag:2" not in loaded(api))
 
 
 @pytest.fixture
 async def short_deadline(home: Path):
     """A server with a deadline of 0.6 s per call."""
-    async with running(Settings(home=home, predict_deadline_s=0.6)) as api:
-        await until(lambda: "naps:1" in loaded(api))
+    async with running_app(Settings(home=home, predict_deadline_s=0.6)) as api:
+        await wait_until(lambda: "sleeper:1" in loaded(api))
         yield api
 
 
 async def test_an_isolated_model_beyond_its_deadline_is_504_and_is_replaced(short_deadline: Api):
-    first = loaded(short_deadline)["naps:1"].runtime.pid
-    assert "0.6 s" in refused(await short_deadline.predict("naps", nap(30)), 504)["detail"]
-    assert loaded(short_deadline)["naps:1"].runtime.pid != first
-    answers = [await short_deadline.predict("naps", ROW) for _ in range(20)]
+    first = loaded(short_deadline)["sleeper:1"].runtime.pid
+    assert "0.6 s" in check_problem(await short_deadline.predict("sleeper", slow_row(30)), 504)["detail"]
+    assert loaded(short_deadline)["sleeper:1"].runtime.pid != first
+    answers = [await short_deadline.predict("sleeper", ROW) for _ in range(20)]
     assert answers[-1].json()["predictions"] == [{"value": 2.0}]
 
 
 async def test_calls_that_wait_behind_a_slow_call_get_504_at_their_own_deadline(short_deadline: Api):
     start = time.monotonic()
-    answers = await asyncio.gather(*(short_deadline.predict("naps", nap(30)) for _ in range(6)))
+    answers = await asyncio.gather(*(short_deadline.predict("sleeper", slow_row(30)) for _ in range(6)))
     assert {a.status_code for a in answers} == {504}
     assert time.monotonic() - start < 3
 
 
 async def test_an_isolated_model_that_is_killed_is_replaced(home: Path):
-    async with running(Settings(home=home)) as api:
-        await until(lambda: "naps:1" in loaded(api))
-        runtime = loaded(api)["naps:1"].runtime
-        refused(await api.predict("naps", ROW | {"x0": DEATH}), 503)
-        answer = await api.predict("naps", ROW)
+    async with running_app(Settings(home=home)) as api:
+        await wait_until(lambda: "sleeper:1" in loaded(api))
+        runtime = loaded(api)["sleeper:1"].runtime
+        check_problem(await api.predict("sleeper", ROW | {"x0": KILL_VALUE}), 503)
+        answer = await api.predict("sleeper", ROW)
         assert answer.status_code == 200, answer.text
         assert answer.json()["predictions"] == [{"value": 2.0}]
         os.kill(runtime.pid, signal.SIGKILL)
-        assert (await api.predict("naps", ROW)).status_code in (200, 503)
-        assert (await api.predict("naps", ROW)).status_code == 200
+        assert (await api.predict("sleeper", ROW)).status_code in (200, 503)
+        assert (await api.predict("sleeper", ROW)).status_code == 200
 
 
 async def test_a_busy_isolated_model_delays_neither_the_event_loop_nor_other_models(home: Path):
-    async with running(Settings(home=home)) as api:
-        await until(lambda: "naps:1" in loaded(api))
-        busy = [asyncio.create_task(api.predict("naps", nap(2.0 if n == 0 else 0))) for n in range(6)]
-        await until(lambda: users(api, "naps:1") == 6)
+    async with running_app(Settings(home=home)) as api:
+        await wait_until(lambda: "sleeper:1" in loaded(api))
+        calls = [
+            asyncio.create_task(api.predict("sleeper", slow_row(2.0 if n == 0 else 0))) for n in range(6)
+        ]
+        await wait_until(lambda: users(api, "sleeper:1") == 6)
         slowest = 0.0
-        while not busy[0].done():
+        while not calls[0].done():
             start = time.perf_counter()
             assert (await api.anonymous.get("/livez")).status_code == 200
             csv = b"x0,x1,x2\n2,0,0\n"  # decoded in a worker thread
@@ -296,25 +298,25 @@ async def test_a_busy_isolated_model_delays_neither_the_event_loop_nor_other_mod
             slowest = max(slowest, time.perf_counter() - start)
             await asyncio.sleep(0.01)
         assert slowest < 1.5  # allows for a machine busy with other tests; a blocked loop would take 2
-        assert [c.status_code for c in await asyncio.gather(*busy)] == [200] * 6
+        assert [c.status_code for c in await asyncio.gather(*calls)] == [200] * 6
 
 
 async def test_a_slow_load_delays_no_other_load(home: Path):
-    async with running(Settings(home=home)) as api:
-        gate, begun = threading.Event(), threading.Event()
+    async with running_app(Settings(home=home)) as api:
+        gate, loading = threading.Event(), threading.Event()
         load = api.services.pool._load
         slow = api.services.snapshot.resolve("flag", number=2).id
 
         def gated(version_id: int) -> LoadedModel:
             if version_id == slow:
-                begun.set()
+                loading.set()
                 gate.wait(10)
             return load(version_id)
 
         api.services.pool._load = gated
         path = "/v1/models/flag/versions/2/predict"
         waiting = asyncio.create_task(api.client.post(path, json={"instances": [ROW]}))
-        await until(begun.is_set)
+        await wait_until(loading.is_set)
         assert (await api.predict("price", ROW)).status_code == 200
         assert not waiting.done()
         gate.set()
@@ -322,7 +324,7 @@ async def test_a_slow_load_delays_no_other_load(home: Path):
 
 
 async def test_metrics_can_be_read_while_models_are_loaded_and_evicted(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         api.services.pool._limit = 1
         predictions = [api.predict(n, ROW) for n in NUMERIC * 3]
         metrics = [api.client.get("/metrics") for _ in predictions]

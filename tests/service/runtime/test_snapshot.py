@@ -20,11 +20,11 @@ from service.config import Settings
 from service.runtime.snapshot import Snapshot
 from tests.harness.server import Server, serving
 from tests.registry.conftest import Postgres
-from tests.service.api import Api, refused, running
-from tests.service.estimators import yes_or_no
+from tests.service.api import Api, check_problem, running_app
+from tests.service.estimators import sign_classifier
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
-SOON_S = 3.0
+CHANGE_TIMEOUT_S = 3.0
 """A poll takes 0.1 s, and one second is promised; the rest allows for a machine busy with other tests."""
 
 
@@ -43,9 +43,9 @@ def snapshot(engine):
     snapshot.stop()
 
 
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether `condition` becomes true within `SOON_S`."""
-    deadline = time.perf_counter() + SOON_S
+def becomes_true(condition: Callable[[], bool]) -> bool:
+    """Whether `condition` becomes true within `CHANGE_TIMEOUT_S`."""
+    deadline = time.perf_counter() + CHANGE_TIMEOUT_S
     while time.perf_counter() < deadline:
         if condition():
             return True
@@ -53,12 +53,12 @@ def soon(condition: Callable[[], bool]) -> bool:
     return False
 
 
-def test_it_resolves_names_aliases_and_numbers(snapshot: Snapshot):
+def test_the_snapshot_resolves_names_aliases_and_numbers(snapshot: Snapshot):
     assert snapshot.resolve("flag").number == 1
     assert snapshot.resolve("flag", number=2).number == 2
-    for wrong in ({"name": "nobody"}, {"name": "flag", "alias": "nobody"}, {"name": "flag", "number": 9}):
+    for unknown in ({"name": "missing"}, {"name": "flag", "alias": "missing"}, {"name": "flag", "number": 9}):
         with pytest.raises(NotFound):
-            snapshot.resolve(**wrong)
+            snapshot.resolve(**unknown)
 
 
 def test_an_alias_moved_by_another_connection_is_visible_soon(snapshot: Snapshot, home: Path):
@@ -66,7 +66,7 @@ def test_an_alias_moved_by_another_connection_is_visible_soon(snapshot: Snapshot
     with db.sessions(other).begin() as session:
         aliases.promote(session, "flag", "champion", 2, by="another process")
     other.dispose()
-    assert soon(lambda: snapshot.resolve("flag").number == 2)
+    assert becomes_true(lambda: snapshot.resolve("flag").number == 2)
 
 
 def test_a_process_reads_its_own_writes_at_once(snapshot: Snapshot, engine):
@@ -106,7 +106,7 @@ def test_concurrent_refreshes_read_the_database_twice(engine, monkeypatch: pytes
 
     def on_read(connection: object) -> None:
         reads.append(connection)
-        assert len(reads) > 1 or soon(lambda: clock.call_count >= clock_reads)
+        assert len(reads) > 1 or becomes_true(lambda: clock.call_count >= clock_reads)
 
     sqlalchemy.event.listen(engine, "begin", on_read)
     with ThreadPoolExecutor(30) as threads:
@@ -117,13 +117,13 @@ def test_concurrent_refreshes_read_the_database_twice(engine, monkeypatch: pytes
 
 @pytest.mark.anyio
 async def test_a_version_that_another_process_has_built_answers_at_once(home: Path):
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         api.services.snapshot.stop()
         with api.services.sessions.begin() as session:
             versions.edit(session, "flag", 2, archived=True)
         api.services.snapshot.refresh()
         path = "/v1/models/flag/versions/2/predict"
-        refused(await api.client.post(path, json={"instances": [ROW]}), 409)
+        check_problem(await api.client.post(path, json={"instances": [ROW]}), 409)
         with api.services.sessions.begin() as session:
             versions.edit(session, "flag", 2, archived=False)
         assert (await api.client.post(path, json={"instances": [ROW]})).status_code == 200
@@ -137,7 +137,7 @@ def test_listeners_are_called_only_for_changes(snapshot: Snapshot, engine):
     with db.sessions(engine).begin() as session:
         keys.create(session, "new", ["predict"], by="me")
     snapshot.refresh()
-    assert soon(lambda: len(revisions) == 1)
+    assert becomes_true(lambda: len(revisions) == 1)
     assert any(k.name == "new" for k in snapshot.state.keys.values())
 
 
@@ -168,20 +168,20 @@ def test_a_change_at_one_server_is_served_by_another_soon(two_servers: tuple[Ser
         assert second.post("/v1/models/flag/predict", json=body).json()["model"]["version"] == 1
         assert first.put("/v1/models/flag/aliases/champion", json={"version": 2}).status_code == 200
 
-        def follows() -> bool:
+        def serves_version_2() -> bool:
             answer = second.post("/v1/models/flag/predict", json=body).json()
             return bool(answer["model"]["version"] == 2 and answer["predictions"][0]["label"] == "no")
 
-        assert soon(follows)
+        assert becomes_true(serves_version_2)
 
 
 def test_a_key_revoked_at_one_server_is_rejected_by_another_soon(two_servers: tuple[Server, Server]):
     with two_servers[0].client() as first:
         key = first.post("/v1/keys", json={"name": "short", "scopes": ["predict"]}).json()
         with two_servers[1].client(key["key"]) as second:
-            assert soon(lambda: second.get("/v1/models").status_code == 200)
+            assert becomes_true(lambda: second.get("/v1/models").status_code == 200)
             first.delete("/v1/keys/" + key["id"])
-            assert soon(lambda: second.get("/v1/models").status_code == 401)
+            assert becomes_true(lambda: second.get("/v1/models").status_code == 401)
 
 
 @pytest.fixture
@@ -199,8 +199,8 @@ async def test_the_server_is_unready_while_the_database_does_not_answer(postgres
     engine = db.connect(settings.url)
     db.migrate(engine, tmp_path)
     engine.dispose()
-    async with running(settings) as api:
-        await api.publish("flag", yes_or_no(), alias="champion")
+    async with running_app(settings) as api:
+        await api.publish("flag", sign_classifier(), alias="champion")
         await _await_readiness(api, 200)
         postgres.execute(
             f"ALTER DATABASE {database} ALLOW_CONNECTIONS false",
@@ -210,13 +210,13 @@ async def test_the_server_is_unready_while_the_database_does_not_answer(postgres
             assert "does not answer" in (await _await_readiness(api, 503)).json()["checks"]["database"]
             assert (await api.anonymous.get("/livez")).status_code == 200
             assert (await api.predict("flag", ROW)).json()["predictions"][0]["label"] == "yes"
-            refused(await api.client.get("/v1/models"), 503)
-            refused(await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]}), 503)
+            check_problem(await api.client.get("/v1/models"), 503)
+            check_problem(await api.client.post("/v1/keys", json={"name": "a", "scopes": ["predict"]}), 503)
         finally:
             postgres.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
         await _await_readiness(api, 200)
         assert (await api.client.get("/v1/models")).status_code == 200
-        assert (await api.publish("flag", yes_or_no(swapped=True)))["state"] == "ready"
+        assert (await api.publish("flag", sign_classifier(swapped=True)))["state"] == "ready"
 
 
 async def _await_readiness(api: Api, status: int) -> httpx.Response:

@@ -18,7 +18,7 @@ from service.web.auth import check_public
 from service.web.deps import check_guarded, guard_of, require_scope
 from service.web.docs_page import docs_routes
 from service.web.health import health_routes
-from tests.service.api import Api, refused
+from tests.service.api import Api, check_problem
 
 pytestmark = pytest.mark.anyio
 
@@ -120,13 +120,13 @@ class GuardedRoute(NamedTuple):
 def calls(api: Api) -> list[GuardedRoute]:
     """Every route that requires a key: those of FastAPI, and predictions."""
     routes = [(r, guard_of(r)) for r in api.fastapi.router.routes]
-    guarded = [
+    guarded_routes = [
         GuardedRoute(method, route.path, frozenset(guard.scopes))
         for route, guard in routes
         if guard is not None
         for method in sorted(route.methods)
     ]
-    return guarded + [GuardedRoute("POST", template, frozenset({"predict"})) for template in ROUTES]
+    return guarded_routes + [GuardedRoute("POST", template, frozenset({"predict"})) for template in ROUTES]
 
 
 def test_exactly_the_public_routes_have_no_guard(api: Api):
@@ -140,7 +140,7 @@ def test_every_route_requires_the_scope_of_the_api_specification(calls: list[Gua
 
 async def test_every_guarded_route_is_401_without_a_key(api: Api, calls: list[GuardedRoute]):
     for call in calls:
-        problem = refused(await api.anonymous.request(call.method, call.path), 401)
+        problem = check_problem(await api.anonymous.request(call.method, call.path), 401)
         assert detail_contains(problem, "Authorization: Bearer"), str(call)
 
 
@@ -149,7 +149,7 @@ async def test_a_key_without_the_scope_is_denied(api: Api, calls: list[GuardedRo
         async with api.with_key(await api.key(scope)) as client:
             for call in calls:
                 if not call.scopes & {scope, "any"}:
-                    problem = refused(await client.request(call.method, call.path), 403)
+                    problem = check_problem(await client.request(call.method, call.path), 403)
                     assert detail_contains(problem, "lacks the scope"), f"{scope}: {call}"
 
 
@@ -157,7 +157,7 @@ async def test_a_key_for_another_model_is_denied(api: Api, calls: list[GuardedRo
     secret = await api.key(*(s for s in SCOPES), models=["another"])
     async with api.with_key(secret) as client:
         for call in (c for c in calls if "{name}" in c.template):
-            problem = refused(await client.request(call.method, call.path), 403)
+            problem = check_problem(await client.request(call.method, call.path), 403)
             assert detail_contains(problem, "not for the model flag"), str(call)
 
 
@@ -166,7 +166,7 @@ async def test_a_limited_admin_key_is_denied_registry_wide_routes(api: Api, call
         registry_wide = [c for c in calls if "admin" in c.scopes and "{name}" not in c.template]
         assert registry_wide
         for call in registry_wide:
-            refused(await client.request(call.method, call.path), 403)
+            check_problem(await client.request(call.method, call.path), 403)
 
 
 async def test_a_limited_key_sees_only_its_models_in_lists(api: Api):
@@ -205,13 +205,16 @@ async def test_an_invalid_key_is_401(api: Api, authorization: str):
     text = authorization.format(key=key, cut=key[:-1], id_only=key[: key.rindex("_") + 1], upper=key.upper())
     headers = [(b"authorization", text.encode("latin-1"))]
     answer = await api.anonymous.get("/v1/models", headers=headers)
-    refused(answer, 401)
+    check_problem(answer, 401)
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
 async def test_the_last_of_two_authorization_headers_counts(api: Api):
-    good, bad = (b"authorization", f"Bearer {api.admin}".encode()), (b"authorization", b"Bearer trv_x_y")
-    refused(await api.anonymous.get("/v1/models", headers=[good, bad]), 401)
+    valid_header, invalid_header = (
+        (b"authorization", f"Bearer {api.admin}".encode()),
+        (b"authorization", b"Bearer trv_x_y"),
+    )
+    check_problem(await api.anonymous.get("/v1/models", headers=[valid_header, invalid_header]), 401)
 
 
 async def test_a_revoked_rotated_or_expired_key_is_401(api: Api):
@@ -219,18 +222,18 @@ async def test_a_revoked_rotated_or_expired_key_is_401(api: Api):
     async with api.with_key(created["key"]) as client:
         assert (await client.get("/v1/models")).status_code == 200
         renewed = (await api.client.post(f"/v1/keys/{created['id']}/rotate")).json()
-        refused(await client.get("/v1/models"), 401)
+        check_problem(await client.get("/v1/models"), 401)
     async with api.with_key(renewed["key"]) as client:
         assert (await client.get("/v1/models")).status_code == 200
         revoked = await api.client.delete(f"/v1/keys/{created['id']}")
         assert revoked.json()["revoked_at"] is not None
-        refused(await client.get("/v1/models"), 401)
-    refused(await api.client.post(f"/v1/keys/{created['id']}/rotate"), 404)
+        check_problem(await client.get("/v1/models"), 401)
+    check_problem(await api.client.post(f"/v1/keys/{created['id']}/rotate"), 404)
     async with api.with_key(await api.key("predict", expires_in=1e-6)) as client:
-        refused(await client.get("/v1/models"), 401)
+        check_problem(await client.get("/v1/models"), 401)
 
 
-EVASIONS = [
+BYPASS_PATHS = [
     "/v1/models/",
     "//v1/models",
     "/v1//models",
@@ -266,7 +269,7 @@ EVASIONS = [
 async def test_no_spelling_of_a_path_bypasses_the_guard(api: Api, method: str):
     """Without a key: 401, or a public response. The path goes to the application unchanged, because an HTTP
     client would normalize it."""
-    for path in EVASIONS:
+    for path in BYPASS_PATHS:
         status, body = await _raw(api, method, path)
         assert status in (401, 404, 405), f"{method} {path}"
         assert b"flag" not in body.replace(path.encode(), b"").replace(_decoded(path).encode(), b"")
@@ -275,7 +278,7 @@ async def test_no_spelling_of_a_path_bypasses_the_guard(api: Api, method: str):
 async def test_other_methods_of_public_paths_require_a_key(api: Api):
     for path in sorted(PUBLIC):
         for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
-            refused(await api.anonymous.request(method, fill(path)), 401)
+            check_problem(await api.anonymous.request(method, fill(path)), 401)
 
 
 async def test_public_paths_are_served_to_get_and_head(api: Api):
@@ -286,7 +289,7 @@ async def test_public_paths_are_served_to_get_and_head(api: Api):
 
 
 async def test_the_docs_shell_is_the_same_for_any_name(api: Api):
-    pages = {(await api.anonymous.get(f"/v1/models/{n}/docs")).text for n in ("flag", "nobody", "%00")}
+    pages = {(await api.anonymous.get(f"/v1/models/{n}/docs")).text for n in ("flag", "missing", "%00")}
     assert len(pages) == 1
 
 
@@ -343,7 +346,7 @@ async def test_every_guarded_route_rejects_unknown_query_parameters(api: Api, ca
             content=content,
             headers={"Content-Type": "application/json"},
         )
-        problem = refused(answer, 422)
+        problem = check_problem(answer, 422)
         assert call.method == "HEAD" or "nonsense" in {e["field"] for e in problem["errors"]}, str(call)
 
 

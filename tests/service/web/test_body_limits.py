@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.config import Settings
-from tests.service.api import Api, refused, running
+from tests.service.api import Api, check_problem, running_app
 
 pytestmark = pytest.mark.anyio
 MB = 1 << 20
@@ -17,7 +17,7 @@ MB = 1 << 20
 async def small(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     """Bodies up to 1 MB, artifacts up to 2 MB."""
     home = tmp_path_factory.mktemp("small") / "home"
-    async with running(Settings(home=home, max_body_mb=1, max_artifact_mb=2)) as api:
+    async with running_app(Settings(home=home, max_body_mb=1, max_artifact_mb=2)) as api:
         yield api
 
 
@@ -35,7 +35,7 @@ async def test_a_body_with_a_too_large_content_length_is_rejected_unread(small: 
             read += MB
             yield bytes(MB)
 
-    problem = refused(
+    problem = check_problem(
         await small.client.post(path, content=body(), headers={"Content-Length": str(64 * MB)}), 413
     )
     assert str(MB) in problem["detail"]
@@ -51,7 +51,7 @@ async def test_a_too_large_body_without_content_length_is_rejected_while_receive
             read += MB
             yield b" " * MB
 
-    refused(await small.client.post("/v1/keys", content=body()), 413)
+    check_problem(await small.client.post("/v1/keys", content=body()), 413)
     assert read <= 3 * MB
 
 
@@ -65,8 +65,8 @@ async def test_artifacts_have_their_own_limit_and_leave_no_file(small: Api):
         yield too_large[MB:]
 
     digest = hashlib.sha256(too_large).hexdigest()
-    refused(await small.client.put(f"/v1/artifacts/{digest}", content=too_large), 413)
-    refused(await small.client.put(f"/v1/artifacts/{digest}", content=body()), 413)
+    check_problem(await small.client.put(f"/v1/artifacts/{digest}", content=too_large), 413)
+    check_problem(await small.client.put(f"/v1/artifacts/{digest}", content=body()), 413)
     assert leftovers(small) == []
 
 
@@ -75,7 +75,7 @@ async def test_a_body_without_a_key_is_not_read(small: Api):
         raise AssertionError("the body was read")
         yield b""
 
-    refused(await small.anonymous.put(f"/v1/artifacts/{'0' * 64}", content=body()), 401)
+    check_problem(await small.anonymous.put(f"/v1/artifacts/{'0' * 64}", content=body()), 401)
 
 
 async def test_an_invalid_content_length_does_not_bypass_the_limit(small: Api):
@@ -86,4 +86,4 @@ async def test_an_invalid_content_length_does_not_bypass_the_limit(small: Api):
             (b"content-type", b"application/json"),
         ]
         request = small.anonymous.build_request("POST", "/v1/keys", headers=headers, content=b" " * (MB + 1))
-        refused(await small.anonymous.send(request), 413)
+        check_problem(await small.anonymous.send(request), 413)

@@ -20,17 +20,17 @@ from service.web.conditional import (
 SHA, COMPRESSED_SHA = "a" * 64, "b" * 64
 PLAIN, ZSTD = f'"{SHA}"', f'"{SHA}-zstd"'
 OTHER = '"' + "c" * 64 + '"'
-BOTH = representations(SHA, COMPRESSED_SHA)
+REPRESENTATIONS = representations(SHA, COMPRESSED_SHA)
 SIZE = 1000
 
 
 def chosen_etag(headers: ConditionalHeaders) -> str | None:
-    representation = choose_representation(BOTH, headers)
+    representation = choose_representation(REPRESENTATIONS, headers)
     return representation and representation.etag
 
 
 def test_each_representation_has_its_own_blob_and_entity_tag() -> None:
-    assert [(r.blob, r.etag, r.coding) for r in BOTH] == [
+    assert [(r.blob, r.etag, r.coding) for r in REPRESENTATIONS] == [
         (COMPRESSED_SHA, ZSTD, "zstd"),
         (SHA, PLAIN, None),
     ]
@@ -209,7 +209,7 @@ def test_arbitrary_headers_never_fail_and_ranges_stay_inside_the_file(
     fields: dict[str, Any], size: int
 ) -> None:
     headers = ConditionalHeaders(**fields)
-    representation = choose_representation(BOTH, headers)
+    representation = choose_representation(REPRESENTATIONS, headers)
     assert precondition_status(headers, PLAIN) in (None, 304, 412)
     selected = select_range(headers, representation.etag if representation else PLAIN, size)
     assert selected is None or 0 <= selected.start <= selected.stop <= size

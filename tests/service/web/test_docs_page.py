@@ -13,10 +13,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from registry import db, revision
 from registry.tables import ModelRow, VersionRow
+from tests.harness.models import pickle_model
 from tests.harness.server import Server, serving
 from tests.registry.signatures import SIGNATURES
-from tests.service.api import pickled
-from tests.service.estimators import yes_or_no
+from tests.service.estimators import sign_classifier
 
 ARGUMENTS = [
     "--headless",
@@ -114,7 +114,7 @@ def response_text(page: Page) -> str:
 
 def publish(client: httpx.Client, name: str) -> None:
     """Publish version 1 of a new model, which becomes champion when it is built."""
-    content = pickled(yes_or_no().model)
+    content = pickle_model(sign_classifier().model)
     digest = hashlib.sha256(content).hexdigest()
     client.put(f"/v1/artifacts/{digest}", content=content).raise_for_status()
     body = {"artifact": digest, "format": "sklearn-joblib", "alias": "champion"}

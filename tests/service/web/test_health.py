@@ -10,7 +10,7 @@ from registry.errors import TriviumError
 from service.config import Settings
 from service.prepare import prepare
 from service.web import health
-from tests.service.api import Api, refused, running
+from tests.service.api import Api, check_problem, running_app
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +71,7 @@ def test_a_database_at_another_revision_is_rejected(tmp_path: Path):
 async def test_a_missing_or_full_data_directory_makes_the_server_unready(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
 
         async def data_check() -> tuple[int, str]:
             answer = await api.anonymous.get("/readyz")
@@ -90,4 +90,4 @@ async def test_a_missing_or_full_data_directory_makes_the_server_unready(
 
         monkeypatch.setattr(type(api.services.store), "writer", raise_disk_full)
         answer = await api.client.put(f"/v1/artifacts/{'0' * 64}", content=b"x")
-        assert "No space left on device" in refused(answer, 507)["detail"]
+        assert "No space left on device" in check_problem(answer, 507)["detail"]

@@ -7,21 +7,21 @@ import sqlite3
 
 import pytest
 
-from tests.service.api import Api, refused
-from tests.service.estimators import yes_or_no
+from tests.service.api import Api, check_problem
+from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
 
 async def publication(api: Api) -> dict[str, object]:
-    return await api.publication(yes_or_no())
+    return await api.publication(sign_classifier())
 
 
 async def test_the_same_key_and_body_give_the_same_answer(api: Api):
     body = await publication(api)
     headers = {"Idempotency-Key": "publish-1"}
     first = await api.client.post("/v1/models/once/versions", json=body, headers=headers)
-    await api.built(first.headers["location"])
+    await api.wait_for_build(first.headers["location"])
     second = await api.client.post("/v1/models/once/versions", json=body, headers=headers)
     assert (second.status_code, second.json()) == (202, first.json())
     assert second.headers["location"] == first.headers["location"]
@@ -37,7 +37,7 @@ async def test_the_same_key_with_another_body_or_path_is_422(api: Api):
     other = body | {"description": "another"}
     for path, request_body in (("once-2", other), ("once-3", body)):
         answer = await api.client.post(f"/v1/models/{path}/versions", json=request_body, headers=headers)
-        assert refused(answer, 422)["errors"][0]["field"] == "Idempotency-Key"
+        assert check_problem(answer, 422)["errors"][0]["field"] == "Idempotency-Key"
 
 
 async def test_the_same_key_of_another_caller_is_independent(api: Api):
@@ -54,8 +54,10 @@ async def test_the_same_key_of_another_caller_is_independent(api: Api):
 async def test_a_rejected_request_can_be_corrected_with_the_same_key(api: Api):
     body = await publication(api)
     headers = {"Idempotency-Key": "publish-4"}
-    wrong = body | {"artifact": "0" * 64}
-    refused(await api.client.post("/v1/models/once-5/versions", json=wrong, headers=headers), 422)
+    unknown_artifact = body | {"artifact": "0" * 64}
+    check_problem(
+        await api.client.post("/v1/models/once-5/versions", json=unknown_artifact, headers=headers), 422
+    )
     answer = await api.client.post("/v1/models/once-5/versions", json=body, headers=headers)
     assert answer.status_code == 202
 
@@ -98,4 +100,4 @@ async def test_a_repeated_key_creation_returns_the_same_secret_which_is_not_stor
 @pytest.mark.parametrize("key", ["", "x" * 256])
 async def test_a_key_of_invalid_length_is_422(api: Api, key: str):
     body = {"name": "a", "scopes": ["predict"]}
-    refused(await api.client.post("/v1/keys", json=body, headers={"Idempotency-Key": key}), 422)
+    check_problem(await api.client.post("/v1/keys", json=body, headers={"Idempotency-Key": key}), 422)

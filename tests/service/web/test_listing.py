@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.service.api import Api, pickled
-from tests.service.estimators import yes_or_no
+from tests.harness.models import pickle_model
+from tests.service.api import Api
+from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
@@ -27,11 +28,11 @@ async def every_page(api: Api, url: str) -> list[list[Any]]:
 
 
 @pytest.fixture(scope="module")
-async def shelf(api: Api) -> None:
-    """Models `shelf-0` to `shelf-4`; the first has versions 1 to 5, tagged by their parity."""
-    blob = await api.upload(pickled(yes_or_no().model))
+async def listed_models(api: Api) -> None:
+    """Models `listed-0` to `listed-4`; the first has versions 1 to 5, tagged by their parity."""
+    blob = await api.upload(pickle_model(sign_classifier().model))
     for number in range(5):
-        for name in {"shelf-0", f"shelf-{number}"}:
+        for name in {"listed-0", f"listed-{number}"}:
             body = {
                 "artifact": blob,
                 "format": "sklearn-joblib",
@@ -40,53 +41,56 @@ async def shelf(api: Api) -> None:
             }
             answer = await api.client.post(f"/v1/models/{name}/versions", json=body)
             assert answer.status_code == 202
-    await asyncio.gather(*(api.built(f"/v1/models/shelf-0/versions/{n}") for n in range(1, 6)))
+    await asyncio.gather(*(api.wait_for_build(f"/v1/models/listed-0/versions/{n}") for n in range(1, 6)))
 
 
-async def test_the_link_header_leads_through_all_pages(api: Api, shelf: None):
-    pages = await every_page(api, "/v1/models?page_size=2&q=shelf-")
+async def test_the_link_header_leads_through_all_pages(api: Api, listed_models: None):
+    pages = await every_page(api, "/v1/models?page_size=2&q=listed-")
     assert [[m["name"] for m in page] for page in pages] == [
-        ["shelf-0", "shelf-1"],
-        ["shelf-2", "shelf-3"],
-        ["shelf-4"],
+        ["listed-0", "listed-1"],
+        ["listed-2", "listed-3"],
+        ["listed-4"],
     ]
-    versions = await every_page(api, "/v1/models/shelf-0/versions?page_size=2")
+    versions = await every_page(api, "/v1/models/listed-0/versions?page_size=2")
     assert [[v["version"] for v in page] for page in versions] == [[5, 4], [3, 2], [1]]
 
 
-async def test_an_exactly_full_page_is_the_last(api: Api, shelf: None):
-    assert len(await every_page(api, "/v1/models?page_size=5&q=shelf-")) == 1
+async def test_an_exactly_full_page_is_the_last(api: Api, listed_models: None):
+    assert len(await every_page(api, "/v1/models?page_size=5&q=listed-")) == 1
 
 
-async def test_a_model_created_between_pages_repeats_no_item(api: Api, shelf: None):
-    first = (await api.client.get("/v1/models?page_size=2&q=shelf-")).json()
+async def test_a_model_created_between_pages_repeats_no_item(api: Api, listed_models: None):
+    first = (await api.client.get("/v1/models?page_size=2&q=listed-")).json()
     await api.client.post(
-        "/v1/models/shelf-00/versions",
-        json={"artifact": await api.upload(pickled(yes_or_no().model)), "format": "sklearn-joblib"},
+        "/v1/models/listed-00/versions",
+        json={
+            "artifact": await api.upload(pickle_model(sign_classifier().model)),
+            "format": "sklearn-joblib",
+        },
     )
     token = first["next_page_token"]
-    second = (await api.client.get(f"/v1/models?page_size=2&q=shelf-&page_token={token}")).json()
-    await api.client.delete("/v1/models/shelf-00")
+    second = (await api.client.get(f"/v1/models?page_size=2&q=listed-&page_token={token}")).json()
+    await api.client.delete("/v1/models/listed-00")
     names = [m["name"] for m in first["items"] + second["items"]]
     assert len(set(names)) == 4
 
 
-async def test_models_are_found_by_name_and_tag(api: Api, shelf: None):
+async def test_models_are_found_by_name_and_tag(api: Api, listed_models: None):
     async def names(query: str) -> list[str]:
         return [m["name"] for m in (await api.client.get(f"/v1/models?{query}")).json()["items"]]
 
-    assert await names("q=SHELF-3") == ["shelf-3"]
-    assert await names("tag=nr:3&q=shelf-") == ["shelf-0", "shelf-3"]
-    assert await names("tag=nr:3&tag=parity:odd&q=shelf-") == ["shelf-0", "shelf-3"]
+    assert await names("q=LISTED-3") == ["listed-3"]
+    assert await names("tag=nr:3&q=listed-") == ["listed-0", "listed-3"]
+    assert await names("tag=nr:3&tag=parity:odd&q=listed-") == ["listed-0", "listed-3"]
     assert await names("tag=nr:3&tag=parity:even") == []
     assert await names("q=%25") == []
-    assert await names("q=sh_lf") == []
+    assert await names("q=l_sted") == []
     assert await names("q='; drop table models") == []
 
 
-async def test_versions_are_found_by_description_and_tag(api: Api, shelf: None):
+async def test_versions_are_found_by_description_and_tag(api: Api, listed_models: None):
     async def numbers(query: str) -> list[int]:
-        answer = await api.client.get(f"/v1/models/shelf-0/versions?{query}")
+        answer = await api.client.get(f"/v1/models/listed-0/versions?{query}")
         return [v["version"] for v in answer.json()["items"]]
 
     assert await numbers("tag=parity:even") == [5, 3, 1]

@@ -95,13 +95,13 @@ def test_the_response_is_typed_by_the_task() -> None:
     document = server_document(base(), [doc(alias="champion")])
     answer = operation(document, "/v1/models/fraud/predict")["responses"]["200"]["content"]
     schema = answer["application/json"]["schema"] | {"components": document["components"]}
-    good = {
+    valid_outputs = {
         "predictions": [{"label": "benign", "probabilities": {"benign": 0.9, "malignant": 0.1}}],
         "model": {"name": "fraud", "version": 3},
         "id": "p",
     }
-    Draft202012Validator(schema).validate(good)
-    assert not Draft202012Validator(schema).is_valid(good | {"predictions": [{"label": "no class"}]})
+    Draft202012Validator(schema).validate(valid_outputs)
+    assert not Draft202012Validator(schema).is_valid(valid_outputs | {"predictions": [{"label": "no class"}]})
     assert answer["text/csv"]["schema"]["description"].endswith(
         "label, probability&#46;benign, probability&#46;malignant."
     )
@@ -161,8 +161,8 @@ def test_every_operation_except_the_probes_requires_a_key() -> None:
 
 @pytest.mark.parametrize("name", ["predict", "models", "version", "instance", "a.b", "a-b", "a_b", "0"])
 def test_no_models_name_collides_with_another_name(name: str) -> None:
-    others = [doc("a"), doc("predict.a"), doc("a.instance")]
-    document = server_document(base(), [*others, doc(name, alias="champion")])
+    other_models = [doc("a"), doc("predict.a"), doc("a.instance")]
+    document = server_document(base(), [*other_models, doc(name, alias="champion")])
     check_valid(document)  # this rejects duplicate operation ids
     tags = [t["name"] for t in document["tags"]]
     assert len(tags) == len(set(tags))
@@ -181,8 +181,8 @@ def test_field_names_are_escaped_in_markdown() -> None:
 
 
 def test_with_many_models_the_document_only_lists_them() -> None:
-    many = [doc(f"m-{i}", description="One of many.") for i in range(MAX_TYPED + 1)]
-    document = server_document(base(), many)
+    too_many = [doc(f"m-{i}", description="One of many.") for i in range(MAX_TYPED + 1)]
+    document = server_document(base(), too_many)
     check_valid(document)
     assert len(document["x-trivium-models"]) == MAX_TYPED + 1
     assert document["x-trivium-models"][7] == {
@@ -195,7 +195,7 @@ def test_with_many_models_the_document_only_lists_them() -> None:
     }
     assert not [p for p in document["paths"] if "/m-" in p]
     assert "101 models" in document["info"]["description"]
-    assert len(server_document(base(), many[:MAX_TYPED])["paths"]) == MAX_TYPED + 4
+    assert len(server_document(base(), too_many[:MAX_TYPED])["paths"]) == MAX_TYPED + 4
 
 
 def test_the_base_document_is_not_changed() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.config import Settings
-from tests.service.api import Api, refused, running
-from tests.service.estimators import yes_or_no
+from tests.service.api import Api, check_problem, running_app
+from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,7 @@ DOCUMENTS = ["/openapi.json", "/v1/models/flag/openapi.json"]
 @pytest.fixture
 async def own_api(home: Path) -> AsyncIterator[Api]:
     """An application for one test: no other test changes its registry."""
-    async with running(Settings(home=home)) as api:
+    async with running_app(Settings(home=home)) as api:
         yield api
 
 
@@ -34,12 +34,12 @@ async def test_every_model_has_a_typed_operation(api: Api):
 async def test_a_models_document_contains_only_that_model(api: Api):
     document = (await api.client.get("/v1/models/mixed/openapi.json")).json()
     assert set(document["paths"]) == {"/v1/models/mixed/predict"}
-    refused(await api.client.get("/v1/models/nobody/openapi.json"), 404)
+    check_problem(await api.client.get("/v1/models/missing/openapi.json"), 404)
 
 
 async def test_a_condition_does_not_hide_that_a_model_is_unknown(api: Api):
     headers = {"If-None-Match": "*"}
-    refused(await api.client.get("/v1/models/nobody/openapi.json", headers=headers), 404)
+    check_problem(await api.client.get("/v1/models/missing/openapi.json", headers=headers), 404)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
@@ -72,7 +72,7 @@ async def test_an_upgrade_changes_the_entity_tag(own_api: Api, monkeypatch: pyte
 async def test_two_registries_at_the_same_revision_have_different_entity_tags(tmp_path: Path):
     async with AsyncExitStack() as stack:
         apis = [
-            await stack.enter_async_context(running(Settings(home=tmp_path / name)))
+            await stack.enter_async_context(running_app(Settings(home=tmp_path / name)))
             for name in ("first", "second")
         ]
         assert len({api.services.snapshot.state.revision for api in apis}) == 1
@@ -84,14 +84,14 @@ async def test_two_registries_at_the_same_revision_have_different_entity_tags(tm
 async def test_the_entity_tag_survives_a_restart_of_the_server(home: Path):
     etags = set()
     for _ in range(2):
-        async with running(Settings(home=home)) as api:
+        async with running_app(Settings(home=home)) as api:
             etags.add((await api.client.get("/openapi.json")).headers["etag"])
     assert len(etags) == 1
 
 
 async def test_a_document_contains_a_model_published_a_moment_ago(api: Api):
     condition = {"If-None-Match": (await api.client.get("/openapi.json")).headers["etag"]}
-    await api.publish("novel", yes_or_no(), alias="champion")
+    await api.publish("novel", sign_classifier(), alias="champion")
     document = (await api.client.get("/openapi.json", headers=condition)).json()
     assert "/v1/models/novel/predict" in document["paths"]
 

@@ -13,7 +13,7 @@ from registry import errors
 from registry.errors import TriviumError
 from registry.names import NAME_PATTERN
 from service.web.problems import STATUS, ProblemResponse, build_problem, status_of
-from tests.service.api import Api, refused
+from tests.service.api import Api, check_problem
 
 pytestmark = pytest.mark.anyio
 
@@ -37,16 +37,16 @@ def test_every_error_has_a_status():
 
 
 async def test_each_error_status_has_a_problem_document(api: Api):
-    refused(await api.anonymous.get("/v1/models"), 401)
-    refused(await api.client.get("/v1/nothing"), 404)
-    refused(await api.client.get("/v1/models/nobody"), 404)
-    refused(await api.client.post("/v1/models/nobody/predict", json={"instances": [ROW]}), 404)
-    refused(await api.client.get("/static/nothing.js"), 404)
-    refused(await api.client.patch("/v1/models"), 405)
-    refused(await api.client.get(PREDICT), 405)
-    refused(await api.client.delete("/v1/models/flag"), 409)
+    check_problem(await api.anonymous.get("/v1/models"), 401)
+    check_problem(await api.client.get("/v1/nothing"), 404)
+    check_problem(await api.client.get("/v1/models/missing"), 404)
+    check_problem(await api.client.post("/v1/models/missing/predict", json={"instances": [ROW]}), 404)
+    check_problem(await api.client.get("/static/nothing.js"), 404)
+    check_problem(await api.client.patch("/v1/models"), 405)
+    check_problem(await api.client.get(PREDICT), 405)
+    check_problem(await api.client.delete("/v1/models/flag"), 409)
     async with api.with_key(await api.key("edge")) as client:
-        refused(await client.post(PREDICT, json={"instances": [ROW]}), 403)
+        check_problem(await client.post(PREDICT, json={"instances": [ROW]}), 403)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ async def test_every_response_has_the_request_id_of_the_client(api: Api):
 async def test_an_invalid_request_id_is_replaced(api: Api, request_id: str):
     headers = [(b"x-request-id", request_id.encode()), (b"authorization", f"Bearer {api.admin}".encode())]
     answer = await api.anonymous.get("/v1/nothing", headers=headers)
-    new_id = refused(answer, 404)["request_id"]
+    new_id = check_problem(answer, 404)["request_id"]
     assert new_id != request_id
     assert new_id.startswith("req-")
 
@@ -105,7 +105,7 @@ async def test_an_unexpected_error_is_a_500_without_its_message(api: Api, capsys
         answer = await api.client.get("/v1/broken", headers={"X-Request-ID": "mine"})
     finally:
         api.fastapi.router.routes.pop()
-    build_problem = refused(answer, 500)
+    build_problem = check_problem(answer, 500)
     assert build_problem["request_id"] == "mine"
     assert "secret" not in answer.text
     assert "a secret in a traceback" in capsys.readouterr().out  # it is in the log
@@ -120,7 +120,7 @@ async def test_a_database_that_does_not_answer_is_503(api: Api):
         answer = await api.client.get("/v1/broken")
     finally:
         api.fastapi.router.routes.pop()
-    assert "SELECT" not in refused(answer, 503)["detail"]
+    assert "SELECT" not in check_problem(answer, 503)["detail"]
     assert answer.headers["retry-after"] == "1"
 
 
@@ -140,7 +140,7 @@ async def test_a_503_in_front_of_fastapi_also_has_retry_after(status: int, retry
 
 
 async def test_errors_of_a_body_name_their_fields(api: Api):
-    build_problem = refused(
+    build_problem = check_problem(
         await api.client.post(VERSIONS, json={"artifact": "x", "format": "pickle", "surprise": 1}), 422
     )
     assert {e["field"] for e in build_problem["errors"]} == {"artifact", "format", "surprise"}
@@ -168,7 +168,7 @@ async def test_errors_of_a_body_name_their_fields(api: Api):
 )
 @pytest.mark.parametrize("path", [VERSIONS, "/v1/keys", PREDICT])
 async def test_a_body_that_is_not_json_is_422(api: Api, path: str, body: bytes):
-    build_problem = refused(
+    build_problem = check_problem(
         await api.client.post(path, content=body, headers={"Content-Type": "application/json"}), 422
     )
     assert build_problem["errors"]
@@ -182,20 +182,22 @@ async def test_text_that_the_database_cannot_store_is_422(api: Api, text: str):
         '{"name": "a", "scopes": ["predict"], "models": ["%s"]}',
         '{"%s": "a", "scopes": ["predict"]}',
     ):
-        refused(await api.client.post("/v1/keys", content=body % text, headers=headers), 422)
+        check_problem(await api.client.post("/v1/keys", content=body % text, headers=headers), 422)
     for body in (
         '{"description": "%s"}',
         '{"tags": {"%s": "a"}}',
         '{"tags": {"a": "%s"}}',
         '{"tags": {"%s": 1}}',
     ):
-        refused(await api.client.patch(f"{VERSIONS}/1", content=body % text, headers=headers), 422)
+        check_problem(await api.client.patch(f"{VERSIONS}/1", content=body % text, headers=headers), 422)
     promotion = b'{"version": 1, "reason": "' + text.encode() + b'"}'
-    refused(await api.client.put("/v1/models/flag/aliases/other", content=promotion, headers=headers), 422)
+    check_problem(
+        await api.client.put("/v1/models/flag/aliases/other", content=promotion, headers=headers), 422
+    )
     blob = await api.upload(b"no model")
     for field in ("target", "description"):
         publication = f'{{"artifact": "{blob}", "format": "onnx", "{field}": "{text}"}}'
-        refused(await api.client.post(VERSIONS, content=publication, headers=headers), 422)
+        check_problem(await api.client.post(VERSIONS, content=publication, headers=headers), 422)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ async def test_text_that_the_database_cannot_store_is_422(api: Api, text: str):
     ],
 )
 async def test_malformed_paths_and_parameters_are_422_and_name_the_field(api: Api, path: str):
-    assert refused(await api.client.get(path), 422)["errors"]
+    assert check_problem(await api.client.get(path), 422)["errors"]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ async def test_a_field_error_states_what_was_expected(
     headers = {"Content-Type": "application/json"}
     method = "GET" if body is None else "POST"
     answer = await api.client.request(method, path, content=body, headers=headers)
-    fault = next(e for e in refused(answer, 422)["errors"] if e["field"] == field)
+    fault = next(e for e in check_problem(answer, 422)["errors"] if e["field"] == field)
     assert fault["expected"] == expected
     assert message in fault["message"]
     assert "Input should" not in answer.text

@@ -23,7 +23,7 @@ from service.worker.job_work import WorkContext
 from service.worker.lane_models import LaneModels
 from service.worker.lanes import Worker
 from service.worker.score_work import ScoreWork
-from tests.service.api import Api, running
+from tests.service.api import Api, running_app
 
 CSV = "text/csv"
 HEADER = "id,x0,x1,x2\n"
@@ -38,7 +38,9 @@ class Scorings:
     def __init__(self, api: Api, data: Path) -> None:
         self.api, self.data = api, data
         services = api.services
-        isolation = Isolation(services.supervisor.fork_isolated, api.settings.build_memory_mb, 30.0)
+        isolation = Isolation(
+            lambda: services.supervisor.forks.fork("isolated"), api.settings.build_memory_mb, 30.0
+        )
         load = BulkLoader(services.sessions, services.store, isolation)
         self.models = LaneModels(load, is_shared)
         context = WorkContext(api.settings, services.sessions, services.store, self.models, ForkServer())
@@ -51,16 +53,22 @@ class Scorings:
         path.write_text(header + "".join(f"{row}\n" for row in rows))
         return path
 
-    def body(self, path: Path, **more: Any) -> dict[str, Any]:
-        fields = {"kind": "score", "model": "flag", "input": {"uri": str(path)}, "id_column": "id"}
-        return fields | {"output": {"media_type": CSV}} | more
+    def body(self, path: Path, **fields: Any) -> dict[str, Any]:
+        defaults = {
+            "kind": "score",
+            "model": "flag",
+            "input": {"uri": str(path)},
+            "id_column": "id",
+            "output": {"media_type": CSV},
+        }
+        return defaults | fields
 
-    async def post(self, path: Path, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
-        return await self.api.client.post("/v1/jobs", json=self.body(path, **more), headers=headers or {})
+    async def post(self, path: Path, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        return await self.api.client.post("/v1/jobs", json=self.body(path, **fields), headers=headers or {})
 
-    async def start(self, path: Path, **more: Any) -> str:
+    async def start(self, path: Path, **fields: Any) -> str:
         """Start a job and return its address."""
-        answer = await self.post(path, **more)
+        answer = await self.post(path, **fields)
         assert answer.status_code == 202, answer.text
         location: str = answer.headers["location"]
         return location
@@ -95,7 +103,7 @@ class Scorings:
 @asynccontextmanager
 async def scoring(home: Path, data: Path, **settings: Any) -> AsyncIterator[Scorings]:
     data.mkdir()  # noqa: ASYNC240
-    async with running(Settings(home=home, batch_roots=str(data), batch_lanes=1, **settings)) as api:
+    async with running_app(Settings(home=home, batch_roots=str(data), batch_lanes=1, **settings)) as api:
         scorings = Scorings(api, data)
         try:
             yield scorings

@@ -45,11 +45,11 @@ class DataDirectory:
         return job_id
 
     def job_directory(self, job_id: int, age_s: float) -> None:
-        place = self.settings.job_directory(job_id)
-        place.mkdir(parents=True)
-        (place / "part").write_text("rows")
+        directory = self.settings.job_directory(job_id)
+        directory.mkdir(parents=True)
+        (directory / "part").write_text("rows")
         modified = time.time() - age_s
-        os.utime(place, (modified, modified))
+        os.utime(directory, (modified, modified))
 
     @property
     def directories(self) -> set[str]:
@@ -73,13 +73,13 @@ def test_expired_jobs_are_deleted_with_their_files(home: DataDirectory) -> None:
 
 def test_an_orphaned_directory_is_deleted_after_an_hour(home: DataDirectory) -> None:
     """A worker may die after a job has ended and before it deletes the job's directory."""
-    just_done, done = home.job(jobs.DONE), home.job(jobs.DONE, age_s=ORPHAN_S + 60)
+    new_job, old_job = home.job(jobs.DONE), home.job(jobs.DONE, age_s=ORPHAN_S + 60)
     home.job_directory(990, 0.0)
     home.job_directory(991, ORPHAN_S + 60)
     (home.settings.jobs / "notes").mkdir()
     home.maintenance.step()
-    assert home.directories == {str(just_done), "990", "notes"}
-    assert str(done) not in home.directories
+    assert home.directories == {str(new_job), "990", "notes"}
+    assert str(old_job) not in home.directories
 
 
 @pytest.mark.parametrize("state", [jobs.QUEUED, jobs.FAILED, jobs.CANCELLED])

@@ -133,9 +133,11 @@ class TrainingRun:
         }
         for number, pieces in enumerate(slots_of_parts):
             slots = tuple(Slot(str(path), slot, layout.slots) for path, slot, _ in pieces)
-            rarest = min(totals.values(), default=0)
+            smallest_class = min(totals.values(), default=0)
             shares = (
-                tuple(ClassShare(rarest, totals[c], before[c]) for c in totals) if self.balanced else None
+                tuple(ClassShare(smallest_class, totals[c], before[c]) for c in totals)
+                if self.balanced
+                else None
             )
             parts.append(msgspec.structs.replace(base, slots=slots, number=number, shares=shares))
             for _, slot, counts in pieces:

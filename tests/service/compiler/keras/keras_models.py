@@ -138,23 +138,23 @@ def exported(name: str, rows: int | None = None) -> bytes:
         return file.read_bytes()
 
 
-def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **job: Any) -> BuildResult:
+def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **options: Any) -> BuildResult:
     artifact = folder / "model.keras"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save(artifact)
-    return publish_file(folder, artifact, frame, **job)
+    return publish_file(folder, artifact, frame, **options)
 
 
 def publish_file(
-    folder: Path, artifact: Path, frame: pd.DataFrame | None = None, format: str = "keras", **job: Any
+    folder: Path, artifact: Path, frame: pd.DataFrame | None = None, format: str = "keras", **options: Any
 ) -> BuildResult:
     out = folder / "out"
     out.mkdir(exist_ok=True)
     if frame is not None:
         frame.to_csv(folder / "example.csv", index=False)
-        job |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
-    return build_version(BuildRequest(artifact=str(artifact), out=str(out), format=format, **job))  # type: ignore[arg-type]
+        options |= {"example": str(folder / "example.csv"), "example_media_type": "text/csv"}
+    return build_version(BuildRequest(artifact=str(artifact), out=str(out), format=format, **options))  # type: ignore[arg-type]
 
 
 def served(folder: Path, built: BuildResult) -> TfliteRuntime:

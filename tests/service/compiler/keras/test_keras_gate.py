@@ -35,9 +35,9 @@ def model(*children: Any, **entries: Any) -> dict[str, Any]:
 
 
 def reason(path: Path, memory_mb: int = MB) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Refused) as error:
         check_archive(path, memory_mb)
-    return str(refused.value)
+    return str(error.value)
 
 
 def test_keras_own_layers_pass_with_a_custom_loss(tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_a_flipped_byte_of_the_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_unpacks_to_more_than_half_the_memory_is_refused(tmp_path: Path) -> None:
-    bomb = archive(tmp_path / "m", model(), weights=bytes(60 << 20))
-    assert bomb.stat().st_size < 100_000
-    assert reason(bomb, memory_mb=100) == (
+    artifact = archive(tmp_path / "m", model(), weights=bytes(60 << 20))
+    assert artifact.stat().st_size < 100_000
+    assert reason(artifact, memory_mb=100) == (
         "the archive unpacks to 60 MB, more than 50 MB (half of TRIVIUM_BUILD_MEMORY_MB)"
     )
 

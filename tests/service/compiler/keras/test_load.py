@@ -48,10 +48,10 @@ def test_a_cnn_gives_the_same_answers_on_litert_as_in_keras(tmp_path: Path, cnn:
     assert built.lineage["made_by"] == {"keras": {"version": keras.__version__, "said_by": "file"}}
 
     pixels, _ = keras_models.digits()
-    got = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))
+    outputs = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))
     expected = predict(cnn, pixels)
-    np.testing.assert_allclose(got["probabilities"], expected, atol=1e-5)
-    assert (got["label"] == expected.argmax(axis=1)).all()
+    np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-5)
+    assert (outputs["label"] == expected.argmax(axis=1)).all()
 
 
 def test_the_file_names_its_features_and_classes(tmp_path: Path, cnn: Any) -> None:
@@ -126,8 +126,8 @@ def test_a_regression_has_a_value_and_an_r2(tmp_path: Path) -> None:
     assert built.signature is not None
     assert [(o.name, o.shape) for o in built.signature.outputs] == [("value", (-1,))]
     assert "r2" in built.metrics
-    got = served(tmp_path, built).run(rows(random))
-    np.testing.assert_allclose(got["value"], predict(model, random).ravel(), rtol=1e-4, atol=1e-5)
+    outputs = served(tmp_path, built).run(rows(random))
+    np.testing.assert_allclose(outputs["value"], predict(model, random).ravel(), rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_several_inputs_have_the_names_of_the_inputs(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_features_of_several_inputs_have_the_names_of_the_inputs(tmp_path: Path)
         ("size", "float32"),
     ]
     assert built.signature.outputs[0].classes == (0, 1)
-    got = served(tmp_path, built).run(rows([[1, 2, 3, 0.5], [9, 0, 4, -2.0]]))
+    outputs = served(tmp_path, built).run(rows([[1, 2, 3, 0.5], [9, 0, 4, -2.0]]))
     words, size = np.array([[1, 2, 3], [9, 0, 4]]), np.array([[0.5], [-2.0]], dtype=np.float32)
-    np.testing.assert_allclose(got["probabilities"][:, 1], predict(model, [words, size])[:, 0], atol=1e-6)
-    np.testing.assert_allclose(got["probabilities"].sum(axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(outputs["probabilities"][:, 1], predict(model, [words, size])[:, 0], atol=1e-6)
+    np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1.0, atol=1e-6)
 
 
 def test_logits_become_probabilities(tmp_path: Path) -> None:
@@ -150,8 +150,10 @@ def test_logits_become_probabilities(tmp_path: Path) -> None:
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     built = publish(tmp_path, model)
     features = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    got = served(tmp_path, built).run(rows(features))
-    np.testing.assert_allclose(got["probabilities"], keras.ops.softmax(predict(model, features)), atol=1e-6)
+    outputs = served(tmp_path, built).run(rows(features))
+    np.testing.assert_allclose(
+        outputs["probabilities"], keras.ops.softmax(predict(model, features)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("task", "name"), [("regression", "values"), ("transform", "vector")])
@@ -165,8 +167,8 @@ def test_the_task_of_the_request_overrides_the_last_layer(tmp_path: Path, task: 
 def test_several_classifying_outputs_have_numbered_names(tmp_path: Path) -> None:
     features = keras.Input((4,))
     colour = layers.Dense(3, "softmax", name="colour")(features)
-    big = layers.Dense(1, "sigmoid", name="big")(features)
-    built = publish(tmp_path, keras.Model(features, [colour, big]))
+    large_head = layers.Dense(1, "sigmoid", name="big")(features)
+    built = publish(tmp_path, keras.Model(features, [colour, large_head]))
     assert built.signature is not None
     assert [o.name for o in built.signature.outputs] == [
         "y0.label",
@@ -179,8 +181,8 @@ def test_several_classifying_outputs_have_numbered_names(tmp_path: Path) -> None
 
 def test_a_model_with_classes_and_numbers_is_refused(tmp_path: Path) -> None:
     features = keras.Input((4,))
-    both = keras.Model(features, [layers.Dense(3, "softmax")(features), layers.Dense(1)(features)])
-    built = publish(tmp_path, both)
+    model = keras.Model(features, [layers.Dense(3, "softmax")(features), layers.Dense(1)(features)])
+    built = publish(tmp_path, model)
     assert "some outputs of the model are classes, others numbers" in built.report["reason"]
 
 
@@ -260,8 +262,8 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
     with zipfile.ZipFile(other / "model.keras") as source:
         config = json.loads(source.read("config.json"))
         config["config"]["layers"][-1]["config"]["units"] = 7
-        wrong = keras_models.archive(tmp_path / "wrong", config, source.read("model.weights.h5"))
-    built = publish_file(tmp_path, wrong)
+        other_config = keras_models.archive(tmp_path / "wrong", config, source.read("model.weights.h5"))
+    built = publish_file(tmp_path, other_config)
     assert built.state == "rejected"
     assert built.report["reason"].startswith("Keras cannot load the model")
 

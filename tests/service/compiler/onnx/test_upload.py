@@ -27,20 +27,22 @@ LABELS = np.where(ROWS[:, 0] > 0, "high", "low")
 
 
 def publish_onnx(
-    folder: Path, model: Any, frame: pd.DataFrame | None = None, zipmap: bool = True, **job: Any
+    folder: Path, model: Any, frame: pd.DataFrame | None = None, zipmap: bool = True, **options: Any
 ) -> BuildResult:
-    options = {"zipmap": zipmap} if hasattr(model, "predict_proba") else {}
+    zipmap_options = {"zipmap": zipmap} if hasattr(model, "predict_proba") else {}
     opset = {"": 18, "ai.onnx.ml": 3}
-    graph = to_onnx(model, ROWS[:1], options={id(model): options} if options else None, target_opset=opset)
-    return publish_graph(folder, graph, frame, **job)
+    graph = to_onnx(
+        model, ROWS[:1], options={id(model): zipmap_options} if zipmap_options else None, target_opset=opset
+    )
+    return publish_graph(folder, graph, frame, **options)
 
 
 def publish_graph(
-    folder: Path, graph: onnx.ModelProto, frame: pd.DataFrame | None = None, **job: Any
+    folder: Path, graph: onnx.ModelProto, frame: pd.DataFrame | None = None, **options: Any
 ) -> BuildResult:
     artifact = folder / "model.onnx"
     artifact.write_bytes(graph.SerializeToString())
-    return build_file(folder, artifact, frame, format="onnx", **job)
+    return build_file(folder, artifact, frame, format="onnx", **options)
 
 
 @pytest.mark.parametrize("zipmap", [True, False])

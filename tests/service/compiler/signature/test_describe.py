@@ -148,14 +148,14 @@ def test_the_signature_of_a_build_is_accepted_as_a_correction(tmp_path: Path) ->
     assert signature(publish(tmp_path / "second", model, frame, signature=first.to_json())) == first
 
 
-def test_given_inputs_name_the_features_of_a_model_without_feature_names(tmp_path: Path) -> None:
+def test_corrected_inputs_name_the_features_of_a_model_without_feature_names(tmp_path: Path) -> None:
     model = LinearRegression().fit(FRAME.to_numpy(), FRAME["a"])
     correction = {"inputs": [{"name": n} for n in ("width", "depth", "height")]}
     built = publish(tmp_path, model, signature=correction)
     assert [i.name for i in signature(built).inputs] == ["width", "depth", "height"]
 
 
-def test_given_classes_name_the_targets_of_a_regression(tmp_path: Path) -> None:
+def test_corrected_classes_name_the_targets_of_a_regression(tmp_path: Path) -> None:
     model = RandomForestRegressor(3).fit(FRAME, FRAME[["a", "b"]])
     correction = {"outputs": [{"name": "values", "classes": ["north", "south"]}]}
     built = publish(tmp_path, model, FRAME, signature=correction)

@@ -76,11 +76,11 @@ def test_a_row_has_the_same_answer_alone_and_in_a_batch(tmp_path: Path) -> None:
     model, rows = fitted("VotingClassifier, soft")
     signature = signature_of(model)
     runtime = loaded(tmp_path, convert(model, signature), signature)
-    together = runtime.run(device_rows(rows[:40]))
+    batch_outputs = runtime.run(device_rows(rows[:40]))
     for i in range(40):
-        alone = runtime.run(device_rows(rows[i : i + 1]))
-        assert alone["label"].tolist() == together["label"][i : i + 1].tolist()
-        assert np.allclose(alone["probabilities"], together["probabilities"][i : i + 1], atol=1e-6)
+        row_outputs = runtime.run(device_rows(rows[i : i + 1]))
+        assert row_outputs["label"].tolist() == batch_outputs["label"][i : i + 1].tolist()
+        assert np.allclose(row_outputs["probabilities"], batch_outputs["probabilities"][i : i + 1], atol=1e-6)
 
 
 def test_float32_features_are_scaled_in_float32(tmp_path: Path) -> None:

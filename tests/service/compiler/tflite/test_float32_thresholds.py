@@ -45,6 +45,6 @@ def test_a_moved_threshold_splits_the_same_numbers_as_the_scaled_one(
     steps = (ColumnStep("subtract", np.array([mean])), ColumnStep("divide", np.array([scale])))
     columns = RawColumns(np.array([0]), steps)
     threshold = largest_input(columns, np.array([limit]), True, dtype)
-    near = threshold.astype(np.float32)
-    for value in (np.array([x], np.float32), near, np.nextafter(near, np.float32(np.inf))):
+    rounded = threshold.astype(np.float32)
+    for value in (np.array([x], np.float32), rounded, np.nextafter(rounded, np.float32(np.inf))):
         assert (value[0] > threshold[0]) == (compared_numbers(columns, value, True, dtype)[0] > limit)

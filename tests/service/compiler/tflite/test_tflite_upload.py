@@ -24,9 +24,9 @@ from tests.service.compiler.keras.keras_models import publish_file, rows, served
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def publish(folder: Path, content: bytes, **job: Any) -> BuildResult:
+def publish(folder: Path, content: bytes, **options: Any) -> BuildResult:
     (folder / "model.tflite").write_bytes(content)
-    return publish_file(folder, folder / "model.tflite", format="tflite", **job)
+    return publish_file(folder, folder / "model.tflite", format="tflite", **options)
 
 
 def parsed(content: bytes) -> Any:
@@ -101,10 +101,10 @@ def test_the_signature_of_the_request_names_the_classes(tmp_path: Path) -> None:
     built = publish(tmp_path, keras_models.exported("iris"), signature=signature)
     assert built.signature is not None
     assert built.signature.outputs[0].classes == ("x", "y", "z")
-    wrong = publish(
+    built = publish(
         tmp_path, keras_models.exported("iris"), signature={"outputs": [{"name": "label", "classes": ["x"]}]}
     )
-    assert "1 classes are given for the graph's 3" in wrong.report["reason"]
+    assert "1 classes are given for the graph's 3" in built.report["reason"]
 
 
 def test_several_inputs_of_more_than_one_number_are_refused(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def damaged(change: Any) -> bytes:
     ],
 )
 def test_a_damaged_structure_is_refused_before_litert_loads_it(change: Any, message: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(Refused) as error:
         tflite_gate.read_checked(damaged(change))
-    assert message in str(refused.value)
+    assert message in str(error.value)
 
 
 def test_truncated_files_are_refused(tmp_path: Path) -> None:

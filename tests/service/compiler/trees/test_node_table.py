@@ -63,18 +63,18 @@ def test_a_model_that_is_not_a_tree_ensemble_is_refused_by_name(model: Any) -> N
 def test_a_smaller_forest_answers_with_the_mean_of_its_trees() -> None:
     model = RandomForestClassifier(10, random_state=0)
     nodes = nodes_of(model)
-    few = shrink(nodes, 4, None)
-    mean = np.mean([t.predict_proba(DATA.x) for t in model.estimators_[:4]], axis=0)
-    assert np.allclose(few.raw(DATA.x), mean, atol=1e-3)
-    assert few.reduction.startswith("kept 4 of 10 trees")
+    smaller = shrink(nodes, 4, None)
+    expected = np.mean([t.predict_proba(DATA.x) for t in model.estimators_[:4]], axis=0)
+    assert np.allclose(smaller.raw(DATA.x), expected, atol=1e-3)
+    assert smaller.reduction.startswith("kept 4 of 10 trees")
 
 
 def test_smaller_boosting_has_whole_rounds() -> None:
     model = HistGradientBoostingClassifier(max_iter=10)
-    few = shrink(nodes_of(model), 11, None)
-    assert few.trees == 9
+    smaller = shrink(nodes_of(model), 11, None)
+    assert smaller.trees == 9
     third_round = list(model.staged_decision_function(DATA.x))[2]
-    assert np.allclose(few.raw(DATA.x), third_round, atol=1e-3)
+    assert np.allclose(smaller.raw(DATA.x), third_round, atol=1e-3)
 
 
 def test_a_merged_leaf_answers_with_the_mean_of_its_training_rows() -> None:

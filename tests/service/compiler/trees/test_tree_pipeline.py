@@ -29,14 +29,14 @@ def build_pipeline(steps: list[Any], folder: Path) -> BuildResult:
     joblib.dump(model, folder / "model.joblib")
     FRAME.to_csv(folder / "example.csv", index=False)
     (out := folder / "out").mkdir()
-    job = BuildRequest(
+    request = BuildRequest(
         artifact=str(folder / "model.joblib"),
         format="sklearn-joblib",
         out=str(out),
         example=str(folder / "example.csv"),
         example_media_type="text/csv",
     )
-    return build_version(job)
+    return build_version(request)
 
 
 @pytest.mark.parametrize(

@@ -24,20 +24,20 @@ def codec(task: Any, *outputs: Output) -> Codec:
     return Codec(Signature(task, (Input("x", "float64"),), outputs))
 
 
-def predictions(of: Codec, outputs: Outputs) -> list[Any]:
-    answer = json.loads(of.encode_json(outputs, "fraud", 3, "01J"))
+def predictions(encoder: Codec, outputs: Outputs) -> list[Any]:
+    answer = json.loads(encoder.encode_json(outputs, "fraud", 3, "01J"))
     assert list(answer) == ["predictions", "model", "id"]
     assert (answer["model"], answer["id"]) == ({"name": "fraud", "version": 3}, "01J")
     listed: list[Any] = answer["predictions"]
     return listed
 
 
-def csv_table(of: Codec, outputs: Outputs) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(of.encode_csv(outputs).decode(), newline=""), strict=True))
+def csv_table(encoder: Codec, outputs: Outputs) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(encoder.encode_csv(outputs).decode(), newline=""), strict=True))
 
 
-def arrow_table(of: Codec, outputs: Outputs) -> pa.Table:
-    table = pa.ipc.open_stream(of.encode_arrow(outputs)).read_all()
+def arrow_table(encoder: Codec, outputs: Outputs) -> pa.Table:
+    table = pa.ipc.open_stream(encoder.encode_arrow(outputs)).read_all()
     table.validate(full=True)
     return table
 
@@ -83,13 +83,13 @@ def test_a_label_keeps_its_json_type_and_classes_are_keys(
 
 
 def test_a_classifier_without_probabilities_answers_the_label_alone() -> None:
-    svc = codec("classification", Output("label", "int64", (-1,), (0, 1)))
-    assert predictions(svc, {"label": np.array([1, 0])}) == [{"label": 1}, {"label": 0}]
-    assert csv_table(svc, {"label": np.array([1, 0])}) == [["label"], ["1"], ["0"]]
+    encoder = codec("classification", Output("label", "int64", (-1,), (0, 1)))
+    assert predictions(encoder, {"label": np.array([1, 0])}) == [{"label": 1}, {"label": 0}]
+    assert csv_table(encoder, {"label": np.array([1, 0])}) == [["label"], ["1"], ["0"]]
 
 
 def test_multi_output_classification_nests_by_target() -> None:
-    both = codec(
+    two_targets = codec(
         "classification",
         Output("y0.label", "string", (-1,), ("a", "b")),
         Output("y0.probabilities", "float64", (-1, 2), ("a", "b")),
@@ -100,12 +100,12 @@ def test_multi_output_classification_nests_by_target() -> None:
         "y0.probabilities": probabilities([0.75, 0.25]),
         "y1.label": np.array([3]),
     }
-    assert predictions(both, outputs) == [
+    assert predictions(two_targets, outputs) == [
         {"y0": {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}, "y1": {"label": 3}}
     ]
     header = ["y0.label", "y0.probability.a", "y0.probability.b", "y1.label"]
-    assert csv_table(both, outputs) == [header, ["a", "0.75", "0.25", "3"]]
-    assert arrow_table(both, outputs).column_names == header
+    assert csv_table(two_targets, outputs) == [header, ["a", "0.75", "0.25", "3"]]
+    assert arrow_table(two_targets, outputs).column_names == header
 
 
 def test_a_regressor_answers_a_value_and_nan_is_null() -> None:

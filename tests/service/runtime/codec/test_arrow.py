@@ -31,10 +31,10 @@ MIXED = codec(
 
 
 def stream(table: pa.Table, options: pa.ipc.IpcWriteOptions | None = None, chunk: int | None = None) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_stream(out, table.schema, options=options) as writer:
         writer.write_table(table, max_chunksize=chunk)
-    written: bytes = sink.getvalue().to_pybytes()
+    written: bytes = out.getvalue().to_pybytes()
     return written
 
 
@@ -42,15 +42,15 @@ def arrow(columns: dict[str, Any]) -> bytes:
     return stream(pa.table(columns))
 
 
-def arrow_faults(of: Codec, body: bytes) -> tuple[FieldError, ...]:
+def arrow_faults(table_codec: Codec, body: bytes) -> tuple[FieldError, ...]:
     with pytest.raises(Invalid) as caught:
-        of.decode_arrow(body)
+        table_codec.decode_arrow(body)
     assert caught.value.errors
     return caught.value.errors
 
 
-def arrow_fault(of: Codec, body: bytes) -> FieldError:
-    (only,) = arrow_faults(of, body)
+def arrow_fault(table_codec: Codec, body: bytes) -> FieldError:
+    (only,) = arrow_faults(table_codec, body)
     return only
 
 
@@ -118,9 +118,9 @@ def test_every_arrow_number_is_widened(kind: Any, dtype: Any, nullable: bool) ->
 def test_an_arrow_value_out_of_range_is_rejected_with_its_place(
     dtype: Any, values: Any, message: str
 ) -> None:
-    wrong = arrow_fault(codec(Input("x", dtype)), arrow({"x": values}))
-    assert (wrong.instance, wrong.field) == (1, "x")
-    assert message in wrong.message
+    field_error = arrow_fault(codec(Input("x", dtype)), arrow({"x": values}))
+    assert (field_error.instance, field_error.field) == (1, "x")
+    assert message in field_error.message
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_an_arrow_value_out_of_range_is_rejected_with_its_place(
     ],
 )
 def test_an_arrow_column_of_another_type_is_one_fault(dtype: Any, values: Any) -> None:
-    wrong = arrow_fault(codec(Input("x", dtype)), arrow({"x": values}))
-    assert (wrong.instance, wrong.field, wrong.expected) == (None, "x", dtype)
-    assert str(values.type) in wrong.message
+    field_error = arrow_fault(codec(Input("x", dtype)), arrow({"x": values}))
+    assert (field_error.instance, field_error.field, field_error.expected) == (None, "x", dtype)
+    assert str(values.type) in field_error.message
 
 
 def test_infinity_is_null_in_a_nullable_arrow_column() -> None:
@@ -158,8 +158,8 @@ def test_an_arrow_column_of_type_null_is_accepted_in_a_nullable_column() -> None
 def test_arrow_columns_are_matched_by_name() -> None:
     missing = arrow_faults(codec(AGE), arrow({"ages": [1.0]}))
     assert [(f.instance, f.field) for f in missing] == [(None, "ages"), (None, "age")]
-    twice = stream(pa.table([pa.array([1.0]), pa.array([2.0])], names=["age", "age"]))
-    assert "2 times" in arrow_fault(codec(AGE), twice).message
+    repeated_column = stream(pa.table([pa.array([1.0]), pa.array([2.0])], names=["age", "age"]))
+    assert "2 times" in arrow_fault(codec(AGE), repeated_column).message
 
 
 @pytest.mark.parametrize("rows", [0, MAX_INSTANCES + 1])
@@ -169,24 +169,24 @@ def test_arrow_rows_are_bounded(rows: int) -> None:
 
 def test_a_stream_of_many_empty_batches_is_rejected() -> None:
     batch = pa.record_batch({"age": pa.array([], pa.float64())})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_stream(out, batch.schema) as writer:
         for _ in range(MAX_INSTANCES + 2):
             writer.write_batch(batch)
-    assert arrow_fault(codec(AGE), sink.getvalue().to_pybytes()).field == "instances"
+    assert arrow_fault(codec(AGE), out.getvalue().to_pybytes()).field == "instances"
 
 
 def test_a_column_of_two_billion_nulls_is_rejected() -> None:
-    many = pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])
-    assert arrow_fault(codec(AGE), arrow({"age": many})).field == "instances"
+    nulls = pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])
+    assert arrow_fault(codec(AGE), arrow({"age": nulls})).field == "instances"
 
 
 @pytest.mark.parametrize("codec_name", ["lz4", "zstd"])
 def test_a_compressed_arrow_stream_is_rejected(codec_name: str) -> None:
     options = pa.ipc.IpcWriteOptions(compression=codec_name)
     plain = pa.table({"age": np.zeros(1000)})
-    words = pa.table({"age": pa.array(["a" * 1000] * 10).dictionary_encode()})
-    for table in (plain, words):
+    dictionary_table = pa.table({"age": pa.array(["a" * 1000] * 10).dictionary_encode()})
+    for table in (plain, dictionary_table):
         assert "send it uncompressed" in arrow_fault(codec(AGE), stream(table, options)).message
 
 
@@ -194,13 +194,13 @@ def test_strings_that_refer_to_the_same_bytes_many_times_are_bounded() -> None:
     word = pa.array(["x" * 200_000])
     views = pa.array(["x" * 200_000], pa.string_view())
     data = views.buffers()[1]
-    many = pa.StringViewArray.from_buffers(
+    repeated_strings = pa.StringViewArray.from_buffers(
         pa.string_view(), 2000, [None, pa.py_buffer(data.to_pybytes()[:16] * 2000), views.buffers()[2]]
     )
-    wide = codec(Input("s", "string"))
-    assert "strings hold more" in arrow_fault(wide, arrow({"s": many})).message
+    string_codec = codec(Input("s", "string"))
+    assert "strings hold more" in arrow_fault(string_codec, arrow({"s": repeated_strings})).message
     shared = pa.DictionaryArray.from_arrays(pa.array([0] * MAX_INSTANCES, pa.int32()), word)
-    rows = wide.decode_arrow(arrow({"s": shared}))
+    rows = string_codec.decode_arrow(arrow({"s": shared}))
     assert rows.columns is not None
     assert all(s is rows.columns[0][0] for s in rows.columns[0])
 
@@ -214,15 +214,15 @@ def test_a_body_that_is_not_an_arrow_stream_is_rejected(body: bytes) -> None:
 
 def test_a_damaged_arrow_stream_never_crashes_the_process() -> None:
     content = arrow({"age": [1.0, 2.0], "town": pa.array(["a", None]).dictionary_encode()})
-    both = codec(AGE, Input("town", "string", nullable=True))
+    table_decoder = codec(AGE, Input("town", "string", nullable=True))
     rng = np.random.default_rng(0)
     for _ in range(2000):
         damaged = bytearray(content)
         for at in rng.integers(0, len(content), rng.integers(1, 4)):
             damaged[at] = rng.integers(0, 256)
-        cut = len(content) if rng.random() < 0.7 else int(rng.integers(0, len(content)))
+        end = len(content) if rng.random() < 0.7 else int(rng.integers(0, len(content)))
         try:
-            rows = both.decode_arrow(bytes(damaged[:cut]))
+            rows = table_decoder.decode_arrow(bytes(damaged[:end]))
         except Invalid:
             continue
         assert 1 <= len(rows) <= MAX_INSTANCES

@@ -31,15 +31,15 @@ MIXED = codec(
 )
 
 
-def csv_faults(of: Codec, text: str | bytes) -> tuple[FieldError, ...]:
+def csv_faults(decoder: Codec, text: str | bytes) -> tuple[FieldError, ...]:
     with pytest.raises(Invalid) as caught:
-        of.decode_csv(text.encode() if isinstance(text, str) else text)
+        decoder.decode_csv(text.encode() if isinstance(text, str) else text)
     assert caught.value.errors
     return caught.value.errors
 
 
-def csv_fault(of: Codec, text: str | bytes) -> FieldError:
-    (only,) = csv_faults(of, text)
+def csv_fault(decoder: Codec, text: str | bytes) -> FieldError:
+    (only,) = csv_faults(decoder, text)
     return only
 
 
@@ -67,12 +67,12 @@ def test_csv_columns_are_matched_by_name_and_read_by_the_signatures_dtypes() -> 
 @pytest.mark.parametrize("text", ["", "nan", "NaN", "inf", "-Infinity", " "])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
 def test_nan_infinity_and_the_empty_cell_are_null_in_csv(text: str, dtype: Any) -> None:
-    both = codec(Input("x", dtype, nullable=True), AGE)
-    rows = both.decode_csv(f"x,age\n{text},1\n".encode())
+    mixed_codec = codec(Input("x", dtype, nullable=True), AGE)
+    rows = mixed_codec.decode_csv(f"x,age\n{text},1\n".encode())
     assert rows.matrix is not None
     assert np.isnan(rows.matrix[0, 0])
-    wrong = csv_fault(codec(Input("x", dtype), AGE), f"x,age\n1,1\n{text},1\n")
-    assert (wrong.instance, wrong.field) == (1, "x")
+    field_error = csv_fault(codec(Input("x", dtype), AGE), f"x,age\n1,1\n{text},1\n")
+    assert (field_error.instance, field_error.field) == (1, "x")
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_nan_infinity_and_the_empty_cell_are_null_in_csv(text: str, dtype: Any) 
 def test_csv_cells_of_another_type_are_rejected_with_their_place(
     dtype: Any, text: str, nullable: bool
 ) -> None:
-    wrong = csv_fault(codec(Input("x", dtype, nullable=nullable)), f"x\n1\n{text}\n")
-    assert (wrong.instance, wrong.field) == (1, "x")
-    assert wrong.expected
+    field_error = csv_fault(codec(Input("x", dtype, nullable=nullable)), f"x\n1\n{text}\n")
+    assert (field_error.instance, field_error.field) == (1, "x")
+    assert field_error.expected
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_csv_cells_of_another_type_are_rejected_with_their_place(
 def test_a_malformed_csv_table_is_rejected_with_the_reason(
     text: str | bytes, field: str | None, message: str
 ) -> None:
-    wrong = csv_faults(codec(AGE), text)[0]
-    assert wrong.field == field
-    assert message in wrong.message
+    field_error = csv_faults(codec(AGE), text)[0]
+    assert field_error.field == field
+    assert message in field_error.message
 
 
 def test_csv_faults_are_in_the_order_of_the_rows() -> None:

@@ -24,15 +24,15 @@ def body(*instances: Any) -> bytes:
     return json.dumps({"instances": instances}).encode()
 
 
-def faults(of: Codec, raw: bytes) -> tuple[FieldError, ...]:
+def faults(decoder: Codec, raw: bytes) -> tuple[FieldError, ...]:
     with pytest.raises(Invalid) as caught:
-        of.decode_json(raw)
+        decoder.decode_json(raw)
     assert caught.value.errors
     return caught.value.errors
 
 
-def fault(of: Codec, raw: bytes) -> FieldError:
-    (only,) = faults(of, raw)
+def fault(decoder: Codec, raw: bytes) -> FieldError:
+    (only,) = faults(decoder, raw)
     return only
 
 
@@ -56,8 +56,8 @@ MIXED = codec(
 
 
 def test_numbers_form_one_matrix_in_the_signatures_order() -> None:
-    both = codec(AGE, Input("visits", "int64"), Input("member", "bool"))
-    rows = both.decode_json(
+    mixed_codec = codec(AGE, Input("visits", "int64"), Input("member", "bool"))
+    rows = mixed_codec.decode_json(
         body({"member": True, "age": 1.5, "visits": 2}, {"visits": 3, "age": 4, "member": False})
     )
     assert matrix(rows) == [[1.5, 2, 1], [4, 3, 0]]
@@ -88,8 +88,8 @@ def test_any_feature_name_can_be_sent(name: str) -> None:
 
 @pytest.mark.parametrize("features", [1, 2, 500])
 def test_signatures_of_one_two_and_five_hundred_features_can_be_decoded(features: int) -> None:
-    wide = codec(*(Input(f"x{i}", "float64") for i in range(features)))
-    rows = wide.decode_json(body({f"x{i}": i for i in range(features)}))
+    wide_codec = codec(*(Input(f"x{i}", "float64") for i in range(features)))
+    rows = wide_codec.decode_json(body({f"x{i}": i for i in range(features)}))
     assert matrix(rows) == [list(range(features))]
 
 
@@ -143,10 +143,10 @@ def test_numbers_in_the_range_of_the_dtype_are_accepted_by_the_fast_decoder(dtyp
     ],
 )
 def test_a_value_of_another_type_is_rejected_with_its_place(dtype: Any, text: str, message: str) -> None:
-    wrong = fault(codec(Input("x", dtype)), b'{"instances":[{"x":%s}]}' % text.encode())
-    assert (wrong.instance, wrong.field) == (0, "x")
-    assert wrong.expected
-    assert message in wrong.message
+    field_error = fault(codec(Input("x", dtype)), b'{"instances":[{"x":%s}]}' % text.encode())
+    assert (field_error.instance, field_error.field) == (0, "x")
+    assert field_error.expected
+    assert message in field_error.message
 
 
 def test_the_message_shows_the_example() -> None:
@@ -156,8 +156,8 @@ def test_the_message_shows_the_example() -> None:
 
 
 def test_the_message_about_nan_in_a_nullable_column_suggests_null() -> None:
-    wrong = fault(codec(Input("x", "float64", nullable=True)), b'{"instances":[{"x":NaN}]}')
-    assert wrong.message == '"x" is NaN, which is not valid JSON; send null'
+    field_error = fault(codec(Input("x", "float64", nullable=True)), b'{"instances":[{"x":NaN}]}')
+    assert field_error.message == '"x" is NaN, which is not valid JSON; send null'
 
 
 def test_missing_and_unknown_fields_are_named_with_the_closest_match() -> None:
@@ -194,9 +194,9 @@ def test_closed_categories_reject_other_values(
     closed = codec(Input("c", dtype, nullable=nullable, categories=categories, closed=True))
     content = body({"c": good}, {"c": None}) if nullable else body({"c": good})
     assert closed._json.decode_fast(content) is not None
-    wrong = fault(closed, body({"c": good}, {"c": bad}))
-    assert (wrong.instance, wrong.field) == (1, "c")
-    assert "one of" in (wrong.expected or "")
+    field_error = fault(closed, body({"c": good}, {"c": bad}))
+    assert (field_error.instance, field_error.field) == (1, "c")
+    assert "one of" in (field_error.expected or "")
 
 
 def test_open_categories_accept_every_value() -> None:
@@ -225,16 +225,16 @@ def test_open_categories_accept_every_value() -> None:
     ],
 )
 def test_a_malformed_body_is_rejected_with_the_reason(raw: bytes, message: str) -> None:
-    wrong = fault(codec(AGE), raw)
-    assert message in wrong.message
-    json.dumps([wrong.message, wrong.field], ensure_ascii=False).encode()
+    field_error = fault(codec(AGE), raw)
+    assert message in field_error.message
+    json.dumps([field_error.message, field_error.field], ensure_ascii=False).encode()
 
 
 def test_up_to_ten_thousand_instances_are_accepted() -> None:
     assert len(codec(AGE).decode_json(body(*[{"age": 1}] * MAX_INSTANCES))) == MAX_INSTANCES
-    wrong = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)))
-    assert wrong.field == "instances"
-    assert "10001" in wrong.message
+    field_error = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)))
+    assert field_error.field == "instances"
+    assert "10001" in field_error.message
 
 
 def test_the_last_value_of_a_repeated_key_counts() -> None:
@@ -248,13 +248,13 @@ def test_a_byte_order_mark_is_tolerated() -> None:
 
 def test_only_the_first_fault_of_a_large_body_is_reported() -> None:
     padding = b" " * (8 * 2**20)
-    wrong = fault(codec(AGE), b'{"instances":[{"age":1},{"age":"x"},{}]%s}' % padding)
-    assert (wrong.instance, wrong.field) == (1, "age")
+    field_error = fault(codec(AGE), b'{"instances":[{"age":1},{"age":"x"},{}]%s}' % padding)
+    assert (field_error.instance, field_error.field) == (1, "age")
     missing = fault(codec(AGE), b'{"instances":[{"age":1},{}]%s}' % padding)
     assert (missing.instance, missing.field) == (1, None)
     assert "age" in missing.message
-    many = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)) + padding)
-    assert many.field == "instances"
-    assert "send 1 to 10000" in many.message
+    large_fault = fault(codec(AGE), body(*[{"age": 1}] * (MAX_INSTANCES + 1)) + padding)
+    assert large_fault.field == "instances"
+    assert "send 1 to 10000" in large_fault.message
     assert "malformed" in fault(codec(AGE), b"x" + padding).message
     assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":1}]%s}' % padding)) == [[1]]

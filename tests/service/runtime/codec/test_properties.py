@@ -114,16 +114,16 @@ def check(error: Invalid) -> None:
     json.dumps([(e.message, e.field, e.expected) for e in error.errors], ensure_ascii=False).encode()
 
 
-def decoded_fast(of: Codec, body: bytes) -> Rows | None:
+def decoded_fast(signature_codec: Codec, body: bytes) -> Rows | None:
     try:
-        return of._json.decode_fast(body)
+        return signature_codec._json.decode_fast(body)
     except FAST_DECODER_ERRORS:
         return None
 
 
-def decoded(of: Codec, body: bytes) -> Rows | None:
+def decoded(signature_codec: Codec, body: bytes) -> Rows | None:
     try:
-        return of._json.decode_slowly(body)
+        return signature_codec._json.decode_slowly(body)
     except Invalid as error:
         check(error)
         return None
@@ -133,22 +133,22 @@ def decoded(of: Codec, body: bytes) -> Rows | None:
 @given(tables())
 def test_json_csv_and_arrow_of_one_table_are_the_same_rows(table: Any) -> None:
     features, instances = table
-    of = codec(features)
-    rows = of.decode_json(json.dumps({"instances": instances}).encode())
+    signature_codec = codec(features)
+    rows = signature_codec.decode_json(json.dumps({"instances": instances}).encode())
     assert len(rows) == len(instances)
 
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in reversed(features)])
     writer.writeheader()
     writer.writerows(instances)
-    assert same(rows, of.decode_csv(text.getvalue().encode()))
+    assert same(rows, signature_codec.decode_csv(text.getvalue().encode()))
 
     columns = [pa.array([i[f.name] for i in instances], ARROW[f.dtype]) for f in features]
-    sink = pa.BufferOutputStream()
+    out = pa.BufferOutputStream()
     arrow = pa.table(columns, names=[f.name for f in features])
-    with pa.ipc.new_stream(sink, arrow.schema) as stream:
+    with pa.ipc.new_stream(out, arrow.schema) as stream:
         stream.write_table(arrow, max_chunksize=2)
-    assert same(rows, of.decode_arrow(sink.getvalue().to_pybytes()))
+    assert same(rows, signature_codec.decode_arrow(out.getvalue().to_pybytes()))
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,15 +158,15 @@ def test_rows_hold_the_values_of_the_body(table: Any) -> None:
     rows = codec(features).decode_json(json.dumps({"instances": instances}).encode())
     for j, feature in enumerate(features):
         column = rows.columns[j] if rows.columns is not None else rows.matrix[:, j]  # type: ignore[index]
-        for instance, got in zip(instances, column.tolist(), strict=True):
+        for instance, actual in zip(instances, column.tolist(), strict=True):
             expected = instance[feature.name]
             if expected is None:
-                assert got is None or np.isnan(got)
+                assert actual is None or np.isnan(actual)
             elif feature.dtype == "string":
-                assert got == expected
+                assert actual == expected
             else:
                 exact = column.dtype.kind in "ib"
-                assert got == (
+                assert actual == (
                     expected
                     if exact
                     else float(np.float32(expected))
@@ -179,8 +179,8 @@ def test_rows_hold_the_values_of_the_body(table: Any) -> None:
 @given(st.data())
 def test_the_fast_decoder_accepts_exactly_what_the_slow_decoder_accepts(data: Any) -> None:
     features = data.draw(inputs())
-    of = codec(features)
-    assume(of._json.decoder is not None)
+    signature_codec = codec(features)
+    assume(signature_codec._json.decoder is not None)
     fields: dict[str, st.SearchStrategy[Any]] = {f.name: good(f) for f in features}
     for feature in features:
         if data.draw(st.booleans()):
@@ -189,7 +189,7 @@ def test_the_fast_decoder_accepts_exactly_what_the_slow_decoder_accepts(data: An
     shape = st.fixed_dictionaries(fields, optional=dict.fromkeys(unknown, JSON))
     instances = data.draw(st.lists(shape, max_size=3))
     body = json.dumps({"instances": instances}).encode()
-    fast, slow = decoded_fast(of, body), decoded(of, body)
+    fast, slow = decoded_fast(signature_codec, body), decoded(signature_codec, body)
     assert (fast is None) == (slow is None)
     if fast is not None and slow is not None:
         assert same(fast, slow)
@@ -200,11 +200,13 @@ def test_the_fast_decoder_accepts_exactly_what_the_slow_decoder_accepts(data: An
 def test_any_json_is_decoded_or_rejected_as_invalid(
     features: tuple[Input, ...], value: Any, wrap: bool
 ) -> None:
-    of = codec(features)
+    signature_codec = codec(features)
     body = json.dumps(
         {"instances": value if isinstance(value, list) else [value]} if wrap else value
     ).encode()
-    assert (decoded_fast(of, body) is None) == (decoded(of, body) is None) or of._json.decoder is None
+    assert (decoded_fast(signature_codec, body) is None) == (
+        decoded(signature_codec, body) is None
+    ) or signature_codec._json.decoder is None
 
 
 @settings(max_examples=150, deadline=None)
@@ -212,8 +214,8 @@ def test_any_json_is_decoded_or_rejected_as_invalid(
     inputs(), st.binary(max_size=80) | st.text(max_size=80).map(lambda t: t.encode("utf-8", "surrogatepass"))
 )
 def test_any_bytes_are_decoded_or_rejected_as_invalid(features: tuple[Input, ...], body: bytes) -> None:
-    of = codec(features)
-    for decode in (of.decode_json, of.decode_csv, of.decode_arrow):
+    signature_codec = codec(features)
+    for decode in (signature_codec.decode_json, signature_codec.decode_csv, signature_codec.decode_arrow):
         try:
             assert len(decode(body)) >= 1
         except Invalid as error:
@@ -229,7 +231,7 @@ def test_answers_contain_the_outputs_in_every_format(classes: list[str], data: A
     rows = data.draw(
         st.lists(st.lists(numbers, min_size=len(classes), max_size=len(classes)), min_size=n, max_size=n)
     )
-    of = Codec(
+    signature_codec = Codec(
         Signature(
             "classification",
             (Input("x", "float64"),),
@@ -244,11 +246,11 @@ def test_answers_contain_the_outputs_in_every_format(classes: list[str], data: A
         {"label": a, "probabilities": dict(zip(classes, p, strict=True))}
         for a, p in zip(labels, rows, strict=True)
     ]
-    assert json.loads(of.encode_json(outputs, "m", 1, "id"))["predictions"] == expected
+    assert json.loads(signature_codec.encode_json(outputs, "m", 1, "id"))["predictions"] == expected
 
     flat = [[a, *p] for a, p in zip(labels, rows, strict=True)]
-    header, *lines = csv.reader(io.StringIO(of.encode_csv(outputs).decode(), newline=""))
+    header, *lines = csv.reader(io.StringIO(signature_codec.encode_csv(outputs).decode(), newline=""))
     assert header == ["label", *(f"probability.{c}" for c in classes)]
     assert [[line[0], *map(float, line[1:])] for line in lines] == flat
-    arrow = pa.ipc.open_stream(of.encode_arrow(outputs)).read_all()
+    arrow = pa.ipc.open_stream(signature_codec.encode_arrow(outputs)).read_all()
     assert [list(r.values()) for r in arrow.to_pylist()] == flat

@@ -41,7 +41,7 @@ from service.worker.lanes import Worker
 from service.worker.ray.engine import RayEngine
 from service.worker.score_work import ScoreWork
 from tests.service.compiler.fit.datasets import cancer, split_frame, without_target
-from tests.service.estimators import NAP, Naps, numbers
+from tests.service.estimators import SLEEP_OFFSET, SleepingModel, numeric_rows
 from tests.service.worker.ray.ray_cluster import two_nodes
 from tests.service.worker.train.trainings import Trainings
 
@@ -62,15 +62,15 @@ class RayBench:
         self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
         self.forks = ForkServer()
         self.forks.start()
-        frame = numbers()
+        frame = numeric_rows()
         self.publish("forest", RandomForestClassifier(10, random_state=0).fit(frame, frame["x0"] > 0))
-        self.publish("naps", Naps().fit(frame, frame["x0"]))
+        self.publish("sleeper", SleepingModel().fit(frame, frame["x0"]))
 
     def publish(self, name: str, model: Any) -> None:
         file = io.BytesIO()
         joblib.dump(model, file)
         blob = self.store.put([file.getvalue()]).sha256
-        example = self.store.put([numbers(5).to_csv(index=False).encode()]).sha256
+        example = self.store.put([numeric_rows(5).to_csv(index=False).encode()]).sha256
         new = NewVersion(
             model=name,
             artifact=blob,
@@ -90,23 +90,23 @@ class RayBench:
             queue.finish(session, task.id, task.fence)
             builds.record(session, int(task.subject), result)
 
-    def write(self, name: str, parts: int, nap_s: float = 0.0) -> Path:
+    def write(self, name: str, parts: int, sleep_s: float = 0.0) -> Path:
         """Write a directory of CSV files. Every third file has a row without a number."""
-        place = self.data / name
-        place.mkdir()
+        directory = self.data / name
+        directory.mkdir()
         for part in range(parts):
-            frame = numbers(ROWS).astype(object)
+            frame = numeric_rows(ROWS).astype(object)
             frame.insert(0, "id", [f"{part}-{row}" for row in range(ROWS)])
-            if nap_s:
-                frame["x0"] = NAP + nap_s
+            if sleep_s:
+                frame["x0"] = SLEEP_OFFSET + sleep_s
             if part % 3 == 1:
                 frame.loc[4, "x1"] = "none"
-            frame.to_csv(place / f"{part}.csv", index=False)
-        return place
+            frame.to_csv(directory / f"{part}.csv", index=False)
+        return directory
 
-    def start(self, place: Path, model: str = "forest", engine: str = "ray", **more: Any) -> int:
-        fields = {"input": {"uri": str(place)}, "id_column": "id", "version": 1, "engine": engine}
-        body = ScoreBody.model_validate({"kind": "score", "model": model, **fields, **more})
+    def start(self, directory: Path, model: str = "forest", engine: str = "ray", **options: Any) -> int:
+        fields = {"input": {"uri": str(directory)}, "id_column": "id", "version": 1, "engine": engine}
+        body = ScoreBody.model_validate({"kind": "score", "model": model, **fields, **options})
         spec = body.model_dump(mode="json", exclude={"dry_run"})
         with db.reading(self.sessions) as session:
             version = ScoreAdmission().resolve_version(session, spec)
@@ -159,11 +159,11 @@ class RayBench:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    pause = threading.Event()
+    timer = threading.Event()
     for _ in range(int(WAIT_S / 0.05)):
         if condition():
             return
-        pause.wait(0.05)
+        timer.wait(0.05)
     raise AssertionError(f"the condition did not hold within {WAIT_S:g} s")
 
 
@@ -216,8 +216,8 @@ def cluster(two_node_cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ray_writes_the_same_bytes_as_the_local_engine(bench: RayBench, cluster: dict[str, str]) -> None:
-    place = bench.write("same", 6)
-    local_id, ray_id = bench.start(place, engine="local"), bench.start(place)
+    directory = bench.write("same", 6)
+    local_id, ray_id = bench.start(directory, engine="local"), bench.start(directory)
     with bench.working():
         local, on_ray = bench.ended(local_id), bench.ended(ray_id)
     check_once_each(bench, ray_id, 6)
@@ -228,10 +228,10 @@ def test_ray_writes_the_same_bytes_as_the_local_engine(bench: RayBench, cluster:
 
 @pytest.mark.fault
 def test_each_partition_counts_once_if_an_actor_is_killed(bench: RayBench, cluster: dict[str, str]) -> None:
-    job_id = bench.start(bench.write("actor", 6, nap_s=1.0), "naps")
+    job_id = bench.start(bench.write("actor", 6, sleep_s=1.0), "sleeper")
     with bench.working():
-        victim = pid_of(bench.wait_for_finished(job_id).popitem()[1])
-        os.kill(victim, signal.SIGKILL)
+        killed_pid = pid_of(bench.wait_for_finished(job_id).popitem()[1])
+        os.kill(killed_pid, signal.SIGKILL)
         bench.ended(job_id)
     check_once_each(bench, job_id, 6)
     assert len({pid_of(p) for p in bench.parts(job_id)}) > 2
@@ -241,7 +241,7 @@ def test_each_partition_counts_once_if_an_actor_is_killed(bench: RayBench, clust
 def test_another_worker_continues_if_a_worker_and_its_driver_are_killed(
     bench: RayBench, cluster: dict[str, str]
 ) -> None:
-    job_id = bench.start(bench.write("worker", 6, nap_s=1.5), "naps")
+    job_id = bench.start(bench.write("worker", 6, sleep_s=1.5), "sleeper")
     worker = bench.worker_process()
     try:
         bench.wait_for_finished(job_id)
@@ -261,7 +261,7 @@ def test_another_worker_continues_if_a_worker_and_its_driver_are_killed(
 def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
     bench: RayBench, cluster: dict[str, str]
 ) -> None:
-    job_id = bench.start(bench.write("cancel", 4, nap_s=1.5), "naps")
+    job_id = bench.start(bench.write("cancel", 4, sleep_s=1.5), "sleeper")
     with bench.working():
         bench.wait_for_finished(job_id)
         with bench.sessions.begin() as session:
@@ -276,11 +276,11 @@ def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
 def test_a_failed_partition_fails_the_job_naming_the_partition(
     bench: RayBench, cluster: dict[str, str]
 ) -> None:
-    place = bench.write("gone", 3)
-    job_id = bench.start(place, max_attempts=1)
+    directory = bench.write("gone", 3)
+    job_id = bench.start(directory, max_attempts=1)
     with bench.working():
         wait_for(lambda: bench.parts(job_id))
-        (place / "1.csv").unlink()
+        (directory / "1.csv").unlink()
         job = bench.ended(job_id)
     assert job.state == jobs.FAILED
     assert "partition 1" in (job.error or "")
@@ -351,12 +351,12 @@ def listening(process: psutil.Process) -> list[Any]:
 def test_without_the_extra_a_job_on_ray_is_rejected_naming_the_extra(
     bench: RayBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = bench.write("rejected", 1)
+    directory = bench.write("rejected", 1)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(Invalid, match=r"trivium\[ray\]") as raised:
-        bench.start(place)
+        bench.start(directory)
     assert raised.value.errors[0].field == "engine"
-    assert bench.start(place, engine="local")
+    assert bench.start(directory, engine="local")
 
 
 def test_a_partition_fails_after_too_many_processes_died_on_it(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_only_the_running_step_of_a_dead_worker_runs_again(trainings: Trainings)
     job = trainings.run(job_id)
     assert job.state == "done", job.error
     after = {(p.stage, p.number): p.result for p in trainings.partitions(job_id)}
-    assert {place: after[place] for place in before} == before, "finished partitions did not run again"
+    assert {path: after[path] for path in before} == before, "finished partitions did not run again"
     scaler = StandardScaler().fit(without_target(cancer()))
     assert trainings.model()[0].n_samples_seen_ == trainings.version().lineage["training"]["rows"]
     assert trainings.model()[0].mean_.shape == scaler.mean_.shape
@@ -263,11 +263,11 @@ def test_a_failed_training_continues_when_it_is_resumed(trainings: Trainings) ->
     parts = split_frame(cancer(), 3)
     job_id = trainings.start(SGDClassifier(loss="log_loss"), parts, ".csv", max_attempts=1)
     trainings.worker.step()
-    place = trainings.data / "part-1.csv"
-    aside = place.rename(trainings.data / "aside")
+    path = trainings.data / "part-1.csv"
+    moved_path = path.rename(trainings.data / "aside")
     job = trainings.run(job_id)
     assert job.state == "failed"
-    aside.rename(place)
+    moved_path.rename(path)
     with trainings.sessions.begin() as session:
         jobs.resume(session, job_id)
     job = trainings.run(job_id)
@@ -398,9 +398,9 @@ def test_hashed_texts_are_learned_partition_by_partition(trainings: Trainings) -
 
 
 def test_a_fit_above_the_memory_limit_fails_the_job(trainings: Trainings) -> None:
-    hungry = make_pipeline(PolynomialFeatures(5), SGDClassifier())
+    large_model = make_pipeline(PolynomialFeatures(5), SGDClassifier())
     trainings.settings.build_memory_mb = 1024
-    job = trainings.run(trainings.start(hungry, split_frame(cancer(), 2), strategy="single"))
+    job = trainings.run(trainings.start(large_model, split_frame(cancer(), 2), strategy="single"))
     assert job.state == "failed"
     assert "more memory than" in str(job.error)
     assert "1024 MB" in str(job.error)

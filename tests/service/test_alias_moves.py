@@ -16,7 +16,7 @@ from tests.harness.server import Server
 
 ROWS = [[0.0], [1.0], [2.0], [3.0]]
 CSV = b"x\n0\n1\n2\n3\n"
-MOVES = 20
+MOVE_COUNT = 20
 REQUESTS = 2000
 
 
@@ -27,8 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(folder / "home", folder / "log") as server:
         server.start()
         runtimes = [
-            server.publish("swap", model, CSV, **more)["runtime"]
-            for model, more in (
+            server.publish("swap", model, CSV, **fields)["runtime"]
+            for model, fields in (
                 (LogisticRegression().fit(ROWS, (0, 0, 1, 1)), {"alias": "champion"}),
                 (LogisticRegression().fit(ROWS, (1, 1, 0, 0)), {}),
                 (EllipticEnvelope(random_state=0).fit(ROWS), {}),
@@ -38,68 +38,70 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-class Moves:
+class AliasMoves:
     """Moves of the alias and answers, with their times, to find answers of an outdated version."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._moves: list[tuple[float, float, int]] = [(0.0, 0.0, 1)]  # requested, confirmed, version
-        self.answered: dict[int, int] = {}
-        self.enough = asyncio.Event()
+        self.answers_by_version: dict[int, int] = {}
+        self.enough_answers = asyncio.Event()
         self._until = 0
         self._answers: list[tuple[float, float, int]] = []
 
-    async def to(self, version: int) -> None:
+    async def move_to(self, version: int) -> None:
         requested = time.perf_counter()
         await asyncio.to_thread(
             self._server.call_json, "PUT", "/v1/models/swap/aliases/champion", {"version": version}
         )
         self._moves.append((requested, time.perf_counter(), version))
-        self._until = len(self._answers) + REQUESTS // MOVES
-        self.enough.clear()
+        self._until = len(self._answers) + REQUESTS // MOVE_COUNT
+        self.enough_answers.clear()
 
     def record(self, sent_at: float, body: bytes) -> None:
         version = json.loads(body)["model"]["version"]
-        self.answered[version] = self.answered.get(version, 0) + 1
+        self.answers_by_version[version] = self.answers_by_version.get(version, 0) + 1
         self._answers.append((sent_at, time.perf_counter(), version))
         if len(self._answers) >= self._until:
-            self.enough.set()
+            self.enough_answers.set()
 
-    def stale(self) -> list[tuple[float, int]]:
+    def stale_answers(self) -> list[tuple[float, int]]:
         """Return the answers of a version whose replacement was confirmed before the request was sent."""
-        stale = []
+        stale_answers = []
         for sent_at, received, version in self._answers:
-            settled = max((m for m in self._moves if m[1] <= sent_at), key=lambda m: m[1])
-            later = {m[2] for m in self._moves if settled[1] <= m[1] and m[0] <= received}
-            if version not in later | {settled[2]}:
-                stale.append((sent_at, version))
-        return stale
+            current = max((m for m in self._moves if m[1] <= sent_at), key=lambda m: m[1])
+            later = {m[2] for m in self._moves if current[1] <= m[1] and m[0] <= received}
+            if version not in later | {current[2]}:
+                stale_answers.append((sent_at, version))
+        return stale_answers
 
 
-async def _swap(server: Server, versions: list[int]) -> tuple[LoadReport, Moves]:
-    moves, busy = Moves(server), True
+async def _move_under_load(server: Server, versions: list[int]) -> tuple[LoadReport, AliasMoves]:
+    moves, running = AliasMoves(server), True
     content = post_request(server.port, "/v1/models/swap/predict", b'{"instances": [{"x": 3}]}', server.key)
     load = asyncio.create_task(
-        generate_load(server.port, content, concurrency=32, keep_going=lambda: busy, on_response=moves.record)
+        generate_load(
+            server.port, content, concurrency=32, keep_going=lambda: running, on_response=moves.record
+        )
     )
     for version in versions:
-        await moves.to(version)
+        await moves.move_to(version)
         async with asyncio.timeout(30):
-            await moves.enough.wait()
-    busy = False
+            await moves.enough_answers.wait()
+    running = False
     return await load, moves
 
 
 def test_an_alias_moves_under_load_without_an_error_or_a_stale_answer(server: Server) -> None:
-    load, moves = asyncio.run(_swap(server, [2, 1] * (MOVES // 2)))
+    load, moves = asyncio.run(_move_under_load(server, [2, 1] * (MOVE_COUNT // 2)))
     assert load.errors == []
     assert load.requests >= REQUESTS
-    assert set(moves.answered) == {1, 2}
-    assert moves.stale() == []
+    assert set(moves.answers_by_version) == {1, 2}
+    assert moves.stale_answers() == []
 
 
 def test_an_alias_moves_to_an_isolated_version_under_load_without_an_error(server: Server) -> None:
-    load, moves = asyncio.run(_swap(server, [3, 1, 3, 2, 3]))
+    load, moves = asyncio.run(_move_under_load(server, [3, 1, 3, 2, 3]))
     assert load.errors == []
-    assert set(moves.answered) == {1, 2, 3}
-    assert moves.stale() == []
+    assert set(moves.answers_by_version) == {1, 2, 3}
+    assert moves.stale_answers() == []

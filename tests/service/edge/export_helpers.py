@@ -46,9 +46,9 @@ def some_file(version: int, count: int = 20_000) -> bytes:
     return noise(count // 2, version) + bytes(count - count // 2)
 
 
-def add_export(services: Services, content: bytes, **more: Any) -> File:
+def add_export(services: Services, content: bytes, **options: Any) -> File:
     """Write an export like `write_export`, and refresh the application's snapshot."""
-    file = write_export(services.sessions, services.store, content, **more)
+    file = write_export(services.sessions, services.store, content, **options)
     services.snapshot.refresh()
     return file
 

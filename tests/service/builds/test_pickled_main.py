@@ -1,4 +1,4 @@
-"""Pickles that refer to the script that made them: real ones, made by a script run as __main__."""
+"""Pickles that refer to names of the script that wrote them, which ran as __main__."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ joblib.dump(model.fit([[0.0], [1.0]], [0.0, 1.0]), sys.argv[1], protocol={protoc
 """
 
 
-@pytest.mark.parametrize("name", ["double", "serve", "main", "Fork"])  # the last three: the template's own
+@pytest.mark.parametrize(
+    "name", ["double", "serve", "main", "Fork"]
+)  # the last three are names of the template
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_a_pickle_that_needs_its_training_script_is_rejected_without_a_path(
     shared_forks: ForkServer, tmp_path: Path, name: str, protocol: int
@@ -37,8 +39,8 @@ def test_a_pickle_that_needs_its_training_script_is_rejected_without_a_path(
     script, artifact = tmp_path / "train.py", tmp_path / "model.joblib"
     script.write_text(SCRIPT.format(name=name, protocol=protocol))
     subprocess.run([sys.executable, script, artifact], check=True)
-    job = BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
-    built = oneshot.run(shared_forks, BUILD, job, 60, lambda: None)
+    request = BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
+    built = oneshot.run(shared_forks, BUILD, request, 60, lambda: None)
     assert built.state == "rejected"
     assert built.report["reason"] == (
         f"the pickle needs {name!r}, defined in the script that made it (__main__); "
@@ -51,7 +53,7 @@ def test_a_pickle_that_needs_a_missing_attribute_is_rejected_without_a_path(
 ) -> None:
     artifact = tmp_path / "model.joblib"
     artifact.write_bytes(b"\x80\x04\x8c\x14sklearn.linear_model\x8c\x0bNoSuchModel\x93.")
-    job = BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
-    reason = oneshot.run(shared_forks, BUILD, job, 60, lambda: None).report["reason"]
+    request = BuildRequest(artifact=str(artifact), format="sklearn-joblib", out=str(tmp_path))
+    reason = oneshot.run(shared_forks, BUILD, request, 60, lambda: None).report["reason"]
     assert "needs 'NoSuchModel' of the module 'sklearn.linear_model'" in reason
     assert "/" not in reason

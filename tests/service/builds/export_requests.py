@@ -1,4 +1,4 @@
-"""Export jobs of small real models, as the supervisor writes them."""
+"""Export requests for small fitted models, as the supervisor writes them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def signature_of(model: Any, file: Path | None, target: str | None = None) -> Si
     return describe.describe(model, sample, Corrections.read(None)).signature
 
 
-def job_of(
+def export_request(
     folder: Path, model: Any, rows: pd.DataFrame | None, target: str | None = "y", **options: Any
 ) -> ExportRequest:
-    """Write the files of a job for a fitted `model`; `rows` is its example."""
+    """Write the files of an export of a fitted `model`; `rows` is its example."""
     out, artifact, file = folder / "out", folder / "model.joblib", None
     out.mkdir()
     joblib.dump(model, artifact)

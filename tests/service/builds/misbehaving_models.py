@@ -74,7 +74,7 @@ class KillsItselfOnLoad(MisbehavingModel):
 
 class AllocatesTooMuch(MisbehavingModel):
     def on_load(self) -> None:
-        self.much_ = np.ones(4 << 30, dtype=np.uint8)
+        self.array_ = np.ones(4 << 30, dtype=np.uint8)
 
 
 class CrashesOnLoad(MisbehavingModel):
@@ -87,7 +87,7 @@ class ExitsOnLoad(MisbehavingModel):
         os._exit(3)
 
 
-class ObeysFirstValue(MisbehavingModel):
+class MisbehavesByFirstValue(MisbehavingModel):
     """The first value selects how it misbehaves at `predict`."""
 
     def on_predict(self, values: Any) -> None:
@@ -98,32 +98,32 @@ class ObeysFirstValue(MisbehavingModel):
         elif values[0] == -3:
             raise ValueError("this model rejects -3")
         elif values[0] == -4:
-            raise RuntimeError("it broke")
+            raise RuntimeError("this model fails for -4")
         elif values[0] == -5:
-            sys.stdout.write("chatter on stdout")
+            sys.stdout.write("printed by the model")
 
 
 class CallsOnLoad:
-    """Pickles as a call of `then(model, *arguments)`, which returns the model."""
+    """Is pickled as a call of `function(model, *arguments)`, which returns the model."""
 
-    def __init__(self, model: Any, then: Any, *arguments: Any) -> None:
-        self._call = (then, (model, *arguments))
+    def __init__(self, model: Any, function: Any, *arguments: Any) -> None:
+        self._call = (function, (model, *arguments))
 
     def __reduce__(self) -> Any:
         return self._call
 
 
-def wait(model: Any, path: str) -> Any:
+def wait_on_load(model: Any, path: str) -> Any:
     WaitsOnLoad(path).on_load()
     return model
 
 
-def wait_once(model: Any, path: str) -> Any:
+def wait_on_first_load(model: Any, path: str) -> Any:
     WaitsOnFirstLoad(path).on_load()
     return model
 
 
-def crash(model: Any) -> Any:
+def crash_on_load(model: Any) -> Any:
     ctypes.string_at(0)
     return model
 
