@@ -351,7 +351,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="this device's name in rollouts and reports (default: the host name)",
     )
     parser.add_argument(
-        "--runtime-version", help="version of LiteRT on this device; only files that run on it are taken"
+        "--runtime-version", help="version of LiteRT on this device; only files that run on it are installed"
     )
     parser.add_argument("--root", type=Path, help="the root document to trust, from `trivium tuf root`")
     parser.add_argument(
@@ -360,7 +360,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--self-test-timeout", type=float, default=60.0, help="longest run of the command in seconds"
     )
-    parser.add_argument("--once", action="store_true", help="poll once; exit 1 when that failed")
+    parser.add_argument("--once", action="store_true", help="poll once; exit with 1 if the poll fails")
     parser.add_argument(
         "--interval", type=float, default=300.0, help="seconds between two polls, +/- 20 %% (default: 300)"
     )

@@ -101,7 +101,7 @@ def files(tmp_path_factory) -> ModelFiles:
     labels = pd.Series(["no", "no", "no", "yes", "yes", "yes", "no", "yes"], name="good")
     joblib.dump(LogisticRegression().fit(rows, labels), folder / "model.joblib")
     rows.join(labels).to_csv(folder / "sample.csv", index=False)
-    (folder / "broken.joblib").write_bytes(b"no pickle at all")
+    (folder / "broken.joblib").write_bytes(b"not a pickle")
     return ModelFiles(folder / "model.joblib", folder / "sample.csv", folder / "broken.joblib")
 
 
