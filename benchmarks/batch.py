@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from service.formats.media_types import CSV, PARQUET
+from registry.media_types import CSV, PARQUET
 from tests.harness.machine import describe_machine
 from tests.harness.server import TRIVIUM, Server
 

@@ -1,8 +1,8 @@
 """The vocabularies that several layers share, one table each.
 
 A new entry is added here and in the code that implements it. Request bodies, command options, checks and
-messages read these tables. Media types are in `service/formats/`. This module imports nothing heavy, because
-the command line reads it too.
+messages read these tables. Media types are in `registry/media_types.py`. This module imports nothing
+heavy, because the command line reads it too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,57 @@ Quantize = Literal["none", "float16", "dynamic", "int8"]
 JobKind = Literal["score", "train"]
 Engine = Literal["local", "ray"]
 Scope = Literal["predict", "publish", "promote", "edge", "batch", "admin"]
+VersionState = Literal[
+    "building",  # uploaded; the build is queued or running
+    "ready",  # built, and measured to give the same answers as the uploaded model
+    "rejected",  # cannot be served; the report contains the reason
+    "archived",  # was ready, cannot be used; can be made ready again
+]
+ExportState = Literal[
+    "building",  # accepted; the export is queued or running
+    "ready",  # the file is written, and measured to give the same answers as its version
+    "rejected",  # no file; the report contains the reason
+]
+JobState = Literal[
+    "queued",  # accepted, not started
+    "running",  # in planning, computation or assembly
+    "done",  # the output is available, or the trained version is published
+    "failed",  # `error` is the reason; finished partitions are kept, `resume` continues
+    "cancelled",  # stopped on request; `resume` continues
+]
+RunOutcome = Literal[
+    "started",  # a job was created
+    "skipped",  # missed, or the job of the previous run was not finished
+    "failed",  # the job could not be created; `reason` is the error
+]
+AliasAction = Literal[
+    "promote",  # moved to a version, also by a build or a training
+    "rollback",  # moved back to the version before
+    "delete",  # removed
+    "rollout",  # the share of devices that receive the version was changed
+    "halt",  # the rollout was stopped because too many devices failed
+]
+Strategy = Literal["partial_fit", "ensemble", "single"]
+Sampling = Literal["none", "balanced", "stratified"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 QUANTIZE_MODES: tuple[Quantize, ...] = get_args(Quantize)
+FALLBACK_FORMATS: tuple[Format, ...] = ("sklearn-joblib",)
+"""Formats whose uploads run in isolation when they cannot be converted."""
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+JOB_STATES: tuple[JobState, ...] = get_args(JobState)
+JOB_END_STATES: tuple[JobState, ...] = ("done", "failed", "cancelled")
 
 SCORE: Final = "score"  # the kinds of jobs, for comparisons
 TRAIN: Final = "train"
 LOCAL: Final = "local"  # the engines of jobs
 RAY: Final = "ray"
+BUILDING: Final = "building"  # the states of versions and exports
+READY: Final = "ready"
+REJECTED: Final = "rejected"
+ARCHIVED: Final = "archived"  # versions only
 
 SCOPES: dict[Scope, str] = {
     "predict": "run online predictions",
@@ -37,6 +77,20 @@ SCOPES: dict[Scope, str] = {
 }
 """The permissions of a key, by scope."""
 
+STRATEGIES: dict[Strategy, str] = {
+    "partial_fit": "one model, fitted partition by partition",
+    "ensemble": "one model per partition, then merged",
+    "single": "one fit over all rows, which must fit into memory",
+}
+"""How a training fits its estimator to the partitions."""
+
+SAMPLINGS: dict[Sampling, str] = {
+    "none": "all rows",
+    "balanced": "as many rows of each class as of the rarest one",
+    "stratified": "the same share of each class in every partition",
+}
+"""Which rows a training uses, and how it distributes them to the partitions."""
+
 FORMAT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "sklearn-joblib": (".joblib", ".pkl", ".pickle"),
     "onnx": (".onnx",),
@@ -47,6 +101,12 @@ FORMAT_SUFFIXES: dict[str, tuple[str, ...]] = {
 
 DEFAULT_MAX_ATTEMPTS = 4
 """Attempts per partition of a job: the first run and three retries."""
+ATTEMPTS_LIMIT = 20
+"""The largest `max_attempts` of a job."""
+MAX_PARTITIONS = 1000
+"""The largest number of partitions that a training distributes its rows to."""
+DEFAULT_VALIDATION, MAX_VALIDATION = 0.2, 0.9
+"""Share of a training's rows that is held out to measure the model."""
 
 # The kinds of tasks in the queue, and the subject of each.
 BUILD_TASK = "build"  # a version's id

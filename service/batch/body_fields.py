@@ -6,14 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from registry.media_types import PARQUET, InputType, OutputType
 from registry.names import NAME_PATTERN
-from service.formats.media_types import PARQUET, InputType, OutputType
+from registry.vocabulary import ATTEMPTS_LIMIT
 from service.web.request_models import RequestBody, Sha256
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
 ColumnName = Annotated[str, Field(min_length=1, max_length=1000)]
 MaxAttempts = Annotated[
-    int, Field(ge=1, le=20, description="attempts per partition: the first run and its retries")
+    int, Field(ge=1, le=ATTEMPTS_LIMIT, description="attempts per partition: the first run and its retries")
 ]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from registry.media_types import CSV, PARQUET
 from registry.vocabulary import DEFAULT_MAX_ATTEMPTS, LOCAL, Engine
 from service.batch.body_fields import ColumnName, JobInput, JobOutput, MaxAttempts, Name
 from service.web.request_models import MAX_NUMBER, RequestBody
@@ -44,8 +45,8 @@ class ScoringFields(RequestBody):
 SCORE_EXAMPLE: dict[str, Any] = {
     "kind": "score",
     "model": "fraud",
-    "input": {"uri": "file:///data/2026-11/", "media_type": "text/csv"},
-    "output": {"media_type": "application/vnd.apache.parquet"},
+    "input": {"uri": "file:///data/2026-11/", "media_type": CSV},
+    "output": {"media_type": PARQUET},
     "id_column": "id",
 }
 

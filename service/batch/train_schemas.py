@@ -6,12 +6,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from registry.vocabulary import DEFAULT_MAX_ATTEMPTS, LOCAL, RAY, Engine
+from registry.media_types import CSV
+from registry.vocabulary import (
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_VALIDATION,
+    LOCAL,
+    MAX_PARTITIONS,
+    MAX_VALIDATION,
+    RAY,
+    SAMPLINGS,
+    STRATEGIES,
+    Engine,
+    Sampling,
+    Strategy,
+)
 from service.batch.body_fields import ColumnName, JobInput, MaxAttempts, Name
 from service.batch.score_schemas import ScoringFields
 from service.web.request_models import RequestBody, Sha256
-
-MAX_PARTITIONS = 1000
 
 
 class Estimator(RequestBody):
@@ -35,7 +46,7 @@ class Then(ScoringFields):
 TRAIN_EXAMPLE: dict[str, Any] = {
     "kind": "train",
     "estimator": {"artifact": "9f86d081884c7d65" + "0" * 48},
-    "input": {"uri": "file:///data/2026/", "media_type": "text/csv"},
+    "input": {"uri": "file:///data/2026/", "media_type": CSV},
     "target": "is_fraud",
     "strategy": "ensemble",
     "publish": {"name": "fraud", "alias": "challenger"},
@@ -60,18 +71,12 @@ class TrainBody(RequestBody):
         Field(max_length=10_000, description="types of columns whose first rows suggest another type"),
     ] = Field(default_factory=dict)
     strategy: Annotated[
-        Literal["partial_fit", "ensemble", "single"],
-        Field(
-            description="partial_fit: one model, fitted to one partition after another. ensemble: one model "
-            "for each partition, merged into one. single: one fit over all rows, which must fit into memory"
-        ),
+        Strategy,
+        Field(description="; ".join(f"{name}: {text}" for name, text in STRATEGIES.items())),
     ]
     sampling: Annotated[
-        Literal["none", "balanced", "stratified"],
-        Field(
-            description="balanced: the same number of rows of each class. stratified: every partition has "
-            "the same share of each class"
-        ),
+        Sampling,
+        Field(description="; ".join(f"{name}: {text}" for name, text in SAMPLINGS.items())),
     ] = "none"
     partitions: Annotated[
         int | None,
@@ -82,8 +87,9 @@ class TrainBody(RequestBody):
         ),
     ] = None
     validation: Annotated[
-        float, Field(ge=0, le=0.9, description="share of the rows that is held out to measure the model")
-    ] = 0.2
+        float,
+        Field(ge=0, le=MAX_VALIDATION, description="share of the rows that is held out to measure the model"),
+    ] = DEFAULT_VALIDATION
     publish: Publish
     then: Then | None = None
     engine: Engine = LOCAL

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option, echo
 
+from registry.media_types import OUTPUT_TYPE_BY_SUFFIX
+from registry.vocabulary import SCORE
 from service.cli.connection import connect
 from service.cli.descriptions import accepted_line, scored_line
 from service.cli.job_options import (
@@ -24,7 +26,6 @@ from service.cli.options import Json, ModelOption, parse_model, without_none
 from service.cli.output import print_message, print_record
 from service.cli.progress import follow_job, require_done
 from service.cli.transfer import download_file, require_parent_directory
-from service.formats.media_types import OUTPUT_TYPE_BY_SUFFIX
 
 if TYPE_CHECKING:
     from service.client import Client, Record
@@ -55,14 +56,14 @@ def score(
 ) -> None:
     """Score a file or a directory and download the output.
 
-    Rows that cannot be scored are written to OUT.errors.csv with the reasons; the exit code is still 0. It is
+    Rows that cannot be scored are listed in OUT.errors.csv with the reasons; the exit code is still 0. It is
     1 when the job fails: no row can be scored, or more rows fail than --error-threshold allows.
 
     Ctrl-C offers to leave the job running, to cancel it, or to wait.
     """
     ref = parse_model(model)
     request: Record = {
-        "kind": "score",
+        "kind": SCORE,
         "model": ref.name,
         "version": ref.version,
         "alias": ref.alias,

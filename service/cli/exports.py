@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, echo
 
+from registry.media_types import EXAMPLE_TYPE_BY_SUFFIX
 from registry.vocabulary import QUANTIZE_MODES
 from service.cli.connection import connect
 from service.cli.descriptions import export_lines, rejection_reason
 from service.cli.exit_codes import FAILURE
 from service.cli.options import (
-    EXAMPLE_MEDIA_TYPES,
     Json,
     Model,
     lookup_suffix,
@@ -34,7 +34,8 @@ Calibration = Annotated[
     Option(
         exists=True,
         dir_okay=False,
-        help="Rows to calibrate int8 with: .csv, .parquet or .json (default: the version's example).",
+        help=f"Rows to calibrate int8 with: {' '.join(EXAMPLE_TYPE_BY_SUFFIX)} "
+        "(default: the version's example).",
     ),
 ]
 MaxDisagreement = Annotated[
@@ -64,8 +65,8 @@ def export(
 ) -> None:
     """Export a version as a .tflite file.
 
-    A plain name is its champion, or its latest version without a champion. Waits until the file's answers are
-    compared with the model's. When they differ too much, the reason is printed and the exit code is 1.
+    A plain name means the champion, or the latest version if there is none. Waits until the file's answers
+    are compared with the model's. When they differ too much, the reason is printed and the exit code is 1.
     """
     request: Record = {
         "format": "tflite",
@@ -92,7 +93,7 @@ def _finished_export(
     ref: ModelRef, calibration: Path | None, request: Record
 ) -> Iterator[tuple[Client, Record]]:
     """Create an export and wait for it; yields the client and the export's record."""
-    media_type = lookup_suffix(calibration, EXAMPLE_MEDIA_TYPES) if calibration else None
+    media_type = lookup_suffix(calibration, EXAMPLE_TYPE_BY_SUFFIX) if calibration else None
     with connect() as client:
         version = _resolve_version(client, ref)
         if calibration:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
-from registry.vocabulary import DEFAULT_MAX_ATTEMPTS, ENGINES
+from registry import media_types
+from registry.vocabulary import ATTEMPTS_LIMIT, DEFAULT_MAX_ATTEMPTS, ENGINES
 from service.cli.transfer import upload_file
-from service.formats import media_types
 
 if TYPE_CHECKING:
     from service.client import Client, Record
@@ -29,7 +29,8 @@ MediaType = Annotated[
     Option(help=f"The format of DATA, if it has no known suffix: {', '.join(media_types.INPUT_TYPES)}."),
 ]
 MaxAttempts = Annotated[
-    int | None, Option(min=1, help=f"Attempts per partition (default {DEFAULT_MAX_ATTEMPTS}).")
+    int | None,
+    Option(min=1, max=ATTEMPTS_LIMIT, help=f"Attempts per partition (default {DEFAULT_MAX_ATTEMPTS})."),
 ]
 EngineOption = Annotated[str | None, Option("--engine", help=f"{' or '.join(ENGINES)}.")]
 IdColumn = Annotated[str | None, Option(help="A column to copy to the output and to the errors file.")]

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option, echo
 
+from registry import media_types
+from registry.media_types import CSV
+from registry.vocabulary import JOB_STATES
 from service.cli.connection import connect
 from service.cli.descriptions import accepted_line, job_lines, job_model, job_state
 from service.cli.options import Json, parse_name
 from service.cli.output import format_time, print_message, print_record, print_table
 from service.cli.progress import follow_job, require_done
 from service.cli.transfer import download_file, require_parent_directory
-from service.formats import media_types
 
 if TYPE_CHECKING:
     from service.client import Record
@@ -27,7 +29,7 @@ Partition = Annotated[
 
 
 def list_jobs(
-    state: Annotated[str | None, Option(help="queued, running, done, failed or cancelled.")] = None,
+    state: Annotated[str | None, Option(help=f"{', '.join(JOB_STATES[:-1])} or {JOB_STATES[-1]}.")] = None,
     model: Annotated[str | None, Option(metavar="NAME", help="List only jobs of this model.")] = None,
     json: Json = False,
 ) -> None:
@@ -106,7 +108,7 @@ def output(job: JobId, out: Out = None, partition: Partition = None, json: Json 
 
 
 def errors(job: JobId, out: Out = None, json: Json = False) -> None:
-    """Download the rows that failed, with the reasons."""
+    """Download the list of failed rows with the reasons."""
     _download(job, "errors", out, json)
 
 
@@ -122,17 +124,14 @@ def _download(job: int, resource: str, out: Path | None, json: bool, partition: 
         record = jobs.get(client, job)
         part = () if partition is None else ("partitions", partition)
         url = path("jobs", job, *part, resource)
-        if resource == "errors":
-            media_type = media_types.CSV
-        else:
-            media_type = record["spec"].get("output", {}).get("media_type")
+        media_type = CSV if resource == "errors" else record["spec"].get("output", {}).get("media_type")
         if out is not None:
             _check_suffix(out, media_type, f"the {resource} of job {job}")
             size = download_file(client, url, out)
             print_record(json, record, lambda: print_message(f"{out}, {size:,} bytes"))
             return
-        if media_type == media_types.PARQUET and sys.stdout.isatty():
-            raise BadParameter("the output is Parquet, which is not text; write it to a file with --out FILE")
+        if media_type in media_types.BINARY_TYPES and sys.stdout.isatty():
+            raise BadParameter(f"the output is {media_type}, not text; write it to a file with --out FILE")
         for block in download.verified_blocks(client, download.head(client, url)):
             sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from typer import Argument, BadParameter, Option
 
-from service.formats import media_types
-
 if TYPE_CHECKING:
     from service.client import ModelRef, Record
 
-Json = Annotated[bool, Option("--json", help="Print the API's JSON record on stdout.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
 Model = Annotated[
     str, Argument(metavar="MODEL", show_default=False, help="name, name@alias or name:version.")
 ]
@@ -25,13 +23,6 @@ NameOption = Annotated[str, Option("--name", help="The model's name.")]
 Tags = Annotated[list[str] | None, Option("--tag", metavar="KEY=VALUE", help="A tag; may be repeated.")]
 Reason = Annotated[str | None, Option("--reason", help="A note for the alias's history.")]
 ReadyAlias = Annotated[str | None, Option("--alias", help="Move this alias to the version when it is ready.")]
-
-EXAMPLE_MEDIA_TYPES: dict[str, media_types.ExampleType] = {
-    ".csv": media_types.CSV,
-    ".parquet": media_types.PARQUET,
-    ".json": "application/json",
-}
-"""Media types of example and calibration rows by file name suffix."""
 
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 """Seconds per unit."""

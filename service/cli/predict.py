@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter
 
+from registry.media_types import CSV, JSON
 from service.cli.connection import connect
 from service.cli.options import Json, Model, parse_model
 from service.cli.output import print_record, print_table
-from service.formats import media_types
 
 Rows = Annotated[
     str,
@@ -31,7 +31,7 @@ def predict(model: Model, rows: Rows, json: Json = False) -> None:
     is_csv = rows.lower().endswith(".csv")
     body = content if is_csv else request_body(content, rows)
     with connect() as client:
-        answer = client.predict(ref, body, media_types.CSV if is_csv else "application/json")
+        answer = client.predict(ref, body, CSV if is_csv else JSON)
     print_record(json, answer, lambda: _print_predictions(answer["predictions"]))
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Exit, Option, echo
 
+from registry.media_types import EXAMPLE_TYPE_BY_SUFFIX
 from registry.vocabulary import FORMAT_SUFFIXES
 from service.cli.connection import connect
 from service.cli.descriptions import build_lines
 from service.cli.exit_codes import FAILURE
 from service.cli.options import (
-    EXAMPLE_MEDIA_TYPES,
     Json,
     NameOption,
     ReadyAlias,
@@ -42,7 +42,11 @@ File = Annotated[
 ]
 Example = Annotated[
     Path | None,
-    Option(exists=True, dir_okay=False, help="Example rows: .csv, .parquet or .json (a list of objects)."),
+    Option(
+        exists=True,
+        dir_okay=False,
+        help=f"Example rows: {' '.join(EXAMPLE_TYPE_BY_SUFFIX)} (a JSON list of objects).",
+    ),
 ]
 FormatOption = Annotated[
     str | None,
@@ -57,8 +61,8 @@ MadeBy = Annotated[
     Option(
         "--made-by",
         metavar="LIBRARY=VERSION",
-        help="Version of python, numpy or scikit-learn that trained the model, if another than installed "
-        "here; may be repeated.",
+        help="Version of python, numpy or scikit-learn that trained the model, if it differs from the one "
+        "installed here; may be repeated.",
     ),
 ]
 Metrics = Annotated[
@@ -107,7 +111,7 @@ def publish(
 
 def _publish(name: str, file: Path, example: Path | None, request: Record, wait: bool) -> Record:
     """Upload the files, create the version and return its record; with `wait`, after its build."""
-    media_type = lookup_suffix(example, EXAMPLE_MEDIA_TYPES) if example else None
+    media_type = lookup_suffix(example, EXAMPLE_TYPE_BY_SUFFIX) if example else None
     with connect() as client:
         if example:
             request["example"] = {"artifact": upload_file(client, example), "media_type": media_type}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option, echo
 
+from registry.media_types import OUTPUT_TYPE_BY_SUFFIX
+from registry.vocabulary import SCORE
 from service.cli.connection import connect
 from service.cli.descriptions import (
     accepted_line,
@@ -27,7 +29,6 @@ from service.cli.job_options import (
 )
 from service.cli.options import Json, parse_model, parse_span, without_none
 from service.cli.output import format_time, print_message, print_record, print_table
-from service.formats.media_types import OUTPUT_TYPE_BY_SUFFIX
 
 if TYPE_CHECKING:
     from service.client import Client, Record
@@ -53,16 +54,27 @@ JobFile = Annotated[
         help="A JSON file with the body of POST /v1/jobs, in place of --model and --data.",
     ),
 ]
-Cron = Annotated[str | None, Option(help='minute hour day month weekday, as "0 3 * * MON".')]
+ReplacementJob = Annotated[
+    Path | None,
+    Option(
+        "--job",
+        exists=True,
+        dir_okay=False,
+        help="A JSON file with the body of POST /v1/jobs that replaces the schedule's job.",
+    ),
+]
+Cron = Annotated[str | None, Option(help='minute hour day month weekday, such as "0 3 * * MON".')]
 Every = Annotated[
     str | None, Option(metavar="SPAN", help="Time between runs, in place of --cron: 1w, 30m, 1h30m, 5s.")
 ]
 Timezone = Annotated[
-    str | None, Option(metavar="ZONE", help="Time zone for --cron, as Europe/Berlin (default UTC).")
+    str | None, Option(metavar="ZONE", help="Time zone for --cron, such as Europe/Berlin (default UTC).")
 ]
-StartIn = Annotated[str | None, Option(metavar="SPAN", help="Time from now to the first run: 5s.")]
+StartIn = Annotated[
+    str | None, Option(metavar="SPAN", help="Time from now to the first run, such as 5s or 2h.")
+]
 StartAt = Annotated[
-    str | None, Option(metavar="TIME", help="No run starts before this time: 2027-01-04T03:00:00Z.")
+    str | None, Option(metavar="TIME", help="No run starts before this time, such as 2027-01-04T03:00:00Z.")
 ]
 CatchUp = Annotated[bool, Option("--catch-up", help="Start missed runs later, one after another.")]
 Overlap = Annotated[bool, Option("--overlap", help="Start a run while the previous one is unfinished.")]
@@ -158,7 +170,7 @@ def show(name: ScheduleName, json: Json = False) -> None:
 
 def edit(
     name: ScheduleName,
-    job: JobFile = None,
+    job: ReplacementJob = None,
     cron: Cron = None,
     every: Every = None,
     timezone: Timezone = None,
@@ -170,7 +182,7 @@ def edit(
 ) -> None:
     """Change when a schedule runs, or the job it starts.
 
-    Everything without an option stays as it is.
+    Settings that are not named are kept.
     """
     rules: Record = {"catch_up": catch_up, "overlap": overlap, "job": _read_job(job) if job else None}
     changes = _request_times(cron, every, timezone, start_in, start_at) | without_none(rules)
@@ -264,7 +276,7 @@ def _score_request(
     ref = parse_model(model)
     location: Record = {"uri": _server_uri(client, data)}
     request: Record = {
-        "kind": "score",
+        "kind": SCORE,
         "model": ref.name,
         "version": ref.version,
         "alias": ref.alias,

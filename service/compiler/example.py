@@ -13,6 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from registry.errors import Refused
+from registry.media_types import CSV, EXAMPLE_TYPES, JSON, PARQUET
 from registry.rows import Array
 from registry.signature import MAX_SAFE_INTEGER, DType
 from registry.text_tables import CODE_PATTERN, other_separator
@@ -34,7 +35,7 @@ class ExampleTable:
     """Columns by name, in the file's order, each of one of a signature's five dtypes; null is missing."""
 
     columns: dict[str, pa.Array]
-    target: pa.Array | None = None  # the true values, when the job names such a column
+    target: pa.Array | None = None  # the true values, when the request names such a column
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -58,7 +59,7 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise Refused(f"the example has the column {repeated[0]!r} more than once")
     columns = {name: _signature_array(name, table.column(name)) for name in names}
-    if len(names) == 1 and media_type == "text/csv" and other_separator(names[0]):
+    if len(names) == 1 and media_type == CSV and other_separator(names[0]):
         raise Refused(f"the example's header {names[0]!r} has no commas; separate its columns by commas")
     if target is not None and target not in columns:
         raise Refused(f"the target {target!r} is not a column of the example; it has {', '.join(names)}")
@@ -67,17 +68,16 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
 
 
 def _read_table(path: Path, media_type: str | None) -> pa.Table:
-    if media_type == "text/csv":
+    if media_type == CSV:
         return _read_csv(path)
-    if media_type == "application/vnd.apache.parquet":
+    if media_type == PARQUET:
         return pq.read_table(path)
-    if media_type == "application/json":
+    if media_type == JSON:
         rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
         names = list(dict.fromkeys(name for row in rows for name in row))
         return pa.table({name: _json_column([row.get(name) for row in rows]) for name in names})
     raise Refused(
-        f"an example of type {media_type!r} is not supported; supported are text/csv, "
-        "application/vnd.apache.parquet and application/json"
+        f"an example of type {media_type!r} is not supported; supported are {', '.join(EXAMPLE_TYPES)}"
     )
 
 

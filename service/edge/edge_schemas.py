@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from registry.aliases import CHAMPION
 from registry.build_messages import ExportBounds
 from registry.exports import NewExport
+from registry.media_types import ExampleType
 from registry.names import NAME_PATTERN
 from registry.rollouts import DeviceCounts, DeviceStatus, NewDeviceReport
 from registry.tables import DeviceReportRow, ExportRow
-from registry.vocabulary import Quantize
-from service.formats.media_types import ExampleType
+from registry.vocabulary import ExportState, Quantize
 from service.runtime.snapshot import SnapshotExport
 from service.web.listing import ListResponse
 from service.web.request_models import MAX_NUMBER, RequestBody, RequestModel, Sha256
@@ -71,7 +71,7 @@ class ExportRecord(BaseModel):
     version: int
     format: str
     quantize: str
-    state: Literal["building", "ready", "rejected"]
+    state: ExportState
     sha256: str | None
     bytes: int | None
     min_runtime: str | None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from registry.artifacts import CHUNK_BYTES
-from service.formats.media_types import CSV, PARQUET
+from registry.media_types import CSV, NDJSON, PARQUET
 from service.formats.parquet_joining import MAGIC, FooterJoiner
 from service.formats.text_records import first_end
 from service.formats.writing import ERRORS_HEADER, csv_line
@@ -21,13 +21,22 @@ class Sink(Protocol):
 
 
 def assemble(parts: Sequence[Path], media_type: str, sink: Sink) -> None:
-    """Join one or more files that `PartWriter` wrote, in the order of `parts`."""
-    if media_type == PARQUET:
-        _assemble_parquet(parts, sink)
-        return
+    """Join one or more files that `PartWriter` wrote, in the order of `parts`.
+
+    Raises `KeyError` for a media type without an entry in `_JOINERS`.
+    """
+    _JOINERS[media_type](parts, sink)
+
+
+def _join_csv(parts: Sequence[Path], sink: Sink) -> None:
+    _concatenate(parts, sink, skip_headers=True)
+
+
+def _concatenate(parts: Sequence[Path], sink: Sink, skip_headers: bool = False) -> None:
+    """`skip_headers`: leave out the first line of each part but the first."""
     for index, part in enumerate(parts):
         with part.open("rb") as file:
-            if index and media_type == CSV:
+            if index and skip_headers:
                 _skip_header(file)
             while chunk := file.read(CHUNK_BYTES):
                 sink.write(chunk)
@@ -44,7 +53,7 @@ def _skip_header(file: Any) -> None:
     file.seek(end)
 
 
-def _assemble_parquet(parts: Sequence[Path], sink: Sink) -> None:
+def _join_parquet(parts: Sequence[Path], sink: Sink) -> None:
     joiner = FooterJoiner()
     sink.write(MAGIC)
     for part in parts:
@@ -53,6 +62,14 @@ def _assemble_parquet(parts: Sequence[Path], sink: Sink) -> None:
                 sink.write(chunk)
             _drop_page_cache(file)
     sink.write(joiner.ending())
+
+
+_JOINERS: dict[str, Callable[[Sequence[Path], Sink], None]] = {
+    CSV: _join_csv,
+    NDJSON: _concatenate,
+    PARQUET: _join_parquet,
+}
+"""By output media type."""
 
 
 def _drop_page_cache(file: Any) -> None:

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from registry.errors import FieldError, Invalid
+from registry.media_types import ARROW, CSV, NDJSON, PARQUET, TEXT_TYPES, input_suffixes
 from registry.text_tables import other_separator
 from service.formats import arrow_reader, column_types, csv_reader, ndjson_reader, parquet_reader
 from service.formats.column_types import cast_batch, schema_of
 from service.formats.dataset import Batch, Block, Dataset, FileRange, InputFile, RowFault, invalid_input
-from service.formats.media_types import ARROW, CSV, NDJSON, PARQUET, TEXT_TYPES, input_suffixes
 from service.formats.sources import OpenedFile, list_files
 from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, show
 

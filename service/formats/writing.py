@@ -22,8 +22,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from registry.artifacts import fsync_directory
+from registry.media_types import CSV, NDJSON, PARQUET
 from service.formats.dataset import RowFault, invalid_input
-from service.formats.media_types import CSV, NDJSON, PARQUET
 
 GROUP_ROWS = 1 << 18  # rows per Parquet row group
 GROUP_BYTES = 64 * 2**20  # maximum size of a Parquet row group before compression

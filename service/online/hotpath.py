@@ -20,10 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.errors import DeadlineExceeded, invalid_field
+from registry.media_types import CSV, JSON
 from registry.names import check_name
 from service import telemetry
-from service.formats.media_types import CSV
-from service.online.negotiation import JSON, negotiate
+from service.online.negotiation import negotiate
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, SnapshotVersion
 from service.web.auth import denial_reason

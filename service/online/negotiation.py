@@ -7,10 +7,9 @@ from functools import lru_cache
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from service.formats.media_types import ARROW, CSV
+from registry.media_types import ARROW, CSV, JSON
 from service.web.header_values import parse_qualities
 
-JSON = "application/json"
 MEDIA_TYPES = (JSON, CSV, ARROW)
 """In the server's order of preference."""
 

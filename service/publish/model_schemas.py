@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from registry.aliases import CHAMPION
+from registry.media_types import ExampleType
 from registry.models import ModelSummary
 from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
-from registry.vocabulary import SCOPES, Format, Runtime, Scope
-from service.formats.media_types import ExampleType
+from registry.vocabulary import SCOPES, AliasAction, Format, Runtime, Scope, VersionState
 from service.web.request_models import MAX_NUMBER, RequestBody, Sha256
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
@@ -132,7 +132,7 @@ class ModelRecord(BaseModel):
 class VersionRecord(BaseModel):
     model: str
     version: int
-    state: Literal["building", "ready", "rejected", "archived"]
+    state: VersionState
     runtime: Runtime | None
     runtime_reason: str | None
     signature: dict[str, Any] | None
@@ -206,7 +206,7 @@ class MoveRecord(BaseModel):
     at: datetime
     by: str
     reason: str | None
-    action: Literal["promote", "rollback", "delete", "rollout", "halt"]
+    action: AliasAction
 
     @classmethod
     def of(cls, row: AliasEventRow) -> MoveRecord:

@@ -12,15 +12,14 @@ import numpy as np
 
 from registry.aliases import CHAMPION
 from registry.errors import Invalid
+from registry.media_types import ARROW, CSV, JSON
 from registry.names import NAME_PATTERN
 from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
-from service.formats.media_types import ARROW, CSV
 from service.runtime.codec import MAX_INSTANCES, Codec
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.web.problems import DESCRIPTIONS, MEDIA_TYPE, build_problem, problem_schemas
 
-JSON = "application/json"
 PREDICT_TAG = {"name": "predict", "description": "Any model, any version."}
 
 _MARKDOWN_CHARACTERS = frozenset("\\`*_{}[]()<>#+-.!|&~^=:@/\"'$%")

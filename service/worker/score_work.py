@@ -19,6 +19,7 @@ from registry.media_types import SUFFIXES
 from registry.rows import NUMPY_DTYPES, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
+from registry.vocabulary import READY
 from service.builds.forkserver import ForkServer
 from service.formats import assembly, reading
 from service.formats.assembly import PartErrors
@@ -171,7 +172,7 @@ class ScoreWork:
             version = session.get(VersionRow, job.version_id) if job.version_id else None
             if version is None:
                 raise PermanentFailure(f"{name} was deleted; start a new job with another version")
-            if version.state != versions.READY:
+            if version.state != READY:
                 raise PermanentFailure(
                     f"{name} is {version.state}; unarchive it (archived: false), then resume the job"
                 )

@@ -22,13 +22,14 @@ from registry.artifacts import Store
 from registry.errors import Invalid, NotFound
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
+from registry.media_types import PARQUET
 from registry.tables import VersionRow
 from registry.versions import NewVersion
+from registry.vocabulary import BUILDING, REJECTED
 from service.compiler.example import MAX_ROWS
 from service.compiler.fit.fit_records import SEED
 from service.compiler.fit.sampling import Quota
 from service.compiler.fit.splitting import VALIDATION_SLOT
-from service.formats.media_types import PARQUET
 from service.submit.job_kinds import admission_of
 from service.worker.job_work import JobResult, PermanentFailure, RetryLater
 from service.worker.train.stages import TrainingPlan
@@ -54,9 +55,9 @@ def publish(
         version = session.get(VersionRow, current.version_id) if current.version_id else None
         if version is None:
             raise PermanentFailure(f"{name} was deleted before it was built")
-        if version.state == versions.BUILDING:
+        if version.state == BUILDING:
             raise RetryLater(BUILD_POLL_S)
-        if version.state == versions.REJECTED:
+        if version.state == REJECTED:
             raise PermanentFailure(f"{name} was rejected: {(version.report or {}).get('reason')}")
         if current.state in jobs.OPEN_STATES:  # a cancelled job starts no other job
             _start_follow_up(session, store, current, version)

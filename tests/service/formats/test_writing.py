@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
-from registry.media_types import ARROW, CSV, NDJSON, PARQUET
+from registry.media_types import ARROW, CSV, NDJSON, OUTPUT_TYPES, PARQUET
 from service.formats import assembly
 from service.formats.assembly import PartErrors
 from service.formats.dataset import RowFault
@@ -172,6 +172,13 @@ def test_an_unsupported_output_type_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="output's media type"):
         PartWriter(tmp_path / "part", ARROW, SCHEMA)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_every_output_type_can_be_joined() -> None:
+    for media_type in OUTPUT_TYPES:
+        assembly.assemble([], media_type, io.BytesIO())
+    with pytest.raises(KeyError):
+        assembly.assemble([], ARROW, io.BytesIO())
 
 
 def test_assembled_errors_number_rows_in_the_input_and_in_the_file(tmp_path: Path) -> None:
