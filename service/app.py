@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry import db
 from registry.artifacts import Store
+from registry.vocabulary import READY
 from service import telemetry
 from service.builds.supervisor import Supervisor
 from service.config import Settings
@@ -99,7 +100,9 @@ def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, super
         from service.runtime.isolated_runtime import Isolation
         from service.runtime.loading import ModelLoader
 
-        isolation = Isolation(supervisor.fork_isolated, settings.build_memory_mb, settings.predict_deadline_s)
+        isolation = Isolation(
+            lambda: supervisor.forks.fork("isolated"), settings.build_memory_mb, settings.predict_deadline_s
+        )
         return ModelLoader(sessions, store, isolation)(version_id)
 
     return load
@@ -144,8 +147,8 @@ async def _keep_pool_current(services: Services, changed: asyncio.Event) -> None
         await changed.wait()
         changed.clear()
         state = services.snapshot.state
-        services.pool.keep(
-            {v.id for m in state.models.values() for v in m.versions.values() if v.state == "ready"}
+        services.pool.keep_only(
+            {v.id for m in state.models.values() for v in m.versions.values() if v.state == READY}
         )
         await services.pool.warm([v.id for v in services.snapshot.champions()])
 

@@ -15,12 +15,12 @@ from service.builds.protocol import (
     BUILD,
     EXPORT,
     FIT,
+    ChildResult,
     Crash,
-    JobRecord,
     OneShotRole,
+    RequestRecord,
+    ResultRecord,
     Role,
-    Verdict,
-    VerdictRecord,
 )
 from service.compiler import build, export
 from service.compiler.fit import steps
@@ -42,16 +42,16 @@ MAX_ERROR_CHARACTERS = 500
 
 
 def run_once(
-    role: OneShotRole[JobRecord, VerdictRecord],
-    work: Callable[[JobRecord], VerdictRecord],
+    role: OneShotRole[RequestRecord, ResultRecord],
+    work: Callable[[RequestRecord], ResultRecord],
     channel: socket.socket,
 ) -> None:
-    """Receive one job, send one `Verdict` or `Crash`."""
-    job: JobRecord = receive(channel, role.job)
-    message: Verdict | Crash
+    """Receive one request, send one `ChildResult` or `Crash`."""
+    request: RequestRecord = receive(channel, role.request)
+    message: ChildResult | Crash
     try:
-        confine(job.memory_mb)
-        message = Verdict(msgspec.json.encode(work(job)))
+        confine(request.memory_mb)
+        message = ChildResult(msgspec.json.encode(work(request)))
     except MemoryError:
         message = Crash("MemoryError", memory=True)
     except Exception as error:

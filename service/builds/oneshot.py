@@ -1,4 +1,4 @@
-"""One build, export or fit in one child: start the child, wait with a limit, return its verdict."""
+"""One build, export or fit in one child: start the child, wait with a limit, return its result."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from collections.abc import Callable
 
 import msgspec
 
+from registry import queue
+from registry.vocabulary import REJECTED
 from service.builds.forkserver import ChildProcess, ForkServer
-from service.builds.protocol import Crash, JobRecord, OneShotRole, Verdict, VerdictRecord
+from service.builds.protocol import ChildResult, Crash, OneShotRole, RequestRecord, ResultRecord
 from service.runtime import message_channel
 from service.runtime.message_channel import ChannelBroken
 
-BEAT_INTERVAL_S = 3.0
+BEAT_INTERVAL_S = 0.3 * queue.BUILD_LEASE_S
 SEND_S = 10.0
-"""Longest time a child may take to read its job."""
+"""Longest time a child may take to read its request."""
 
 
 class ChildLost(Exception):
-    """The child ended without a verdict, and the model may not be the cause: the task is retried."""
+    """The child ended without a result, and the model may not be the cause: the task is retried."""
 
 
 def run(
     forks: ForkServer,
-    role: OneShotRole[JobRecord, VerdictRecord],
-    job: JobRecord,
+    role: OneShotRole[RequestRecord, ResultRecord],
+    request: RequestRecord,
     timeout_s: float,
     beat: Callable[[], None],
-) -> VerdictRecord:
-    """Run `job` in a new child and return its verdict.
+) -> ResultRecord:
+    """Run `request` in a new child and return its result.
 
     `beat` is called every few seconds; an exception that it raises ends the child. A model that takes too
     much time or memory, or crashes the child, is rejected with that reason. Raises `ChildLost` when the child
@@ -38,35 +40,35 @@ def run(
     child = forks.fork(role.name)
     try:
         until = time.monotonic() + timeout_s
-        message_channel.send(child.channel, job, time.monotonic() + SEND_S)
+        message_channel.send(child.channel, request, time.monotonic() + SEND_S)
         while not _has_answered(child, min(until, time.monotonic() + BEAT_INTERVAL_S)):
             if time.monotonic() >= until:
                 return _ended(
                     role, f"the {role.name} was ended after {timeout_s:g} s (TRIVIUM_BUILD_TIMEOUT_S)"
                 )
             beat()
-        message: Verdict | Crash = message_channel.receive(child.channel, Verdict | Crash, until)
+        message: ChildResult | Crash = message_channel.receive(child.channel, ChildResult | Crash, until)
     except TimeoutError:
         return rejected(role, f"the {role.name}'s process stopped in the middle of its answer")
     except ChannelBroken as error:
-        return _ended(role, _exit_reason(child.end(), role.name, job.memory_mb, str(error)))
+        return _ended(role, _exit_reason(child.end(), role.name, request.memory_mb, str(error)))
     finally:
         child.end()
     if isinstance(message, Crash):
-        return _ended(role, _crash_reason(message, role.name, job.memory_mb))
+        return _ended(role, _crash_reason(message, role.name, request.memory_mb))
     try:
-        return msgspec.json.decode(message.verdict, type=role.verdict)
+        return msgspec.json.decode(message.result, type=role.result)
     except msgspec.MsgspecError as error:
         return rejected(role, f"the {role.name}'s answer cannot be read: {error}")
 
 
-def rejected(role: OneShotRole[JobRecord, VerdictRecord], reason: str) -> VerdictRecord:
-    return role.verdict(state="rejected", report={"reason": reason})
+def rejected(role: OneShotRole[RequestRecord, ResultRecord], reason: str) -> ResultRecord:
+    return role.result(state=REJECTED, report={"reason": reason})
 
 
-def _ended(role: OneShotRole[JobRecord, VerdictRecord], reason: str) -> VerdictRecord:
-    """Rejected without a verdict of the child: it took too much time or memory, or crashed."""
-    return role.verdict(state="rejected", report={"reason": reason, "ended": True})
+def _ended(role: OneShotRole[RequestRecord, ResultRecord], reason: str) -> ResultRecord:
+    """Rejected without a result of the child: it took too much time or memory, or crashed."""
+    return role.result(state=REJECTED, report={"reason": reason, "ended": True})
 
 
 def _has_answered(child: ChildProcess, deadline: float) -> bool:

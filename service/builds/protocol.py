@@ -1,8 +1,8 @@
 """Messages between the server, the template, and the children that build, export or fit.
 
-The template receives `Fork` and `EndChild` and answers each of them. A one-shot child receives one job and
-sends `Verdict` or `Crash`. The jobs and verdicts of each role are the table below; `child_roles.py` has the
-functions that the child runs.
+The template receives `Fork` and `EndChild` and answers each of them. A one-shot child receives one
+request and sends `ChildResult` or `Crash`. The requests and results of each role are the table below;
+`child_roles.py` has the functions that the child runs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from service.compiler.fit.fit_records import FitResult, FitStep
 
 Role = Literal["build", "export", "fit", "isolated"]
 
-JobRecord = TypeVar("JobRecord", BuildRequest, ExportRequest, FitStep)
-VerdictRecord = TypeVar("VerdictRecord", BuildResult, ExportResult, FitResult)
+RequestRecord = TypeVar("RequestRecord", BuildRequest, ExportRequest, FitStep)
+ResultRecord = TypeVar("ResultRecord", BuildResult, ExportResult, FitResult)
 
 
 @dataclass(frozen=True, slots=True)
-class OneShotRole(Generic[JobRecord, VerdictRecord]):
-    """Name, job and verdict of a one-shot child."""
+class OneShotRole(Generic[RequestRecord, ResultRecord]):
+    """Name, request and result of a one-shot child."""
 
     name: Role
-    job: type[JobRecord]
-    verdict: type[VerdictRecord]
+    request: type[RequestRecord]
+    result: type[ResultRecord]
 
 
 BUILD = OneShotRole("build", BuildRequest, BuildResult)
@@ -59,10 +59,10 @@ class ChildEnded(msgspec.Struct, frozen=True, tag=True):
     code: int
 
 
-class Verdict(msgspec.Struct, frozen=True, tag=True):
-    """From a one-shot child: its verdict as JSON."""
+class ChildResult(msgspec.Struct, frozen=True, tag=True):
+    """From a one-shot child: its result as JSON."""
 
-    verdict: bytes
+    result: bytes
 
 
 class Crash(msgspec.Struct, frozen=True, tag=True):

@@ -1,6 +1,6 @@
-"""The build supervisor: claims builds and exports, runs each in a child, and records the verdict.
+"""The build supervisor: claims builds and exports, runs each in a child, and records the result.
 
-Tasks survive their server: one whose lease expires is claimed again, here or by another server, and a verdict
+Tasks survive their server: one whose lease expires is claimed again, here or by another server, and a result
 that arrives too late changes nothing.
 """
 
@@ -23,7 +23,7 @@ from registry.errors import NotFound, StaleTask, Unavailable
 from registry.vocabulary import SUPERVISOR_TASKS
 from service import telemetry
 from service.builds import oneshot
-from service.builds.forkserver import ChildProcess, ForkServer
+from service.builds.forkserver import ForkServer
 from service.builds.task_kinds import BuildTasks, ExportTasks, TaskKind
 from service.config import Settings
 
@@ -49,9 +49,9 @@ class Supervisor:
         self._on_change = on_change
         self._tmp = settings.home.absolute() / "tmp"
         self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._forks = ForkServer()
+        self.forks = ForkServer()  # also forks the children of isolated models
         self._kinds: dict[str, TaskKind[Any]] = {
-            kind.kind: kind(settings, sessions, store, self._forks) for kind in (BuildTasks, ExportTasks)
+            kind.kind: kind(settings, sessions, store, self.forks) for kind in (BuildTasks, ExportTasks)
         }
         self._stopping = threading.Event()
         self._wake = threading.Semaphore(0)  # released when there may be a task
@@ -63,7 +63,7 @@ class Supervisor:
     def start(self) -> None:
         """Start the template and the build threads; returns at once."""
         delete_abandoned(self._tmp, older_than_s=self._settings.build_timeout_s + 60.0)
-        self._forks.start()
+        self.forks.start()
         for thread in self._threads:
             thread.start()
 
@@ -71,33 +71,29 @@ class Supervisor:
         """End every child. Unfinished tasks return to the queue, for the next server to claim."""
         self._stopping.set()
         self._wake.release(len(self._threads))
-        self._forks.stop(grace_s)
+        self.forks.stop(grace_s)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(grace_s)
-
-    def problem(self) -> str | None:
-        """Why no model can be built; None while the template is starting or usable."""
-        return self._forks.problem()
 
     def wake(self) -> None:
         """Look for a task now: one was enqueued."""
         self._wake.release()
 
-    def fork_isolated(self) -> ChildProcess:
-        """Fork the child of an isolated model. Raises `Unavailable`."""
-        return self._forks.fork("isolated")
-
     def step(self) -> bool:
         """Run one build or export, if one is due. Return whether one was."""
+        with db.reading(self._sessions) as session:  # polling must not take the write lock
+            telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
+            if not queue.has_claimable(session, SUPERVISOR_TASKS):
+                return False
         with self._sessions.begin() as session:
             failed = queue.fail_lost(session, SUPERVISOR_TASKS)
             if failed is not None:
-                reason = f"each of the {failed.attempt} {failed.kind}s of this model ended with its server"
+                attempts = f"{failed.deaths} attempts to {failed.kind} this model"
+                reason = f"the server stopped during {attempts}"
                 with contextlib.suppress(NotFound):  # it was deleted meanwhile
                     self._kinds[failed.kind].reject(session, int(failed.subject), reason)
             task = queue.claim(session, SUPERVISOR_TASKS, _worker_name())
-            telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
         if failed is not None:
             self._on_change()
         if task is None:
@@ -134,7 +130,7 @@ class Supervisor:
             queue.heartbeat(session, task.id, task.fence)
 
     def _drop(self, task: queue.ClaimedTask, reason: str) -> None:
-        """Fail a task whose verdict is not needed any more, so that no server claims it again."""
+        """Fail a task whose result is not needed any more, so that no server claims it again."""
         log.info(f"{task.kind}.dropped", **_log_fields(task), reason=reason)
         with contextlib.suppress(StaleTask), self._sessions.begin() as session:
             queue.fail(session, task.id, task.fence, reason)

@@ -1,7 +1,7 @@
 """The task kinds of the build supervisor: builds and exports, one class each.
 
 Both follow the same steps: read the task's subject, run a one-shot child, put the files that it wrote into
-the store, and record the verdict in one transaction, which the supervisor owns.
+the store, and record the result in one transaction, which the supervisor owns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from registry import db, exports, versions
 from registry.artifacts import Blob, Store
 from registry.build_messages import BuildRequest, BuildResult, ExportRequest, ExportResult
 from registry.errors import NotFound
-from registry.vocabulary import BUILD_TASK, EXPORT_TASK, Format
+from registry.tables import VersionRow
+from registry.vocabulary import BUILD_TASK, EXPORT_TASK, FALLBACK_FORMATS, READY, REJECTED, Format
 from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
@@ -44,7 +45,9 @@ class TaskKind(Protocol[Result]):
         """Record the result in the caller's transaction. Return the version's name, for the log."""
         ...
 
-    def reject(self, session: Session, subject: int, reason: str) -> object: ...
+    def reject(self, session: Session, subject: int, /, reason: str) -> object:
+        """Reject the version or export, without a result, in the caller's transaction."""
+        ...
 
     def observe(self, name: str, result: Result, seconds: float) -> dict[str, object]:
         """Update the metrics. Return the fields of the log line."""
@@ -55,6 +58,7 @@ class BuildTasks:
     """Compile an upload into the files that are served."""
 
     kind = BUILD_TASK
+    reject = staticmethod(versions.reject)
 
     def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, forks: ForkServer) -> None:
         self._settings = settings
@@ -64,39 +68,36 @@ class BuildTasks:
 
     def run(self, subject: int, out: Path, beat: Beat) -> BuildResult:
         with db.reading(self._sessions) as session:
-            inputs = versions.build_inputs(session, subject)
+            version = versions.get_by_id(session, subject)
         try:
-            job = self._job(inputs, out)
+            request = self._request(version, out)
         except NotFound as error:
             return oneshot.rejected(BUILD, str(error))
-        built = oneshot.run(self._forks, BUILD, job, self._settings.build_timeout_s, beat)
-        if built.report.get("ended") and job.format == "sklearn-joblib":
-            built = self._without_conversion(job, built, beat)
+        built = oneshot.run(self._forks, BUILD, request, self._settings.build_timeout_s, beat)
+        if built.report.get("ended") and request.format in FALLBACK_FORMATS:
+            built = self._without_conversion(request, built, beat)
         return self._store_files(built, out)
 
     def record(self, session: Session, subject: int, result: BuildResult) -> str:
         version = versions.finish_build(session, subject, result)
         return f"{version.model.name}:{version.number}"
 
-    def reject(self, session: Session, subject: int, reason: str) -> object:
-        return versions.reject(session, subject, reason)
-
     def observe(self, name: str, result: BuildResult, seconds: float) -> dict[str, object]:
         telemetry.BUILDS.labels(result.state, result.runtime or "").inc()
         telemetry.BUILD_SECONDS.observe(seconds)
-        if result.state == versions.READY and result.runtime == "isolated":
+        if result.state == READY and result.runtime == "isolated":
             telemetry.FALLBACKS.labels(name.partition(":")[0]).inc()
         reason = result.report.get("reason")
         return {"version": name, "state": result.state, "runtime": result.runtime, "reason": reason}
 
-    def _without_conversion(self, job: BuildRequest, ended: BuildResult, beat: Beat) -> BuildResult:
+    def _without_conversion(self, request: BuildRequest, ended: BuildResult, beat: Beat) -> BuildResult:
         """Build again without converting: a converter that hangs or crashes must not reject the model.
 
-        The model is then served as a pickle. If this build fails as well, the first verdict stands.
+        The model is then served as a pickle. If this build fails as well, the first result stands.
         """
-        job = msgspec.structs.replace(job, convert=False)
-        built = oneshot.run(self._forks, BUILD, job, self._settings.build_timeout_s, beat)
-        if built.state != versions.READY:
+        request = msgspec.structs.replace(request, convert=False)
+        built = oneshot.run(self._forks, BUILD, request, self._settings.build_timeout_s, beat)
+        if built.state != READY:
             return ended
         reason = f"it was not converted: {ended.report['reason']}"
         return msgspec.structs.replace(built, runtime_reason=reason)
@@ -110,16 +111,17 @@ class BuildTasks:
             return oneshot.rejected(BUILD, "the build's answer names a file that it did not write")
         return msgspec.structs.replace(built, **digests)
 
-    def _job(self, inputs: versions.BuildInputs, out: Path) -> BuildRequest:
+    def _request(self, version: VersionRow, out: Path) -> BuildRequest:
+        example = version.example or {}
         return BuildRequest(
-            artifact=str(self._store.path(inputs.artifact).absolute()),
-            format=cast(Format, inputs.format),  # `versions.publish` has checked it
+            artifact=str(self._store.path(version.artifact).absolute()),
+            format=cast(Format, version.format),  # `versions.publish` has checked it
             out=str(out),
-            example=str(self._store.path(inputs.example).absolute()) if inputs.example else None,
-            example_media_type=inputs.example_media_type,
-            target=inputs.target,
-            signature=inputs.signature,
-            lineage=inputs.lineage,
+            example=str(self._store.path(example["artifact"]).absolute()) if example else None,
+            example_media_type=example.get("media_type"),
+            target=version.target,
+            signature=version.publisher_signature,
+            lineage=version.lineage,
             memory_mb=self._settings.build_memory_mb,
         )
 
@@ -128,6 +130,7 @@ class ExportTasks:
     """Export a ready version as a .tflite file, and compress that file."""
 
     kind = EXPORT_TASK
+    reject = staticmethod(exports.reject)
 
     def __init__(self, settings: Settings, sessions: db.Sessions, store: Store, forks: ForkServer) -> None:
         self._settings = settings
@@ -139,18 +142,15 @@ class ExportTasks:
         with db.reading(self._sessions) as session:
             inputs = exports.inputs(session, subject)
         try:
-            job = self._job(inputs, out)
+            request = self._request(inputs, out)
         except NotFound as error:
-            return exports.FinishedExport(state=versions.REJECTED, report={"reason": str(error)})
-        exported = oneshot.run(self._forks, EXPORT, job, self._settings.build_timeout_s, beat)
+            return exports.FinishedExport(state=REJECTED, report={"reason": str(error)})
+        exported = oneshot.run(self._forks, EXPORT, request, self._settings.build_timeout_s, beat)
         return self._store_files(exported, out)
 
     def record(self, session: Session, subject: int, result: exports.FinishedExport) -> str:
         version = exports.finish(session, subject, result).version
         return f"{version.model.name}:{version.number}"
-
-    def reject(self, session: Session, subject: int, reason: str) -> object:
-        return exports.reject(session, subject, reason)
 
     def observe(self, name: str, result: exports.FinishedExport, seconds: float) -> dict[str, object]:
         telemetry.EXPORTS.labels(result.state).inc()
@@ -158,7 +158,7 @@ class ExportTasks:
         return {"version": name, "state": result.state, "reason": result.report.get("reason")}
 
     def _store_files(self, exported: ExportResult, out: Path) -> exports.FinishedExport:
-        if exported.state != versions.READY:
+        if exported.state != READY:
             return exports.FinishedExport(state=exported.state, report=exported.report)
         try:
             plain, zstd = (
@@ -166,7 +166,7 @@ class ExportTasks:
             )
         except FileNotFoundError:
             reason = "the export's answer names a file that it did not write"
-            return exports.FinishedExport(state=versions.REJECTED, report={"reason": reason})
+            return exports.FinishedExport(state=REJECTED, report={"reason": reason})
         return exports.FinishedExport(
             state=exported.state,
             report=exported.report,
@@ -176,7 +176,7 @@ class ExportTasks:
             min_runtime=exported.min_runtime,
         )
 
-    def _job(self, inputs: exports.ExportInputs, out: Path) -> ExportRequest:
+    def _request(self, inputs: exports.ExportInputs, out: Path) -> ExportRequest:
         example, calibration = inputs.example or {}, inputs.calibration or {}
         return ExportRequest(
             artifact=str(self._store.path(inputs.artifact).absolute()),

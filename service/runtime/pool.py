@@ -81,7 +81,7 @@ class Pool:
             except TriviumError as error:
                 log.warning("model.not_loaded", version_id=version_id, error=str(error))
 
-    def keep(self, version_ids: set[int]) -> None:
+    def keep_only(self, version_ids: set[int]) -> None:
         """Drop the loaded versions that are not among `version_ids`: deleted or archived ones."""
         for entry in self._cache.entries():
             if entry.key not in version_ids:

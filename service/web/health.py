@@ -61,7 +61,7 @@ def _run_checks(services: Services) -> dict[str, str]:
     checks["snapshot"] = (
         "ok" if age < STALE_S else f"the last successful read of the registry is {age:.0f} s old"
     )
-    checks["builder"] = services.supervisor.problem() or "ok"
+    checks["builder"] = services.supervisor.forks.problem() or "ok"
     checks["data"] = _check_data_directory(services.store.incoming)
     return checks
 
