@@ -1,7 +1,7 @@
 """Outermost ASGI layer: request id, API key, metrics and log line of every request.
 
 Only the `PUBLIC` paths are served without a valid key. Each route states the scope that it requires
-(`deps.Requires`, `online/hotpath.py`). The server does not start when a route states none
+(`deps.require_scope`, `online/hotpath.py`). The server does not start when a route states none
 (`deps.check_guarded`).
 """
 
@@ -10,18 +10,22 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry import keys
+from registry import keys, vocabulary
 from registry.errors import TriviumError
 from registry.keys import Key
 from service import telemetry
 from service.runtime.snapshot import Snapshot
 from service.web.problems import INTERNAL_ERROR, ProblemResponse, build_problem, status_of
 from service.web.request_context import RequestContext
+
+RequiredScope = vocabulary.Scope | Literal["any"]
+"""What a route requires of the caller's key; "any": any valid key is enough."""
 
 PUBLIC = re.compile(r"/livez|/readyz|/healthz|/docs|/v1/models/[^/]+/docs|/static/[^?]*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}\Z")
@@ -32,10 +36,10 @@ SLOW_S = 1.0
 log = telemetry.logger("trivium.http")
 
 
-def denial_reason(key: Key | None, *scopes: str, model: str | None = None) -> str | None:
+def denial_reason(key: Key | None, *scopes: RequiredScope, model: str | None = None) -> str | None:
     """Return why `key` is denied access, or None when it is allowed.
 
-    The key needs one of `scopes` ("any": any key is enough), and access to `model`. Without `model`, admin
+    The key needs one of `scopes`, and access to `model`. Without `model`, admin
     routes deny keys that are limited to some models: such a key could create an unlimited one.
     """
     if key is None or not ("any" in scopes or any(map(key.allows, scopes))):

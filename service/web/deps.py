@@ -17,8 +17,7 @@ from starlette.routing import BaseRoute
 from registry import db
 from registry.errors import FieldError, Invalid
 from registry.keys import Key
-from registry.vocabulary import Scope
-from service.web.auth import PUBLIC, denial_reason
+from service.web.auth import PUBLIC, RequiredScope, denial_reason
 from service.web.request_context import RequestContext
 from service.web.services import Services
 
@@ -42,8 +41,7 @@ ServicesDep = Annotated[Services, Depends(services)]
 CallerDep = Annotated[Key, Depends(caller)]
 
 
-@contextmanager
-def write_transaction(services: Services) -> Iterator[Session]:
+def _write_session(services: ServicesDep) -> Iterator[Session]:
     """Run a transaction. After the commit, refresh the snapshot and wake the build supervisor."""
     with services.sessions.begin() as session:
         yield session
@@ -51,9 +49,8 @@ def write_transaction(services: Services) -> Iterator[Session]:
     services.supervisor.wake()
 
 
-def _write_session(services: ServicesDep) -> Iterator[Session]:
-    with write_transaction(services) as session:
-        yield session
+write_transaction = contextmanager(_write_session)
+"""The transaction of `WriteDep`, for routes that end it before they respond."""
 
 
 def _read_session(services: ServicesDep) -> Iterator[Session]:
@@ -67,14 +64,14 @@ ReadDep = Annotated[Session, Depends(_read_session, scope="function")]
 
 
 class ScopeGuard:
-    """A route's access check: the caller's key needs one of `scopes` ("any": any valid key is enough).
+    """A route's access check: the caller's key needs one of `scopes`.
 
     For a route with `{name}` in its path, the key must also have access to that model. Query parameters are
     rejected on routes that define none; `check_guarded` ensures that all others use a query model that
     rejects unknown parameters.
     """
 
-    def __init__(self, *scopes: Scope | str) -> None:
+    def __init__(self, *scopes: RequiredScope) -> None:
         self.scopes = scopes
         self.has_query = False
 
@@ -88,7 +85,7 @@ class ScopeGuard:
             raise Invalid(f"unknown query parameter {', '.join(map(repr, unknown))}", field_errors)
 
 
-def require_scope(*scopes: Scope | str) -> Any:
+def require_scope(*scopes: RequiredScope) -> Any:
     """Build the entry of a route's `dependencies` that checks access."""
     return Depends(ScopeGuard(*scopes))
 
