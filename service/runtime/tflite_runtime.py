@@ -18,7 +18,7 @@ from registry.signature import Output, Signature
 BLOCK_ROWS = 256
 """Longer batches run in blocks of this size: this bounds the interpreter's memory and is not slower."""
 MEMORY_PER_BYTE = 3
-"""The file, and the weights that XNNPACK packs again."""
+"""Estimated memory per byte of the file: the file and XNNPACK's repacked weights."""
 
 TensorDetail = dict[str, Any]
 OutputConverter = Callable[[Outputs], Array]

@@ -20,7 +20,7 @@ from service.compiler.fit.training_rows import TrainingBlock
 from service.compiler.fit.transformers import HEAD_ROWS, PartitionedPipeline
 from service.compiler.signature.estimator import input_form
 
-STEP_FILE = "left"
+STEP_FILE = "result"
 """Name of the file that a step writes."""
 
 

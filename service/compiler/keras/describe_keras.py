@@ -179,7 +179,10 @@ def _usable_rows(
     rows: Rows,
     warnings: list[str],
 ) -> tuple[Signature, Array]:
-    """The example rows to use, bool [n]. Features are nullable only if missing values give finite numbers."""
+    """Return the signature and the example rows to use, bool [n].
+
+    If the model answers NaN to missing values, its features are not nullable and those rows are left out.
+    """
     assert rows.matrix is not None
     all_rows = np.ones(len(rows), dtype=bool)
     incomplete = np.isnan(rows.matrix).any(axis=1)

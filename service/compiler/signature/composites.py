@@ -3,8 +3,9 @@
 A composite is an estimator that passes rows to other estimators when it answers: pipelines, searches, column
 transformers, feature unions, voting, stacking, bagging and the like. `parts` lists what a composite passes
 its rows to, `walk` visits everything inside, `steps` and `chain` follow pipelines, and `sources_after` tracks
-columns through transformers. A new composite is added to `_PARTS` (and to `_DELEGATES`, if it answers exactly
-as its inner estimator does), and nowhere else.
+columns through transformers. Add a composite to `_DELEGATES` if it answers exactly as its inner estimator
+does, otherwise to `_PARTS`; a composite transformer also to `_after`. Those in `_PARTS` also need a converter
+in `service/compiler/tflite` to be exported to .tflite; delegates use that of their inner estimator.
 
 All functions read fitted estimators. Estimators that the composite does not call when it answers (the one
 inside `SelectFromModel`, the template of a forest) are not parts.
@@ -45,7 +46,10 @@ INVERTIBLE_SCALERS = (
     preprocessing.RobustScaler,
     preprocessing.StandardScaler,
 )
-"""Each output column is an invertible function of the input column at the same position."""
+"""Each output column is an invertible function of the input column at the same position.
+
+`trees.scalers.SCALERS` has only those whose operations can be compiled.
+"""
 
 _FOREIGN_ATTRIBUTES = ("best_estimator_", "estimator_", "regressor_", "classifier_", "estimator")
 """Where classes outside scikit-learn usually hold the estimator they wrap."""

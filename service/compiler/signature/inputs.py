@@ -72,9 +72,8 @@ def _with_categories(
         return msgspec.structs.replace(feature, categories=encoded)
     if sample is not None and feature.dtype == "string":
         distinct = sorted(set(sample.columns[feature.name].drop_null().to_pylist()))
-        if len(distinct) <= MAX_CATEGORIES and len(distinct) < len(
-            sample
-        ):  # all different: text, not categories
+        is_text = len(distinct) == len(sample)  # every row has a different value
+        if len(distinct) <= MAX_CATEGORIES and not is_text:
             return msgspec.structs.replace(feature, categories=tuple(distinct))
     return feature
 

@@ -1,5 +1,7 @@
-"""Column steps of scikit-learn's scalers: the one table of the operations that each scaler does.
+"""Column steps of scikit-learn's scalers: the operations that each of them does.
 
+`SCALERS` has the scalers that are linear, apart from clipping, and so can be compiled. It is not
+`signature.composites.INVERTIBLE_SCALERS`, through which a column's values can be followed back to a feature.
 The steps have scikit-learn's order of operations, so that float64 rows give the same numbers to the last bit.
 """
 

@@ -1,6 +1,6 @@
 """Encodes outputs as answers: JSON predictions, or one flat table for CSV and Arrow.
 
-The shapes are the table "Predicting" of the HTTP surface. NaN and infinity become null.
+`docs/howto/online.md` names the columns of the table. NaN and infinity become null.
 """
 
 from __future__ import annotations

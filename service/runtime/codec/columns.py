@@ -117,7 +117,10 @@ class Column:
 
     @property
     def type(self) -> Any:
-        """The msgspec type of a JSON value. It accepts what `check` accepts, and any closed number."""
+        """The msgspec type of a JSON value.
+
+        It accepts what `check` accepts. Numbers outside closed categories are rejected only by `check`.
+        """
         kind = self._int64 if self.dtype == "int64" else _TYPES[self.dtype]
         if self.closed_categories and self.dtype == "string":
             kind = Literal[tuple(sorted(self.closed_categories, key=str))]

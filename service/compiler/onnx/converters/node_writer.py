@@ -3,8 +3,8 @@
 skl2onnx weighs each leaf by 1/trees and adds in float32: two classes with equal votes end up one rounding
 apart, so ties (common with an even number of trees) get another label than scikit-learn returns. It also
 rounds the thresholds of histogram boosting, which compares doubles, and drops the branch of missing values.
-Here the trees add up doubles as scikit-learn does. The operator returns float32, so each sum is sent in two
-halves that are exact together. Being vectorised, this conversion is also about 20 times faster.
+Here the trees add up doubles as scikit-learn does. The operator returns float32, so each sum is split into
+two float32 numbers whose sum is exact. Being vectorised, this conversion is also about 20 times faster.
 """
 
 from __future__ import annotations
