@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Response
 
 from registry import tuf_documents
 from registry.errors import NotFound
+from registry.vocabulary import QUANTIZE_MODES
 from service.edge.device_routes import IMMUTABLE, MEDIA_TYPE, NOT_MODIFIED, REVALIDATE
 from service.edge.rollout import exports_with_digest
 from service.runtime.snapshot import SnapshotExport
@@ -20,7 +21,7 @@ from service.web.request_models import ModelName
 router = APIRouter(tags=["edge"])
 
 _DOCUMENT = re.compile(rf"(?:([1-9][0-9]{{0,8}})\.)?({'|'.join(tuf_documents.ROLES)})\.json")
-_TARGET = re.compile(r"([0-9a-f]{64})\.[a-z0-9.]+\.tflite")
+_TARGET = re.compile(rf"([0-9a-f]{{64}})\.(?:{'|'.join(QUANTIZE_MODES)})(?:\.[a-z0-9.]+)?\.tflite")
 _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
     **NOT_MODIFIED,
