@@ -31,14 +31,23 @@ class Settings(BaseSettings):
     max_artifact_mb: int = Field(default=4096, ge=1, description="largest uploaded artifact")
 
     model_memory_mb: int = Field(
-        default=4096, ge=1, description="memory for loaded models; the least recently used are evicted"
+        default=4096,
+        ge=1,
+        description="memory for loaded models, per web process; the least recently used are evicted",
     )
     predict_deadline_s: float = Field(
         default=30.0, gt=0, description="time limit of one call of an isolated model"
     )
 
-    build_timeout_s: float = Field(default=600.0, gt=0, description="time limit of a build")
-    build_memory_mb: int = Field(default=8192, ge=512, description="memory limit of a build")
+    build_timeout_s: float = Field(
+        default=600.0, gt=0, description="time limit of a build, of an export, and of one step of a training"
+    )
+    build_memory_mb: int = Field(
+        default=8192,
+        ge=512,
+        description="memory limit of a build, of an export, of one step of a training, and of an isolated "
+        "model",
+    )
     build_concurrency: int = Field(default=1, ge=1, description="concurrent builds per server process")
 
     batch_roots: str = Field(
@@ -85,12 +94,12 @@ class Settings(BaseSettings):
         return tuple(r for r in re.split(r":(?!//)", self.batch_roots) if r)
 
     @property
-    def jobs(self) -> Path:
+    def jobs_directory(self) -> Path:
         return self.home / "jobs"
 
     def job_directory(self, job_id: int) -> Path:
         """Absolute path of the directory of a job's parts, which exists until they are assembled."""
-        return self.jobs.absolute() / str(job_id)
+        return self.jobs_directory.absolute() / str(job_id)
 
     @property
     def blobs(self) -> Path:

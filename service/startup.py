@@ -1,6 +1,6 @@
-"""Means that keep the start of a process short and its memory small.
+"""Techniques that keep the start of a process short and its memory small.
 
-Figures and reasons are in docs/adr/0021-how-a-start-stays-short.md. There are three means:
+Figures and reasons are in docs/adr/0021-how-a-start-stays-short.md. There are three techniques:
 
 1. `hidden` keeps a library from importing another one that it only uses when it is installed.
 2. `pause_collector` and `resume_collector` switch the garbage collector off while a server starts.
