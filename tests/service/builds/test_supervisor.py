@@ -208,11 +208,11 @@ def test_heartbeats_extend_the_lease_of_a_slow_build(
     publish(WaitsOnLoad(str(pid_file)).fit([[0.0]], [0.0]))
     running.wake()
     read_when_written(pid_file)
-    deadline = now() + timedelta(seconds=1)
+    lease_until = now() + timedelta(seconds=1)
     with sessions.begin() as session:
-        session.execute(update(TaskRow).values(lease_until=deadline))
+        session.execute(update(TaskRow).values(lease_until=lease_until))
     deadline = time.monotonic() + 10
-    while lease(sessions) <= deadline:
+    while lease(sessions) <= lease_until:
         assert time.monotonic() < deadline, "no heartbeat extended the lease"
         time.sleep(0.02)
 
