@@ -89,7 +89,7 @@ As a device, with a key that may only download this model:
   curl -s {url}/v1/edge/{name} {device}
   curl -s {url}/v1/edge/{name}/latest.tflite {device} -o {name}.tflite
 
-Score files in the background:
+Score a file as a job on the server:
   {trivium} batch score {batch.PATIENTS} --model {name} --out scores.parquet
   {trivium} jobs
   {trivium} schedules

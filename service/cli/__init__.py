@@ -32,8 +32,8 @@ from service.cli.exit_codes import INTERRUPTED, explain_exception
 
 EPILOG = """\b
 Models are written name, name@alias or name:version.
-Every command except serve and worker takes --json and then prints the API's
-record on stdout.
+Every command except serve and worker takes --json and then prints the result
+as JSON on stdout.
 
 \b
 Environment:

@@ -54,17 +54,17 @@ def history(
     alias: Alias = "champion",
     at: Annotated[
         str | None,
-        Option(metavar="TIME", help="Show only the version at this time, as 2026-03-03T12:00:00Z."),
+        Option(metavar="TIME", help="Show only the version at this time, such as 2026-03-03T12:00:00Z."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List an alias's moves, newest first."""
+    """List an alias's events, newest first."""
     from service.client import path
 
     url = path("models", parse_name(name), "aliases", alias, "history")
     with connect() as client:
         answer = client.call("GET", url, params={"at": at}) if at else client.pages(url)
     events = answer.get("items", [answer])
-    columns = ("at (UTC)", "version", "move", "by", "reason")
+    columns = ("at (UTC)", "version", "event", "by", "reason")
     rows = ([format_time(e["at"]), e["version"], e["action"], e["by"], e["reason"]] for e in events)
     print_record(json, answer, lambda: print_table(columns, rows, f"{alias} was never set"))

@@ -137,8 +137,8 @@ def export_lines(record: Record) -> Iterator[str]:
         yield f"latency of one row: median {latency['p50']:g} us, 99th percentile {latency['p99']:g} us"
     if operators := report.get("operators"):
         yield f"operators: {_join_list(operators)}"
-    if given_up := report.get("given_up"):
-        yield f"given up: {given_up}"
+    if reduction := report.get("given_up"):
+        yield f"reduced: {reduction}"
     yield from (f"note: {note}" for note in report.get("notes") or ())
     yield from (f"warning: {warning}" for warning in report.get("warnings") or ())
 
@@ -154,7 +154,8 @@ def _comparison_lines(report: Record) -> Iterator[str]:
     for name, kind in kinds.items():
         if not kind["judged"]:
             yield (
-                f"not judged, {kind['rows']:,} {name} rows: {kind['label_mismatches']} labels differ, "
+                f"not checked against the bounds, {kind['rows']:,} {name} rows: "
+                f"{kind['label_mismatches']} labels differ, "
                 f"largest difference {kind['largest_difference']:.2g}"
             )
     if accuracy := report.get("accuracy"):
@@ -252,7 +253,7 @@ def _versioned_name(record: Record) -> str:
 def schedule_line(record: Record) -> str:
     """Describe when a schedule runs: `runs every 1w, next at 2027-01-04 03:00:00 UTC`."""
     if record["paused"]:
-        return f"paused, else runs {schedule_times(record)}"
+        return f"paused; runs {schedule_times(record)} when resumed"
     return f"runs {schedule_times(record)}, next at {format_time(record['next_at'])} UTC"
 
 

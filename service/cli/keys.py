@@ -26,7 +26,10 @@ def create(
         list[str] | None, Option("--model", help="Limit the key to this model; may be repeated.")
     ] = None,
     expires_in: Annotated[
-        str | None, Option("--expires-in", metavar="SPAN", help="The key's lifetime: 90d, 12h, 600s.")
+        str | None,
+        Option(
+            "--expires-in", metavar="SPAN", help="The key's lifetime, such as 90d or 12h (default: never)."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -22,8 +22,11 @@ from service.cli.options import (
 )
 from service.cli.output import format_time, print_message, print_record, print_table
 
-Search = Annotated[
-    str | None, Option("--search", "-q", help="List only those with this text in name or description.")
+NameSearch = Annotated[
+    str | None, Option("--search", "-q", help="List only models with this text in the name.")
+]
+DescriptionSearch = Annotated[
+    str | None, Option("--search", "-q", help="List only versions with this text in the description.")
 ]
 TagFilter = Annotated[
     list[str] | None,
@@ -31,7 +34,7 @@ TagFilter = Annotated[
 ]
 
 
-def list_models(search: Search = None, tag: TagFilter = None, json: Json = False) -> None:
+def list_models(search: NameSearch = None, tag: TagFilter = None, json: Json = False) -> None:
     """List models."""
     from service.client import path
 
@@ -52,7 +55,9 @@ def list_models(search: Search = None, tag: TagFilter = None, json: Json = False
     print_record(json, page, lambda: print_table(columns, rows, "no models"))
 
 
-def list_versions(name: Name, search: Search = None, tag: TagFilter = None, json: Json = False) -> None:
+def list_versions(
+    name: Name, search: DescriptionSearch = None, tag: TagFilter = None, json: Json = False
+) -> None:
     """List a model's versions, newest first."""
     from service.client import path
 
@@ -103,7 +108,7 @@ def edit(
 ) -> None:
     """Change the tags or the description of a version.
 
-    Tags without an option stay as they are.
+    Tags that are not named are kept.
     """
     if tag is None and untag is None and description is None:
         raise BadParameter("nothing to change: add --tag, --untag or --description")

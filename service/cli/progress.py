@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from typer import Abort, Exit, prompt
 
+from registry.vocabulary import SCORE, TRAIN
 from service.cli.descriptions import failure_lines
 from service.cli.exit_codes import FAILURE, INTERRUPTED
 from service.cli.output import print_message, print_record
@@ -33,7 +34,7 @@ TRAINING_STEPS = {
     "measure": "measuring",
 }
 """Descriptions of the stages of a training, by the name after the number: `00-read`, `01-transform`."""
-LEAVE, CANCEL, WAIT = "leave", "cancel", "wait"
+LEAVE, CANCEL, WAIT = CHOICES = ("leave", "cancel", "wait")
 
 
 def follow_job(client: Client, job_id: int) -> Record:
@@ -65,7 +66,7 @@ def require_done(record: Record, json: bool) -> None:
 
 
 def handle_interrupt(client: Client, job_id: int) -> None:
-    """Leave or cancel the job and raise `Exit`, or return to wait on."""
+    """Leave or cancel the job and raise `Exit`, or return to keep waiting."""
     from service.client import ServerRefused, jobs
 
     choice = _ask_choice() if sys.stdin.isatty() and sys.stderr.isatty() else LEAVE
@@ -84,14 +85,14 @@ def handle_interrupt(client: Client, job_id: int) -> None:
 
 
 def _ask_choice() -> str:
-    question = "\nleave the job running, cancel it, or wait? (leave, cancel, wait or a first letter)"
+    question = f"\nleave the job running, cancel it, or wait? ({', '.join(CHOICES)} or a first letter)"
     try:
         while True:
             answer = prompt(question, default=WAIT, err=True).strip().lower()
-            for choice in (LEAVE, CANCEL, WAIT):
+            for choice in CHOICES:
                 if answer and choice.startswith(answer):
                     return choice
-            print_message(f"{answer!r} is not one of leave, cancel, wait")
+            print_message(f"{answer!r} is not one of {', '.join(CHOICES)}")
     except Abort:  # another Ctrl-C
         return LEAVE
 
@@ -173,17 +174,22 @@ def phase(record: Record) -> str:
         return str(record["state"])
     if not record["partitions_total"]:
         return "planning"
-    if record["kind"] == "train":
-        return _training_phase(record)
-    if record["partitions_done"] == record["partitions_total"]:
-        return "assembling"
-    return "scoring"
+    describe = _RUNNING_PHASES.get(record["kind"])
+    return describe(record) if describe else str(record["state"])
+
+
+def _scoring_phase(record: Record) -> str:
+    return "assembling" if record["partitions_done"] == record["partitions_total"] else "scoring"
 
 
 def _training_phase(record: Record) -> str:
     if record["version"] is not None:
         return f"building version {record['version']}"
     return TRAINING_STEPS[_stage_name(record)]
+
+
+_RUNNING_PHASES = {SCORE: _scoring_phase, TRAIN: _training_phase}
+"""What a planned, running job does, by its kind."""
 
 
 def _stage_name(record: Record) -> str:
@@ -200,7 +206,7 @@ def _amount(record: Record) -> tuple[int, int | None, str]:
 
     The unit is rows; for a training whose rows are all read, it is the partitions of the latest stage.
     """
-    if record["kind"] == "train" and _stage_name(record) != "read":
+    if record["kind"] == TRAIN and _stage_name(record) != "read":
         parts = [p for p in record["partitions"] if p["stage"] == _latest_stage(record)]
         return sum(p["state"] == "done" for p in parts), len(parts), "partitions"
     return record["rows_done"] + record["rows_failed"], record["rows_total"], "rows"

@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option, echo
 
+from registry.vocabulary import (
+    DEFAULT_VALIDATION,
+    MAX_PARTITIONS,
+    MAX_VALIDATION,
+    SAMPLINGS,
+    STRATEGIES,
+    TRAIN,
+)
 from service.cli.connection import connect
 from service.cli.descriptions import accepted_line, trained_line
 from service.cli.job_options import Data, EngineOption, MaxAttempts, MediaType, NoWait, start_job
@@ -31,10 +39,7 @@ EstimatorFile = Annotated[
 ]
 Strategy = Annotated[
     str,
-    Option(
-        help="partial_fit: one model, fitted partition by partition; ensemble: one model per partition, then "
-        "merged; single: one fit over all rows."
-    ),
+    Option(help="; ".join(f"{name}: {text}" for name, text in STRATEGIES.items()) + "."),
 ]
 Exclude = Annotated[
     list[str] | None, Option(metavar="COLUMN", help="A column that is not a feature; may be repeated.")
@@ -49,16 +54,19 @@ Dtypes = Annotated[
 ]
 Sampling = Annotated[
     str | None,
-    Option(
-        help="none; balanced: as many rows of each class as of the rarest one; stratified: the same share of "
-        "each class in every partition."
-    ),
+    Option(help="; ".join(f"{name}: {text}" for name, text in SAMPLINGS.items()) + "."),
 ]
 Partitions = Annotated[
-    int | None, Option(min=1, help="Number of partitions for the rows (default: those of DATA).")
+    int | None,
+    Option(min=1, max=MAX_PARTITIONS, help="Number of partitions for the rows (default: those of DATA)."),
 ]
 Validation = Annotated[
-    float | None, Option(min=0, max=0.9, help="Share of rows held out to measure the model (default 0.2).")
+    float | None,
+    Option(
+        min=0,
+        max=MAX_VALIDATION,
+        help=f"Share of rows held out to measure the model (default {DEFAULT_VALIDATION}).",
+    ),
 ]
 
 
@@ -88,7 +96,7 @@ def train(
     """
     publish: Record = {"name": name, "alias": alias, "tags": parse_pairs(tag)}
     request: Record = {
-        "kind": "train",
+        "kind": TRAIN,
         "target": target,
         "exclude": exclude,
         "dtypes": parse_pairs(dtype, split_at_last=True) if dtype else None,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Role = Annotated[
     str, Argument(metavar="ROLE", show_default=False, help="root, targets, snapshot or timestamp.")
 ]
+OfflineRole = Annotated[str, Argument(metavar="ROLE", show_default=False, help="root or targets.")]
 TargetsFile = Annotated[
     Path, Argument(metavar="FILE", show_default=False, help="The file of the targets document.")
 ]
@@ -46,7 +47,7 @@ def status(json: Json = False) -> None:
 def root(json: Json = False) -> None:
     """Print the first root document, always as JSON.
 
-    A device trusts it from its installation on.
+    Install it on a device, which then trusts it.
     """
     import msgspec
 
@@ -63,7 +64,7 @@ def root(json: Json = False) -> None:
 
 
 def offline(
-    role: Role,
+    role: OfflineRole,
     to: Annotated[Path, Option("--to", help="The directory for the key, for example on a USB stick.")],
     json: Json = False,
 ) -> None:
@@ -87,7 +88,7 @@ def rotate(
 ) -> None:
     """Replace a role's key.
 
-    Devices follow without further steps.
+    Devices accept the new key by themselves.
     """
     from service.edge.tuf_keys import RoleKeys, read_signer
 
