@@ -50,7 +50,7 @@ async def test_unknown_paths_and_methods_create_no_time_series(api: Api):
 
 
 async def test_a_broken_builder_makes_the_server_unready(api: Api, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(api.services.supervisor, "problem", lambda: "the template dies")
+    monkeypatch.setattr(api.services.supervisor.forks, "problem", lambda: "the template dies")
     answer = await api.anonymous.get("/readyz")
     assert answer.status_code == 503
     assert answer.json()["checks"]["builder"] == "the template dies"
