@@ -17,7 +17,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    String,
+    and_,
+    cast,
+    func,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from registry.errors import StaleTask
@@ -42,7 +54,11 @@ leases that began later than its own time."""
 
 
 class ClaimedTask(msgspec.Struct, frozen=True):
-    """A claimed task, detached from the session."""
+    """A claimed task, detached from the session.
+
+    `attempt` counts claims, `failures` the attempts that ended with an error. In the other ones the worker
+    died. Both count towards `max_attempts`.
+    """
 
     id: int
     kind: str
@@ -51,6 +67,11 @@ class ClaimedTask(msgspec.Struct, frozen=True):
     attempt: int
     failures: int
     max_attempts: int
+
+    @property
+    def deaths(self) -> int:
+        """Number of workers that died while they ran the task, for a task whose lease expired."""
+        return self.attempt - self.failures
 
 
 _CLAIMED_COLUMNS = (
@@ -69,7 +90,7 @@ def new_task(
     subject: str,
     not_before: datetime,
     *,
-    max_attempts: int = 3,
+    max_attempts: int,
     priority: int = 0,
     concurrency_key: str | None = None,
     fence: int = 0,
@@ -92,10 +113,16 @@ def new_task(
 
 
 def enqueue(
-    session: Session, kind: str, subject: str, *, not_before: datetime | None = None, **options: Any
+    session: Session,
+    kind: str,
+    subject: str,
+    *,
+    max_attempts: int,
+    not_before: datetime | None = None,
+    **options: Any,
 ) -> int:
     """Add a task in the caller's transaction and return its id. `options` are those of `new_task`."""
-    row = new_task(kind, subject, not_before or clock(session), **options)
+    row = new_task(kind, subject, not_before or clock(session), max_attempts=max_attempts, **options)
     session.add(row)
     session.flush()
     return row.id
@@ -175,7 +202,11 @@ def fail_lost(session: Session, kinds: Sequence[str], task_id: int | None = None
     row = session.execute(
         update(TaskRow)
         .where(TaskRow.id == _first(condition))
-        .values(state=FAILED, error="the worker died at every attempt", finished_at=now())
+        .values(
+            state=FAILED,
+            error=cast(TaskRow.attempt - TaskRow.failures, String) + " workers died while they ran it",
+            finished_at=now(),
+        )
         .returning(*_CLAIMED_COLUMNS)
         .execution_options(synchronize_session=False)
     ).one_or_none()

@@ -27,6 +27,8 @@ from registry.tables import TaskRow, VersionRow, now
 from registry.vocabulary import (
     ASSEMBLE_TASK,
     DEFAULT_MAX_ATTEMPTS,
+    JOB_END_STATES,
+    JOB_STATES,
     JOB_TASKS,
     LOCAL,
     PARTITION_TASK,
@@ -35,14 +37,15 @@ from registry.vocabulary import (
     RAY_TASK,
     Engine,
     JobKind,
+    JobState,
 )
 
-QUEUED = "queued"  # accepted, not started
-RUNNING = "running"  # in planning, computation or assembly
-DONE = "done"  # the output is available
-FAILED = "failed"  # `error` is the reason; finished partitions are kept, `resume` continues
-CANCELLED = "cancelled"  # stopped on request; `resume` continues
-OPEN_STATES = (QUEUED, RUNNING)
+QUEUED: JobState = "queued"
+RUNNING: JobState = "running"
+DONE: JobState = "done"
+FAILED: JobState = "failed"
+CANCELLED: JobState = "cancelled"
+OPEN_STATES = tuple(state for state in JOB_STATES if state not in JOB_END_STATES)
 
 SCORE_STAGE = "score"  # the one stage of a scoring job
 READ_STAGE = "00-read"  # the first stage of a training
@@ -54,7 +57,7 @@ ON_RAY = "on_ray"
 STEP_PRIORITY = 5
 """Priority of planning and assembly: short tasks that must not wait for partitions of other jobs."""
 MAX_LOST_WORKERS = 30
-"""A task fails after this many workers died while they ran it."""
+"""Attempts beyond the job's `max_attempts`, for workers that die. See `attempt_limit`."""
 DEFAULT_KEEP_S = 7 * 24 * 3600.0
 
 
@@ -139,10 +142,18 @@ def create(session: Session, new: NewJob, *, by: str) -> JobRow:
     return job
 
 
+def attempt_limit(job: JobRow) -> int:
+    """Return the number of attempts of a task, with those whose worker died, after which the job fails.
+
+    Errors alone fail it after `max_attempts`; only deaths of workers reach this limit.
+    """
+    return job.max_attempts + MAX_LOST_WORKERS
+
+
 def enqueue_step(session: Session, job: JobRow, kind: str) -> int:
     """Enqueue the task that plans or assembles the job, and return its id."""
-    attempts = job.max_attempts + MAX_LOST_WORKERS
-    return queue.enqueue(session, kind, str(job.id), priority=STEP_PRIORITY, max_attempts=attempts)
+    limit = attempt_limit(job)
+    return queue.enqueue(session, kind, str(job.id), priority=STEP_PRIORITY, max_attempts=limit)
 
 
 def get(session: Session, job_id: int) -> JobRow:
@@ -237,14 +248,14 @@ def _enqueue_partition(session: Session, job: JobRow, row: PartitionRow, moment:
     and their names, which contain the fence, must differ from those of the new worker. Tasks of kind
     `RAY_TASK` write no files.
     """
-    subject, attempts = f"{job.id}/{row.stage}/{row.number}", job.max_attempts + MAX_LOST_WORKERS
+    subject = f"{job.id}/{row.stage}/{row.number}"
     fence = row.task.fence if row.task else 0
     if job.engine == RAY and row.part.get(ON_RAY):
         task_id = queue.enqueue_once(session, RAY_TASK, str(job.id), max_attempts=100 * MAX_LOST_WORKERS)
         row.task = session.get_one(TaskRow, task_id)
     else:
-        options: Any = {"max_attempts": attempts, "concurrency_key": job.model, "fence": fence}
-        row.task = queue.new_task(PARTITION_TASK, subject, moment, **options)
+        options: Any = {"concurrency_key": job.model, "fence": fence}
+        row.task = queue.new_task(PARTITION_TASK, subject, moment, max_attempts=attempt_limit(job), **options)
 
 
 def finish_partition(
@@ -274,7 +285,7 @@ def redo_partition(session: Session, job: JobRow, row: PartitionRow) -> None:
     session.flush()
 
 
-def end(session: Session, job: JobRow, state: str, error: str | None = None) -> None:
+def end(session: Session, job: JobRow, state: JobState, error: str | None = None) -> None:
     """Set the final state `done`, `failed` or `cancelled`, and cancel the job's open tasks."""
     unfinished = (PartitionRow.job_id == job.id, PartitionRow.finished_at.is_(None))
     queue.cancel_all(session, select(PartitionRow.task_id).where(*unfinished))

@@ -33,10 +33,11 @@ from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
 from registry.queue import clock
+from registry.vocabulary import RunOutcome
 
-STARTED = "started"  # a job was created
-SKIPPED = "skipped"  # missed, or the job of the previous run was not finished
-FAILED = "failed"  # the job could not be created; `reason` is the error
+STARTED: RunOutcome = "started"
+SKIPPED: RunOutcome = "skipped"
+FAILED: RunOutcome = "failed"
 
 MAX_LATE = timedelta(minutes=1)
 """Runs up to this late still start, so a worker restart does not miss one."""
@@ -232,7 +233,7 @@ def record(
     row: ScheduleRow,
     due_at: datetime,
     moment: datetime,
-    outcome: str,
+    outcome: RunOutcome,
     reason: str | None,
     job: JobRow | None = None,
 ) -> ScheduleRunRow:

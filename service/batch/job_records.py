@@ -104,7 +104,7 @@ def _partition_record(job: JobRow, row: PartitionSummary) -> PartitionRecord:
         failed=row.failed,
         attempts=row.attempt or 0,
         worker=row.worker,
-        error=None if row.result is not None else _partition_error(row),
+        error=None if row.result is not None else _partition_error(job, row),
         started_at=row.started_at,
         finished_at=row.finished_at,
         output=f"/v1/jobs/{job.id}/partitions/{row.number}/output" if has_part else None,
@@ -119,7 +119,7 @@ def _input_file(job: JobRow, part: dict[str, Any]) -> str | None:
     return name
 
 
-def _partition_error(row: PartitionSummary) -> str | None:
+def _partition_error(job: JobRow, row: PartitionSummary) -> str | None:
     """Return the last error of an unfinished partition, else the number of workers that died on it."""
     if row.task_error or row.task_kind != PARTITION_TASK:
         return row.task_error
@@ -129,4 +129,5 @@ def _partition_error(row: PartitionSummary) -> str | None:
     if deaths <= 0:
         return None
     workers = "worker" if deaths == 1 else "workers"
-    return f"{deaths} {workers} died on this partition; the job fails after {jobs.MAX_LOST_WORKERS}"
+    limit = jobs.attempt_limit(job)
+    return f"{deaths} {workers} died on this partition; the job fails after {limit} attempts in total"

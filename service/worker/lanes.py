@@ -42,7 +42,7 @@ from service.worker.job_work import (
     describe_failure,
 )
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = queue.JOB_LEASE_S / 5
 POLL_S = 0.1
 ERROR_PAUSE_S = 2.0
 """Pause after an error of the database."""
@@ -351,7 +351,7 @@ def _fail_lost_task(session: Session) -> None:
     with contextlib.suppress(NotFound):
         job = jobs.lock(session, int(task.subject.partition("/")[0]))  # before its task, as in `lock_job`
         if queue.fail_lost(session, JOB_TASKS, task.id):
-            reason = f"{task.kind} {task.subject}: the worker died at each of {task.attempt} attempts"
+            reason = f"{task.kind} {task.subject}: {task.deaths} workers died while they ran it"
             jobs.end(session, job, jobs.FAILED, reason)
 
 
