@@ -18,6 +18,7 @@ from registry.errors import Conflict, NotFound, NotReady
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
 from registry.tables import AliasEventRow, AliasRow, ModelRow, VersionRow, now
+from registry.vocabulary import READY, AliasAction
 
 CHAMPION = "champion"
 """The alias that is used if a caller names none."""
@@ -49,7 +50,7 @@ def promote(
     )
     if version is None:
         raise NotFound("version", f"{model}:{number}")
-    if version.state != "ready":
+    if version.state != READY:
         raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be {alias}")
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # re-read under the lock
     if row is not None and row.version_id == version.id:
@@ -85,7 +86,7 @@ def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, Ver
         version = session.scalar(
             select(VersionRow).where(VersionRow.model_id == row.model_id, VersionRow.number == event.version)
         )
-        if version is not None and version.state == "ready" and version.id != row.version_id:
+        if version is not None and version.state == READY and version.id != row.version_id:
             return event, version
         previous_id = event.previous_id
     return None
@@ -166,15 +167,16 @@ def record_event(
     model_id: int,
     alias: str,
     number: int | None,
-    action: str,
+    action: AliasAction,
     by: str,
     reason: str | None,
     replaced: AliasRow | None,
 ) -> AliasEventRow:
     """Add an event to the history of an alias, in the transaction that changes the alias.
 
-    Every promote, rollback, delete, change of a rollout and halt passes through here. Whatever must follow
-    from such a change, for example a webhook, belongs here: insert its task in the same transaction.
+    `action` is promote, rollback, delete, rollout (another share of the devices) or halt. A webhook on moves
+    begins here: for the actions it reports, insert a task in the same transaction. It also needs a task kind
+    in `registry/vocabulary.py`, and a thread that claims tasks of that kind.
     """
     event = AliasEventRow(
         model_id=model_id,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import case, func, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from registry.aliases import CHAMPION
 from registry.errors import NotFound
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
+from registry.vocabulary import QUANTIZE_MODES, READY
 
 
 class CatalogEntry(NamedTuple):
@@ -37,7 +38,7 @@ def export_summaries(session: Session, versions: Sequence[tuple[str, int]]) -> l
     """Return the newest ready exports of `versions`, pairs of model name and version number."""
     newest = (
         select(func.max(ExportRow.id))
-        .where(ExportRow.state == "ready")
+        .where(ExportRow.state == READY)
         .group_by(ExportRow.version_id, ExportRow.quantize)
     )
     query = (
@@ -52,7 +53,7 @@ def export_summaries(session: Session, versions: Sequence[tuple[str, int]]) -> l
         .join(VersionRow, VersionRow.id == ExportRow.version_id)
         .join(ModelRow, ModelRow.id == VersionRow.model_id)
         .where(ExportRow.id.in_(newest), tuple_(ModelRow.name, VersionRow.number).in_(versions))
-        .order_by(ExportRow.quantize.desc())
+        .order_by(case({mode: place for place, mode in enumerate(QUANTIZE_MODES)}, value=ExportRow.quantize))
     )
     return [ExportSummary(*row) for row in session.execute(query)]
 
@@ -64,7 +65,7 @@ def entries(session: Session, name: str | None = None) -> list[CatalogEntry]:
     """
     newest = (
         select(VersionRow.id)
-        .where(VersionRow.model_id == ModelRow.id, VersionRow.state == "ready")
+        .where(VersionRow.model_id == ModelRow.id, VersionRow.state == READY)
         .order_by(VersionRow.number.desc())
         .limit(1)
         .correlate(ModelRow)

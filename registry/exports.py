@@ -17,7 +17,7 @@ from registry.errors import NotFound, NotReady
 from registry.pages import Page, decode_token, make_page
 from registry.signature import Signature
 from registry.tables import AliasRow, ExportRow, ModelRow, now
-from registry.vocabulary import EXPORT_TASK, Quantize
+from registry.vocabulary import BUILDING, EXPORT_TASK, READY, REJECTED, Quantize
 
 
 class NewExport(msgspec.Struct, frozen=True):
@@ -72,14 +72,14 @@ def create(session: Session, store: Store, model: str, number: int, new: NewExpo
     """
     models.lock(session, model)
     version = versions.get(session, model, number)
-    if version.state != versions.READY:
+    if version.state != READY:
         raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be exported")
     if new.calibration is not None:
         versions.lock_blobs(session, shared=True)
         versions.require_blob(store, new.calibration["artifact"], "calibration.artifact")
     row = ExportRow(
         version=version,
-        state=versions.BUILDING,
+        state=BUILDING,
         format="tflite",
         quantize=new.quantize,
         calibration=new.calibration,
@@ -124,7 +124,7 @@ def finish(session: Session, export_id: int, finished: FinishedExport) -> Export
 
 def reject(session: Session, export_id: int, reason: str) -> ExportRow:
     """Record that the export failed. Raises `NotFound`."""
-    return finish(session, export_id, FinishedExport(state=versions.REJECTED, report={"reason": reason}))
+    return finish(session, export_id, FinishedExport(state=REJECTED, report={"reason": reason}))
 
 
 def get(session: Session, model: str, number: int, export_id: int) -> ExportRow:
@@ -180,7 +180,7 @@ def _version_files(
 ) -> Sequence[DeviceFile]:
     newest = (
         select(func.max(ExportRow.id))
-        .where(ExportRow.version_id == version_id, ExportRow.state == "ready")
+        .where(ExportRow.version_id == version_id, ExportRow.state == READY)
         .group_by(ExportRow.quantize, ExportRow.min_runtime)
     )
     query = (

@@ -17,7 +17,7 @@ from registry.jobs.tables import JobRow
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
 from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
-from registry.vocabulary import BUILD_TASK
+from registry.vocabulary import BUILD_TASK, BUILDING
 
 T = TypeVar("T")
 
@@ -151,7 +151,7 @@ def require_no_open_job(session: Session, refusal: str, condition: ColumnElement
 
 
 def _building(session: Session, model: ModelRow) -> set[int]:
-    query = select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.state == "building")
+    query = select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.state == BUILDING)
     return set(session.scalars(query))
 
 

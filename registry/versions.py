@@ -20,12 +20,7 @@ from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
 from registry.signature import Signature
 from registry.tables import AliasRow, ModelRow, TagRow, VersionRow, now
-from registry.vocabulary import BUILD_TASK, FORMATS
-
-BUILDING = "building"  # uploaded; the build is queued or running
-READY = "ready"  # built, and measured to give the same answers as the uploaded model
-REJECTED = "rejected"  # cannot be served; the report contains the reason
-ARCHIVED = "archived"  # was ready, cannot be used; can be made ready again
+from registry.vocabulary import ARCHIVED, BUILD_TASK, BUILDING, FORMATS, READY, REJECTED
 
 BUILD_PRIORITY = 10
 BUILD_ATTEMPTS = 10
@@ -48,18 +43,6 @@ class NewVersion(msgspec.Struct, frozen=True):
     alias: str | None = None
     made_by: dict[str, str] = {}  # library -> version that the artifact was made with
     published_from: dict[str, str] = {}  # library -> version of the publisher's environment
-
-
-class BuildInputs(msgspec.Struct, frozen=True):
-    """The inputs of a version's build."""
-
-    artifact: str
-    format: str
-    example: str | None
-    example_media_type: str | None
-    target: str | None
-    signature: dict[str, Any] | None
-    lineage: dict[str, Any]  # as far as the publisher stated it
 
 
 def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> VersionRow:
@@ -103,21 +86,6 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     return version
 
 
-def build_inputs(session: Session, version_id: int) -> BuildInputs:
-    """Return the inputs of the build. Raises `NotFound` if the version was deleted meanwhile."""
-    version = _by_id(session, version_id)
-    example = version.example or {}
-    return BuildInputs(
-        artifact=version.artifact,
-        format=version.format,
-        example=example.get("artifact"),
-        example_media_type=example.get("media_type"),
-        target=version.target,
-        signature=version.publisher_signature,
-        lineage=version.lineage,
-    )
-
-
 def finish_build(session: Session, version_id: int, result: BuildResult) -> VersionRow:
     """Record a build's result. Its files must be in the blob store, and `result` names their blobs.
 
@@ -128,7 +96,7 @@ def finish_build(session: Session, version_id: int, result: BuildResult) -> Vers
     if name is None:
         raise NotFound("version", version_id)
     owner = models.lock(session, name)
-    version = _by_id(session, version_id)  # may have been deleted while waiting for the lock
+    version = get_by_id(session, version_id)  # may have been deleted while waiting for the lock
     version.state = result.state
     version.report = result.report
     version.signature = result.signature.to_json() if result.signature else None
@@ -148,7 +116,15 @@ def finish_build(session: Session, version_id: int, result: BuildResult) -> Vers
 
 def reject(session: Session, version_id: int, reason: str) -> VersionRow:
     """Record that the build failed. Raises `NotFound` if the version was deleted."""
-    return finish_build(session, version_id, BuildResult(state="rejected", report={"reason": reason}))
+    return finish_build(session, version_id, BuildResult(state=REJECTED, report={"reason": reason}))
+
+
+def get_by_id(session: Session, version_id: int) -> VersionRow:
+    """Raises `NotFound`."""
+    version = session.get(VersionRow, version_id, populate_existing=True)
+    if version is None:
+        raise NotFound("version", version_id)
+    return version
 
 
 def get(session: Session, model: str, number: int) -> VersionRow:
@@ -261,13 +237,6 @@ def _publisher_lineage(new: NewVersion) -> dict[str, Any]:
     made_by = {name: {"version": version, "said_by": "publisher"} for name, version in new.made_by.items()}
     lineage = {"made_by": made_by, "published_from": new.published_from}
     return {name: value for name, value in lineage.items() if value}
-
-
-def _by_id(session: Session, version_id: int) -> VersionRow:
-    version = session.get(VersionRow, version_id, populate_existing=True)
-    if version is None:
-        raise NotFound("version", version_id)
-    return version
 
 
 def _set_publisher_alias(session: Session, owner: ModelRow, version: VersionRow, alias: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import BaseModel, Field
 
 from registry.names import NAME_PATTERN
-from registry.vocabulary import Engine, JobKind
+from registry.vocabulary import Engine, JobKind, JobState
 from service.submit.admission import JobSpec
 from service.submit.job_kinds import body_classes
 from service.web.request_models import RequestBody, RequestModel
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     JobBody = RequestBody
 else:  # a union of the bodies in the table of job kinds
     JobBody = Annotated[Union[tuple(body_classes())], Field(discriminator="kind")]  # noqa: UP007
-
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 def job_spec(body: JobBody) -> JobSpec:

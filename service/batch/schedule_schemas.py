@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,11 +13,10 @@ from registry.jobs.recurrence import MAX_EVERY_S, MIN_EVERY_S, Recurrence
 from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import ScheduleRow, ScheduleRunRow
 from registry.names import NAME_PATTERN
+from registry.vocabulary import RunOutcome
 from service.batch.job_schemas import JobBody, is_dry_run, job_spec
 from service.batch.score_schemas import SCORE_EXAMPLE
 from service.web.request_models import RequestBody, Timestamp
-
-RunOutcome = Literal["started", "skipped", "failed"]
 
 
 def _reject_dry_run(job: JobBody) -> JobBody:

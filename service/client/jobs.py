@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from registry.vocabulary import JOB_END_STATES
 from service.client.client_errors import Record, ServerRefused, Unreachable, is_temporary
 from service.client.http import Client
 from service.client.refs import path
 
-END_STATES = ("done", "failed", "cancelled")
 STREAM_TIMEOUT_S = 30.0
 """An event stream without data for this long is blocked or broken."""
 MAX_OUTAGE_S = 600.0
@@ -61,11 +61,11 @@ def wait(
     while True:
         record = _get_patiently(client, job_id, on_problem)
         on_record(record)
-        if record["state"] in END_STATES:
+        if record["state"] in JOB_END_STATES:
             return record
         for record in _events(client, job_id):
             on_record(record)
-            if record["state"] in END_STATES:
+            if record["state"] in JOB_END_STATES:
                 return record
             pause = min_pause
         time.sleep(pause)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from registry import aliases, db, versions
 from registry.names import NAME_PATTERN
+from registry.vocabulary import READY
 from service.publish.model_schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
 from service.web.listing import ListResponse, PageQuery, list_response
@@ -42,7 +43,7 @@ def promote(
     """Point the alias at a `ready` version. It is loaded first, so that no request waits for it."""
     with db.reading(services.sessions) as session:
         version = versions.get(session, name, body.version)
-    if version.state == versions.READY:
+    if version.state == READY:
         _load(services, version.id)
     with write_transaction(services) as session:
         row = aliases.promote(

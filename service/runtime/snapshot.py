@@ -29,7 +29,8 @@ from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
 from registry.models import model_not_found
 from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
-from registry.versions import READY, version_not_found
+from registry.versions import version_not_found
+from registry.vocabulary import READY
 from service import telemetry
 
 POLL_S = 0.1

@@ -13,7 +13,7 @@ from registry.jobs import jobs
 from registry.jobs.tables import JobRow
 from registry.signature import Signature
 from registry.tables import VersionRow
-from registry.vocabulary import SCORE
+from registry.vocabulary import READY, SCORE
 from service.config import Settings
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.codec.columns import Column, columns_of
@@ -149,6 +149,6 @@ def require_copied_columns(spec: JobSpec, dataset: Dataset) -> None:
 
 
 def _require_ready(version: VersionRow) -> None:
-    if version.state != versions.READY:
+    if version.state != READY:
         name = f"{version.model.name}:{version.number}"
         raise NotReady(f"{name} is {version.state}; only a ready version can score")

@@ -77,10 +77,13 @@ def test_a_published_version_stores_all_statements_of_its_publisher(sessions: Se
         assert {t.key: t.value for t in version.tags} == new.tags
         assert (version.metrics, version.description) == ({"auc": 0.9}, "Das erste")
         assert version.created_at.utcoffset() is not None
-        inputs = versions.build_inputs(session, version.id)
-        assert inputs == versions.BuildInputs(
-            blob.sha256, "onnx", example.sha256, "text/csv", "b", {"task": "regression"}, PUBLISHER_LINEAGE
+        assert (version.artifact, version.format, version.example, version.target) == (
+            blob.sha256,
+            "onnx",
+            new.example,
+            "b",
         )
+        assert (version.publisher_signature, version.lineage) == ({"task": "regression"}, PUBLISHER_LINEAGE)
         with pytest.raises(NotReady, match="building"):
             versions.signature_of(version)
 
@@ -239,7 +242,7 @@ def test_the_build_of_a_deleted_version_is_not_found(sessions: Sessions, store: 
     _remove(sessions, 1)
     with sessions() as session:
         with pytest.raises(NotFound):
-            versions.build_inputs(session, int(task.subject))
+            versions.get_by_id(session, int(task.subject))
         with pytest.raises(NotFound):
             versions.finish_build(session, int(task.subject), READY)
 

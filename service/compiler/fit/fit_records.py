@@ -7,9 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from registry.signature import DType, Scalar
+from registry.vocabulary import Strategy
 
 FitAction = Literal["check", "transform", "fit", "merge", "predict", "measure"]
-Strategy = Literal["partial_fit", "ensemble", "single"]
 
 SEED = 0
 """Seed of all random choices that the estimator does not seed itself."""

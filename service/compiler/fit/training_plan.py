@@ -8,9 +8,10 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.pipeline import Pipeline
 
 from registry.errors import Refused
+from registry.vocabulary import Strategy
 from service.compiler import safeload
 from service.compiler.fit import merging
-from service.compiler.fit.fit_records import SEED, FitPlan, FitStep, Strategy
+from service.compiler.fit.fit_records import SEED, FitPlan, FitStep
 from service.compiler.fit.sampling import seeded_generator
 from service.compiler.fit.transformers import PartitionedPipeline
 

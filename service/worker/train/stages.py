@@ -21,7 +21,8 @@ import msgspec
 from registry.jobs.jobs import ON_RAY, SEQUENTIAL, NewPartition
 from registry.jobs.tables import PartitionRow
 from registry.signature import Scalar
-from service.compiler.fit.fit_records import ClassShare, FitAction, FitPlan, FitStep, Slot, Strategy
+from registry.vocabulary import Strategy
+from service.compiler.fit.fit_records import ClassShare, FitAction, FitPlan, FitStep, Slot
 from service.compiler.fit.splitting import VALIDATION_SLOT, SplitLayout
 from service.worker.job_work import PermanentFailure
 
