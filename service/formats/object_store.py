@@ -25,7 +25,8 @@ try:
     from obstore.store import from_url
 except ImportError as error:
     raise invalid_input(
-        "reading from an object store needs the extra: pip install 'trivium[object-store]'"
+        "reading from an object store needs the package obstore; the operator installs it with: "
+        "uv pip install --python .venv/bin/python --constraint requirements-dev.txt obstore"
     ) from error
 
 

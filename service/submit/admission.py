@@ -134,7 +134,9 @@ def require_engine(engine: str) -> None:
     """Raises `Invalid` if a job requires Ray and Ray is not installed here."""
     if engine == RAY and not ray_is_installed():
         message = (
-            "Ray is not installed on this server; the operator installs trivium[ray] and sets RAY_ADDRESS"
+            "Ray is not installed on this server; the operator installs it with "
+            "uv pip install --python .venv/bin/python --constraint requirements-dev.txt 'ray[data]' "
+            "and sets RAY_ADDRESS"
         )
         raise invalid_field("engine", message, LOCAL)
 
