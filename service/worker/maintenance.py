@@ -80,7 +80,9 @@ class Maintenance:
 
     def _delete_orphaned_directories(self) -> None:
         """Delete directories of finished and deleted jobs, which a worker that died left behind."""
-        old_ids = [int(d.name) for d in self._settings.jobs.glob("*") if d.name.isdecimal() and _is_old(d)]
+        old_ids = [
+            int(d.name) for d in self._settings.jobs_directory.glob("*") if d.name.isdecimal() and _is_old(d)
+        ]
         if not old_ids:
             return
         with db.reading(self._sessions) as session:

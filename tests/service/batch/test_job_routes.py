@@ -291,7 +291,7 @@ async def test_an_input_that_changed_fails_its_job(scorings: Scorings, name: str
 async def test_a_missing_or_truncated_part_is_computed_again(scorings: Scorings, name: str) -> None:
     location = await plan_three_parts(scorings, name)
     await scorings.work(3)
-    folder = scorings.api.settings.jobs / location.rpartition("/")[2]
+    folder = scorings.api.settings.jobs_directory / location.rpartition("/")[2]
     first, second, _ = sorted(folder.iterdir())
     first.unlink()
     second.write_bytes(second.read_bytes()[:-3])

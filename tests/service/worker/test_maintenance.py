@@ -53,7 +53,7 @@ class DataDirectory:
 
     @property
     def directories(self) -> set[str]:
-        return {p.name for p in self.settings.jobs.iterdir()}
+        return {p.name for p in self.settings.jobs_directory.iterdir()}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_an_orphaned_directory_is_deleted_after_an_hour(home: DataDirectory) -> 
     new_job, old_job = home.job(jobs.DONE), home.job(jobs.DONE, age_s=ORPHAN_S + 60)
     home.job_directory(990, 0.0)
     home.job_directory(991, ORPHAN_S + 60)
-    (home.settings.jobs / "notes").mkdir()
+    (home.settings.jobs_directory / "notes").mkdir()
     home.maintenance.step()
     assert home.directories == {str(new_job), "990", "notes"}
     assert str(old_job) not in home.directories

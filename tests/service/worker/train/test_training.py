@@ -410,7 +410,7 @@ def test_a_missing_file_of_an_earlier_step_fails_the_job_naming_the_file(trainin
     job_id = trainings.start(SGDClassifier(loss="log_loss"), split_frame(cancer(), 2))
     while not any(p.stage == "01-fit" for p in trainings.partitions(job_id)):
         trainings.worker.step()
-    file = trainings.settings.jobs / str(job_id) / "00-read-000001-1.arrow"
+    file = trainings.settings.jobs_directory / str(job_id) / "00-read-000001-1.arrow"
     file.unlink()
     job = trainings.run(job_id)
     assert job.state == "failed"
