@@ -12,8 +12,9 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 
+from registry.vocabulary import Strategy
 from service.compiler.fit import steps
-from service.compiler.fit.fit_records import ClassShare, FitResult, FitStep, Slot, Strategy
+from service.compiler.fit.fit_records import ClassShare, FitResult, FitStep, Slot
 from service.compiler.fit.splitting import SplitCounts, SplitLayout, layout_features, split_partition
 
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, RobustScale
 from sklearn.svm import LinearSVC
 
 from registry.errors import Refused
-from service.compiler.fit.fit_records import Strategy
+from registry.vocabulary import Strategy
 from tests.service.compiler.fit.datasets import cancer, split_frame
 from tests.service.compiler.fit.in_process_training import TrainingRun
 
