@@ -18,7 +18,6 @@ class Closable(Protocol):
 
 
 Model = TypeVar("Model", bound=Closable)
-Job = Callable[[], object]
 
 
 class CacheEntry(Generic[Model]):
@@ -46,7 +45,7 @@ class ModelCache(Generic[Model]):
     def __init__(
         self,
         load: Callable[[int], Model],
-        run: Callable[[Job], object] = lambda job: job(),
+        run: Callable[[Callable[[], object]], object] = lambda load: load(),
         after_load: Callable[[CacheEntry[Model]], object] = lambda entry: None,
     ) -> None:
         self._load = load

@@ -105,11 +105,11 @@ class Pool:
         await asyncio.to_thread(self._cache.close, Unavailable("the server is shutting down"))
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, job: Callable[[], object]) -> None:
+    def _run(self, load: Callable[[], object]) -> None:
         try:
-            self._executor.submit(job)
+            self._executor.submit(load)
         except RuntimeError:  # it was shut down
-            job()
+            load()
 
     def _load_version(self, version_id: int) -> LoadedModel:
         start = time.perf_counter()
