@@ -133,7 +133,7 @@ def test_a_key_may_be_missing_in_some_files_unless_files_must_be_uniform(tmp_pat
         column_types_of(tmp_path, NDJSON, uniform=True)
 
 
-def test_a_schema_survives_packing() -> None:
+def test_an_unpacked_schema_equals_the_original() -> None:
     types = [
         pa.decimal128(12, 2),
         pa.timestamp("ns", "Europe/Berlin"),

@@ -69,7 +69,7 @@ def test_a_smaller_forest_answers_with_the_mean_of_its_trees() -> None:
     assert smaller.reduction.startswith("kept 4 of 10 trees")
 
 
-def test_smaller_boosting_has_whole_rounds() -> None:
+def test_reduced_boosting_keeps_whole_rounds() -> None:
     model = HistGradientBoostingClassifier(max_iter=10)
     smaller = shrink(nodes_of(model), 11, None)
     assert smaller.trees == 9

@@ -74,7 +74,7 @@ def work(trainings: Trainings, job_id: int, until: int) -> None:
     ],
     ids=["partial_fit", "ensemble"],
 )
-def test_killed_workers_train_the_same_model_as_a_worker_that_runs_through(
+def test_killed_workers_train_the_same_model_as_an_undisturbed_worker(
     tmp_path: Path, forks: ForkServer, estimator: object, fields: dict[str, object]
 ) -> None:
     results = []
