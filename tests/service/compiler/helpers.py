@@ -15,7 +15,7 @@ from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
 
 
-def publish(folder: Path, model: Any, frame: pd.DataFrame | None = None, **options: Any) -> BuildResult:
+def build_model(folder: Path, model: Any, frame: pd.DataFrame | None = None, **options: Any) -> BuildResult:
     """Build `model` with `frame` as its CSV example."""
     artifact = folder / "model.joblib"
     joblib.dump(model, artifact)

@@ -23,7 +23,7 @@ from sklearn.utils import all_estimators
 from threadpoolctl import threadpool_limits
 
 from registry.build_messages import BuildResult
-from tests.service.compiler.helpers import publish
+from tests.service.compiler.helpers import build_model
 
 TABLE = Path(__file__).parents[3] / "docs" / "runtimes.md"
 IRIS = load_iris(as_frame=True)
@@ -152,7 +152,7 @@ def fit_and_build(folder: Path, name: str) -> tuple[SweepCase, BuildResult]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case = fit(name)
-        return case, publish(folder, case.model, case.frame)
+        return case, build_model(folder, case.model, case.frame)
 
 
 def row(name: str, result: BuildResult) -> str:

@@ -20,13 +20,13 @@ from sklearn.preprocessing import StandardScaler
 from registry.rows import Rows
 from service.compiler.trees import flatten, forest_table
 from service.runtime.nodes import NodeTable
-from tests.service.compiler.helpers import publish, runtime
+from tests.service.compiler.helpers import build_model, runtime
 
 
 def test_a_forest_with_a_csv_example_is_served_by_onnx(tmp_path: Path) -> None:
     data = load_breast_cancer(as_frame=True)
     model = RandomForestClassifier(100, random_state=0).fit(data.data, data.target)
-    built = publish(tmp_path, model, data.frame, target="target")
+    built = build_model(tmp_path, model, data.frame, target="target")
     assert (built.state, built.runtime) == ("ready", "onnx")
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == list(data.data.columns)
@@ -47,7 +47,7 @@ def test_a_forest_with_a_csv_example_is_served_by_onnx(tmp_path: Path) -> None:
 
 def test_the_signature_holds_an_example_value_and_the_range_of_each_feature(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.5, 2.0, 9.0, 4.0] * 5, "b": [1, 2, 3, 4] * 5})
-    built = publish(tmp_path, RandomForestClassifier(3).fit(frame, [0, 1, 0, 1] * 5), frame)
+    built = build_model(tmp_path, RandomForestClassifier(3).fit(frame, [0, 1, 0, 1] * 5), frame)
     assert built.signature is not None
     a, b = built.signature.inputs
     assert (a.dtype, a.example, a.minimum, a.maximum, a.nullable) == ("float64", 1.5, 1.5, 9.0, False)
@@ -56,7 +56,7 @@ def test_the_signature_holds_an_example_value_and_the_range_of_each_feature(tmp_
 
 def test_a_model_without_trees_gets_no_table_and_the_report_states_the_reason(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.5, 2.0, 9.0, 4.0] * 5})
-    built = publish(tmp_path, LinearRegression().fit(frame, frame["a"]), frame)
+    built = build_model(tmp_path, LinearRegression().fit(frame, frame["a"]), frame)
     assert (built.state, built.forest) == ("ready", None)
     assert built.report["forest"] == {"reason": "LinearRegression is not a tree ensemble"}
 
@@ -65,11 +65,11 @@ def test_the_table_includes_a_scaler_before_the_trees_unless_it_scales_in_float3
     data = load_breast_cancer(as_frame=True)
     model = make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0))
     model.fit(data.data, data.target)
-    built = publish(tmp_path, model, data.data)
+    built = build_model(tmp_path, model, data.data)
     assert (built.forest, built.report["forest"]["label_mismatches"]) == ("forest.npz", 0)
     (tmp_path / "again").mkdir()
     single = {"inputs": [{"name": name, "dtype": "float32"} for name in data.data.columns]}
-    built = publish(tmp_path / "again", model, data.data, signature=single)
+    built = build_model(tmp_path / "again", model, data.data, signature=single)
     assert (built.state, built.forest) == ("ready", None)
     assert "in float32" in built.report["forest"]["reason"]
 
@@ -85,7 +85,7 @@ def test_a_table_with_different_answers_is_deleted(tmp_path: Path, monkeypatch: 
         patched.setattr(
             forest_table, "flatten", SimpleNamespace(is_forest=flatten.is_forest, flatten=shifted)
         )
-        built = publish(tmp_path, model, frame)
+        built = build_model(tmp_path, model, frame)
     assert (built.runtime, built.forest) == ("onnx", None)
     assert built.report["forest"]["reason"] == "its answers differ from the model's"
     assert built.report["forest"]["largest_difference"] > 1e-5

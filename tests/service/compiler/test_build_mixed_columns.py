@@ -16,7 +16,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from service.compiler.example import read
 from service.compiler.signature.inputs import example_rows
-from tests.service.compiler.helpers import publish, runtime
+from tests.service.compiler.helpers import build_model, runtime
 
 
 def passengers(missing_strings: bool = False) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def test_a_mixed_pipeline_answers_as_the_estimator_does(
 ) -> None:
     frame = passengers(missing_strings)
     model = pipeline(classifier).fit(frame, SURVIVED)
-    built = publish(tmp_path, model, frame)
+    built = build_model(tmp_path, model, frame)
     served = runtime(tmp_path, built)
     rows = example_rows(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
     answered = served.run(rows)
@@ -73,7 +73,7 @@ def test_a_mixed_pipeline_answers_as_the_estimator_does(
 def test_the_signature_holds_dtypes_nullability_categories_and_ranges(tmp_path: Path) -> None:
     frame = passengers()
     model = pipeline(LogisticRegression()).fit(frame, SURVIVED)
-    built = publish(tmp_path, model, frame.assign(survived=SURVIVED), target="survived")
+    built = build_model(tmp_path, model, frame.assign(survived=SURVIVED), target="survived")
     assert built.signature is not None
     age, fare, siblings, port, member = built.signature.inputs
     assert (age.name, age.dtype, age.nullable) == ("âge (années)", "float64", True)
@@ -90,7 +90,7 @@ def test_categories_are_closed_when_the_encoder_rejects_unknown_values(tmp_path:
     frame = passengers()[["port", "siblings"]]
     columns = ColumnTransformer([("port", OneHotEncoder(), ["port"])], remainder="passthrough")
     model = make_pipeline(columns, LogisticRegression()).fit(frame, SURVIVED)
-    built = publish(tmp_path, model, frame)
+    built = build_model(tmp_path, model, frame)
     assert built.signature is not None
     assert built.signature.inputs[0].closed
 
@@ -98,7 +98,7 @@ def test_categories_are_closed_when_the_encoder_rejects_unknown_values(tmp_path:
 def test_encoded_numbers_are_categories_too(tmp_path: Path) -> None:
     frame = passengers()[["siblings", "fare.paid"]]
     columns = ColumnTransformer([("s", OrdinalEncoder(), ["siblings"])], remainder="passthrough")
-    built = publish(tmp_path, make_pipeline(columns, LogisticRegression()).fit(frame, SURVIVED), frame)
+    built = build_model(tmp_path, make_pipeline(columns, LogisticRegression()).fit(frame, SURVIVED), frame)
     assert built.signature is not None
     assert built.signature.inputs[0].categories == (0, 1, 2, 3, 4)
     assert built.signature.inputs[0].closed
@@ -106,7 +106,7 @@ def test_encoded_numbers_are_categories_too(tmp_path: Path) -> None:
 
 def test_without_an_example_the_encoders_show_which_features_are_strings(tmp_path: Path) -> None:
     frame = passengers()
-    built = publish(tmp_path, pipeline(LogisticRegression(), "error").fit(frame, SURVIVED))
+    built = build_model(tmp_path, pipeline(LogisticRegression(), "error").fit(frame, SURVIVED))
     assert built.state == "ready", built.report
     assert built.signature is not None
     assert [i.dtype for i in built.signature.inputs] == ["float64"] * 3 + ["string", "float64"]
@@ -122,7 +122,7 @@ def test_features_may_have_the_names_of_outputs(tmp_path: Path) -> None:
     )
     columns = ColumnTransformer([("s", StandardScaler(), ["label", "a b"])], remainder="passthrough")
     model = make_pipeline(columns, LogisticRegression()).fit(frame, [0, 1, 2] * 10)
-    built = publish(tmp_path, model, frame)
+    built = build_model(tmp_path, model, frame)
     assert built.runtime == "onnx", built.runtime_reason
     rows = example_rows(built.signature.inputs, read(tmp_path / "example.csv", "text/csv"))  # type: ignore[union-attr]
     np.testing.assert_allclose(

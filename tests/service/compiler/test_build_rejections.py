@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import LocalOutlierFactor
 
-from tests.service.compiler.helpers import build_file, publish
+from tests.service.compiler.helpers import build_file, build_model
 
 FRAME = pd.DataFrame({"age": [20.0, 30.0, 40.0, 50.0], "height": [1.5, 1.8, 1.7, 1.6]})
 LABELS = [0, 1, 1, 0]
@@ -26,7 +26,7 @@ def fitted() -> LogisticRegression:
 
 
 def reason(folder: Path, model: Any, frame: pd.DataFrame | None = None, **options: Any) -> str:
-    built = publish(folder, model, frame, **options)
+    built = build_model(folder, model, frame, **options)
     assert built.state == "rejected"
     assert built.signature is None
     assert built.servable is None
@@ -126,7 +126,7 @@ def test_an_example_without_rows_is_rejected(tmp_path: Path, content: str) -> No
 
 def test_columns_are_selected_by_name_and_others_are_ignored_with_a_warning(tmp_path: Path) -> None:
     frame = FRAME.assign(number=range(4))[["number", "height", "age"]]
-    built = publish(tmp_path, fitted(), frame)
+    built = build_model(tmp_path, fitted(), frame)
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == ["age", "height"]
     assert built.signature.inputs[0].example == 20.0
@@ -136,7 +136,7 @@ def test_columns_are_selected_by_name_and_others_are_ignored_with_a_warning(tmp_
 def test_a_column_is_not_nullable_when_the_model_rejects_its_missing_values(tmp_path: Path) -> None:
     frame = FRAME.astype(float)
     frame.loc[1, "height"] = np.nan
-    built = publish(tmp_path, fitted(), frame.assign(bought=LABELS), target="bought")
+    built = build_model(tmp_path, fitted(), frame.assign(bought=LABELS), target="bought")
     assert built.state == "ready", built.report
     assert built.signature is not None
     assert not any(i.nullable for i in built.signature.inputs)
@@ -145,7 +145,7 @@ def test_a_column_is_not_nullable_when_the_model_rejects_its_missing_values(tmp_
 
 
 def test_a_target_of_another_type_than_the_labels_adds_a_warning(tmp_path: Path) -> None:
-    built = publish(tmp_path, fitted(), FRAME.assign(bought=["no", "yes", "yes", "no"]), target="bought")
+    built = build_model(tmp_path, fitted(), FRAME.assign(bought=["no", "yes", "yes", "no"]), target="bought")
     assert built.state == "ready"
     assert built.metrics == {}
     assert any("accuracy" in w for w in built.report["warnings"])

@@ -23,7 +23,7 @@ from service.compiler.measure import comparison_rows, tree_thresholds
 from service.compiler.signature.composites import ColumnSource
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
-from tests.service.compiler.helpers import publish, runtime
+from tests.service.compiler.helpers import build_model, runtime
 
 RANDOM = np.random.default_rng(3)
 FRAME = pd.DataFrame(
@@ -110,7 +110,7 @@ def test_the_answer_of_a_stump_changes_at_its_threshold(tmp_path: Path) -> None:
     stump = forest(
         columns(numbers(StandardScaler())), RandomForestClassifier(1, max_depth=1, max_features=None)
     )
-    signature = publish(tmp_path, stump, FRAME).signature
+    signature = build_model(tmp_path, stump, FRAME).signature
     assert signature is not None
     points = tree_thresholds.split_points(stump, signature.inputs)
     [(feature, value)] = points.sample(10, RANDOM).tolist()
@@ -121,7 +121,7 @@ def test_the_answer_of_a_stump_changes_at_its_threshold(tmp_path: Path) -> None:
 
 
 def test_the_build_of_a_mixed_pipeline_compares_thresholds(tmp_path: Path) -> None:
-    built = publish(tmp_path, forest(columns(numbers(StandardScaler()), rest="passthrough")), FRAME)
+    built = build_model(tmp_path, forest(columns(numbers(StandardScaler()), rest="passthrough")), FRAME)
     runtime(tmp_path, built)
     assert built.runtime == "onnx", built.runtime_reason
     assert built.report["parity"]["rows"]["threshold"] > 100
@@ -132,7 +132,7 @@ def test_the_report_states_that_thresholds_on_encoded_strings_were_not_compared(
     tmp_path: Path,
 ) -> None:
     model = make_pipeline(OrdinalEncoder(), RandomForestClassifier(5, random_state=0))
-    built = publish(tmp_path, model.fit(FRAME[["port"]], BOUGHT), FRAME[["port"]])
+    built = build_model(tmp_path, model.fit(FRAME[["port"]], BOUGHT), FRAME[["port"]])
     assert built.runtime == "onnx", built.runtime_reason
     assert built.report["parity"]["untried"].startswith("thresholds were not tried")
 

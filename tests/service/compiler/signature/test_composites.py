@@ -43,7 +43,7 @@ from service.compiler.tflite.compose import supported_alternatives
 from service.compiler.tflite.conversion import convert
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler import sweep
-from tests.service.compiler.helpers import publish, runtime
+from tests.service.compiler.helpers import build_model, runtime
 
 GENERATOR = np.random.default_rng(5)
 FRAME = pd.DataFrame(GENERATOR.normal(size=(120, 3)), columns=["a", "b", "c"])
@@ -220,7 +220,7 @@ def test_categories_that_only_some_encoders_were_fitted_on_are_listed_if_all_acc
     two_cities = OneHotEncoder(categories=[["Bern", "Zürich"]], handle_unknown="ignore")
     three_cities = OneHotEncoder(handle_unknown="error" if strict else "ignore")
     model = vote_of_encoders(two_cities, three_cities)
-    built = publish(tmp_path, model, CITIES)
+    built = build_model(tmp_path, model, CITIES)
     assert built.signature is not None
     city = built.signature.inputs[0]
     assert (set(city.categories or ()), city.closed) == ({"Bern", "Genève", "Zürich"}, strict)
@@ -238,7 +238,7 @@ def test_a_vote_of_text_classifiers_takes_one_string(tmp_path: Path) -> None:
         (name, make_pipeline(TfidfVectorizer(), LogisticRegression(C=c))) for name, c in (("a", 1), ("b", 9))
     ]
     model = VotingClassifier(members, voting="soft").fit(texts, [1, 0, 1, 0] * 5)
-    built = publish(tmp_path, model)
+    built = build_model(tmp_path, model)
     assert built.state == "ready", built.report
     assert built.signature is not None
     assert [(i.name, i.dtype) for i in built.signature.inputs] == [("text", "string")]
@@ -249,20 +249,20 @@ def test_a_vote_of_text_classifiers_takes_one_string(tmp_path: Path) -> None:
 def test_a_search_over_a_soft_vote_converts_to_onnx(tmp_path: Path) -> None:
     members = [("tree", tree()), ("line", LogisticRegression())]
     search = GridSearchCV(VotingClassifier(members, voting="soft"), {}, cv=2).fit(FRAME, LABELS)
-    built = publish(tmp_path, search, FRAME)
+    built = build_model(tmp_path, search, FRAME)
     assert built.runtime == "onnx", built.runtime_reason
 
 
 @pytest.mark.parametrize("wrap", [FrozenEstimator, lambda model: make_pipeline("passthrough", model)])
 def test_a_forest_inside_a_wrapper_gets_its_table_of_nodes(tmp_path: Path, wrap: Any) -> None:
     scaled = make_pipeline(make_pipeline(SimpleImputer(), StandardScaler()), RandomForestRegressor(3))
-    built = publish(tmp_path, wrap(scaled.fit(FRAME, FRAME.a)), FRAME)
+    built = build_model(tmp_path, wrap(scaled.fit(FRAME, FRAME.a)), FRAME)
     assert built.forest == "forest.npz", built.report["forest"]
 
 
 def test_a_classifier_in_a_frozen_estimator_keeps_its_labels(tmp_path: Path) -> None:
     model = FrozenEstimator(RandomForestClassifier(5, random_state=0).fit(FRAME, LABELS))
-    built = publish(tmp_path, model, FRAME)
+    built = build_model(tmp_path, model, FRAME)
     answered = runtime(tmp_path, built).run(Rows(matrix=FRAME.to_numpy()))
     assert answered["label"].tolist() == model.predict(FRAME).tolist()
 

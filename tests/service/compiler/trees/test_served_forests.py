@@ -24,13 +24,13 @@ from sklearn.preprocessing import StandardScaler
 from registry.rows import Array, Rows
 from service.compiler.measure.comparison_rows import with_neighbours
 from service.compiler.measure.tree_thresholds import tree_splits
-from tests.service.compiler.helpers import publish, runtime
+from tests.service.compiler.helpers import build_model, runtime
 
 CANCER = load_breast_cancer(as_frame=True)
 
 
 def served(folder: Path, model: Any, frame: pd.DataFrame) -> Any:
-    built = publish(folder, model, frame)
+    built = build_model(folder, model, frame)
     assert built.runtime == "onnx", built.runtime_reason
     return runtime(folder, built)
 
@@ -91,7 +91,7 @@ def with_missing_values(rows: Array) -> Array:
 def test_missing_values_go_to_the_side_that_the_trees_learned(tmp_path: Path, estimator: Any) -> None:
     rows = with_missing_values(CANCER.data.to_numpy())
     model = estimator.fit(rows, CANCER.target)
-    built = publish(tmp_path, model, pd.DataFrame(rows, columns=CANCER.data.columns))
+    built = build_model(tmp_path, model, pd.DataFrame(rows, columns=CANCER.data.columns))
     assert built.runtime == "onnx", built.runtime_reason
     assert built.report["parity"]["rows"]["missing"] > 0
     assert built.signature is not None
@@ -120,7 +120,7 @@ def test_histogram_boosting_supports_columns_of_very_different_ranges(tmp_path: 
 def test_a_forest_with_several_targets_has_the_output_values(tmp_path: Path) -> None:
     data = CANCER.data.iloc[:, :5]
     model = RandomForestRegressor(10, random_state=0).fit(data, CANCER.data.iloc[:, 5:8])
-    built = publish(tmp_path, model, data)
+    built = build_model(tmp_path, model, data)
     assert built.signature is not None
     assert built.signature.outputs[0].classes == ("y0", "y1", "y2")
     answered = runtime(tmp_path, built).run(Rows(matrix=data.to_numpy()))
@@ -139,7 +139,7 @@ def test_an_isolation_forest_gives_the_score_of_decision_function(tmp_path: Path
 def test_a_model_that_differs_in_onnx_is_served_by_the_estimator_itself(tmp_path: Path) -> None:
     targets = np.column_stack([CANCER.target, CANCER.data["mean area"] > 600]).astype(int)
     model = RandomForestClassifier(10, random_state=0).fit(CANCER.data, targets)
-    built = publish(tmp_path, model, CANCER.data)
+    built = build_model(tmp_path, model, CANCER.data)
     assert (built.state, built.runtime, built.servable) == ("ready", "isolated", None)
     assert built.runtime_reason is not None
     assert "drifts" in built.runtime_reason
