@@ -226,6 +226,7 @@ def test_a_refusal_shows_the_servers_message(device: PullingDevice) -> None:
     failure = device.pull("--quantize", "int8")
     assert failure.returncode == 1
     assert "export of m@champion with quantize 'int8'" in failure.stderr
+    assert "quantize: not one of the allowed values" in device.pull("--quantize", "int4").stderr
     assert "401" in device.pull(key="trv_nobody_x").stderr
 
 
