@@ -348,12 +348,12 @@ def listening(process: psutil.Process) -> list[Any]:
         return []
 
 
-def test_without_the_extra_a_job_on_ray_is_rejected_naming_the_extra(
+def test_without_ray_a_job_on_ray_is_rejected_naming_the_command_that_installs_it(
     bench: RayBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = bench.write("rejected", 1)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Invalid, match=r"trivium\[ray\]") as raised:
+    with pytest.raises(Invalid, match=r"uv pip install") as raised:
         bench.start(directory)
     assert raised.value.errors[0].field == "engine"
     assert bench.start(directory, engine="local")
