@@ -137,7 +137,7 @@ def _supervised_worker() -> SupervisedProcess:
             os.close(write_end)
 
     def await_up() -> bool:
-        """Return whether the worker got so far; one that did is restarted without delay when it is killed."""
+        """Return whether the worker came up. If it did, it is restarted at once when it ends."""
         with os.fdopen(read_end, "rb") as pipe:
             return pipe.read(1) != b""
 

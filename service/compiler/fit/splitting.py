@@ -24,7 +24,7 @@ from service.compiler.fit.fit_records import SEED, Feature
 from service.compiler.fit.sampling import SHARE_UNITS, Quota, RoundRobin, sample_mask, seeded_generator
 
 BLOCK_ROWS, BLOCK_CELLS = 1 << 16, 1 << 21
-"""Size of a block: at most so many rows and cells. Each slot gets one record batch per block."""
+"""Largest size of a block, in rows and in cells. Each slot gets one record batch per block."""
 MAX_CLASSES = 10_000
 VALIDATION_SLOT = 0
 
