@@ -202,6 +202,7 @@ async def test_the_server_is_unready_while_the_database_does_not_answer(postgres
     async with running_app(settings) as api:
         await api.publish("flag", sign_classifier(), alias="champion")
         await _await_readiness(api, 200)
+        assert (await api.predict("flag", ROW)).status_code == 200  # from here on the model is in memory
         postgres.execute(
             f"ALTER DATABASE {database} ALLOW_CONNECTIONS false",
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'",
