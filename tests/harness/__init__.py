@@ -7,5 +7,6 @@ load           a load generator over keep-alive connections
 job_site       a server with a model and an input whose every answer is known
 server_kills   kill -9 of the server while clients publish
 worker_kills   kill -9 of the worker during one job
+mutants        copies of a file with one fault, for benchmarks/mutation.py
 job_faults     other faults during a job: stopped workers, a full disk, a changed input
 """
