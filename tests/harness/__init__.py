@@ -5,6 +5,7 @@ models         small fitted models, pickled
 machine        free ports, CPU time, a description of the machine
 load           a load generator over keep-alive connections
 job_site       a server with a model and an input whose every answer is known
+durability     the order of fsyncs, renames and commits
 server_kills   kill -9 of the server while clients publish
 worker_kills   kill -9 of the worker during one job
 mutants        copies of a file with one fault, for benchmarks/mutation.py
