@@ -19,6 +19,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,8 +147,9 @@ class DurabilityLog:
 def recorded(before: Observer = lambda _: None) -> Iterator[DurabilityLog]:
     """Record all file events and commits of this process, in all threads.
 
-    `before` is called with each event before the real function runs: it may look at the files, or raise
-    `OSError` as a full or broken disk does. An event is recorded only when the real function succeeds.
+    `before` is called with each event before the real function runs: it may look at the files, act as another
+    process, or raise `OSError` as a broken disk does. What it does itself is not recorded, and neither is a
+    function that raises.
     """
     log = DurabilityLog()
     with _patched(_Calls(log, before)), _recorded_commits(log, before):
@@ -159,6 +161,7 @@ class _Calls:
 
     def __init__(self, log: DurabilityLog, before: Observer) -> None:
         self._log, self._before = log, before
+        self._thread = threading.local()
 
     def fsync(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def fsync(file: Any) -> None:
@@ -181,11 +184,9 @@ class _Calls:
 
     def change(self, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def change(path: Any, *arguments: Any, **options: Any) -> None:
-            if options.get("dir_fd") is not None:  # of shutil.rmtree
-                real(path, *arguments, **options)
-            else:
-                happened = Event(kind, _absolute(path))
-                self._run(happened, lambda: real(path, *arguments, **options))
+            directory = options.get("dir_fd")  # of shutil.rmtree
+            whole = path if directory is None else _descriptor_path(directory) / os.fsdecode(path)
+            self._run(Event(kind, _absolute(whole)), lambda: real(path, *arguments, **options))
 
         return change
 
@@ -193,8 +194,7 @@ class _Calls:
         def open_descriptor(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
             descriptor = int(real(path, flags, *arguments, **options))
             if flags & (os.O_WRONLY | os.O_RDWR) and options.get("dir_fd") is None:
-                opened = _described("open", _absolute(path), os.fstat(descriptor))
-                self._log.events.append(opened)
+                self._add(_described("open", _absolute(path), os.fstat(descriptor)))
             return descriptor
 
         return open_descriptor
@@ -203,15 +203,27 @@ class _Calls:
         def open_file(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             opened = real(file, mode, *arguments, **options)
             if WRITE_MODE.search(mode) and not isinstance(file, int):
-                self._log.events.append(_described("open", _absolute(file), os.fstat(opened.fileno())))
+                self._add(_described("open", _absolute(file), os.fstat(opened.fileno())))
             return opened
 
         return open_file
 
     def _run(self, happened: Event, call: Callable[[], Any]) -> None:
-        self._before(happened)
+        if not self._is_observing():
+            self._thread.observing = True
+            try:
+                self._before(happened)
+            finally:
+                self._thread.observing = False
         call()
-        self._log.events.append(happened)
+        self._add(happened)
+
+    def _add(self, happened: Event) -> None:
+        if not self._is_observing():
+            self._log.events.append(happened)
+
+    def _is_observing(self) -> bool:
+        return getattr(self._thread, "observing", False)
 
 
 @contextmanager
@@ -223,6 +235,7 @@ def _patched(calls: _Calls) -> Iterator[None]:
         patch.object(os, "link", calls.move("link", os.link)),
         patch.object(os, "unlink", calls.change("unlink", os.unlink)),
         patch.object(os, "remove", calls.change("unlink", os.remove)),
+        patch.object(os, "rmdir", calls.change("unlink", os.rmdir)),
         patch.object(os, "mkdir", calls.change("mkdir", os.mkdir)),
         patch.object(os, "open", calls.open_descriptor(os.open)),
         patch.object(io, "open", opened := calls.open_file(io.open)),  # of pathlib
