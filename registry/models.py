@@ -121,8 +121,8 @@ def with_tags(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
 def remove(session: Session, name: str) -> None:
     """Delete the model, its versions and its history.
 
-    Raises `NotFound`, `InUse` while an alias exists, an open job needs a version, or a version is published
-    at the same moment.
+    Raises `NotFound`, `InUse` while an alias exists, an open job scores with the model or trains it, or a
+    version is published at the same moment.
     """
     building = _building(session, get(session, name))
     for version_id in sorted(building):  # tasks before the model: same lock order as `versions.remove`
@@ -133,7 +133,7 @@ def remove(session: Session, name: str) -> None:
     aliases = session.scalars(select(AliasRow.name).where(AliasRow.model_id == model.id)).all()
     if aliases:
         raise InUse(f"{name} still has the alias {', '.join(sorted(aliases))}; delete the alias first")
-    require_no_open_job(session, f"{name} cannot be deleted", VersionRow.model_id == model.id)
+    require_no_open_job(session, f"{name} cannot be deleted", JobRow.model == name)
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
     session.execute(delete(DeviceReportRow).where(DeviceReportRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
@@ -142,9 +142,8 @@ def remove(session: Session, name: str) -> None:
 
 
 def require_no_open_job(session: Session, refusal: str, condition: ColumnElement[bool]) -> None:
-    """Raises `InUse`, starting with `refusal`, if an open job needs a version that meets `condition`."""
-    open_jobs = select(JobRow.id).join(VersionRow, VersionRow.id == JobRow.version_id)
-    query = open_jobs.where(JobRow.finished_at.is_(None), condition).order_by(JobRow.id).limit(1)
+    """Raises `InUse`, starting with `refusal`, if an open job meets `condition`."""
+    query = select(JobRow.id).where(JobRow.finished_at.is_(None), condition).order_by(JobRow.id).limit(1)
     job_id = session.scalar(query)
     if job_id is not None:
         raise InUse(f"{refusal} while job {job_id} needs it; cancel the job first, or wait for it")

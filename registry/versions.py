@@ -16,6 +16,7 @@ from registry import aliases, models, queue, revision
 from registry.artifacts import Store, check_sha256
 from registry.build_messages import BuildResult
 from registry.errors import InUse, NotFound, NotReady, invalid_field
+from registry.jobs.tables import JobRow
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
 from registry.signature import Signature
@@ -110,7 +111,7 @@ def finish_build(session: Session, version_id: int, result: BuildResult) -> Vers
     revision.record_change(session, "model", owner.name)
     session.flush()
     if version.state == READY and version.publisher_alias is not None:
-        _set_publisher_alias(session, owner, version, version.publisher_alias)
+        set_publisher_alias(session, version, version.publisher_alias)
     return version
 
 
@@ -128,10 +129,9 @@ def get_by_id(session: Session, version_id: int) -> VersionRow:
 
 
 def get(session: Session, model: str, number: int) -> VersionRow:
-    """Raises `NotFound`."""
-    version = session.scalar(
-        select(VersionRow).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
-    )
+    """Return the version as it is now, also if the session has loaded it before. Raises `NotFound`."""
+    query = select(VersionRow).join(ModelRow).where(ModelRow.name == model, VersionRow.number == number)
+    version = session.scalar(query.execution_options(populate_existing=True))
     if version is None:
         owner = models.get(session, model)  # raises if the model is missing
         newest = session.scalar(select(func.max(VersionRow.number)).where(VersionRow.model_id == owner.id))
@@ -210,7 +210,9 @@ def remove(session: Session, model: str, number: int) -> None:
     owner = models.lock(session, model)
     version = get(session, model, number)
     _require_not_in_use(session, owner, version, "deleted")
-    models.require_no_open_job(session, f"{model}:{number} cannot be deleted", VersionRow.id == version.id)
+    models.require_no_open_job(
+        session, f"{model}:{number} cannot be deleted", JobRow.version_id == version.id
+    )
     session.delete(version)
     revision.record_change(session, "model", model)
 
@@ -239,7 +241,12 @@ def _publisher_lineage(new: NewVersion) -> dict[str, Any]:
     return {name: value for name, value in lineage.items() if value}
 
 
-def _set_publisher_alias(session: Session, owner: ModelRow, version: VersionRow, alias: str) -> None:
+def set_publisher_alias(session: Session, version: VersionRow, alias: str) -> None:
+    """Point `alias` at a ready version for its publisher, unless it points at a newer version.
+
+    Raises `Conflict` if the version is not ready.
+    """
+    owner = models.lock(session, version.model.name)
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)
     if row is None or row.version.number <= version.number:
         reason = "published with this alias"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from sqlalchemy.orm import Session
+
 from registry import db
 from registry.artifacts import Store
 from registry.errors import Conflict, TriviumError
@@ -77,11 +79,16 @@ class PartitionResult:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """A finished job. `output` and `errors` are the sha256 of blobs."""
+    """A finished job. `output` and `errors` are the sha256 of blobs.
+
+    `on_done` runs in the transaction that sets the job's state to `done`, with the job locked: changes that
+    a job makes elsewhere happen if and only if it ends `done`.
+    """
 
     manifest: dict[str, Any]
     output: str | None = None
     errors: str | None = None
+    on_done: Callable[[Session, JobRow], None] | None = None
 
 
 class RayInput(NamedTuple):

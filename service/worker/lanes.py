@@ -259,6 +259,8 @@ class Worker:
                 jobs.add_partitions(session, job, result.name, result.parts)
             else:
                 job.output, job.errors, job.manifest = result.output, result.errors, result.manifest
+                if result.on_done is not None:
+                    result.on_done(session, job)
                 jobs.end(session, job, jobs.DONE)
         if job.state == jobs.DONE:
             delete_job_directory(self._settings, job.id)

@@ -16,7 +16,7 @@ from registry.errors import InUse, Invalid, NotFound, NotReady
 from registry.jobs import jobs
 from registry.tables import ModelRow, TagRow, TaskRow, VersionRow
 from registry.versions import NewVersion
-from registry.vocabulary import BUILD_TASK, SCORE
+from registry.vocabulary import BUILD_TASK, SCORE, TRAIN
 from tests.registry import child_actions
 from tests.registry.helpers import (
     FORKS,
@@ -411,6 +411,19 @@ def _start_job(sessions: Sessions, number: int) -> int:
         version = versions.get(session, "fraud", number)
         new = jobs.NewJob(kind=SCORE, spec={}, model="fraud", version=version)
         return jobs.create(session, new, by="ann").id
+
+
+def test_a_model_is_not_deleted_during_a_training_into_it(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store)
+    with sessions.begin() as session:
+        training = jobs.create(session, jobs.NewJob(kind=TRAIN, spec={}, model="fraud"), by="ann").id
+        jobs.create(session, jobs.NewJob(kind=TRAIN, spec={}, model="churn"), by="ann")
+    message = f"fraud cannot be deleted while job {training} needs it"
+    with pytest.raises(InUse, match=message), sessions.begin() as session:
+        models.remove(session, "fraud")
+    with sessions.begin() as session:
+        jobs.cancel(session, training)
+        models.remove(session, "fraud")
 
 
 @pytest.mark.parametrize("kind", ["version", "model"])

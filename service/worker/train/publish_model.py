@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from registry import db, versions
 from registry.artifacts import Store
-from registry.errors import Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
 from registry.media_types import PARQUET
@@ -42,7 +43,7 @@ MAX_FILE_NAMES = 20
 def publish(
     sessions: db.Sessions, store: Store, job: JobRow, plan: TrainingPlan, directory: Path
 ) -> JobResult:
-    """Publish the model, wait for its build, start the job that follows.
+    """Publish the model and wait for its build. The result moves the alias and starts the job that follows.
 
     Raises `RetryLater` while the version is being built, `PermanentFailure` if it is rejected.
     """
@@ -50,18 +51,16 @@ def publish(
         _publish_version(sessions, store, job, plan, directory)
         raise RetryLater(BUILD_POLL_S)
     name = f"{job.model}:{job.version}"
-    with sessions.begin() as session:
-        current = jobs.lock(session, job.id)
-        version = session.get(VersionRow, current.version_id) if current.version_id else None
-        if version is None:
-            raise PermanentFailure(f"{name} was deleted before it was built")
-        if version.state == BUILDING:
-            raise RetryLater(BUILD_POLL_S)
-        if version.state == REJECTED:
-            raise PermanentFailure(f"{name} was rejected: {(version.report or {}).get('reason')}")
-        if current.state in jobs.OPEN_STATES:  # a cancelled job starts no other job
-            _start_follow_up(session, store, current, version)
-    return JobResult({"model": job.model, "version": job.version, **training_summary(job, plan)})
+    with db.reading(sessions) as session:
+        version = session.get(VersionRow, job.version_id) if job.version_id else None
+    if version is None:
+        raise PermanentFailure(f"{name} was deleted before it was built")
+    if version.state == BUILDING:
+        raise RetryLater(BUILD_POLL_S)
+    if version.state == REJECTED:
+        raise PermanentFailure(f"{name} was rejected: {(version.report or {}).get('reason')}")
+    manifest = {"model": job.model, "version": job.version, **training_summary(job, plan)}
+    return JobResult(manifest, on_done=partial(_release, store))
 
 
 def _publish_version(
@@ -79,7 +78,6 @@ def _publish_version(
         metrics=plan.metrics,
         tags=spec["publish"]["tags"],
         description=f"trained by job {job.id}",
-        alias=spec["publish"]["alias"],
     )
     with sessions.begin() as session:
         current = jobs.lock(session, job.id)
@@ -118,6 +116,23 @@ def _input_summary(files: list[dict[str, Any]]) -> dict[str, Any]:
         "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "names": [f["name"] for f in files[:MAX_FILE_NAMES]],
     }
+
+
+def _release(store: Store, session: Session, job: JobRow) -> None:
+    """Point the alias at the version and start the job that follows, in the transaction that ends the job.
+
+    A training that was cancelled or failed changes nothing that is served.
+    """
+    version = session.get(VersionRow, job.version_id, populate_existing=True)
+    if version is None:
+        raise PermanentFailure(f"{job.model}:{job.version} was deleted before its training ended")
+    alias = job.spec["publish"]["alias"]
+    if alias is not None:
+        try:
+            versions.set_publisher_alias(session, version, alias)
+        except Conflict as error:  # for example archived meanwhile
+            raise PermanentFailure(f"{alias} was not moved: {error}") from error
+    _start_follow_up(session, store, job, version)
 
 
 def _start_follow_up(session: Session, store: Store, job: JobRow, version: VersionRow) -> None:

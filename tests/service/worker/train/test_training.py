@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from registry import db, queue, versions
 from registry.errors import Invalid
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
-from registry.tables import VersionRow
+from registry.tables import AliasRow, VersionRow
 from registry.vocabulary import JOB_TASKS
 from service.builds.forkserver import ForkServer
 from service.worker.train import publish_model
@@ -314,21 +314,58 @@ def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
         assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
 
 
-def test_a_training_cancelled_during_the_build_starts_no_other_job(trainings: Trainings) -> None:
+@pytest.mark.parametrize("moment", ["before its build", "after its build", "while it ends"])
+def test_a_training_cancelled_after_it_published_changes_nothing_that_is_served(
+    trainings: Trainings, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = {"name": "m", "alias": "champion", "tags": {}}
     then = {"kind": "score", "input": {"uri": str(trainings.data)}}
     job_id = trainings.start(
-        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", then=then
+        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", publish=publish, then=then
+    )
+    while trainings.job(job_id).version is None:
+        trainings.worker.step()
+
+    def cancel() -> None:
+        with trainings.sessions.begin() as session:
+            jobs.cancel(session, job_id)
+
+    if moment == "before its build":
+        cancel()
+    trainings.build()
+    if moment == "after its build":
+        cancel()
+        trainings.worker.step()
+    elif moment == "while it ends":  # between the last look at the version and the end of the job
+        summary = publish_model.training_summary
+
+        def cancel_and_summarize(job: JobRow, plan: TrainingPlan) -> dict[str, Any]:
+            cancel()
+            return summary(job, plan)
+
+        monkeypatch.setattr(publish_model, "training_summary", cancel_and_summarize)
+    trainings.run(job_id)
+    assert (trainings.job(job_id).state, trainings.version().state) == ("cancelled", "ready")
+    with db.reading(trainings.sessions) as session:
+        assert session.scalars(select(AliasRow)).all() == []
+        assert session.scalars(select(JobRow.id)).all() == [job_id]
+
+
+def test_a_training_whose_version_is_archived_before_its_end_does_not_move_the_alias(
+    trainings: Trainings,
+) -> None:
+    publish = {"name": "m", "alias": "champion", "tags": {}}
+    job_id = trainings.start(
+        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", publish=publish
     )
     while trainings.job(job_id).version is None:
         trainings.worker.step()
     trainings.build()
-    job = trainings.job(job_id)
     with trainings.sessions.begin() as session:
-        jobs.cancel(session, job_id)
-    plan = msgspec.convert(job.plan, TrainingPlan)
-    publish_model.publish(trainings.sessions, trainings.store, job, plan, trainings.data)
-    with db.reading(trainings.sessions) as session:
-        assert session.scalars(select(JobRow.id)).all() == [job_id]
+        versions.edit(session, "m", 1, archived=True)
+    job = trainings.run(job_id)
+    assert job.state == "failed"
+    assert "champion was not moved: m:1 is archived" in str(job.error)
 
 
 def mixed() -> list[pd.DataFrame]:
