@@ -139,21 +139,31 @@ def edit(
     """Apply `changes`: fields of the schedule and of its `Recurrence`; None changes nothing.
 
     Setting one of `cron` and `every_s` removes the other. A change of the recurrence is counted from now, or
-    from the start that was set explicitly. Runs that were due while the schedule was paused are not missed
-    runs.
+    from the start that was set explicitly. Times during a pause are never due. Runs that were due and had not
+    started before a pause or a change of the recurrence get one entry in the history. A value that is already
+    set changes nothing.
 
     Raises `NotFound`, `Invalid`.
     """
     row = lock(session, name)
     moment = moment or clock(session)
+    current = recurrence_of(row)
     rule_changes = {k: v for k, v in changes.items() if k in Recurrence.__struct_fields__ and v is not None}
+    if all(getattr(current, field) == value for field, value in rule_changes.items()):
+        rule_changes = {}
+    pauses = changes.get("paused") is True and not row.paused
+    resumes = changes.get("paused") is False and row.paused
+    if (pauses or rule_changes) and not row.paused and row.next_at is not None:
+        action = "paused" if pauses else "changed"
+        reason = f"not started before the schedule was {action}"
+        _record_missed(session, row, current, row.next_at, moment + INSTANT, moment, reason)
     for field in ("job", "catch_up", "overlap", "paused"):
         if changes.get(field) is not None:
             setattr(row, field, changes[field])
     if rule_changes:
         _edit_recurrence(row, rule_changes, moment)
-    elif changes.get("paused") is False and row.next_at is not None and row.next_at <= moment:
-        row.next_at = next_run(recurrence_of(row), moment)
+    elif (pauses or resumes) and row.next_at is not None and row.next_at <= moment:
+        row.next_at = next_run(current, moment)
     session.flush()
     return row
 
@@ -363,7 +373,13 @@ def _start_oldest(
 
 
 def _record_missed(
-    session: Session, row: ScheduleRow, rule: Recurrence, due_at: datetime, end: datetime, moment: datetime
+    session: Session,
+    row: ScheduleRow,
+    rule: Recurrence,
+    due_at: datetime,
+    end: datetime,
+    moment: datetime,
+    reason: str = "missed: no worker was running when they were due",
 ) -> list[ScheduleRunRow]:
     """Add one entry for the runs from `due_at` to before `end`, if there are any."""
     if due_at >= end:
@@ -372,8 +388,7 @@ def _record_missed(
     missed = (
         "1 run was" if count == 1 else f"{count}{' or more' if count == MAX_COUNTED_RUNS else ''} runs were"
     )
-    reason = f"{missed} missed: no worker was running when they were due"
-    return [record(session, row, due_at, moment, SKIPPED, reason)]
+    return [record(session, row, due_at, moment, SKIPPED, f"{missed} {reason}")]
 
 
 def _start(

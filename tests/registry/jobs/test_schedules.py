@@ -110,8 +110,40 @@ def test_runs_due_during_a_pause_are_not_missed_runs(sessions: Sessions) -> None
     add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW), paused=True)
     resumed = edit(sessions, {"paused": False}, NOW + 10.5 * HOUR)
     assert resumed.next_at == NOW + 11 * HOUR
-    again = edit(sessions, {"paused": False}, NOW + 10.6 * HOUR)
-    assert again.next_at == NOW + 11 * HOUR
+    assert outcomes(sessions) == []
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+@pytest.mark.parametrize(
+    "changes", [{"paused": False}, {"every_s": 3600.0}, {"timezone": "UTC"}, {"start_at": NOW}, {}]
+)
+def test_an_edit_to_the_present_value_drops_no_run(
+    sessions: Sessions, changes: dict[str, Any], catch_up: bool
+) -> None:
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW), catch_up=catch_up, overlap=True)
+    assert edit(sessions, changes, NOW + 2.5 * HOUR).next_at == NOW
+    tick(sessions, NOW + 2 * HOUR)
+    started = [NOW, NOW + HOUR, NOW + 2 * HOUR] if catch_up else [NOW + 2 * HOUR]
+    assert [due_at for outcome, due_at in outcomes(sessions) if outcome == "started"] == started
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"paused": True}, "3 runs were not started before the schedule was paused"),
+        ({"every_s": 60.0}, "3 runs were not started before the schedule was changed"),
+        ({"paused": True, "every_s": 60.0}, "3 runs were not started before the schedule was paused"),
+    ],
+)
+def test_runs_that_a_pause_or_a_change_prevents_are_in_the_history(
+    sessions: Sessions, changes: dict[str, Any], reason: str
+) -> None:
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW))
+    edit(sessions, changes, NOW + 2 * HOUR)
+    assert [(e.outcome, e.due_at, e.reason) for e in history(sessions)] == [("skipped", NOW, reason)]
+    edit(sessions, changes, NOW + 9 * HOUR)
+    edit(sessions, {"paused": False}, NOW + 9.5 * HOUR)
+    assert len(history(sessions)) == 1
 
 
 def test_setting_cron_or_interval_removes_the_other(sessions: Sessions) -> None:
