@@ -17,7 +17,7 @@ from service.compiler.trees.tree_arrays import Tree, from_predictor, from_tree, 
 from service.runtime.nodes import NodeTable
 
 SLACK = 1e-9
-"""Relative distance by which an isolation forest's cut is lowered.
+"""Relative distance by which an isolation forest's cut is lowered, here and in ONNX.
 
 The cut is often the score of a training row. Such rows are inliers, as in scikit-learn, also after rounding.
 """

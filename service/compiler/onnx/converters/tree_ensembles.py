@@ -31,6 +31,7 @@ from sklearn.tree import (
 
 from registry.rows import Array
 from service.compiler.onnx.converters.node_writer import NodeWriter
+from service.compiler.trees.flatten import SLACK
 from service.compiler.trees.tree_arrays import Tree, from_predictor, from_tree
 
 
@@ -141,7 +142,8 @@ def isolation_forest(scope: Any, operator: Any, container: Any) -> None:
     depth = nodes.add("Mul", nodes.trees(trees, rounded=True), nodes.double(scale), version=14)
     power = nodes.add("Pow", nodes.double(2.0), depth, version=15)
     score = nodes.add("Sub", nodes.double(-float(model.offset_)), power, version=14)
-    outside = nodes.cast(nodes.add("Less", score, nodes.double(0.0)), TensorProto.INT64)
+    cut = -SLACK * abs(float(model.offset_))  # rounding must not make a row at the offset an outlier
+    outside = nodes.cast(nodes.add("Less", score, nodes.double(cut)), TensorProto.INT64)
     two, one = (nodes.constant(TensorProto.INT64, [1], [n]) for n in (2, 1))
     doubled = nodes.add("Mul", outside, two, version=14)
     nodes.add("Sub", one, doubled, version=14, out=operator.outputs[0].full_name)
