@@ -41,7 +41,8 @@ def promote(
 ) -> AliasRow:
     """Point `alias` at version `number`. If it points there already, only a changed rollout is recorded.
 
-    Raises `NotFound`, `NotReady`, `Invalid` (the alias's name).
+    Raises `NotFound`, `NotReady`, `Invalid` (the alias's name), and `Conflict` for a share of the devices if
+    all devices get the version already and there is no ready version for the others.
     """
     check_name(alias, "alias")
     owner = models.lock(session, model)
@@ -55,6 +56,8 @@ def promote(
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # re-read under the lock
     if row is not None and row.version_id == version.id:
         if (row.edge_percent, row.edge_halted) != (edge_percent, None):
+            if not is_rolling_out(row) and is_partial(edge_percent):
+                _require_version_outside_rollout(session, owner, row)
             row.edge_percent, row.edge_halted = edge_percent, None
             share = "all" if edge_percent is None else f"{edge_percent} %"
             note = reason or f"for {share} of the devices"
@@ -75,7 +78,9 @@ def rollback(session: Session, model: str, alias: str, *, by: str, reason: str |
     earlier, version = target
     event = record_event(session, owner.id, alias, version.number, "rollback", by, reason, None)
     event.previous_id = earlier.previous_id  # the next rollback continues from there
-    return _point(session, owner, row, version, event, None)
+    _point(session, owner, row, version, event, None)
+    row.edge_previous = None  # devices must not get the version that was taken back
+    return row
 
 
 def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, VersionRow] | None:
@@ -94,7 +99,11 @@ def rollback_target(session: Session, row: AliasRow) -> tuple[AliasEventRow, Ver
 
 def is_rolling_out(row: AliasRow) -> bool:
     """Report whether some devices do not get the alias's version. True also for a halted rollout."""
-    return row.edge_percent is not None and row.edge_percent < 100
+    return is_partial(row.edge_percent)
+
+
+def is_partial(edge_percent: int | None) -> bool:
+    return edge_percent is not None and edge_percent < 100
 
 
 def version_outside_rollout(session: Session, row: AliasRow) -> VersionRow | None:
@@ -106,6 +115,16 @@ def version_outside_rollout(session: Session, row: AliasRow) -> VersionRow | Non
     return session.scalar(
         select(VersionRow).where(VersionRow.model_id == row.model_id, VersionRow.number == row.edge_previous)
     )
+
+
+def _require_version_outside_rollout(session: Session, owner: ModelRow, row: AliasRow) -> None:
+    name = f"{owner.name}:{row.version.number}"
+    other = version_outside_rollout(session, row)
+    if other is None or other.state != READY:
+        raise Conflict(
+            f"all devices get {name} already, and there is no earlier version for a part of them; "
+            "leave out edge_percent, or promote another version"
+        )
 
 
 def remove(session: Session, model: str, alias: str, *, by: str) -> None:

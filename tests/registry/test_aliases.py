@@ -85,16 +85,20 @@ def test_an_unarchived_version_is_a_rollback_target_again(sessions: Sessions, st
 
 def test_promoting_the_current_version_is_not_a_move(sessions: Sessions, store: Store) -> None:
     publish_ready(sessions, store)
-    promote(sessions, 1)
+    with sessions.begin() as session:
+        aliases.promote(session, "fraud", "champion", 1, by="ann", edge_percent=5)
     with db.reading(sessions) as session:
         revision = changes.current(session)
-    promote(sessions, 1, 1)
+    with sessions.begin() as session:
+        aliases.promote(session, "fraud", "champion", 1, by="ann", edge_percent=5)
     assert _moves(sessions) == [("promote", 1)]
     with sessions.begin() as session:
         assert changes.current(session) == revision
         assert aliases.promote(session, "fraud", "champion", 1, by="ann", edge_percent=10).edge_percent == 10
         assert changes.current(session) == revision + 1
     assert _moves(sessions) == [("promote", 1), ("rollout", 1)]
+    promote(sessions, 1, 1)
+    assert _moves(sessions) == [("promote", 1), ("rollout", 1), ("rollout", 1)]
 
 
 def test_only_an_existing_ready_version_can_be_promoted(sessions: Sessions, store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 from registry import aliases, db, rollouts, versions
 from registry.artifacts import Store
 from registry.db import Sessions
-from registry.errors import InUse, NotFound
+from registry.errors import Conflict, InUse, NotFound
 from registry.rollouts import DeviceCounts, DeviceStatus, NewDeviceReport
 from tests.registry.helpers import promote, publish_ready, threads
 
@@ -165,6 +165,32 @@ def test_a_rollback_during_a_rollout_applies_to_all_devices(sessions: Sessions) 
     with sessions.begin() as session:
         aliases.rollback(session, "fraud", "champion", by="bob")
     assert rollout(sessions)[:2] == (1, None)
+
+
+@pytest.mark.parametrize("state", ["ready", "archived", "deleted"])
+def test_other_devices_never_get_a_version_that_was_rolled_back(sessions: Sessions, state: str) -> None:
+    roll_out(sessions, 2, None)
+    with sessions.begin() as session:
+        aliases.rollback(session, "fraud", "champion", by="bob")
+    with sessions.begin() as session:
+        if state == "archived":
+            versions.edit(session, "fraud", 2, archived=True)
+        elif state == "deleted":
+            versions.remove(session, "fraud", 2)
+    with pytest.raises(Conflict, match="all devices get fraud:1 already, and there is no earlier version"):
+        roll_out(sessions, 1, 50)
+    assert rollout(sessions) == (1, None, None, None)
+    roll_out(sessions, 3, 50)
+    assert rollout(sessions) == (3, 50, 1, None)
+
+
+def test_other_devices_never_get_a_version_that_was_archived(sessions: Sessions) -> None:
+    roll_out(sessions, 3, None)  # version 2 never reached all devices; a rollback goes to it
+    with sessions.begin() as session:
+        versions.edit(session, "fraud", 1, archived=True)
+    with pytest.raises(Conflict, match="leave out edge_percent, or promote another version"):
+        roll_out(sessions, 3, 50)
+    assert rollout(sessions) == (3, None, 1, None)
 
 
 def test_the_version_of_other_devices_can_be_neither_deleted_nor_archived(sessions: Sessions) -> None:
