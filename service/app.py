@@ -17,6 +17,7 @@ from registry import db
 from registry.artifacts import Store
 from registry.vocabulary import READY
 from service import telemetry
+from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.edge.tuf_signing import TufSigning
@@ -51,13 +52,13 @@ class App(NamedTuple):
     management: LazyApp[FastAPI]
 
 
-def create_app(settings: Settings) -> App:
-    """Build the layers, from the inside out.
+def create_app(settings: Settings, forks: ForkServer | None = None) -> App:
+    """Build the layers, from the inside out. `forks` is the supervisor's fork server.
 
     FastAPI with the management routes (`service/management.py`, loaded after the server has started); the
     public probes and docs pages; predictions; limits of request bodies; access control.
     """
-    services = _create_services(settings)
+    services = _create_services(settings, forks)
     management = LazyApp(lambda: _create_management(services))
     public_routes = [*health.health_routes(services), *docs_routes()]
     check_public(public_routes)
@@ -83,12 +84,12 @@ def _create_management(services: Services) -> FastAPI:
     return create_management(services)
 
 
-def _create_services(settings: Settings) -> Services:
+def _create_services(settings: Settings, forks: ForkServer | None) -> Services:
     engine = db.connect(settings.url)
     sessions = db.sessions(engine)
     store = Store(settings.blobs)
     snapshot = Snapshot(engine)
-    supervisor = Supervisor(settings, sessions, store, on_change=snapshot.refresh)
+    supervisor = Supervisor(settings, sessions, store, snapshot.refresh, forks)
     executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
     pool = Pool(_model_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB)
     return Services(settings, engine, sessions, store, snapshot, pool, supervisor, executor)

@@ -108,7 +108,9 @@ class ChildProcess:
 class ForkServer:
     """One template, started at the first use and kept running. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "service.builds.template") -> None:
+        """`module` is what the template runs."""
+        self._module = module
         self._process = SupervisedProcess(
             "the build template", self._start_template, self._await_ready, self._start_error
         )
@@ -203,7 +205,7 @@ class ForkServer:
                 sys.executable,
                 "-P",
                 "-m",
-                "service.builds.template",
+                self._module,
                 str(child_end.fileno()),
                 str(os.getpid()),
             ]

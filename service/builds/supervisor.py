@@ -41,15 +41,23 @@ class Supervisor:
     """Starts, watches and ends every child that handles models. One per server process."""
 
     def __init__(
-        self, settings: Settings, sessions: db.Sessions, store: Store, on_change: Callable[[], None]
+        self,
+        settings: Settings,
+        sessions: db.Sessions,
+        store: Store,
+        on_change: Callable[[], None],
+        forks: ForkServer | None = None,
     ) -> None:
-        """`on_change` is called in a build thread when a version or export has become ready or rejected."""
+        """`on_change` is called in a build thread when a version or export has become ready or rejected.
+
+        `forks` is started and stopped with the supervisor; the default is a new one.
+        """
         self._settings = settings
         self._sessions = sessions
         self._on_change = on_change
         self._tmp = settings.home.absolute() / "tmp"
         self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.forks = ForkServer()  # also forks the children of isolated models
+        self.forks = forks or ForkServer()  # also forks the children of isolated models
         self._kinds: dict[str, TaskKind[Any]] = {
             kind.kind: kind(settings, sessions, store, self.forks) for kind in (BuildTasks, ExportTasks)
         }

@@ -23,7 +23,7 @@ from service.builds.protocol import ChildEnded, EndChild, Fork, Forked, Role
 from service.runtime import message_channel
 from service.runtime.message_channel import ChannelBroken
 
-PRELOAD = (
+PRELOAD: tuple[str, ...] = (
     "service.builds.child_roles",
     "joblib",
     "onnx",

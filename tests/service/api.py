@@ -19,6 +19,7 @@ from service.prepare import prepare
 from service.web.services import Services
 from tests.harness.models import pickle_model
 from tests.service.estimators import FittedModel
+from tests.service.shared_template import SharedTemplate
 
 PROBLEM = "application/problem+json"
 BUILD_S = 60.0
@@ -116,7 +117,7 @@ def check_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
 async def running_app(settings: Settings) -> AsyncIterator[Api]:
     """The application between its startup and its shutdown."""
     prepare(settings)
-    app = create_app(settings)
+    app = create_app(settings, SharedTemplate())
     async with lifespan(app.asgi):
         api = Api(settings, app, await app.management.get())
         async with api.client, api.anonymous:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from registry import db
+from service.builds.forkserver import ForkServer
 from service.config import Settings
 from tests.harness.server import Server, serving
 from tests.service.api import Api, running_app
 from tests.service.estimators import models_of_every_task, sign_classifier
+from tests.service.shared_template import shared_template
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +48,12 @@ async def _publish(home: Path) -> None:
         records.append(await api.publish("flag", sign_classifier(), alias="champion"))
         records.append(await api.publish("flag", sign_classifier(swapped=True)))
     assert [r["report"] for r in records if r["state"] != "ready"] == []
+
+
+@pytest.fixture(scope="session")
+def shared_forks() -> ForkServer:
+    """A fork server that tests share; they do not kill its template."""
+    return shared_template()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -13,32 +12,16 @@ from registry.artifacts import Store
 from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-
-
-@contextmanager
-def ready_to_fork() -> Iterator[ForkServer]:
-    """A fork server with a ready template: its start takes seconds, which must not count in time limits."""
-    forks = ForkServer()
-    forks.start()
-    try:
-        forks.fork("build").end()
-        yield forks
-    finally:
-        forks.stop()
-
-
-@pytest.fixture(scope="session")
-def shared_forks() -> Iterator[ForkServer]:
-    """A fork server that tests share; they do not kill its template."""
-    with ready_to_fork() as forks:
-        yield forks
+from tests.service.builds import small_template
+from tests.service.shared_template import SharedTemplate
 
 
 @pytest.fixture
 def own_forks() -> Iterator[ForkServer]:
-    """A fork server whose template the test may kill."""
-    with ready_to_fork() as forks:
-        yield forks
+    """A fork server whose template the test may kill, and whose children do not answer."""
+    forks = ForkServer(small_template.NAME)
+    yield forks
+    forks.stop()
 
 
 @pytest.fixture
@@ -68,7 +51,8 @@ def changes() -> SimpleQueue[float]:
 def running(
     settings: Settings, sessions: db.Sessions, store: Store, changes: SimpleQueue[float]
 ) -> Iterator[Supervisor]:
-    running = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    """A supervisor that forks from the template that tests share."""
+    running = Supervisor(settings, sessions, store, lambda: changes.put(time.monotonic()), SharedTemplate())
     running.start()
     yield running
     running.stop(5)

@@ -17,10 +17,13 @@ import sys, time
 from pathlib import Path
 from registry import db
 from registry.artifacts import Store
+from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-settings = Settings(home=Path(sys.argv[1]))
-Supervisor(settings, db.sessions(db.connect(settings.url)), Store(settings.blobs), lambda: None).start()
+from tests.service.builds import small_template
+settings, forks = Settings(home=Path(sys.argv[1])), ForkServer(small_template.NAME)
+sessions = db.sessions(db.connect(settings.url))
+Supervisor(settings, sessions, Store(settings.blobs), lambda: None, forks).start()
 time.sleep(60)
 """
 
@@ -44,7 +47,7 @@ def alive(pid: int) -> bool:
 
 
 def start_supervisor(home: Path) -> subprocess.Popen[bytes]:
-    """Start a process that runs a supervisor."""
+    """Start a process that runs a supervisor, whose children do not answer (`small_template`)."""
     return subprocess.Popen([sys.executable, "-c", SUPERVISOR_CODE, str(home)], cwd=ROOT)
 
 

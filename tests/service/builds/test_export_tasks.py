@@ -24,6 +24,7 @@ from registry.build_messages import BuildResult, ExportBounds
 from registry.exports import NewExport
 from registry.tables import ExportRow, TaskRow, now
 from registry.vocabulary import BUILD_TASK, EXPORT_TASK, SUPERVISOR_TASKS
+from service.builds import supervisor
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from tests.service.builds.export_requests import signature_of, table
@@ -34,6 +35,8 @@ from tests.service.builds.misbehaving_models import (
     wait_on_load,
 )
 from tests.service.builds.processes import read_when_written, start_supervisor, wait_for_end
+from tests.service.builds.small_template import pid_file
+from tests.service.shared_template import SharedTemplate
 
 Export = Callable[..., int]
 Changes = SimpleQueue[float]
@@ -111,14 +114,16 @@ def test_an_export_that_exceeds_its_time_limit_is_rejected(
     settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes, tmp_path: Path
 ) -> None:
     export_id = export((wait_on_load, str(tmp_path / "pid")))
-    short_timeout = settings.model_copy(update={"build_timeout_s": 3.0})
-    running = Supervisor(short_timeout, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    short_timeout = settings.model_copy(update={"build_timeout_s": 1.0})
+    running = Supervisor(
+        short_timeout, sessions, store, lambda: changes.put(time.monotonic()), SharedTemplate()
+    )
     running.start()
     try:
         changes.get(timeout=60)
     finally:
         running.stop(5)
-    assert reason(sessions, export_id) == "the export was ended after 3 s (TRIVIUM_BUILD_TIMEOUT_S)"
+    assert reason(sessions, export_id) == "the export was ended after 1 s (TRIVIUM_BUILD_TIMEOUT_S)"
     assert wait_for_end(int(read_when_written(tmp_path / "pid")))
 
 
@@ -132,8 +137,14 @@ def test_an_export_that_crashes_its_process_is_rejected(
 
 
 def test_an_export_whose_process_was_killed_is_retried(
-    running: Supervisor, export: Export, sessions: db.Sessions, changes: Changes, tmp_path: Path
+    running: Supervisor,
+    export: Export,
+    sessions: db.Sessions,
+    changes: Changes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(supervisor, "RETRY_S", 0.0)
     export_id = export((wait_on_first_load, str(tmp_path / "pid")))
     running.wake()
     os.kill(int(read_when_written(tmp_path / "pid")), signal.SIGKILL)
@@ -142,11 +153,12 @@ def test_an_export_whose_process_was_killed_is_retried(
 
 
 def test_an_export_whose_server_was_killed_is_finished_by_the_next_server(
-    settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes, tmp_path: Path
+    settings: Settings, sessions: db.Sessions, store: Store, export: Export, changes: Changes
 ) -> None:
-    export_id = export((wait_on_first_load, str(tmp_path / "pid")))
+    export_id = export()
     server = start_supervisor(settings.home)
-    child = int(read_when_written(tmp_path / "pid"))
+    artifact = row(sessions, export_id).version.artifact
+    child = int(read_when_written(pid_file(store.path(artifact))))
     server.kill()
     server.wait()
     assert wait_for_end(child)
@@ -159,7 +171,9 @@ def test_an_export_whose_server_was_killed_is_finished_by_the_next_server(
     )
     with sessions.begin() as session:  # the lease expires
         session.execute(update(TaskRow).values(lease_until=now() - timedelta(seconds=1)))
-    next_server = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    next_server = Supervisor(
+        settings, sessions, store, lambda: changes.put(time.monotonic()), SharedTemplate()
+    )
     next_server.start()
     changes.get(timeout=60)
     next_server.stop(5)

@@ -14,6 +14,7 @@ import pytest
 from registry.errors import Unavailable
 from service.builds import forkserver
 from service.builds.forkserver import ForkServer
+from tests.service.builds import small_template
 from tests.service.builds.processes import alive, wait_for_end
 
 ROOT = Path(forkserver.__file__).parents[2]
@@ -21,7 +22,7 @@ ROOT = Path(forkserver.__file__).parents[2]
 PARENT = """
 import sys, time
 from service.builds.forkserver import ForkServer
-forks = ForkServer()
+forks = ForkServer("tests.service.builds.small_template")
 forks.start()
 children = [forks.fork("build"), forks.fork("isolated")]
 print(forks.pid, *[child.pid for child in children], flush=True)
@@ -35,7 +36,7 @@ def test_the_template_has_one_thread_so_that_forking_is_safe(shared_forks: ForkS
 
 
 def test_the_first_fork_starts_the_template() -> None:
-    forks = ForkServer()
+    forks = ForkServer(small_template.NAME)
     try:
         assert forks.pid is None
         forks.fork("build").end()
@@ -54,7 +55,7 @@ def test_a_fork_server_that_was_never_started_can_be_stopped() -> None:
 def test_a_childs_environment_contains_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TRIVIUM_API_KEY", "TRIVIUM_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "s3cret")
-    forks = ForkServer()
+    forks = ForkServer(small_template.NAME)
     forks.start()
     try:
         child = forks.fork("build")
@@ -121,7 +122,7 @@ def test_a_template_that_does_not_answer_is_replaced(
 
 
 def test_stopping_ends_the_template_and_every_child() -> None:
-    forks = ForkServer()
+    forks = ForkServer(small_template.NAME)
     forks.start()
     child = forks.fork("isolated")
     template = forks.pid

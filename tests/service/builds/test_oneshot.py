@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,8 @@ from tests.service.builds.misbehaving_models import (
     SlowToLoad,
     WaitsOnLoad,
 )
-from tests.service.builds.processes import alive, wait_for_end
+from tests.service.builds.processes import alive, read_when_written, wait_for_end
+from tests.service.builds.small_template import pid_file
 
 RequestFor = Callable[..., BuildRequest]
 
@@ -80,12 +80,10 @@ def test_a_built_forest_answers_as_the_estimator_does(
 def test_a_build_that_exceeds_its_time_limit_is_rejected_and_its_process_ended(
     shared_forks: ForkServer, request_for: RequestFor, tmp_path: Path
 ) -> None:
-    pid_file = tmp_path / "pid"
-    built = oneshot.run(
-        shared_forks, BUILD, request_for(fitted(WaitsOnLoad(str(pid_file)))), 1.0, no_heartbeat
-    )
+    file = tmp_path / "pid"
+    built = oneshot.run(shared_forks, BUILD, request_for(fitted(WaitsOnLoad(str(file)))), 1.0, no_heartbeat)
     assert reason(built) == "the build was ended after 1 s (TRIVIUM_BUILD_TIMEOUT_S)"
-    assert not alive(int(pid_file.read_text()))
+    assert not alive(int(file.read_text()))
 
 
 def test_a_build_that_exceeds_its_memory_limit_is_rejected(
@@ -111,21 +109,12 @@ def test_a_build_that_exits_is_rejected(shared_forks: ForkServer, request_for: R
 
 @pytest.mark.parametrize("process_name", ["child", "template"])
 def test_a_build_that_is_killed_from_outside_raises_child_lost(
-    own_forks: ForkServer, request_for: RequestFor, tmp_path: Path, process_name: str
+    own_forks: ForkServer, request_for: RequestFor, process_name: str
 ) -> None:
-    pid_file = tmp_path / "pid"
-    request = request_for(fitted(WaitsOnLoad(str(pid_file))))
-    loaded = threading.Event()
-
-    def beat() -> None:
-        if pid_file.exists():
-            loaded.set()
-
-    with ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
-        building = threads.submit(oneshot.run, own_forks, BUILD, request, 60, beat)
-        assert loaded.wait(20)
-        child = int(pid_file.read_text())
+    request = request_for(fitted(MisbehavingModel()))
+    with ThreadPoolExecutor(1) as threads:
+        building = threads.submit(oneshot.run, own_forks, BUILD, request, 60, no_heartbeat)
+        child = int(read_when_written(pid_file(request.artifact)))
         pid = child if process_name == "child" else own_forks.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)

@@ -24,6 +24,7 @@ from registry.artifacts import Store
 from registry.tables import TaskRow, VersionRow, now
 from registry.vocabulary import SUPERVISOR_TASKS
 from service.builds import oneshot, supervisor
+from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from tests.service.builds.misbehaving_models import (
@@ -33,6 +34,8 @@ from tests.service.builds.misbehaving_models import (
     WaitsOnLoad,
 )
 from tests.service.builds.processes import read_when_written, start_supervisor, wait_for_end
+from tests.service.builds.small_template import pid_file
+from tests.service.shared_template import SharedTemplate
 
 Publish = Callable[..., int]
 
@@ -113,21 +116,37 @@ def test_waking_starts_a_build_without_waiting_for_the_next_poll(
 
 
 def test_a_build_is_retried_when_the_template_is_killed(
-    running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float], tmp_path: Path
+    settings: Settings,
+    publish: Publish,
+    sessions: db.Sessions,
+    store: Store,
+    changes: SimpleQueue[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pid_file = tmp_path / "pid"
-    version_id = publish(WaitsOnFirstLoad(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
-    running.wake()
-    child = int(read_when_written(pid_file))
-    template = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(template, signal.SIGKILL)
-    changes.get(timeout=60)
+    monkeypatch.setattr(supervisor, "RETRY_S", 0.0)
+    file = tmp_path / "pid"
+    version_id = publish(WaitsOnFirstLoad(str(file)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    running = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    running.start()
+    try:
+        child = int(read_when_written(file))
+        template = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(template, signal.SIGKILL)
+        changes.get(timeout=60)
+    finally:
+        running.stop(5)
     assert version(sessions, version_id).state == "ready", version(sessions, version_id).report
 
 
 def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
-    running: Supervisor, publish: Publish, sessions: db.Sessions, changes: SimpleQueue[float]
+    running: Supervisor,
+    publish: Publish,
+    sessions: db.Sessions,
+    changes: SimpleQueue[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(supervisor, "RETRY_S", 0.0)
     version_id = publish(KillsItselfOnLoad().fit([[0.0]], [0.0]))
     running.wake()
     changes.get(timeout=60)
@@ -137,16 +156,15 @@ def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
 
 
 def test_stopping_returns_the_build_to_the_queue_without_counting_the_attempt(
-    settings: Settings, publish: Publish, sessions: db.Sessions, store: Store, tmp_path: Path
+    settings: Settings, publish: Publish, sessions: db.Sessions, store: Store, own_forks: ForkServer
 ) -> None:
-    pid_file = tmp_path / "pid"
-    version_id = publish(WaitsOnLoad(str(pid_file)).fit([[0.0]], [0.0]))
-    first = Supervisor(settings, sessions, store, on_change=lambda: None)
+    version_id = publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    first = Supervisor(settings, sessions, store, lambda: None, own_forks)
     first.start()
-    child = int(read_when_written(pid_file))
+    child = int(read_when_written(pid_file(store.path(version(sessions, version_id).artifact))))
     began = time.monotonic()
     first.stop(60)
-    assert time.monotonic() - began < 30  # the child would wait for 60
+    assert time.monotonic() - began < 30  # the child would wait until the time limit of the build, 60 s
     assert wait_for_end(child)
     assert version(sessions, version_id).state == "building"
     with sessions.begin() as session:
@@ -161,18 +179,18 @@ def test_a_build_whose_server_was_killed_is_finished_by_the_next_server(
     sessions: db.Sessions,
     store: Store,
     changes: SimpleQueue[float],
-    tmp_path: Path,
 ) -> None:
-    pid_file = tmp_path / "pid"
-    version_id = publish(WaitsOnFirstLoad(str(pid_file)).fit([[0.0], [1.0]], [0.0, 1.0]))
+    version_id = publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
     server = start_supervisor(settings.home)
-    child = int(read_when_written(pid_file))
+    child = int(read_when_written(pid_file(store.path(version(sessions, version_id).artifact))))
     server.kill()
     server.wait()
     assert wait_for_end(child)
     with sessions.begin() as session:  # the lease expires
         session.execute(update(TaskRow).values(lease_until=now() - timedelta(seconds=1)))
-    next_server = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    next_server = Supervisor(
+        settings, sessions, store, lambda: changes.put(time.monotonic()), SharedTemplate()
+    )
     next_server.start()
     changes.get(timeout=60)
     next_server.stop(5)
@@ -204,10 +222,10 @@ def test_heartbeats_extend_the_lease_of_a_slow_build(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(oneshot, "BEAT_INTERVAL_S", 0.05)
-    pid_file = tmp_path / "pid"
-    publish(WaitsOnLoad(str(pid_file)).fit([[0.0]], [0.0]))
+    file = tmp_path / "pid"
+    publish(WaitsOnLoad(str(file)).fit([[0.0]], [0.0]))
     running.wake()
-    read_when_written(pid_file)
+    read_when_written(file)
     lease_until = now() + timedelta(seconds=1)
     with sessions.begin() as session:
         session.execute(update(TaskRow).values(lease_until=lease_until))
@@ -262,17 +280,17 @@ def test_a_model_whose_converter_hangs_is_served_as_a_pickle(
     settings: Settings, sessions: db.Sessions, store: Store, publish: Publish
 ) -> None:
     version_id = publish(HangsInConversion().fit([[0.0], [1.0]], [0.0, 1.0]))
-    short_timeout = settings.model_copy(update={"build_timeout_s": 8.0})
-    running = Supervisor(short_timeout, sessions, store, on_change=lambda: None)
+    short_timeout = settings.model_copy(update={"build_timeout_s": 2.0})
+    running = Supervisor(short_timeout, sessions, store, lambda: None, SharedTemplate())
     running.start()
     try:
         deadline = time.monotonic() + 60
         while version(sessions, version_id).state == "building" and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.02)
     finally:
         running.stop(5)
     row = version(sessions, version_id)
     assert (row.state, row.runtime) == ("ready", "isolated"), row.report
     assert (
-        row.runtime_reason == "it was not converted: the build was ended after 8 s (TRIVIUM_BUILD_TIMEOUT_S)"
+        row.runtime_reason == "it was not converted: the build was ended after 2 s (TRIVIUM_BUILD_TIMEOUT_S)"
     )
