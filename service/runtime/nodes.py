@@ -92,4 +92,5 @@ def round_down(values: Array) -> Array:
     """
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
-    return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single).astype(np.float32)
+        below = np.nextafter(single, np.float32(-np.inf))
+    return np.where(single > values, below, single).astype(np.float32)
