@@ -117,7 +117,7 @@ def test_an_unknown_domain_in_a_subgraph_is_rejected() -> None:
 
 
 def test_invalid_onnx_is_rejected() -> None:
-    with pytest.raises(Refused, match="not valid ONNX"):
+    with pytest.raises(Refused, match=r"not valid ONNX: (?!no reason given).*nothing"):
         gate.check(graph_of(helper.make_node("Add", ["x", "nothing"], ["y"])))
 
 
