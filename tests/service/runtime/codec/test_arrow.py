@@ -11,6 +11,7 @@ import pytest
 from registry.errors import FieldError, Invalid
 from registry.signature import Input, Output, Signature
 from service.runtime.codec import MAX_INSTANCES, Codec
+from service.runtime.codec import arrow as arrow_codec
 
 VALUE = (Output("value", "float64", (-1,)),)
 
@@ -236,3 +237,156 @@ def test_closed_categories_apply_to_arrow() -> None:
     assert len(closed.decode_arrow(arrow({"c": ["red"], "k": [1]}))) == 1
     errors = arrow_faults(closed, arrow({"c": ["red", "green"], "k": [1, 3]}))
     assert [(f.instance, f.field) for f in errors] == [(1, "c"), (1, "k")]
+
+
+BELOW_2_63 = float(np.nextafter(2.0**63, 0))
+EDGES: list[tuple[Any, list[Any], list[Any]]] = [
+    # Arrow type, accepted and rejected values of an int64 feature that is not in a matrix
+    (pa.float64(), [-(2.0**63), -(2.0**53), 2.0**53, 2.0**53 + 2, BELOW_2_63], [2.0**63, -(2.0**63) - 2048]),
+    (pa.int64(), [-(2**63), -(2**53) - 1, 2**53 + 1, 2**63 - 1], []),
+    (pa.uint64(), [0, 2**53 + 1, 2**63 - 1], [2**63, 2**64 - 1]),
+]
+
+
+@pytest.mark.parametrize(("kind", "accepted", "rejected"), EDGES, ids=lambda value: str(value)[:8])
+def test_an_int64_beside_text_holds_every_arrow_integer_up_to_its_bound(
+    kind: Any, accepted: list[Any], rejected: list[Any]
+) -> None:
+    with_text = codec(Input("n", "int64"), Input("s", "string"))
+    rows = with_text.decode_arrow(arrow({"n": pa.array(accepted, kind), "s": ["x"] * len(accepted)}))
+    assert rows.columns is not None
+    assert rows.columns[0].dtype == np.int64
+    assert rows.columns[0].tolist() == [int(v) for v in accepted]
+    for value in rejected:
+        fault = arrow_fault(with_text, arrow({"n": pa.array([0, value], kind), "s": ["x", "y"]}))
+        assert (fault.instance, fault.field) == (1, "n")
+        assert "outside the range of int64" in fault.message
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("kind", [pa.float64(), pa.int64(), pa.uint64()], ids=str)
+def test_an_int64_in_a_matrix_holds_arrow_integers_below_two_to_the_53(kind: Any, nullable: bool) -> None:
+    numbers = codec(Input("n", "int64", nullable=nullable))
+    number = float if kind == pa.float64() else int
+    for sign in (1,) if kind == pa.uint64() else (1, -1):
+        rows = numbers.decode_arrow(arrow({"n": pa.array([number(sign * (2**53 - 1))], kind)}))
+        assert rows.matrix is not None
+        assert rows.matrix.tolist() == [[sign * (2**53 - 1)]]
+        for beyond in (2**53, 2**53 + 2):
+            fault = arrow_fault(numbers, arrow({"n": pa.array([number(0), number(sign * beyond)], kind)}))
+            assert (fault.instance, fault.field) == (1, "n")
+            assert "beyond 9007199254740991" in fault.message
+
+
+@pytest.mark.parametrize("rows", [1, MAX_INSTANCES])
+def test_one_to_ten_thousand_arrow_rows_are_accepted(rows: int) -> None:
+    assert len(codec(AGE).decode_arrow(arrow({"age": np.zeros(rows)}))) == rows
+
+
+def test_rows_are_counted_over_all_batches() -> None:
+    table = pa.table({"age": np.zeros(MAX_INSTANCES + 1)})
+    assert arrow_fault(codec(AGE), stream(table, chunk=MAX_INSTANCES)).field == "instances"
+    assert len(codec(AGE).decode_arrow(stream(table.slice(1), chunk=MAX_INSTANCES - 1))) == MAX_INSTANCES
+
+
+def test_empty_batches_are_accepted_up_to_the_limit_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = codec(AGE).columns
+    empty = pa.record_batch({"age": pa.array([], pa.float64())})
+    full = pa.record_batch({"age": [1.0]})
+
+    def decode(empty_batches: int) -> int:
+        out = pa.BufferOutputStream()
+        with pa.ipc.new_stream(out, empty.schema) as writer:
+            writer.write_batch(full)
+            for _ in range(empty_batches):
+                writer.write_batch(empty)
+        return len(arrow_codec.decode_arrow(out.getvalue().to_pybytes(), columns, 3))
+
+    assert decode(3) == 1
+    with pytest.raises(Invalid, match="more than 3 rows"):
+        decode(4)
+
+
+TEXTS = ["four", None, "", "\u00e9", "123456"]  # 12 bytes of UTF-8
+TEXT_ARRAYS = {
+    "string": pa.array(TEXTS),
+    "large string": pa.array(TEXTS, pa.large_string()),
+    "string view": pa.array(TEXTS, pa.string_view()),
+    "slice of strings": pa.array(["longer than all others", *TEXTS, "after"]).slice(1, 5),
+    "slice of views": pa.array(["longer than all others", *TEXTS, "after"], pa.string_view()).slice(1, 5),
+    "dictionary": pa.array(TEXTS).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("data", TEXT_ARRAYS.values(), ids=TEXT_ARRAYS)
+def test_the_bytes_of_text_in_an_array_are_counted_exactly(data: Any) -> None:
+    assert arrow_codec._text_bytes(data) == 12
+
+
+def test_numbers_and_null_have_no_bytes_of_text() -> None:
+    for data in (pa.array([1.5]), pa.array([True]), pa.nulls(3), pa.array([None], pa.string())):
+        assert arrow_codec._text_bytes(data) == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_the_limit_of_text_counts_all_columns_and_batches(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the dictionary that each batch of a stream may replace."""
+    monkeypatch.setattr(arrow_codec, "MAX_TEXT_BYTES", 40)
+    columns = codec(Input("s", "string"), Input("x", "float64"), Input("t", "string")).columns
+
+    def decode(s: list[str], t: list[str]) -> int:
+        batches = [
+            pa.record_batch(
+                {"s": pa.array([a]).cast(kind), "x": pa.array([0.5]), "t": pa.array([b]).cast(kind)}
+            )
+            for a, b in zip(s, t, strict=True)
+        ]
+        out = pa.BufferOutputStream()
+        with pa.ipc.new_stream(out, batches[0].schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return len(arrow_codec.decode_arrow(out.getvalue().to_pybytes(), columns, 10))
+
+    ten = [f"{n:010}" for n in range(4)]
+    assert decode(ten[:2], ten[2:]) == 2
+    assert decode(ten[:1], ["y" * 30]) == 1
+    for s, t in ((["z" * 11, ten[0]], ten[2:]), (ten[:2], [ten[2], "z" * 11]), (ten[:1], ["y" * 31])):
+        with pytest.raises(Invalid, match="the strings hold more than 40 bytes"):
+            decode(s, t)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_compression_is_noticed_in_every_batch_of_a_stream(compression: str) -> None:
+    """Of the data and of a dictionary; in the first batch and in a later one."""
+    compressed = pa.ipc.IpcWriteOptions(compression=compression)
+    table = pa.table({"age": pa.array(["a" * 500] * 5).dictionary_encode()})
+    numbers = pa.table({"age": np.zeros(500)})
+    for data in (table, numbers):
+        messages = list(pa.ipc.MessageReader.open_stream(stream(data, compressed)))
+        kinds = [arrow_codec._compressed(m.metadata.to_pybytes()) for m in messages]
+        assert kinds == [m.type != "schema" for m in messages]
+        plain = list(pa.ipc.MessageReader.open_stream(stream(data)))
+        assert not any(arrow_codec._compressed(m.metadata.to_pybytes()) for m in plain)
+    late = stream(numbers)[:-8] + stream(numbers, compressed)[len(stream(numbers.slice(0, 0))) - 8 :]
+    assert "send it uncompressed" in arrow_fault(codec(AGE), late).message
+
+
+def test_a_value_of_the_body_is_read_once_per_entry_of_a_dictionary() -> None:
+    values = arrow_codec._values(
+        pa.chunked_array(
+            [pa.array(["a", None, "a"]).dictionary_encode(), pa.array(["b"]).dictionary_encode()]
+        )
+    )
+    assert values == ["a", None, "a", "b"]
+    assert values[0] is values[2]
+
+
+def test_nan_and_infinity_are_null_in_arrow_answers() -> None:
+    table = {"value": np.array([1.5, np.nan, np.inf, -np.inf]), "n": np.array([1, 2, 3, 2**63 - 1])}
+    read = pa.ipc.open_stream(arrow_codec.encode_arrow(table)).read_all()
+    assert read.to_pydict() == {"value": [1.5, None, None, None], "n": [1, 2, 3, 2**63 - 1]}
+    assert read.schema.types == [pa.float64(), pa.int64()]
+    empty = pa.ipc.open_stream(arrow_codec.encode_arrow({"label": np.array([], object)})).read_all()
+    assert empty.schema.types == [pa.string()]

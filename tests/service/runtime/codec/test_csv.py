@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from registry.errors import FieldError, Invalid
 from registry.signature import Input, Output, Signature
 from service.runtime.codec import MAX_INSTANCES, Codec
+from service.runtime.codec.csv import csv_value, decode_csv
 
 VALUE = (Output("value", "float64", (-1,)),)
 
@@ -82,6 +84,27 @@ def test_nan_infinity_and_the_empty_cell_are_null_in_csv(text: str, dtype: Any) 
         ("float64", "1_000"),
         ("float64", "\uff11"),
         ("float64", "0x10"),
+        ("float64", "nan(1)"),
+        ("float64", "NAN()"),
+        ("float64", "-nan(x)"),
+        ("float64", "infinit"),
+        ("float64", "inf(1)"),
+        ("float64", "+"),
+        ("float64", "."),
+        ("float64", "e5"),
+        ("float64", "1e"),
+        ("float64", "--1"),
+        ("float64", "1 2"),
+        ("float64", "-1e309"),
+        ("float64", "1" * 400),
+        ("float64", "-" + "1" * 399),
+        ("float32", "3.4028235677973366e+38"),
+        ("float32", "nan(1)"),
+        ("int64", "nan(1)"),
+        ("int64", "9007199254740992"),
+        ("int64", "-9007199254740992"),
+        ("int64", "9007199254740992.0"),
+        ("int64", "-9223372036854775808"),
         ("float64", "1e400"),
         ("float64", "1" + "0" * 5000),
         ("float64", "true"),
@@ -153,3 +176,75 @@ codec.decode_json(b'{"instances":[{"x":1}]}')
 sys.exit("pyarrow" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["9007199254740991", "-9007199254740991", "9007199254740991.0", "9.007199254740991e15"]
+)
+@pytest.mark.parametrize("nullable", [True, False])
+def test_the_largest_safe_integer_is_accepted_in_csv(text: str, nullable: bool) -> None:
+    rows = codec(Input("x", "int64", nullable=nullable)).decode_csv(f"x\n{text}\n".encode())
+    assert rows.matrix is not None
+    assert abs(rows.matrix[0, 0]) == 2**53 - 1
+
+
+def test_an_int64_beside_text_keeps_every_digit_in_csv() -> None:
+    texts = ["9007199254740993", "-9223372036854775808", "9223372036854775807", "-9223372036854775808.0"]
+    with_text = codec(Input("n", "int64"), Input("s", "string"))
+    rows = with_text.decode_csv(("n,s\n" + "".join(f"{t},x\n" for t in texts)).encode())
+    assert rows.columns is not None
+    assert rows.columns[0].tolist() == [2**53 + 1, -(2**63), 2**63 - 1, -(2**63)]
+    for beyond in ("9223372036854775808", "-9223372036854775809", "9223372036854775807.0"):
+        fault = csv_fault(with_text, f"n,s\n1,x\n{beyond},y\n")
+        assert (fault.instance, fault.field) == (1, "n")
+
+
+def test_the_largest_floats_are_accepted_in_csv() -> None:
+    both = codec(Input("d", "float64"), Input("f", "float32"))
+    rows = both.decode_csv(
+        b"d,f\n1.7976931348623157e308,3.4028234663852886e+38\n-1.7976931348623157e308,-3.4028234663852886e+38\n"
+    )
+    assert rows.matrix is not None
+    assert rows.matrix[0].tolist() == [1.7976931348623157e308, 3.4028234663852886e38]
+    assert rows.matrix[1].tolist() == (-rows.matrix[0]).tolist()
+
+
+@pytest.mark.parametrize("digits", [308, 309])
+def test_integers_of_many_digits_are_floats_up_to_the_largest_one(digits: int) -> None:
+    body = f"x\n{'0' * (399 - digits)}{'1' * digits}\n".encode()
+    rows = codec(Input("x", "float64")).decode_csv(body)
+    assert rows.matrix is not None
+    assert rows.matrix[0, 0] == float("1" * digits)
+
+
+@pytest.mark.parametrize("rows", [1, MAX_INSTANCES])
+def test_one_to_ten_thousand_csv_rows_are_accepted(rows: int) -> None:
+    assert len(codec(AGE).decode_csv(b"age\n" + b"1\n" * rows)) == rows
+
+
+def test_csv_rows_and_blank_lines_are_counted_up_to_their_limits() -> None:
+    columns = codec(AGE).columns
+    assert len(decode_csv(b"age\n" + b"1\n" * 3, columns, 3)) == 3
+    with pytest.raises(Invalid, match="more than 3 rows"):
+        decode_csv(b"age\n" + b"1\n" * 4, columns, 3)
+    assert len(decode_csv(b"age\n" + b"\n" * 7 + b"1\n", columns, 3)) == 1  # nine lines
+    with pytest.raises(Invalid, match="more than 3 rows"):
+        decode_csv(b"age\n" + b"\n" * 8 + b"1\n", columns, 3)
+
+
+def test_a_row_with_one_cell_fewer_or_more_is_a_fault_of_its_row() -> None:
+    two = codec(AGE, Input("n", "int64"))
+    errors = csv_faults(two, "age,n\n1,2\n1\n3,4\n1,2,3\n")
+    assert [(f.instance, f.message) for f in errors] == [
+        (1, "the row has 1 cells, the header has 2"),
+        (3, "the row has 3 cells, the header has 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1" * 399, int("1" * 399)), ("1" * 400, math.inf), ("12", 12), ("1.0", 1.0), ("+7", 7), ("7e0", 7.0)],
+)
+def test_a_cell_of_digits_is_an_integer_below_400_characters(text: str, value: float) -> None:
+    read = csv_value(text, codec(AGE).columns[0])
+    assert (read, type(read)) == (value, type(value))
