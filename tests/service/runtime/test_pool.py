@@ -141,6 +141,162 @@ async def test_a_version_evicted_before_its_first_request_uses_it_is_not_closed(
         await pool.close()
 
 
+def fake_pool(limit_bytes: int, load: Callable[[int], Any] = FakeModel) -> Pool:
+    return Pool(load, limit_bytes)
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 2])
+async def test_a_request_cancelled_when_its_load_ends_keeps_no_hold_of_the_model(ticks: int):
+    """The load ends in another thread. Its future is done one tick later; the request continues in the next.
+
+    A request that is cancelled in between gets the cancellation although the model is loaded.
+    """
+    gate, notified = threading.Event(), threading.Event()
+
+    def slow(version_id: int) -> FakeModel:
+        gate.wait(10)
+        return FakeModel(version_id)
+
+    pool, loop = fake_pool(10, slow), asyncio.get_running_loop()
+    waiting = asyncio.create_task(pool.acquire(1))
+    await asyncio.sleep(0)
+    (entry,) = pool._cache._entries.values()
+    entry.load.add_done_callback(lambda _: notified.set())  # after the callback that the request waits for
+    if ticks == 0:
+        waiting.cancel()
+    gate.set()
+    assert notified.wait(10)  # blocks the event loop: nothing has run in it since the load ended
+    if ticks == 1:
+        loop.call_soon(waiting.cancel)
+    if ticks == 2:
+        loop.call_soon(loop.call_soon, waiting.cancel)
+    (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+    if ticks < 2:
+        assert isinstance(outcome, asyncio.CancelledError)
+    else:
+        assert outcome is entry
+        pool.release(entry)
+    assert (entry.is_loaded, entry.users) == (True, 0)
+    pool.keep_only(set())
+    assert await asyncio.to_thread(entry.model.closed.wait, 10)  # type: ignore[attr-defined]
+    await pool.close()
+
+
+async def test_a_cancelled_request_does_not_cancel_the_load_of_others():
+    gate = threading.Event()
+
+    def slow(version_id: int) -> FakeModel:
+        gate.wait(10)
+        return FakeModel(version_id)
+
+    pool = fake_pool(10, slow)
+    cancelled, other = (asyncio.create_task(pool.acquire(1)) for _ in range(2))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    gate.set()
+    entry = await other
+    assert (entry.model.number, entry.users) == (1, 1)
+    await pool.close()
+
+
+async def test_a_failed_load_keeps_no_user_and_no_entry():
+    def fail(version_id: int) -> Any:
+        raise ValueError("a bad file")
+
+    pool = fake_pool(10, fail)
+    entries = []
+    acquire = pool._cache.acquire
+    pool._cache.acquire = lambda key: entries.append(acquire(key)) or entries[-1]  # type: ignore[method-assign,func-returns-value]
+    with pytest.raises(Unavailable, match="could not be loaded: a bad file"):
+        await pool.get(1)
+    assert [entry.users for entry in entries] == [0]
+    assert pool._cache._entries == {}
+    await pool.close()
+
+
+async def test_a_loaded_model_without_a_request_has_no_user():
+    pool = fake_pool(10)
+    model = await pool.get(1)
+    (entry,) = pool._cache.entries()
+    assert (entry.model, entry.users) == (model, 0)
+    await pool.close()
+
+
+async def test_the_least_recently_used_models_are_evicted_until_the_others_fit():
+    pool = fake_pool(20)
+    models = [await pool.get(1), await pool.get(2)]
+    assert pool.bytes == 20  # exactly the limit
+    await pool.get(1)
+    await pool.get(3)
+    assert [model.number for model in pool.loaded()] == [1, 3]
+    assert await asyncio.to_thread(models[1].closed.wait, 10)  # type: ignore[attr-defined]
+    assert not models[0].closed.is_set()  # type: ignore[attr-defined]
+    pool._limit = 5
+    await pool.get(4)  # larger than the limit, and the only one that stays
+    assert [model.number for model in pool.loaded()] == [4]
+    pool.keep_only({4})
+    assert [model.number for model in pool.loaded()] == [4]
+    await pool.close()
+
+
+async def test_a_model_that_is_still_loading_is_not_evicted():
+    gate, loading = threading.Event(), threading.Event()
+
+    def load(version_id: int) -> FakeModel:
+        if version_id == 1:
+            loading.set()
+            gate.wait(10)
+        return FakeModel(version_id)
+
+    pool = fake_pool(5, load)
+    waiting = asyncio.create_task(pool.acquire(1))
+    assert await asyncio.to_thread(loading.wait, 10)
+    await pool.get(2)
+    pool.keep_only(set())
+    assert pool.loaded() == []
+    gate.set()
+    entry = await waiting
+    assert (entry.retired, entry.users) == (False, 1)
+    assert not entry.model.closed.is_set()  # type: ignore[attr-defined]
+    pool.release(entry)
+    await pool.close()
+
+
+async def test_one_eviction_at_a_time_measures_the_memory():
+    """Two loads that end together would both see the excess, and evict twice."""
+    pool = fake_pool(10)
+    unload, calls = pool._unload, []
+
+    def recorded(entry: Any) -> None:
+        calls.append(pool._evicting.locked())
+        unload(entry)
+
+    pool._unload = recorded  # type: ignore[method-assign]
+    await asyncio.gather(*(pool.get(number) for number in range(4)))
+    assert calls == [True] * 3
+    assert len(pool.loaded()) == 1
+    await pool.close()
+
+
+async def test_warming_stops_at_the_first_load_that_evicts_another():
+    loads: list[int] = []
+
+    def load(version_id: int) -> FakeModel:
+        loads.append(version_id)
+        if version_id == 2:
+            raise Unavailable("not today")
+        return FakeModel(version_id)
+
+    pool = fake_pool(20, load)
+    await pool.get(1)
+    await pool.warm([1, 2, 3, 4, 5])  # 1 is loaded, 2 fails, 3 fits, 4 evicts 1
+    assert loads == [1, 2, 3, 4]
+    assert [model.number for model in pool.loaded()] == [3, 4]
+    assert pool.count_by_runtime()["onnx"] == 2
+    await pool.close()
+
+
 async def test_a_failed_load_is_reported_to_all_waiting_requests_and_tried_again_by_the_next():
     calls: list[int] = []
     gate = threading.Event()
