@@ -48,14 +48,6 @@ VALID_ROWS = Rows(matrix=np.array([[7.0]]))
 Start = Callable[..., IsolatedRuntime]
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    forks = ForkServer()
-    forks.start()
-    yield forks
-    forks.stop()
-
-
 @pytest.fixture
 def spawned() -> list[ChildProcess]:
     """Every child that was started, in order."""
@@ -63,12 +55,12 @@ def spawned() -> list[ChildProcess]:
 
 
 @pytest.fixture
-def start(forks: ForkServer, spawned: list[ChildProcess], tmp_path: Path) -> Iterator[Start]:
+def start(shared_forks: ForkServer, spawned: list[ChildProcess], tmp_path: Path) -> Iterator[Start]:
     """Return a function that saves a model and serves it in a child of its own."""
     started: list[IsolatedRuntime] = []
 
     def fork() -> ChildProcess:
-        spawned.append(forks.fork("isolated"))
+        spawned.append(shared_forks.fork("isolated"))
         return spawned[-1]
 
     def start(model: Any, signature: Signature = NUMBERS, deadline_s: float = 20.0) -> IsolatedRuntime:

@@ -29,7 +29,6 @@ from registry.jobs.tables import JobRow, PartitionRow
 from registry.versions import NewVersion
 from registry.vocabulary import SCORE
 from service.batch.score_schemas import ScoreBody
-from service.builds.forkserver import ForkServer
 from service.builds.task_kinds import BuildTasks
 from service.config import Settings
 from service.runtime.isolated_runtime import Isolation
@@ -42,6 +41,7 @@ from service.worker.ray.engine import RayEngine
 from service.worker.score_work import ScoreWork
 from tests.service.compiler.fit.datasets import cancer, split_frame, without_target
 from tests.service.estimators import SLEEP_OFFSET, SleepingModel, numeric_rows
+from tests.service.shared_template import SharedTemplate
 from tests.service.worker.ray.ray_cluster import two_nodes
 from tests.service.worker.train.trainings import Trainings
 
@@ -60,8 +60,7 @@ class RayBench:
         engine = db.connect(self.settings.url)
         db.migrate(engine, self.settings.home)
         self.sessions, self.store = db.sessions(engine), Store(self.settings.blobs)
-        self.forks = ForkServer()
-        self.forks.start()
+        self.forks = SharedTemplate()
         frame = numeric_rows()
         self.publish("forest", RandomForestClassifier(10, random_state=0).fit(frame, frame["x0"] > 0))
         self.publish("sleeper", SleepingModel().fit(frame, frame["x0"]))

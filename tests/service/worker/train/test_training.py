@@ -32,12 +32,9 @@ from tests.service.compiler.fit.datasets import cancer, diabetes, digits, split_
 from tests.service.worker.train.trainings import Trainings
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    forks = ForkServer()
-    forks.start()
-    yield forks
-    forks.stop()
+@pytest.fixture
+def forks(shared_forks: ForkServer) -> ForkServer:
+    return shared_forks
 
 
 @pytest.fixture

@@ -28,12 +28,9 @@ TRIVIUM = Path(sys.executable).with_name("trivium")
 TIMEOUT_S = 120.0
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    forks = ForkServer()
-    forks.start()
-    yield forks
-    forks.stop()
+@pytest.fixture
+def forks(shared_forks: ForkServer) -> ForkServer:
+    return shared_forks
 
 
 @contextmanager
