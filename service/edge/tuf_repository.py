@@ -130,8 +130,10 @@ class TufRepository:
 
         `root_signer` is required when the root key is offline. `new_keys`, the directory for the new key, is
         required when the role's key is offline: the new one must not be stored online by accident. Raises
-        `Conflict` without them.
+        `Conflict` without them, and `Invalid` for an unknown role.
         """
+        if role not in ROLES:
+            raise Invalid(f"there is no role {role!r}; the roles are {', '.join(ROLES)}")
         current = self._current()
         root, current_signer = current.root, root_signer or self._signer(current.root, "root")
         if current_signer is None or current_signer.public_key.keyid not in root.signed.roles["root"].keyids:
@@ -244,11 +246,16 @@ class TufRepository:
 
 
 def sign_targets(content: bytes, signer: Signer) -> bytes:
-    """Sign a prepared targets document. Runs on the machine that has the offline key."""
+    """Sign a prepared targets document. Runs on the machine that has the offline key.
+
+    Raises `Invalid` for another document: a changed server must not get a root with a valid signature.
+    """
     try:
         document: Metadata[Targets] = Metadata.from_bytes(content)
     except RepositoryError as error:
         raise Invalid(f"this is not a targets document: {error}") from error
+    if not isinstance(document.signed, Targets):
+        raise Invalid("this is not a targets document")
     document.sign(signer)
     return document.to_bytes()
 

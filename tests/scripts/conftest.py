@@ -12,7 +12,7 @@ import pytest
 
 from scripts import edge_pull
 from tests.harness.server import Server, serving
-from tests.service.edge.test_tuf_repository import Registry
+from tests.service.edge.tuf_registry import Registry
 
 BIG = os.urandom(600_000)  # more than two blocks
 Forgery = Callable[[httpx.Request], httpx.Response]

@@ -22,7 +22,7 @@ from scripts.edge_pull import UpdateRefused
 from service.edge.rollout import rollout_position
 from tests.harness.durability import Event, recorded
 from tests.scripts.conftest import BIG, Device, ServedRegistry
-from tests.service.edge.test_tuf_repository import Registry
+from tests.service.edge.tuf_registry import Registry
 
 SHA256 = hashlib.sha256(BIG).hexdigest()
 FAILS = f"{sys.executable} -c 'raise SystemExit(\"no such operator\")'"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from registry import db
 from service.config import Settings
 from tests.service.api import Api, running_app
 from tests.service.edge.export_helpers import File, add_export, some_file
+from tests.service.edge.tuf_registry import Registry
 
 
 class Flag(NamedTuple):
@@ -43,3 +46,21 @@ async def flag(home: Path) -> AsyncIterator[Flag]:
     async with running_app(Settings(home=home)) as api:
         files = {v: add_export(api.services, some_file(v), version=v) for v in (1, 2)}
         yield Flag(api, files)
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory whose database has no rows; tests copy it."""
+    home = tmp_path_factory.mktemp("empty_registry") / "home"
+    registry = Registry(home)
+    db.migrate(registry.engine, home)
+    registry.engine.dispose()
+    return home
+
+
+@pytest.fixture
+def registry(empty_registry: Path, tmp_path: Path) -> Iterator[Registry]:
+    """A registry without a server."""
+    registry = Registry(shutil.copytree(empty_registry, tmp_path / "home"))
+    yield registry
+    registry.engine.dispose()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,17 +18,12 @@ from tuf.api.exceptions import (
 )
 from tuf.ngclient import FetcherInterface, Updater
 
-from registry import aliases, db, exports, tuf_documents, versions
-from registry.artifacts import Store
-from registry.build_messages import BuildResult
+from registry import aliases, db, exports, tuf_documents
 from registry.errors import Conflict, Invalid
-from registry.signature import Signature
 from service.edge.tuf_keys import RoleKeys, read_signer
 from service.edge.tuf_repository import TufRepository, sign_targets
 from tests.harness.server import Server, serving
-
-NAME = "m/champion/none.tflite"
-NO_FEATURES = Signature("regression", (), ())
+from tests.service.edge.tuf_registry import NAME, Registry
 
 
 class Fetcher(FetcherInterface):
@@ -52,59 +46,10 @@ class Fetcher(FetcherInterface):
         yield answer.content
 
 
-class Registry:
-    """A registry whose versions have exports, written with the functions of the product."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.engine = db.connect(f"sqlite:///{home / 'registry.db'}")
-        self.sessions = db.sessions(self.engine)
-        self.store = Store(home / "blobs")
-        self.keys = RoleKeys(home / "tuf")
-
-    def export(self, content: bytes, *, promote: bool = True, percent: int | None = None) -> int:
-        """Publish a version with an export of these bytes, and return its number."""
-        blob = self.store.put([content])
-        with self.sessions.begin() as session:
-            new = versions.NewVersion("m", blob.sha256, "onnx")
-            version = versions.publish(session, self.store, new, by="test")
-            result = BuildResult(state="ready", report={}, runtime="onnx", signature=NO_FEATURES)
-            versions.finish_build(session, version.id, result)
-            row = exports.create(session, self.store, "m", version.number, exports.NewExport(), by="test")
-            finished = exports.FinishedExport("ready", {}, blob.sha256, blob.bytes, None, "2.1.0")
-            exports.finish(session, row.id, finished)
-            if promote:
-                aliases.promote(session, "m", "champion", version.number, by="test", edge_percent=percent)
-            return version.number
-
-    def sign(self, now: datetime | None = None) -> bool:
-        with self.sessions.begin() as session:
-            return TufRepository(session, self.keys).refresh(now)
-
-    def newest(self, role: str) -> dict[str, object]:
-        with db.reading(self.sessions) as session:
-            signed: dict[str, object] = json.loads(tuf_documents.newest(session, role) or "{}")["signed"]
-            return signed
-
-    def first_root(self) -> bytes:
-        with db.reading(self.sessions) as session:
-            return tuf_documents.get(session, "root", 1).encode()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("tuf") / "home") as running:
         yield running
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    """A registry without a server."""
-    home = tmp_path / "home"
-    registry = Registry(home)
-    db.migrate(registry.engine, home)
-    yield registry
-    registry.engine.dispose()
 
 
 class Device:
