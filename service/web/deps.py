@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, NoReturn, get_origin
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
@@ -15,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 from registry import db
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, invalid_field
 from registry.keys import Key
 from service.web.auth import PUBLIC, RequiredScope, denial_reason
 from service.web.request_context import RequestContext
@@ -68,21 +70,46 @@ class ScopeGuard:
 
     For a route with `{name}` in its path, the key must also have access to that model. Query parameters are
     rejected on routes that define none; `check_guarded` ensures that all others use a query model that
-    rejects unknown parameters.
+    rejects unknown parameters. A parameter that is repeated is rejected unless it is a list, and so is a JSON
+    body with a repeated key: readers disagree on which value counts (RFC 8259, section 4).
     """
 
     def __init__(self, *scopes: RequiredScope) -> None:
         self.scopes = scopes
         self.has_query = False
+        self.lists: frozenset[str] = frozenset()
+        self.has_body = False
 
     async def __call__(self, request: Request, caller: CallerDep) -> None:
         reason = denial_reason(caller, *self.scopes, model=request.path_params.get("name"))
         if reason is not None:
             raise HTTPException(403, reason)
-        if request.scope["query_string"] and not self.has_query:
-            unknown = sorted(request.query_params.keys())
-            field_errors = [FieldError("unknown query parameter", field=field) for field in unknown]
-            raise Invalid(f"unknown query parameter {', '.join(map(repr, unknown))}", field_errors)
+        if request.scope["query_string"]:
+            self._check_query(request)
+        if self.has_body:
+            _reject_repeated_keys(await request.body())  # FastAPI has read and decoded it already
+
+    def _check_query(self, request: Request) -> None:
+        counts = Counter(name for name, _ in request.query_params.multi_items())
+        if not self.has_query:
+            _reject_parameters("unknown query parameter", sorted(counts))
+        repeated = sorted(name for name, count in counts.items() if count > 1 and name not in self.lists)
+        if repeated:
+            _reject_parameters("repeated query parameter", repeated)
+
+
+def _reject_repeated_keys(body: bytes) -> None:
+    def reject(pairs: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in pairs}) < len(pairs):
+            key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise invalid_field(key, "repeated key", "each key once", detail=f"the key {key!r} is repeated")
+
+    with suppress(ValueError, RecursionError):  # FastAPI reports a body that is not JSON
+        json.loads(body, object_pairs_hook=reject)
+
+
+def _reject_parameters(fault: str, names: list[str]) -> NoReturn:
+    raise Invalid(f"{fault} {', '.join(map(repr, names))}", [FieldError(fault, field=name) for name in names])
 
 
 def require_scope(*scopes: RequiredScope) -> Any:
@@ -110,11 +137,13 @@ def check_guarded(app: FastAPI) -> None:
         if guard is None or PUBLIC.fullmatch(path) is not None:
             raise RuntimeError(f"{path}: a FastAPI route must require a scope, and must not be public")
         if isinstance(route, APIRoute):
-            guard.has_query = _has_query(route)
+            guard.has_query, guard.lists = _check_query_models(route)
+            guard.has_body = route.body_field is not None
 
 
-def _has_query(route: APIRoute) -> bool:
-    parameters = _query_parameters(route.dependant)
+def _check_query_models(route: APIRoute) -> tuple[bool, frozenset[str]]:
+    """Return whether the route has query parameters, and the names of those that are lists."""
+    parameters, lists = _query_parameters(route.dependant), set()
     for parameter in parameters:
         model = parameter.field_info.annotation
         config = model.model_config if isinstance(model, type) and issubclass(model, BaseModel) else {}
@@ -122,7 +151,8 @@ def _has_query(route: APIRoute) -> bool:
             raise RuntimeError(
                 f"{route.path}: {parameter.name} must belong to a query model that forbids extra fields"
             )
-    return bool(parameters)
+        lists |= {name for name, field in model.model_fields.items() if get_origin(field.annotation) is list}
+    return bool(parameters), frozenset(lists)
 
 
 def _query_parameters(dependant: Dependant) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.harness.models import pickle_model
-from tests.service.api import Api
+from tests.service.api import Api, check_problem
 from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +57,21 @@ async def test_the_link_header_leads_through_all_pages(api: Api, listed_models: 
 
 async def test_an_exactly_full_page_is_the_last(api: Api, listed_models: None):
     assert len(await every_page(api, "/v1/models?page_size=5&q=listed-")) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/v1/models?page_size=1&page_size=2",
+        "/v1/models?q=a&q=a",
+        "/v1/edge/flag?alias=champion&alias=champion",
+    ],
+)
+async def test_a_repeated_query_parameter_is_rejected(api: Api, url: str):
+    name = url.rpartition("&")[2].partition("=")[0]
+    problem = check_problem(await api.client.get(url), 422)
+    assert problem["detail"] == f"repeated query parameter '{name}'"
+    assert [e["field"] for e in problem["errors"]] == [name]
 
 
 async def test_a_model_created_between_pages_repeats_no_item(api: Api, listed_models: None):

@@ -174,6 +174,22 @@ async def test_a_body_that_is_not_json_is_422(api: Api, path: str, body: bytes):
     assert build_problem["errors"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        ("/v1/keys", '{"name": "a", "scopes": ["predict"], "models": ["a"], "models": null}', "models"),
+        ("/v1/models/flag/versions", '{"tags": {"team": "a", "team": "b"}}', "team"),
+        ("/v1/jobs", '{"kind": "score", "input": {"uri": "a", "uri": "b"}}', "uri"),
+        ("/v1/edge/flag/reports", '{"device": "a", "version": 1, "version": 2, "status": "ok"}', "version"),
+    ],
+)
+async def test_a_repeated_key_of_a_body_is_rejected(api: Api, path: str, body: str, key: str):
+    headers = {"Content-Type": "application/json"}
+    problem = check_problem(await api.client.post(path, content=body, headers=headers), 422)
+    assert problem["detail"] == f"the key '{key}' is repeated"
+    assert [e["field"] for e in problem["errors"]] == [key]
+
+
 @pytest.mark.parametrize("text", ["\\u0000", "\\ud800", "a\\u0000b"])
 async def test_text_that_the_database_cannot_store_is_422(api: Api, text: str):
     headers = {"Content-Type": "application/json"}
