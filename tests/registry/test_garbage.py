@@ -7,14 +7,17 @@ import time
 
 import msgspec
 import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
-from registry import db, garbage, versions
+from registry import db, exports, garbage, versions
 from registry.artifacts import Store
 from registry.build_messages import BuildResult
 from registry.db import Sessions
 from registry.errors import Invalid
 from registry.jobs import jobs, schedules
-from tests.registry.helpers import SIGNATURE, build, publish, threads
+from tests.registry.helpers import SIGNATURE, build, publish, publish_ready, threads
+from tests.registry.interleaving import blobs_are_held, just_before, on_postgresql, run_behind
 from tests.registry.jobs.schedule_helpers import add_schedule
 
 DAY = 24 * 3600.0
@@ -152,3 +155,134 @@ def test_a_concurrent_collection_never_deletes_the_blob_of_a_published_version(
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_an_empty_store_has_no_garbage(sessions: Sessions, store: Store, dry_run: bool) -> None:
     assert _collect(sessions, store, dry_run=dry_run) == garbage.GarbageReport([], 0, 0, 0, dry_run)
+
+
+def test_the_files_and_calibration_rows_of_exports_stay(sessions: Sessions, store: Store) -> None:
+    names = ("calibration", "file", "compressed")
+    blobs = {name: _put_old(store, name.encode()) for name in names}
+    publish_ready(sessions, store)
+    new = exports.NewExport("int8", {"artifact": blobs["calibration"], "media_type": "text/csv"})
+    with sessions.begin() as session:
+        export_id = exports.create(session, store, "fraud", 1, new, by="ann").id
+    _age(store, blobs["calibration"])
+    assert set(_collect(sessions, store).blobs) == {blobs["file"], blobs["compressed"]}
+    blobs = {name: _put_old(store, name.encode()) for name in names}
+    ready = exports.FinishedExport("ready", {}, blobs["file"], 4, blobs["compressed"], "1.0")
+    with sessions.begin() as session:
+        exports.finish(session, export_id, ready)
+    assert _collect(sessions, store).blobs == []
+    with sessions.begin() as session:
+        versions.remove(session, "fraud", 1)
+    assert set(_collect(sessions, store).blobs) == set(blobs.values())
+
+
+def test_only_blobs_older_than_the_grace_period_are_collected(sessions: Sessions, store: Store) -> None:
+    sha256 = _put_old(store, b"orphan", days=0.5)
+    assert _collect(sessions, store, grace_s=DAY).blobs == []
+    assert _collect(sessions, store, grace_s=DAY / 4).blobs == [sha256]
+
+
+def test_a_blob_that_is_put_again_during_a_collection_stays(
+    sessions: Sessions, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, orphan = _put_old(store, b"kept"), _put_old(store, b"orphan")
+    referenced_blobs = garbage._referenced_blobs
+
+    def put_again(session: Session) -> set[str | None]:
+        store.put([b"kept"])
+        return referenced_blobs(session)
+
+    monkeypatch.setattr(garbage, "_referenced_blobs", put_again)
+    report = _collect(sessions, store)
+    assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 1)
+    assert store.path(kept).read_bytes() == b"kept"
+
+
+@on_postgresql
+@pytest.mark.parametrize("field", ["artifact", "example.artifact"])
+def test_a_blob_that_is_collected_before_the_lock_is_not_published(
+    engine: Engine, sessions: Sessions, store: Store, field: str
+) -> None:
+    blobs = {"artifact": _put_old(store, b"model"), "example.artifact": _put_old(store, b"rows")}
+    new = versions.NewVersion(
+        model="fraud",
+        artifact=blobs["artifact"],
+        format="onnx",
+        example={"artifact": blobs["example.artifact"], "media_type": "text/csv"},
+    )
+
+    def collect() -> None:
+        store.touch(next(blobs[other] for other in blobs if other != field))
+        assert _collect(sessions, store).blobs == [blobs[field]]
+
+    with (
+        just_before(engine, "pg_advisory_xact_lock_shared", collect),
+        pytest.raises(Invalid) as raised,
+        sessions.begin() as session,
+    ):
+        versions.publish(session, store, new, by="ann")
+    assert [error.field for error in raised.value.errors] == [field]
+
+
+@on_postgresql
+def test_calibration_rows_that_are_collected_before_the_lock_are_not_accepted(
+    engine: Engine, sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store)
+    calibration = {"artifact": _put_old(store, b"rows"), "media_type": "text/csv"}
+    with (
+        just_before(engine, "pg_advisory_xact_lock_shared", lambda: _collect(sessions, store)),
+        pytest.raises(Invalid) as raised,
+        sessions.begin() as session,
+    ):
+        exports.create(session, store, "fraud", 1, exports.NewExport("int8", calibration), by="ann")
+    assert [error.field for error in raised.value.errors] == ["calibration.artifact"]
+
+
+@on_postgresql
+def test_blobs_are_held_until_their_version_or_export_is_committed(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store)
+    sha256 = _put_old(store, b"blob")
+    new = versions.NewVersion(model="fraud", artifact=sha256, format="onnx")
+    calibration = {"artifact": sha256, "media_type": "text/csv"}
+    with sessions.begin() as session:
+        versions.publish(session, store, new, by="ann")
+        assert blobs_are_held(sessions)
+    with sessions.begin() as session:
+        exports.create(session, store, "fraud", 1, exports.NewExport("int8", calibration), by="ann")
+        assert blobs_are_held(sessions)
+    assert not blobs_are_held(sessions)
+
+
+@on_postgresql
+def test_a_collection_waits_for_a_publication_and_keeps_its_blob(sessions: Sessions, store: Store) -> None:
+    sha256 = _put_old(store, b"model")
+    new = versions.NewVersion(model="fraud", artifact=sha256, format="onnx")
+
+    def publish_old(session: Session) -> None:
+        versions.publish(session, store, new, by="ann")
+        _age(store, sha256)  # otherwise its age alone would save it
+
+    report = run_behind(sessions, publish_old, lambda session: garbage.collect(session, store))
+    assert isinstance(report, garbage.GarbageReport)
+    assert report.blobs == []
+
+
+@on_postgresql
+def test_a_publication_waits_for_a_collection_and_misses_its_blob(sessions: Sessions, store: Store) -> None:
+    sha256 = _put_old(store, b"model")
+    new = versions.NewVersion(model="fraud", artifact=sha256, format="onnx")
+    outcome = run_behind(
+        sessions,
+        lambda session: garbage.collect(session, store),
+        lambda session: versions.publish(session, store, new, by="ann"),
+    )
+    assert isinstance(outcome, Invalid)
+
+
+@on_postgresql
+def test_two_publications_hold_their_blobs_at_the_same_time(sessions: Sessions) -> None:
+    with sessions() as first, sessions() as second:
+        second.execute(text("SET lock_timeout = '5s'"))
+        for session in (first, second):
+            versions.lock_blobs(session, shared=True)

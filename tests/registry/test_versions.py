@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event, func, select
+from sqlalchemy.orm import Session
 
 from registry import aliases, db, models, queue, versions
 from registry.artifacts import Store
@@ -31,6 +33,7 @@ from tests.registry.helpers import (
     run_until_killed,
     threads,
 )
+from tests.registry.interleaving import just_before, on_postgresql, run_behind
 
 PUBLISHER_LINEAGE = {
     "made_by": {"python": {"version": "3.12.1", "said_by": "publisher"}},
@@ -446,3 +449,99 @@ def test_the_version_of_an_open_job_cannot_be_deleted(sessions: Sessions, store:
     with db.reading(sessions) as session:
         job = jobs.get(session, job_id)
         assert (job.model, job.version, job.version_id) == ("fraud", 1, None)
+
+
+def _promote_first(session: Session) -> int:
+    return aliases.promote(session, "fraud", "champion", 1, by="ann").version.number
+
+
+def _archive_first(session: Session) -> str:
+    return versions.edit(session, "fraud", 1, archived=True).state
+
+
+def _remove_first(session: Session) -> None:
+    versions.remove(session, "fraud", 1)
+
+
+@on_postgresql
+@pytest.mark.parametrize("change", [_archive_first, _remove_first])
+def test_a_version_that_is_promoted_at_the_same_time_is_neither_archived_nor_deleted(
+    sessions: Sessions, store: Store, change: Callable[[Session], object]
+) -> None:
+    publish_ready(sessions, store)
+    assert isinstance(run_behind(sessions, _promote_first, change), InUse)
+    assert champion(sessions) == 1
+
+
+@on_postgresql
+@pytest.mark.parametrize("change", [_archive_first, _remove_first])
+def test_a_version_that_is_archived_or_deleted_at_the_same_time_is_not_promoted(
+    sessions: Sessions, store: Store, change: Callable[[Session], object]
+) -> None:
+    publish_ready(sessions, store, count=2)
+    outcome = run_behind(sessions, change, _promote_first)
+    assert isinstance(outcome, NotReady if change is _archive_first else NotFound)
+
+
+@on_postgresql
+def test_a_version_deleted_twice_at_the_same_time_is_not_found(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store, count=2)
+    assert isinstance(run_behind(sessions, _remove_first, _remove_first), NotFound)
+
+
+@on_postgresql
+def test_a_version_that_is_deleted_while_its_build_waits_for_the_model_is_not_found(
+    engine: Engine, sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store, count=2)
+    with db.reading(sessions) as session:
+        version_id = versions.get(session, "fraud", 1).id
+    with sessions() as session:
+        loaded = versions.get_by_id(session, version_id)
+        with just_before(engine, "FOR UPDATE", lambda: _remove(sessions, 1)), pytest.raises(NotFound):
+            versions.finish_build(session, version_id, READY)
+        assert loaded.number == 1
+
+
+@on_postgresql
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_builds_that_end_at_the_same_time_give_the_alias_to_the_newest_version(
+    sessions: Sessions, store: Store, order: tuple[int, int]
+) -> None:
+    for _ in range(2):
+        publish(sessions, store, alias="champion")
+    with db.reading(sessions) as session:
+        first, second = (versions.get(session, "fraud", number).id for number in order)
+    outcome = run_behind(
+        sessions,
+        lambda session: versions.finish_build(session, first, READY),
+        lambda session: versions.finish_build(session, second, READY).state,
+    )
+    assert outcome == "ready"
+    assert champion(sessions) == 2
+
+
+@on_postgresql
+def test_a_version_published_at_the_same_time_gets_the_next_number(sessions: Sessions, store: Store) -> None:
+    publish(sessions, store)
+    new = NewVersion(model="fraud", artifact=store.put([b"a model"]).sha256, format="onnx")
+    outcome = run_behind(
+        sessions,
+        lambda session: versions.publish(session, store, new, by="ann"),
+        lambda session: versions.publish(session, store, new, by="bob").number,
+    )
+    assert outcome == 3
+
+
+@on_postgresql
+def test_a_version_read_again_in_a_transaction_is_as_another_one_left_it(
+    sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store)
+    with sessions.begin() as session:
+        version = versions.get(session, "fraud", 1)
+        _edit(sessions, 1, archived=True)
+        assert version.state == "ready"
+        assert versions.get(session, "fraud", 1).state == "archived"
+        _edit(sessions, 1, archived=False)
+        assert versions.get_by_id(session, version.id).state == "ready"
