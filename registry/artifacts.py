@@ -82,9 +82,7 @@ class BlobWriter:
             return Blob(digest, self.bytes, created=False)
         self._file.flush()
         os.fsync(self._file.fileno())
-        if not final.parent.exists():
-            final.parent.mkdir(exist_ok=True)
-            fsync_directory(final.parent.parent)
+        self._store._require_directory(final.parent)
         self._path.rename(final)
         fsync_directory(final.parent)
         return Blob(digest, self.bytes, created=True)
@@ -96,7 +94,9 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.incoming = root / "incoming"
-        self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._durable_directories: set[Path] = set()
+        create_directory(root)
+        self.incoming.mkdir(exist_ok=True, mode=0o700)
 
     def writer(self, max_bytes: int | None = None) -> BlobWriter:
         return BlobWriter(self, max_bytes)
@@ -180,6 +180,13 @@ class Store:
         check_sha256(sha256)
         return self.root / sha256[:2] / sha256
 
+    def _require_directory(self, directory: Path) -> None:
+        """Create a directory of blobs if it does not exist, and make it survive a power failure."""
+        directory.mkdir(exist_ok=True)
+        if directory not in self._durable_directories:  # its creator may not have done this fsync yet
+            fsync_directory(self.root)
+            self._durable_directories.add(directory)
+
 
 def _age_s(path: Path) -> float:
     return time.time() - path.stat().st_mtime
@@ -192,3 +199,12 @@ def fsync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def create_directory(path: Path, mode: int = 0o777) -> None:
+    """Create the directory `path` and its missing parents, and make them survive a power failure."""
+    if path.is_dir():
+        return
+    create_directory(path.parent)
+    path.mkdir(mode, exist_ok=True)
+    fsync_directory(path.parent)

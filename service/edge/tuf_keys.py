@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
+from registry.artifacts import create_directory, fsync_directory
 from registry.errors import Conflict, Invalid, invalid_field
 
 OFFLINE_ROLES = ("root", "targets")
@@ -32,15 +34,17 @@ class RoleKeys:
         paths = (self.path(role), self.previous_path(role))
         return [read_signer(path) for path in paths if path.exists()]
 
-    def create(self, role: str) -> CryptoSigner:
-        """Create a key. The existing one is kept as the previous key.
+    def create(self, role: str, valid_keyids: Collection[str] = ()) -> CryptoSigner:
+        """Create a key. The existing one is kept as the previous key if it is one of `valid_keyids`.
 
-        It is still needed when the process crashes before the new root is committed.
+        It is still needed when the process crashes before the new root is committed. Any other existing key
+        is from a rotation that was not committed: it must not replace the previous key, which is still valid.
         """
         signer = CryptoSigner.generate_ed25519()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self.path(role).exists():
-            self.path(role).replace(self.previous_path(role))
+        create_directory(self.directory, 0o700)
+        existing = self.path(role)
+        if existing.exists() and read_signer(existing).public_key.keyid in valid_keyids:
+            existing.replace(self.previous_path(role))
         _write(self.path(role), signer.private_bytes)
         return signer
 
@@ -62,10 +66,11 @@ class RoleKeys:
         target = directory / f"{role}.pem"
         if target.exists():
             raise Conflict(f"the file {target} already exists; choose another directory")
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        create_directory(directory, 0o700)
         _write(target, self.path(role).read_bytes())
         self.path(role).unlink()
         self.previous_path(role).unlink(missing_ok=True)
+        fsync_directory(self.directory)
         return target
 
 
@@ -81,11 +86,16 @@ def read_signer(path: Path) -> CryptoSigner:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write the whole file or nothing. It survives a power failure: no other copy of the key may exist."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync_directory(path.parent)

@@ -140,9 +140,10 @@ class TufRepository:
             raise Conflict("a new root must be signed with the current root key; pass its file (--root-key)")
         if new_keys is None and self._signer(root, role) is None:
             raise Conflict(f"the key of {role} is offline; pass a directory for the new key (--to)")
-        for keyid in list(root.signed.roles[role].keyids):
+        valid_keyids = list(root.signed.roles[role].keyids)
+        new_signer = (new_keys or self._keys).create(role, valid_keyids)
+        for keyid in valid_keyids:
             root.signed.revoke_key(keyid, role)
-        new_signer = (new_keys or self._keys).create(role)
         root.signed.add_key(new_signer.public_key, role)
         signers = [current_signer, new_signer] if role == "root" else [current_signer]
         version = self._sign_root(root, signers, _utc_now())

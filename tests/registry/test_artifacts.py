@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
+import psutil
 import pytest
 
-from registry.artifacts import Store, check_sha256
+from registry.artifacts import Store, check_sha256, create_directory, fsync_directory
 from registry.errors import DigestMismatch, Invalid, NotFound, TooLarge
+from tests.harness.durability import Event, recorded
 from tests.registry import child_actions
 from tests.registry.helpers import processes, run_until_killed, threads
 
@@ -191,3 +194,123 @@ def test_an_upload_on_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
         writer.write(b"x")
     file.close()
     assert list(store.incoming.iterdir()) == []
+
+
+def test_a_blob_is_fsynced_before_it_is_renamed_and_its_directories_are_fsynced(store: Store) -> None:
+    incoming, directory = store.incoming.relative_to(store.root), SHA[:2]
+    with recorded() as log:
+        store.put([CONTENT[:1000], CONTENT[1000:]], SHA)
+    log.saved(store.path(SHA))
+    name = next(e.source for e in log.events if e.kind == "rename" and e.source).name
+    assert log.steps(store.root, "fsync", "rename", "mkdir") == [
+        f"fsync {incoming}/{name}",
+        f"mkdir {directory}",
+        "fsync .",
+        f"rename {incoming}/{name} -> {directory}/{SHA}",
+        f"fsync {directory}",
+    ]
+
+
+def test_a_blob_is_never_opened_for_writing_at_its_path(store: Store) -> None:
+    with recorded() as log:
+        store.put([CONTENT])
+    opened = [e.path.parent for e in log.events if e.kind == "open"]
+    assert opened == [store.incoming]
+
+
+def test_each_process_fsyncs_a_new_directory_once(store: Store) -> None:
+    """Another process may have created the directory a moment ago, without its fsync yet."""
+    other = Store(store.root)
+    contents = (b"%d" % n for n in range(2000))
+    in_one_directory = [c for c in contents if hashlib.sha256(c).hexdigest().startswith("00")]
+    first, second, third = in_one_directory[:3]
+    store.put([first])
+    with recorded() as log:
+        sha256 = other.put([second]).sha256
+        other.put([third])
+    assert log.position("fsync", store.root) < log.position("rename", store.path(sha256))
+    assert [e.path for e in log.events].count(store.root) == 1
+
+
+def test_an_existing_blob_is_acknowledged_after_an_fsync_of_its_directory(store: Store) -> None:
+    """The writer that renamed it may not have done this fsync yet."""
+    store.put([CONTENT])
+    with recorded() as log:
+        assert not store.put([CONTENT]).created
+    directory = SHA[:2]
+    assert log.steps(store.root, "fsync", "rename") == [f"fsync {directory}"]
+
+
+def test_existing_bytes_are_rejected_under_another_digest(store: Store) -> None:
+    store.put([CONTENT])
+    _age(store.path(SHA), 3600)
+    with pytest.raises(DigestMismatch):
+        store.put([CONTENT], "0" * 64)
+    with pytest.raises(NotFound):
+        store.path("0" * 64)
+    assert next(iter(store)).age_s > 3000  # a rejected upload keeps no blob from garbage collection
+
+
+def test_the_incoming_file_of_an_existing_blob_is_deleted(store: Store) -> None:
+    store.put([CONTENT])
+    with store.writer() as writer:
+        writer.write(CONTENT)
+        assert not writer.commit(SHA).created
+    assert _files(store) == [store.path(SHA)]
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_a_failed_fsync_or_rename_leaves_no_blob(store: Store, step: str) -> None:
+    def break_disk(event: Event) -> None:
+        if event.kind == step:
+            raise OSError(5, "Input/output error")
+
+    with recorded(break_disk), pytest.raises(OSError, match="Input/output"):
+        store.put([CONTENT])
+    assert _files(store) == []
+
+
+def test_a_new_store_survives_a_power_failure(tmp_path: Path) -> None:
+    with recorded() as log:
+        Store(tmp_path / "home" / "blobs")
+    assert log.entry_synced(tmp_path / "home" / "blobs") > log.entry_synced(tmp_path / "home")
+    with recorded() as log:
+        Store(tmp_path / "home" / "blobs")
+    assert log.steps(tmp_path, "fsync") == []
+
+
+def test_only_the_owner_can_read_incoming_files(tmp_path: Path) -> None:
+    store = Store(tmp_path / "blobs")
+    assert stat.S_IMODE(store.incoming.stat().st_mode) == 0o700
+
+
+def test_each_new_directory_is_fsynced_in_its_parent(tmp_path: Path) -> None:
+    with recorded() as log:
+        create_directory(tmp_path / "a" / "b" / "c", 0o700)
+    assert log.steps(tmp_path) == ["mkdir a", "fsync .", "mkdir a/b", "fsync a", "mkdir a/b/c", "fsync a/b"]
+    assert stat.S_IMODE((tmp_path / "a" / "b" / "c").stat().st_mode) == 0o700
+    with recorded() as log:
+        create_directory(tmp_path / "a" / "b" / "c", 0o700)
+    assert log.events == []
+
+
+def test_a_directory_that_another_process_creates_meanwhile_is_no_error(tmp_path: Path) -> None:
+    def create(event: Event) -> None:
+        if event.kind == "mkdir":
+            event.path.mkdir()
+
+    with recorded(create) as log:
+        create_directory(tmp_path / "new")
+    assert log.steps(tmp_path, "fsync") == ["fsync ."]
+
+
+def test_an_fsync_of_a_directory_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    before = psutil.Process().num_fds()
+    fsync_directory(tmp_path)
+
+    def break_disk(event: Event) -> None:
+        raise OSError(5, "Input/output error")
+
+    with recorded(break_disk), pytest.raises(OSError, match="Input/output"):
+        fsync_directory(tmp_path)
+    assert psutil.Process().num_fds() == before
