@@ -48,6 +48,8 @@ MAX_COUNTED_RUNS = 1000
 MAX_HISTORY_ENTRIES = 1000
 """Entries of a schedule's history; older ones are deleted."""
 
+_IS_OPEN = JobRow.state.in_(jobs.OPEN_STATES)
+
 StartJob = Callable[[Session, ScheduleRow], JobRow]
 """Creates the schedule's job in the caller's transaction. Raises a `TriviumError` if it cannot."""
 
@@ -197,9 +199,9 @@ def run_now(session: Session, name: str, start_job: StartJob, *, by: str) -> Job
     errors of `start_job`.
     """
     row = lock(session, name)
-    if not row.overlap and (job_id := open_job(session, name)) is not None:
+    if not row.overlap and (job_id := open_job(session, row)) is not None:
         raise Conflict(f"job {job_id} of schedule {name} is not finished, and its runs may not overlap")
-    job = start_job(session, row)
+    job = _start_job(session, row, start_job)
     moment = clock(session)
     record(session, row, moment, moment, STARTED, f"requested by {by}", job)
     return job
@@ -231,11 +233,20 @@ def recurrence_of(row: ScheduleRow) -> Recurrence:
     return Recurrence(cron=row.cron, every_s=row.every_s, timezone=row.timezone, start_at=row.start_at)
 
 
-def open_job(session: Session, name: str) -> int | None:
+def open_job(session: Session, row: ScheduleRow) -> int | None:
     """Return the id of an unfinished job of the schedule, or None."""
-    return session.scalar(
-        select(JobRow.id).where(JobRow.schedule == name, JobRow.state.in_(jobs.OPEN_STATES)).limit(1)
-    )
+    is_open = (JobRow.schedule == row.name, JobRow.created_at >= row.created_at, _IS_OPEN)
+    return session.scalar(select(JobRow.id).where(*is_open).limit(1))
+
+
+def _start_job(session: Session, row: ScheduleRow, start_job: StartJob) -> JobRow:
+    """Start the job. It is never older than the schedule, whatever the clock of this host.
+
+    `created_at` distinguishes it from jobs of a deleted schedule with the same name.
+    """
+    job = start_job(session, row)
+    job.created_at = max(job.created_at, row.created_at)
+    return job
 
 
 def record(
@@ -305,7 +316,8 @@ def _is_due(moment: datetime) -> ColumnElement[bool]:
 
     A schedule with `catch_up` and without `overlap` is not due while one of its jobs is open.
     """
-    has_open_job = exists().where(JobRow.schedule == ScheduleRow.name, JobRow.state.in_(jobs.OPEN_STATES))
+    is_of_schedule = (JobRow.schedule == ScheduleRow.name, JobRow.created_at >= ScheduleRow.created_at)
+    has_open_job = exists().where(*is_of_schedule, _IS_OPEN)
     waits_for_job = and_(ScheduleRow.catch_up, ~ScheduleRow.overlap, has_open_job)
     has_come = and_(ScheduleRow.next_at <= moment, ~waits_for_job)
     newest_entry = select(ScheduleRunRow.at).where(ScheduleRunRow.schedule == ScheduleRow.name)
@@ -346,7 +358,7 @@ def _start_newest(
     entries = _record_missed(session, row, rule, due_at, run_at or moment + INSTANT, moment)
     if run_at is None:
         return entries
-    if not row.overlap and (job_id := open_job(session, row.name)) is not None:
+    if not row.overlap and (job_id := open_job(session, row)) is not None:
         reason = f"job {job_id} of the previous run was not finished"
         return [*entries, record(session, row, run_at, moment, SKIPPED, reason)]
     return [*entries, _start(session, row, run_at, moment, start_job)]
@@ -361,7 +373,7 @@ def _start_oldest(
     start_job: StartJob,
 ) -> list[ScheduleRunRow]:
     """Start the oldest due run; runs beyond the newest `MAX_CATCH_UP_RUNS` are missed."""
-    if not row.overlap and open_job(session, row.name) is not None:
+    if not row.overlap and open_job(session, row) is not None:
         return []  # another worker started a job between this worker's query and its lock
     entries = []
     if len(runs_between(rule, due_at, moment, MAX_CATCH_UP_RUNS)) == MAX_CATCH_UP_RUNS:  # without `due_at`
@@ -396,7 +408,7 @@ def _start(
 ) -> ScheduleRunRow:
     try:
         with session.begin_nested():
-            job = start_job(session, row)
+            job = _start_job(session, row, start_job)
     except TriviumError as error:
         return record(session, row, due_at, moment, FAILED, str(error))
     return record(session, row, due_at, moment, STARTED, None, job)

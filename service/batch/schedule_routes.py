@@ -130,7 +130,7 @@ def edit_schedule(
 )
 def delete_schedule(schedule: ScheduleName, session: WriteDep, caller: CallerDep) -> None:
     """Delete the schedule and its history. Jobs that it started continue."""
-    _schedule(session, schedule, caller)
+    require_start_access(caller, _schedule(session, schedule, caller).job)
     schedules.remove(session, schedule)
 
 

@@ -16,7 +16,9 @@ from registry.db import Sessions
 from registry.errors import Conflict, Invalid, NotFound
 from registry.jobs import jobs, schedules
 from registry.jobs.recurrence import Recurrence
+from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
+from registry.queue import clock
 from tests.registry.helpers import processes, threads
 from tests.registry.jobs import schedule_helpers
 from tests.registry.jobs.schedule_helpers import NOW, add_schedule, end_job, start_job
@@ -266,6 +268,34 @@ def test_the_history_outlives_its_jobs(sessions: Sessions) -> None:
     with db.reading(sessions) as session:
         (entry,) = schedules.runs(session, "weekly").items
     assert (entry.outcome, entry.job_id) == ("started", None)
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+def test_an_unfinished_job_of_a_deleted_schedule_does_not_delay_a_new_one(
+    sessions: Sessions, catch_up: bool
+) -> None:
+    add_schedule(sessions, rule=HOURLY)
+    (first,) = tick(sessions, NOW + HOUR)
+    with sessions.begin() as session:
+        schedules.remove(session, "weekly")
+    with sessions.begin() as session:
+        now = clock(session)
+        rule = Recurrence(every_s=3600, start_at=now)
+        new = NewSchedule(name="weekly", job={}, recurrence=rule, catch_up=catch_up)
+        schedules.create(session, new, by="ann", moment=now)
+    (second,) = tick(sessions, now)
+    assert (first.outcome, second.outcome) == ("started", "started")
+    assert [e.outcome for e in tick(sessions, now + HOUR)] == ([] if catch_up else ["skipped"])
+
+
+def test_a_job_is_not_older_than_its_schedule_whatever_the_clocks(sessions: Sessions) -> None:
+    """Otherwise the next run would not see it."""
+    with sessions.begin() as session:
+        ahead = clock(session) + timedelta(days=1)  # the clock of the database
+        new = NewSchedule(name="weekly", job={}, recurrence=Recurrence(every_s=3600, start_at=ahead))
+        schedules.create(session, new, by="ann", moment=ahead)
+    assert [e.outcome for e in tick(sessions, ahead)] == ["started"]
+    assert [e.outcome for e in tick(sessions, ahead + HOUR)] == ["skipped"]
 
 
 def tick(sessions: Sessions, moment: datetime) -> list[ScheduleRunRow]:

@@ -20,6 +20,8 @@ from sqlalchemy.orm import Session
 
 from registry import db
 from registry.jobs import jobs, schedules
+from registry.jobs.recurrence import Recurrence
+from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import JobRow, ScheduleRow
 from registry.vocabulary import SCORE
 from service.config import Settings
@@ -417,6 +419,25 @@ async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Schedu
         ):
             assert "not for the model flag" in check_problem(await call, 403)["detail"]
         assert (await client.patch(f"{PATH}/other", json={"paused": True})).status_code == 200
+
+
+async def test_a_key_that_may_not_start_the_job_may_not_delete_its_schedule(batch: ScheduleBench) -> None:
+    job = batch.job
+    training = {
+        "kind": "train",
+        "estimator": {"artifact": "0" * 64},
+        "input": job["input"],
+        "target": "y",
+        "strategy": "single",
+        "publish": {"name": "trained"},
+    }
+    with batch.api.services.sessions.begin() as session:
+        new = NewSchedule(name="retrain", job=training, recurrence=Recurrence(every_s=3600))
+        schedules.create(session, new, by="ann")
+    async with batch.api.with_key(await batch.api.key("batch")) as client:
+        problem = check_problem(await client.delete(f"{PATH}/retrain"), 403)
+    assert "lacks the scope publish" in problem["detail"]
+    assert (await batch.api.client.delete(f"{PATH}/retrain")).status_code == 204
 
 
 async def test_the_scheduler_thread_starts_runs_that_are_due(batch: ScheduleBench) -> None:
