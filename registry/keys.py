@@ -17,7 +17,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from registry import revision
-from registry.artifacts import fsync_directory
+from registry.artifacts import create_directory, fsync_directory
 from registry.errors import NotFound, invalid_field
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
@@ -114,6 +114,11 @@ def get(session: Session, key_id: str) -> KeyRow:
     return row
 
 
+def has_text(session: Session, key_id: str, text: str) -> bool:
+    """Report whether `text` is the current text of the key. Raises `NotFound`."""
+    return hmac.compare_digest(_digest(text), get(session, key_id).digest)
+
+
 def search(session: Session, *, page_size: int = 100, page_token: str | None = None) -> Page[KeyRow]:
     """Return a page of all keys by id, including revoked ones."""
     query = select(KeyRow).order_by(KeyRow.id).limit(page_size + 1)
@@ -171,7 +176,7 @@ def ensure_admin_key(session: Session, file: Path) -> bool:
     if session.scalar(select(KeyRow.id).limit(1)) is not None:
         return False
     issued = create(session, "admin", ["admin"], by="trivium")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    create_directory(file.parent)
     partial = file.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

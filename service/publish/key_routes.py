@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from registry import keys
+from registry.errors import Conflict
 from service.publish.model_schemas import IssuedKey, KeyBody, KeyRecord
 from service.web.deps import CallerDep, ReadDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
@@ -26,7 +27,7 @@ KeyId = Annotated[str, Path(description="the key's id, not its secret", pattern=
     dependencies=[require_scope("admin")],
     status_code=201,
     response_model=IssuedKey,
-    responses=problem_responses(413, 422),
+    responses=problem_responses(409, 413, 422),
 )
 def create_key(
     body: KeyBody,
@@ -52,7 +53,13 @@ def create_key(
 
     def with_secret(stored: bytes) -> bytes:
         record = msgspec.json.decode(stored)
-        return msgspec.json.encode(record | {"key": keys.key_text(record["id"], secret)})
+        key = keys.key_text(record["id"], secret)
+        if not keys.has_text(session, record["id"], key):
+            raise Conflict(
+                f"key {record['id']} was created by the first request, and its secret cannot be shown again: "
+                "it or your own key was rotated since then; rotate it for a new secret"
+            )
+        return msgspec.json.encode(record | {"key": key})
 
     return run_once(session, idempotency_key, caller, request, body, create, with_secret)
 
@@ -90,5 +97,5 @@ def _secret(request: Request, idempotency_key: str | None) -> str:
     """
     if idempotency_key is None:
         return secrets.token_urlsafe(32)
-    sender = request.headers["authorization"].encode()
-    return hmac.new(sender, f"new key\n{idempotency_key}".encode(), hashlib.sha256).hexdigest()
+    sender = request.headers["authorization"].partition(" ")[2].strip()
+    return hmac.new(sender.encode(), f"new key\n{idempotency_key}".encode(), hashlib.sha256).hexdigest()

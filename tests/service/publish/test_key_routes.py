@@ -49,6 +49,30 @@ async def test_an_invalid_key_request_is_rejected(api: Api, change: dict[str, ob
     assert check_problem(await api.client.post("/v1/keys", json=body | change), 422)["errors"]
 
 
+async def test_a_repeated_request_gets_the_same_secret_whatever_the_case_of_the_scheme(api: Api) -> None:
+    body, headers = {"name": "a", "scopes": ["predict"]}, {"Idempotency-Key": "case"}
+    first = await api.client.post("/v1/keys", json=body, headers=headers)
+    for scheme in ("bearer ", "BEARER  "):
+        headers["Authorization"] = scheme + api.admin
+        again = await api.client.post("/v1/keys", json=body, headers=headers)
+        assert (again.status_code, again.json()) == (201, first.json())
+
+
+@pytest.mark.parametrize("rotated", ["sender", "created"])
+async def test_a_repeated_request_never_gets_a_secret_that_does_not_work(api: Api, rotated: str) -> None:
+    body, headers = {"name": "a", "scopes": ["predict"]}, {"Idempotency-Key": f"rotated {rotated}"}
+    sender = await api.key("admin")
+    sender_id = sender.split("_")[1]
+    async with api.with_key(sender) as client:
+        created = (await client.post("/v1/keys", json=body, headers=headers)).json()
+    rotated_id = sender_id if rotated == "sender" else created["id"]
+    replacement = (await api.client.post(f"/v1/keys/{rotated_id}/rotate")).json()["key"]
+    async with api.with_key(replacement if rotated == "sender" else sender) as client:
+        problem = check_problem(await client.post("/v1/keys", json=body, headers=headers), 409)
+    assert "rotate it for a new secret" in problem["detail"]
+    assert created["id"] in problem["detail"]
+
+
 async def test_an_unknown_key_is_404(api: Api):
     check_problem(await api.client.delete("/v1/keys/missing"), 404)
     check_problem(await api.client.post("/v1/keys/missing/rotate"), 404)
