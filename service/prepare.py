@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from registry import db, keys
+from registry.artifacts import create_directory
 from service import telemetry
 from service.config import Settings
 
@@ -21,9 +22,9 @@ def prepare(settings: Settings) -> None:
     for root in settings.roots:
         if "://" not in root and not Path(root).is_dir():
             log.warning("batch_root.missing", root=root, setting="TRIVIUM_BATCH_ROOTS")
+    create_directory(settings.home, 0o700)  # before the database, which would create it without an fsync
     engine = db.connect(settings.url)
     try:
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         _set_numba_cache(settings)
         if engine.dialect.name == "sqlite":
             db.migrate(engine, settings.home)

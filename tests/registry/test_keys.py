@@ -16,6 +16,7 @@ from registry.errors import Invalid, NotFound
 from registry.keys import KeyWithSecret
 from registry.tables import KeyRow, now
 from registry.vocabulary import SCOPES
+from tests.harness.durability import Event, recorded
 from tests.registry import child_actions
 from tests.registry.helpers import run_until_killed
 
@@ -235,3 +236,42 @@ def test_a_partial_key_file_of_a_killed_start_is_replaced(sessions: Sessions, tm
         assert keys.ensure_admin_key(session, file)
     assert _verify(sessions, file.read_text().strip()) is not None
     assert not file.with_suffix(".partial").exists()
+
+
+def test_the_admin_key_is_durable_before_the_transaction_that_creates_it(
+    sessions: Sessions, tmp_path: Path
+) -> None:
+    """Only its digest is stored: a lost file could not be written again."""
+    file = tmp_path / "home" / "admin.key"
+    with recorded() as log, sessions.begin() as session:
+        assert keys.ensure_admin_key(session, file)
+    assert log.entry_synced(file.parent) < log.saved(file) < log.committed("keys")
+    assert log.steps(file.parent, "fsync", "rename") == [
+        "fsync admin.partial",
+        "rename admin.partial -> admin.key",
+        "fsync .",
+    ]
+
+
+def test_the_admin_key_file_has_mode_0600_from_its_first_byte(sessions: Sessions, tmp_path: Path) -> None:
+    (tmp_path / "admin.partial").touch(0o644)  # of a killed start
+    with recorded() as log, sessions.begin() as session:
+        keys.ensure_admin_key(session, tmp_path / "admin.key")
+    opened = [e for e in log.events if e.kind == "open" and e.path.name.startswith("admin.")]
+    assert [(e.path.name, e.bytes, e.mode) for e in opened] == [("admin.partial", 0, 0o600)]
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_without_a_durable_admin_key_file_no_key_is_created(
+    sessions: Sessions, tmp_path: Path, step: str
+) -> None:
+    def break_disk(event: Event) -> None:
+        if event.kind == step:
+            raise OSError(5, "Input/output error")
+
+    with recorded(break_disk), pytest.raises(OSError, match="Input/output"), sessions.begin() as session:
+        keys.ensure_admin_key(session, tmp_path / "admin.key")
+    with sessions.begin() as session:
+        assert session.scalars(select(KeyRow)).all() == []
+        assert keys.ensure_admin_key(session, tmp_path / "admin.key")
+    assert _verify(sessions, (tmp_path / "admin.key").read_text().strip()) is not None
