@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
-    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
@@ -35,11 +35,14 @@ def files(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()} if directory.exists() else {}
 
 
-def test_the_newest_key_is_loaded_first_and_the_previous_one_is_kept(keys: RoleKeys) -> None:
+def test_the_newest_key_is_loaded_first_and_the_previous_valid_one_is_kept(keys: RoleKeys) -> None:
     assert keys.load("root") == []
-    created = [keys.create("root").public_key.keyid for _ in range(3)]
+    valid = keys.create("root").public_key.keyid
+    newest = keys.create("root", [valid]).public_key.keyid
+    assert [signer.public_key.keyid for signer in keys.load("root")] == [newest, valid]
+    newest = keys.create("root", [valid]).public_key.keyid
     keys.create("targets")
-    assert [signer.public_key.keyid for signer in keys.load("root")] == [created[2], created[1]]
+    assert [signer.public_key.keyid for signer in keys.load("root")] == [newest, valid]
     assert sorted(files(keys.directory)) == ["root.pem", "root.previous.pem", "targets.pem"]
 
 
@@ -68,8 +71,8 @@ def test_a_key_is_written_over_the_rest_of_an_interrupted_write(keys: RoleKeys) 
 def test_a_key_that_was_moved_offline_is_only_in_the_new_directory(
     keys: RoleKeys, tmp_path: Path, role: str
 ) -> None:
-    keys.create(role)
-    created = keys.create(role).public_key.keyid
+    created = keys.create(role, [keys.create(role).public_key.keyid]).public_key.keyid
+    assert keys.previous_path(role).exists()
     moved = keys.move_offline(role, tmp_path / "stick")
     assert (moved, keyid(moved)) == (tmp_path / "stick" / f"{role}.pem", created)
     assert files(keys.directory) == {}, "the previous key is deleted, too"
@@ -98,11 +101,9 @@ def test_a_moved_key_never_replaces_another_file(keys: RoleKeys, tmp_path: Path)
     assert (tmp_path / "root.pem").read_bytes() == b"of another registry"
 
 
-def private(
-    key: Ed25519PrivateKey | object, encryption: KeySerializationEncryption = NoEncryption()
-) -> bytes:
-    content: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)  # type: ignore[attr-defined]
-    return content
+def pem(key: PrivateKeyTypes, password: bytes | None = None) -> bytes:
+    encryption = BestAvailableEncryption(password) if password else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +122,10 @@ def private(
             "cannot be read as a private key",
         ),
         (
-            private(Ed25519PrivateKey.generate(), BestAvailableEncryption(b"secret")),
+            pem(Ed25519PrivateKey.generate(), b"secret"),
             "cannot be read as a private key",
         ),
-        (private(generate_private_key(SECP256R1())), "is not an Ed25519 key"),
+        (pem(generate_private_key(SECP256R1())), "is not an Ed25519 key"),
     ],
     ids=["missing", "empty", "damaged", "public", "encrypted", "another algorithm"],
 )
