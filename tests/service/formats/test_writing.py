@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from registry.errors import Invalid
 from registry.media_types import ARROW, CSV, NDJSON, OUTPUT_TYPES, PARQUET
-from service.formats import assembly
+from service.formats import assembly, writing
 from service.formats.assembly import PartErrors
 from service.formats.dataset import RowFault
 from service.formats.writing import ErrorWriter, PartWriter, WrittenFile
+from tests.harness.durability import Event, recorded
 
 SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.string()), ("value", pa.float64()), ("small", pa.float32()),
@@ -223,4 +224,187 @@ def test_a_full_disk_leaves_no_temporary_file(tmp_path: Path) -> None:
     with writer:
         writer.write(batch([]))
     file.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def group_sizes(path: Path, batches: list[Any]) -> list[int]:
+    """Write the batches as Parquet; return the number of rows of each row group."""
+    with PartWriter(path, PARQUET, batches[0].schema) as writer:
+        for rows in batches:
+            writer.write(rows)
+        written = writer.close()
+    metadata = pq.read_metadata(path)
+    assert (metadata.num_rows, written.bytes) == (written.rows, path.stat().st_size)
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def test_a_row_group_ends_with_the_batch_that_reaches_the_limit_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, one = pa.record_batch({"n": [1, 2]}), pa.record_batch({"n": [3]})
+    monkeypatch.setattr(writing, "GROUP_ROWS", 4)
+    assert group_sizes(tmp_path / "a", [two, two, two, one]) == [4, 3]
+    assert group_sizes(tmp_path / "b", [two, one, two, one]) == [5, 1]
+    assert group_sizes(tmp_path / "c", [two, two]) == [4]
+    assert group_sizes(tmp_path / "d", [two, one]) == [3]
+    empty = two.slice(0, 0)
+    assert group_sizes(tmp_path / "e", [empty, two, empty, two, empty]) == [4]
+    assert group_sizes(tmp_path / "f", [empty]) == []
+
+
+def test_a_row_group_ends_with_the_batch_that_reaches_the_limit_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are those of all columns, with the dictionary of each batch."""
+    texts = pa.array(["a longer text", "b"])
+    rows = pa.record_batch({"n": [1, 2], "text": texts, "code": texts.dictionary_encode(), "x": [0.5, 1.5]})
+    sizes = [column.nbytes for column in rows.columns]
+    dictionary = rows.column(2).dictionary.nbytes
+    assert rows.nbytes == sum(sizes)
+    assert 0 < dictionary < sizes[2]
+    monkeypatch.setattr(writing, "GROUP_BYTES", 2 * sum(sizes))
+    assert group_sizes(tmp_path / "a", [rows] * 5) == [4, 4, 2]
+    monkeypatch.setattr(writing, "GROUP_BYTES", 2 * sum(sizes) + 1)
+    assert group_sizes(tmp_path / "b", [rows] * 5) == [6, 4]
+    monkeypatch.setattr(writing, "GROUP_BYTES", sum(sizes))
+    assert group_sizes(tmp_path / "c", [rows] * 3) == [2, 2, 2]
+    monkeypatch.setattr(writing, "GROUP_ROWS", 2)
+    assert group_sizes(tmp_path / "d", [rows] * 2) == [2, 2]
+
+
+def test_the_written_file_counts_rows_bytes_and_digest_of_every_batch(tmp_path: Path) -> None:
+    for media_type in (CSV, NDJSON, PARQUET):
+        path = tmp_path / "part"
+        for batches in (
+            [],
+            [[]],
+            [[("1", "yes", 0.5, None, 1, True)]],
+            [[("1", "a", 1.0, 2.0, 3, None)] * 2, []],
+        ):
+            written = write(path, media_type, batches)
+            data = path.read_bytes()
+            assert written == WrittenFile(
+                "part", sum(map(len, batches)), len(data), hashlib.sha256(data).hexdigest()
+            )
+
+
+def test_an_errors_file_has_one_line_per_fault(tmp_path: Path) -> None:
+    with ErrorWriter(tmp_path / "none.csv") as writer:
+        assert writer.close() is None
+    with ErrorWriter(tmp_path / "one.csv") as writer:
+        writer.write(RowFault(0, None, "a", "bad"))
+        assert writer.close() == "one.csv"
+    assert (tmp_path / "one.csv").read_bytes() == b"row,id,field,message\r\n0,,a,bad\r\n"
+    with ErrorWriter(tmp_path / "lost.csv") as writer:
+        writer.write(RowFault(0, None, "a", "bad"))
+    assert [p.name for p in tmp_path.iterdir()] == ["one.csv"]
+
+
+def test_only_nan_and_infinity_become_null(tmp_path: Path) -> None:
+    largest, smallest = 1.7976931348623157e308, 5e-324
+    numbers = [largest, -largest, smallest, -0.0, math.nan, math.inf, -math.inf, None]
+    rows = pa.record_batch({"x": pa.array(numbers), "f": pa.array([0.1] * 8, pa.float32())})
+    with PartWriter(tmp_path / "part", PARQUET, rows.schema) as writer:
+        writer.write(rows)
+        writer.close()
+    assert pq.read_table(tmp_path / "part")["x"].to_pylist() == [*numbers[:4], None, None, None, None]
+    with PartWriter(tmp_path / "part", NDJSON, rows.schema) as writer:
+        writer.write(rows)
+        writer.close()
+    lines = [json.loads(line)["x"] for line in (tmp_path / "part").read_text().splitlines()]
+    assert lines == [*numbers[:4], None, None, None, None]
+
+
+def test_a_single_column_with_and_without_null_is_read_back(tmp_path: Path) -> None:
+    schema = pa.schema([("v", pa.string())])
+    with PartWriter(tmp_path / "part", CSV, schema) as writer:
+        writer.write(pa.record_batch([pa.array([None, 'q"', "", None])], schema=schema))
+        writer.write(pa.record_batch([pa.array(["a"])], schema=schema))
+        writer.close()
+    assert (tmp_path / "part").read_bytes() == b'"v"\n""\n"q"""\n""\n""\n"a"\n'
+
+
+FAULT = RowFault(3, "id", "value", "not a number")
+ROW = ("1", "yes", 1.5, None, 1, True)
+
+
+@pytest.mark.parametrize("media_type", OUTPUT_TYPES)
+def test_a_part_is_fsynced_before_its_rename_and_its_directory_after_it(
+    tmp_path: Path, media_type: str
+) -> None:
+    with recorded() as log:
+        written = write(tmp_path / "part", media_type, [[ROW]])
+    log.saved(tmp_path / "part")
+    assert log.steps(tmp_path) == [
+        "fsync .part.writing",
+        "rename .part.writing -> part",
+        "fsync .",
+    ]
+    content = (tmp_path / "part").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert written == WrittenFile("part", 1, len(content), digest)
+
+
+def test_an_errors_file_is_fsynced_before_its_rename_and_its_directory_after_it(tmp_path: Path) -> None:
+    with recorded() as log, ErrorWriter(tmp_path / "errors") as writer:
+        writer.write(FAULT)
+        assert writer.close() == "errors"
+    log.saved(tmp_path / "errors")
+    assert log.steps(tmp_path) == [
+        "fsync .errors.writing",
+        "rename .errors.writing -> errors",
+        "fsync .",
+    ]
+
+
+def test_an_errors_file_is_complete_or_absent(tmp_path: Path) -> None:
+    with ErrorWriter(tmp_path / "errors") as writer:
+        writer.write(FAULT)
+        assert [path.name for path in tmp_path.iterdir()] == [".errors.writing"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_is_never_opened_for_writing_at_its_path(tmp_path: Path) -> None:
+    with recorded() as log:
+        write(tmp_path / "part", CSV, [[ROW]])
+    assert [event.path.name for event in log.events if event.kind == "open"] == [".part.writing"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+@pytest.mark.parametrize("media_type", OUTPUT_TYPES)
+def test_a_failed_fsync_or_rename_leaves_no_part(tmp_path: Path, media_type: str, step: str) -> None:
+    def break_disk(event: Event) -> None:
+        if event.kind == step:
+            raise OSError(5, "Input/output error")
+
+    with recorded(break_disk), pytest.raises(OSError, match="Input/output"):
+        write(tmp_path / "part", media_type, [[ROW]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_the_context_keeps_a_closed_part(tmp_path: Path) -> None:
+    with recorded() as log:
+        write(tmp_path / "part", CSV, [[ROW]])
+    assert log.steps(tmp_path, "unlink") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+@pytest.mark.parametrize("media_type", OUTPUT_TYPES)
+def test_an_abandoned_part_receives_no_more_bytes(tmp_path: Path, media_type: str) -> None:
+    """pyarrow's writers write the end of a file when they are collected."""
+    writer = PartWriter(tmp_path / "part", media_type, SCHEMA)
+    with writer:
+        writer.write(batch([ROW]))
+        size = writer._output.tell()
+    output = writer._output
+    assert output.file.closed
+    assert output.write(b"the end") == 7
+    output.flush()
+    del writer
+    assert (output.tell(), list(tmp_path.iterdir())) == (size, [])
+
+
+def test_an_encoder_that_cannot_start_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        PartWriter(tmp_path / "part", PARQUET, None)
     assert list(tmp_path.iterdir()) == []
