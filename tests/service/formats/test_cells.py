@@ -193,7 +193,7 @@ def test_csv_cells_that_are_numbers_or_missing(text: str, value: float | None) -
     nullable = checked(B, data, csv_value)
     assert nullable.faults == {}
     is_missing = value is None or not math.isfinite(value)
-    assert np.array_equal(values(nullable), [math.nan if is_missing else value], equal_nan=True)
+    np.testing.assert_array_equal(values(nullable), [math.nan if is_missing else value])
     assert (0 in checked(A, data, csv_value).faults) == is_missing
 
 

@@ -143,3 +143,38 @@ def test_an_unpacked_schema_equals_the_original() -> None:
     ]
     schema = pa.schema([(f"c{i}", kind) for i, kind in enumerate(types)])
     assert column_types.unpack_schema(column_types.pack_schema(schema)).equals(schema)
+
+
+def test_whole_floats_become_integers_in_text_up_to_the_largest_safe_one() -> None:
+    numbers = [2.0**53 - 1, 1 - 2.0**53, 2.0**53, -(2.0**53), 0.0, -0.0, 0.5]
+    assert column_types.to_text(pa.array(numbers)).to_pylist() == [
+        "9007199254740991",
+        "-9007199254740991",
+        "9.007199254740992e+15",
+        "-9.007199254740992e+15",
+        "0",
+        "0",
+        "0.5",
+    ]
+
+
+@pytest.mark.parametrize("digits", [18, 19])
+def test_integers_of_nineteen_digits_are_codes(digits: int) -> None:
+    texts = pa.array(["1", None, "1" * digits])
+    assert column_types.find_code(texts) == ("1" * 19 if digits == 19 else None)
+    block = b"a\n1\n" + b"1" * digits + b"\n"
+    assert (column_types.MAYBE_CODE.search(block) is not None) == (digits == 19)
+
+
+def test_the_message_about_a_cell_names_its_column() -> None:
+    def described(number: int) -> str:
+        error = pa.ArrowInvalid(
+            f"In CSV column #{number}: Row #7: CSV conversion error to int64: invalid 'x'"
+        )
+        return column_types.describe_cell_error(error, ["a", "b"])
+
+    assert (described(0), described(1)) == ("column \"a\": invalid 'x'", "column \"b\": invalid 'x'")
+    assert described(2).startswith("In CSV column #2")
+    assert column_types.describe_cell_error(ValueError("y" * 301), ["a"]) == "y" * 300
+    long = column_types.describe_cell_error(ValueError("In CSV column #0: " + "z" * 201), ["a"])
+    assert long == 'column "a": ' + "z" * 200
