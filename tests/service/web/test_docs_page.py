@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from registry import db, revision
 from registry.tables import ModelRow, VersionRow
@@ -29,6 +29,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 TIMEOUT_MS = 20_000
+POLL_MS = 2000
+"""The page's interval, `POLL_MS` in static/docs.js."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
     context.set_default_timeout(TIMEOUT_MS)
     expect.set_options(timeout=TIMEOUT_MS)  # assertions have a timeout of their own
     foreign_urls: list[str] = []
+    context.clock.install()  # it runs as the real one, and `pass_poll_intervals` advances it
     page = context.new_page()
     page.on("console", lambda m: console_errors.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: console_errors.append(str(e)))
@@ -79,15 +82,12 @@ def is_local(url: str) -> bool:
     return url.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))
 
 
-@pytest.fixture
-def own_server(page: Page, home: Path) -> Iterator[Server]:
-    """A server with two web processes, whose registry the test may change.
-
-    The page leaves it before it ends: its next poll would log an error.
-    """
+@pytest.fixture(scope="module")
+def server(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with two web processes. Each test changes other models of its registry."""
+    home = Path(shutil.copytree(published_home, tmp_path_factory.mktemp("docs") / "home"))
     with serving(home, workers=2) as server:
         yield server
-        page.goto("about:blank")
 
 
 def open_page(page: Page, server: Server, path: str = "/docs") -> None:
@@ -98,7 +98,20 @@ def open_page(page: Page, server: Server, path: str = "/docs") -> None:
 
 
 def expect_summary(page: Page, text: str) -> None:
-    expect(page.locator(".opblock-summary-description", has_text=text)).to_be_visible()
+    expect(summary(page, text)).to_be_visible()
+
+
+def pass_poll_intervals(page: Page, locator: Locator) -> None:
+    """Let the page's clock, but not the test's, pass the interval of its polls until `locator` is visible."""
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
+    while not locator.is_visible() and time.monotonic() < deadline:
+        page.clock.fast_forward(POLL_MS)
+        page.wait_for_timeout(50)  # the response's
+    expect(locator).to_be_visible()
+
+
+def summary(page: Page, text: str) -> Locator:
+    return page.locator(".opblock-summary-description", has_text=text)
 
 
 def execute(page: Page) -> None:
@@ -112,13 +125,19 @@ def response_text(page: Page) -> str:
     return page.locator("tr.response:not([data-code]) .highlight-code code").first.inner_text()
 
 
-def publish(client: httpx.Client, name: str) -> None:
+def promote_flag(server: Server, version: int) -> None:
+    with server.client() as client:
+        client.put("/v1/models/flag/aliases/champion", json={"version": version}).raise_for_status()
+
+
+def publish(server: Server, name: str) -> None:
     """Publish version 1 of a new model, which becomes champion when it is built."""
     content = pickle_model(sign_classifier().model)
     digest = hashlib.sha256(content).hexdigest()
-    client.put(f"/v1/artifacts/{digest}", content=content).raise_for_status()
     body = {"artifact": digest, "format": "sklearn-joblib", "alias": "champion"}
-    client.post(f"/v1/models/{name}/versions", json=body).raise_for_status()
+    with server.client() as client:
+        client.put(f"/v1/artifacts/{digest}", content=content).raise_for_status()
+        client.post(f"/v1/models/{name}/versions", json=body).raise_for_status()
 
 
 def test_the_page_shows_fields_and_an_example_and_executes_requests(page: Page, server: Server) -> None:
@@ -168,43 +187,43 @@ def test_a_rejected_key_is_reported_and_a_forgotten_key_prompted_for(
     assert page.evaluate("sessionStorage.length + localStorage.length") == 0
 
 
-def test_the_page_follows_promotions_and_publications(page: Page, own_server: Server) -> None:
-    open_page(page, own_server)
-    expect_summary(page, "Predict with flag version 1 (champion, onnx)")
-    with own_server.client() as client:
-        client.put("/v1/models/flag/aliases/champion", json={"version": 2}).raise_for_status()
-        expect_summary(page, "Predict with flag version 2 (champion, onnx)")
-        publish(client, "newcomer")
-        expect_summary(page, "Predict with newcomer version 1 (champion, onnx)")
+def test_the_page_follows_promotions_and_publications(page: Page, server: Server) -> None:
+    promote_flag(server, 1)
+    open_page(page, server)
+    pass_poll_intervals(page, summary(page, "Predict with flag version 1 (champion, onnx)"))
+    promote_flag(server, 2)
+    pass_poll_intervals(page, summary(page, "Predict with flag version 2 (champion, onnx)"))
+    publish(server, "newcomer")
+    pass_poll_intervals(page, summary(page, "Predict with newcomer version 1 (champion, onnx)"))
 
 
-def test_the_page_of_an_unknown_model_shows_it_after_its_publication(
-    page: Page, own_server: Server, console_errors: list[str]
+def test_the_page_of_an_unknown_model_shows_it_when_it_exists(
+    page: Page, server: Server, console_errors: list[str]
 ) -> None:
-    page.goto(f"{own_server.url}/v1/models/newcomer/docs")
-    page.get_by_label("API key").fill(own_server.key)
+    page.goto(f"{server.url}/v1/models/late-0000/docs")
+    page.get_by_label("API key").fill(server.key)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_text("Not available: there is no model")).to_be_visible()
-    with own_server.client() as client:
-        publish(client, "newcomer")
-    expect_summary(page, "Predict with newcomer version 1 (champion, onnx)")
+    add_models(server.home, "late", 1)
+    pass_poll_intervals(page, summary(page, "Predict with late-0000 version 1 (onnx)"))
     expect(page.get_by_text("Not available")).to_be_hidden()
     remove_error(page, console_errors, 404)
 
 
-def test_an_open_try_it_out_is_not_replaced(page: Page, own_server: Server) -> None:
-    open_page(page, own_server, "/v1/models/flag/docs")
+def test_an_open_try_it_out_is_not_replaced(page: Page, server: Server) -> None:
+    promote_flag(server, 1)
+    open_page(page, server, "/v1/models/flag/docs")
+    pass_poll_intervals(page, summary(page, "Predict with flag version 1"))
     execute(page)
-    with own_server.client() as client:
-        client.put("/v1/models/flag/aliases/champion", json={"version": 2}).raise_for_status()
-    expect(page.get_by_text("The registry has changed")).to_be_visible()
+    promote_flag(server, 2)
+    pass_poll_intervals(page, page.get_by_text("The registry has changed"))
     assert '"version": 1' in response_text(page)
     page.get_by_role("button", name="Update the page").click()
     expect_summary(page, "Predict with flag version 2")
     expect(page.get_by_text("The registry has changed")).to_be_hidden()
 
 
-def add_models(home: Path, count: int) -> None:
+def add_models(home: Path, prefix: str, count: int) -> None:
     """Insert `count` models with a ready version each."""
     engine = db.connect(f"sqlite:///{home / 'registry.db'}")
     signature = SIGNATURES["strings"].to_json()
@@ -218,27 +237,25 @@ def add_models(home: Path, count: int) -> None:
     more_fields = {"metrics": {}, "lineage": {}, "signature": signature, "servable": "0" * 64}
     with db.sessions(engine).begin() as session:
         for i in range(count):
-            owner = ModelRow(name=f"m-{i:04}", last_number=1, created_by="test")
+            owner = ModelRow(name=f"{prefix}-{i:04}", last_number=1, created_by="test")
             session.add(owner)
             session.add(VersionRow(model=owner, number=1, description=f"number {i}", **fields, **more_fields))
         session.flush()
         for i in range(count):
-            revision.record_change(session, "model", f"m-{i:04}")
+            revision.record_change(session, "model", f"{prefix}-{i:04}")
     engine.dispose()
 
 
-def test_a_thousand_models_are_listed_and_filtered(page: Page, home: Path) -> None:
-    add_models(home, 1000)
-    with serving(home) as server:
-        open_page(page, server)
-        page.reload()
-        expect(page.locator("#list li").first).to_be_visible()
-        expect(page.get_by_role("heading", name="1,011 models")).to_be_visible()
-        page.get_by_label("Filter models").fill("m-0777")
-        expect(page.locator("#list li:visible")).to_have_count(1)
-        page.get_by_role("link", name="m-0777").click()
-        expect_summary(page, "Predict with m-0777 version 1 (onnx)")
-        page.go_back()
-        page.get_by_label("Filter models").fill("nothing like it")
-        expect(page.get_by_text("No model matches.")).to_be_visible()
-        page.goto("about:blank")  # its next poll would find no server
+def test_a_thousand_models_are_listed_and_filtered(page: Page, server: Server) -> None:
+    with server.client() as client:
+        count = len(client.get("/v1/models").json()["items"])
+    add_models(server.home, "m", 1000)
+    open_page(page, server)
+    expect(page.get_by_role("heading", name=f"{count + 1000:,} models")).to_be_visible()
+    expect(page.locator("#list li").first).to_be_visible()
+    page.get_by_label("Filter models").fill("nothing like it")
+    expect(page.get_by_text("No model matches.")).to_be_visible()
+    page.get_by_label("Filter models").fill("m-0777")
+    expect(page.locator("#list li:visible")).to_have_count(1)
+    page.get_by_role("link", name="m-0777").click()
+    expect_summary(page, "Predict with m-0777 version 1 (onnx)")
