@@ -7,6 +7,7 @@ temporary file, hashed while it is written, fsynced and renamed; then the direct
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from registry.errors import DigestMismatch, NotFound, TooLarge, invalid_field
+from registry.errors import Damaged, DigestMismatch, NotFound, TooLarge, invalid_field
 
 CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -72,15 +73,18 @@ class BlobWriter:
         self._file.write(chunk)
 
     def commit(self, expected: str | None = None) -> Blob:
-        """Move the blob to its final path. Raises `DigestMismatch` if its sha256 is not `expected`."""
+        """Move the blob to its final path. Raises `DigestMismatch` if its sha256 is not `expected`.
+
+        A stored blob whose bytes differ is damaged, and is replaced.
+        """
         digest = self._hash.hexdigest()
         if expected is not None and digest != expected:
             raise DigestMismatch(expected, digest)
         final = self._store._place(digest)
-        if self._store.touch(digest):
+        self._file.flush()
+        if self._store.touch(digest) and _has_bytes_of(final, self._path):
             fsync_directory(final.parent)  # another writer may have renamed it without this fsync yet
             return Blob(digest, self.bytes, created=False)
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._store._require_directory(final.parent)
         self._path.rename(final)
@@ -95,6 +99,7 @@ class Store:
         self.root = root
         self.incoming = root / "incoming"
         self._durable_directories: set[Path] = set()
+        self._verified: dict[str, tuple[int, int]] = {}  # inode and size of blobs whose digest was right
         create_directory(root)
         self.incoming.mkdir(exist_ok=True, mode=0o700)
 
@@ -117,6 +122,22 @@ class Store:
         place = self._place(sha256)
         if not place.is_file():
             raise NotFound("artifact", sha256, "upload it with PUT /v1/artifacts/{sha256}")
+        return place
+
+    def verified_path(self, sha256: str) -> Path:
+        """Return the path of the blob. Raises `NotFound`, `Damaged` if its bytes have another sha256.
+
+        Reads the whole blob when this process uses it for the first time, and when its file was replaced or
+        changed its size.
+        """
+        place = self.path(sha256)
+        with place.open("rb") as file:
+            status = os.fstat(file.fileno())
+            identity = (status.st_ino, status.st_size)
+            if self._verified.get(sha256) != identity:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise Damaged(sha256, status.st_size)
+                self._verified[sha256] = identity
         return place
 
     def open(self, sha256: str) -> BinaryIO:
@@ -186,6 +207,12 @@ class Store:
         if directory not in self._durable_directories:  # its creator may not have done this fsync yet
             fsync_directory(self.root)
             self._durable_directories.add(directory)
+
+
+def _has_bytes_of(path: Path, other: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # deleted by garbage collection meanwhile
+        return filecmp.cmp(path, other, shallow=False)
+    return False
 
 
 def _age_s(path: Path) -> float:

@@ -114,6 +114,16 @@ class DigestMismatch(Invalid):
         )
 
 
+class Damaged(TriviumError):
+    """A stored blob has other bytes than its name states."""
+
+    def __init__(self, sha256: str, size: int) -> None:
+        super().__init__(
+            f"the stored file {sha256} is damaged: its {size} bytes have another sha256; "
+            "restore it from a backup, or upload the same file again"
+        )
+
+
 class TooLarge(TriviumError):
     pass
 

@@ -114,10 +114,10 @@ class BuildTasks:
     def _request(self, version: VersionRow, out: Path) -> BuildRequest:
         example = version.example or {}
         return BuildRequest(
-            artifact=str(self._store.path(version.artifact).absolute()),
+            artifact=str(self._store.verified_path(version.artifact).absolute()),
             format=cast(Format, version.format),  # `versions.publish` has checked it
             out=str(out),
-            example=str(self._store.path(example["artifact"]).absolute()) if example else None,
+            example=str(self._store.verified_path(example["artifact"]).absolute()) if example else None,
             example_media_type=example.get("media_type"),
             target=version.target,
             signature=version.publisher_signature,
@@ -179,7 +179,7 @@ class ExportTasks:
     def _request(self, inputs: exports.ExportInputs, out: Path) -> ExportRequest:
         example, calibration = inputs.example or {}, inputs.calibration or {}
         return ExportRequest(
-            artifact=str(self._store.path(inputs.artifact).absolute()),
+            artifact=str(self._store.verified_path(inputs.artifact).absolute()),
             format=cast(Format, inputs.format),
             signature=inputs.signature,
             model=inputs.model,
@@ -197,7 +197,7 @@ class ExportTasks:
 
     def _path(self, table: dict[str, str]) -> str | None:
         """The local path of an uploaded table, if there is one."""
-        return str(self._store.path(table["artifact"]).absolute()) if table else None
+        return str(self._store.verified_path(table["artifact"]).absolute()) if table else None
 
 
 def store_file(store: Store, out: Path, name: str) -> Blob:

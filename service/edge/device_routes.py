@@ -148,7 +148,7 @@ def _file_response(
 ) -> ConditionalFileResponse:
     suffix = "" if export.quantize == "none" else f"-{export.quantize}"
     return ConditionalFileResponse(
-        services.store.path,
+        services.store.verified_path,
         export.sha256,
         export.zstd,
         validators=caching | _version_headers(export) | {"Vary": vary},

@@ -83,5 +83,9 @@ async def target(
     export = await services.snapshot.find(find)
     # never compressed: TUF clients compare the length of the body with the signed length
     return ConditionalFileResponse(
-        services.store.path, export.sha256, None, validators=IMMUTABLE, headers={"Content-Type": MEDIA_TYPE}
+        services.store.verified_path,
+        export.sha256,
+        None,
+        validators=IMMUTABLE,
+        headers={"Content-Type": MEDIA_TYPE},
     )

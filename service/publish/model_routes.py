@@ -157,7 +157,7 @@ def get_artifact(
     """Download the published file."""
     row = versions.get(session, name, version)
     return FileResponse(
-        services.store.path(row.artifact),
+        services.store.verified_path(row.artifact),
         media_type="application/octet-stream",
         filename=f"{name}-{version}{FORMAT_SUFFIXES[row.format][0]}",
     )

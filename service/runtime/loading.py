@@ -122,8 +122,8 @@ def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
 
 
 def start_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:
-    """Start the runtime that the version's build chose. Raises `Unavailable`."""
-    path = store.path(spec.blob)
+    """Start the runtime that the version's build chose. Raises `Unavailable`, `Damaged`."""
+    path = store.verified_path(spec.blob)
     if spec.runtime == "onnx":
         return OnnxRuntime(path, spec.signature)
     if spec.runtime == "tflite":
@@ -164,7 +164,7 @@ def start_bulk_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) ->
     startup.import_numba()
     from service.runtime.forest_runtime import ForestRuntime  # numba takes 0.3 s and 70 MB: only if needed
 
-    return ForestRuntime(store.path(spec.forest), spec.signature)
+    return ForestRuntime(store.verified_path(spec.forest), spec.signature)
 
 
 def is_shared(runtime: ModelRuntime) -> bool:

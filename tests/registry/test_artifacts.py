@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from registry.artifacts import Store, check_sha256, create_directory, fsync_directory
-from registry.errors import DigestMismatch, Invalid, NotFound, TooLarge
+from registry.errors import Damaged, DigestMismatch, Invalid, NotFound, TooLarge
 from tests.harness.durability import Event, recorded
 from tests.registry import child_actions
 from tests.registry.helpers import processes, run_until_killed, threads
@@ -60,6 +60,33 @@ def test_an_existing_blob_is_not_written_again(store: Store) -> None:
     assert store.path(SHA).stat().st_ino == inode
     assert next(iter(store)).age_s < 60  # its age was reset
     assert _files(store) == [store.path(SHA)]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [CONTENT[:-1], b"", CONTENT + b"x", b"X" + CONTENT[1:]],
+    ids=["short", "empty", "long", "flipped"],
+)
+def test_a_damaged_blob_is_refused_until_it_is_put_again(store: Store, damaged: bytes) -> None:
+    store.put([CONTENT])
+    store.path(SHA).write_bytes(damaged)
+    for _ in range(2):
+        with pytest.raises(Damaged, match=f"{SHA} is damaged: its {len(damaged)} bytes have another sha256"):
+            store.verified_path(SHA)
+    assert store.put([CONTENT], SHA) == (SHA, len(CONTENT), True)
+    assert store.verified_path(SHA).read_bytes() == CONTENT
+    assert _files(store) == [store.path(SHA)]
+
+
+def test_a_blob_that_is_truncated_after_it_was_verified_is_refused(store: Store) -> None:
+    store.put([CONTENT])
+    assert store.verified_path(SHA) == store.path(SHA)
+    store.path(SHA).write_bytes(CONTENT[:-1])
+    with pytest.raises(Damaged):
+        store.verified_path(SHA)
+    store.delete(SHA)
+    with pytest.raises(NotFound):
+        store.verified_path(SHA)
 
 
 def test_bytes_with_another_digest_are_not_stored(store: Store) -> None:

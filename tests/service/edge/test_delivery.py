@@ -278,6 +278,16 @@ async def test_a_file_missing_on_disk_is_404(edge: EdgeApi):
     assert (await edge.get(path, if_none_match=file.etag)).status_code == 304, "without a disk access"
 
 
+async def test_a_damaged_file_is_refused(edge: EdgeApi):
+    file = add_export(edge.api.services, b"damaged later", model="forest")
+    edge.api.services.store.path(file.sha256).write_bytes(b"damaged")
+    for url in ("/v1/edge/forest/latest.tflite", f"/v1/blobs/{file.sha256}"):
+        problem = check_problem(await edge.get(url), 500)
+        assert f"{file.sha256} is damaged: its 7 bytes have another sha256" in problem["detail"]
+    await edge.api.upload(file.content)
+    assert (await edge.get("/v1/edge/forest/latest.tflite")).content == file.content
+
+
 async def test_a_304_needs_no_database_query(edge: EdgeApi):
     def fail(*_: object) -> None:
         raise AssertionError("a query was executed")
