@@ -85,6 +85,8 @@ def _read_csv(path: Path) -> pa.Table:
     """Dates, times and codes such as 01067 stay strings, as they are in the file; empty cells are missing."""
     table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
     types = {f.name: f.type for f in table.schema}
+    if len(types) < table.num_columns:
+        return table  # `read` rejects a repeated name
     temporal = {name for name, kind in types.items() if pa.types.is_temporal(kind)}
     numbers = {n for n, kind in types.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)}
     reread = [name for name in types if name in temporal | numbers]

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Refused
-from service.compiler.example import cast_column, read, to_numpy
+from registry.signature import MAX_SAFE_INTEGER, DType
+from service.compiler.example import (
+    MAX_ROWS,
+    ExampleTable,
+    cast_column,
+    dtype_of,
+    read,
+    require_exact_in_float64,
+    to_numpy,
+)
 
 FRAME = pd.DataFrame(
     {
@@ -82,3 +94,157 @@ def test_a_cast_that_changes_a_value_is_rejected_by_column(tmp_path: Path) -> No
         cast_column("price", example.columns["price"], "int64")
     with pytest.raises(Refused, match="'count'"):
         cast_column("count", example.columns["count"], "bool")
+
+
+PARQUET = "application/vnd.apache.parquet"
+
+
+def parquet(folder: Path, *columns: tuple[str, pa.Array]) -> Path:
+    table = pa.table([array for _, array in columns], names=[name for name, _ in columns])
+    pq.write_table(table, folder / "example.parquet")
+    return folder / "example.parquet"
+
+
+@pytest.mark.parametrize("size", [1, MAX_ROWS, MAX_ROWS + 1])
+def test_the_first_ten_thousand_rows_are_read_with_their_true_values(tmp_path: Path, size: int) -> None:
+    path = parquet(tmp_path, ("a", pa.array(np.arange(size))), ("y", pa.array(np.arange(size) * 2)))
+    example = read(path, PARQUET, "y")
+    count = min(size, MAX_ROWS)
+    assert example.target is not None
+    assert len(example) == len(example.target) == count
+    assert example.columns["a"].to_pylist() == list(range(count))
+    assert example.target.to_pylist() == list(range(0, 2 * count, 2))
+
+
+def test_an_example_has_at_least_one_row_and_one_column(tmp_path: Path) -> None:
+    for columns in ([("a", pa.array([], pa.int64()))], []):
+        with pytest.raises(Refused, match="the example has no rows"):
+            read(parquet(tmp_path, *columns), PARQUET)
+    assert len(ExampleTable({})) == 0
+
+
+def test_a_repeated_column_is_rejected_by_name(tmp_path: Path) -> None:
+    for values in ("1,2,3", "1,x,y"):
+        (tmp_path / "example.csv").write_text(f"b,a,a\n{values}\n")
+        with pytest.raises(Refused, match="the column 'a' more than once"):
+            read(tmp_path / "example.csv", "text/csv")
+
+
+def test_json_integers_beside_floats_are_floats(tmp_path: Path) -> None:
+    (tmp_path / "e.json").write_text(
+        '[{"f": 1, "i": 1, "b": true}, {"f": 1.5, "i": 2, "b": null}, {"f": null, "c": "x"}]'
+    )
+    example = read(tmp_path / "e.json", "application/json")
+    assert {n: example.dtype(n) for n in example.columns} == {
+        "f": "float64",
+        "i": "int64",
+        "b": "bool",
+        "c": "string",
+    }
+    assert example.columns["f"].to_pylist() == [1.0, 1.5, None]
+    assert example.columns["c"].to_pylist() == [None, None, "x"]
+
+
+def test_dictionaries_and_nan_become_values_and_missing_values(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path,
+        ("city", pa.array(["x", "y", "x"]).dictionary_encode()),
+        ("size", pa.array([1.0, np.nan, np.inf])),
+        ("small", pa.array([0.5, np.nan, 1.0], pa.float32())),
+        ("day", pa.array([0, 1, 2], pa.date32())),
+        ("price", pa.array([1, 2, 3]).cast(pa.decimal128(21, 2))),
+    )
+    example = read(path, PARQUET)
+    assert {n: example.dtype(n) for n in example.columns} == {
+        "city": "string",
+        "size": "float64",
+        "small": "float32",
+        "day": "string",
+        "price": "float64",
+    }
+    assert example.columns["city"].to_pylist() == ["x", "y", "x"]
+    assert example.columns["size"].to_pylist() == [1.0, None, np.inf]
+    assert example.columns["small"].to_pylist() == [0.5, None, 1.0]
+    assert example.columns["day"].to_pylist()[1] == "1970-01-02"
+
+
+def test_numbers_beyond_int64_and_nested_values_are_rejected_by_column(tmp_path: Path) -> None:
+    largest = parquet(tmp_path, ("n", pa.array([2**63 - 1], pa.uint64())))
+    assert read(largest, PARQUET).columns["n"].to_pylist() == [2**63 - 1]
+    with pytest.raises(Refused, match="'n' does not fit into int64"):
+        read(parquet(tmp_path, ("n", pa.array([2**63], pa.uint64()))), PARQUET)
+    for nested in (pa.array([[1]]), pa.array([b"x"])):
+        with pytest.raises(Refused, match=r"'n' holds .*, which a feature cannot have"):
+            read(parquet(tmp_path, ("n", nested)), PARQUET)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (pa.bool_(), "bool"),
+        (pa.int8(), "int64"),
+        (pa.uint64(), "int64"),
+        (pa.float16(), "float32"),
+        (pa.float32(), "float32"),
+        (pa.float64(), "float64"),
+        (pa.decimal128(5), "float64"),
+        (pa.null(), "float64"),
+        (pa.string(), "string"),
+        (pa.large_string(), "string"),
+        (pa.string_view(), "string"),
+        (pa.timestamp("s"), "string"),
+    ],
+)
+def test_each_type_of_arrow_has_a_dtype(kind: pa.DataType, dtype: DType) -> None:
+    assert dtype_of(kind) == dtype
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0, 1, None], "bool", [False, True, None]),
+        ([0, 2], "bool", None),
+        ([0, -1], "bool", None),
+        ([True, False], "bool", [True, False]),
+        ([0.0, 1.0], "bool", [False, True]),
+        ([0.5], "bool", None),
+        ([1.0, 2.0], "int64", [1, 2]),
+        ([1.5], "int64", None),
+        ([0.1], "float32", [float(np.float32(0.1))]),
+        ([2**53], "float64", [2.0**53]),
+        ([2**53 + 1], "float64", None),
+        ([1, 2], "string", ["1", "2"]),
+        (["x"], "float64", None),
+    ],
+)
+def test_a_cast_keeps_every_value_or_is_rejected(
+    values: list[object], dtype: DType, expected: list[object] | None
+) -> None:
+    if expected is None:
+        with pytest.raises(Refused, match=f"'a' does not fit the dtype {dtype}"):
+            cast_column("a", pa.array(values), dtype)
+    else:
+        assert cast_column("a", pa.array(values), dtype).to_pylist() == expected
+
+
+def test_integers_that_float64_holds_exactly_end_below_2_to_the_53() -> None:
+    require_exact_in_float64("a", pa.array([MAX_SAFE_INTEGER, -MAX_SAFE_INTEGER, None]))
+    for beyond in (MAX_SAFE_INTEGER + 1, -MAX_SAFE_INTEGER - 1):
+        with pytest.raises(Refused, match=f"'a' holds {beyond}"):
+            require_exact_in_float64("a", pa.array([1, beyond]))
+
+
+def test_columns_become_arrays_with_nan_and_none_for_missing_values() -> None:
+    cases: list[tuple[pa.Array, DType, str, list[object]]] = [
+        (pa.array([1, 2]), "int64", "int64", [1, 2]),
+        (pa.array([1, None]), "int64", "float64", [1.0, np.nan]),
+        (pa.array([True, False]), "bool", "bool", [True, False]),
+        (pa.array([True, None]), "bool", "float64", [1.0, np.nan]),
+        (pa.array([0.5, None]), "float64", "float64", [0.5, np.nan]),
+        (pa.array([0.5, None], pa.float32()), "float32", "float32", [0.5, np.nan]),
+        (pa.array(["x", None]), "string", "object", ["x", None]),
+    ]
+    for column, dtype, numpy_dtype, expected in cases:
+        array = to_numpy(column, dtype)
+        assert (str(array.dtype), str(array.tolist())) == (numpy_dtype, str(expected))
+        assert array.flags.writeable
