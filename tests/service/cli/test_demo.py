@@ -1,7 +1,8 @@
-"""`scripts/demo`, run as a user runs it."""
+"""`scripts/demo`, run as a user runs it. The tests share the files of one demo: each run takes seconds."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -24,18 +26,54 @@ from service.compiler.tflite import conversion
 from tests.service.builds.processes import wait_for_end
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"
-COMMAND = [sys.executable, DEMO, "--port", "0"]
+COMMAND = [sys.executable, str(DEMO), "--port", "0"]
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")} | {"PYTHONUNBUFFERED": "1"}
+KERAS = ["--keras"] if importlib.util.find_spec("tensorflow") else []
+RUNNING = "Running    Ctrl-C stops the server\n"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo without `--once`, whose server keeps running."""
-    process = subprocess.Popen(COMMAND, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, text=True)
-    with process:
-        yield process
+class Demo(NamedTuple):
+    """A demo in `folder`, whose server runs, and the output of its steps."""
+
+    folder: Path
+    process: subprocess.Popen[str]
+    output: str
+
+
+def start_demo(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a demo without `--once`, whose server keeps running."""
+    command = [*COMMAND, *options]
+    return subprocess.Popen(command, cwd=folder, env=ENV, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    folder = tmp_path_factory.mktemp("demo")
+    with start_demo(folder, *KERAS) as process:
+        assert process.stdout is not None
+        yield Demo(folder, process, "".join(iter(process.stdout.readline, RUNNING)))
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def stopped(running: Demo) -> Demo:
+    """The demo after ctrl-C, with its files."""
+    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGTERM)  # a second signal, as a closed terminal sends it, is ignored
+    running.process.wait(timeout=60)
+    return running
+
+
+@pytest.fixture(scope="module")
+def second_output(stopped: Demo) -> str:
+    """The output of a second run with `--once`, with the models of the first."""
+    process = subprocess.run(
+        [*COMMAND, "--once", *KERAS], cwd=stopped.folder, env=ENV, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stderr == ""
+    return process.stdout
 
 
 def child_pids(pid: int) -> list[int]:
@@ -43,29 +81,20 @@ def child_pids(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads child processes from /proc")
-def test_a_demo_that_ends_during_the_servers_start_leaves_no_server(demo):
-    while not (pids := child_pids(demo.pid)):
-        assert demo.poll() is None
-        time.sleep(0.002)  # the signal must arrive while the server starts
-    demo.terminate()
-    assert demo.wait(timeout=60) == 143
-    assert wait_for_end(pids[0])
+def test_a_demo_that_ends_during_the_servers_start_leaves_no_server(tmp_path: Path) -> None:
+    with start_demo(tmp_path) as demo:
+        while not (pids := child_pids(demo.pid)):
+            assert demo.poll() is None
+            time.sleep(0.002)  # the signal must arrive while the server starts
+        demo.terminate()
+        assert demo.wait(timeout=60) == 143
+        assert wait_for_end(pids[0])
 
 
-def run_once(folder: Path, *options: str) -> str:
-    """Run the demo with `--once` and return its output."""
-    process = subprocess.run(
-        [*COMMAND, "--once", *options], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stderr == ""
-    assert "Commands to try" not in process.stdout  # their server has ended
-    assert process.stdout.splitlines()[-1].startswith("Stopped")
-    return process.stdout
-
-
-def test_the_demo_runs_until_ctrl_c_reuses_its_models_and_fails_for_wrong_answers(demo, tmp_path):
-    output = "".join(iter(demo.stdout.readline, "Running    Ctrl-C stops the server\n"))
+def test_the_commands_that_the_demo_prints_work_until_ctrl_c(
+    running: Demo, request: pytest.FixtureRequest
+) -> None:
+    output, folder = running.output, running.folder
     assert "Published  breast-cancer version 1 over HTTP: ready" in output
     assert "Runtime    onnx" in output
     assert output.count("143 of 143 labels equal scikit-learn's") == 2  # over HTTP, and on LiteRT
@@ -75,7 +104,7 @@ def test_the_demo_runs_until_ctrl_c_reuses_its_models_and_fails_for_wrong_answer
     assert re.search(r"^Pulled .*: installed version 1 as ", output, re.MULTILINE)
     assert re.search(r"^Scored     1,000,000 rows in \d+ partitions, [\d,]+ rows/s", output, re.MULTILINE)
     assert "each row once and in order; 500 of 500 labels equal the online predictions" in output
-    assert "Scheduled  breast-cancer-weekly: every week, for the first time in 5 s" in output
+    assert "Scheduled  breast-cancer-weekly: every week, for the first time in 1 s" in output
     assert re.search(
         r"^Ran        job \d+, started by breast-cancer-weekly: accuracy 0\.9", output, re.MULTILINE
     )
@@ -83,7 +112,7 @@ def test_the_demo_runs_until_ctrl_c_reuses_its_models_and_fails_for_wrong_answer
     assert docs is not None
     assert httpx.get(docs[1]).status_code == 200
     answers = [
-        subprocess.run(["bash", "-euc", line], cwd=tmp_path, env=ENV, check=True, capture_output=True).stdout
+        subprocess.run(["bash", "-euc", line], cwd=folder, env=ENV, check=True, capture_output=True).stdout
         for line in re.findall(r"^  (curl .*)$", output, re.MULTILINE)
     ]
     assert [answer[:15] for answer in answers] == [
@@ -92,52 +121,59 @@ def test_the_demo_runs_until_ctrl_c_reuses_its_models_and_fails_for_wrong_answer
         b'{"model":"breas',
         b"",
     ]
-    pulled = tmp_path / ".trivium/demo/device/breast-cancer/breast-cancer.tflite"
-    assert (tmp_path / "breast-cancer.tflite").read_bytes() == pulled.read_bytes()
-    key = tmp_path / ".trivium/demo/device/breast-cancer.key"
+    pulled = folder / ".trivium/demo/device/breast-cancer/breast-cancer.tflite"
+    assert (folder / "breast-cancer.tflite").read_bytes() == pulled.read_bytes()
+    key = folder / ".trivium/demo/device/breast-cancer.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     bearer = {"Authorization": f"Bearer {key.read_text().strip()}"}
     allowed = {"/v1/edge/breast-cancer": 200, "/v1/edge/another": 403, "/v1/keys": 403}
     responses = {path: httpx.get(docs[1].removesuffix("/docs") + path, headers=bearer) for path in allowed}
     assert {path: response.status_code for path, response in responses.items()} == allowed
 
-    demo.send_signal(signal.SIGINT)
-    demo.send_signal(signal.SIGTERM)  # a second signal, as a closed terminal sends it, is ignored
-    assert demo.wait(timeout=60) == 0
+    request.getfixturevalue("stopped")
+    assert running.process.returncode == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(docs[1])
 
-    output = run_once(tmp_path)
-    assert "Published  already, as version 1" in output
-    assert output.count("Exported   already, breast-cancer version 1") == 2
-    assert re.search(r"^Pulled .*: version 1 is current$", output, re.MULTILINE)
-    assert "Created    already" in output
-    assert "Ran        job 4, started by breast-cancer-weekly" in output
 
-    wrong_model = RandomForestClassifier(1, max_depth=1, random_state=0)
-    wrong_model.fit(*load_breast_cancer(return_X_y=True, as_frame=True))
-    wrong_model.classes_ = np.array(["malignant", "benign"])
-    signature = describe(wrong_model, None, Corrections()).signature
-    pulled.write_bytes(conversion.convert(wrong_model, signature))
-    failed = subprocess.run([*COMMAND, "--once"], cwd=tmp_path, env=ENV, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "Failed     the device's answers differ from scikit-learn's" in failed.stdout
+def test_a_second_demo_reuses_the_models_and_files_of_the_first(second_output: str) -> None:
+    assert "Commands to try" not in second_output  # their server has ended
+    assert second_output.splitlines()[-1].startswith("Stopped")
+    assert "Published  already, as version 1" in second_output
+    assert second_output.count("Exported   already, breast-cancer version 1") == 2
+    assert re.search(r"^Pulled .*breast-cancer.*: version 1 is current$", second_output, re.MULTILINE)
+    assert "Created    already" in second_output
+    assert "Ran        job 4, started by breast-cancer-weekly" in second_output
 
 
-def test_a_cnn_is_served_and_exported_and_its_int8_file_is_a_third_as_large(tmp_path, requires_tensorflow):
-    output = run_once(tmp_path, "--keras")
+def test_a_cnn_is_served_and_exported_and_its_int8_file_is_a_third_as_large(
+    requires_tensorflow: None, stopped: Demo, second_output: str
+) -> None:
+    output = stopped.output
     assert "Published  digits version 1 over HTTP: ready" in output
     assert "Runtime    tflite: converted to LiteRT" in output
     assert "500 of 500 labels equal those of Keras" in output
     figures = re.search(
         r"accuracy (\S+) in float32, (\S+) in int8;\s+(\S+) bytes in float32, (\S+) in int8", output
     )
+    assert figures is not None
     before, after = float(figures[1]), float(figures[2])
     assert before > 0.9
     assert after > before - 0.02
     assert int(figures[4].replace(",", "")) < int(figures[3].replace(",", "")) / 3 + 1000
 
-    again = run_once(tmp_path, "--keras")
-    assert again.count("Published  already, as version 1") == 2
-    assert again.count("Exported   already, digits version 1") == 2
-    assert len(re.findall(r"^Pulled .*: version 1 is current$", again, re.MULTILINE)) == 2
+    assert second_output.count("Published  already, as version 1") == 2
+    assert second_output.count("Exported   already, digits version 1") == 2
+    assert len(re.findall(r"^Pulled .*: version 1 is current$", second_output, re.MULTILINE)) == 2
+
+
+def test_the_demo_fails_when_the_device_answers_differently(second_output: str, stopped: Demo) -> None:
+    pulled = stopped.folder / ".trivium/demo/device/breast-cancer/breast-cancer.tflite"
+    wrong_model = RandomForestClassifier(1, max_depth=1, random_state=0)
+    wrong_model.fit(*load_breast_cancer(return_X_y=True, as_frame=True))
+    wrong_model.classes_ = np.array(["malignant", "benign"])
+    signature = describe(wrong_model, None, Corrections()).signature
+    pulled.write_bytes(conversion.convert(wrong_model, signature))
+    failed = subprocess.run([*COMMAND, "--once"], cwd=stopped.folder, env=ENV, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "Failed     the device's answers differ from scikit-learn's" in failed.stdout
