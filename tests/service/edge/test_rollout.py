@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import msgspec
 import pytest
 
-from registry.errors import NotFound
+from registry.errors import Conflict, NotFound
 from service.edge.rollout import parse_version, rollout_position, select_export, version_for
-from service.runtime.snapshot import SnapshotModel, SnapshotRollout, SnapshotState
+from service.runtime.snapshot import SnapshotExport, SnapshotModel, SnapshotRollout, SnapshotState
 from tests.service.api import check_problem
 from tests.service.edge.conftest import Flag
 from tests.service.edge.export_helpers import add_export, some_file, write_export
@@ -43,6 +46,21 @@ def test_rollouts_of_other_aliases_and_models_start_with_other_devices() -> None
     assert {d for d in DEVICES if rollout_position(d, "a", "b") < 10} != {
         d for d in DEVICES if rollout_position(d, "b", "a") < 10
     }
+
+
+@pytest.mark.parametrize(("percent", "version"), [(0, 1), (34, 1), (35, 1), (36, 2), (99, 2), (100, 2)])
+def test_a_device_is_in_the_rollout_when_its_position_is_below_the_percentage(
+    percent: int, version: int
+) -> None:
+    assert rollout_position("a", "flag", "champion") == 35
+    assert version_for(model(percent), "champion", "a") == version
+
+
+def test_the_last_device_joins_at_100_percent_and_the_first_at_1_percent() -> None:
+    by_position = {rollout_position(d, "flag", "champion"): d for d in DEVICES}
+    assert set(by_position) == set(range(100))
+    assert [version_for(model(p), "champion", by_position[99]) for p in (99, 100)] == [1, 2]
+    assert [version_for(model(p), "champion", by_position[0]) for p in (0, 1)] == [1, 2]
 
 
 @pytest.mark.parametrize("device", [None, ""])
@@ -148,8 +166,8 @@ async def test_a_device_in_the_rollout_gets_404_when_the_version_has_no_export(f
 @pytest.mark.anyio
 async def test_a_device_gets_the_newest_export_that_runs_on_its_runtime(flag: Flag) -> None:
     path = "/v1/edge/flag/latest.tflite?quantize=dynamic"
-    for content, runtime in ((b"old", "1.5.0"), (b"middle", "2.9.0"), (b"new", "2.10.0")):
-        add_export(flag.api.services, content, quantize="dynamic", min_runtime=runtime)
+    for content, min_runtime in ((b"old", "1.5.0"), (b"middle", "2.9.0"), (b"new", "2.10.0")):
+        add_export(flag.api.services, content, quantize="dynamic", min_runtime=min_runtime)
     for runtime, expected in [
         (None, b"new"),
         ("2.10.0", b"new"),
@@ -181,6 +199,33 @@ async def test_an_export_without_a_minimum_runtime_runs_on_every_runtime(flag: F
 @pytest.mark.anyio
 async def test_a_too_long_device_id_is_rejected(flag: Flag) -> None:
     check_problem(await flag.api.client.get("/v1/edge/flag", headers={"X-Device-Id": "x" * 201}), 422)
+
+
+def export(number: int, min_runtime: str | None, quantize: str = "none", sha256: str = "") -> SnapshotExport:
+    return SnapshotExport(
+        number, 2, quantize, sha256 or f"{number:064x}", 1, None, min_runtime, datetime.now(UTC)
+    )
+
+
+def test_the_newest_export_whose_runtime_is_not_above_the_devices_is_selected() -> None:
+    exports = [export(4, "2.0", "int8"), export(3, "2.10"), export(2, "2.9"), export(1, "2.9")]
+    flag = msgspec.structs.replace(model(100), exports={2: exports, 1: [export(9, None)]})
+    state = SnapshotState(1, {"flag": flag}, {})
+
+    def selected(runtime: str | None, quantize: str = "none") -> int:
+        return select_export(state, "flag", "champion", quantize, None, runtime).id
+
+    runtimes = [None, "2.11", "2.10", "2.10.0", "2.9.99", "2.9"]
+    assert [selected(r) for r in runtimes] == [3, 3, 3, 3, 2, 2]
+    assert selected("2", "int8") == 4
+    with pytest.raises(
+        Conflict, match=r"flag:2 with quantize 'none' requires LiteRT 2\.9 or newer.* 2\.8\.99$"
+    ):
+        selected("2.8.99")
+    with pytest.raises(Conflict, match=r"requires LiteRT 2\.0 or newer"):
+        selected("1.99", "int8")
+    with pytest.raises(NotFound, match="quantize 'float16'"):
+        selected(None, "float16")
 
 
 def test_an_error_names_the_unknown_model() -> None:
