@@ -70,3 +70,33 @@ def test_a_large_example_is_split_and_a_small_one_is_not() -> None:
 def test_indices_are_evenly_spaced() -> None:
     assert calibration.evenly_spaced(1000, 5).tolist() == [0, 249, 499, 749, 999]
     assert calibration.evenly_spaced(3, 5).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [1, calibration.MIN_SPLIT_ROWS - 1, calibration.MIN_SPLIT_ROWS, 41])
+def test_an_example_of_forty_rows_is_split_into_even_and_odd_rows(size: int) -> None:
+    first, second = calibration.split_example(Rows(np.zeros((size, 1))))
+    if size < calibration.MIN_SPLIT_ROWS:
+        assert first is second
+        assert first.tolist() == list(range(size))
+    else:
+        assert first.tolist() == list(range(0, size, 2))
+        assert second.tolist() == list(range(1, size, 2))
+
+
+def test_rows_that_are_not_finite_are_not_complete() -> None:
+    rows = Rows(np.array([[1.0, 2.0], [np.nan, 1.0], [1.0, np.inf], [3.0, -np.inf], [5.0, 6.0]]))
+    complete = calibration.complete_rows(rows).matrix
+    assert complete is not None
+    assert complete.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    with pytest.raises(Refused, match="hold text"):
+        calibration.complete_rows(Rows(columns=(np.array(["x"], dtype=object),)))
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "expected"),
+    [(1, 1, [0]), (5, 5, [0, 1, 2, 3, 4]), (6, 5, [0, 1, 2, 3, 5]), (5, 2, [0, 4]), (5, 1, [0]), (0, 5, [])],
+)
+def test_evenly_spaced_indices_begin_and_end_with_the_first_and_the_last(
+    count: int, limit: int, expected: list[int]
+) -> None:
+    assert calibration.evenly_spaced(count, limit).tolist() == expected

@@ -12,7 +12,7 @@ from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.compiler.measure import parity
 from service.compiler.tflite import export_gate
-from service.compiler.tflite.export_gate import ExportLimits, Fidelity
+from service.compiler.tflite.export_gate import ExportLimits, Fidelity, RowKindFigures
 
 INPUTS = (Input("a", "float64"), Input("b", "float64"))
 CLASSIFIER = Signature(
@@ -24,8 +24,8 @@ CLASSIFIER = Signature(
     ),
 )
 REGRESSOR = Signature("regression", INPUTS, (Output("value", "float64", (-1,)),))
-ROWS = Rows(np.random.default_rng(0).normal(size=(100, 2)))
-WIDE = Rows(ROWS.matrix * 1e6)  # type: ignore[operator]
+MATRIX = np.random.default_rng(0).normal(size=(100, 2))
+ROWS, WIDE = Rows(MATRIX), Rows(MATRIX * 1e6)
 DEFAULT = ExportBounds()
 
 
@@ -183,3 +183,112 @@ def test_features_with_values_that_are_equal_in_float32_are_named() -> None:
     assert export_gate.indistinct_features(Rows(np.column_stack([times, np.arange(10.0)])), REGRESSOR) == [
         "a"
     ]
+
+
+def test_values_from_2_to_the_24_on_are_compared_and_finite_ones_only() -> None:
+    limit = 2.0**24
+    columns = {
+        "apart": [limit, limit + 2],
+        "equal": [limit + 1, limit + 1],
+        "below": [limit - 0.5, limit - 0.25],  # small differences of small numbers do not count
+        "infinite": [np.inf, np.nan],
+        "merged": [limit + 2, limit + 1],  # rounds to limit, which the comparison leaves out
+        "same": [limit + 3, limit + 4],
+        "negative": [-limit - 3, -limit - 4],
+    }
+    signature = Signature("regression", tuple(Input(n, "float64") for n in columns), REGRESSOR.outputs)
+    rows = Rows(np.array(list(columns.values())).T)
+    assert export_gate.indistinct_features(rows, signature) == ["same", "negative"]
+    assert export_gate.indistinct_features(Rows(columns=(np.array(["x"]),)), signature) == []
+
+
+def figures(agreement: float | None, mismatches: int, difference: float) -> Fidelity:
+    return Fidelity(agreement, mismatches, difference, 0, {})
+
+
+def test_a_share_or_a_difference_equal_to_its_bound_is_within_it() -> None:
+    limits = ExportLimits(labels=0.25, numbers=0.5, accuracy_drop=0.0, bytes=None)
+    assert export_gate.find_faults(figures(0.75, 1, 0.5), limits) == []
+    above = float(np.nextafter(0.5, 1))
+    (label,) = export_gate.find_faults(figures(float(np.nextafter(0.75, 0)), 1, 0.5), limits)
+    assert label.startswith("1 labels differ")
+    (number,) = export_gate.find_faults(figures(0.75, 1, above), limits)
+    assert number.startswith("a number differs from the model's by 0.5, the bound is 0.5")
+    unlimited = ExportLimits(labels=None, numbers=None, accuracy_drop=0.0, bytes=None)
+    assert export_gate.find_faults(figures(0.0, 9, 9.0), unlimited) == []
+    assert export_gate.find_faults(figures(None, 0, 0.0), limits) == []
+
+
+def test_the_figures_are_those_of_the_judged_rows_and_of_each_kind() -> None:
+    rows = {kind: Rows(np.ones((size, 2))) for kind, size in (("example", 4), ("random", 6), ("wide", 8))}
+    wrong = {4: (1, 0.01), 6: (2, 0.02), 8: (5, 0.5)}
+    blocks = parity.reference(classify, rows)
+
+    def answer(of: Rows) -> Outputs:
+        labels, drift = wrong[len(of)]
+        answers = classify(of)
+        answers["label"][:labels] = "no"
+        answers["probabilities"] = answers["probabilities"] + drift
+        return answers
+
+    fidelity = export_gate.measure(blocks, answer, CLASSIFIER, frozenset({"example", "random"}))
+    assert fidelity.label_agreement == pytest.approx(1 - 3 / 10, rel=1e-12)
+    assert fidelity.label_mismatches == 3
+    assert fidelity.largest_difference == pytest.approx(0.02)
+    assert {k: (f.rows, f.label_mismatches, f.judged) for k, f in fidelity.kinds.items()} == {
+        "example": (4, 1, True),
+        "random": (6, 2, True),
+        "wide": (8, 5, False),
+    }
+    assert fidelity.kinds["wide"].largest_difference == pytest.approx(0.5)
+    nothing = export_gate.measure(blocks, answer, CLASSIFIER, frozenset())
+    assert (nothing.label_agreement, nothing.label_mismatches, nothing.largest_difference) == (None, 0, 0.0)
+
+
+def test_the_labels_of_all_outputs_count() -> None:
+    outputs = tuple(Output(f"y{i}.label", "int64", (-1,), (0, 1)) for i in range(2))
+    signature = Signature("classification", INPUTS, outputs)
+    zeros = {o.name: np.zeros(5, dtype=np.int64) for o in outputs}
+    blocks = parity.reference(lambda rows: zeros, {"random": Rows(np.zeros((5, 2)))})
+    answers = {**zeros, "y1.label": np.array([1, 1, 0, 0, 0])}
+    fidelity = export_gate.measure(blocks, lambda rows: answers, signature, frozenset({"random"}))
+    assert fidelity.label_mismatches == 2
+    assert fidelity.label_agreement == pytest.approx(0.8)
+
+
+def test_numbers_that_are_nan_in_one_of_both_are_counted_on_judged_rows() -> None:
+    blocks = parity.reference(value, {"random": ROWS, "wide": WIDE})
+
+    def broken(rows: Rows) -> Outputs:
+        answers = value(rows)
+        answers["value"][: 3 if rows is blocks[0].rows else 7] = np.nan
+        return answers
+
+    fidelity = export_gate.measure(blocks, broken, REGRESSOR, frozenset({"random"}))
+    assert fidelity.broken == 3
+    assert isinstance(fidelity.kinds["wide"], RowKindFigures)
+
+
+def test_a_requested_accuracy_bound_needs_an_accuracy() -> None:
+    requested = ExportBounds(max_accuracy_drop=0.1)
+    limits = export_gate.limits_for(requested, "float32", CLASSIFIER)
+    (message,) = export_gate.find_accuracy_faults(None, limits, requested)
+    assert "no example with a target column" in message
+    default = export_gate.limits_for(DEFAULT, "float32", CLASSIFIER)
+    assert export_gate.find_accuracy_faults(None, default, DEFAULT) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "drop", "within"),
+    [
+        (50, 1 / 50, True),
+        (50, 1 / 50 + 1e-9, False),
+        (50, 1 / 51, True),
+        (1000, 0.002, True),  # two rows: the default bound is the larger one
+        (1000, 0.0021, False),
+    ],
+)
+def test_by_default_a_single_row_may_lose_its_label(rows: int, drop: float, within: bool) -> None:
+    accuracy = {"measure": "accuracy", "before": 0.9, "after": 0.9 - drop, "drop": drop, "rows": rows}
+    limits = export_gate.limits_for(DEFAULT, "float32", CLASSIFIER)
+    assert (export_gate.find_accuracy_faults(accuracy, limits, DEFAULT) == []) is within
