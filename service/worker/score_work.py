@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from registry import db, versions
-from registry.artifacts import BlobWriter, Store
+from registry.artifacts import BlobWriter, Store, create_directory
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.media_types import SUFFIXES
@@ -70,7 +70,7 @@ class ScoreWork:
         signature = self._signature(job)
         self._check_error_threshold(job)
         directory = self._settings.job_directory(job.id)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        create_directory(directory, 0o700)
         assert job.version_id is not None, "_signature has checked it"
         with self._models.using(job.version_id) as runtime:
             return score_range(

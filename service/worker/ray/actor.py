@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import ray
 
+from registry.artifacts import create_directory
 from registry.errors import Changed, TriviumError, Unavailable, describe_error
 from registry.jobs import jobs
 from service.builds.forkserver import ForkServer
@@ -43,7 +44,7 @@ class Actor:
         result: PartitionResult | None = None
         message, is_permanent = None, False
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            create_directory(self._directory, 0o700)
             base = f"{partition.stage}-{partition.number:06d}-{partition.fence}"
             with attempt(self._directory, base) as path:
                 result = self._run(partition.part, path)
