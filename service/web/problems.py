@@ -19,7 +19,7 @@ import msgspec
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -174,6 +174,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(OperationalError, _on_database_error)  # locked, full or unreachable
     app.add_exception_handler(PoolTimeout, _on_database_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_unexpected_error)
 
@@ -181,6 +182,11 @@ def install_handlers(app: FastAPI) -> None:
 async def _on_trivium_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TriviumError)
     return _response(request, status_of(error), str(error), getattr(error, "errors", ()))
+
+
+async def _on_disconnect(request: Request, _error: Exception) -> Response:
+    """The client ended its upload: its fault, and nobody receives the response."""
+    return _response(request, 400, "the client disconnected")
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

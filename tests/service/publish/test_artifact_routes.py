@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from starlette.types import Message
 
 from tests.service.api import Api, check_problem
 
@@ -38,6 +39,33 @@ async def test_an_invalid_digest_is_rejected(api: Api, name: str):
 
 async def test_an_empty_file_can_be_uploaded(api: Api):
     assert (await api.client.put(f"/v1/artifacts/{digest(b'')}", content=b"")).status_code in (200, 201)
+
+
+async def test_a_client_that_goes_away_during_an_upload_is_no_server_error(
+    api: Api, capsys: pytest.CaptureFixture[str]
+):
+    messages = iter(
+        [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "PUT",
+        "path": f"/v1/artifacts/{digest(b'half and more')}",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {api.admin}".encode())],
+    }
+    await api.app(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert "error" not in capsys.readouterr().out
+    assert list(api.services.store.incoming.iterdir()) == []
 
 
 async def test_keys_with_publish_or_batch_may_upload(api: Api):
