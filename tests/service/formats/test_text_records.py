@@ -134,8 +134,8 @@ def test_the_limit_of_a_record_is_64_mb() -> None:
     ("text", "end"),
     [
         (b"", 0), (b"a", 0), (b"\n", 1), (b"a\nb", 2), (b'"\n', 0), (b'"\n"', 0), (b'"\n"\n', 4),
-        (b'""\n', 3), (b'a"\nb\n', 5), (b'a"\n"b\n"\n', 8), (b'a,"\n",b\n"', 8), (b'"a""\n"\n"', 7), (b'"', 0),
-        (b'a\n"b\n', 2), (b'"a"b"\nc\n', 8), (b'a\n"b"\n', 6), (b'"\n\n', 0),
+        (b'""\n', 3), (b'a"\nb\n', 5), (b'a"\n"b\n"\n', 8), (b'a,"\n",b\n"', 8), (b'"a""\n"\n"', 7),
+        (b'"', 0), (b'a\n"b\n', 2), (b'"a"b"\nc\n', 8), (b'a\n"b"\n', 6), (b'"\n\n', 0),
     ],
 )  # fmt: skip
 def test_the_last_record_ends_outside_quotes(text: bytes, end: int) -> None:

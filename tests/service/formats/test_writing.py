@@ -273,14 +273,11 @@ def test_a_row_group_ends_with_the_batch_that_reaches_the_limit_of_bytes(
 
 
 def test_the_written_file_counts_rows_bytes_and_digest_of_every_batch(tmp_path: Path) -> None:
+    one, two = ("1", "yes", 0.5, None, 1, True), ("2", "a", 1.0, 2.0, 3, None)
+    contents: list[list[list[tuple[Any, ...]]]] = [[], [[]], [[one]], [[one, two], [], [two]]]
     for media_type in (CSV, NDJSON, PARQUET):
         path = tmp_path / "part"
-        for batches in (
-            [],
-            [[]],
-            [[("1", "yes", 0.5, None, 1, True)]],
-            [[("1", "a", 1.0, 2.0, 3, None)] * 2, []],
-        ):
+        for batches in contents:
             written = write(path, media_type, batches)
             data = path.read_bytes()
             assert written == WrittenFile(
