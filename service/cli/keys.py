@@ -61,7 +61,7 @@ def list_keys(json: Json = False) -> None:
             k["id"],
             k["name"],
             k["scopes"],
-            k.get("models") or "all",
+            "all" if k["models"] is None else k["models"] or "none",
             format_time(k["created_at"]),
             format_time(k.get("expires_at")),
             format_time(k.get("revoked_at")),

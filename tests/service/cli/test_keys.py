@@ -32,6 +32,18 @@ def test_a_key_is_listed_without_its_secret_rotated_and_revoked(live, trivium, s
     assert "TRIVIUM_API_KEY" in failure.err
 
 
+def test_the_list_of_keys_distinguishes_all_models_from_none(live, server):
+    models_of = {}
+    with server.client() as client:
+        for models in (None, [], ["flag", "forest"]):
+            body = {"name": "a", "scopes": ["predict"], "models": models}
+            models_of[client.post("/v1/keys", json=body).json()["id"]] = models
+    lines = {line.split()[0]: line for line in live("keys", "list").out.splitlines()}
+    texts = {None: "all", (): "none", ("flag", "forest"): "flag, forest"}
+    for key, models in models_of.items():
+        assert f" {texts[models if models is None else tuple(models)]} " in lines[key]
+
+
 def test_without_a_key_the_refusal_names_the_variable_for_it(trivium, server, tmp_path):
     result = trivium("models", env={"TRIVIUM_URL": server.url, "TRIVIUM_HOME": str(tmp_path)})
     assert result.code == 1
