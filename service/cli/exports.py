@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,7 +168,16 @@ def _exports(client: Client, ref: ModelRef) -> Iterator[Record]:
 
 
 def _write_atomically(out: Path, content: bytes) -> None:
-    """Write the whole file or nothing: a program may be reading `out`."""
+    """Write the whole file or nothing, also in a power failure: a program may be reading `out`."""
+    from registry.artifacts import fsync_directory
+
     partial = out.with_name(f"{out.name}.part")
-    partial.write_bytes(content)
-    partial.replace(out)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync_directory(out.parent)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from registry.artifacts import fsync_directory
 from service.client.client_errors import ServerRefused, Unreachable, WrongBytes, is_temporary
 from service.client.http import Client
 
@@ -116,4 +117,5 @@ def save(
         part.unlink()
         raise WrongBytes(file, remote.sha256)
     part.replace(file)
+    fsync_directory(file.parent)
     return remote
