@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
-from registry import aliases, db, rollouts, versions
+from registry import aliases, db, revision, rollouts, versions
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.errors import Conflict, InUse, NotFound
 from registry.rollouts import DeviceCounts, DeviceStatus, NewDeviceReport
+from registry.tables import DeviceReportRow
 from tests.registry.helpers import promote, publish_ready, threads
+from tests.registry.interleaving import on_postgresql, run_behind
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +28,23 @@ def rollout_of_version_2(sessions: Sessions, store: Store) -> None:
     roll_out(sessions, 2, 20)
 
 
-def roll_out(sessions: Sessions, number: int, percent: int | None, alias: str = "champion") -> None:
+def roll_out(
+    sessions: Sessions, number: int, percent: int | None, alias: str = "champion", model: str = "fraud"
+) -> None:
     with sessions.begin() as session:
-        aliases.promote(session, "fraud", alias, number, by="ann", edge_percent=percent)
+        aliases.promote(session, model, alias, number, by="ann", edge_percent=percent)
 
 
-def report(sessions: Sessions, device: str, status: DeviceStatus, version: int = 2, **fields: Any) -> None:
+def report(
+    sessions: Sessions,
+    device: str,
+    status: DeviceStatus,
+    version: int = 2,
+    model: str = "fraud",
+    **fields: Any,
+) -> None:
     with sessions.begin() as session:
-        rollouts.report(session, "fraud", NewDeviceReport(device, version, status, **fields), by="edge key")
+        rollouts.report(session, model, NewDeviceReport(device, version, status, **fields), by="edge key")
 
 
 def fail(sessions: Sessions, *devices: str, version: int = 2) -> None:
@@ -42,10 +57,17 @@ def counts(sessions: Sessions) -> list[DeviceCounts]:
         return rollouts.counts(session, "fraud")
 
 
-def rollout(sessions: Sessions, alias: str = "champion") -> tuple[int, int | None, int | None, str | None]:
+def current_revision(sessions: Sessions) -> int:
+    with db.reading(sessions) as session:
+        return revision.current(session)
+
+
+def rollout(
+    sessions: Sessions, alias: str = "champion", model: str = "fraud"
+) -> tuple[int, int | None, int | None, str | None]:
     """Return the alias's version, its share, the version of the other devices, and the reason of a halt."""
     with db.reading(sessions) as session:
-        row = aliases.get(session, "fraud", alias)
+        row = aliases.get(session, model, alias)
         return row.version.number, row.edge_percent, row.edge_previous, row.edge_halted
 
 
@@ -73,6 +95,14 @@ def test_a_share_of_failures_below_the_limit_does_not_halt(sessions: Sessions) -
     assert rollout(sessions)[1] == 0
 
 
+def test_three_failures_of_29_devices_halt(sessions: Sessions) -> None:
+    """More than a tenth: three of 30 do not."""
+    for number in range(26):
+        report(sessions, f"ok-{number}", "ok")
+    fail(sessions, *"abc")
+    assert rollout(sessions)[1] == 0
+
+
 def test_repeated_failures_of_one_device_count_once(sessions: Sessions) -> None:
     fail(sessions, *["a"] * 10)
     assert rollout(sessions)[1] == 20
@@ -91,6 +121,36 @@ def test_failures_of_another_version_do_not_halt(sessions: Sessions) -> None:
     fail(sessions, *"abcd", version=1)
     assert rollout(sessions)[1] == 20
     assert counts(sessions) == [DeviceCounts(1, ok=0, failed=4)]
+
+
+def test_a_rollout_to_99_percent_of_the_devices_is_halted(sessions: Sessions) -> None:
+    roll_out(sessions, 2, 99)
+    fail(sessions, *"abc")
+    assert rollout(sessions)[1] == 0
+
+
+def test_a_rollout_to_no_device_is_not_halted(sessions: Sessions) -> None:
+    """It may be stopped by hand; a halt would store a reason and change the model for all readers."""
+    roll_out(sessions, 2, 0)
+    revision_before = current_revision(sessions)
+    fail(sessions, *"abcd")
+    assert rollout(sessions) == (2, 0, 1, None)
+    assert current_revision(sessions) == revision_before
+
+
+def test_a_halt_is_a_change_of_the_model_and_a_report_is_not(sessions: Sessions) -> None:
+    before = current_revision(sessions)
+    fail(sessions, *"ab")
+    report(sessions, "c", "ok")
+    assert current_revision(sessions) == before
+    fail(sessions, "c")
+    with db.reading(sessions) as session:
+        changes = revision.changes_since(session, before)
+    assert changes is not None
+    assert changes.models == {"fraud"}
+    before = current_revision(sessions)
+    fail(sessions, *"de")
+    assert current_revision(sessions) == before, "it is halted once"
 
 
 @pytest.mark.parametrize("percent", [None, 100])
@@ -123,6 +183,65 @@ def test_failures_before_a_rollout_do_not_count(sessions: Sessions) -> None:
     roll_out(sessions, 3, 10)
     fail(sessions, *"de", version=3)
     assert rollout(sessions)[1] == 10
+
+
+def test_a_failure_at_the_moment_of_the_promotion_does_not_count(sessions: Sessions) -> None:
+    fail(sessions, "a")
+    with sessions.begin() as session:
+        started_at = aliases.get(session, "fraud", "champion").event.at
+        session.execute(update(DeviceReportRow).values(at=started_at))
+    fail(sessions, "b", "c")
+    assert rollout(sessions)[1] == 20
+    with sessions.begin() as session:
+        first = select(func.min(DeviceReportRow.id)).scalar_subquery()
+        later = started_at + timedelta(microseconds=1)
+        session.execute(update(DeviceReportRow).where(DeviceReportRow.id == first).values(at=later))
+    fail(sessions, "c")
+    assert rollout(sessions)[1] == 0
+
+
+def test_a_halt_of_another_alias_or_model_restarts_no_count(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store, "other", count=2)
+    promote(sessions, 1, model="other")
+    roll_out(sessions, 2, 50, model="other")
+    roll_out(sessions, 1, None, "shop")
+    roll_out(sessions, 3, 50, "shop")
+    fail(sessions, *"ab")
+    for device in "abc":
+        report(sessions, device, "failed", version=3)
+        report(sessions, device, "failed", model="other")
+    assert rollout(sessions, "shop")[1] == rollout(sessions, model="other")[1] == 0
+    assert rollout(sessions)[1] == 20
+    fail(sessions, "c")
+    assert rollout(sessions)[1] == 0
+
+
+def test_reports_of_another_model_do_not_count(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store, "other", count=2)
+    promote(sessions, 1, model="other")
+    roll_out(sessions, 2, 50, model="other")
+    fail(sessions, *"ab")
+    for device in "cd":
+        report(sessions, device, "failed", model="other")
+    assert (rollout(sessions)[1], rollout(sessions, model="other")[1]) == (20, 50)
+    assert counts(sessions) == [DeviceCounts(2, ok=0, failed=2)]
+    with db.reading(sessions) as session:
+        assert [r.device for r in rollouts.search(session, "fraud").items] == ["b", "a"]
+    fail(sessions, "c")
+    assert (rollout(sessions)[1], rollout(sessions, model="other")[1]) == (0, 50)
+
+
+@on_postgresql
+def test_failures_are_counted_one_after_the_other(sessions: Sessions) -> None:
+    """Otherwise two devices that fail at the same moment do not see each other's report."""
+    fail(sessions, "a")
+
+    def fail_in(device: str) -> Callable[[Session], object]:
+        new = NewDeviceReport(device, 2, "failed")
+        return lambda session: rollouts.report(session, "fraud", new, by="edge key")
+
+    run_behind(sessions, fail_in("b"), fail_in("c"))
+    assert rollout(sessions)[1] == 0
 
 
 def test_raising_the_share_keeps_earlier_failures(sessions: Sessions) -> None:
@@ -204,7 +323,7 @@ def test_the_version_of_other_devices_can_be_neither_deleted_nor_archived(sessio
 
 
 def test_concurrent_reports_are_all_counted(sessions: Sessions) -> None:
-    outcomes = threads(*(lambda d=d: fail(sessions, d) for d in "abcdef"))  # type: ignore[misc]
+    outcomes = threads(*(lambda d=d: fail(sessions, d) for d in "abcdef"))
     assert outcomes == [None] * 6
     assert rollout(sessions)[1] == 0
     assert counts(sessions) == [DeviceCounts(2, ok=0, failed=6)]
