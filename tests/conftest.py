@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import shutil
 import signal
@@ -63,6 +64,12 @@ def require_prefect() -> Path:
     if not python.exists():
         pytest.skip(NO_PREFECT)
     return python
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that the imports created from garbage collection: TensorFlow's converter starts full ones."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
