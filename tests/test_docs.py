@@ -1,4 +1,7 @@
-"""The commands of the README and of the pages in docs/, run block by block against a real server."""
+"""The commands of the README and of the pages in docs/, run block by block against a real server.
+
+The pages share one server and one directory, as for a reader who tries one page after another.
+"""
 
 from __future__ import annotations
 
@@ -49,32 +52,48 @@ class Shell:
         assert process.returncode == 0, f"{block}\n{process.stdout}\n{process.stderr}"
         return process.stdout
 
-    def run_page(self, page: str) -> list[str]:
-        return [self.run(block) for block in blocks(page, "sh")]
+    def run_page(self, page: str, first: int = 0) -> list[str]:
+        """The outputs of the page's blocks, from number `first` on."""
+        return [self.run(block) for block in blocks(page, "sh")[first:]]
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     if shutil.which("curl") is None:
         pytest.fail("the commands of the docs use curl: install it to run this test")
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    directory = tmp_path_factory.mktemp("docs")
+    (directory / ".venv").symlink_to(sys.prefix)
+    (directory / "scripts").symlink_to(ROOT / "scripts")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIVIUM_")}
-    environment["TRIVIUM_BATCH_ROOTS"] = str(tmp_path)
-    log = tmp_path / "server.log"
+    environment["TRIVIUM_BATCH_ROOTS"] = str(directory)
+    log = directory / "server.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
             [Path(sys.prefix) / "bin" / "trivium", "serve", "--port", "0"],
-            cwd=tmp_path,
+            cwd=directory,
             env=environment,
             stderr=out,
         )
     try:
         url = await_url(server, log)
-        yield Shell(tmp_path, url, environment | {"TRIVIUM_URL": url})
+        yield Shell(directory, url, environment | {"TRIVIUM_URL": url})
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def published_iris(shell: Shell) -> str:
+    """Run the first block of the README, which other pages require, and return its output."""
+    return shell.run(blocks("README.md", "sh")[0])
+
+
+@pytest.fixture
+def new_device(shell: Shell) -> Path:
+    """The directory of a device, in which no page has installed a file yet."""
+    device = shell.directory / ".trivium/device"
+    shutil.rmtree(device, ignore_errors=True)
+    return device
 
 
 def await_url(server: subprocess.Popen[bytes], log: Path) -> str:
@@ -86,9 +105,11 @@ def await_url(server: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(log.read_text())
 
 
-def test_the_commands_of_the_readme_do_what_it_describes(shell: Shell) -> None:
-    publish, predict, score, train, edge = shell.run_page("README.md")
-    assert "iris:1 is ready on onnx" in publish
+def test_the_commands_of_the_readme_do_what_it_describes(
+    shell: Shell, published_iris: str, new_device: Path
+) -> None:
+    assert "iris:1 is ready on onnx" in published_iris
+    predict, score, train, edge = shell.run_page("README.md", first=1)
     assert predict.startswith('{"predictions":[{"label":"setosa"')
     assert json.loads(predict).keys() == json.loads(blocks("README.md", "json")[0]).keys()
     assert score.startswith("150 rows scored with iris:1 (")
@@ -98,11 +119,10 @@ def test_the_commands_of_the_readme_do_what_it_describes(shell: Shell) -> None:
     assert edge.startswith("iris:1 as .tflite (none) is ready")
     *_, device = edge.splitlines()
     assert json.loads(device)["predictions"][0]["label"] == "setosa"
-    assert (shell.directory / ".trivium/device/iris.tflite").stat().st_size > 0
+    assert (new_device / "iris.tflite").stat().st_size > 0
 
 
-def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell) -> None:
-    shell.run(blocks("README.md", "sh")[0])
+def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
     csv, predict, versions, rollback, keys = shell.run_page("docs/howto/online.md")
     assert csv.splitlines()[0].startswith("label,probability.setosa")
     assert "setosa" in predict
@@ -112,8 +132,7 @@ def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell) -> N
     assert "scoring service" in keys
 
 
-def test_the_commands_of_the_batch_page_do_what_it_describes(shell: Shell) -> None:
-    shell.run(blocks("README.md", "sh")[0])
+def test_the_commands_of_the_batch_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
     score, over_http, dry_run, schedule = shell.run_page("docs/howto/batch.md")
     assert score.startswith("150 rows scored with iris:1 (")
     assert len(over_http.splitlines()) == 151
@@ -172,15 +191,16 @@ def test_the_commands_of_the_training_page_do_what_it_describes(shell: Shell) ->
     assert json.loads(over_http)["name"] == "tumour-monthly"
 
 
-def test_the_commands_of_the_edge_page_do_what_it_describes(shell: Shell) -> None:
-    shell.run(blocks("README.md", "sh")[0])
+def test_the_commands_of_the_edge_page_do_what_it_describes(
+    shell: Shell, published_iris: str, new_device: Path
+) -> None:
     (device,) = shell.run_page("docs/howto/edge-device.md")
     manifest = json.loads(next(line for line in device.splitlines() if line.startswith("{")))
     example = json.loads(blocks("docs/howto/edge-device.md", "json")[0])
     assert manifest.keys() == example.keys()
     assert manifest["report"].keys() >= example["report"].keys()
     assert (manifest["version"], manifest["report"]["label_agreement"]) == (1, 1.0)
-    assert (shell.directory / ".trivium/device/iris.tflite").stat().st_size == manifest["bytes"]
+    assert (new_device / "iris.tflite").stat().st_size == manifest["bytes"]
 
 
 @pytest.mark.parametrize(
