@@ -45,8 +45,9 @@ from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
 JobId = Annotated[int, BeforeValidator(require_digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
-WATCH_S = 0.5
-"""Shortest pause between two reads of a watched job's record."""
+FIRST_WATCH_S, WATCH_S = 0.05, 0.5
+"""First and longest pause between two reads of a watched job's record, unless reading takes long."""
+WATCH_GROWTH = 1.3
 PAUSE_PER_READ = 9
 """Each pause is at least this many times the last read, so a watcher uses at most a tenth of a core."""
 KEEP_ALIVE_READS = 30
@@ -339,7 +340,7 @@ def _read_record(services: Services, job_id: int, caller: Key) -> _RecordText:
 
 
 async def _events(services: Services, record: _RecordText, job_id: int, caller: Key) -> AsyncIterator[str]:
-    sent_text, unchanged_reads = "", 0
+    sent_text, unchanged_reads, pause = "", 0, min(FIRST_WATCH_S, WATCH_S)
     while True:
         if record.text != sent_text:
             yield f"event: job\ndata: {record.text}\n\n"
@@ -348,7 +349,8 @@ async def _events(services: Services, record: _RecordText, job_id: int, caller: 
             yield ": still here\n\n"
         if record.state not in jobs.OPEN_STATES:
             return
-        await asyncio.sleep(max(WATCH_S, PAUSE_PER_READ * record.seconds))
+        await asyncio.sleep(max(pause, PAUSE_PER_READ * record.seconds))
+        pause = min(pause * WATCH_GROWTH, WATCH_S)
         if services.shutting_down.is_set():  # the shutdown waits for this stream; clients reconnect
             return
         if not is_active(caller, services.snapshot.state.keys):

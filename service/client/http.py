@@ -216,7 +216,7 @@ class Client:
                 return record
             watch.check()
             time.sleep(pause)
-            pause = min(pause * 1.5, 1.0)
+            pause = min(pause * 1.2, 1.0)
 
     def _builder_state(self) -> str | None:
         """Return "ok" or the builder's problem; None if the server does not report it."""

@@ -35,7 +35,7 @@ from service.submit.job_kinds import admission_of
 from service.worker.job_work import JobResult, PermanentFailure, RetryLater
 from service.worker.train.stages import TrainingPlan
 
-BUILD_POLL_S = 0.5
+BUILD_POLL_S = 0.2
 MAX_FILE_NAMES = 20
 """Names of input files in the version's lineage."""
 
