@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 
 from registry import db
-from registry.artifacts import fsync_directory
+from registry.artifacts import create_directory, fsync_directory
 from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
@@ -77,7 +78,7 @@ class TrainWork:
     def plan(self, job: JobRow, report_progress: ReportProgress) -> PlannedStage:
         """Raises `PermanentFailure` if the estimator or the columns cannot be used."""
         directory = self._settings.job_directory(job.id)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        create_directory(directory, 0o700)
         self._copy_estimator(job, directory)
         place = locate_input(self._settings, self._store, job.spec["input"])
         dataset = reading.open_dataset(
@@ -139,12 +140,15 @@ class TrainWork:
     def _copy_estimator(self, job: JobRow, directory: Path) -> None:
         """Copy the estimator: garbage collection may delete the artifact while the job runs."""
         try:
-            uploaded = self._store.path(job.spec["estimator"]["artifact"])
+            uploaded = self._store.verified_path(job.spec["estimator"]["artifact"])
         except NotFound as error:
             raise PermanentFailure(f"the estimator: {error}") from error
-        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as copy:
-            shutil.copyfile(uploaded, copy.name)
-            Path(copy.name).replace(directory / ESTIMATOR)
+        copy = directory / f".{ESTIMATOR}.{secrets.token_hex(4)}"
+        try:
+            shutil.copyfile(uploaded, copy)
+            copy.replace(directory / ESTIMATOR)
+        finally:
+            copy.unlink(missing_ok=True)
         _sync_file(directory / ESTIMATOR)
 
     def _check_estimator(self, job: JobRow, directory: Path, report_progress: ReportProgress) -> FitPlan:
