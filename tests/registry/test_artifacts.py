@@ -183,6 +183,29 @@ def test_delete_if_older_deletes_only_old_blobs(store: Store) -> None:
     assert _files(store) == []
 
 
+def test_a_file_of_exactly_the_maximum_age_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put([CONTENT])
+    upload = store.incoming / "upload"
+    upload.touch()
+    for file in (store.path(SHA), upload):
+        os.utime(file, (1000.0, 1000.0))
+    monkeypatch.setattr(time, "time", lambda: 1010.0)
+    assert not store.delete_if_older(SHA, older_than_s=10.0)
+    assert store.sweep(older_than_s=10.0) == 0
+    assert store.sweep(older_than_s=9.9) == 1
+    assert store.delete_if_older(SHA, older_than_s=9.9)
+
+
+def test_a_blob_that_is_deleted_while_all_are_listed_is_left_out(store: Store) -> None:
+    contents = (b"%d" % n for n in range(2000))
+    in_one_directory = [c for c in contents if hashlib.sha256(c).hexdigest().startswith("00")]
+    both = {store.put([content]).sha256 for content in in_one_directory[:2]}
+    listing = iter(store)
+    (other,) = both - {next(listing).sha256}
+    store.delete(other)
+    assert list(listing) == []
+
+
 def test_a_blob_put_during_its_deletion_is_kept(store: Store) -> None:
     """In each round, an old blob is put again while it is deleted."""
 
@@ -223,17 +246,20 @@ def test_an_upload_on_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
     assert list(store.incoming.iterdir()) == []
 
 
-def test_a_blob_is_fsynced_before_it_is_renamed_and_its_directories_are_fsynced(store: Store) -> None:
-    incoming, directory = store.incoming.relative_to(store.root), SHA[:2]
+@pytest.mark.parametrize("chunks", [[b"small"], [CONTENT, b"the end"]], ids=["small", "large"])
+def test_a_blob_is_fsynced_before_it_is_renamed_and_its_directories_are_fsynced(
+    store: Store, chunks: list[bytes]
+) -> None:
     with recorded() as log:
-        store.put([CONTENT[:1000], CONTENT[1000:]], SHA)
-    log.saved(store.path(SHA))
-    name = next(e.source for e in log.events if e.kind == "rename" and e.source).name
+        sha256 = store.put(chunks).sha256
+    log.saved(store.path(sha256))
+    directory = sha256[:2]
+    name = next(e.source.name for e in log.events if e.kind == "rename" and e.source)
     assert log.steps(store.root, "fsync", "rename", "mkdir") == [
-        f"fsync {incoming}/{name}",
+        f"fsync incoming/{name}",
         f"mkdir {directory}",
         "fsync .",
-        f"rename {incoming}/{name} -> {directory}/{SHA}",
+        f"rename incoming/{name} -> {directory}/{sha256}",
         f"fsync {directory}",
     ]
 
@@ -257,6 +283,27 @@ def test_each_process_fsyncs_a_new_directory_once(store: Store) -> None:
         other.put([third])
     assert log.position("fsync", store.root) < log.position("rename", store.path(sha256))
     assert [e.path for e in log.events].count(store.root) == 1
+
+
+def test_the_replacement_of_a_damaged_blob_is_durable(store: Store) -> None:
+    store.put([b"small"])
+    sha256 = next(iter(store)).sha256
+    store.path(sha256).write_bytes(b"smal_")
+    with recorded() as log:
+        assert store.put([b"small"]).created
+    log.saved(store.path(sha256))
+
+
+def test_a_failed_fsync_of_a_new_directory_is_repeated(store: Store) -> None:
+    def break_disk(event: Event) -> None:
+        if event.path == store.root:
+            raise OSError(5, "Input/output error")
+
+    with recorded(break_disk), pytest.raises(OSError, match="Input/output"):
+        store.put([CONTENT])
+    with recorded() as log:
+        store.put([CONTENT])
+    assert log.position("fsync", store.root) < log.position("rename", store.path(SHA))
 
 
 def test_an_existing_blob_is_acknowledged_after_an_fsync_of_its_directory(store: Store) -> None:
@@ -316,6 +363,8 @@ def test_each_new_directory_is_fsynced_in_its_parent(tmp_path: Path) -> None:
         create_directory(tmp_path / "a" / "b" / "c", 0o700)
     assert log.steps(tmp_path) == ["mkdir a", "fsync .", "mkdir a/b", "fsync a", "mkdir a/b/c", "fsync a/b"]
     assert stat.S_IMODE((tmp_path / "a" / "b" / "c").stat().st_mode) == 0o700
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "a" / "b").stat().st_mode == (tmp_path / "plain").stat().st_mode
     with recorded() as log:
         create_directory(tmp_path / "a" / "b" / "c", 0o700)
     assert log.events == []
