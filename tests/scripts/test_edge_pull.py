@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import random
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from tuf.api.exceptions import DownloadHTTPError, RepositoryError
 
@@ -135,6 +137,22 @@ def test_a_deleted_file_is_downloaded_again_although_its_manifest_is_unchanged(d
     device.file.unlink()
     assert device.poll()
     assert device.file.read_bytes() == BIG
+
+
+def test_every_request_names_the_device_and_files_are_requested_uncompressed(device: Device) -> None:
+    assert device.poll()
+    key = device.key_file.read_text().strip()
+    for request in device.network.requests:
+        assert request.headers["authorization"] == f"Bearer {key}"
+        assert request.headers["x-device-id"] == device.folder.name
+        if request.url.path.startswith(("/tuf/", "/v1/blobs/")) and "1.root" not in request.url.path:
+            assert request.headers["accept-encoding"] == "identity", request.url
+
+
+def test_missing_parent_directories_are_created(device: Device) -> None:
+    nested = device.folder / "lib" / "models"
+    assert device.poll("--dir", str(nested))
+    assert (nested / "m.tflite").read_bytes() == BIG
 
 
 def test_a_damaged_state_file_starts_an_empty_state(device: Device) -> None:
@@ -449,6 +467,7 @@ def test_the_end_of_what_a_self_test_prints_is_reported(device: Device) -> None:
     ("options", "message"),
     [
         (("--self-test", "/no/such/command"), "No such file or directory"),
+        (("--self-test", f"/{'x' * 600}"), "File name too long"),
         (("--self-test", "sh -c 'exec sleep 60'", "--self-test-timeout", "0.01"), "timed out"),
     ],
 )
@@ -458,6 +477,24 @@ def test_a_self_test_that_does_not_end_by_itself_has_failed(
     with pytest.raises(UpdateRefused, match=message):
         device.poll(*options)
     assert not device.file.exists()
+    (report,) = device.reports()
+    assert message in report["message"]
+    assert len(report["message"]) <= 500
+
+
+def test_the_time_of_the_self_test_is_reported_in_milliseconds(
+    device: Device, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updater = device.updater("--self-test", "true")
+    self_test = updater._self_test
+
+    def run() -> str | None:
+        clock.now += 0.00123456
+        return self_test()
+
+    monkeypatch.setattr(updater, "_self_test", run)
+    assert updater.poll()
+    assert [r["latency_ms"] for r in device.reports()] == [1.235]
 
 
 @pytest.mark.parametrize("count", [19, 20])
@@ -511,6 +548,7 @@ def test_each_step_of_an_update_is_durable_before_the_next(device: Device, regis
 
     with recorded(look) as log:
         assert device.poll("--self-test", "true")
+    assert log.content_synced(device.file) < log.position("rename", device.folder / "state.json")
     new = hashlib.sha256(b"the next one").hexdigest()
     assert states == [(new, SHA256), (None, new), (None, new)]
     steps = log.steps(device.folder, "rename", "link", "fsync")
@@ -592,11 +630,13 @@ def test_an_update_that_cannot_be_renamed_leaves_the_installed_file(
     assert (device.file.read_bytes(), device.previous.read_bytes()) == (b"the next one", BIG)
 
 
-def test_an_interrupted_first_update_is_removed_before_the_next_poll(device: Device) -> None:
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_interrupted_first_update_is_removed_before_the_next_poll(device: Device, renamed: bool) -> None:
     updater = device.updater()
     updater.state.trying = SHA256
     updater.state.save()
-    device.file.write_bytes(b"not tested")
+    if renamed:
+        device.file.write_bytes(b"not tested")
     device.network.forged["/v1/edge/m"] = answer(503, b"later")
     with pytest.raises(UpdateRefused, match="503"):
         device.poll()
@@ -618,9 +658,11 @@ def test_an_update_interrupted_after_its_restoration_keeps_the_installed_file(de
 def test_a_file_is_fsynced_before_it_replaces_the_old_one(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")
+    descriptors = psutil.Process().num_fds()
     with recorded() as log:
         edge_pull.write_atomically(file, b"new")
     log.saved(file)
+    assert psutil.Process().num_fds() <= descriptors
     assert (file.read_bytes(), list(tmp_path.iterdir())) == (b"new", [file])
 
 
@@ -701,7 +743,7 @@ def test_the_command_requires_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_the_options_have_their_documented_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRIVIUM_URL", raising=False)
     args = vars(edge_pull.parse_arguments(["--model", "m", "--dir", "d"]))
-    assert args.pop("device")
+    assert args.pop("device") == socket.gethostname()
     assert args == {
         "url": "http://127.0.0.1:8080",
         "model": "m",
