@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import dataclasses
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from registry import keys, versions
 from registry.jobs import jobs
 from registry.jobs.jobs import NewJob
+from registry.tables import IdempotencyRow, now
 from registry.vocabulary import TRAIN
 from service.batch import job_routes
+from service.submit.score_admission import ScoreAdmission
+from service.web.idempotency import RETENTION
 from tests.service.api import check_problem
 from tests.service.worker.scorings import CSV, Scorings, scoring
 
@@ -393,6 +400,95 @@ async def test_events_end_when_the_key_is_revoked_or_the_job_is_deleted(
     with pytest.raises(StopAsyncIteration):
         await anext(events)
     await scorings.finish(location)
+
+
+@pytest.mark.parametrize("change", ["rotated", "expired"])
+async def test_events_end_when_the_key_is_rotated_or_has_expired(
+    scorings: Scorings, name: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(job_routes, "WATCH_S", 0.0)
+    services = scorings.api.services
+    key_id = (await scorings.api.key("batch", expires_in=3600)).split("_")[1]
+    key = services.snapshot.state.keys[key_id]
+    with services.sessions.begin() as session:
+        job_id = jobs.create(session, NewJob(kind="score", spec={}, model="flag"), by="ann").id
+    record = job_routes._RecordText("running", "{}", 0.0)
+    reads: list[int] = []
+
+    def read(*_: object) -> job_routes._RecordText:
+        reads.append(1)
+        return job_routes._RecordText("running", f"{{{len(reads)}}}", 0.0)
+
+    monkeypatch.setattr(job_routes, "_read_record", read)
+    events = job_routes._events(services, record, job_id, key)
+    assert [await anext(events) for _ in range(3)] == [
+        f"event: job\ndata: {t}\n\n" for t in ("{}", "{1}", "{2}")
+    ]
+    if change == "rotated":
+        assert (await scorings.api.client.post(f"/v1/keys/{key_id}/rotate")).status_code == 200
+        assert key_id in services.snapshot.state.keys  # active, with another secret
+    else:
+        monkeypatch.setattr(keys, "now", lambda: key.expires_at)
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+    assert len(reads) == 2  # no record is read for a key that is not valid any more
+
+
+async def test_events_end_when_the_server_shuts_down(
+    scorings: Scorings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_routes, "WATCH_S", 0.0)
+    services = scorings.api.services
+    key = next(k for k in services.snapshot.state.keys.values() if k.models is None)
+    running = job_routes._RecordText("running", "{}", 0.0)
+    stopping = dataclasses.replace(services, shutting_down=threading.Event())
+    events = job_routes._events(stopping, running, 1, key)
+    await anext(events)
+    stopping.shutting_down.set()
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
+
+
+async def test_a_version_that_is_archived_while_the_input_is_examined_is_not_accepted(
+    scorings: Scorings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, examine = scorings.write(f"{name}.csv", *ROWS), ScoreAdmission.examine
+
+    def archive(*arguments: Any) -> Any:
+        report = examine(*arguments)
+        with scorings.api.services.sessions.begin() as session:
+            versions.edit(session, "flag", 2, archived=True)
+        return report
+
+    listed = await scorings.get("/v1/jobs")
+    monkeypatch.setattr(ScoreAdmission, "examine", archive)
+    try:
+        problem = check_problem(await scorings.post(path, version=2, headers={"Idempotency-Key": name}), 409)
+        assert problem["detail"] == "flag:2 is archived; only a ready version can score"
+        assert await scorings.get("/v1/jobs") == listed
+    finally:
+        monkeypatch.undo()
+        await scorings.api.client.patch("/v1/models/flag/versions/2", json={"archived": False})
+    answer = await scorings.post(path, version=2, headers={"Idempotency-Key": name})
+    assert answer.status_code == 202  # the refusal was not stored
+    await scorings.api.client.post(f"{answer.headers['location']}/cancel")
+
+
+async def test_a_repeated_request_whose_stored_answer_has_expired_starts_another_job(
+    scorings: Scorings, name: str
+) -> None:
+    """The answer is found before the transaction, and deleted in it: the version is resolved there."""
+    path = scorings.write(f"{name}.csv", *ROWS)
+    first = await scorings.post(path, headers={"Idempotency-Key": name})
+    with scorings.api.services.sessions.begin() as session:
+        expired = now() - 2 * RETENTION
+        session.execute(update(IdempotencyRow).where(IdempotencyRow.key == name).values(created_at=expired))
+    second = await scorings.post(path, headers={"Idempotency-Key": name})
+    assert second.status_code == 202, second.text
+    assert second.json()["id"] > first.json()["id"]
+    assert second.json()["version"] == first.json()["version"]
+    for answer in (first, second):
+        await scorings.api.client.post(f"{answer.headers['location']}/cancel")
 
 
 async def test_the_output_supports_ranges_and_conditional_requests(scorings: Scorings, name: str) -> None:

@@ -13,11 +13,13 @@ from unittest.mock import Mock
 import httpx
 import pytest
 import sqlalchemy
+from sqlalchemy.orm import Session
 
 from registry import aliases, db, keys, versions
 from registry.errors import NotFound, NotReady
 from service.config import Settings
-from service.runtime.snapshot import Snapshot
+from service.runtime import snapshot as snapshot_module
+from service.runtime.snapshot import Snapshot, SnapshotState
 from tests.harness.server import Server, serving
 from tests.registry.conftest import Postgres
 from tests.service.api import Api, check_problem, running_app
@@ -149,6 +151,122 @@ def test_a_state_in_use_does_not_change(snapshot: Snapshot, engine):
     snapshot.refresh()
     assert state.models["flag"].aliases["champion"] == 1
     assert snapshot.state.models["forest"] is state.models["forest"]  # only the changed model is read again
+
+
+class Checks:
+    """Replaces the stop event of the watcher, which ends after `count` checks."""
+
+    def __init__(self, count: int, before_last: Callable[[], None]) -> None:
+        self.remaining, self.before_last = count, before_last
+
+    def wait(self, timeout_s: float) -> bool:
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.before_last()
+        return self.remaining < 0
+
+
+def check(snapshot: Snapshot, count: int, before_last: Callable[[], None] = lambda: None) -> None:
+    """Let the watcher check the database `count` times, in this thread."""
+    snapshot._stopping = Checks(count, before_last)  # type: ignore[assignment]
+    snapshot._watch_connection()
+
+
+def test_the_age_of_an_unchanged_snapshot_is_the_time_since_its_last_check(engine):
+    """Not since its last change: an idle server would become unready."""
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+    state = snapshot.state
+
+    def grow_old() -> None:
+        snapshot._checked_at -= 1000.0
+
+    snapshot.refresh = Mock(wraps=snapshot.refresh)  # type: ignore[method-assign]
+    check(snapshot, 3, before_last=grow_old)
+    assert snapshot.age_s < 1000.0
+    assert snapshot.state is state
+    assert snapshot.refresh.call_count == 1  # at the first check
+    grow_old()
+    assert snapshot.age_s >= 1000.0
+
+
+def test_the_age_of_a_snapshot_grows_while_its_checks_fail(engine):
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+    snapshot._checked_at -= 1000.0
+    snapshot.refresh = Mock(side_effect=OSError("the disk is gone"))  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="the disk is gone"):
+        check(snapshot, 3)
+    assert snapshot.age_s >= 1000.0
+
+
+def test_a_refresh_makes_the_snapshot_as_old_as_its_read(engine):
+    snapshot = Snapshot(engine)
+    snapshot._checked_at -= 1000.0
+    snapshot.refresh()
+    assert snapshot.age_s < 1000.0
+    snapshot._checked_at -= 1000.0
+    snapshot.refresh()  # nothing has changed: it was checked nevertheless
+    assert snapshot.age_s < 1000.0
+
+
+def test_a_change_between_two_checks_is_read_by_the_second(engine):
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+
+    def promote() -> None:
+        with db.sessions(engine).begin() as session:
+            aliases.promote(session, "flag", "champion", 2, by="me")
+
+    check(snapshot, 2, before_last=promote)
+    assert snapshot.resolve("flag").number == 2
+
+
+def test_a_refresh_during_another_reads_the_change_that_the_other_missed(engine):
+    """A read that is in progress may have begun before the caller's change."""
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+    read_state, waiting = snapshot_module._reload, []
+
+    def changed_after_the_read(session: Session, old: SnapshotState) -> SnapshotState:
+        state = read_state(session, old)
+        if not waiting:
+            with db.sessions(engine).begin() as other:
+                aliases.promote(other, "flag", "champion", 2, by="me")
+            waiting.append(executor.submit(snapshot.refresh))
+            assert becomes_true(lambda: clock.call_count >= 3)  # it has been called, and waits
+        return state
+
+    with ThreadPoolExecutor(1) as executor, pytest.MonkeyPatch.context() as patch:
+        clock = Mock(wraps=time.monotonic)
+        patch.setattr("service.runtime.snapshot.time.monotonic", clock)
+        patch.setattr(snapshot_module, "_reload", changed_after_the_read)
+        snapshot.refresh()
+        assert snapshot.resolve("flag").number == 1
+        waiting[0].result(10)
+    assert snapshot.resolve("flag").number == 2
+
+
+@pytest.mark.anyio
+async def test_a_version_that_is_not_ready_is_looked_up_again_before_it_is_refused(engine):
+    snapshot = Snapshot(engine)
+    with db.sessions(engine).begin() as session:
+        versions.edit(session, "flag", 2, archived=True)
+    snapshot.refresh()
+    with db.sessions(engine).begin() as session:
+        versions.edit(session, "flag", 2, archived=False)
+    with pytest.raises(NotReady):
+        snapshot.resolve("flag", number=2)
+    assert (await snapshot.find(partial(snapshot.resolve, "flag", number=2))).number == 2
+
+
+@pytest.mark.anyio
+async def test_what_exists_is_found_without_the_database(engine):
+    snapshot = Snapshot(engine)
+    snapshot.refresh()
+    snapshot.refresh = Mock()  # type: ignore[method-assign]
+    assert (await snapshot.find(partial(snapshot.resolve, "flag"))).number == 1
+    assert not snapshot.refresh.called
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import select, update
 
+from registry.tables import IdempotencyRow, now
+from service.web.idempotency import RETENTION
 from tests.service.api import Api, check_problem
 from tests.service.estimators import sign_classifier
 
@@ -101,3 +105,49 @@ async def test_a_repeated_key_creation_returns_the_same_secret_which_is_not_stor
 async def test_a_key_of_invalid_length_is_422(api: Api, key: str):
     body = {"name": "a", "scopes": ["predict"]}
     check_problem(await api.client.post("/v1/keys", json=body, headers={"Idempotency-Key": key}), 422)
+
+
+KEY_BODY = {"name": "a", "scopes": ["predict"]}
+
+
+async def create_key(api: Api, idempotency_key: str) -> str:
+    """Create a key, or get the one that was created before; return its id."""
+    headers = {"Idempotency-Key": idempotency_key}
+    answer = await api.client.post("/v1/keys", json=KEY_BODY, headers=headers)
+    assert answer.status_code == 201, answer.text
+    key_id: str = answer.json()["id"]
+    return key_id
+
+
+def age_stored_answer(api: Api, idempotency_key: str, age: timedelta) -> None:
+    with api.services.sessions.begin() as session:
+        row = update(IdempotencyRow).where(IdempotencyRow.key == idempotency_key)
+        session.execute(row.values(created_at=now() - age))
+
+
+def stored_keys(api: Api) -> set[str]:
+    with api.services.sessions() as session:
+        return set(session.scalars(select(IdempotencyRow.key)))
+
+
+async def test_an_answer_is_stored_for_a_day(api: Api):
+    first = await create_key(api, "kept")
+    age_stored_answer(api, "kept", RETENTION - timedelta(minutes=1))
+    assert await create_key(api, "kept") == first
+    age_stored_answer(api, "kept", RETENTION + timedelta(minutes=1))
+    second = await create_key(api, "kept")
+    assert second != first
+    assert await create_key(api, "kept") == second  # for another day
+    assert timedelta(days=1) == RETENTION
+
+
+async def test_each_idempotent_request_deletes_the_expired_answers_of_all_keys(api: Api):
+    for key in ("old", "older", "young"):
+        await create_key(api, key)
+    age_stored_answer(api, "old", RETENTION + timedelta(seconds=1))
+    age_stored_answer(api, "older", 3 * RETENTION)
+    age_stored_answer(api, "young", RETENTION / 2)
+    assert {"old", "older", "young"} <= stored_keys(api)
+    await create_key(api, "newest")
+    assert {"old", "older"}.isdisjoint(stored_keys(api))
+    assert {"young", "newest"} <= stored_keys(api)
