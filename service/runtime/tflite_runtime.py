@@ -171,7 +171,10 @@ def _output_converter(output: Output, graph_outputs: dict[str, TensorDetail]) ->
     def convert(outputs: Outputs) -> Array:
         array = outputs[f"{prefix}probabilities"].argmax(axis=1) if from_probabilities else outputs[source]
         if classes is not None:
-            return classes[array.reshape(-1).astype(np.int64)]
+            index = array.reshape(-1).astype(np.int64)
+            if (index < 0).any():  # numpy would count from the last class
+                raise IndexError("a label below 0")
+            return classes[index]
         return array.reshape(output.shape).astype(dtype, copy=False)
 
     return convert
