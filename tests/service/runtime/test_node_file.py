@@ -87,6 +87,22 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "leaf values of width 0": lambda p: {"values": p["values"][:, :0]},
     "more answers than leaf values": lambda p: {"outputs": 99, "base": np.zeros(99)},
     "blocks of another width": lambda p: {"blocks": p["blocks"] + 1},
+    "an empty block": lambda p: {"blocks": np.array([0, int(p["blocks"].sum())])},
+    "a negative block": lambda p: {"blocks": np.array([-1, int(p["blocks"].sum()) + 1])},
+    "no answers": lambda p: {"outputs": 0, "base": np.zeros(0), "values": p["values"][:, :0]},
+    "one base too many": lambda p: {"base": np.zeros(len(p["base"]) + 1)},
+    "a weight too many": lambda p: {"weight": np.ones(len(p["weight"]) + 1)},
+    "a child that is its parent's neighbour on the left": with_value("left", INNER, INNER - 1),
+    "a column too long": lambda p: {"feature": np.append(p["feature"], np.int32(0))},
+    "missing sides too few": lambda p: {"missing_left": p["missing_left"][:-1]},
+    "one step without numbers": lambda p: {
+        "operations": ["add", "add"],
+        "numbers": np.ones((1, FEATURES)),
+    },
+    "steps of another dtype": lambda p: {
+        "operations": ["add"],
+        "numbers": np.ones((1, FEATURES), np.float32),
+    },
     "a weight missing": lambda p: {"weight": p["weight"][:-1]},
     "targets beyond the answers": lambda p: {
         "target": np.full(5, 5, np.int32),
@@ -106,6 +122,45 @@ def test_a_damaged_table_is_refused(tmp_path: Path, saved: Path, damage: Callabl
         parts = damage(dict(file))
     with pytest.raises(Refused, match="table of nodes"):
         node_file.load(write_changed(saved, tmp_path / "damaged.npz", **parts), FEATURES)
+
+
+def of_targets(parts: dict[str, Any], target: list[int]) -> dict[str, Any]:
+    """One value per leaf, which each of the five trees adds to one of the answers."""
+    values = np.ascontiguousarray(parts["values"][:, :1])
+    return {"target": np.array(target, np.int32), "values": values, "link": "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("target", "accepted"),
+    [
+        ([0, 1, 2, 3, FOREST.outputs - 1], True),
+        ([0, 1, 2, 3, FOREST.outputs], False),
+        ([0, 1, 2, 3, -1], False),
+        ([0, 1, 2, 3], False),
+        ([0, 1, 2, 3, 4, 0], False),
+    ],
+)
+def test_each_tree_adds_to_one_of_the_answers(
+    tmp_path: Path, saved: Path, target: list[int], accepted: bool
+) -> None:
+    with np.load(saved) as file:
+        parts = of_targets(dict(file), target)
+    path = write_changed(saved, tmp_path / "targets.npz", **parts)
+    if accepted:
+        assert node_file.load(path, FEATURES)[0].target is not None
+        wide = write_changed(path, tmp_path / "wide.npz", values=np.hstack([parts["values"]] * 2))
+        with pytest.raises(Refused, match="adds to an unknown answer"):
+            node_file.load(wide, FEATURES)
+    else:
+        with pytest.raises(Refused, match=r"unknown answer|different lengths"):
+            node_file.load(path, FEATURES)
+
+
+def test_the_last_feature_is_accepted_and_the_next_is_not(saved: Path) -> None:
+    last = int(FOREST.feature.max())
+    node_file.load(saved, last + 1)
+    with pytest.raises(Refused, match="unknown features"):
+        node_file.load(saved, last)
 
 
 def test_a_table_for_wider_rows_is_refused(saved: Path) -> None:
