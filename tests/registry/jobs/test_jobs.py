@@ -521,3 +521,169 @@ def test_the_rows_of_a_job_are_those_of_its_first_stage(sessions: Sessions) -> N
                 p = jobs.progress(session, [job_id])[job_id]
             figures.append((p.rows_done, p.rows_total, p.partitions_done, p.partitions_total))
     assert figures == [(5, None, 1, 2), (10, 10, 2, 2), (10, 10, 3, 3)]
+
+
+on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
+"""For tests of sums and limits, which are the same on both databases."""
+
+
+def _progress(sessions: Sessions, job_id: int) -> jobs.JobProgress:
+    with db.reading(sessions) as session:
+        return jobs.progress(session, [job_id])[job_id]
+
+
+def test_progress_counts_from_no_partition_to_the_last(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id)
+    figures = [_progress(sessions, job_id)]
+    for rows, failed in ((9, 1), (0, 0), (0, 20)):
+        _finish_partition(sessions, _claim(sessions), rows=rows, failed=failed)
+        figures.append(_progress(sessions, job_id))
+    assert [(p.partitions_done, p.partitions_total) for p in figures] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [(p.rows_done, p.rows_failed) for p in figures] == [(0, 0), (9, 1), (9, 1), (9, 21)]
+    assert [p.rows_total for p in figures] == [30, 30, 20, 30], (
+        "the rows that were read replace the planned ones"
+    )
+    assert [p.rows_since_start for p in figures] == [0, 10, 10, 30]
+    assert [p.partitions_since_start for p in figures] == [0, 1, 2, 3]
+
+
+@on_sqlite
+def test_partitions_without_rows_have_a_progress_of_zero(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id, [NewPartition({}, 0), NewPartition({}, 0)])
+    progress = _progress(sessions, job_id)
+    assert (progress.rows_total, progress.rows_done, progress.rows_failed, progress.attempts) == (0, 0, 0, 0)
+    _finish_partition(sessions, _claim(sessions), rows=0, failed=0)
+    progress = _progress(sessions, job_id)
+    assert (progress.rows_total, progress.rows_since_start, progress.partitions_done) == (0, 0, 1)
+
+
+@on_sqlite
+def test_a_partition_that_ends_as_the_job_starts_counts_since_the_start(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id)
+    _finish_partition(sessions, _claim(sessions))
+    started_at = _get_job(sessions, job_id).started_at
+    assert started_at is not None
+    figures = []
+    for finished_at in (started_at, started_at - timedelta(microseconds=1)):
+        with sessions.begin() as session:
+            jobs.partition(session, job_id, jobs.SCORE_STAGE, 0).finished_at = finished_at
+        progress = _progress(sessions, job_id)
+        figures.append((progress.rows_since_start, progress.partitions_since_start, progress.rows_done))
+    assert figures == [(10, 1, 9), (0, 0, 9)]
+
+
+@on_sqlite
+def test_progress_reports_the_attempts_of_the_partition_with_the_most(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id)
+    with sessions.begin() as session:
+        for row, attempt in zip(jobs.partitions(session, job_id), (2, 5, 1), strict=True):
+            assert row.task is not None
+            row.task.attempt = attempt
+    assert _progress(sessions, job_id).attempts == 5
+
+
+@on_sqlite
+def test_a_job_expires_at_the_moment_itself(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = _create(sessions, keep_s=60.0)
+    _cancel(sessions, job_id)
+    job = _get_job(sessions, job_id)
+    assert job.expires_at is not None
+    assert job.finished_at is not None
+    assert job.expires_at - job.finished_at == timedelta(seconds=60)
+    for early in (timedelta(microseconds=1), timedelta(0)):
+        moment = job.expires_at - early
+        monkeypatch.setattr(jobs, "now", lambda moment=moment: moment)
+        with sessions.begin() as session:
+            assert jobs.any_expired(session) == (not early)
+            assert jobs.delete_expired(session) == ([] if early else [job_id])
+
+
+@on_sqlite
+def test_a_hundred_expired_jobs_are_deleted_at_once(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        for _ in range(101):
+            row = jobs.create(session, NewJob(kind=SCORE, spec={}, model=None), by="ann")
+            row.expires_at = now() - timedelta(1)
+    with sessions.begin() as session:
+        assert len(jobs.delete_expired(session)) == 100
+    with sessions.begin() as session:
+        assert jobs.any_expired(session)
+        assert len(jobs.delete_expired(session)) == 1
+        assert session.scalars(select(TaskRow.id)).all() == []
+
+
+@on_sqlite
+def test_tasks_of_jobs_with_a_longer_number_are_not_deleted(sessions: Sessions) -> None:
+    """The subjects of the tasks of job 1 are `1` and `1/...`, those of job 11 begin with the same digit."""
+    with sessions.begin() as session:
+        for _ in range(11):
+            jobs.create(session, NewJob(kind=SCORE, spec={}, model=None), by="ann")
+        jobs.add_partitions(session, jobs.get(session, 11), jobs.SCORE_STAGE, PARTS)
+        jobs.add_partitions(session, jobs.get(session, 1), jobs.SCORE_STAGE, PARTS)
+        jobs.get(session, 1).expires_at = now() - timedelta(1)
+    with sessions.begin() as session:
+        assert jobs.delete_expired(session) == [1]
+    with db.reading(sessions) as session:
+        subjects = session.scalars(select(TaskRow.subject)).all()
+    assert sorted(subjects) == sorted([*map(str, range(2, 12)), *(f"11/score/{n}" for n in range(3))])
+
+
+@on_sqlite
+def test_the_first_sequential_partition_does_not_wait(sessions: Sessions) -> None:
+    job_id = _start_training(sessions, "01-transform", [NewPartition({}), *SEQUENTIAL_PARTS[:2]])
+    assert _open_tasks(sessions) == [(PARTITION_TASK, f"{job_id}/01-transform/0")]
+
+
+@on_sqlite
+def test_tasks_have_attempts_for_workers_that_die(sessions: Sessions) -> None:
+    job_id = _create(sessions, max_attempts=3)
+    assert jobs.attempt_limit(_get_job(sessions, job_id)) == 3 + 30
+    _plan(sessions, job_id)
+    ray_id = _create(sessions, engine=RAY)
+    _plan(sessions, ray_id)
+    with db.reading(sessions) as session:
+        limits = {
+            (kind, limit) for kind, limit in session.execute(select(TaskRow.kind, TaskRow.max_attempts))
+        }
+    assert (PARTITION_TASK, 33) in limits
+    assert (RAY_TASK, 3000) in limits
+
+
+@on_sqlite
+def test_an_exactly_full_page_of_jobs_is_the_last(sessions: Sessions) -> None:
+    ids = [_create(sessions) for _ in range(3)]
+    with db.reading(sessions) as session:
+        page = jobs.search(session, page_size=3)
+        assert ([j.id for j in page.items], page.next_token) == (ids[::-1], None)
+        page = jobs.search(session, page_size=2)
+        assert [j.id for j in page.items] == ids[:0:-1]
+        assert page.next_token is not None
+        assert [j.id for j in jobs.search(session, page_token=page.next_token).items] == ids[:1]
+
+
+@on_sqlite
+def test_follow_up_jobs_are_listed_by_their_training(sessions: Sessions) -> None:
+    training, other = _create(sessions), _create(sessions)
+    follow_up = _create(sessions, parent_id=training)
+    with db.reading(sessions) as session:
+        listed = jobs.follow_up_jobs(session, [training, other])
+        assert listed == {training: jobs.FollowUpJob(follow_up, jobs.QUEUED)}
+        assert jobs.follow_up_jobs(session, [other]) == jobs.follow_up_jobs(session, []) == {}
+
+
+@on_sqlite
+def test_summaries_of_partitions_have_the_state_of_their_tasks(sessions: Sessions) -> None:
+    job_id, other = _create(sessions), _create(sessions)
+    _plan(sessions, job_id)
+    assert _claim(sessions).kind == PLAN_TASK  # of the other job
+    _finish_partition(sessions, _claim(sessions))
+    with db.reading(sessions) as session:
+        first, second, third = jobs.partition_summaries(session, job_id)
+        assert jobs.partition_summaries(session, other) == []
+    assert (first.rows, first.failed, first.task_state, first.attempt) == (9, 1, "done", 1)
+    assert (second.rows, second.failed, second.task_state, second.attempt) == (0, 0, "queued", 0)
+    assert [p.number for p in (first, second, third)] == [0, 1, 2]

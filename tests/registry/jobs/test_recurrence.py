@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
+from typing import Any
 
 import pytest
 
@@ -179,3 +180,110 @@ def test_an_invalid_recurrence_is_rejected_with_its_field(rule: Recurrence, fiel
     with pytest.raises(Invalid) as raised:
         recurrence.first_run(rule, at("2026-11-22T20:00:00Z"))
     assert [e.field for e in raised.value.errors] == [field]
+
+
+NOW = "2026-11-22T20:00:00Z"
+LONGEST_S = 3650 * 86400.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "beyond"),
+    [
+        (Recurrence(every_s=1.0), Recurrence(every_s=0.999999)),
+        (Recurrence(every_s=LONGEST_S), Recurrence(every_s=LONGEST_S + 0.001)),
+        (Recurrence(every_s=60, start_in_s=0.0), Recurrence(every_s=60, start_in_s=-0.000001)),
+        (Recurrence(every_s=60, start_in_s=LONGEST_S), Recurrence(every_s=60, start_in_s=LONGEST_S + 0.001)),
+        *(
+            (
+                Recurrence(every_s=60, start_at=at(NOW) + sign * recurrence.MAX_START),
+                Recurrence(every_s=60, start_at=at(NOW) + sign * (recurrence.MAX_START + recurrence.INSTANT)),
+            )
+            for sign in (1, -1)
+        ),
+    ],
+    ids=str,
+)
+def test_a_recurrence_is_accepted_up_to_its_bounds(rule: Recurrence, beyond: Recurrence) -> None:
+    assert recurrence.first_run(rule, at(NOW)).run_at >= at(NOW)
+    with pytest.raises(Invalid):
+        recurrence.first_run(beyond, at(NOW))
+
+
+@pytest.mark.parametrize("rule", [{"every_s": 60.0}, {"cron": "* * * * *"}], ids=str)
+def test_a_run_at_the_moment_itself_is_the_first_run_but_not_the_next(rule: dict[str, Any]) -> None:
+    moment, minute = at(NOW), timedelta(minutes=1)
+    since_moment = Recurrence(**rule, start_at=moment)
+    assert recurrence.first_run(since_moment, moment).run_at == moment
+    assert recurrence.next_run(since_moment, moment) == moment + minute
+    assert recurrence.next_run(since_moment, moment - recurrence.INSTANT) == moment
+    assert recurrence.next_run(since_moment, moment + minute - recurrence.INSTANT) == moment + minute
+    assert recurrence.next_run(since_moment, moment - timedelta(days=1)) == moment, "not before its start"
+    later = Recurrence(**rule, start_at=moment + recurrence.INSTANT)
+    first = recurrence.first_run(later, moment).run_at
+    assert first == moment + (recurrence.INSTANT if "every_s" in rule else minute)
+
+
+@pytest.mark.parametrize("rule", [{"every_s": 60.0}, {"cron": "* * * * *"}], ids=str)
+def test_runs_between_two_times_include_the_end_only(rule: dict[str, Any]) -> None:
+    start, minute = at(NOW), timedelta(minutes=1)
+    every_minute = Recurrence(**rule, start_at=start - timedelta(days=1))
+
+    def between(end: datetime, limit: int = 100) -> list[int]:
+        runs = recurrence.runs_between(every_minute, start, end, limit)
+        return [(run - start) // minute for run in runs]
+
+    assert between(start) == []
+    assert between(start + minute - recurrence.INSTANT) == []
+    assert between(start + minute) == [1]
+    assert between(start + 3 * minute) == [1, 2, 3]
+    assert between(start + 3 * minute, limit=3) == [1, 2, 3]
+    assert between(start + 3 * minute, limit=2) == [1, 2]
+    assert between(start + 3 * minute, limit=0) == []
+
+
+@pytest.mark.parametrize("rule", [{"every_s": 60.0}, {"cron": "* * * * *"}], ids=str)
+def test_the_last_runs_include_one_at_the_end(rule: dict[str, Any]) -> None:
+    end, minute = at(NOW), timedelta(minutes=1)
+    every_minute = Recurrence(**rule, start_at=end - timedelta(days=1))
+    for count in (1, 2, 100):
+        assert recurrence.nth_last_run(every_minute, end, count) == end - (count - 1) * minute
+        just_before = end - recurrence.INSTANT
+        assert recurrence.nth_last_run(every_minute, just_before, count) == end - count * minute
+
+
+def test_no_run_is_before_the_start_or_on_a_date_that_does_not_exist() -> None:
+    end = at("2026-03-01T00:00:00Z")
+    leap_days = Recurrence(cron="0 0 29 2 *", start_at=end - timedelta(days=36500))
+    assert recurrence.nth_last_run(leap_days, end, 1) == at("2024-02-29T00:00:00Z")
+    never = Recurrence(cron="0 0 */31 2 MON#5", start_at=end)
+    assert recurrence.nth_last_run(never, end, 1) is None
+    assert recurrence.next_run(never, end) is None
+    recent = Recurrence(every_s=60, start_at=end - timedelta(minutes=2))
+    assert recurrence.nth_last_run(recent, end, 100) == recent.start_at
+
+
+@pytest.mark.parametrize(
+    ("cron", "day", "runs"),
+    [
+        # Berlin, 28 March: 02:00 is 03:00, at 01:00 UTC
+        ("59 1 * * *", "2027-03-28", ["00:59Z"]),
+        ("0 2 * * *", "2027-03-28", ["01:00Z"]),
+        ("59 2 * * *", "2027-03-28", ["01:00Z"]),
+        ("0 3 * * *", "2027-03-28", ["01:00Z"]),
+        ("30 1-3 * * *", "2027-03-28", ["00:30Z", "01:00Z", "01:30Z"]),
+        # Berlin, 31 October: 03:00 is 02:00, at 01:00 UTC
+        ("59 1 * * *", "2027-10-31", ["23:59Z"]),
+        ("0 2 * * *", "2027-10-31", ["00:00Z"]),
+        ("59 2 * * *", "2027-10-31", ["00:59Z"]),
+        ("0 3 * * *", "2027-10-31", ["02:00Z"]),
+        ("30 * * * *", "2027-10-31", ["00:30Z", "01:30Z", "02:30Z"]),
+    ],
+)
+def test_each_time_of_a_day_with_a_clock_change_runs_once(cron: str, day: str, runs: list[str]) -> None:
+    rule = Recurrence(cron=cron, timezone="Europe/Berlin", start_at=at("2027-01-01T00:00:00Z"))
+    start = at(f"{day}T00:00:00Z") - timedelta(minutes=1, seconds=1)
+    end = at(f"{day}T02:59:00Z")
+    between = recurrence.runs_between(rule, start, end, 100)
+    assert [run.strftime("%H:%MZ") for run in between] == runs
+    for count in range(1, len(between) + 1):
+        assert recurrence.nth_last_run(rule, end, count) == between[-count]

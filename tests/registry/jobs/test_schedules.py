@@ -563,3 +563,135 @@ def test_tick_uses_the_current_time_by_default(sessions: Sessions) -> None:
     with sessions.begin() as session:
         entries: Any = schedules.tick(session, start_job)
     assert [e.outcome for e in entries] == ["started"]
+
+
+on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
+"""For tests of times and limits, which are the same on both databases."""
+INSTANT = timedelta(microseconds=1)
+MINUTELY = Recurrence(every_s=60, start_at=NOW)
+
+
+@on_sqlite
+def test_a_schedule_is_due_at_the_moment_itself(sessions: Sessions) -> None:
+    add_schedule(sessions, rule=HOURLY)
+    assert tick(sessions, NOW + HOUR - INSTANT) == []
+    with db.reading(sessions) as session:
+        assert not schedules.is_due(session, moment=NOW + HOUR - INSTANT)
+        assert schedules.is_due(session, moment=NOW + HOUR)
+    (entry,) = tick(sessions, NOW + HOUR)
+    assert (entry.outcome, entry.due_at) == ("started", NOW + HOUR)
+
+
+@on_sqlite
+@pytest.mark.parametrize("late_by", [INSTANT, SECOND])
+def test_a_run_more_than_a_minute_late_is_missed(sessions: Sessions, late_by: timedelta) -> None:
+    add_schedule(sessions, rule=HOURLY)
+    (entry,) = tick(sessions, NOW + HOUR + schedules.MAX_LATE + late_by)
+    assert (entry.outcome, entry.due_at) == ("skipped", NOW + HOUR)
+    assert next_at(sessions) == NOW + 2 * HOUR
+
+
+@on_sqlite
+def test_a_newer_run_within_a_minute_starts_and_the_late_one_is_missed(sessions: Sessions) -> None:
+    add_schedule(sessions, rule=MINUTELY)
+    entries = tick(sessions, NOW + 2 * schedules.MAX_LATE)
+    assert [(e.outcome, e.due_at) for e in entries] == [
+        ("skipped", NOW),
+        ("started", NOW + timedelta(minutes=2)),
+    ]
+    assert (entries[0].reason or "").startswith("2 runs were missed")
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("missed", "text"),
+    [
+        (1, "1 run was"),
+        (2, "2 runs were"),
+        (4, "4 runs were"),
+        (5, "5 or more runs were"),
+        (9, "5 or more runs were"),
+    ],
+)
+def test_missed_runs_are_counted_exactly_below_the_limit(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, missed: int, text: str
+) -> None:
+    monkeypatch.setattr(schedules, "MAX_COUNTED_RUNS", 5)
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW))
+    (entry,) = tick(sessions, NOW + (missed - 1) * HOUR + 2 * schedules.MAX_LATE)
+    assert (entry.outcome, entry.reason) == (
+        "skipped",
+        f"{text} missed: no worker was running when they were due",
+    )
+
+
+@on_sqlite
+@pytest.mark.parametrize("rule", [HOURLY, HOURLY_CRON], ids=["every", "cron"])
+@pytest.mark.parametrize(("due", "missed"), [(1, 0), (2, 0), (3, 0), (4, 1), (5, 2)])
+def test_catching_up_starts_as_many_runs_as_the_limit(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, rule: Recurrence, due: int, missed: int
+) -> None:
+    monkeypatch.setattr(schedules, "MAX_CATCH_UP_RUNS", 3)
+    add_schedule(sessions, rule=rule, catch_up=True, overlap=True)
+    entries = tick(sessions, NOW + due * HOUR)
+    skipped = [e.reason for e in entries if e.outcome == "skipped"]
+    assert len(skipped) == (1 if missed else 0)
+    assert all((reason or "").startswith(f"{missed} run") for reason in skipped)
+    started = [e.due_at for e in entries if e.outcome == "started"]
+    assert started == [NOW + n * HOUR for n in range(missed + 1, due + 1)]
+    assert next_at(sessions) == NOW + (due + 1) * HOUR
+
+
+@on_sqlite
+def test_an_entry_more_than_a_minute_in_the_future_shows_a_clock_that_was_set_back(
+    sessions: Sessions,
+) -> None:
+    add_schedule(sessions, rule=HOURLY)
+    (started,) = tick(sessions, NOW + HOUR)
+    finish_jobs(sessions)
+    at_the_limit = started.at - schedules.MAX_LATE
+    assert tick(sessions, at_the_limit) == []
+    (entry,) = tick(sessions, at_the_limit - INSTANT)
+    assert "clock was set back" in (entry.reason or "")
+    assert next_at(sessions) == NOW + 2 * HOUR, "the run that was started is not repeated"
+
+
+@on_sqlite
+@pytest.mark.parametrize(("early", "following"), [(INSTANT, 1), (timedelta(0), 2)])
+def test_a_run_that_is_due_as_a_pause_ends_is_not_started(
+    sessions: Sessions, early: timedelta, following: int
+) -> None:
+    add_schedule(sessions, rule=HOURLY, paused=True)
+    assert edit(sessions, {"paused": False}, NOW + HOUR - early).next_at == NOW + following * HOUR
+
+
+@on_sqlite
+def test_the_schedule_that_is_due_longest_is_processed_first(sessions: Sessions) -> None:
+    for name, minutes in (("b", 2), ("c", 3), ("a", 1)):
+        add_schedule(sessions, name, rule=Recurrence(every_s=3600, start_at=NOW + timedelta(minutes=minutes)))
+    assert [e.schedule for e in tick(sessions, NOW + timedelta(minutes=3))] == ["a", "b", "c"]
+
+
+@on_sqlite
+def test_an_exactly_full_page_of_schedules_is_the_last(sessions: Sessions) -> None:
+    for name in ("b", "a"):
+        add_schedule(sessions, name, overlap=True)
+    first, second = run_now(sessions, "a"), run_now(sessions, "a")
+    with db.reading(sessions) as session:
+        page = schedules.search(session, model_paths={}, page_size=2)
+        assert ([s.name for s in page.items], page.next_token) == (["a", "b"], None)
+        entries = schedules.runs(session, "a", page_size=2)
+        assert ([e.job_id for e in entries.items], entries.next_token) == ([second.id, first.id], None)
+        assert schedules.search(session, model_paths={}, page_size=1).next_token is not None
+        assert schedules.runs(session, "a", page_size=1).next_token is not None
+
+
+@on_sqlite
+@pytest.mark.parametrize("entries", [4, 5, 6])
+def test_the_newest_entries_of_the_history_are_kept(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, entries: int
+) -> None:
+    monkeypatch.setattr(schedules, "MAX_HISTORY_ENTRIES", 5)
+    add_schedule(sessions, overlap=True)
+    ids = [run_now(sessions).id for _ in range(entries)]
+    assert [e.job_id for e in history(sessions)] == ids[-5:]
