@@ -1,16 +1,22 @@
-"""Limits the size of request bodies, also of those without Content-Length, while they are received."""
+"""Limits the size of request bodies while they are received, and decodes compressed ones."""
 
 from __future__ import annotations
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+BODY_HEADERS = (b"content-length", b"content-encoding")
+"""Headers of the encoded body, which the application behind does not see."""
 ARTIFACTS = "/v1/artifacts/"
 """Uploads under this path have their own limit."""
 
 
 class BodyLimits:
-    """ASGI middleware. Raises HTTPException 413 when the announced or the received size exceeds the limit."""
+    """ASGI middleware. Raises HTTPException 413 when the announced or the received size exceeds the limit.
+
+    The limit also applies to the decoded size of a compressed body. The application behind sees no
+    Content-Encoding. Raises as `DecodedBody`.
+    """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, max_artifact_bytes: int) -> None:
         self._app = app
@@ -22,7 +28,8 @@ class BodyLimits:
             await self._app(scope, receive, send)
             return
         limit = self._max_artifact_bytes if scope["path"].startswith(ARTIFACTS) else self._max_body_bytes
-        if _content_length(scope) > limit:
+        length, coding = _body_headers(scope)
+        if length > limit:
             raise _too_large(limit)
         received = 0
 
@@ -34,14 +41,24 @@ class BodyLimits:
                 raise _too_large(limit)
             return message
 
-        await self._app(scope, limited_receive, send)
+        if coding in ("", "identity"):
+            await self._app(scope, limited_receive, send)
+            return
+        from service.web.content_coding import DecodedBody  # few requests are compressed
+
+        scope["headers"] = [header for header in scope["headers"] if header[0] not in BODY_HEADERS]
+        await self._app(scope, DecodedBody(limited_receive, coding, limit), send)
 
 
-def _content_length(scope: Scope) -> int:
+def _body_headers(scope: Scope) -> tuple[int, str]:
+    """Return the Content-Length, 0 if it is missing, and the Content-Encoding in lower case."""
+    length, codings = 0, []
     for name, value in scope["headers"]:
         if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+            length = int(value) if value.isdigit() else 0
+        elif name == b"content-encoding":
+            codings.append(value)
+    return length, b", ".join(codings).decode("latin-1").strip().lower()
 
 
 def _too_large(limit: int) -> HTTPException:

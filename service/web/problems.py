@@ -57,7 +57,7 @@ DESCRIPTIONS = {
     409: "The current state of the registry does not allow this",
     412: "If-Match does not match the current entity tag",
     413: "The request body is too large",
-    415: "The media type of the request body is not supported",
+    415: "The media type or the Content-Encoding of the request body is not supported",
     416: "The range starts after the end of the file",
     422: "The input is invalid; `errors` names each field and what was expected",
     503: "The database or the model is unavailable; try again",
@@ -191,6 +191,8 @@ async def _on_disconnect(request: Request, _error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, TriviumError):  # raised while FastAPI received the body
+        return await _on_trivium_error(request, error.__cause__)
     if error.status_code == 400 and error.__cause__ is not None:  # FastAPI could not parse the body
         message = "the body cannot be read as JSON in UTF-8, or is nested too deeply"
         return _response(request, 422, message, [FieldError(message, field="body", expected="JSON")])
