@@ -90,6 +90,8 @@ def main() -> None:
         raise SystemExit(f"usage: {Path(sys.argv[0]).name} MODEL.tflite ROWS.csv")
     model = Model(Path(sys.argv[1]).read_bytes())
     rows = read_rows(Path(sys.argv[2]), model.metadata["features"])
+    if len(rows) == 0:
+        raise SystemExit(f"{sys.argv[2]} has no rows")
     result = {"predictions": model.predict(rows), "median_us": round(measure_latency_us(model, rows), 1)}
     print(json.dumps(result))
 
