@@ -266,3 +266,8 @@ def test_a_graph_must_return_one_answer_per_row() -> None:
             parity.run_checked(Fixed({"value": wrong}), rows)
     with pytest.raises(Refused, match="fails on 2 rows: bad rows"):
         parity.run_checked(Fixed(None), rows)
+
+
+def test_the_worst_kind_is_the_one_with_the_most_faults_if_there_are_any() -> None:
+    assert compared([1.0, 2.0], [1.0, 2.0]).worst is None
+    assert compared([1.0, 2.0], [1.0, 3.0]).worst == "random"

@@ -196,3 +196,15 @@ def test_a_feature_is_closed_where_the_model_rejects_unknown_categories(encoder:
     extended = frame.assign(city=["x", UNKNOWN_CATEGORY], code=[3.0, 8.0])
     knows = Probe(rejecting.fit(extended), "frame", "transform")
     assert [i.closed for i in measure_closed(knows, inputs, row)] == [False, False, False]
+
+
+def test_rows_that_lack_a_text_are_left_out_with_their_true_values() -> None:
+    cities = ["x", None, "y", "x", None, "y"]
+    table = ExampleTable({"city": pa.array(cities)}, pa.array(range(6)))
+    frame = pd.DataFrame({"city": ["x", "y"] * 3})
+    model = make_pipeline(OneHotEncoder(), LogisticRegression()).fit(frame, [0, 1] * 3)
+    result = described(model, table)
+    assert result.rows is not None
+    assert result.rows.columns is not None
+    assert result.truth is not None
+    assert (result.rows.columns[0].tolist(), result.truth.to_pylist()) == (list("xyxy"), [0, 2, 3, 5])
