@@ -23,6 +23,7 @@ from registry.tables import now
 from registry.vocabulary import SCORE
 from service.config import Settings
 from service.worker.maintenance import ORPHAN_S, Maintenance
+from tests.harness.durability import Event, recorded
 
 
 class DataDirectory:
@@ -69,6 +70,28 @@ def test_expired_jobs_are_deleted_with_their_files(home: DataDirectory) -> None:
     with db.reading(home.sessions) as session:
         assert sorted(j.id for j in jobs.search(session).items) == ended
     assert not set(expired) & set(ended)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_the_files_of_an_expired_job_are_deleted_after_its_row(home: DataDirectory) -> None:
+    """In the other order, a job could remain whose files are gone."""
+    part = home.settings.job_directory(home.job(jobs.FAILED, expired=True)) / "part"
+    with recorded() as log:
+        home.maintenance.step()
+    assert log.committed("jobs") < log.position("unlink", part)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_the_files_of_an_expired_job_stay_if_its_row_cannot_be_deleted(home: DataDirectory) -> None:
+    job_id = home.job(jobs.FAILED, expired=True)
+
+    def break_disk(event: Event) -> None:
+        if event.kind == "commit":
+            raise OSError(28, "No space left on device")
+
+    with recorded(break_disk), pytest.raises(OSError, match="No space"):
+        home.maintenance.step()
+    assert home.directories == {str(job_id)}
 
 
 def test_an_orphaned_directory_is_deleted_after_an_hour(home: DataDirectory) -> None:
