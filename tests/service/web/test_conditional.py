@@ -150,6 +150,17 @@ RANGES: list[tuple[str, ByteRange | None]] = [
     ("bytes=007-008", ByteRange(7, 9)),
     ("bytes=0-" + "9" * 5000, ByteRange(0, 1000)),
     ("bytes=-" + "9" * 5000, ByteRange(0, 1000)),
+    ("bytes=998-998", ByteRange(998, 999)),
+    ("bytes=998-999", ByteRange(998, 1000)),
+    ("bytes=998-1000", ByteRange(998, 1000)),
+    ("bytes=999-999", ByteRange(999, 1000)),
+    ("bytes=-999", ByteRange(1, 1000)),
+    ("bytes=-1001", ByteRange(0, 1000)),
+    ("bytes=5-4", None),
+    ("bytes=5-5", ByteRange(5, 6)),
+    ("bytes=1000-999", None),
+    ("bytes=1000-1000", UNSATISFIABLE),
+    ("bytes=00000000000000000000000000000000-0", ByteRange(0, 1)),
     ("bytes=1000-", UNSATISFIABLE),
     ("bytes=1000-2000", UNSATISFIABLE),
     ("bytes=" + "9" * 5000 + "-", UNSATISFIABLE),
@@ -189,6 +200,16 @@ def test_a_range_is_ignored_unless_if_range_is_exactly_the_tag(if_range: str) ->
 
 def test_if_range_without_range_selects_the_whole_file() -> None:
     assert select_range(ConditionalHeaders(if_range=PLAIN), PLAIN, SIZE) is None
+
+
+@pytest.mark.parametrize("digits", [17, 18])
+def test_positions_of_up_to_18_digits_are_exact_and_longer_ones_are_behind_every_file(digits: int) -> None:
+    position = 10**digits - 1
+    size = 10**18
+    selected = select_range(ConditionalHeaders(range=f"bytes={position}-{position}"), PLAIN, size)
+    assert selected == ByteRange(position, position + 1)
+    longer = select_range(ConditionalHeaders(range=f"bytes={10**18}-"), PLAIN, size)
+    assert longer == ByteRange(size, size)
 
 
 def test_every_range_of_an_empty_file_is_unsatisfiable() -> None:
