@@ -3,10 +3,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from service.config import Settings
+from service.web.body_limits import BodyLimits
 from tests.service.api import Api, check_problem, running_app
 
 pytestmark = pytest.mark.anyio
@@ -87,3 +91,77 @@ async def test_an_invalid_content_length_does_not_bypass_the_limit(small: Api):
         ]
         request = small.anonymous.build_request("POST", "/v1/keys", headers=headers, content=b" " * (MB + 1))
         check_problem(await small.anonymous.send(request), 413)
+
+
+def http(method: str, path: str, content_length: bytes | None = None) -> dict[str, Any]:
+    headers = [] if content_length is None else [(b"accept", b"99"), (b"content-length", content_length)]
+    return {"type": "http", "method": method, "path": path, "headers": headers}
+
+
+async def received(scope: dict[str, Any], *chunks: bytes) -> int:
+    """Pass a request with these chunks through limits of 10 and 20 bytes; return the bytes received."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request"})
+    total = 0
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal total
+        message = await receive()
+        while "body" in message:
+            total += len(message["body"])
+            message = await receive()
+
+    await BodyLimits(app, 10, 20)(scope, receive, send)
+    return total
+
+
+ARTIFACT = "/v1/artifacts/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/v1/keys", 10),
+        ("/v1/models/m/predict", 10),
+        ("/v1/artifacts", 10),
+        (ARTIFACT, 20),
+        ("/x/v1/artifacts/0", 10),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_a_body_is_accepted_up_to_the_limit(method: str, path: str, limit: int) -> None:
+    assert await received(http(method, path), bytes(limit)) == limit
+    assert await received(http(method, path), bytes(limit - 3), b"", bytes(3)) == limit
+    assert await received(http(method, path, b"%d" % limit), bytes(limit)) == limit
+    for chunks in ([bytes(limit + 1)], [bytes(limit), b"x"], [b"x"] * (limit + 1)):
+        with pytest.raises(HTTPException) as caught:
+            await received(http(method, path), *chunks)
+        assert (caught.value.status_code, caught.value.detail) == (
+            413,
+            f"the request body is larger than {limit} bytes",
+        )
+    with pytest.raises(HTTPException) as caught:
+        await received(http(method, path, b"%d" % (limit + 1)))
+    assert caught.value.status_code == 413
+
+
+async def test_requests_without_a_body_and_other_protocols_have_no_limit() -> None:
+    for scope in (
+        http("GET", "/v1/keys", b"11"),
+        http("HEAD", "/v1/keys", b"11"),
+        http("POST", "/") | {"type": "x"},
+    ):
+        assert await received(scope, bytes(30)) == 30
+
+
+async def test_a_length_that_is_no_number_is_counted_while_received() -> None:
+    for length in (b"", b"-1", b"1e9", b"0x10"):
+        assert await received(http("POST", "/v1/keys", length), bytes(10)) == 10
+        with pytest.raises(HTTPException):
+            await received(http("POST", "/v1/keys", length), bytes(11))

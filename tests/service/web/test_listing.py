@@ -6,7 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
 
+from registry.errors import Invalid
+from registry.pages import Page
+from service.web.listing import PageQuery, SearchQuery, list_response
 from tests.harness.models import pickle_model
 from tests.service.api import Api, check_problem
 from tests.service.estimators import sign_classifier
@@ -121,3 +127,43 @@ async def test_keys_are_listed_in_pages(api: Api):
     ids = [k["id"] for page in pages for k in page]
     assert len(pages) > 1
     assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "rejected"),
+    [
+        ({"page_size": 1}, {"page_size": 0}),
+        ({"page_size": 1000}, {"page_size": 1001}),
+        ({"page_token": "x" * 1000}, {"page_token": "x" * 1001}),
+        ({"q": "x" * 200}, {"q": "x" * 201}),
+        ({"tag": ["a:b"] * 16}, {"tag": ["a:b"] * 17}),
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_the_fields_of_a_query_have_limits(accepted: dict[str, Any], rejected: dict[str, Any]):
+    query = SearchQuery(**accepted)
+    assert {name: getattr(query, name) for name in accepted} == accepted
+    with pytest.raises(ValidationError):
+        SearchQuery(**rejected)
+
+
+def test_a_page_has_a_hundred_items_by_default():
+    assert PageQuery().page_size == 100
+
+
+def test_a_tag_is_divided_at_its_first_colon():
+    assert SearchQuery(tag=["a:b:c", ":", "x:"]).tags() == [("a", "b:c"), ("", ""), ("x", "")]
+    with pytest.raises(Invalid, match="tag 'b' is not key:value"):
+        SearchQuery(tag=["a:b", "b"]).tags()
+
+
+def test_only_a_page_with_a_successor_has_a_link():
+    scope = {"type": "http", "path": "/v1/models", "query_string": b"page_size=2&q=a%20b", "headers": [],
+             "server": ("internal", 80), "scheme": "http"}  # fmt: skip
+    for token, link in (
+        (None, None),
+        ("a+b", '</v1/models?page_size=2&q=a+b&page_token=a%2Bb>; rel="next"'),
+    ):
+        response = Response()
+        body = list_response(Page([1, 2], token), str, Request(scope), response)
+        assert (body.items, body.next_page_token, response.headers.get("link")) == (["1", "2"], token, link)

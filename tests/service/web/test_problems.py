@@ -10,9 +10,9 @@ from sqlalchemy.exc import OperationalError
 from starlette.types import Message
 
 from registry import errors
-from registry.errors import TriviumError
+from registry.errors import FieldError, TriviumError
 from registry.names import NAME_PATTERN
-from service.web.problems import STATUS, ProblemResponse, build_problem, status_of
+from service.web.problems import STATUS, ProblemResponse, _field_error, build_problem, status_of
 from tests.service.api import Api, check_problem
 
 pytestmark = pytest.mark.anyio
@@ -327,3 +327,75 @@ async def test_a_disconnected_client_is_not_an_error(api: Api):
     await asyncio.wait_for(api.app(scope, receive_disconnect, send), 5)
     assert messages[0]["status"] == 400
     assert json.loads(messages[1]["body"])["status"] == 400
+
+
+async def problem_messages(method: str) -> list[Message]:
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("a problem response must not read the body")
+
+    answer = ProblemResponse(build_problem(404, "not here", "/v1/a b", "req_1"), [(b"allow", b"GET")])
+    await answer({"type": "http", "method": method}, receive, send)
+    return messages
+
+
+async def test_a_problem_in_front_of_fastapi_states_its_length():
+    start, body = await problem_messages("GET")
+    headers = dict(start["headers"])
+    assert (start["status"], headers[b"content-type"], headers[b"allow"]) == (
+        404,
+        b"application/problem+json",
+        b"GET",
+    )
+    assert int(headers[b"content-length"]) == len(body["body"])
+    assert json.loads(body["body"]) == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "not here",
+        "instance": "/v1/a%20b",
+        "request_id": "req_1",
+    }
+    head_start, head_body = await problem_messages("HEAD")
+    assert (head_start, head_body["body"]) == (start, b"")
+
+
+def test_text_that_utf8_cannot_encode_is_replaced_in_every_field():
+    problem = build_problem(422, "\ud800", "/x", "r", [FieldError("m\udfff", 3, "f\ud800", "e\ud800")])
+    (error,) = problem.errors
+    assert problem.detail == "?"
+    assert (error.message, error.field, error.expected, error.instance) == ("m?", "f?", "e?", 3)
+    (error,) = build_problem(422, "d", "/x", "r", [FieldError("m")]).errors
+    assert (error.message, error.field, error.expected, error.instance) == ("m", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "expected"),
+    [
+        ({"type": "greater_than_equal", "ctx": {"ge": 1.0}}, "too small; send 1 or more", "1 or more"),
+        ({"type": "greater_than", "ctx": {"gt": 0.5}}, "too small; send more than 0.5", "more than 0.5"),
+        ({"type": "less_than_equal", "ctx": {"le": 1000}}, "too large; send 1000 or less", "1000 or less"),
+        ({"type": "less_than", "ctx": {"lt": 2.0}}, "too large; send less than 2", "less than 2"),
+        (
+            {"type": "too_long", "ctx": {"max_length": 16}},
+            "too many; send at most 16 entries",
+            "at most 16 entries",
+        ),
+    ],
+    ids=lambda value: value.get("type") if isinstance(value, dict) else None,
+)
+def test_a_bound_is_named_with_the_direction_of_its_fault(
+    error: dict[str, object], message: str, expected: str
+):
+    fault = _field_error({"loc": ("body", "x"), "msg": "pydantic's"} | error, {"x": 7})
+    assert (fault.message, fault.field, fault.expected) == (message, "x", expected)
+
+
+async def test_the_detail_names_the_first_three_fields(api: Api):
+    bodies = [{"artifact": "0" * 64, "format": "onnx"} | dict.fromkeys("abcd"[:n], 1) for n in (1, 3, 4)]
+    details = [check_problem(await api.client.post(VERSIONS, json=b), 422)["detail"] for b in bodies]
+    assert [d.count("no such field") for d in details] == [1, 3, 3]
