@@ -18,7 +18,6 @@ from service.cli.options import Json
 from service.cli.output import print_message, print_record, print_table
 
 if TYPE_CHECKING:
-    from service.edge.tuf_keys import RoleKeys
     from service.edge.tuf_repository import TufRepository
 
 Role = Annotated[
@@ -32,7 +31,7 @@ TargetsFile = Annotated[
 
 def status(json: Json = False) -> None:
     """Show roles, expiry dates, keys and pending signatures."""
-    with _repository() as (repository, _):
+    with _repository() as repository:
         state = repository.status()
     rows = [[r.role, r.version, r.expires.date(), "here" if r.online else "elsewhere"] for r in state.roles]
 
@@ -69,8 +68,8 @@ def offline(
     json: Json = False,
 ) -> None:
     """Move the key of root or targets to another directory."""
-    with _repository() as (_, keys):
-        file = keys.move_offline(role, to)
+    with _repository() as repository:
+        file = repository.move_offline(role, to)
     record = {"role": role, "file": str(file)}
     print_record(json, record, lambda: print_message(f"the key of {role} is now {file}, and only there"))
 
@@ -92,7 +91,7 @@ def rotate(
     """
     from service.edge.tuf_keys import RoleKeys, read_signer
 
-    with _repository() as (repository, _):
+    with _repository() as repository:
         signer, directory = read_signer(root_key) if root_key else None, RoleKeys(to) if to else None
         version = repository.rotate(role, signer, directory)
     record = {"role": role, "root": version}
@@ -101,7 +100,7 @@ def rotate(
 
 def prepare(file: TargetsFile, json: Json = False) -> None:
     """Write the targets document for offline signing."""
-    with _repository() as (repository, _):
+    with _repository() as repository:
         file.write_bytes(repository.prepare())
     command = f"trivium tuf sign {file} --key targets.pem"
     record = {"file": str(file), "then": command}
@@ -128,24 +127,23 @@ def sign(
 
 def submit(file: TargetsFile, json: Json = False) -> None:
     """Publish a signed targets document to devices."""
-    with _repository() as (repository, _):
+    with _repository() as repository:
         version = repository.submit(file.read_bytes())
     print_record(json, {"targets": version}, lambda: print_message(f"targets version {version} is in force"))
 
 
 @contextmanager
-def _repository() -> Iterator[tuple[TufRepository, RoleKeys]]:
-    """Yield the TUF repository of the data directory, locked and in a transaction, and its key files."""
+def _repository() -> Iterator[TufRepository]:
+    """Yield the TUF repository of the data directory, locked and in a transaction."""
     from registry import db
     from service.edge.tuf_keys import RoleKeys
     from service.edge.tuf_repository import TufRepository
 
     settings = read_settings()
     engine: Any = db.connect(settings.url)
-    keys = RoleKeys(settings.home / "tuf")
     try:
         db.require_current(engine)
         with db.locked(settings.home / "tuf.lock"), db.sessions(engine).begin() as session:
-            yield TufRepository(session, keys), keys
+            yield TufRepository(session, RoleKeys(settings.home / "tuf"))
     finally:
         engine.dispose()

@@ -48,11 +48,12 @@ class RoleKeys:
         _write(self.path(role), signer.private_bytes)
         return signer
 
-    def move_offline(self, role: str, directory: Path) -> Path:
+    def move_offline(self, role: str, directory: Path, valid_keyids: Collection[str] | None = None) -> Path:
         """Move the role's key to another directory, and return its new path.
 
-        Raises `Invalid` for a role whose key must stay online, and `Conflict` when the key is not in this
-        directory or the target file exists.
+        `valid_keyids`: the key must be one of them; by default the newest key is moved. Raises `Invalid` for a
+        role whose key must stay online, and `Conflict` when the key is not in this directory or the target
+        file exists.
         """
         if role not in OFFLINE_ROLES:
             raise invalid_field(
@@ -61,17 +62,25 @@ class RoleKeys:
                 " or ".join(OFFLINE_ROLES),
                 detail=f"the key of {role} signs every day and cannot be moved offline",
             )
-        if not self.path(role).exists():
+        source = self._find(role, valid_keyids)
+        if source is None:
             raise Conflict(f"the key of {role} is not in {self.directory}; it was already moved offline")
         target = directory / f"{role}.pem"
         if target.exists():
             raise Conflict(f"the file {target} already exists; choose another directory")
         create_directory(directory, 0o700)
-        _write(target, self.path(role).read_bytes())
-        self.path(role).unlink()
+        _write(target, source.read_bytes())
+        self.path(role).unlink(missing_ok=True)
         self.previous_path(role).unlink(missing_ok=True)
         fsync_directory(self.directory)
         return target
+
+    def _find(self, role: str, valid_keyids: Collection[str] | None) -> Path | None:
+        """Return the file of the newest key that is valid, or None."""
+        for path in (self.path(role), self.previous_path(role)):
+            if path.exists() and (valid_keyids is None or read_signer(path).public_key.keyid in valid_keyids):
+                return path
+        return None
 
 
 def read_signer(path: Path) -> CryptoSigner:

@@ -12,6 +12,7 @@ it.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -153,6 +154,15 @@ class TufRepository:
         if role != "root":
             self._sign_snapshot_and_timestamp(_utc_now(), force=True)
         return version
+
+    def move_offline(self, role: str, directory: Path) -> Path:
+        """Move the valid key of `role` to another directory, and return its new path.
+
+        A newer key may be in the data directory, from a rotation that was not committed. Raises as
+        `RoleKeys.move_offline`.
+        """
+        roles = self._current().root.signed.roles
+        return self._keys.move_offline(role, directory, roles[role].keyids if role in roles else ())
 
     def _has_root(self) -> bool:
         return tuf_documents.newest(self._session, "root") is not None
