@@ -51,8 +51,8 @@ class RoleKeys:
     def move_offline(self, role: str, directory: Path, valid_keyids: Collection[str] | None = None) -> Path:
         """Move the role's key to another directory, and return its new path.
 
-        `valid_keyids`: the key must be one of them; by default the newest key is moved. Raises `Invalid` for a
-        role whose key must stay online, and `Conflict` when the key is not in this directory or the target
+        `valid_keyids`: the key must be one of them; by default the newest key is moved. Raises `Invalid` for
+        a role whose key must stay online, and `Conflict` when the key is not in this directory or the target
         file exists.
         """
         if role not in OFFLINE_ROLES:
