@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import multiprocess
 
@@ -19,6 +20,9 @@ from service.builds.process_signals import end_with_parent, stop_signal
 from service.builds.supervised_process import SupervisedProcess
 from service.config import Settings
 from service.prepare import prepare
+
+if TYPE_CHECKING:
+    import uvicorn
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -49,7 +53,12 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     children = [_supervised_worker()] if worker else []
     if workers == 1:
         try:
-            run_web(settings, listening, when_up=lambda: _start(children))
+            run_web(
+                settings,
+                listening,
+                when_up=lambda: _start(children),
+                when_stopping=lambda: _terminate(children),
+            )
         finally:
             _stop(settings, children)
         return 0
@@ -57,11 +66,16 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     return _run_web_processes(settings, listening, workers, children)
 
 
-def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], None] = lambda: None) -> None:
+def run_web(
+    settings: Settings,
+    listening: socket.socket,
+    when_up: Callable[[], None] = lambda: None,
+    when_stopping: Callable[[], None] = lambda: None,
+) -> None:
     """Serve on `listening` in this process until SIGTERM or SIGINT.
 
-    `when_up` is called when all routes are available. Raises the error that prevented the management routes
-    from loading: the server ends without them.
+    `when_up` is called when all routes are available, `when_stopping` at the signal. Raises the error that
+    prevented the management routes from loading: the server ends without them.
     """
     startup.pause_collector()
     # While uvicorn serves, it handles these signals: it shuts down and then raises the signal again, which by
@@ -81,6 +95,7 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.services.shutting_down.set()
+            when_stopping()
             await super().shutdown(sockets)
 
         async def _complete(self) -> None:
@@ -92,8 +107,17 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
             startup.resume_collector()
             when_up()
 
-    config = uvicorn.Config(
-        app.asgi,
+    server = Server(web_config(app.asgi, settings))
+    server.run([listening])
+    server.completion.result()
+
+
+def web_config(app: Callable[..., Any], settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn serves the ASGI application `app`."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -103,9 +127,6 @@ def run_web(settings: Settings, listening: socket.socket, when_up: Callable[[], 
         forwarded_allow_ips=settings.proxies,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
-    server = Server(config)
-    server.run([listening])
-    server.completion.result()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -191,10 +212,14 @@ def _start(processes: list[SupervisedProcess]) -> None:
 
 def _stop(settings: Settings, processes: list[SupervisedProcess]) -> None:
     """Stop all processes at once, so that their grace periods overlap."""
-    for process in processes:
-        process.terminate()
+    _terminate(processes)
     for process in processes:
         process.stop(settings.shutdown_grace_s + 5)
+
+
+def _terminate(processes: list[SupervisedProcess]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 def _supervised_web_process(number: int, listening: socket.socket, metrics: Path) -> SupervisedProcess:
