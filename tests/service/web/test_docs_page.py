@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from registry import db, revision
-from registry.tables import ModelRow, VersionRow
 from tests.harness.models import pickle_model
 from tests.harness.server import Server, serving
-from tests.registry.signatures import SIGNATURES
 from tests.service.estimators import sign_classifier
+from tests.service.model_rows import add_models
 
 ARGUMENTS = [
     "--headless",
@@ -200,12 +198,12 @@ def test_the_page_follows_promotions_and_publications(page: Page, server: Server
 def test_the_page_of_an_unknown_model_shows_it_when_it_exists(
     page: Page, server: Server, console_errors: list[str]
 ) -> None:
-    page.goto(f"{server.url}/v1/models/late-0000/docs")
+    page.goto(f"{server.url}/v1/models/late/docs")
     page.get_by_label("API key").fill(server.key)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_text("Not available: there is no model")).to_be_visible()
-    add_models(server.home, "late", 1)
-    pass_poll_intervals(page, summary(page, "Predict with late-0000 version 1 (onnx)"))
+    add_models(server.home, ["late"])
+    pass_poll_intervals(page, summary(page, "Predict with late version 1 (onnx)"))
     expect(page.get_by_text("Not available")).to_be_hidden()
     remove_error(page, console_errors, 404)
 
@@ -223,33 +221,10 @@ def test_an_open_try_it_out_is_not_replaced(page: Page, server: Server) -> None:
     expect(page.get_by_text("The registry has changed")).to_be_hidden()
 
 
-def add_models(home: Path, prefix: str, count: int) -> None:
-    """Insert `count` models with a ready version each."""
-    engine = db.connect(f"sqlite:///{home / 'registry.db'}")
-    signature = SIGNATURES["strings"].to_json()
-    fields = {
-        "format": "onnx",
-        "artifact": "0" * 64,
-        "created_by": "test",
-        "state": "ready",
-        "runtime": "onnx",
-    }
-    more_fields = {"metrics": {}, "lineage": {}, "signature": signature, "servable": "0" * 64}
-    with db.sessions(engine).begin() as session:
-        for i in range(count):
-            owner = ModelRow(name=f"{prefix}-{i:04}", last_number=1, created_by="test")
-            session.add(owner)
-            session.add(VersionRow(model=owner, number=1, description=f"number {i}", **fields, **more_fields))
-        session.flush()
-        for i in range(count):
-            revision.record_change(session, "model", f"{prefix}-{i:04}")
-    engine.dispose()
-
-
 def test_a_thousand_models_are_listed_and_filtered(page: Page, server: Server) -> None:
     with server.client() as client:
         count = len(client.get("/v1/models").json()["items"])
-    add_models(server.home, "m", 1000)
+    add_models(server.home, [f"m-{i:04}" for i in range(1000)])
     open_page(page, server)
     expect(page.get_by_role("heading", name=f"{count + 1000:,} models")).to_be_visible()
     expect(page.locator("#list li").first).to_be_visible()

@@ -1,0 +1,29 @@
+"""Rows of models that were published elsewhere, without the time of a build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from registry import aliases, db, revision
+from registry.tables import ModelRow, VersionRow
+from tests.registry.signatures import SIGNATURES
+
+
+def add_models(home: Path, names: Sequence[str], alias: str | None = None) -> None:
+    """Insert models with a ready version each, and an alias of it. Servers on `home` notice them."""
+    engine = db.connect(f"sqlite:///{home / 'registry.db'}")
+    signature = SIGNATURES["strings"].to_json()
+    fields = {"format": "onnx", "artifact": "0" * 64, "state": "ready", "runtime": "onnx", "description": ""}
+    more_fields = {"metrics": {}, "lineage": {}, "signature": signature, "servable": "0" * 64}
+    with db.sessions(engine).begin() as session:
+        for name in names:
+            owner = ModelRow(name=name, last_number=1, created_by="test")
+            session.add(owner)
+            session.add(VersionRow(model=owner, number=1, created_by="test", **fields, **more_fields))
+        session.flush()
+        for name in names:
+            revision.record_change(session, "model", name)
+            if alias is not None:
+                aliases.promote(session, name, alias, 1, by="test")
+    engine.dispose()
