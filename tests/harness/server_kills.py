@@ -91,15 +91,17 @@ class Publisher(threading.Thread):
         self._report.acknowledged.append(AcknowledgedVersion(name, version, artifact, key, body))
 
 
-def kill_server(server: Server, rounds: int, publishers: int = 3, seed: int = 1) -> ServerKillReport:
-    """Publish and kill the server `rounds` times, wait for all builds, then audit."""
+def kill_server(
+    server: Server, rounds: int, publishers: int = 3, seed: int = 1, max_round_s: float = 2.0
+) -> ServerKillReport:
+    """Publish and kill the server `rounds` times, after at most `max_round_s` each; then wait and audit."""
     report, stopping, randomness = ServerKillReport(), threading.Event(), random.Random(seed)
     server.start()
     threads = [Publisher(server, report, stopping, seed * 1000 + n) for n in range(publishers)]
     for thread in threads:
         thread.start()
     for number in range(rounds):
-        time.sleep(randomness.uniform(0.1, 2.0))
+        time.sleep(randomness.uniform(0.1, max_round_s))
         if number == rounds - 1:
             _wait_for_running_build(server)
         report.killed_while_building += bool(_running_builds(server))

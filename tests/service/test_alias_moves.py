@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sklearn.covariance import EllipticEnvelope
-from sklearn.linear_model import LogisticRegression
 
 from tests.harness.load import LoadReport, generate_load, post_request
-from tests.harness.server import Server
+from tests.harness.server import Server, serving
+from tests.service.estimators import numeric_rows
 
-ROWS = [[0.0], [1.0], [2.0], [3.0]]
-CSV = b"x\n0\n1\n2\n3\n"
+BODY = b'{"instances": [{"x0": 2.0, "x1": 0.0, "x2": 0.0}]}'
 MOVE_COUNT = 20
 REQUESTS = 2000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose model `swap` has two ONNX versions, the first the champion, and an isolated third."""
-    folder = tmp_path_factory.mktemp("swap")
-    with Server(folder / "home", folder / "log") as server:
-        server.start()
-        runtimes = [
-            server.publish("swap", model, CSV, **fields)["runtime"]
-            for model, fields in (
-                (LogisticRegression().fit(ROWS, (0, 0, 1, 1)), {"alias": "champion"}),
-                (LogisticRegression().fit(ROWS, (1, 1, 0, 0)), {}),
-                (EllipticEnvelope(random_state=0).fit(ROWS), {}),
-            )
-        ]
-        assert runtimes == ["onnx", "onnx", "isolated"]
+def server(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model `flag` has two ONNX versions, the first the champion, and an isolated third."""
+    home = Path(shutil.copytree(published_home, tmp_path_factory.mktemp("moves") / "home"))
+    rows = numeric_rows()
+    with serving(home) as server:
+        with server.client() as client:
+            listed = client.get("/v1/models/flag/versions").json()["items"]
+        assert [version["runtime"] for version in listed] == ["onnx", "onnx"]
+        model = EllipticEnvelope(random_state=0).fit(rows)
+        published = server.publish("flag", model, rows.head(4).to_csv(index=False).encode())
+        assert (published["version"], published["runtime"]) == (3, "isolated")
         yield server
 
 
@@ -52,7 +50,7 @@ class AliasMoves:
     async def move_to(self, version: int) -> None:
         requested = time.perf_counter()
         await asyncio.to_thread(
-            self._server.call_json, "PUT", "/v1/models/swap/aliases/champion", {"version": version}
+            self._server.call_json, "PUT", "/v1/models/flag/aliases/champion", {"version": version}
         )
         self._moves.append((requested, time.perf_counter(), version))
         self._until = len(self._answers) + REQUESTS // MOVE_COUNT
@@ -78,7 +76,7 @@ class AliasMoves:
 
 async def _move_under_load(server: Server, versions: list[int]) -> tuple[LoadReport, AliasMoves]:
     moves, running = AliasMoves(server), True
-    content = post_request(server.port, "/v1/models/swap/predict", b'{"instances": [{"x": 3}]}', server.key)
+    content = post_request(server.port, "/v1/models/flag/predict", BODY, server.key)
     load = asyncio.create_task(
         generate_load(
             server.port, content, concurrency=32, keep_going=lambda: running, on_response=moves.record

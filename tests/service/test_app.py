@@ -133,13 +133,13 @@ def test_a_running_request_is_answered_before_the_server_ends(home: Path):
         ThreadPoolExecutor() as threads,
     ):
         client.post("/v1/models/sleeper/predict", json={"instances": [ROW]})  # loads it
-        slow_row = ROW | {"x0": SLEEP_OFFSET + 4}
+        slow_row = ROW | {"x0": SLEEP_OFFSET + 2.5}
         slow = threads.submit(client.post, "/v1/models/sleeper/predict", json={"instances": [slow_row]})
         _until_in_flight(server)
         server.process.terminate()
         _until_refused(server)
         assert not slow.done()
-        assert slow.result(30).json()["predictions"] == [{"value": SLEEP_OFFSET + 4}]
+        assert slow.result(30).json()["predictions"] == [{"value": SLEEP_OFFSET + 2.5}]
         assert server.process.wait(30) == 0
 
 
@@ -167,12 +167,6 @@ def _until_refused(server: Server) -> None:
             continue
         time.sleep(0.01)
     raise AssertionError("the server still accepts connections")
-
-
-def test_several_web_processes_serve_and_end_together(home: Path):
-    with serving(home, workers=2) as server, server.client() as client:
-        for _ in range(20):
-            assert client.post("/v1/models/flag/predict", json={"instances": [ROW]}).status_code == 200
 
 
 def test_the_first_start_creates_one_admin_key_readable_only_by_its_owner(tmp_path: Path):
