@@ -41,6 +41,7 @@ def predict(folder: Path, model: Any, rows: pd.DataFrame) -> list[dict[str, Any]
     assert process.returncode == 0, process.stderr
     answer = json.loads(process.stdout)
     assert answer["median_us"] > 0
+    assert answer["median_us"] == round(answer["median_us"], 1)
     return list(answer["predictions"])
 
 

@@ -321,6 +321,7 @@ async def test_the_manifest_describes_the_file_and_its_parity(edge: EdgeApi):
     assert created_at == export.json()["created_at"]
     assert answer.headers["repr-digest"] == repr_digest(answer.content)
     assert answer.headers["x-model-version"] == "1"
+    assert answer.headers["content-type"] == "application/json"
     assert (await edge.get(record["url"])).content == edge.file.content
 
 
@@ -334,6 +335,35 @@ async def test_the_manifest_is_conditional(edge: EdgeApi):
     )
     dynamic = await edge.get("/v1/edge/flag?quantize=dynamic", if_none_match=tag)
     assert (dynamic.status_code, dynamic.json()["sha256"]) == (200, other.sha256)
+
+
+async def test_the_file_name_contains_the_quantization(edge: EdgeApi):
+    add_export(edge.api.services, b"dynamic", quantize="dynamic")
+    answer = await edge.get(f"{LATEST}?quantize=dynamic")
+    assert answer.headers["content-disposition"] == 'attachment; filename="flag-1-dynamic.tflite"'
+
+
+async def test_a_malformed_digest_is_422(edge: EdgeApi):
+    for sha256 in ("0" * 63, "0" * 65, "g" * 64, "A" * 64):
+        check_problem(await edge.get(f"/v1/blobs/{sha256}"), 422)
+
+
+async def test_every_status_of_a_download_is_documented(edge: EdgeApi):
+    paths = (await edge.api.client.get("/openapi.json")).json()["paths"]
+    manifest = {"200", "304", "404", "409", "412", "422"}
+    for path, method, extra in [
+        ("/v1/edge/{name}", "get", set()),
+        ("/v1/edge/{name}", "head", set()),
+        ("/v1/edge/{name}/latest.tflite", "get", {"206", "406", "416"}),
+        ("/v1/edge/{name}/latest.tflite", "head", {"206", "406", "416"}),
+        ("/v1/blobs/{sha256}", "get", {"206", "406", "416"}),
+        ("/v1/blobs/{sha256}", "head", {"206", "406", "416"}),
+    ]:
+        assert manifest | extra <= set(paths[path][method]["responses"]) <= manifest | extra | {
+            "401", "403", "429", "500", "503", "default"
+        }  # fmt: skip
+    targets = {"200", "304", "404", "406", "412", "416", "422"}
+    assert targets <= set(paths["/tuf/targets/{name}/{alias}/{file}"]["get"]["responses"])
 
 
 async def test_a_new_export_changes_the_manifest_also_with_the_same_bytes(edge: EdgeApi):
@@ -392,4 +422,8 @@ async def test_a_key_for_one_of_two_models_with_the_same_file_can_download_it(ed
     assert (answer.status_code, answer.headers["content-disposition"]) == (
         200,
         'attachment; filename="price-1.tflite"',
+    )
+    answer = await edge.get(f"/v1/blobs/{shared.sha256}")
+    assert answer.headers["content-disposition"] == 'attachment; filename="flag-1.tflite"', (
+        "the first by name"
     )

@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from registry.errors import Conflict, NotFound
-from service.edge.rollout import parse_version, rollout_position, select_export, version_for
+from service.edge.rollout import (
+    exports_with_digest,
+    parse_version,
+    rollout_position,
+    select_export,
+    version_for,
+)
 from service.runtime.snapshot import SnapshotExport, SnapshotModel, SnapshotRollout, SnapshotState
 from tests.service.api import check_problem
 from tests.service.edge.conftest import Flag
@@ -87,6 +93,12 @@ def test_versions_are_compared_as_parse_version(lower: str, higher: str) -> None
 )
 def test_trailing_zeros_and_suffixes_are_ignored(version: str) -> None:
     assert parse_version(version) == parse_version("2.1")
+
+
+@pytest.mark.parametrize("version", [None, "", "0", "0.0", "v0", "unknown"])
+def test_a_version_without_numbers_is_below_all_others(version: str | None) -> None:
+    assert parse_version(version) == ()
+    assert parse_version(version) < parse_version("0.0.1")
 
 
 def test_an_error_names_the_unknown_alias_or_the_missing_export() -> None:
@@ -226,6 +238,22 @@ def test_the_newest_export_whose_runtime_is_not_above_the_devices_is_selected() 
         selected("1.99", "int8")
     with pytest.raises(NotFound, match="quantize 'float16'"):
         selected(None, "float16")
+
+
+def test_a_digest_selects_the_newest_export_of_each_model() -> None:
+    def state(*exports: SnapshotExport) -> SnapshotState:
+        flag = SnapshotModel("flag", exports={2: list(exports)})
+        price = SnapshotModel("price", exports={1: [export(9, None, sha256="a")]})
+        return SnapshotState(1, {"flag": flag, "price": price}, {})
+
+    def ids(state: SnapshotState, sha256: str) -> dict[str, int]:
+        return {name: found.id for name, found in exports_with_digest(state, sha256).items()}
+
+    first = state(export(3, None, sha256="a"), export(2, None, sha256="b"), export(1, None, sha256="a"))
+    assert ids(first, "a") == {"flag": 3, "price": 9}
+    assert (ids(first, "b"), ids(first, "c")) == ({"flag": 2}, {})
+    assert ids(state(export(4, None, sha256="b")), "b") == {"flag": 4}, "of the other state"
+    assert ids(first, "b") == {"flag": 2}
 
 
 def test_an_error_names_the_unknown_model() -> None:

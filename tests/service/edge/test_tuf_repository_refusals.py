@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 from tuf.api.metadata import Metadata, Targets
 
-from registry import aliases
+from registry import aliases, tuf_documents
 from registry.errors import Conflict, Invalid
 from registry.tuf_documents import ROLES
 from service.edge.tuf_keys import RoleKeys, read_signer
@@ -63,6 +65,30 @@ def signers(registry: Registry, role: str) -> list[str]:
 
 
 # ---- validity ----
+
+
+def test_documents_are_valid_for_a_day_a_week_three_months_or_a_year() -> None:
+    days = {role: lifetime / timedelta(days=1) for role, lifetime in LIFETIME.items()}
+    assert days == {"root": 365, "targets": 90, "snapshot": 7, "timestamp": 1}
+
+
+def test_the_lock_of_the_signers_is_taken_before_anything_is_read(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements: list[str] = []
+    read_before: list[list[str]] = []
+    lock = tuf_documents.lock
+
+    def record(session: Session) -> None:
+        read_before.append([s for s in statements if "tuf_metadata" in s])
+        lock(session)
+
+    monkeypatch.setattr(tuf_documents, "lock", record)
+    event.listen(registry.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    registry.export(b"model")
+    assert registry.sign()
+    assert read_before == [[]]
+    assert any("tuf_metadata" in statement for statement in statements)
 
 
 @pytest.mark.parametrize("role", ROLES)

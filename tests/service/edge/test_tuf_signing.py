@@ -99,6 +99,13 @@ async def test_a_change_is_signed_and_a_failure_is_repeated_after_ten_seconds(
     registry.export(b"first")
     (blocked := registry.home / "tuf.lock").mkdir()
     changed, waits, timeout = asyncio.Event(), list[float | None](), asyncio.timeout
+    steps, step = list[None](), signing.step
+
+    def record_step() -> bool:
+        steps.append(None)
+        return step()
+
+    monkeypatch.setattr(signing, "step", record_step)
     waiting = asyncio.Event()
 
     def record(delay: float | None) -> asyncio.Timeout:
@@ -112,9 +119,13 @@ async def test_a_change_is_signed_and_a_failure_is_repeated_after_ten_seconds(
 
     monkeypatch.setattr(asyncio, "timeout", record)
     task = asyncio.create_task(signing.run(changed))
+    await _run_loop(5)
+    assert steps == [], "nothing has changed"
     changed.set()
     await asyncio.wait_for(waiting.wait(), TIMEOUT_S)
+    await _run_loop(5)
     task.cancel()
+    assert len(steps) == 2
     assert waits == [600, 10, 600]
     assert registry.versions()["timestamp"] == 1
     assert not changed.is_set()
