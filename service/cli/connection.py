@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
-def connect(timeout_s: float = 60.0) -> Client:
+def connect(timeout_s: float = 60.0, **options: float) -> Client:
     """Return a client for `TRIVIUM_URL`, with the key of `TRIVIUM_API_KEY` or of the data directory."""
     from service.client import Client
 
-    return Client(os.environ.get("TRIVIUM_URL") or DEFAULT_URL, find_key(), timeout_s)
+    return Client(os.environ.get("TRIVIUM_URL") or DEFAULT_URL, find_key(), timeout_s, **options)
 
 
 def find_key() -> str | None:

@@ -182,7 +182,7 @@ def _check_sqlite_version() -> CheckResult:
 def _check_server(settings: Settings) -> CheckResult:
     from service.client import ServerRefused, Unreachable
 
-    with connect(timeout_s=5.0) as client:
+    with connect(timeout_s=5.0, first_patience_s=0.0) as client:
         try:
             checks = client.readiness()
         except Unreachable:

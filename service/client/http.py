@@ -33,13 +33,23 @@ FIRST_PATIENCE_S = 1.0
 class Client:
     """A connection to one server with one key."""
 
-    def __init__(self, url: str, key: str | None, timeout_s: float = 60.0, patience_s: float = 20.0) -> None:
-        """`patience_s`: calls are repeated for this long when a server that has answered before is lost."""
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        timeout_s: float = 60.0,
+        patience_s: float = 20.0,
+        first_patience_s: float = FIRST_PATIENCE_S,
+    ) -> None:
+        """`patience_s`: calls are repeated for this long when a server that has answered before is lost.
+
+        `first_patience_s`: the same for a server that has never answered.
+        """
         address = httpx.URL(url)
         if address.scheme not in ("http", "https") or not address.host:
             raise httpx.InvalidURL(f"{url!r} is not the address of a server; write http://host:port")
         self.url = url.rstrip("/")
-        self._patience_s = FIRST_PATIENCE_S
+        self._patience_s = first_patience_s
         self._later_patience_s = patience_s
         self.is_local = address.host in ("127.0.0.1", "localhost", "::1")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
