@@ -45,6 +45,8 @@ MAX_CATCH_UP_RUNS = 100
 """With `catch_up`, the newest missed runs up to this number are started."""
 MAX_COUNTED_RUNS = 1000
 """Missed runs are counted up to this number."""
+MAX_EDITS = 100
+"""Edits of a schedule that its record lists."""
 MAX_HISTORY_ENTRIES = 1000
 """Entries of a schedule's history; older ones are deleted."""
 
@@ -136,14 +138,14 @@ def search(
 
 
 def edit(
-    session: Session, name: str, changes: dict[str, Any], *, moment: datetime | None = None
+    session: Session, name: str, changes: dict[str, Any], *, by: str, moment: datetime | None = None
 ) -> ScheduleRow:
     """Apply `changes`: fields of the schedule and of its `Recurrence`; None changes nothing.
 
     Setting one of `cron` and `every_s` removes the other. A change of the recurrence is counted from now, or
     from the start that was set explicitly. Times during a pause are never due. Runs that were due and had not
     started before a pause or a change of the recurrence get one entry in the history. A value that is already
-    set changes nothing.
+    set changes nothing. `edits` of the row records who changed which fields.
 
     Raises `NotFound`, `Invalid`.
     """
@@ -159,9 +161,14 @@ def edit(
         action = "paused" if pauses else "changed"
         reason = f"not started before the schedule was {action}"
         _record_missed(session, row, current, row.next_at, moment + INSTANT, moment, reason)
+    changed = list(rule_changes)
     for field in ("job", "catch_up", "overlap", "paused"):
-        if changes.get(field) is not None:
+        if changes.get(field) is not None and changes[field] != getattr(row, field):
             setattr(row, field, changes[field])
+            changed.append(field)
+    if changed:
+        entry = {"at": moment.isoformat(), "by": by, "fields": sorted(changed)}
+        row.edits = _newest_edits([*row.edits, entry])
     if rule_changes:
         _edit_recurrence(row, rule_changes, moment)
     elif (pauses or resumes) and row.next_at is not None and row.next_at <= moment:
@@ -187,6 +194,24 @@ def _edit_recurrence(row: ScheduleRow, changes: dict[str, Any], moment: datetime
     row.cron, row.every_s, row.timezone = rule.cron, rule.every_s, rule.timezone
 
 
+def acting_name(row: ScheduleRow) -> str:
+    """Return the name in which the schedule's jobs run: its creator, and who changed the job last."""
+    edit = _last_job_edit(row.edits)
+    if edit is None or edit["by"] == row.created_by:
+        return row.created_by
+    return f"{row.created_by}, job edited by {edit['by']}"
+
+
+def _newest_edits(edits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the newest edits, and the last edit of the job, which `acting_name` requires."""
+    newest, job_edit = edits[-MAX_EDITS:], _last_job_edit(edits)
+    return newest if job_edit is None or job_edit in newest else [job_edit, *newest]
+
+
+def _last_job_edit(edits: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((edit for edit in reversed(edits) if "job" in edit["fields"]), None)
+
+
 def remove(session: Session, name: str) -> None:
     """Delete the schedule and its history. Its jobs stay. Raises `NotFound`."""
     session.delete(lock(session, name))
@@ -203,7 +228,9 @@ def run_now(session: Session, name: str, start_job: StartJob, *, by: str) -> Job
         raise Conflict(f"job {job_id} of schedule {name} is not finished, and its runs may not overlap")
     job = _start_job(session, row, start_job)
     moment = clock(session)
-    record(session, row, moment, moment, STARTED, f"requested by {by}", job)
+    name = acting_name(row)
+    reason = f"requested by {by}" + ("" if name == row.created_by else f", in the name of {name}")
+    record(session, row, moment, moment, STARTED, reason, job)
     return job
 
 
@@ -411,4 +438,6 @@ def _start(
             job = _start_job(session, row, start_job)
     except TriviumError as error:
         return record(session, row, due_at, moment, FAILED, str(error))
-    return record(session, row, due_at, moment, STARTED, None, job)
+    name = acting_name(row)
+    reason = None if name == row.created_by else f"in the name of {name}"
+    return record(session, row, due_at, moment, STARTED, reason, job)

@@ -82,6 +82,8 @@ class ScheduleRow(Base):
     next_at: Mapped[datetime | None] = mapped_column(index=True)  # None: no further run
     created_at: Mapped[datetime] = mapped_column(default=now)
     created_by: Mapped[str]
+    # The newest edits, oldest first: {"at": RFC 3339, "by", "fields"}
+    edits: Mapped[list[dict[str, Any]]] = mapped_column(default=list)
 
 
 class ScheduleRunRow(Base):

@@ -119,7 +119,7 @@ def edit_schedule(
         require_start_access(caller, _schedule(session, schedule, caller).job)
         if job is not None:
             _check(session, services, job)
-        return _checked_record(session, schedules.edit(session, schedule, changes), warnings)
+        return _checked_record(session, schedules.edit(session, schedule, changes, by=caller.name), warnings)
 
 
 @router.delete(

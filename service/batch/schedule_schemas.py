@@ -140,6 +140,14 @@ class LastRun(BaseModel):
         )
 
 
+class EditRecord(BaseModel):
+    """A change of a schedule."""
+
+    at: datetime
+    by: str
+    fields: list[str]
+
+
 class ScheduleRecord(BaseModel):
     name: str
     job: dict[str, Any]
@@ -154,6 +162,7 @@ class ScheduleRecord(BaseModel):
     last_run: LastRun | None
     created_at: datetime
     created_by: str
+    edits: Annotated[list[EditRecord], Field(description="the newest changes, oldest first")]
 
     @classmethod
     def of(
@@ -173,6 +182,7 @@ class ScheduleRecord(BaseModel):
             last_run=None if last_run is None else LastRun.of(last_run, follow_ups),
             created_at=row.created_at,
             created_by=row.created_by,
+            edits=[EditRecord(**edit) for edit in row.edits],
         )
 
 

@@ -280,6 +280,10 @@ def schedule_lines(record: Record) -> list[str]:
         if outcome
         else "no runs yet",
         f"created by {record['created_by']} at {format_time(record['created_at'])} UTC",
+        *(
+            f"edited by {edit['by']} at {format_time(edit['at'])} UTC: {', '.join(edit['fields'])}"
+            for edit in record["edits"]
+        ),
     ]
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from registry import db
 from registry.artifacts import Store
+from registry.jobs import schedules
 from registry.jobs.schedules import StartJob
 from registry.jobs.tables import JobRow, ScheduleRow
 from registry.vocabulary import SCORE, TRAIN
@@ -89,6 +90,7 @@ def scheduled_job_starter(store: Store) -> StartJob:
         spec = schedule.job
         admission = admission_of(spec["kind"])
         version = admission.resolve_version(session, spec)
-        return admission.accept(session, store, spec, version, by=schedule.created_by, schedule=schedule.name)
+        by = schedules.acting_name(schedule)
+        return admission.accept(session, store, spec, version, by=by, schedule=schedule.name)
 
     return start

@@ -28,9 +28,9 @@ HOURLY = Recurrence(every_s=3600, start_at=NOW + HOUR)
 HOURLY_CRON = Recurrence(cron="0 * * * *", start_at=NOW + HOUR)
 
 
-def edit(sessions: Sessions, changes: dict[str, Any], moment: datetime = NOW) -> ScheduleRow:
+def edit(sessions: Sessions, changes: dict[str, Any], moment: datetime = NOW, by: str = "ann") -> ScheduleRow:
     with sessions.begin() as session:
-        return schedules.edit(session, "weekly", changes, moment=moment)
+        return schedules.edit(session, "weekly", changes, by=by, moment=moment)
 
 
 def run_now(sessions: Sessions, name: str = "weekly") -> JobRow:
@@ -60,7 +60,7 @@ def test_an_unknown_schedule_is_not_found(sessions: Sessions) -> None:
     with sessions.begin() as session:
         for call in (
             lambda: schedules.get(session, "missing"),
-            lambda: schedules.edit(session, "missing", {"paused": True}),
+            lambda: schedules.edit(session, "missing", {"paused": True}, by="ann"),
             lambda: schedules.remove(session, "missing"),
             lambda: schedules.runs(session, "missing"),
             lambda: schedules.run_now(session, "missing", start_job, by="bob"),
@@ -169,6 +169,38 @@ def test_a_changed_interval_keeps_only_a_fixed_start(sessions: Sessions, start: 
     daily = edit(sessions, {"cron": "30 3 * * *"})
     assert daily.next_at is not None
     assert (daily.next_at < NOW + timedelta(days=1)) is (not start)
+
+
+def test_edits_record_who_changed_which_fields(sessions: Sessions) -> None:
+    add_schedule(sessions, rule=Recurrence(every_s=3600, start_at=NOW + HOUR))
+    edit(sessions, {"paused": False, "every_s": 3600.0}, by="nobody")
+    edit(sessions, {"every_s": 60.0, "catch_up": True, "paused": None}, by="bob")
+    row = edit(sessions, {"job": {"kind": "score", "model": "other"}}, NOW + SECOND, by="cleo")
+    assert row.edits == [
+        {"at": NOW.isoformat(), "by": "bob", "fields": ["catch_up", "every_s"]},
+        {"at": (NOW + SECOND).isoformat(), "by": "cleo", "fields": ["job"]},
+    ]
+    assert schedules.acting_name(row) == "ann, job edited by cleo"
+    row = edit(sessions, {"job": {"kind": "score", "model": "third"}}, by="ann")
+    assert schedules.acting_name(row) == "ann"
+
+
+def test_only_the_newest_edits_are_kept(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "MAX_EDITS", 3)
+    add_schedule(sessions)
+    for number in range(5):
+        row = edit(sessions, {"paused": number % 2 == 0}, by=f"editor {number}")
+    assert [e["by"] for e in row.edits] == ["editor 2", "editor 3", "editor 4"]
+
+
+def test_a_run_names_the_creator_and_the_editor_of_its_job(sessions: Sessions) -> None:
+    add_schedule(sessions, rule=HOURLY)
+    edit(sessions, {"job": {"kind": "score", "model": "other"}}, by="cleo")
+    for number in range(schedules.MAX_EDITS + 1):
+        edit(sessions, {"paused": number % 2 == 0}, by="dan")
+    edit(sessions, {"paused": False}, by="dan")
+    (entry,) = tick(sessions, NOW + HOUR)
+    assert (entry.outcome, entry.reason) == ("started", "in the name of ann, job edited by cleo")
 
 
 def test_an_invalid_edit_changes_nothing(sessions: Sessions) -> None:

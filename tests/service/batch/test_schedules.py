@@ -47,6 +47,7 @@ RECORD = {
     "last_run",
     "created_at",
     "created_by",
+    "edits",
 }
 
 
@@ -299,6 +300,7 @@ async def test_a_schedule_is_edited_paused_resumed_and_deleted(batch: ScheduleBe
     client = batch.api.client
     paused = (await client.patch(f"{PATH}/weekly", json={"paused": True})).json()
     assert (paused["paused"], paused["next_at"]) == (True, None)
+    assert [(e["by"], e["fields"]) for e in paused["edits"]] == [("admin", ["paused"])]
     batch.move_back(timedelta(days=8))
     assert batch.step() == 0
     resumed = (await client.patch(f"{PATH}/weekly", json={"paused": False})).json()
