@@ -162,3 +162,72 @@ def test_empty_cells_are_missing_values_and_booleans_are_not_plain() -> None:
     assert block.rows.matrix is not None
     assert np.isnan(block.rows.matrix[:, 0]).tolist() == [False, True]
     assert blocks.read_block(b"1\n", ["flag"], [FLAG], []) is None
+
+
+EXACT = 2**53 - 1
+BOUNDS = [
+    # seven digits are read at once, longer numbers eight digits at a time
+    "1234567", "12345678", "-1234567", "-12345678", "1234567.1234567", "1234567.12345678", "12345678.1",
+    "0.1234567", "0.12345678", "123456789012345", "1234567890123456", "12345678901234567", "1.", "1234567.",
+    "12345678.", ".1",
+    # mantissas and powers that are exact, and the next ones
+    f"{EXACT}e22", f"{EXACT + 1}e22", f"{EXACT}e23", f"{EXACT}e-22", f"{EXACT + 1}e-22", f"{EXACT}e-23", "1e22",
+    "2e23", "1e-22", "1e-23", f"{EXACT + 1}", f"{EXACT + 3}",
+    # nineteen digits, without the zeros before them
+    "9999999999999999999", "0.9999999999999999999", "00009999999999999999999", "0.00009999999999999999999",
+    "-9999999999999999999", "1844674407370955161", "9223372036854775807", "9223372036854775808",
+    # exponents
+    "1e308", "-1e308", "17e307", "1e-307", "3e-308", "1e+5", "1E005", "0e999", "0.0e-999", "1e1", "1e99",
+    "1e100", "179769313486231570e291", "22250738585072014e-324",
+]  # fmt: skip
+BEYOND = [
+    "99999999999999999999", "1.9999999999999999999", "10000000000000000000e-1", "1e309", "-1e309", "18e307",
+    "1e-343", "1e-308", "2e-308", "1e1000", "1e-1000", "1e0001",
+]  # fmt: skip
+HALF_WAY = ["1e23", "9007199254740993", "-9007199254740991.5"]  # between two floats
+
+
+@pytest.mark.parametrize("text", BOUNDS)
+def test_numbers_at_the_bounds_of_each_method_are_the_nearest_float(text: str) -> None:
+    assert number(text) == float(text)
+
+
+@pytest.mark.parametrize("text", BEYOND + HALF_WAY)
+def test_numbers_beyond_the_bounds_are_not_plain(text: str) -> None:
+    assert number(text) is None
+
+
+@pytest.mark.parametrize("text", ["7", "1.5", "-1.5", "1234567.1234567", "-7", "12345678", "1e5", ""])
+@pytest.mark.parametrize("rows", range(1, 12))
+def test_a_number_is_the_same_at_each_distance_from_the_end(text: str, rows: int) -> None:
+    """Near the end of the data a number is read byte by byte."""
+    cells = [text] * rows
+    expected = [] if not text else [float(text)] * rows
+    assert parsed("\n".join(cells)) == expected
+    assert parsed("\r\n".join(cells)) == expected
+
+
+@pytest.mark.parametrize("extra", ["", ",", ",,", ",,x"])
+def test_every_row_has_as_many_cells_as_the_header(extra: str) -> None:
+    block = blocks.read_block(f"1,x{extra}\n".encode(), ["a", "t"], [A], ["t"])
+    assert (block is not None) == (extra == "")
+    assert blocks.read_block(b"1,x\n1\n", ["a", "t"], [A], ["t"]) is None
+    assert blocks.read_block(b"1,x\n\n1,y", ["a", "t"], [A], ["t"]) is not None
+
+
+def test_integers_of_a_block_are_exact_or_left_to_the_other_reader() -> None:
+    safe, wide = Column(Input("n", "int64"), 2**53 - 1), N
+    for text, is_safe in (
+        ("9007199254740991", True),
+        ("-9007199254740991", True),
+        ("9007199254740992", False),
+    ):
+        block = blocks.read_block(f"1\n{text}\n".encode(), ["n"], [safe], [])
+        assert (block is not None) == is_safe
+        if block is not None:
+            assert block.rows.matrix is not None
+            assert block.rows.matrix[:, 0].tolist() == [1, int(text)]
+    assert blocks.read_block(b"1.5\n", ["n"], [wide], []) is None
+    single = Column(Input("x", "float32"))
+    assert blocks.read_block(b"3.4028234663852886e+38\n", ["x"], [single], []) is not None
+    assert blocks.read_block(b"3.4028235677973366e+38\n", ["x"], [single], []) is None

@@ -11,7 +11,7 @@ import pytest
 from registry.errors import Invalid
 from registry.media_types import NDJSON
 from registry.signature import Input
-from service.formats import reading, text_records
+from service.formats import column_types, ndjson_reader, reading, text_records
 from service.runtime.codec.columns import Column
 from tests.service.formats.read_all import COLOUR, WORD_COLUMN, A, B, N, read_all
 
@@ -103,3 +103,44 @@ def test_training_reads_typed_columns(write: Write) -> None:
     dataset = reading.open_dataset(str(write(b'{"n": 1}\n' * 2000 + b'{"n": "x"}\n')), NDJSON)
     with pytest.raises(Invalid, match="does not match its first rows"):
         list(reading.read_record_batches(dataset, reading.split(dataset)[0], ["n"]))
+
+
+def types_of(path: Path) -> dict[str, str]:
+    dataset = reading.open_dataset(str(path), NDJSON)
+    return {f.name: str(f.type) for f in column_types.unpack_schema(dataset.schema)}
+
+
+def test_types_are_inferred_from_the_first_rows_only(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndjson_reader, "_SAMPLE_ROWS", 3)
+    lines = [b'{"n": 1}', b'{"n": null}', b'{"n": 1.5}', b'{"n": "x", "m": 1}\n']
+    assert types_of(write(b"\n".join(lines))) == {"n": "double"}
+    assert types_of(write(b"\n\n".join(lines[1:]))) == {"n": "string", "m": "int64"}
+
+
+def test_an_incomplete_line_is_not_in_the_first_rows(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b'{"n": 1}\n{"n": 2.5}\n'
+    for size, kind in ((len(lines) - 1, "int64"), (len(lines), "double"), (9, "int64")):
+        monkeypatch.setattr(ndjson_reader, "_SAMPLE_BYTES", size)
+        assert types_of(write(lines)) == {"n": kind}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_an_invalid_line_is_isolated_at_every_position(write: Write, count: int) -> None:
+    for bad in range(count):
+        for invalid in (b"{", b'{"n": "x"}', b'{"n": 1} {"n": 2}', b'{"n": null}'):
+            lines = [invalid if i == bad else b'{"n": %d}' % i for i in range(count)]
+            result = read_all(write(b'{"n": 0, "id": "a"}\n' + b"\n".join(lines)), NDJSON, [N], ["id"], "id")
+            assert result.fault_rows == [1 + bad]
+            assert result.columns == [[0, *(i for i in range(count) if i != bad)]]
+
+
+def test_integers_in_json_lines_are_exact_or_faults(write: Write) -> None:
+    texts = ["9007199254740991", "9007199254740993", "-9223372036854775808", "9223372036854775807",
+             "9223372036854775808", "-9223372036854775809", "9223372036854775807.0",
+             "9007199254740992.0"]  # fmt: skip
+    path = write("".join(f'{{"n": {t}, "word": "w"}}\n' for t in texts).encode())
+    wide, safe = Column(Input("n", "int64")), Column(Input("n", "int64"), 2**53 - 1)
+    result = read_all(path, NDJSON, [wide, WORD_COLUMN], ["n"], "n")
+    assert result.columns[0] == [int(t) for t in texts[:4]] + [2**53]
+    assert [(f.row, f.id) for f in result.faults] == [(4, texts[4]), (5, texts[5]), (6, texts[6])]
+    assert read_all(path, NDJSON, [safe]).fault_rows == [*range(1, 8)]

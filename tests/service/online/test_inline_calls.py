@@ -1,0 +1,196 @@
+"""Which calls run on the event loop, and what a request may contain at its bounds; without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from registry.errors import Invalid
+from registry.rows import Outputs, Rows
+from registry.signature import Input, Output, Signature
+from service.online import hotpath
+from service.online.hotpath import INLINE_BYTES, HotPath
+from service.online.negotiation import acceptable_type, negotiate
+from service.runtime.codec import Codec
+
+JSON, CSV, ARROW = "application/json", "text/csv", "application/vnd.apache.arrow.stream"
+SIGNATURE = Signature("regression", (Input("x", "float64"),), (Output("value", "float64", (-1,)),))
+CHEAP_ROWS = 2
+
+
+class DoublingModel:
+    """A loaded model that doubles its feature and is cheap for up to `CHEAP_ROWS` rows."""
+
+    def __init__(self) -> None:
+        self.name, self.number, self.thread = "m", 3, None
+        self.codec, self.runtime = Codec(SIGNATURE), self
+
+    def is_cheap(self, rows: int) -> bool:
+        return rows <= CHEAP_ROWS
+
+    def run(self, rows: Rows) -> Outputs:
+        assert rows.matrix is not None
+        return {"value": 2 * rows.matrix[:, 0]}
+
+
+class OneModelPool:
+    """A pool of one loaded model that counts the calls in progress. It is its own entry."""
+
+    def __init__(self) -> None:
+        self.model, self.in_use = DoublingModel(), 0
+
+    async def acquire(self, version_id: int) -> OneModelPool:
+        self.in_use += 1
+        return self
+
+    def release(self, entry: OneModelPool) -> None:
+        self.in_use -= 1
+
+
+class CountingExecutor(ThreadPoolExecutor):
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.calls: list[str] = []
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.calls.append(function.__name__)
+        return super().submit(function, *args, **kwargs)
+
+
+def predict(body: bytes, content_type: str = JSON, answer_type: str = JSON) -> tuple[int, list[str]]:
+    """Return the number of rows that were answered, and the functions that ran in a thread."""
+    pool = OneModelPool()
+    with CountingExecutor() as executor:
+        path = HotPath(cast(Any, None), cast(Any, None), cast(Any, pool), executor, 1.0)
+        version = cast(Any, DoublingModel())
+        version.id = 1
+        try:
+            call = path._predict(version, body, content_type, answer_type, "pred_1")
+            answer, loaded, rows = asyncio.run(call)
+        finally:
+            assert pool.in_use == 0, "the model is released"
+    assert answer
+    assert loaded == cast(Any, pool.model)
+    return rows, executor.calls
+
+
+def instances(rows: int, size: int) -> bytes:
+    """Return a body of exactly `size` bytes."""
+    body = b'{"instances":[%s]' % b",".join([b'{"x":1}'] * rows)
+    return body + b" " * (size - len(body) - 1) + b"}"
+
+
+def test_a_small_body_for_a_cheap_model_runs_on_the_event_loop() -> None:
+    assert predict(instances(1, INLINE_BYTES)) == (1, [])
+    assert predict(instances(CHEAP_ROWS, 1000)) == (CHEAP_ROWS, [])
+
+
+def test_larger_bodies_and_expensive_calls_run_in_a_thread() -> None:
+    assert predict(instances(1, INLINE_BYTES + 1)) == (1, ["_decode_and_run"])
+    assert predict(instances(CHEAP_ROWS + 1, 1000)) == (CHEAP_ROWS + 1, ["_run"])
+
+
+def test_tables_are_decoded_and_encoded_in_a_thread() -> None:
+    assert predict(b"x\n1\n2\n", CSV) == (2, ["_decode_and_run"])
+    assert predict(instances(1, 100), JSON, CSV) == (1, ["_run"])
+    assert predict(instances(1, 100), JSON, ARROW) == (1, ["_run"])
+
+
+@pytest.mark.parametrize(("body", "content_type"), [(b"{", JSON), (b"", CSV), (b"x", ARROW)])
+def test_the_model_is_released_after_an_invalid_body(body: bytes, content_type: str) -> None:
+    with pytest.raises(Invalid):
+        predict(body, content_type)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [
+        ("1", True), ("9", True), ("9999999999", True), ("0", False), ("01", False), ("10000000000", False),
+        ("", False), ("\u0661", False), ("1\n", False), ("-1", False),
+    ],
+)  # fmt: skip
+def test_a_version_number_in_a_path_has_up_to_ten_digits(text: str, accepted: bool) -> None:
+    assert (hotpath._NUMBER.fullmatch(text) is not None) == accepted
+
+
+def test_only_one_alias_is_accepted_and_none_beside_a_number() -> None:
+    assert hotpath._alias(b"alias=champion", numbered=False) == "champion"
+    for query, numbered in (
+        (b"alias=a&alias=b", False),
+        (b"alias=a", True),
+        (b"x=1", False),
+        (b"alias=", False),
+    ):
+        with pytest.raises(Invalid):
+            hotpath._alias(query, numbered)
+
+
+@pytest.mark.parametrize(
+    "chunks", [[b""], [b"abc"], [b"ab", b"c"], [b"", b"abc", b""], [b"a", b"b", b"c"]], ids=str
+)
+def test_a_body_is_read_to_its_last_chunk(chunks: list[bytes]) -> None:
+    messages: list[Message] = [
+        {"type": "http.request", "body": chunk, "more_body": number < len(chunks) - 1}
+        for number, chunk in enumerate(chunks)
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    assert asyncio.run(hotpath._read(receive)) == b"".join(chunks)
+    assert messages == []
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_client_that_disconnects_during_its_body_is_an_error(before: int) -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"x", "more_body": True}] * before
+    messages = [*messages, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    with pytest.raises(HTTPException, match="the client disconnected"):
+        asyncio.run(hotpath._read(receive))
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("text/csv;q=0.001", CSV),
+        ("text/csv;q=0", None),
+        ("text/csv;q=-1", None),
+        ("text/csv;q=nan", None),
+        ("*/*;q=0, text/csv;q=0.1", CSV),
+        ("text/*;q=0.9, text/csv;q=0.1, application/json;q=0.5", JSON),  # the most specific range decides
+        ("text/*;q=0.1, text/csv;q=0.9, application/json;q=0.5", CSV),
+        ("application/*;q=0, */*", CSV),
+        ("text/csv, application/json", CSV),  # of equal quality, the first
+        ("application/json, text/csv", JSON),
+        (f"{ARROW}, application/json", ARROW),
+        ("application/*", JSON),
+        ("text/csv;q=0.5, text/csv;q=0.9, application/json;q=0.7", CSV),  # the best of equal ranges
+        ("image/png", None),
+        ("application", None),
+    ],
+)
+def test_the_acceptable_type_of_the_highest_quality_is_chosen(accept: str, media_type: str | None) -> None:
+    assert acceptable_type(accept) == media_type
+
+
+def test_several_accept_headers_are_one_list() -> None:
+    headers = [
+        (b"accept", b"image/png"),
+        (b"content-type", b" Text/CSV ; charset=utf-8"),
+        (b"accept", b"text/csv"),
+    ]
+    assert negotiate({"headers": headers}) == (CSV, CSV)
+    assert negotiate({"headers": []}) == (JSON, JSON)
+    for name, status in ((b"content-type", 415), (b"accept", 406)):
+        with pytest.raises(HTTPException) as caught:
+            negotiate({"headers": [(name, b"image/png")]})
+        assert caught.value.status_code == status
