@@ -87,7 +87,7 @@ def indistinct_features(rows: Rows, signature: Signature) -> list[str]:
     names = []
     for index, feature in enumerate(signature.inputs):
         values: Array = np.unique(rows.matrix[:, index])
-        values = values[np.isfinite(values) & (np.abs(values) > 2**24)]
+        values = values[np.isfinite(values) & (np.abs(values) >= 2**24)]
         if len(np.unique(values.astype(np.float32))) < len(values):
             names.append(feature.name)
     return names

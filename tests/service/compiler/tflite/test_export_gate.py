@@ -192,13 +192,15 @@ def test_values_from_2_to_the_24_on_are_compared_and_finite_ones_only() -> None:
         "equal": [limit + 1, limit + 1],
         "below": [limit - 0.5, limit - 0.25],  # small differences of small numbers do not count
         "infinite": [np.inf, np.nan],
-        "merged": [limit + 2, limit + 1],  # rounds to limit, which the comparison leaves out
+        "first": [limit, limit + 1],
+        "first negative": [-limit, -limit - 1],
+        "next": [limit + 2, limit + 1],
         "same": [limit + 3, limit + 4],
         "negative": [-limit - 3, -limit - 4],
     }
     signature = Signature("regression", tuple(Input(n, "float64") for n in columns), REGRESSOR.outputs)
     rows = Rows(np.array(list(columns.values())).T)
-    assert export_gate.indistinct_features(rows, signature) == ["same", "negative"]
+    assert export_gate.indistinct_features(rows, signature) == ["first", "first negative", "same", "negative"]
     assert export_gate.indistinct_features(Rows(columns=(np.array(["x"]),)), signature) == []
 
 
@@ -292,3 +294,21 @@ def test_by_default_a_single_row_may_lose_its_label(rows: int, drop: float, with
     accuracy = {"measure": "accuracy", "before": 0.9, "after": 0.9 - drop, "drop": drop, "rows": rows}
     limits = export_gate.limits_for(DEFAULT, "float32", CLASSIFIER)
     assert (export_gate.find_accuracy_faults(accuracy, limits, DEFAULT) == []) is within
+
+
+def test_an_error_on_one_kind_of_rows_stays_the_error_of_the_export() -> None:
+    def refuses_random(rows: Rows) -> Outputs:
+        if rows is blocks[0].rows:
+            raise ValueError("not these")
+        return classify(rows)
+
+    blocks = parity.reference(classify, {"random": ROWS, "wide": WIDE})
+    fidelity = export_gate.measure(blocks, refuses_random, CLASSIFIER, frozenset({"random"}))
+    assert fidelity.error == "random rows: not these"
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_become_infinite_on_the_device() -> None:
+    rounded = export_gate.to_device_rows(Rows(np.array([[1e300, np.nan]])), REGRESSOR).matrix
+    assert rounded is not None
+    assert str(rounded.tolist()) == "[[inf, nan]]"
