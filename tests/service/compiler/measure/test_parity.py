@@ -124,6 +124,7 @@ def test_differences_are_relative_to_the_larger_of_the_number_and_the_usual_size
     assert compared([100.0], [101.0], scale=10.0).largest_difference == 0.01
     assert compared([1.0], [2.0], scale=10.0).largest_difference == 0.1
     assert compared([0.0], [0.25], scale=0.0).largest_difference == 0.25  # without a size: absolute
+    assert compared([0.5], [0.75], scale=0.125).largest_difference == 0.5
     assert compared([-100.0], [-101.0], scale=10.0).largest_difference == 0.01
 
 
@@ -180,6 +181,7 @@ def test_the_usual_size_is_the_mean_magnitude_of_finite_example_and_random_answe
     ]
     assert parity.output_scales(blocks, REGRESSION)["value"] == 4.0
     assert parity.output_scales(blocks[2:], REGRESSION)["value"] == 0.0
+    assert parity.output_scales([block("random", value=[4.0])], REGRESSION)["value"] == 4.0
     assert parity.output_scales([block("example", value=[np.nan])], REGRESSION)["value"] == 0.0
     targets = Signature("regression", INPUTS, (Output("values", "float64", (-1, 2)),))
     of_targets = parity.output_scales([block("example", values=[[1.0, 10.0], [3.0, 30.0]])], targets)
