@@ -166,6 +166,16 @@ def test_progress_counts_the_bytes_of_an_earlier_call(client: Client, file: Path
     assert progress[-1] == (len(CONTENT), len(CONTENT))
 
 
+def test_all_bytes_of_a_small_file_are_part_of_the_fsync(
+    client: Client, server: FileServer, file: Path
+) -> None:
+    server.content = b"id,label\r\n"  # smaller than the buffer of the file
+    with recorded() as log:
+        download.save(client, URL, file)
+    log.saved(file)
+    assert file.read_bytes() == server.content
+
+
 def test_an_empty_file_is_downloaded(client: Client, server: FileServer, file: Path) -> None:
     server.content = b""
     with recorded() as log:
