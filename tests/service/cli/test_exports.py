@@ -7,6 +7,10 @@ import hashlib
 import pandas as pd
 import pytest
 
+from registry.errors import NotFound
+from service.cli.exports import _resolve_version
+from service.client import ModelRef
+
 
 def test_an_export_is_ready_and_written_when_the_command_ends(live, published, tmp_path):
     out = tmp_path / "model.tflite"
@@ -102,3 +106,44 @@ def test_calibration_rows_with_an_unknown_suffix_are_wrong_usage(live, published
     result = live("export", published, "--quantize", "int8", "--calibration", files.broken)
     assert result.code == 2
     assert ".csv, .parquet, .json" in result.err
+
+
+class RecordedModel:
+    """Stands for the client: the record of a model with a champion, an alias and three versions."""
+
+    def __init__(self, champion: int | None) -> None:
+        self.aliases = {"next": 3} | ({} if champion is None else {"champion": champion})
+        self.calls: list[tuple[str, str]] = []
+
+    def call(self, method: str, path: str) -> dict[str, object]:
+        self.calls.append((method, path))
+        return {"aliases": self.aliases, "latest_version": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "champion", "version"),
+    [("m", 1, 1), ("m", None, 3), ("m:2", 1, 2), ("m@next", 1, 3), ("m@champion", 1, 1)],
+)
+def test_a_plain_name_is_the_champion_or_the_latest_version(text, champion, version):
+    client = RecordedModel(champion)
+    assert _resolve_version(client, ModelRef.parse(text)) == version
+    assert client.calls == ([] if ":" in text else [("GET", "/v1/models/m")])
+
+
+@pytest.mark.parametrize("text", ["m@champion", "m@other"])
+def test_a_missing_alias_is_not_replaced_by_the_latest_version(text):
+    with pytest.raises(NotFound, match=text):
+        _resolve_version(RecordedModel(None), ModelRef.parse(text))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--calibration", "missing.csv"), ("--calibration", "folder.csv"), ("--out", "folder.csv")],
+    ids=str,
+)
+def test_files_that_cannot_be_read_or_written_are_wrong_usage(trivium, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    result = trivium("export", "m", *options, env={"TRIVIUM_URL": "http://127.0.0.1:9"})
+    assert result.code == 2
+    assert options[1] in result.err
