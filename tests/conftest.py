@@ -67,7 +67,7 @@ def require_prefect() -> Path:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt all that the imports created from garbage collection: TensorFlow's converter starts full ones."""
+    """Exempt what imports created from garbage collection: TensorFlow's converter starts complete ones."""
     gc.collect()
     gc.freeze()
 

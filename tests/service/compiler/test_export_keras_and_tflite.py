@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.build_messages import BuildResult, ExportBounds, ExportRequest, ExportResult
+from registry.build_messages import ExportBounds, ExportRequest, ExportResult
 from registry.rows import Rows
 from registry.vocabulary import Format, Quantize
 from service.compiler.export import export_version
 from service.compiler.tflite.metadata import read_metadata
 from service.runtime.tflite_runtime import TfliteRuntime
 from tests.service.compiler.keras import keras_models
+from tests.service.compiler.keras.keras_models import Published
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
 def export_from(
-    folder: Path, built: BuildResult, file: str, format: Format, **options: Any
+    published: Published, out: Path, file: str, format: Format, **options: Any
 ) -> tuple[ExportRequest, ExportResult]:
+    folder, built = published
     assert built.signature is not None, built.report
-    out = folder / f"export-{options.get('quantize')}"
     out.mkdir()
     request = ExportRequest(
         artifact=str(folder / file),
@@ -46,15 +47,9 @@ def export_from(
     [("none", 1.0, 1.0), ("float16", 0.6, 0.999), ("dynamic", 0.4, 0.99), ("int8", 0.4, 0.97)],
 )
 def test_a_quantized_cnn_is_smaller_and_agrees_with_keras(
-    tmp_path: Path, quantize: Quantize, bytes_below: float, agree: float
+    published_cnn: Published, tmp_path: Path, quantize: Quantize, bytes_below: float, agree: float
 ) -> None:
-    built = keras_models.publish(
-        tmp_path,
-        keras_models.cnn(),
-        keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)),
-        target="digit",
-    )
-    request, result = export_from(tmp_path, built, "model.keras", "keras", quantize=quantize)
+    request, result = export_from(published_cnn, tmp_path / "out", "model.keras", "keras", quantize=quantize)
     assert result.state == "ready", result.report
     assert result.min_runtime
     file = Path(request.out, result.file or "")
@@ -67,14 +62,9 @@ def test_a_quantized_cnn_is_smaller_and_agrees_with_keras(
     assert (answers["label"] == own.argmax(axis=1)).mean() >= agree
 
 
-def test_an_export_above_max_bytes_is_rejected(tmp_path: Path) -> None:
-    built = keras_models.publish(
-        tmp_path,
-        keras_models.cnn(),
-        keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)),
-        target="digit",
-    )
-    _, result = export_from(tmp_path, built, "model.keras", "keras", bounds=ExportBounds(max_bytes=1000))
+def test_an_export_above_max_bytes_is_rejected(published_cnn: Published, tmp_path: Path) -> None:
+    bounds = ExportBounds(max_bytes=1000)
+    _, result = export_from(published_cnn, tmp_path / "out", "model.keras", "keras", bounds=bounds)
     assert result.state == "rejected"
     assert "the bound is 1,000" in result.report["reason"]
 
@@ -87,8 +77,10 @@ def test_a_published_tflite_is_delivered_unchanged_or_quantized(tmp_path: Path) 
         built = keras_models.publish_file(
             tmp_path, tmp_path / "model.tflite", frame, "tflite", target="digit"
         )
+    published = Published(tmp_path, built)
     unchanged, smaller = (
-        export_from(tmp_path, built, "model.tflite", "tflite", quantize=q) for q in ("none", "dynamic")
+        export_from(published, tmp_path / f"export-{q}", "model.tflite", "tflite", quantize=q)
+        for q in ("none", "dynamic")
     )
     for _, result in (unchanged, smaller):
         assert result.state == "ready", result.report

@@ -17,7 +17,7 @@ from service.compiler.keras.heads import OutputHead
 from service.compiler.keras.load import KerasModel, as_float32
 from service.compiler.measure import parity
 from tests.service.compiler.keras import keras_models
-from tests.service.compiler.keras.keras_models import publish, served
+from tests.service.compiler.keras.keras_models import Published, publish, served
 
 CLASSES = ("a", "b", "c")
 CLASSIFIER = Signature(
@@ -93,10 +93,15 @@ def test_tolerated_vectors_keep_their_differences_in_the_figures() -> None:
     assert figures.largest_difference == pytest.approx(5e-6, rel=0.1)
 
 
-def test_a_model_with_tied_edge_rows_is_ready(tmp_path: Path) -> None:
-    model = keras_models.tied_on_edge_rows()
-    built = publish(tmp_path, model)
-    runtime = served(tmp_path, built)
+@pytest.fixture(scope="module")
+def tied_on_edge_rows(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    folder = tmp_path_factory.mktemp("tied")
+    return Published(folder, publish(folder, keras_models.tied_on_edge_rows()))
+
+
+def test_a_model_with_tied_edge_rows_is_ready(tied_on_edge_rows: Published) -> None:
+    model, (folder, built) = keras_models.tied_on_edge_rows(), tied_on_edge_rows
+    runtime = served(folder, built)
     assert built.report["parity"]["label_mismatches"] == 0
     assert built.signature is not None
     edge = keras_parity.rows_by_kind(built.signature, None)["edge"]
@@ -105,15 +110,13 @@ def test_a_model_with_tied_edge_rows_is_ready(tmp_path: Path) -> None:
     assert set(runtime.run(edge)["label"].tolist()) <= {0, 1}
 
 
-def test_a_model_with_tied_edge_rows_can_be_exported(tmp_path: Path) -> None:
-    built = publish(tmp_path, keras_models.tied_on_edge_rows())
+def test_a_model_with_tied_edge_rows_can_be_exported(tied_on_edge_rows: Published, tmp_path: Path) -> None:
+    folder, built = tied_on_edge_rows
     assert built.signature is not None
-    out = tmp_path / "export"
-    out.mkdir()
     request = ExportRequest(
-        artifact=str(tmp_path / "model.keras"),
+        artifact=str(folder / "model.keras"),
         format="keras",
-        out=str(out),
+        out=str(tmp_path),
         signature=built.signature,
         model="tied",
         version=1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,26 @@ from sklearn.datasets import load_iris
 
 from service.compiler.tflite.metadata import read_metadata
 from tests.service.compiler.keras import keras_models
-from tests.service.compiler.keras.keras_models import keras, layers, publish, publish_file, rows, served
+from tests.service.compiler.keras.keras_models import (
+    Published,
+    keras,
+    layers,
+    publish,
+    publish_file,
+    rows,
+    save,
+    served,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-
-
-@pytest.fixture
-def cnn() -> Any:
-    return keras_models.cnn()
 
 
 def predict(model: Any, inputs: Any) -> Any:
     return np.asarray(model(inputs, training=False))
 
 
-def test_a_cnn_gives_the_same_answers_on_litert_as_in_keras(tmp_path: Path, cnn: Any) -> None:
-    built = publish(
-        tmp_path, cnn, keras_models.digits_frame(slice(keras_models.TRAINING_ROWS, None)), target="digit"
-    )
+def test_a_cnn_gives_the_same_answers_on_litert_as_in_keras(published_cnn: Published) -> None:
+    cnn, built = keras_models.cnn(), published_cnn.built
     assert built.runtime_reason == "converted to LiteRT, where it answers as the Keras model does"
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == [f"p{i}" for i in range(64)]
@@ -48,18 +49,17 @@ def test_a_cnn_gives_the_same_answers_on_litert_as_in_keras(tmp_path: Path, cnn:
     assert built.lineage["made_by"] == {"keras": {"version": keras.__version__, "said_by": "file"}}
 
     pixels, _ = keras_models.digits()
-    outputs = served(tmp_path, built).run(rows(pixels.reshape(-1, 64)))
+    outputs = served(published_cnn.folder, built).run(rows(pixels.reshape(-1, 64)))
     expected = predict(cnn, pixels)
     np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-5)
     assert (outputs["label"] == expected.argmax(axis=1)).all()
 
 
-def test_the_file_names_its_features_and_classes(tmp_path: Path, cnn: Any) -> None:
-    built = publish(tmp_path, cnn)
-    content = (tmp_path / "out" / (built.servable or "")).read_bytes()
+def test_the_file_names_its_features_and_classes(published_cnn: Published) -> None:
+    content = (published_cnn.folder / "out" / (published_cnn.built.servable or "")).read_bytes()
     assert read_metadata(content) == {
         "task": "classification",
-        "features": [f"x{i}" for i in range(64)],
+        "features": [f"p{i}" for i in range(64)],
         "outputs": [
             {"name": "label", "shape": [-1], "classes": list(range(10))},
             {"name": "probabilities", "shape": [-1, 10], "classes": list(range(10))},
@@ -149,6 +149,8 @@ def test_logits_become_probabilities(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     built = publish(tmp_path, model)
+    assert built.signature is not None
+    assert [i.name for i in built.signature.inputs] == ["x0", "x1", "x2", "x3"]
     features = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
     outputs = served(tmp_path, built).run(rows(features))
     np.testing.assert_allclose(
@@ -256,10 +258,7 @@ def test_unsupported_operators_are_named(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    publish(other, keras_models.iris())
-    with zipfile.ZipFile(other / "model.keras") as source:
+    with zipfile.ZipFile(save(tmp_path, keras_models.iris())) as source:
         config = json.loads(source.read("config.json"))
         config["config"]["layers"][-1]["config"]["units"] = 7
         other_config = keras_models.archive(tmp_path / "wrong", config, source.read("model.weights.h5"))
@@ -268,21 +267,19 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
     assert built.report["reason"].startswith("Keras cannot load the model")
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path, cnn: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cnn.save(tmp_path / "model.keras")
-    content = (tmp_path / "model.keras").read_bytes()
-    (tmp_path / "model.keras").write_bytes(content[: len(content) // 2])
-    built = publish_file(tmp_path, tmp_path / "model.keras")
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path, keras_models.cnn())
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    built = publish_file(tmp_path, file)
     assert "the file is truncated" in built.report["reason"]
 
 
 def test_without_tensorflow_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(tmp_path, keras_models.iris())
+    file = save(tmp_path, keras_models.iris())
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    built = publish_file(tmp_path, tmp_path / "model.keras")
+    built = publish_file(tmp_path, file)
     assert built.state == "rejected"
     assert "install the extra keras" in built.report["reason"]
