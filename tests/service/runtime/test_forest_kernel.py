@@ -2,62 +2,102 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numba
+import numpy as np
 import pytest
+from numba.core import event
 
 from service import prepare
 from service.builds import forkserver
 from service.config import Settings
+from service.runtime import forest_kernel
 
-ROOT = Path(__file__).parents[3]
-COMPILE = """
-import os
-count = 0
-def compiled(*_): global count; count += 1
-from numba.core import event
-class Compilations(event.Listener):
-    def on_start(self, event): compiled()
-    def on_end(self, event): pass
-with event.install_listener("numba:compile", Compilations()):
-    from service.runtime import forest_kernel
-from numba import config
-assert config.CACHE_DIR == os.environ["NUMBA_CACHE_DIR"], "the setting of numba must be restored"
-print(count, len(forest_kernel.add_leaves.signatures))
+KERNEL = """
+from numba import types
+
+from service.runtime.numba_cache import compiled, inlined
+
+
+@inlined
+def square(value):
+    return value * value
+
+
+@compiled(types.void(types.float32[::1]), types.void(types.float64[::1]))
+def square_all(values):
+    for i in range(len(values)):
+        values[i] = square(values[i])
 """
 
 
-def import_kernel(cache: Path) -> tuple[bool, list[Path]]:
-    """Whether importing the kernel compiled it, and the files in the cache afterwards."""
-    process = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        cwd=ROOT,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    count, signatures = map(int, process.stdout.split())
-    assert signatures == 2
-    return count > 0, sorted(p for p in cache.rglob("*") if p.is_file())
+class Compilations(event.Listener):
+    """Counts the functions that numba compiles, instead of loading them from its cache."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_start(self, event: Any) -> None:
+        self.count += 1
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
-@pytest.mark.slow
-def test_compiled_code_is_reused_and_a_damaged_cache_is_replaced(tmp_path: Path) -> None:
-    compiled, files = import_kernel(tmp_path)
-    assert compiled
+def import_again(source: Path) -> tuple[ModuleType, bool]:
+    """Import the file as a new module, like another process. Return whether that compiled a function."""
+    specification = importlib.util.spec_from_file_location(f"another_{source.stem}", source)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    before = numba.config.CACHE_DIR
+    with event.install_listener("numba:compile", compilations := Compilations()):
+        specification.loader.exec_module(module)
+    assert before == numba.config.CACHE_DIR, "the setting of numba must be restored"
+    return module, compilations.count > 0
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_compiled_code_is_reused_and_a_damaged_cache_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache := tmp_path / "cache"))
+    source = tmp_path / "kernel.py"
+    source.write_text(KERNEL)
+
+    def import_kernel() -> bool:
+        module, is_compiled = import_again(source)
+        assert len(module.square_all.signatures) == 2
+        for dtype in (np.float32, np.float64):
+            module.square_all(values := np.array([2.0, 3.0], dtype))
+            assert values.tolist() == [4.0, 9.0]
+        return is_compiled
+
+    assert import_kernel()
+    files = files_in(cache)
     assert files
-    assert import_kernel(tmp_path) == (False, files)
+    assert not import_kernel()
+    assert files_in(cache) == files
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
-    assert import_kernel(tmp_path) == (True, []), "a damaged cache is deleted"
-    compiled, new_files = import_kernel(tmp_path)
-    assert compiled
-    assert [f.name for f in new_files] == [f.name for f in files]
+    assert import_kernel()
+    assert files_in(cache) == [], "a damaged cache is deleted"
+    assert import_kernel()
+    assert [f.name for f in files_in(cache)] == [f.name for f in files]
+
+
+def test_the_kernel_is_not_compiled_again() -> None:
+    module, is_compiled = import_again(Path(forest_kernel.__file__))
+    assert not is_compiled  # importing `forest_kernel` above has filled the cache
+    assert len(module.add_leaves.signatures) == 2
 
 
 def test_compiled_code_goes_into_the_data_directory_if_the_source_is_read_only(
