@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,19 @@ class SweepCase:
     rows: Any
 
 
+@cache
+def estimators() -> dict[str, Any]:
+    """The classes by name. Searching scikit-learn for them takes long."""
+    return dict(all_estimators())
+
+
 def names() -> list[str]:
-    return [name for name, _ in all_estimators()]
+    return list(estimators())
 
 
 def fit(name: str) -> SweepCase:
     """Raises the error of an estimator that cannot be fitted to the dataset."""
-    estimator = dict(all_estimators())[name]
+    estimator = estimators()[name]
     model = estimator(**ARGUMENTS.get(name, {}))
     if "random_state" in model.get_params() and model.get_params()["random_state"] is None:
         model.set_params(random_state=0)

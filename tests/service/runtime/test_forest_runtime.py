@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from service.compiler.trees.flatten import flatten
 from service.compiler.trees.tree_pipeline import split_forest_pipeline
 from service.runtime import forest_kernel, node_file
 from service.runtime.forest_runtime import BLOCK, ForestRuntime
+from service.runtime.nodes import NodeTable
 from tests.service.compiler.tflite import cases
 
 ROOT = Path(__file__).parents[3]
@@ -123,21 +124,29 @@ def test_any_number_of_rows_is_supported(tmp_path: Path, rows: int) -> None:
 
 
 SPECIAL = st.sampled_from([np.nan, np.inf, -np.inf, 1e300, -1e300, 3.5e38, -3.5e38, 0.0, -0.0, 5e-324, 1e-45])
-BOOSTED = HistGradientBoostingRegressor(max_iter=20, random_state=0).fit(DATA.with_missing, DATA.value)
-FULLY_GROWN_FOREST = RandomForestRegressor(5, random_state=0).fit(DATA.with_missing, DATA.value)
+BOOSTED = HistGradientBoostingRegressor(max_iter=20, random_state=0)
+FULLY_GROWN_FOREST = RandomForestRegressor(5, random_state=0)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("forests")
+class ServedForest(NamedTuple):
+    model: Any
+    table: NodeTable
+    runtime: ForestRuntime
+
+
+@pytest.fixture(scope="module", params=[BOOSTED, FULLY_GROWN_FOREST], ids=["float64", "float32"])
+def forest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ServedForest:
+    """A forest that was fitted with missing values. Its thresholds are of the type in the id."""
+    model = request.param.fit(DATA.with_missing, DATA.value)
+    return ServedForest(model, flatten(model), served(tmp_path_factory.mktemp("forest"), model))
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("model", [BOOSTED, FULLY_GROWN_FOREST], ids=["float64", "float32"])
 def test_missing_infinite_and_huge_values_reach_the_right_leaves(
-    folder: Path, model: Any, data: st.DataObject
+    forest: ServedForest, data: st.DataObject
 ) -> None:
+    model, table, runtime = forest
     threshold = st.sampled_from(tree_splits(model)[:, 1].tolist())
     number = st.one_of(
         SPECIAL, threshold, threshold.map(lambda v: float(np.nextafter(v, np.inf))), st.floats(width=64)
@@ -145,8 +154,8 @@ def test_missing_infinite_and_huge_values_reach_the_right_leaves(
     row_lists = st.lists(st.lists(number, min_size=8, max_size=8), min_size=1, max_size=20)
     rows = np.array(data.draw(row_lists), dtype=np.float64)
     with np.errstate(over="ignore"):
-        expected = flatten(model).raw(rows)[:, 0]
-    np.testing.assert_allclose(served(folder, model).run(Rows(matrix=rows))["value"], expected, rtol=1e-12)
+        expected = table.raw(rows)[:, 0]
+    np.testing.assert_allclose(runtime.run(Rows(matrix=rows))["value"], expected, rtol=1e-12)
     if model is BOOSTED:  # the random forest refuses numbers beyond float32
         np.testing.assert_allclose(model.predict(rows), expected, rtol=1e-12)
 
@@ -162,7 +171,7 @@ def test_rows_reach_the_leaves_of_a_very_deep_tree(tmp_path: Path) -> None:
 
 def test_blocks_of_wide_rows_have_fewer_rows(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(300, 9000))
-    model = ExtraTreesRegressor(5, random_state=0).fit(rows, rows[:, -1])
+    model = ExtraTreesRegressor(5, random_state=0).fit(rows[:50], rows[:50, -1])
     np.testing.assert_array_equal(
         served(tmp_path, model).run(Rows(matrix=rows))["value"], model.predict(rows)
     )
