@@ -245,3 +245,25 @@ def test_bytes_that_are_not_utf8_are_faults_of_their_rows() -> None:
         0: [(0, "t")],
     }
     assert "at byte 1 of the cell" in faults[1][0].message
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.float64(), pa.float32(), pa.float16(), pa.int64(), pa.int8(), pa.uint64()]
+)
+def test_closed_categories_and_null_are_checked_in_a_matrix(kind: Any) -> None:
+    closed = Column(Input("c", "float64", nullable=True, categories=(1.0, 2.0), closed=True))
+    data = pa.array(np.array([1, 3, 2]), mask=np.array([False, False, True])).cast(kind)
+    batch = pa.record_batch([data, data.fill_null(data[0])], names=["c", "x"])
+    result = check_batch([closed, SINGLE], batch, arrow_value)
+    assert list(result.faults) == [1]
+    assert result.rows.matrix is not None
+    np.testing.assert_array_equal(result.rows.matrix[[0, 2]], [[1, 1], [np.nan, 1]])
+    assert result.rows.matrix[1, 1] == 3
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.int64(), pa.uint64()])
+def test_a_float32_feature_is_rounded_to_float32(kind: Any) -> None:
+    number = 16_777_217  # the next float32 is 16_777_216
+    data = pa.array([number, 3], pa.int64()).cast(kind)
+    assert values(checked(SINGLE, data)) == [16_777_216, 3]
+    assert values(checked(A, data)) == [number, 3]

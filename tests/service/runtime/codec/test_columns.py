@@ -34,6 +34,56 @@ SINGLE = Column(Input("n", "float32"))
 DOUBLE = Column(Input("n", "float64"))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "storage", "nullable_storage"),
+    [
+        ("float64", "float64", "float64"),
+        ("float32", "float32", "float32"),
+        ("int64", "int64", "float64"),
+        ("bool", "bool", "float64"),
+        ("string", "object", "object"),
+    ],
+)
+def test_only_nullable_integers_and_booleans_are_stored_as_float64(
+    dtype: Any, storage: str, nullable_storage: str
+) -> None:
+    assert Column(Input("x", dtype)).storage == np.dtype(storage)
+    assert Column(Input("x", dtype, nullable=True)).storage == np.dtype(nullable_storage)
+
+
+def test_the_advice_shows_an_example_or_the_categories() -> None:
+    assert Column(Input("x", "float64")).advice == "send a number"
+    assert Column(Input("x", "float64", example=0.0)).advice == "send a number, such as 0.0"
+    assert Column(Input("x", "float64", True, example=1.5)).advice == "send a number or null, such as 1.5"
+    closed = Input("x", "float64", categories=(0.5,), closed=True, example=0.5)
+    assert Column(closed).advice == "send one of 0.5"
+    assert Column(Input("x", "float64", categories=(0.5,))).advice == "send a number"
+
+
+def test_only_closed_categories_of_the_type_of_the_column_are_a_limit() -> None:
+    mixed = Column(Input("x", "string", categories=("a", 1, "b"), closed=True))
+    assert mixed.closed_categories == frozenset({"a", "b"})
+    assert Column(Input("x", "int64", categories=(1, "a", 2), closed=True)).closed_categories == frozenset(
+        {1, 2}
+    )
+    for spec in (Input("x", "string", categories=("a",)), Input("x", "string", closed=True)):
+        assert Column(spec).closed_categories is None
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1], {}])
+def test_values_of_another_type_are_no_numbers(value: object) -> None:
+    for column in (WIDE, SINGLE, DOUBLE):
+        assert not accepts(column, value)
+    assert accepts(NULLABLE, None)
+
+
+def test_half_of_a_surrogate_pair_is_no_string() -> None:
+    text = Column(Input("s", "string"))
+    assert accepts(text, "\U0001f600")
+    for value in ("\ud83d", "a\udfff", 1, True):
+        assert not accepts(text, value)
+
+
 def accepts(column: Column, value: object) -> bool:
     try:
         return bool(column.check(value) == value)
