@@ -82,6 +82,8 @@ def test_the_representation_with_the_highest_quality_is_chosen(accept: str | Non
         (None, ZSTD, PLAIN),
         ("zstd, identity;q=0", PLAIN, ZSTD),
         ("zstd", "*", ZSTD),
+        ("zstd;q=0.5, identity", "*", PLAIN),  # it names no representation, so the quality decides
+        ("zstd;q=0.5, identity", " * ", PLAIN),
     ],
 )
 def test_the_representation_that_a_condition_names_comes_first_if_acceptable(
