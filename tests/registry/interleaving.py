@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import pytest
@@ -26,23 +26,34 @@ _WAITING = text(
 
 
 @contextmanager
-def just_before(engine: Engine, sql: str, action: Callable[[], object]) -> Iterator[None]:
-    """Call `action` once, just before the first statement that contains `sql`, and check that there was one.
+def interleaved(engine: Engine, *steps: tuple[str, Callable[[], object]]) -> Iterator[None]:
+    """Call the action of each step once, in order, just before the next statement that contains its SQL.
 
-    The action uses sessions of its own, so it commits between two statements of the block's transaction.
+    The actions use sessions of their own, so they commit between two statements of the block's transaction.
+    Fails if a step had no statement.
     """
-    pending = [action]
+    pending, in_action = list(steps), False
 
     def watch(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if pending and sql in statement:
-            pending.pop()()
+        nonlocal in_action
+        if pending and not in_action and pending[0][0] in statement:
+            in_action = True
+            try:
+                pending.pop(0)[1]()
+            finally:
+                in_action = False
 
     event.listen(engine, "before_cursor_execute", watch)
     try:
         yield
     finally:
         event.remove(engine, "before_cursor_execute", watch)
-    assert not pending, f"no statement contains {sql!r}"
+    assert not pending, f"no statement contains {pending[0][0]!r}"
+
+
+def just_before(engine: Engine, sql: str, action: Callable[[], object]) -> AbstractContextManager[None]:
+    """Call `action` just before the first statement that contains `sql`."""
+    return interleaved(engine, (sql, action))
 
 
 def run_behind(

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from registry import aliases, db, versions
 from registry import revision as changes
@@ -16,6 +17,7 @@ from registry.errors import Conflict, Invalid, NotFound, NotReady
 from registry.tables import AliasEventRow
 from tests.registry import child_actions
 from tests.registry.helpers import champion, processes, promote, publish, publish_ready, threads
+from tests.registry.interleaving import on_postgresql, run_behind
 
 
 def _rollback(sessions: Sessions) -> int:
@@ -240,3 +242,65 @@ def test_a_changed_rollout_share_is_an_event_but_not_a_move(sessions: Sessions, 
             ("rollout", 2, "for all of the devices"),
         ]
     assert _rollback(sessions) == 1
+
+
+@on_postgresql
+@pytest.mark.parametrize("first", [2, 3])
+def test_promotions_at_the_same_time_refer_to_each_other(
+    sessions: Sessions, store: Store, first: int
+) -> None:
+    publish_ready(sessions, store, count=3)
+    promote(sessions, 1)
+
+    def promote_in(session: Session, number: int) -> int:
+        assert aliases.get(session, "fraud", "champion").version.number == 1  # read before the lock
+        return aliases.promote(session, "fraud", "champion", number, by="ann").version.number
+
+    outcome = run_behind(sessions, lambda s: promote_in(s, first), lambda s: promote_in(s, 5 - first))
+    assert outcome == 5 - first
+    _check_event_chain(sessions, 3)
+    assert [_rollback(sessions), _rollback(sessions)] == [first, 1]
+
+
+@on_postgresql
+def test_a_rollback_behind_a_promotion_goes_back_to_the_version_before_it(
+    sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store, count=3)
+    promote(sessions, 1, 2)
+
+    def roll_back(session: Session) -> int:
+        assert aliases.get(session, "fraud", "champion").version.number == 2  # read before the lock
+        return aliases.rollback(session, "fraud", "champion", by="ann").version.number
+
+    outcome = run_behind(
+        sessions, lambda session: aliases.promote(session, "fraud", "champion", 3, by="ann"), roll_back
+    )
+    assert outcome == 2
+    assert champion(sessions) == 2
+
+
+@on_postgresql
+def test_a_deletion_behind_another_one_is_not_found(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store)
+    promote(sessions, 1)
+    outcome = run_behind(
+        sessions,
+        lambda session: aliases.remove(session, "fraud", "champion", by="ann"),
+        lambda session: aliases.remove(session, "fraud", "champion", by="bob"),
+    )
+    assert isinstance(outcome, NotFound)
+    assert _moves(sessions) == [("promote", 1), ("delete", None)]
+
+
+@on_postgresql
+def test_a_promotion_behind_a_deletion_starts_a_new_history(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store, count=2)
+    promote(sessions, 1)
+    outcome = run_behind(
+        sessions,
+        lambda session: aliases.remove(session, "fraud", "champion", by="ann"),
+        lambda session: aliases.promote(session, "fraud", "champion", 2, by="bob").event.previous_id,
+    )
+    assert outcome is None
+    assert champion(sessions) == 2

@@ -7,13 +7,18 @@ from contextlib import suppress
 
 import pytest
 from sqlalchemy import Engine, event, select
+from sqlalchemy.orm import Session
 
 from registry import aliases, db, models, queue
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.errors import InUse, Invalid, NotFound, StaleTask
+from registry.jobs import jobs
+from registry.jobs.jobs import NewJob
 from registry.tables import AliasEventRow, AliasRow, ModelRow, TagRow, TaskRow, VersionRow
+from registry.vocabulary import SCORE
 from tests.registry.helpers import build, promote, publish, publish_ready, threads
+from tests.registry.interleaving import interleaved, just_before, on_postgresql, run_behind
 
 
 def _names(sessions: Sessions, **filters: object) -> list[str]:
@@ -179,3 +184,81 @@ def test_a_publish_that_waited_for_a_delete_creates_the_model_again(
         assert waiting.wait(10)
     publisher.join()
     assert numbers == [1]
+
+
+def _remove(session: Session) -> None:
+    models.remove(session, "fraud")
+
+
+@on_postgresql
+def test_a_model_that_gets_an_alias_at_the_same_time_is_not_deleted(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store)
+    outcome = run_behind(
+        sessions, lambda session: aliases.promote(session, "fraud", "champion", 1, by="ann"), _remove
+    )
+    assert isinstance(outcome, InUse)
+    assert _names(sessions) == ["fraud"]
+
+
+@on_postgresql
+def test_a_model_whose_job_is_accepted_at_the_same_time_is_not_deleted(
+    sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store)
+
+    def accept(session: Session) -> None:
+        models.lock(session, "fraud")
+        version = session.scalars(select(VersionRow)).one()
+        jobs.create(session, NewJob(kind=SCORE, spec={}, model="fraud", version=version), by="ann")
+
+    outcome = run_behind(sessions, accept, _remove)
+    assert isinstance(outcome, InUse)
+    assert "while job 1 needs it" in str(outcome)
+
+
+@on_postgresql
+def test_a_model_that_gets_a_version_before_the_lock_is_not_deleted(
+    engine: Engine, sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store)
+    with (
+        just_before(engine, "FOR UPDATE", lambda: publish(sessions, store)),
+        pytest.raises(InUse, match="was published at the same time"),
+        sessions.begin() as session,
+    ):
+        _remove(session)
+    with db.reading(sessions) as session:
+        assert queue.depth(session, ["build"]) == 1
+
+
+@on_postgresql
+def test_a_model_deleted_twice_at_the_same_time_is_not_found(sessions: Sessions, store: Store) -> None:
+    publish_ready(sessions, store)
+    assert isinstance(run_behind(sessions, _remove, _remove), NotFound)
+
+
+@on_postgresql
+def test_a_locked_model_is_as_the_transaction_before_it_left_it(sessions: Sessions, store: Store) -> None:
+    """Its last number would be given to two versions."""
+    publish(sessions, store)
+    with sessions.begin() as session:
+        model = models.get(session, "fraud")
+        publish(sessions, store)
+        assert model.last_number == 1
+        assert models.lock(session, "fraud").last_number == 2
+
+
+@on_postgresql
+def test_a_model_that_another_transaction_creates_and_deletes_is_created_again(
+    engine: Engine, sessions: Sessions, store: Store
+) -> None:
+    """The insertion fails, and then the model to lock is gone."""
+
+    def remove() -> None:
+        with sessions.begin() as session:
+            _remove(session)
+
+    steps = (("INSERT INTO models", lambda: publish(sessions, store)), ("FOR UPDATE", remove))
+    with interleaved(engine, *steps), sessions.begin() as session:
+        assert models.lock_or_create(session, "fraud", "ann").last_number == 0
+    assert _names(sessions) == ["fraud"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
 from registry import aliases, db, keys, models, revision, versions
 from registry.artifacts import Store
 from registry.db import Sessions
 from registry.tables import ChangeRow
 from tests.registry.helpers import build, promote, publish, publish_ready, threads
+from tests.registry.interleaving import just_before, on_postgresql, run_behind
 
 
 def _since(sessions: Sessions, since: int) -> revision.Changes | None:
@@ -142,3 +143,31 @@ def test_heartbeats_and_reads_do_not_change_the_revision(sessions: Sessions, sto
         models.search(session)
         versions.get(session, "fraud", 1)
     assert _revision(sessions) == before
+
+
+@on_postgresql
+def test_a_change_committed_between_the_two_reads_is_left_to_the_next(
+    engine: Engine, sessions: Sessions
+) -> None:
+    """In a transaction without a snapshot: a reader would otherwise have to reload everything."""
+    _record(sessions, "first")
+    with (
+        sessions.begin() as session,
+        just_before(engine, "FROM changes", lambda: _record(sessions, "second")),
+    ):
+        changes = revision.changes_since(session, 0)
+    assert changes is not None
+    assert (changes.revision, changes.models) == (1, {"first"})
+    changes = _since(sessions, 1)
+    assert changes is not None
+    assert (changes.revision, changes.models) == (2, {"second"})
+
+
+@on_postgresql
+def test_a_revision_waits_for_the_one_before_it(sessions: Sessions) -> None:
+    outcome = run_behind(
+        sessions,
+        lambda session: revision.record_change(session, "model", "first"),
+        lambda session: revision.record_change(session, "model", "second"),
+    )
+    assert outcome == 2

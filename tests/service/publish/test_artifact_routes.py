@@ -74,3 +74,11 @@ async def test_keys_with_publish_or_batch_may_upload(api: Api):
             content = scope.encode()
             answer = await client.put(f"/v1/artifacts/{digest(content)}", content=content)
             assert answer.status_code == 201
+
+
+async def test_stored_bytes_are_rejected_under_the_digest_of_another_file(api: Api):
+    first, second = await api.upload(b"first"), await api.upload(b"second")
+    for digest, content in ((first, b"second"), (second, b"first")):
+        answer = await api.client.put(f"/v1/artifacts/{digest}", content=content)
+        assert check_problem(answer, 422)["errors"][0]["field"] == "sha256"
+    assert (await api.client.put(f"/v1/artifacts/{first}", content=b"first")).status_code == 200
