@@ -75,13 +75,13 @@ def test_a_candidate_with_other_answers_is_deleted_and_the_next_is_tried(tmp_pat
 
 
 def test_the_reason_names_the_figures_of_the_best_candidate(tmp_path: Path) -> None:
-    choice = choose(tmp_path, 1.0, 6e-5)  # relative to the numbers: within the bounds at 80 and 100
+    choice = choose(tmp_path, 1.0, 5.5e-5)  # relative to the numbers: within the bounds from 60 on
     assert choice.chosen is None
     figures = choice.trials[1].figures
     assert figures is not None
-    assert (figures.beyond, figures.worst) == (10, "random")
+    assert (figures.beyond, figures.worst) == (9, "random")
     assert choice.reason == (
-        f"its ONNX form drifts: 10 numbers are off by up to {figures.largest_difference:.2g} in 12 rows, "
+        f"its ONNX form drifts: 9 numbers are off by up to {figures.largest_difference:.2g} in 12 rows, "
         "most on random rows"
     )
     assert list(tmp_path.iterdir()) == []
