@@ -113,6 +113,7 @@ def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, super
 async def _lifespan(services: Services) -> AsyncIterator[None]:
     """Run the background tasks while the server runs."""
     pool_event, signing_event = _change_event(services), _change_event(services)
+    services.snapshot.on_change.append(services.supervisor.wake)  # another process may have published
     await asyncio.to_thread(services.snapshot.start)
     services.supervisor.start()
     tasks = [

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sklearn
 
+from registry import db
+from registry.artifacts import Store
+from service.builds import supervisor
+from service.config import Settings
 from tests.harness.models import pickle_model
-from tests.service.api import Api, check_problem
+from tests.registry import helpers
+from tests.service.api import BUILD_S, Api, check_problem, running_app
 from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +46,22 @@ async def test_a_published_version_is_built_and_then_predicts(api: Api):
     answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": [row]})
     assert answer.json()["predictions"][0]["label"] == "yes"
     check_problem(await api.predict("born", row), 404)  # no champion yet
+
+
+async def test_a_version_that_another_process_publishes_is_built_at_once(
+    published_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "POLL_S", 2 * BUILD_S)
+    settings = Settings(home=Path(shutil.copytree(published_home, tmp_path / "home")))
+    engine = db.connect(settings.url)
+    async with running_app(settings) as api:
+        await asyncio.sleep(0.2)  # until the build thread waits
+        await asyncio.to_thread(
+            helpers.publish, db.sessions(engine), Store(settings.blobs), "foreign", content=b"no model"
+        )
+        record = await api.wait_for_build("/v1/models/foreign/versions/1")
+    engine.dispose()
+    assert record["state"] == "rejected"
 
 
 async def test_the_alias_of_a_publication_moves_when_the_version_is_ready(api: Api):
