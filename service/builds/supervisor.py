@@ -28,6 +28,8 @@ from service.builds.task_kinds import BuildTasks, ExportTasks, TaskKind
 from service.config import Settings
 
 POLL_S = 1.0
+TEMPLATE_DELAY_S = 3.0
+"""The template starts this long after the server: its imports would slow down the first requests."""
 RETRY_S = 1.0
 MAX_LOST_ATTEMPTS = 3
 """Reject after this many lost children: the model is probably too large for the machine."""
@@ -62,6 +64,8 @@ class Supervisor:
             kind.kind: kind(settings, sessions, store, self.forks) for kind in (BuildTasks, ExportTasks)
         }
         self._stopping = threading.Event()
+        self._template_timer = threading.Timer(TEMPLATE_DELAY_S, self.forks.start)
+        self._template_timer.daemon = True
         self._wake = threading.Semaphore(0)  # released when there may be a task
         self._threads = [
             threading.Thread(target=self._run, name=f"build {n}", daemon=True)
@@ -69,15 +73,16 @@ class Supervisor:
         ]
 
     def start(self) -> None:
-        """Start the template and the build threads; returns at once."""
+        """Start the build threads, and the template later or with the first child; returns at once."""
         delete_abandoned(self._tmp, older_than_s=self._settings.build_timeout_s + 60.0)
-        self.forks.start()
+        self._template_timer.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self, grace_s: float) -> None:
         """End every child. Unfinished tasks return to the queue, for the next server to claim."""
         self._stopping.set()
+        self._template_timer.cancel()
         self._wake.release(len(self._threads))
         self.forks.stop(grace_s)
         for thread in self._threads:

@@ -20,11 +20,15 @@ def broken_server(tmp_path_factory):
     with CommandServer(folder, environment={"PYTHONPATH": str(folder)}) as server:
         server.launch()
         with Client(server.url, None, timeout_s=5.0) as client:
-            deadline = time.monotonic() + 60
+            deadline, has_build = time.monotonic() + 60, False
             while time.monotonic() < deadline and server.process.poll() is None:
                 try:
                     if client.readiness()["builder"] != "ok":
                         break
+                    if not has_build:
+                        body = {"artifact": server.upload(b"no model"), "format": "sklearn-joblib"}
+                        server.call_json("POST", "/v1/models/first/versions", body)  # starts the builder
+                        has_build = True
                 except Unreachable:
                     continue  # the client itself waits before it raises
         yield server
