@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, event, select, update
+from sqlalchemy import Engine, event, select, text, update
+from sqlalchemy.orm import Session
 
 from registry import db, queue
 from registry.db import Sessions
@@ -15,6 +17,7 @@ from registry.queue import ClaimedTask
 from registry.tables import TaskRow
 from tests.registry import child_actions
 from tests.registry.helpers import processes, run_until_killed, threads
+from tests.registry.interleaving import on_postgresql, run_behind
 
 
 def _enqueue(sessions: Sessions, subject: str = "1", kind: str = "build", **options: object) -> int:
@@ -407,3 +410,134 @@ def test_claims_use_the_index_of_queued_and_running_tasks(engine: Engine, sessio
     with engine.connect() as connection:
         plan = str(connection.exec_driver_sql(explain + statement, parameters).all())
     assert "ix_tasks_state_kind_priority_id" in plan, plan
+
+
+@pytest.fixture
+def other(sessions: Sessions) -> Iterator[Session]:
+    """A second session, which fails instead of waiting for a lock."""
+    with sessions() as session:
+        session.execute(text("SET lock_timeout = '1ms'"))
+        yield session
+
+
+@on_postgresql
+def test_a_claim_skips_the_task_of_a_claim_that_is_not_committed(sessions: Sessions, other: Session) -> None:
+    ids = [_enqueue(sessions, str(n)) for n in range(2)]
+    with sessions.begin() as session:
+        first = queue.claim(session, ["build"], "me", 60)
+        second = queue.claim(other, ["build"], "you", 60)
+        assert first is not None
+        assert second is not None
+        assert [first.id, second.id] == ids
+        with sessions.begin() as third:
+            assert queue.claim(third, ["build"], "they", 60) is None
+
+
+@on_postgresql
+def test_a_lost_task_that_another_worker_fails_is_skipped(sessions: Sessions, other: Session) -> None:
+    ids = [_enqueue(sessions, str(n), max_attempts=1) for n in range(2)]
+    for _ in ids:
+        _expire_lease(sessions, _claim(sessions))
+    with sessions.begin() as session:
+        first, second = queue.fail_lost(session, ["build"]), queue.fail_lost(other, ["build"])
+        assert first is not None
+        assert second is not None
+        assert sorted([first.id, second.id]) == ids
+
+
+@on_postgresql
+def test_a_task_that_gets_a_heartbeat_at_the_same_time_is_not_lost(
+    sessions: Sessions, other: Session
+) -> None:
+    task_id = _enqueue(sessions, max_attempts=1)
+    task = _claim(sessions)
+    _expire_lease(sessions, task)
+    with sessions.begin() as session:
+        queue.heartbeat(session, task.id, task.fence)
+        lost = queue.peek_lost(other, ["build"])
+        assert lost is not None
+        assert lost.id == task_id  # the heartbeat is not committed
+        assert queue.fail_lost(other, ["build"], task_id) is None
+    assert queue.fail_lost(other, ["build"], task_id) is None
+    assert queue.peek_lost(other, ["build"]) is None
+
+
+@on_postgresql
+@pytest.mark.parametrize("kind", ["finish", "fail", "release", "heartbeat", "cancel"])
+def test_a_result_behind_another_claim_or_cancel_of_the_task_is_stale(sessions: Sessions, kind: str) -> None:
+    """The update waits for the other transaction, and compares the fence and the state again."""
+    _enqueue(sessions)
+    task = _claim(sessions)
+    _expire_lease(sessions, task)
+
+    def first(session: Session) -> None:
+        if kind == "cancel":
+            queue.cancel(session, "build", "1")
+        else:
+            assert queue.claim(session, ["build"], "you", 60) is not None
+
+    def second(session: Session) -> object:
+        match kind:
+            case "fail":
+                return queue.fail(session, task.id, task.fence, "no", 1.0)
+            case "release":
+                return queue.release(session, task.id, task.fence)
+            case "heartbeat":
+                return queue.heartbeat(session, task.id, task.fence)
+        return queue.finish(session, task.id, task.fence, {})
+
+    assert isinstance(run_behind(sessions, first, second), StaleTask)
+    row = _row(sessions, task.id)
+    assert (row.state, row.fence) == ("cancelled" if kind == "cancel" else "running", task.fence + 1)
+    assert (row.error, row.result) == (None, None)
+
+
+@on_postgresql
+def test_a_task_that_ends_at_the_same_time_is_not_cancelled(sessions: Sessions) -> None:
+    task_id = _enqueue(sessions)
+    task = _claim(sessions)
+    run_behind(
+        sessions,
+        lambda session: queue.finish(session, task.id, task.fence, {"rows": 1}),
+        lambda session: queue.cancel(session, "build", "1"),
+    )
+    row = _row(sessions, task_id)
+    assert (row.state, row.result, row.fence) == ("done", {"rows": 1}, task.fence)
+
+
+def test_only_an_open_task_is_enqueued_once(sessions: Sessions) -> None:
+    def once(subject: str = "1", kind: str = "build") -> int:
+        with sessions.begin() as session:
+            return queue.enqueue_once(session, kind, subject, max_attempts=1)
+
+    first = once()
+    assert once() == first
+    assert len({first, once("2"), once(kind="export")}) == 3
+    task = _claim(sessions)
+    assert (task.id, once()) == (first, first)  # running
+    with sessions.begin() as session:
+        queue.finish(session, task.id, task.fence)
+    assert once() not in (first, None)
+
+
+@pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
+def test_a_task_that_has_ended_is_stale_for_every_update(sessions: Sessions, end: str) -> None:
+    _enqueue(sessions)
+    task = _claim(sessions)
+    with sessions.begin() as session:
+        match end:
+            case "finish":
+                queue.finish(session, task.id, task.fence)
+            case "fail":
+                queue.fail(session, task.id, task.fence, "no")
+            case _:
+                queue.cancel(session, "build", "1")
+        fence = session.get_one(TaskRow, task.id).fence
+    before = _row(sessions, task.id)
+    for update_task in (queue.heartbeat, queue.finish, queue.release):
+        with pytest.raises(StaleTask), sessions.begin() as session:
+            update_task(session, task.id, fence)
+    with pytest.raises(StaleTask), sessions.begin() as session:
+        queue.fail(session, task.id, fence, "again", 1.0)
+    after = _row(sessions, task.id)
+    assert (after.state, after.error, after.failures) == (before.state, before.error, before.failures)

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from registry import db, queue
 from registry.artifacts import Store
@@ -29,6 +30,7 @@ from registry.vocabulary import (
     TRAIN,
 )
 from tests.registry.helpers import publish_ready, threads
+from tests.registry.interleaving import on_postgresql, run_behind
 
 PARTS = [NewPartition({"start": n, jobs.ON_RAY: True}, rows=10) for n in range(3)]
 
@@ -687,3 +689,115 @@ def test_summaries_of_partitions_have_the_state_of_their_tasks(sessions: Session
     assert (first.rows, first.failed, first.task_state, first.attempt) == (9, 1, "done", 1)
     assert (second.rows, second.failed, second.task_state, second.attempt) == (0, 0, "queued", 0)
     assert [p.number for p in (first, second, third)] == [0, 1, 2]
+
+
+def _expire(sessions: Sessions, *job_ids: int) -> None:
+    with sessions.begin() as session:
+        a_day_ago = now() - timedelta(1)
+        session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(expires_at=a_day_ago))
+
+
+@on_postgresql
+def test_a_locked_job_is_as_the_transaction_before_it_left_it(sessions: Sessions) -> None:
+    """Routes read the job before they lock it, to check the access of the caller."""
+    job_id = _create(sessions)
+
+    def cancel_again(session: Session) -> object:
+        assert jobs.get(session, job_id).state == jobs.QUEUED
+        return jobs.cancel(session, job_id).finished_at
+
+    outcome = run_behind(sessions, lambda session: jobs.cancel(session, job_id), cancel_again)
+    assert outcome == _get_job(sessions, job_id).finished_at
+
+
+@on_postgresql
+def test_of_two_resumes_at_the_same_time_one_is_refused(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _cancel(sessions, job_id)
+
+    def resume(session: Session) -> str:
+        assert jobs.get(session, job_id).state == jobs.CANCELLED
+        return jobs.resume(session, job_id).state
+
+    assert isinstance(run_behind(sessions, resume, resume), Conflict)
+    assert _open_tasks(sessions) == [(PLAN_TASK, str(job_id))]
+
+
+@on_postgresql
+def test_a_job_that_ends_at_the_same_time_cannot_be_cancelled(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    outcome = run_behind(
+        sessions,
+        lambda session: jobs.end(session, jobs.lock(session, job_id), jobs.DONE),
+        lambda session: jobs.cancel(session, job_id),
+    )
+    assert isinstance(outcome, Conflict)
+    assert _get_job(sessions, job_id).state == jobs.DONE
+
+
+@on_postgresql
+def test_the_second_of_two_last_partitions_enqueues_the_assembly(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id, PARTS[:2])
+    tasks = [_claim(sessions), _claim(sessions)]
+
+    def finish(session: Session, task: ClaimedTask) -> None:
+        job = jobs.lock(session, job_id)
+        queue.finish(session, task.id, task.fence)
+        row = jobs.partition(session, job_id, jobs.SCORE_STAGE, int(task.subject[-1]))
+        jobs.finish_partition(session, job, row, rows=1, failed=0, result={"file": "part"})
+
+    outcome = run_behind(sessions, lambda s: finish(s, tasks[0]), lambda s: finish(s, tasks[1]))
+    assert outcome is None
+    assert _open_tasks(sessions) == [(ASSEMBLE_TASK, str(job_id))]
+
+
+@on_postgresql
+def test_a_partition_of_a_job_that_is_cancelled_at_the_same_time_is_not_recorded(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _plan(sessions, job_id)
+    task = _claim(sessions)
+
+    def finish(session: Session) -> None:
+        jobs.lock(session, job_id)
+        queue.finish(session, task.id, task.fence)
+
+    assert isinstance(run_behind(sessions, lambda s: jobs.cancel(s, job_id), finish), StaleTask)
+    assert _open_tasks(sessions) == []
+
+
+@on_postgresql
+def test_an_expired_job_that_is_being_resumed_is_not_deleted(sessions: Sessions) -> None:
+    """The deletion skips it instead of waiting, and deletes the others."""
+    resumed, expired = _create(sessions), _create(sessions)
+    for job_id in (resumed, expired):
+        _cancel(sessions, job_id)
+    _expire(sessions, resumed, expired)
+    with sessions.begin() as session:
+        jobs.resume(session, resumed)
+        with sessions.begin() as other:
+            assert jobs.delete_expired(other) == [expired]
+    assert _get_job(sessions, resumed).state == jobs.QUEUED
+    with sessions.begin() as session:
+        assert jobs.delete_expired(session) == []
+
+
+@on_postgresql
+def test_a_job_that_is_being_deleted_cannot_be_resumed(sessions: Sessions) -> None:
+    job_id = _create(sessions)
+    _cancel(sessions, job_id)
+    _expire(sessions, job_id)
+    outcome = run_behind(sessions, jobs.delete_expired, lambda session: jobs.resume(session, job_id))
+    assert isinstance(outcome, NotFound)
+
+
+def test_a_hundred_expired_jobs_are_deleted_at_a_time(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        for _ in range(101):
+            job = jobs.create(session, NewJob(kind=SCORE, spec={}, model=None), by="ann")
+            job.expires_at = now() - timedelta(1)
+    deleted = []
+    for _ in range(3):
+        with sessions.begin() as session:
+            deleted.append(len(jobs.delete_expired(session)))
+    assert deleted == [100, 1, 0]
