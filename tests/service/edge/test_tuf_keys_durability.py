@@ -152,6 +152,16 @@ def test_the_valid_key_moves_offline_after_a_rotation_that_was_rolled_back(
     assert registry.keys.load("root") == []
 
 
+def test_the_previous_key_moves_offline_when_the_new_one_was_not_written(
+    keys: RoleKeys, tmp_path: Path
+) -> None:
+    """After a crash in `create`."""
+    keyid = keys.create("root").public_key.keyid
+    keys.path("root").rename(keys.previous_path("root"))
+    assert _keyid(keys.move_offline("root", tmp_path / "stick")) == keyid
+    assert list(keys.directory.iterdir()) == []
+
+
 def test_a_valid_key_that_is_elsewhere_cannot_be_moved_offline(registry: Registry, tmp_path: Path) -> None:
     registry.export(b"model")
     registry.sign()
