@@ -1,7 +1,7 @@
 """JSON lines input: one object per line, of any size. A part is a byte range between two lines.
 
-An object is an instance of the online codec, except that keys that are not features are ignored. Id and
-passthrough columns become text: a string as it is, any other value as its JSON.
+An object is an instance of the online codec, except that keys that are not features are ignored, unless they
+are repeated. Id and passthrough columns become text: a string as it is, any other value as its JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.formats.text_records import (
     read_records,
 )
 from service.runtime.codec.columns import Column, Faults, instance_struct, rows_of
-from service.runtime.codec.json import JsonRows, read_json
+from service.runtime.codec.json import JsonRows, RepeatedKey, read_json
 
 _LINES = RecordFormat(quotes=False)
 _SAMPLE_BYTES = 1 << 20
@@ -153,8 +153,10 @@ class _FeatureDecoder:
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = columns
         self.codec = JsonRows(columns, max_instances=1)
-        instance = instance_struct(columns, strict=False)
-        self.decoder = None if instance is None else msgspec.json.Decoder(instance)
+        self.decoder, self.strict_decoder = (
+            None if instance is None else msgspec.json.Decoder(instance)
+            for instance in (instance_struct(columns, strict=False), instance_struct(columns))
+        )
 
     def decode(self, lines: Sequence[bytes], start: int, pieces: list[Rows], faults: CellFaults) -> None:
         """Append the rows of `lines`, the first of which is row `start`, to `pieces`."""
@@ -169,13 +171,26 @@ class _FeatureDecoder:
             self.decode(lines[half:], start + half, pieces, faults)
 
     def _decode_all(self, lines: Sequence[bytes]) -> Rows | None:
-        if self.decoder is None:
-            return None
+        data = b"\n".join(lines)
         try:
-            instances = self.decoder.decode_lines(b"\n".join(lines))
+            instances, keys = self._decode_instances(data)
         except _DECODE_ERRORS:
             return None
-        return self.codec.rows(instances) if len(instances) == len(lines) else None
+        if len(instances) != len(lines):
+            return None
+        if not self.codec.has_keys(data, keys) and any(map(_repeats_a_key, lines)):
+            return None
+        return self.codec.rows(instances)
+
+    def _decode_instances(self, data: bytes) -> tuple[list[Any], int]:
+        """Return the instances and the number of different keys in their objects."""
+        if self.decoder is None or self.strict_decoder is None:
+            raise ValueError("these columns are decoded line by line")
+        try:
+            instances = self.strict_decoder.decode_lines(data)
+        except msgspec.ValidationError:  # there are keys that are not features
+            return self.decoder.decode_lines(data), sum(map(len, _RAW_OBJECT.decode_lines(data)))
+        return instances, len(instances) * len(self.columns)
 
     def _decode_one(self, line: bytes, row: int, row_faults: CellFaults) -> Rows:
         """Return the row of one line, or placeholders if it is invalid."""
@@ -190,6 +205,10 @@ class _FeatureDecoder:
             values = [[PLACEHOLDERS[c.dtype]] for c in self.columns]
         arrays = [c.array(v) for c, v in zip(self.columns, values, strict=True)]
         return rows_of(self.columns, arrays, 1)
+
+
+def _repeats_a_key(line: bytes) -> bool:
+    return isinstance(read_json(line), RepeatedKey)
 
 
 def _concatenate(pieces: list[Rows]) -> Rows:

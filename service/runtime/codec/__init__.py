@@ -36,7 +36,7 @@ class Codec:
         self._answers = AnswerEncoder(signature)
 
     def decode_json(self, body: bytes) -> Rows:
-        """Decode `{"instances": [{feature: value, ...}, ...]}`. The last value of a repeated key counts."""
+        """Decode `{"instances": [{feature: value, ...}, ...]}`. Repeated keys are rejected."""
         return self._json.decode(body)
 
     def decode_csv(self, body: bytes) -> Rows:

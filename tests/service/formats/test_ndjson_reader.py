@@ -69,9 +69,21 @@ def test_an_invalid_line_is_a_fault_of_its_row_only(write: Write) -> None:
     assert result.columns[0] == [i for i in range(200) if i not in result.fault_rows]
 
 
-def test_the_last_value_of_a_repeated_key_is_used_and_names_may_contain_quotes(write: Write) -> None:
+@pytest.mark.parametrize("extra", ["", ', "note": "10:30"', ', "nested": {"x": 1, "y": [{"z": 2}]}'])
+@pytest.mark.parametrize("repeated", ['"a": 1, "a": 1', '"a": 1, "\\u0061": 2', '"a": 1, "id": 1, "id": 2'])
+def test_a_row_with_a_repeated_key_is_a_fault(write: Write, extra: str, repeated: str) -> None:
+    lines = [f'{{"a": {i}{extra}}}'.encode() for i in range(20)]
+    lines[7] = f"{{{repeated}{extra}}}".encode()
+    result = read_all(write(b"\n".join(lines)), NDJSON, [A])
+    assert result.fault_rows == [7]
+    name = "id" if "id" in repeated else "a"
+    assert [(f.field, f.message) for f in result.faults] == [(name, f'"{name}" is repeated; send it once')]
+    assert result.columns[0] == [i for i in range(20) if i != 7]
+
+
+def test_names_may_contain_quotes(write: Write) -> None:
     column = Column(Input('sa"id', "float64"))
-    result = read_all(write(b'{"sa\\"id": 1, "a": 1, "a": 2}\n'), NDJSON, [column, A], ["a"])
+    result = read_all(write(b'{"sa\\"id": 1, "a": 2}\n'), NDJSON, [column, A], ["a"])
     assert result.columns == [[1], [2]]
     assert result.extra["a"] == ["2"]
     result = read_all(write(b'{"sa\\"id": 1.50, "a": 1}\n'), NDJSON, [A], ['sa"id'])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from registry.errors import FieldError, Invalid
 from registry.rows import Rows
 from registry.signature import Input, Output, Signature
 from service.runtime.codec import MAX_INSTANCES, Codec
+from service.runtime.codec import json as json_codec
 
 VALUE = (Output("value", "float64", (-1,)),)
 
@@ -237,9 +240,33 @@ def test_up_to_ten_thousand_instances_are_accepted() -> None:
     assert "10001" in field_error.message
 
 
-def test_the_last_value_of_a_repeated_key_counts() -> None:
-    assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":1,"age":2}]}')) == [[2]]
-    assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":"x","age":2}]}')) == [[2]]
+@pytest.mark.parametrize(
+    ("text", "instance", "field"),
+    [
+        ('{"instances":[{"age":1},{"age":1,"age":2}]}', 1, "age"),
+        ('{"instances":[{"age":1},{"age":1,"\\u0061ge":1}]}', 1, "age"),
+        ('{"instances":[{"age":"x","age":2}]}', 0, "age"),
+        ('{"instances":[{"age":1}],"instances":[{"age":2}]}', None, "instances"),
+        ('{"instances":[{"age":1},{"age":1,"age":2}]}' + " " * 9 * 2**20, 1, "age"),
+    ],
+    ids=["plain", "escaped", "of another type", "instances", "in a large body"],
+)
+def test_a_repeated_key_is_rejected(text: str, instance: int | None, field: str) -> None:
+    field_error = fault(codec(AGE), text.encode())
+    assert (field_error.instance, field_error.field) == (instance, field)
+    assert field_error.message == f'"{field}" is repeated; send it once'
+
+
+@pytest.mark.parametrize("name", ["a", "a:b", 'a":b', "a::"])
+@pytest.mark.parametrize("value", ["12:30", 'a":', '"a": 1', "\\", ':"', '\\":'])
+def test_colons_and_quotes_in_names_and_text_are_no_repeated_keys(name: str, value: str) -> None:
+    text_codec = codec(Input(name, "string"))
+    rows = text_codec.decode_json(body({name: value}, {name: value + ":"}))
+    assert rows.columns is not None
+    assert rows.columns[0].tolist() == [value, value + ":"]
+    content = json.dumps({name: value})
+    repeated = f'{{"instances":[{content[:-1]},{content[1:]}]}}'.encode()
+    assert "is repeated" in fault(text_codec, repeated).message
 
 
 def test_a_byte_order_mark_is_tolerated() -> None:
@@ -258,3 +285,61 @@ def test_only_the_first_fault_of_a_large_body_is_reported() -> None:
     assert "send 1 to 10000" in large_fault.message
     assert "malformed" in fault(codec(AGE), b"x" + padding).message
     assert matrix(codec(AGE).decode_json(b'{"instances":[{"age":1}]%s}' % padding)) == [[1]]
+
+
+def test_a_body_is_decoded_slowly_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = body({"age": "x"}, {"age": "y"})
+    monkeypatch.setattr(json_codec, "MAX_SLOW_BYTES", len(raw))
+    assert len(faults(codec(AGE), raw)) == 2
+    monkeypatch.setattr(json_codec, "MAX_SLOW_BYTES", len(raw) - 1)
+    assert fault(codec(AGE), raw).message.startswith("the body is refused")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1" * 399, int("1" * 399)), ("-" + "1" * 398, -int("1" * 398)), ("1" * 400, math.inf),
+        ("-" + "1" * 399, -math.inf), ("0", 0),
+    ],
+)  # fmt: skip
+def test_integers_below_400_characters_are_exact(text: str, value: float) -> None:
+    assert json_codec._integer(text) == value
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+def test_one_instance_to_the_limit_is_accepted(instances: int) -> None:
+    rows = json_codec.JsonRows(codec(AGE).columns, 3)
+    raw = body(*[{"age": 1}] * instances)
+    assert len(rows.decode(raw)) == len(rows.decode_slowly(raw)) == instances
+    for count in (0, 4):
+        raw = body(*[{"age": 1}] * count)
+        with pytest.raises(msgspec.ValidationError):
+            rows.decode_fast(raw)
+        with pytest.raises(Invalid, match=f"there are {count or 'no'} instances"):
+            rows.decode_slowly(raw)
+
+
+def test_an_int64_beside_text_keeps_every_digit_in_json() -> None:
+    with_text = codec(Input("n", "int64"), Input("s", "string"))
+    numbers = [2**53 + 1, -(2**63), 2**63 - 1]
+    raw = body(*({"n": n, "s": "x"} for n in numbers))
+    for rows in (with_text._json.decode_fast(raw), with_text._json.decode_slowly(raw)):
+        assert rows is not None
+        assert rows.columns is not None
+        assert rows.columns[0].tolist() == numbers
+    for beyond in (
+        "9223372036854775808",
+        "-9223372036854775809",
+        "9223372036854775807.0",
+        "-9223372036854777856.0",
+    ):
+        field_error = fault(with_text, b'{"instances":[{"n":%s,"s":"x"}]}' % beyond.encode())
+        assert "outside the range of int64" in field_error.message
+
+
+def test_reading_ends_after_a_hundred_faults_of_one_instance() -> None:
+    """Also of unknown fields, which are looked up among the missing ones."""
+    unknown = {f"u{i}": 1 for i in range(150)}
+    errors = faults(codec(AGE), body({"age": 1} | unknown, {"age": "x"}))
+    assert len(errors) == 100
+    assert {f.instance for f in errors} == {0}
