@@ -37,9 +37,15 @@ class TfliteRuntime:
     def __init__(self, path: Path, signature: Signature) -> None:
         """Raises `Unavailable` when the file cannot be loaded or does not match the signature."""
         self.bytes = path.stat().st_size * MEMORY_PER_BYTE
+        self._path, self._signature = path, signature
         self._lock = threading.Lock()
+        self._load()
+        self._converters = {o.name: _output_converter(o, self._outputs) for o in signature.outputs}
+
+    def _load(self) -> None:
+        signature = self._signature
         try:
-            self._interpreter = Interpreter(model_path=str(path), num_threads=1)
+            self._interpreter = Interpreter(model_path=str(self._path), num_threads=1)
             self._inputs = _graph_inputs(self._interpreter, signature)
             self._outputs = _graph_outputs(self._interpreter)
             # In a file with a fixed number of rows, operators may rely on that number.
@@ -49,7 +55,6 @@ class TfliteRuntime:
             self._allocate(1)
         except (RuntimeError, ValueError) as error:
             raise Unavailable(f"the .tflite file cannot be loaded: {first_line(error)}") from error
-        self._converters = {o.name: _output_converter(o, self._outputs) for o in signature.outputs}
 
     def close(self) -> None:
         """Do nothing: the interpreter is freed with its last user."""
@@ -64,6 +69,7 @@ class TfliteRuntime:
                 starts = range(0, len(matrix), self._block_rows)
                 blocks = [self._run_block(matrix[i : i + self._block_rows]) for i in starts]
             except (RuntimeError, ValueError) as error:
+                self._load()  # the interpreter would repeat this error's text in all later ones
                 raise Invalid(f"the model refuses these rows: {first_line(error)}") from error
         raw = (
             blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}

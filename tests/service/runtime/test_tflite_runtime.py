@@ -10,8 +10,9 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from registry.errors import Invalid, Unavailable
 from registry.rows import Rows
-from registry.signature import Input
+from registry.signature import Input, Output, Signature
 from service.compiler.tflite.conversion import convert
+from service.compiler.tflite.operators import Graph
 from service.runtime.tflite_runtime import BLOCK_ROWS, TfliteRuntime
 from tests.service.compiler.tflite import cases
 from tests.service.compiler.tflite.litert_helpers import loaded, signature_of
@@ -81,3 +82,25 @@ def test_a_file_without_the_signatures_output_is_unavailable(tmp_path: Path) -> 
     model = RandomForestRegressor(2, max_depth=2, random_state=0).fit(DATA.x, DATA.value)
     with pytest.raises(Unavailable, match="no output 'label'"):
         loaded(tmp_path, convert(model, signature_of(model)), SIGNATURE)
+
+
+def lookup_table() -> bytes:
+    """A graph that looks up `x0` in a table of ten numbers; other values are refused."""
+    graph = Graph(1)
+    value = graph.gather(graph.constant(np.arange(10.0)), graph.cast(graph.input, "int32"))
+    return graph.finish({"value": graph.mul(value, 2.0)}, {})
+
+
+def test_a_refusal_does_not_contain_the_texts_of_earlier_ones(tmp_path: Path) -> None:
+    """LiteRT adds the text of each error to those before it."""
+    signature = Signature("regression", (Input("x0", "float64"),), (Output("value", "float64", (-1,)),))
+    runtime = loaded(tmp_path, lookup_table(), signature)
+    messages = set()
+    for number in range(5):
+        with pytest.raises(
+            Invalid, match="the model refuses these rows: gather index out of bounds"
+        ) as raised:
+            runtime.run(Rows(matrix=np.full((1 + number % 2, 1), 10.0)))
+        messages.add(str(raised.value))
+        assert runtime.run(Rows(matrix=np.array([[3.0], [9.0]])))["value"].tolist() == [6.0, 18.0]
+    assert len(messages) == 1
