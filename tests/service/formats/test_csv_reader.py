@@ -13,7 +13,7 @@ import pytest
 from registry.errors import Changed, Invalid
 from registry.media_types import CSV
 from registry.signature import Input
-from service.formats import assembly, reading, text_records
+from service.formats import assembly, csv_reader, reading, sources, text_records
 from service.formats import dataset as dataset_module
 from service.formats.assembly import PartErrors
 from service.formats.writing import ErrorWriter
@@ -330,3 +330,64 @@ def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff1.csv")).write_bytes(b"a\n1\n")
     with pytest.raises(Invalid, match="whose name is not valid UTF-8"):
         reading.open_dataset(str(tmp_path), CSV)
+
+
+def spans(path: Path) -> list[tuple[int, int]]:
+    return [(p.start, p.stop) for p in reading.split(reading.open_dataset(str(path), CSV))]
+
+
+@pytest.mark.parametrize(
+    ("part_bytes", "expected"),
+    [(8, [(2, 10), (10, 18), (18, 22)]), (9, [(2, 14), (14, 22)]), (20, [(2, 22)]), (19, [(2, 22)])],
+)
+def test_a_part_of_a_file_with_quotes_ends_with_the_row_that_reaches_the_limit(
+    write: Write, monkeypatch: pytest.MonkeyPatch, part_bytes: int, expected: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(text_records, "BLOCK_BYTES", 4)
+    monkeypatch.setattr(csv_reader, "PART_BYTES", part_bytes)
+    path = write(b"a\n" + b'"1"\n' * 5)
+    assert spans(path) == expected
+    assert read_all(path, CSV, [A]).columns == [[1.0] * 5]
+
+
+@pytest.mark.parametrize(("part_bytes", "parts"), [(20, 1), (17, 2), (10, 2), (7, 3)])
+def test_a_file_without_quotes_is_divided_beyond_the_limit(
+    write: Write, monkeypatch: pytest.MonkeyPatch, part_bytes: int, parts: int
+) -> None:
+    for module in (text_records, csv_reader):
+        monkeypatch.setattr(module, "PART_BYTES", part_bytes)
+    path = write(b"a\n" + b"1\n" * 10)
+    bounds = spans(path)
+    assert len(bounds) == parts
+    assert (bounds[0][0], bounds[-1][1]) == (2, 22)
+    result = read_all(path, CSV, [A], ["a"])
+    assert (result.columns, result.extra) == ([[1.0] * 10], {"a": ["1"] * 10})
+
+
+@pytest.mark.parametrize("sample_bytes", [1, 2, 8, 9, 10, 13, 14, 100])
+@pytest.mark.parametrize("header", [b"a,bb,ccc\n", b'"a","bb","cc\n"\n', b"\xef\xbb\xbfa,bb,ccc\r\n"])
+def test_a_header_may_be_longer_than_the_sample(
+    write: Write, monkeypatch: pytest.MonkeyPatch, sample_bytes: int, header: bytes
+) -> None:
+    if header.startswith(b"\xef") and sample_bytes < 4:
+        return  # the sample holds the byte order mark
+    monkeypatch.setattr(csv_reader, "_SAMPLE_BYTES", sample_bytes)
+    path = write(header + b"1,2,3\n")
+    dataset = reading.open_dataset(str(path), CSV)
+    assert dataset.columns[:2] == ("a", "bb")
+    assert spans(path) == [(len(header), len(header) + 6)]
+    assert read_all(path, CSV, [A]).columns == [[1.0]]
+
+
+def test_types_are_inferred_from_complete_rows_of_the_sample(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(b"a\n1\n2.5\nx\n")
+
+    def type_with(sample_bytes: int) -> str:
+        monkeypatch.setattr(csv_reader, "_SAMPLE_BYTES", sample_bytes)
+        return str(csv_reader.read_schema(sources.list_files(str(path), ())[0]).field("a").type)
+
+    assert [type_with(size) for size in (2, 5, 6, 7, 8, 100)] == [
+        "int64", "int64", "double", "double", "string", "string",
+    ]  # fmt: skip

@@ -14,7 +14,8 @@ import pytest
 
 from registry.errors import Changed, Invalid, Unavailable
 from registry.media_types import ARROW, CSV, NDJSON, PARQUET
-from service.formats import reading
+from service.formats import reading, sources
+from service.formats.sources import OpenedFile
 from tests.service.formats.read_all import A, N, read_all
 
 
@@ -106,3 +107,13 @@ def test_another_version_of_an_object_is_never_read(bucket: Any) -> None:
 def test_an_error_of_the_store_is_unavailable_and_not_an_empty_input(bucket: Any) -> None:
     with pytest.raises(Unavailable, match="s3://no-such-bucket"):
         reading.open_dataset("s3://no-such-bucket/x.csv", CSV)
+
+
+def test_a_range_of_an_object_ends_with_the_object(bucket: Any) -> None:
+    obstore.put(bucket, "ten.txt", b"0123456789")
+    (file,) = sources.list_files("s3://data/ten.txt", ())
+    assert file.bytes == 10
+    with OpenedFile(file) as opened:
+        ranges = {(0, 10): b"0123456789", (0, 11): b"0123456789", (9, 1): b"9", (9, 5): b"9", (3, 2): b"34"}
+        assert {place: opened.read_at(*place) for place in ranges} == ranges
+        assert [opened.read_at(*place) for place in ((10, 1), (11, 1), (3, 0), (0, 0))] == [b""] * 4
