@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from typing import Any, BinaryIO
 
 import httpx
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import Metadata, TargetFile
 from tuf.ngclient import FetcherInterface, Updater
 
 BLOCK_BYTES = 256 * 1024
@@ -170,6 +171,7 @@ class ModelUpdater:
         if not first_root.exists():
             response = self.client.get("/tuf/metadata/1.root.json")
             raise_for_status(response)
+            Metadata.from_bytes(response.content)  # the page of a portal would block all later updates
             log.warning("trusting the root document from the server; pass --root to verify it")
             write_atomically(first_root, response.content)
         return bytes(first_root.read_bytes())
@@ -226,6 +228,8 @@ class ModelUpdater:
             temporary.unlink(missing_ok=True)
             os.link(self.current, temporary)
             temporary.replace(self.previous)
+            if self.state.sha256 is None:  # the state file was lost; a failed update restores this file
+                self.state.sha256 = hashlib.sha256(self.current.read_bytes()).hexdigest()
         self.state.trying = sha256  # after a power cut, `poll` restores the previous file
         self.state.save()
         file.replace(self.current)

@@ -298,6 +298,15 @@ def test_an_error_in_place_of_the_first_root_is_not_stored(device: Device) -> No
     assert device.poll()
 
 
+def test_another_answer_than_a_first_root_is_not_stored(device: Device) -> None:
+    device.network.forged["/tuf/metadata/1.root.json"] = answer(200, b"<html>please log in</html>")
+    with pytest.raises(RepositoryError):
+        device.poll()
+    assert list((device.folder / "tuf").iterdir()) == []
+    device.network.forged.clear()
+    assert device.poll(), "the device did not store the page of the portal"
+
+
 def test_an_unavailable_document_ends_the_poll_with_its_status(device: Device) -> None:
     device.network.forged["/tuf/metadata/timestamp.json"] = answer(503, b"{}")
     with pytest.raises(DownloadHTTPError) as failure:
@@ -447,6 +456,18 @@ def test_a_first_version_that_fails_its_self_test_leaves_no_file(device: Device)
         device.poll("--self-test", "false")
     assert not device.file.exists()
     assert device.state().sha256 is None
+
+
+def test_a_failed_self_test_restores_the_installed_file_also_without_its_state(
+    device: Device, registry: ServedRegistry
+) -> None:
+    assert device.poll()
+    (device.folder / "state.json").write_text("damaged")
+    registry.provide(b"broken here")
+    with pytest.raises(UpdateRefused, match="failed its self-test"):
+        device.poll("--self-test", "false")
+    assert device.file.read_bytes() == BIG
+    assert (device.state().sha256, device.state().version) == (SHA256, None)
 
 
 def test_a_self_test_may_print_any_bytes(device: Device) -> None:
