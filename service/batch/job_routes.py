@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Path, Query, Request, Response
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
@@ -44,7 +44,9 @@ from service.web.request_models import MAX_NUMBER, require_digits
 from service.web.services import Services
 
 router = APIRouter(tags=["batch"])
-JobId = Annotated[int, BeforeValidator(require_digits), Path(ge=1, le=MAX_NUMBER, description="the job's id")]
+JobId = Annotated[
+    int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(require_digits), Path(description="the job's id")
+]
 FIRST_WATCH_S, WATCH_S = 0.05, 0.5
 """First and longest pause between two reads of a watched job's record, unless reading takes long."""
 WATCH_GROWTH = 1.3
@@ -267,7 +269,7 @@ def errors(job_id: JobId, services: ServicesDep, session: ReadDep, caller: Calle
 )
 def partition_output(
     job_id: JobId,
-    number: Annotated[int, BeforeValidator(require_digits), Path(ge=0, le=MAX_NUMBER)],
+    number: Annotated[int, Field(ge=0, le=MAX_NUMBER), BeforeValidator(require_digits), Path()],
     services: ServicesDep,
     session: ReadDep,
     caller: CallerDep,

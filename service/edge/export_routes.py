@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from registry import exports
 from service.edge.edge_schemas import ExportBody, ExportRecord
@@ -18,7 +18,10 @@ from service.web.request_models import MAX_NUMBER, ModelName, VersionNumber, req
 router = APIRouter(tags=["edge"])
 PATH = "/v1/models/{name}/versions/{version}/exports"
 ExportId = Annotated[
-    int, BeforeValidator(require_digits), Path(ge=1, le=MAX_NUMBER, description="the export's id")
+    int,
+    Field(ge=1, le=MAX_NUMBER),
+    BeforeValidator(require_digits),
+    Path(description="the export's id"),
 ]
 
 

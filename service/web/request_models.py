@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -45,9 +45,30 @@ class RequestModel(BaseModel):
 
 
 class RequestBody(RequestModel):
-    """A JSON body: additionally, values are not converted, so "1" is not a number."""
+    """A JSON body: additionally, values are not converted, so "1" is not a number.
+
+    A number without a fraction is an integer, as in JSON Schema: 90.0 is 90.
+    """
 
     model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_integers(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        integers = {
+            name: int(item)
+            for name, item in value.items()
+            if isinstance(item, float) and item.is_integer() and name in cls.model_fields
+            if int in (types := _types_of(cls.model_fields[name].annotation)) and float not in types
+        }
+        return {**value, **integers}
+
+
+def _types_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    return get_args(annotation) or (annotation,)
 
 
 def _is_storable(text: str) -> bool:
@@ -82,7 +103,10 @@ def _to_utc(time: datetime) -> datetime:
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", examples=["9f86d081884c7d65" + "0" * 48])]
 ModelName = Annotated[str, Path(description="the model's name", pattern=NAME_PATTERN)]
 VersionNumber = Annotated[
-    int, BeforeValidator(require_digits), Path(ge=1, le=MAX_NUMBER, description="the version's number")
+    int,
+    Field(ge=1, le=MAX_NUMBER),  # before the validator: otherwise the OpenAPI document does not state them
+    BeforeValidator(require_digits),
+    Path(description="the version's number"),
 ]
 Timestamp = Annotated[
     datetime, BeforeValidator(_require_time_text), AfterValidator(_to_utc), Field(strict=False)

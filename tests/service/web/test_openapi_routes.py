@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,3 +118,16 @@ async def test_each_route_documents_its_authorization_errors(api: Api):
             if operation.get("security") == []:
                 continue
             assert {"401", "403"} <= set(operation["responses"]), f"{method} {path}"
+
+
+async def test_bounds_are_stated_in_the_words_of_json_schema(api: Api):
+    """Not in pydantic's, which schemas with validators in front of their bounds contain."""
+
+    def names_of(value: Any) -> set[str]:
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return set(value if isinstance(value, dict) else ()).union(*map(names_of, children))
+
+    document = (await api.client.get("/openapi.json")).json()
+    names = names_of(document["paths"]) | names_of(document["components"])
+    assert not names & {"ge", "le", "gt", "lt", "min_length", "max_length", "multiple_of"}
+    assert {"minimum", "maximum", "maxLength"} <= names
