@@ -20,6 +20,7 @@ from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.queue import clock
 from tests.registry.helpers import processes, threads
+from tests.registry.interleaving import on_postgresql, run_behind
 from tests.registry.jobs import schedule_helpers
 from tests.registry.jobs.schedule_helpers import NOW, add_schedule, end_job, start_job
 
@@ -727,3 +728,95 @@ def test_the_newest_entries_of_the_history_are_kept(
     add_schedule(sessions, overlap=True)
     ids = [run_now(sessions).id for _ in range(entries)]
     assert [e.job_id for e in history(sessions)] == ids[-5:]
+
+
+@on_postgresql
+def test_a_schedule_that_another_worker_processes_is_skipped(sessions: Sessions) -> None:
+    for name in ("first", "second"):
+        add_schedule(sessions, name, rule=HOURLY)
+    with sessions.begin() as session, sessions.begin() as other, sessions.begin() as third:
+        entries = [schedules.tick(s, start_job, moment=NOW + HOUR) for s in (session, other, third)]
+    assert entries[2] is None
+    assert {entry.schedule for found in entries[:2] for entry in found or ()} == {"first", "second"}
+
+
+@on_postgresql
+def test_a_pause_behind_a_run_sees_that_the_run_has_started(sessions: Sessions) -> None:
+    """The route reads the schedule before the edit locks it, to check the access of the caller."""
+    add_schedule(sessions, rule=HOURLY)
+
+    def pause(session: Session) -> datetime | None:
+        assert schedules.get(session, "weekly").next_at == NOW + HOUR
+        changes, moment = {"paused": True}, NOW + HOUR + SECOND
+        return schedules.edit(session, "weekly", changes, by="bob", moment=moment).next_at
+
+    outcome = run_behind(
+        sessions, lambda session: schedules.tick(session, start_job, moment=NOW + HOUR), pause
+    )
+    assert outcome == NOW + 2 * HOUR
+    with db.reading(sessions) as session:
+        assert [run.outcome for run in schedules.runs(session, "weekly").items] == ["started"]
+
+
+@on_postgresql
+def test_a_schedule_that_is_being_edited_does_not_start(sessions: Sessions) -> None:
+    add_schedule(sessions, rule=HOURLY)
+    with sessions.begin() as session:
+        schedules.edit(session, "weekly", {"paused": True}, by="bob", moment=NOW)
+        with sessions.begin() as other:
+            assert schedules.tick(other, start_job, moment=NOW + HOUR) is None
+    assert tick(sessions, NOW + HOUR) == []
+
+
+@on_postgresql
+def test_a_run_now_behind_another_one_is_refused(sessions: Sessions) -> None:
+    add_schedule(sessions)
+
+    def run(session: Session) -> int:
+        return schedules.run_now(session, "weekly", start_job, by="bob").id
+
+    assert isinstance(run_behind(sessions, run, run), Conflict)
+
+
+@on_postgresql
+def test_a_name_that_another_transaction_creates_first_is_refused(sessions: Sessions) -> None:
+    new = NewSchedule(name="weekly", job={"kind": "score", "model": "fraud"}, recurrence=HOURLY)
+
+    def create(session: Session) -> None:
+        schedules.create(session, new, by="ann", moment=NOW)
+
+    assert isinstance(run_behind(sessions, create, create), Conflict)
+
+
+@on_postgresql
+def test_a_schedule_deleted_at_the_same_time_is_not_found(sessions: Sessions) -> None:
+    add_schedule(sessions)
+
+    def remove(session: Session) -> None:
+        schedules.get(session, "weekly")
+        schedules.remove(session, "weekly")
+
+    assert isinstance(run_behind(sessions, remove, remove), NotFound)
+
+
+def test_a_catch_up_waits_for_a_job_that_started_after_the_schedule_was_found_due(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_schedule(sessions, rule=HOURLY, catch_up=True)
+    job_id = run_now(sessions).id
+    monkeypatch.setattr(schedules, "_is_due", lambda moment: ScheduleRow.next_at <= moment)
+    with sessions.begin() as session:
+        assert schedules.tick(session, start_job, moment=NOW + HOUR) == []
+        assert schedules.get(session, "weekly").next_at == NOW + HOUR
+    end_job(sessions, job_id)
+    with sessions.begin() as session:
+        entries = schedules.tick(session, start_job, moment=NOW + HOUR)
+    assert [entry.outcome for entry in entries or ()] == ["started"]
+
+
+@on_sqlite
+@pytest.mark.parametrize(("early", "kept"), [(INSTANT, True), (timedelta(0), False)])
+def test_a_fixed_first_run_is_kept_until_it_is_due(sessions: Sessions, early: timedelta, kept: bool) -> None:
+    add_schedule(sessions, rule=Recurrence(cron="30 * * * *", start_in_s=3600))
+    row = edit(sessions, {"timezone": "Europe/Berlin"}, NOW + HOUR - early)
+    assert row.next_at == NOW + (1 if kept else 1.5) * HOUR

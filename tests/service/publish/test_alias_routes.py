@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from registry import versions
 from tests.service.api import Api, check_problem
 from tests.service.estimators import sign_classifier
 
@@ -88,3 +89,60 @@ async def test_an_invalid_alias_name_is_rejected(api: Api, champion_url: str):
     for name in ("UPPER", "-x", "x" * 64, "a b"):
         answer = await api.client.put(f"/v1/models/moved/aliases/{name}", json={"version": 1})
         assert check_problem(answer, 422)["errors"][0]["field"] == "alias"
+
+
+def set_state(api: Api, number: int, state: str) -> None:
+    with api.services.sessions.begin() as session:
+        versions.get(session, "moved", number).state = state
+    api.services.snapshot.refresh()
+
+
+def change_during_load(api: Api, monkeypatch: pytest.MonkeyPatch, number: int, loads: list[int]) -> None:
+    """Archive version `number` while the route loads a version; `loads` gets the ids of loaded versions."""
+    get = api.services.pool.get
+
+    async def load(version_id: int) -> object:
+        model = await get(version_id)
+        loads.append(version_id)
+        set_state(api, number, "archived")
+        return model
+
+    monkeypatch.setattr(api.services.pool, "get", load)
+
+
+def version_id(api: Api, number: int) -> int:
+    with api.services.sessions() as session:
+        return versions.get(session, "moved", number).id
+
+
+async def test_a_version_that_is_archived_while_it_is_loaded_is_not_promoted(
+    api: Api, champion_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    await api.promote("moved", 1, "loaded")
+    loads: list[int] = []
+    change_during_load(api, monkeypatch, 2, loads)
+    url = "/v1/models/moved/aliases/loaded"
+    try:
+        problem = check_problem(await api.client.put(url, json={"version": 2}), 409)
+        assert "moved:2 is archived" in problem["detail"]
+        check_problem(await api.client.put(url, json={"version": 2}), 409)  # and is not loaded again
+    finally:
+        set_state(api, 2, "ready")
+    assert loads == [version_id(api, 2)]
+    history = (await api.client.get(f"{url}/history")).json()["items"]
+    assert [move["version"] for move in history] == [1]
+
+
+async def test_a_rollback_skips_a_target_that_is_archived_while_it_is_loaded(
+    api: Api, champion_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    for version in (1, 2, 3):
+        await api.promote("moved", version, "rolled")
+    loads: list[int] = []
+    change_during_load(api, monkeypatch, 2, loads)
+    try:
+        answer = await api.client.post("/v1/models/moved/aliases/rolled/rollback")
+    finally:
+        set_state(api, 2, "ready")
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    assert loads == [version_id(api, 2)]

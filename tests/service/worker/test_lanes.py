@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import delete, event, select, update
 from sqlalchemy.exc import OperationalError, StatementError
+from sqlalchemy.orm import Session
 
 from registry import db, queue
 from registry.db import Sessions
@@ -34,9 +35,10 @@ from service.worker.job_work import (
     ReportProgress,
     RetryLater,
 )
-from service.worker.lanes import FIRST_BACKOFF_S, MAX_BACKOFF_S, Worker
+from service.worker.lanes import FIRST_BACKOFF_S, MAX_BACKOFF_S, RunningTask, Worker
 from tests.registry.helpers import threads
 
+DAY = timedelta(days=1)
 PartitionCallback = Callable[[PartitionRow, ReportProgress], None]
 
 
@@ -474,6 +476,111 @@ def test_a_job_fails_after_too_many_workers_died_on_one_partition(bench: LaneBen
     job = bench.job(job_id)
     reason = f"partition {job_id}/score/2: {1 + jobs.MAX_LOST_WORKERS} workers died while they ran it"
     assert (job.state, job.error) == (jobs.FAILED, reason)
+
+
+def test_a_lost_task_whose_worker_is_alive_after_all_does_not_fail_its_job(
+    bench: LaneBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease is extended after another worker found it lost, and before that one has locked the job."""
+    job_id = bench.create_planned()
+    with bench.sessions.begin() as session:
+        task = queue.claim(session, JOB_TASKS, "slow", queue.JOB_LEASE_S)
+        assert task is not None
+        session.execute(update(TaskRow).where(TaskRow.id == task.id).values(attempt=TaskRow.max_attempts))
+    bench.expire_leases()
+    lock, found = jobs.lock, []
+
+    def lock_late(session: Session, locked_id: int) -> JobRow:
+        if not found:
+            found.append(locked_id)
+            queue.heartbeat(session, task.id, task.fence, queue.JOB_LEASE_S)
+        return lock(session, locked_id)
+
+    monkeypatch.setattr(jobs, "lock", lock_late)
+    bench.worker().step()
+    assert found == [job_id]
+    assert bench.job(job_id).state == jobs.RUNNING
+    assert [t.id for t in bench.tasks("running")] == [task.id]
+    assert [number for number, _ in bench.work.finished] == [1]  # the worker went on with the next task
+
+
+def test_a_lost_task_of_a_deleted_job_does_not_stop_the_worker(
+    bench: LaneBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, other = bench.create(), bench.create()
+    with bench.sessions.begin() as session:
+        task = queue.claim(session, JOB_TASKS, "dead", queue.JOB_LEASE_S)
+        assert task is not None
+        assert task.subject == str(job_id)
+        session.execute(update(TaskRow).where(TaskRow.id == task.id).values(attempt=TaskRow.max_attempts))
+        session.execute(delete(JobRow).where(JobRow.id == job_id))
+    bench.expire_leases()
+    bench.worker().step()
+    assert bench.job(other).state == jobs.RUNNING
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_job_cancelled_between_claim_and_start_of_its_task_does_not_start(
+    bench: LaneBench, resumed: bool
+) -> None:
+    job_id = bench.create()
+    worker = bench.worker()
+    begin = worker._begin
+
+    def cancel_first(running: RunningTask) -> tuple[JobRow, PartitionRow | None]:
+        bench.cancel(job_id)
+        if resumed:
+            bench.resume(job_id)
+        return begin(running)
+
+    worker._begin = cancel_first  # type: ignore[method-assign]
+    planned: list[bool] = []
+    bench.work.on_plan = lambda: planned.append(True)
+    worker.step()
+    assert planned == []
+    job = bench.job(job_id)
+    assert (job.state, job.started_at) == (jobs.QUEUED if resumed else jobs.CANCELLED, None)
+    assert len(bench.tasks("queued")) == resumed
+
+
+def test_missing_parts_reported_after_the_lease_expired_change_nothing(bench: LaneBench) -> None:
+    job_id = bench.create_planned()
+    worker, other = bench.worker(), bench.worker()
+    for _ in range(4):
+        worker.step()
+
+    def report_late(report_progress: ReportProgress) -> None:
+        bench.work.on_assemble = lambda report_progress: None
+        bench.expire_leases()
+        other.step()
+        assert bench.job(job_id).state == jobs.DONE
+        raise PartsMissing("part 1 is missing", [(jobs.SCORE_STAGE, 1)])
+
+    bench.work.on_assemble = report_late
+    worker.step()
+    assert bench.job(job_id).state == jobs.DONE
+    assert [p.failures for p in bench.parts(job_id)] == [0] * 4
+    assert bench.tasks("queued") == []
+
+
+def test_a_task_released_after_another_worker_claimed_it_stays_with_that_worker(bench: LaneBench) -> None:
+    job_id = bench.create_planned()
+    worker = bench.worker()
+
+    def wait_too_long(row: PartitionRow, report_progress: ReportProgress) -> None:
+        bench.expire_leases()
+        with bench.sessions.begin() as session:
+            assert queue.claim(session, JOB_TASKS, "other", queue.JOB_LEASE_S) is not None
+        raise RetryLater("the input is missing", 60.0)
+
+    bench.work.on_partition = wait_too_long
+    with bench.sessions.begin() as session:
+        session.execute(
+            update(TaskRow).where(TaskRow.subject != f"{job_id}/score/0").values(not_before=now() + DAY)
+        )
+    worker.step()
+    (task,) = bench.tasks("running")
+    assert (task.claimed_by, task.fence, task.attempt) == ("other", 2, 2)
 
 
 def test_workers_that_die_during_planning_do_not_count_as_attempts(bench: LaneBench) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
 
 from registry import db
 from registry.artifacts import Store
@@ -22,6 +23,7 @@ from registry.jobs.tables import JobRow
 from registry.tables import now
 from registry.vocabulary import SCORE
 from service.config import Settings
+from service.worker import maintenance
 from service.worker.maintenance import ORPHAN_S, Maintenance
 from tests.harness.durability import Event, recorded
 
@@ -135,3 +137,41 @@ def test_the_wal_file_of_sqlite_is_checkpointed(home: DataDirectory) -> None:
     shutil.copy(home.settings.home / "registry.db", alone)
     with contextlib.closing(sqlite3.connect(alone)) as database:
         assert database.execute("SELECT count(*) FROM jobs").fetchone() == (20,)
+
+
+def test_a_job_that_is_resumed_before_the_deletion_keeps_its_files(
+    home: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = home.job(jobs.FAILED, expired=True)
+    any_expired = jobs.any_expired
+
+    def resume_after(session: Session) -> bool:
+        found = any_expired(session)
+        with home.sessions.begin() as other:
+            jobs.resume(other, job_id)
+        return found
+
+    monkeypatch.setattr(jobs, "any_expired", resume_after)
+    home.maintenance.step()
+    assert home.directories == {str(job_id)}
+    with db.reading(home.sessions) as session:
+        assert jobs.get(session, job_id).state == jobs.QUEUED
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_directory_that_disappears_while_they_are_listed_is_no_error(
+    home: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = home.settings.job_directory(990)
+    home.job_directory(990, ORPHAN_S + 60)
+    home.job_directory(991, ORPHAN_S + 60)
+    is_old = maintenance._is_old
+
+    def delete_first(checked: Path) -> bool:
+        if checked == directory:
+            shutil.rmtree(directory)
+        return is_old(checked)
+
+    monkeypatch.setattr(maintenance, "_is_old", delete_first)
+    home.maintenance.step()
+    assert home.directories == set()
