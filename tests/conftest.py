@@ -12,6 +12,10 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.registry.postgres import postgres, reused_databases
+
+__all__ = ["postgres", "reused_databases"]  # fixtures
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs the tests in the background ignores SIGINT, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

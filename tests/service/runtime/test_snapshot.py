@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from service.config import Settings
 from service.runtime import snapshot as snapshot_module
 from service.runtime.snapshot import Snapshot, SnapshotState
 from tests.harness.server import Server, serving
-from tests.registry.conftest import Postgres
+from tests.registry.postgres import Postgres
 from tests.service.api import Api, check_problem, running_app
 from tests.service.estimators import sign_classifier
 
@@ -300,13 +300,6 @@ def test_a_key_revoked_at_one_server_is_rejected_by_another_soon(two_servers: tu
             assert becomes_true(lambda: second.get("/v1/models").status_code == 200)
             first.delete("/v1/keys/" + key["id"])
             assert becomes_true(lambda: second.get("/v1/models").status_code == 401)
-
-
-@pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    started = Postgres(tmp_path_factory.mktemp("pg") / "data")
-    yield started
-    started.stop()
 
 
 @pytest.mark.anyio

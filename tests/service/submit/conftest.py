@@ -8,8 +8,6 @@ from service.config import Settings
 from tests.registry.conftest import (
     dialect,
     engine,
-    postgres,
-    postgres_template,
     sessions,
     sqlite_template,
     store,
@@ -19,8 +17,6 @@ from tests.registry.conftest import (
 __all__ = [
     "dialect",
     "engine",
-    "postgres",
-    "postgres_template",
     "sessions",
     "sqlite_template",
     "store",

@@ -3,8 +3,6 @@
 from tests.registry.conftest import (
     dialect,
     engine,
-    postgres,
-    postgres_template,
     sessions,
     sqlite_template,
     store,
@@ -14,8 +12,6 @@ from tests.registry.conftest import (
 __all__ = [
     "dialect",
     "engine",
-    "postgres",
-    "postgres_template",
     "sessions",
     "sqlite_template",
     "store",

@@ -12,7 +12,7 @@ from tests.harness import job_faults
 from tests.harness.job_faults import Faults
 from tests.harness.job_site import JobSite
 from tests.harness.worker_kills import kill_workers
-from tests.registry.conftest import Postgres
+from tests.registry.postgres import Postgres
 
 pytestmark = pytest.mark.fault
 
