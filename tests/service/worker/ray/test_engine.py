@@ -364,8 +364,11 @@ def test_a_partition_fails_after_too_many_processes_died_on_it(tmp_path: Path) -
     with attempt(tmp_path, "score-000001-1") as first, attempt(tmp_path, "score-000001-1") as second:
         assert first != second
     assert list(tmp_path.iterdir()) == []
-    for number in range(jobs.MAX_LOST_WORKERS):
+    for number in range(jobs.MAX_LOST_WORKERS - 1):
         (tmp_path / f".score-000001-1-{number}.begun").touch()
+    with attempt(tmp_path, "score-000001-1"):
+        pass
+    (tmp_path / ".score-000001-1-last.begun").touch()
     with attempt(tmp_path, "score-000002-1"):
         pass
     with (
