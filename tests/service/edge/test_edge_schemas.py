@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.edge.edge_schemas import Calibration, DeviceId, EdgeQuery, ExportBody, ReportBody, RuntimeVersion
+from service.publish.model_schemas import PromoteBody
 
 EXPORT: dict[str, Any] = {"format": "tflite"}
 REPORT: dict[str, Any] = {"device": "pi-1", "version": 1, "status": "ok"}
@@ -37,6 +38,7 @@ NAN, INFINITE = float("nan"), float("inf")
         (ReportBody, REPORT, "status", ["ok", "failed"], ["fine", None]),
         (ReportBody, REPORT, "latency_ms", [None, 0, 0.5], [-1e-9, NAN, INFINITE]),
         (ReportBody, REPORT, "message", [None, "", "a" * 2000], ["a" * 2001]),
+        (PromoteBody, {"version": 1}, "edge_percent", [None, 0, 1, 99, 100], [-1, 101, 0.5]),
         (EdgeQuery, {}, "alias", ["champion", "a"], ["", "Not A Name"]),
         (EdgeQuery, {}, "quantize", ["none", "float16"], ["int4", ""]),
     ],
