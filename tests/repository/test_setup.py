@@ -65,55 +65,54 @@ def repository(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(copy / ".venv", ignore_errors=True)
 
 
-def test_setup_creates_an_environment_that_works_from_any_directory(repository: Path) -> None:
-    setup = run_setup(repository)
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy in which scripts/setup ran once."""
+    copy = copy_repository(tmp_path_factory.mktemp("installed") / "a path with spaces")
+    setup = run_setup(copy)
     assert setup.returncode == 0, setup.stderr
     assert setup.stdout == ""
-    assert (repository / ".venv/bin/trivium").exists()
+    yield copy
+    shutil.rmtree(copy / ".venv")
+
+
+def test_setup_creates_an_environment_that_works_from_any_directory(installed: Path) -> None:
+    assert (installed / ".venv/bin/trivium").exists()
     process = subprocess.run(
-        [repository / ".venv/bin/python", "-c", "import registry; print(registry.__file__)"],
+        [installed / ".venv/bin/python", "-c", "import registry; print(registry.__file__)"],
         cwd="/",
         check=True,
         capture_output=True,
         text=True,
     )
-    assert Path(process.stdout.strip()) == repository / "registry/__init__.py"
+    assert Path(process.stdout.strip()) == installed / "registry/__init__.py"
 
 
-def test_a_second_run_does_nothing_and_takes_less_than_a_second(repository: Path) -> None:
-    run_setup(repository).check_returncode()
-    before = (repository / ".venv/trivium-setup").stat().st_mtime_ns
+def test_a_second_run_does_nothing_and_takes_less_than_a_second(installed: Path) -> None:
+    before = (installed / ".venv/trivium-setup").stat().st_mtime_ns
     started = time.monotonic()
-    again = run_setup(repository)
+    again = run_setup(installed)
     assert time.monotonic() - started < 1
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert (repository / ".venv/trivium-setup").stat().st_mtime_ns == before
+    assert (installed / ".venv/trivium-setup").stat().st_mtime_ns == before
 
 
-def test_the_dev_option_adds_development_tools_that_stay(repository: Path) -> None:
-    run_setup(repository).check_returncode()
-    assert not can_import(repository, "iniconfig")
-    run_setup(repository, "--dev").check_returncode()
-    assert can_import(repository, "iniconfig")
-    assert run_setup(repository).stderr == ""
-    with (repository / "pyproject.toml").open("a") as pyproject:
-        pyproject.write("# changed\n")
-    assert run_setup(repository).stderr != ""
-    assert can_import(repository, "iniconfig")
-
-
-def test_the_keras_option_adds_tensorflow_which_stays(repository: Path) -> None:
-    run_setup(repository).check_returncode()
-    assert not can_import(repository, NAMEX)
-    run_setup(repository, "--keras").check_returncode()
-    assert can_import(repository, NAMEX)
-    assert not can_import(repository, "iniconfig")
-    assert [run_setup(repository, *options).stderr for options in ((), ("--keras",))] == ["", ""]
-    run_setup(repository, "--dev").check_returncode()
-    assert can_import(repository, NAMEX)
-    assert can_import(repository, "iniconfig")
+def test_the_keras_and_dev_options_add_packages_that_stay(installed: Path) -> None:
+    assert not can_import(installed, NAMEX)
+    assert not can_import(installed, "iniconfig")
+    run_setup(installed, "--keras").check_returncode()
+    assert can_import(installed, NAMEX)
+    assert not can_import(installed, "iniconfig")
+    assert [run_setup(installed, *options).stderr for options in ((), ("--keras",))] == ["", ""]
+    run_setup(installed, "--dev").check_returncode()
+    assert can_import(installed, NAMEX)
+    assert can_import(installed, "iniconfig")
     for options in ((), ("--keras",), ("--dev",)):
-        assert run_setup(repository, *options).stderr == ""
+        assert run_setup(installed, *options).stderr == ""
+    with (installed / "pyproject.toml").open("a") as pyproject:
+        pyproject.write("# changed\n")
+    assert run_setup(installed).stderr != ""
+    assert can_import(installed, "iniconfig")
 
 
 def test_two_runs_at_once_leave_a_complete_environment(repository: Path) -> None:
