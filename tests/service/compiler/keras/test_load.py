@@ -208,8 +208,13 @@ def test_recurrent_layers_and_mixed_precision_are_converted(tmp_path: Path, make
 
 def test_example_rows_with_missing_values_are_left_out(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.0, None, 2.0], "b": [1.0, 2.0, 3.0], "c": [0.0, 1.0, 2.0]})
-    built = publish(tmp_path, keras_models.regression(), frame)
+    model = keras_models.regression()
+    built = publish(tmp_path, model, frame.assign(y=[0.5, 77.0, -9.0]), target="y")
     assert built.report["parity"]["rows"]["example"] == 2
+    answered = predict(model, frame.dropna().to_numpy(np.float32))[:, 0]
+    true = np.array([0.5, -9.0])
+    expected = 1 - ((true - answered) ** 2).sum() / ((true - true.mean()) ** 2).sum()
+    assert built.metrics == {"r2": pytest.approx(expected, rel=1e-5)}
     assert built.signature is not None
     assert not any(i.nullable for i in built.signature.inputs)
     assert any("rows with missing values were left out" in w for w in built.report["warnings"])

@@ -211,6 +211,15 @@ def test_the_tree_of_an_estimator_is_one_level_below_it() -> None:
     assert len(tree_thresholds.tree_splits([value])) == 0
 
 
+def test_the_trees_of_a_forest_are_four_levels_below_it() -> None:
+    """Its attributes, the list of its estimators, one of them, and its tree."""
+    value: Any = RandomForestClassifier(1, max_depth=1, random_state=0).fit(NUMBERS, ABOVE)
+    for _ in range(12):
+        value = [value]
+    assert len(tree_thresholds.tree_splits(value)) == 1
+    assert len(tree_thresholds.tree_splits([value])) == 0
+
+
 def test_splits_are_the_inner_nodes_and_each_is_listed_once() -> None:
     model = DecisionTreeClassifier(random_state=0).fit(NUMBERS, NUMBERS[:, 1] > NUMBERS[:, 0])
     inner = model.tree_.children_left >= 0
@@ -244,7 +253,9 @@ def nested() -> Any:
         final_estimator=LogisticRegression(),
         cv=2,
     )
-    return GridSearchCV(make_pipeline(StandardScaler(), stack), {}, cv=2).fit(NUMBERS, ABOVE)
+    search = GridSearchCV(make_pipeline(StandardScaler(), stack), {})
+    search.best_estimator_ = search.estimator.fit(NUMBERS, ABOVE)  # as after a search
+    return search
 
 
 def test_thresholds_of_nested_trees_are_in_the_features_own_units() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 from sklearn.ensemble import VotingClassifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import BernoulliNB
@@ -64,7 +65,7 @@ def test_several_outputs_of_a_ridge_classifier_have_a_cut_of_their_own(tmp_path:
 def test_equally_likely_classes_of_a_network_give_the_first_one(tmp_path: Path, classes: int) -> None:
     model = MLPClassifier((2,), max_iter=1, random_state=0)
     rows = np.arange(6.0).reshape(-1, 1)
-    with pytest.warns(UserWarning):
+    with pytest.warns(ConvergenceWarning):
         model.fit(rows, np.arange(6) % classes)
     for weights in (*model.coefs_, *model.intercepts_):
         weights[:] = 0.0
