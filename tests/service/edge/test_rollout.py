@@ -69,6 +69,11 @@ def test_the_last_device_joins_at_100_percent_and_the_first_at_1_percent() -> No
     assert [version_for(model(p), "champion", by_position[0]) for p in (0, 1)] == [1, 2]
 
 
+@pytest.mark.parametrize("device", [None, "", "a"])
+def test_without_a_rollout_every_device_gets_the_version_of_the_alias(device: str | None) -> None:
+    assert version_for(SnapshotModel("flag", aliases={"champion": 2}), "champion", device) == 2
+
+
 @pytest.mark.parametrize("device", [None, ""])
 def test_a_device_without_an_id_gets_the_version_at_100_percent(device: str | None) -> None:
     assert version_for(model(99), "champion", device) == 1
@@ -103,8 +108,11 @@ def test_a_version_without_numbers_is_below_all_others(version: str | None) -> N
 
 def test_an_error_names_the_unknown_alias_or_the_missing_export() -> None:
     state = SnapshotState(1, {"flag": model(100)}, {})
-    with pytest.raises(NotFound, match="flag@shop"):
-        select_export(state, "flag", "shop", "none", None, None)
+    for device in (None, "a"):
+        with pytest.raises(NotFound, match="no alias 'flag@shop'"):
+            version_for(state.models["flag"], "shop", device)
+        with pytest.raises(NotFound, match="no alias 'flag@shop'"):
+            select_export(state, "flag", "shop", "none", device, None)
     with pytest.raises(NotFound, match="POST /v1/models/flag/versions/2/exports"):
         select_export(state, "flag", "champion", "none", None, None)
 
