@@ -109,6 +109,13 @@ def test_an_interrupted_upload_leaves_no_file(store: Store) -> None:
     assert _files(store) == []
 
 
+def test_leaving_a_writer_closes_its_file(store: Store) -> None:
+    with store.writer() as writer:
+        writer.write(CONTENT)
+    assert writer._file.closed
+    assert _files(store) == []
+
+
 def test_an_upload_above_the_maximum_size_is_rejected_at_the_first_chunk_too_many(store: Store) -> None:
     with store.writer(max_bytes=10) as writer:
         writer.write(b"0123456789")
@@ -227,6 +234,23 @@ def test_deleting_and_touching_a_missing_blob_does_nothing(store: Store) -> None
     assert store.touch(SHA)
     store.delete(SHA)
     assert list(store) == []
+
+
+def test_a_blob_deleted_while_it_is_put_again_is_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage collection may delete it between the check that it exists and the comparison of its bytes."""
+    store.put([CONTENT])
+    touch = store.touch
+
+    def touch_then_collect(sha256: str) -> bool:
+        exists = touch(sha256)
+        store.delete(sha256)
+        return exists
+
+    monkeypatch.setattr(store, "touch", touch_then_collect)
+    assert store.put([CONTENT]).created
+    assert store.path(SHA).read_bytes() == CONTENT
 
 
 def test_files_that_are_not_blobs_are_not_listed(store: Store) -> None:

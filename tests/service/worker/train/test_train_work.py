@@ -54,6 +54,15 @@ def _start(trainings: Trainings) -> int:
     return trainings.start(estimator, _frames())
 
 
+def _until_published(trainings: Trainings, job_id: int) -> Iterator[None]:
+    """Repeat until the job has a version. Raises `AssertionError` after too many steps."""
+    for _ in range(40):
+        if trainings.job(job_id).version is not None:
+            return
+        yield
+    raise AssertionError(trainings.job(job_id).error)
+
+
 def _last_commit(log: DurabilityLog) -> int:
     """Return the position of the commit that ends a task: the last one that changes its row."""
     return max(position for position, event in enumerate(log.events) if "tasks" in event.tables)
@@ -68,7 +77,7 @@ def test_the_file_of_each_step_is_durable_before_the_transaction_that_marks_it_d
 ) -> None:
     job_id, checked = _start(trainings), set()
     directory = trainings.settings.job_directory(job_id)
-    while trainings.job(job_id).version is None:
+    for _ in _until_published(trainings, job_id):
         with recorded() as log:
             trainings.worker.step()
         for partition in trainings.partitions(job_id):
@@ -120,12 +129,23 @@ def test_a_failed_copy_of_the_estimator_leaves_no_other_file(trainings: Training
     assert _files(trainings, job_id) <= {ESTIMATOR}
 
 
+def test_a_training_whose_estimator_was_deleted_fails_with_its_digest(trainings: Trainings) -> None:
+    job_id = _start(trainings)
+    sha256 = trainings.job(job_id).spec["estimator"]["artifact"]
+    trainings.store.delete(sha256)
+    trainings.worker.step()
+    job = trainings.job(job_id)
+    assert job.state == jobs.FAILED
+    assert "the estimator: " in str(job.error)
+    assert sha256 in str(job.error)
+
+
 def test_the_blobs_of_a_version_are_durable_before_the_transaction_that_publishes_it(
     trainings: Trainings,
 ) -> None:
     job_id = _start(trainings)
     with recorded() as log:
-        while trainings.job(job_id).version is None:
+        for _ in _until_published(trainings, job_id):
             trainings.worker.step()
     version = trainings.version()
     assert version.example is not None
@@ -135,7 +155,7 @@ def test_the_blobs_of_a_version_are_durable_before_the_transaction_that_publishe
 
 def test_the_files_of_a_training_are_deleted_after_the_transaction_that_ends_it(trainings: Trainings) -> None:
     job_id = _start(trainings)
-    while trainings.job(job_id).version is None:
+    for _ in _until_published(trainings, job_id):
         trainings.worker.step()
     build(trainings.sessions)
     files = _files(trainings, job_id)
