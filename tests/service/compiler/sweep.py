@@ -63,7 +63,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
     },
     "StackingRegressor": {"estimators": [("ridge", Ridge()), ("line", LinearRegression())]},
-    "TunedThresholdClassifierCV": {"estimator": logistic},
+    "TunedThresholdClassifierCV": {"estimator": logistic, "thresholds": 10, "cv": 2},
     "VotingClassifier": {
         "estimators": [("tree", DecisionTreeClassifier(random_state=0)), ("line", logistic)]
     },
@@ -72,8 +72,17 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "GaussianRandomProjection": {"n_components": 2, "random_state": 0},
     "SparseRandomProjection": {"n_components": 2, "random_state": 0},
     "SelectKBest": {"k": 2},
+    # the default number of trees needs a second
+    **dict.fromkeys(
+        (
+            *("AdaBoostClassifier", "AdaBoostRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor"),
+            *("GradientBoostingClassifier", "GradientBoostingRegressor", "IsolationForest"),
+            *("RandomForestClassifier", "RandomForestRegressor", "RandomTreesEmbedding"),
+        ),
+        {"n_estimators": 20},
+    ),
 }
-"""Arguments that estimators need for this dataset; all others are created without arguments."""
+"""Arguments that estimators need for this dataset, or to be fitted soon; all others have the defaults."""
 
 TWO_TARGETS = {
     "ClassifierChain": np.column_stack([Y > 0, Y > 1]).astype(int),
