@@ -82,3 +82,7 @@ def test_the_suffix_of_a_file_in_a_directory_is_checked_without_case() -> None:
     for name in ("a.csvx", "csv", "a.gz"):
         with pytest.raises(Invalid, match=r"does not end with \.csv, \.csv\.gz"):
             check_suffix(name, "d", [".csv", ".csv.gz"])
+
+
+def test_a_part_of_a_text_file_has_the_size_that_the_documentation_states() -> None:
+    assert dataset.PART_BYTES == 64 * 2**20
