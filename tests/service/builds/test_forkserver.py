@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Unavailable
-from service.builds import forkserver
+from service.builds import forkserver, supervised_process
 from service.builds.forkserver import ForkServer
 from tests.service.builds import small_template
 from tests.service.builds.processes import alive, wait_for_end
@@ -167,6 +167,7 @@ def test_a_killed_server_ends_a_template_that_is_still_starting(tmp_path: Path) 
 def test_a_template_that_cannot_start_is_reported_and_does_not_block_forks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(supervised_process, "BACKOFF_S", 0.02)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     forks = ForkServer()
     forks.start()
@@ -183,6 +184,7 @@ def test_a_template_that_fails_at_its_start_is_reported_with_exit_code_and_last_
 ) -> None:
     (tmp_path / "joblib.py").write_text("import no_such_module\n")  # a module that the template imports
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(supervised_process, "BACKOFF_S", 0.02)
     forks = ForkServer()
     forks.start()
     try:

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from service.builds import supervised_process
 from service.builds.supervised_process import CRASH_LOOP, SupervisedProcess
 from tests.service.builds.processes import alive, wait_for_end
 
 SLEEP_CODE = "import time; print('up', flush=True); time.sleep(60)"
 IGNORE_SIGTERM_CODE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP_CODE
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised_process, "BACKOFF_S", 0.02)
 
 
 class PythonChildren:

@@ -23,7 +23,7 @@ from registry import aliases, db, queue, versions
 from registry.artifacts import Store
 from registry.tables import TaskRow, VersionRow, now
 from registry.vocabulary import SUPERVISOR_TASKS
-from service.builds import oneshot, supervisor
+from service.builds import oneshot, supervised_process, supervisor
 from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
@@ -258,6 +258,7 @@ def test_only_old_build_directories_are_deleted(tmp_path: Path) -> None:
 def test_a_template_that_cannot_start_rejects_no_version(
     settings: Settings, sessions: db.Sessions, store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(supervised_process, "BACKOFF_S", 0.02)
     monkeypatch.setattr(sys, "executable", "/bin/false")  # every template ends at once
     version_id = publish(forest())
     running = Supervisor(settings, sessions, store, on_change=lambda: None)
