@@ -130,6 +130,20 @@ def test_a_repeated_column_is_rejected_by_name(tmp_path: Path) -> None:
             read(tmp_path / "example.csv", "text/csv")
 
 
+def test_a_target_that_is_not_a_column_is_rejected_with_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "example.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(Refused, match="the target 'y' is not a column of the example; it has a, b"):
+        read(tmp_path / "example.csv", "text/csv", "y")
+
+
+def test_times_in_a_csv_file_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "example.csv").write_text("at,n\n2024-01-01T10:00:00Z,1\n,2\n")
+    assert read(tmp_path / "example.csv", "text/csv").columns["at"].to_pylist() == [
+        "2024-01-01T10:00:00Z",
+        None,
+    ]
+
+
 def test_json_integers_beside_floats_are_floats(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text(
         '[{"f": 1, "i": 1, "b": true}, {"f": 1.5, "i": 2, "b": null}, {"f": null, "c": "x"}]'

@@ -16,7 +16,8 @@ from sklearn.tree import DecisionTreeClassifier
 from registry.build_messages import ExportBounds, ExportRequest
 from registry.errors import Refused
 from registry.rows import Array, Rows
-from service.compiler import export
+from registry.signature import Input
+from service.compiler import export, export_source
 from service.compiler.export import export_version
 from service.compiler.export_source import LabelledRows, load_source
 from service.compiler.report import BuildReport
@@ -57,6 +58,19 @@ def test_rows_with_missing_values_of_nullable_features_stay(tmp_path: Path) -> N
     source = load_source(job, BuildReport(job))
     assert source.example is not None
     assert len(source.example.rows) == COUNT
+
+
+def test_a_row_is_complete_if_no_feature_that_needs_a_value_lacks_it() -> None:
+    columns = (np.array(["x", None, "y"], dtype=object), np.array([1.0, 2.0, np.nan]))
+    rows = Rows(columns=columns)
+    for text, number, complete in (
+        (False, False, [True, False, False]),
+        (True, False, [True, True, False]),
+        (False, True, [True, False, True]),
+        (True, True, [True, True, True]),
+    ):
+        inputs = (Input("s", "string", nullable=text), Input("n", "float64", nullable=number))
+        assert export_source._is_complete(rows, inputs).tolist() == complete
 
 
 def test_a_selection_of_labelled_rows_selects_both() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from registry.errors import Refused
+from service.compiler.keras import keras_gate
 from service.compiler.keras.keras_gate import check_archive
 from tests.service.compiler.keras.keras_models import archive
 
@@ -144,3 +145,85 @@ def test_an_archive_without_weights_is_refused(tmp_path: Path) -> None:
         file.writestr("config.json", "{}")
         file.writestr("saved/saved_model.pb", b"")
     assert "holds a SavedModel" in reason(tmp_path / "m")
+
+
+def sizes(path: Path) -> list[int]:
+    with zipfile.ZipFile(path) as file:
+        return [e.file_size for e in file.infolist()]
+
+
+def test_an_archive_may_unpack_to_exactly_half_the_memory(tmp_path: Path) -> None:
+    small = sum(sizes(archive(tmp_path / "small", model(), weights=b"")))
+    exact = archive(tmp_path / "exact", model(), weights=bytes((1 << 20) - small))
+    assert sum(sizes(exact)) == 1 << 20
+    check_archive(exact, memory_mb=2)
+    check_archive(exact, memory_mb=3)  # half of it is rounded down
+    beyond = archive(tmp_path / "beyond", model(), weights=bytes((1 << 20) - small + 1))
+    assert "unpacks to 1 MB, more than 1 MB" in reason(beyond, memory_mb=2)
+
+
+def test_an_archive_has_at_most_its_limit_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = archive(tmp_path / "m", model(), extra=b"")
+    monkeypatch.setattr(keras_gate, "MAX_ENTRIES", 4)
+    check_archive(path, MB)
+    monkeypatch.setattr(keras_gate, "MAX_ENTRIES", 3)
+    assert "the archive holds 4 files: more than 3" in reason(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_repeated_name_in_the_archive_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "m", model())
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("config.json", "{}")
+    assert "or duplicate names" in reason(path)
+
+
+def test_a_configuration_of_exactly_the_limit_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive(tmp_path / "m", model(layer("Dense")))
+    with zipfile.ZipFile(path) as file:
+        size = file.getinfo("config.json").file_size
+    monkeypatch.setattr(keras_gate, "MAX_CONFIG", size)
+    check_archive(path, MB)
+    monkeypatch.setattr(keras_gate, "MAX_CONFIG", size - 1)
+    assert "config.json is larger than 0 MB" in reason(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metadata.json", "model.weights.h5"])
+def test_an_archive_without_one_of_its_files_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m"
+    with zipfile.ZipFile(archive(tmp_path / "a", model())) as source, zipfile.ZipFile(path, "w") as copy:
+        for other in source.namelist():
+            if other != name:
+                copy.writestr(other, source.read(other))
+    assert f"the archive lacks {name}" in reason(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"), [("/etc/x", True), ("a/../x", True), ("a\\..\\x", True), ("a..b", False)]
+)
+def test_names_of_files_stay_inside_the_archive(tmp_path: Path, name: str, refused: bool) -> None:
+    path = archive(tmp_path / "m", model(), **{name: b""})
+    if refused:
+        assert "a path outside the archive" in reason(path)
+    else:
+        check_archive(path, MB)
+
+
+@pytest.mark.parametrize(
+    ("loss", "logits"),
+    [
+        ({"class_name": "BinaryCrossentropy", "config": {"from_logits": True}}, True),
+        ({"class_name": "BinaryCrossentropy", "config": {"from_logits": False}}, False),
+        ({"class_name": "BinaryCrossentropy", "config": {}}, False),
+        ({"class_name": "Hinge", "config": {"from_logits": True}}, False),
+        ("mse", False),
+        (None, False),
+    ],
+)
+def test_only_a_crossentropy_from_logits_makes_outputs_logits(
+    tmp_path: Path, loss: Any, logits: bool
+) -> None:
+    path = archive(tmp_path / "m", model(compile_config={"loss": loss}))
+    assert check_archive(path, MB).logits is logits

@@ -99,6 +99,43 @@ def tied_on_edge_rows(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return Published(folder, publish(folder, keras_models.tied_on_edge_rows()))
 
 
+@pytest.mark.parametrize(("second", "tied"), [(1.0 - 2.0**-13, True), (1.0 - 2.0**-12, False)])
+def test_a_probability_is_tied_up_to_the_tolerance_of_the_largest_one(
+    monkeypatch: pytest.MonkeyPatch, second: float, tied: bool
+) -> None:
+    monkeypatch.setattr(keras_parity, "TOLERANCE", 2.0**-13)
+    for scale in (1.0, 0.25):
+        probabilities = np.array([[scale, scale * second]])
+        assert keras_parity._is_tied(probabilities, ("a", "b"), np.array(["b"], object)).tolist() == [tied]
+        assert keras_parity._is_tied(probabilities, ("a", "b"), np.array(["a"], object)).tolist() == [True]
+
+
+def test_rounding_is_between_the_tolerance_of_the_number_and_that_of_the_largest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keras_parity, "TOLERANCE", 2.0**-4)
+    monkeypatch.setattr(keras_parity, "VECTOR_TOLERANCE", 2.0**-8)
+    expected = np.array([[256.0, 4.0, 4.0, 4.0, 4.0]])  # the largest number allows a difference of 1
+    differences = np.array([[0.0, 0.25, 0.5, 1.0, 2.0]])  # the tolerance of 4 is 0.25
+    heads = (OutputHead("all", 5, "numbers"),)
+    rounding = keras_parity._is_rounding(expected, expected + differences, np.zeros(5), heads)
+    assert rounding.tolist() == [[False, False, True, True, False]]
+    usual = keras_parity._is_rounding(expected, expected - differences, np.full(5, 8.0), heads)
+    assert usual.tolist() == [[False, False, False, True, False]]
+
+
+def test_edge_rows_are_zeros_ones_minima_and_maxima() -> None:
+    inputs = (
+        Input("a", "float32", minimum=-7.0, maximum=9.0),
+        Input("b", "float32"),
+        Input("c", "bool"),
+        Input("d", "bool", minimum=0.0, maximum=1.0),
+    )
+    edge = keras_parity.rows_by_kind(Signature("regression", inputs, VECTOR.outputs), None)["edge"]
+    assert edge.matrix is not None
+    assert edge.matrix.tolist() == [[0.0] * 4, [1.0] * 4, [-7.0, -1.0, 1.0, 0.0], [9.0, 1.0, 1.0, 1.0]]
+
+
 def test_a_model_with_tied_edge_rows_is_ready(tied_on_edge_rows: Published) -> None:
     model, (folder, built) = keras_models.tied_on_edge_rows(), tied_on_edge_rows
     runtime = served(folder, built)

@@ -49,6 +49,8 @@ def test_a_column_without_values_has_no_range_and_no_example_value() -> None:
     assert described == Input("a", "float64", nullable=True)
     assert describe_input("a", None, None) == Input("a", "float64")
     assert describe_input("a", None, "int64") == Input("a", "int64")
+    given = describe_input("a", table([1, 2]), "float32")
+    assert given == Input("a", "float32", minimum=1.0, maximum=2.0, example=1.0)
 
 
 @pytest.mark.parametrize(
