@@ -281,9 +281,12 @@ def test_the_root_option_must_match_the_servers_root(
 
 
 def test_the_first_root_is_stored_and_not_requested_again(device: Device, registry: ServedRegistry) -> None:
-    assert device.poll()
+    with recorded() as log:
+        assert device.poll()
     assert device.network.paths().count("/tuf/metadata/1.root.json") == 1
-    assert (device.folder / "tuf" / "first.root.json").read_bytes() == registry.first_root()
+    first_root = device.folder / "tuf" / "first.root.json"
+    assert log.saved(first_root) < log.position("rename", device.file), "before anything is verified with it"
+    assert first_root.read_bytes() == registry.first_root()
     registry.provide(b"the next one")
     assert device.poll()
     assert "/tuf/metadata/1.root.json" not in device.network.paths()
