@@ -183,6 +183,7 @@ def test_an_invalid_recurrence_is_rejected_with_its_field(rule: Recurrence, fiel
 
 
 NOW = "2026-11-22T20:00:00Z"
+INSTANT = timedelta(microseconds=1)
 LONGEST_S = 3650 * 86400.0
 
 
@@ -196,7 +197,7 @@ LONGEST_S = 3650 * 86400.0
         *(
             (
                 Recurrence(every_s=60, start_at=at(NOW) + sign * recurrence.MAX_START),
-                Recurrence(every_s=60, start_at=at(NOW) + sign * (recurrence.MAX_START + recurrence.INSTANT)),
+                Recurrence(every_s=60, start_at=at(NOW) + sign * (recurrence.MAX_START + INSTANT)),
             )
             for sign in (1, -1)
         ),
@@ -215,12 +216,12 @@ def test_a_run_at_the_moment_itself_is_the_first_run_but_not_the_next(rule: dict
     since_moment = Recurrence(**rule, start_at=moment)
     assert recurrence.first_run(since_moment, moment).run_at == moment
     assert recurrence.next_run(since_moment, moment) == moment + minute
-    assert recurrence.next_run(since_moment, moment - recurrence.INSTANT) == moment
-    assert recurrence.next_run(since_moment, moment + minute - recurrence.INSTANT) == moment + minute
+    assert recurrence.next_run(since_moment, moment - INSTANT) == moment
+    assert recurrence.next_run(since_moment, moment + minute - INSTANT) == moment + minute
     assert recurrence.next_run(since_moment, moment - timedelta(days=1)) == moment, "not before its start"
-    later = Recurrence(**rule, start_at=moment + recurrence.INSTANT)
+    later = Recurrence(**rule, start_at=moment + INSTANT)
     first = recurrence.first_run(later, moment).run_at
-    assert first == moment + (recurrence.INSTANT if "every_s" in rule else minute)
+    assert first == moment + (INSTANT if "every_s" in rule else minute)
 
 
 @pytest.mark.parametrize("rule", [{"every_s": 60.0}, {"cron": "* * * * *"}], ids=str)
@@ -233,7 +234,7 @@ def test_runs_between_two_times_include_the_end_only(rule: dict[str, Any]) -> No
         return [(run - start) // minute for run in runs]
 
     assert between(start) == []
-    assert between(start + minute - recurrence.INSTANT) == []
+    assert between(start + minute - INSTANT) == []
     assert between(start + minute) == [1]
     assert between(start + 3 * minute) == [1, 2, 3]
     assert between(start + 3 * minute, limit=3) == [1, 2, 3]
@@ -247,7 +248,7 @@ def test_the_last_runs_include_one_at_the_end(rule: dict[str, Any]) -> None:
     every_minute = Recurrence(**rule, start_at=end - timedelta(days=1))
     for count in (1, 2, 100):
         assert recurrence.nth_last_run(every_minute, end, count) == end - (count - 1) * minute
-        just_before = end - recurrence.INSTANT
+        just_before = end - INSTANT
         assert recurrence.nth_last_run(every_minute, just_before, count) == end - count * minute
 
 
