@@ -77,6 +77,12 @@ def run_behind(
         return call.exception() or call.result()
 
 
+def never_wait(session: Session) -> Session:
+    """Let the transaction fail where it would wait for a lock that its own thread holds. Return `session`."""
+    session.execute(text("SET LOCAL lock_timeout = '1ms'"))
+    return session
+
+
 def blobs_are_held(sessions: Sessions) -> bool:
     """Report whether another transaction excludes garbage collection."""
     with sessions.begin() as session:

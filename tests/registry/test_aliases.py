@@ -253,7 +253,8 @@ def test_promotions_at_the_same_time_refer_to_each_other(
     promote(sessions, 1)
 
     def promote_in(session: Session, number: int) -> int:
-        assert aliases.get(session, "fraud", "champion").version.number == 1  # read before the lock
+        read_before = aliases.get(session, "fraud", "champion")
+        assert read_before.version.number == 1
         return aliases.promote(session, "fraud", "champion", number, by="ann").version.number
 
     outcome = run_behind(sessions, lambda s: promote_in(s, first), lambda s: promote_in(s, 5 - first))
@@ -270,7 +271,8 @@ def test_a_rollback_behind_a_promotion_goes_back_to_the_version_before_it(
     promote(sessions, 1, 2)
 
     def roll_back(session: Session) -> int:
-        assert aliases.get(session, "fraud", "champion").version.number == 2  # read before the lock
+        read_before = aliases.get(session, "fraud", "champion")
+        assert read_before.version.number == 2
         return aliases.rollback(session, "fraud", "champion", by="ann").version.number
 
     outcome = run_behind(

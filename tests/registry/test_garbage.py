@@ -7,7 +7,7 @@ import time
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from registry import db, exports, garbage, versions
@@ -17,7 +17,7 @@ from registry.db import Sessions
 from registry.errors import Invalid
 from registry.jobs import jobs, schedules
 from tests.registry.helpers import SIGNATURE, build, publish, publish_ready, threads
-from tests.registry.interleaving import blobs_are_held, just_before, on_postgresql, run_behind
+from tests.registry.interleaving import blobs_are_held, just_before, never_wait, on_postgresql, run_behind
 from tests.registry.jobs.schedule_helpers import add_schedule
 
 DAY = 24 * 3600.0
@@ -283,6 +283,5 @@ def test_a_publication_waits_for_a_collection_and_misses_its_blob(sessions: Sess
 @on_postgresql
 def test_two_publications_hold_their_blobs_at_the_same_time(sessions: Sessions) -> None:
     with sessions() as first, sessions() as second:
-        second.execute(text("SET lock_timeout = '5s'"))
-        for session in (first, second):
+        for session in (first, never_wait(second)):
             versions.lock_blobs(session, shared=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, event, select, text, update
+from sqlalchemy import Engine, event, select, update
 from sqlalchemy.orm import Session
 
 from registry import db, queue
@@ -17,7 +17,7 @@ from registry.queue import ClaimedTask
 from registry.tables import TaskRow
 from tests.registry import child_actions
 from tests.registry.helpers import processes, run_until_killed, threads
-from tests.registry.interleaving import on_postgresql, run_behind
+from tests.registry.interleaving import never_wait, on_postgresql, run_behind
 
 
 def _enqueue(sessions: Sessions, subject: str = "1", kind: str = "build", **options: object) -> int:
@@ -416,8 +416,7 @@ def test_claims_use_the_index_of_queued_and_running_tasks(engine: Engine, sessio
 def other(sessions: Sessions) -> Iterator[Session]:
     """A second session, which fails instead of waiting for a lock."""
     with sessions() as session:
-        session.execute(text("SET lock_timeout = '1ms'"))
-        yield session
+        yield never_wait(session)
 
 
 @on_postgresql
@@ -430,7 +429,7 @@ def test_a_claim_skips_the_task_of_a_claim_that_is_not_committed(sessions: Sessi
         assert second is not None
         assert [first.id, second.id] == ids
         with sessions.begin() as third:
-            assert queue.claim(third, ["build"], "they", 60) is None
+            assert queue.claim(never_wait(third), ["build"], "they", 60) is None
 
 
 @on_postgresql

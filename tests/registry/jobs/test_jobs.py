@@ -30,7 +30,7 @@ from registry.vocabulary import (
     TRAIN,
 )
 from tests.registry.helpers import publish_ready, threads
-from tests.registry.interleaving import on_postgresql, run_behind
+from tests.registry.interleaving import never_wait, on_postgresql, run_behind
 
 PARTS = [NewPartition({"start": n, jobs.ON_RAY: True}, rows=10) for n in range(3)]
 
@@ -703,7 +703,8 @@ def test_a_locked_job_is_as_the_transaction_before_it_left_it(sessions: Sessions
     job_id = _create(sessions)
 
     def cancel_again(session: Session) -> object:
-        assert jobs.get(session, job_id).state == jobs.QUEUED
+        read_before = jobs.get(session, job_id)
+        assert read_before.state == jobs.QUEUED
         return jobs.cancel(session, job_id).finished_at
 
     outcome = run_behind(sessions, lambda session: jobs.cancel(session, job_id), cancel_again)
@@ -716,7 +717,8 @@ def test_of_two_resumes_at_the_same_time_one_is_refused(sessions: Sessions) -> N
     _cancel(sessions, job_id)
 
     def resume(session: Session) -> str:
-        assert jobs.get(session, job_id).state == jobs.CANCELLED
+        read_before = jobs.get(session, job_id)
+        assert read_before.state == jobs.CANCELLED
         return jobs.resume(session, job_id).state
 
     assert isinstance(run_behind(sessions, resume, resume), Conflict)
@@ -776,7 +778,7 @@ def test_an_expired_job_that_is_being_resumed_is_not_deleted(sessions: Sessions)
     with sessions.begin() as session:
         jobs.resume(session, resumed)
         with sessions.begin() as other:
-            assert jobs.delete_expired(other) == [expired]
+            assert jobs.delete_expired(never_wait(other)) == [expired]
     assert _get_job(sessions, resumed).state == jobs.QUEUED
     with sessions.begin() as session:
         assert jobs.delete_expired(session) == []

@@ -20,7 +20,7 @@ from registry.jobs.schedules import NewSchedule
 from registry.jobs.tables import JobRow, ScheduleRow, ScheduleRunRow
 from registry.queue import clock
 from tests.registry.helpers import processes, threads
-from tests.registry.interleaving import on_postgresql, run_behind
+from tests.registry.interleaving import never_wait, on_postgresql, run_behind
 from tests.registry.jobs import schedule_helpers
 from tests.registry.jobs.schedule_helpers import NOW, add_schedule, end_job, start_job
 
@@ -735,7 +735,10 @@ def test_a_schedule_that_another_worker_processes_is_skipped(sessions: Sessions)
     for name in ("first", "second"):
         add_schedule(sessions, name, rule=HOURLY)
     with sessions.begin() as session, sessions.begin() as other, sessions.begin() as third:
-        entries = [schedules.tick(s, start_job, moment=NOW + HOUR) for s in (session, other, third)]
+        entries = [
+            schedules.tick(s, start_job, moment=NOW + HOUR)
+            for s in (session, *map(never_wait, (other, third)))
+        ]
     assert entries[2] is None
     assert {entry.schedule for found in entries[:2] for entry in found or ()} == {"first", "second"}
 
@@ -746,7 +749,8 @@ def test_a_pause_behind_a_run_sees_that_the_run_has_started(sessions: Sessions) 
     add_schedule(sessions, rule=HOURLY)
 
     def pause(session: Session) -> datetime | None:
-        assert schedules.get(session, "weekly").next_at == NOW + HOUR
+        read_before = schedules.get(session, "weekly")
+        assert read_before.next_at == NOW + HOUR
         changes, moment = {"paused": True}, NOW + HOUR + SECOND
         return schedules.edit(session, "weekly", changes, by="bob", moment=moment).next_at
 
@@ -764,7 +768,7 @@ def test_a_schedule_that_is_being_edited_does_not_start(sessions: Sessions) -> N
     with sessions.begin() as session:
         schedules.edit(session, "weekly", {"paused": True}, by="bob", moment=NOW)
         with sessions.begin() as other:
-            assert schedules.tick(other, start_job, moment=NOW + HOUR) is None
+            assert schedules.tick(never_wait(other), start_job, moment=NOW + HOUR) is None
     assert tick(sessions, NOW + HOUR) == []
 
 
@@ -793,8 +797,9 @@ def test_a_schedule_deleted_at_the_same_time_is_not_found(sessions: Sessions) ->
     add_schedule(sessions)
 
     def remove(session: Session) -> None:
-        schedules.get(session, "weekly")
+        read_before = schedules.get(session, "weekly")
         schedules.remove(session, "weekly")
+        assert read_before.name == "weekly"
 
     assert isinstance(run_behind(sessions, remove, remove), NotFound)
 
