@@ -27,12 +27,8 @@ from service.builds import oneshot, supervised_process, supervisor
 from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
-from tests.service.builds.misbehaving_models import (
-    HangsInConversion,
-    KillsItselfOnLoad,
-    WaitsOnFirstLoad,
-    WaitsOnLoad,
-)
+from tests.service.builds import small_template
+from tests.service.builds.misbehaving_models import HangsInConversion, KillsItselfOnLoad, WaitsOnLoad
 from tests.service.builds.processes import read_when_written, start_supervisor, wait_for_end
 from tests.service.builds.small_template import pid_file
 from tests.service.shared_template import SharedTemplate
@@ -121,22 +117,21 @@ def test_a_build_is_retried_when_the_template_is_killed(
     sessions: db.Sessions,
     store: Store,
     changes: SimpleQueue[float],
-    tmp_path: Path,
+    own_forks: ForkServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "RETRY_S", 0.0)
-    file = tmp_path / "pid"
-    version_id = publish(WaitsOnFirstLoad(str(file)).fit([[0.0], [1.0]], [0.0, 1.0]))
-    running = Supervisor(settings, sessions, store, on_change=lambda: changes.put(time.monotonic()))
+    version_id = publish(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    running = Supervisor(settings, sessions, store, lambda: changes.put(time.monotonic()), own_forks)
     running.start()
     try:
-        child = int(read_when_written(file))
+        child = int(read_when_written(pid_file(store.path(version(sessions, version_id).artifact))))
         template = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(template, signal.SIGKILL)
         changes.get(timeout=60)
     finally:
         running.stop(5)
-    assert version(sessions, version_id).state == "ready", version(sessions, version_id).report
+    assert reason(sessions, version_id) == small_template.REASON  # the answer of the next child
 
 
 def test_a_build_that_is_killed_each_time_is_rejected_with_the_reason(
