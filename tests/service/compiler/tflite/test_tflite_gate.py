@@ -123,6 +123,57 @@ def test_an_index_or_a_shape_beyond_the_file_is_refused(change: Callable[[Any], 
         read_checked(changed(change))
 
 
+def both(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        for part in changes:
+            part(model)
+
+    return change
+
+
+def test_the_first_tensor_counts_like_every_other() -> None:
+    written = set_at("subgraphs.0.operators.1.outputs", [0])
+    read_checked(changed(both(written, set_at("subgraphs.0.outputs", [0]))))
+    with pytest.raises(Refused, match="operator 0 reads a tensor before an operator writes it"):
+        read_checked(changed(set_at("subgraphs.0.inputs", [4])))
+
+
+def test_a_variable_may_be_read_before_it_is_written() -> None:
+    reads_variable = set_at("subgraphs.0.operators.0.inputs", [4, 1])
+    read_checked(changed(both(reads_variable, set_at("subgraphs.0.tensors.4.isVariable", True))))
+    with pytest.raises(Refused, match="operator 0 reads a tensor before"):
+        read_checked(changed(reads_variable))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        *(("FLOAT32", 4), ("INT32", 4), ("UINT32", 4), ("FLOAT16", 2), ("INT16", 2), ("UINT16", 2)),
+        *(("BFLOAT16", 2), ("INT8", 1), ("UINT8", 1), ("BOOL", 1), ("INT64", 8), ("UINT64", 8)),
+        *(("FLOAT64", 8), ("COMPLEX64", 8)),
+    ],
+)
+def test_a_constant_has_the_bytes_of_its_shape_and_type(dtype: str, size: int) -> None:
+    typed = both(
+        set_at("subgraphs.0.tensors.1.type", getattr(schema.TensorType, dtype)),
+        set_at("subgraphs.0.tensors.1.shape", [3, 2]),
+    )
+    read_checked(changed(both(typed, set_at("buffers.1.data", list(bytes(6 * size))))))
+    for other in (6 * size - 1, 6 * size + 1):
+        with pytest.raises(Refused, match=f"holds {other} bytes where its shape .* needs {6 * size}"):
+            read_checked(changed(both(typed, set_at("buffers.1.data", list(bytes(other))))))
+
+
+def test_a_tensor_without_scales_is_not_quantized() -> None:
+    tensor = schema.TensorT()
+    assert not tflite_gate.is_quantized(tensor)
+    tensor.quantization = schema.QuantizationParametersT()
+    assert not tflite_gate.is_quantized(tensor)
+    for scales, quantized in (([], False), ([0.5], True), ([0.5, 0.5], True)):
+        tensor.quantization.scale = np.array(scales)
+        assert tflite_gate.is_quantized(tensor) is quantized
+
+
 def test_a_graph_has_at_most_its_limit_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tflite_gate, "MAX_TENSORS", COUNT)
     read_checked(small_file())
