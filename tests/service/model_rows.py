@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from registry import aliases, db, revision
+from sqlalchemy import inspect
+
+from registry import aliases, db, revision, versions
 from registry.tables import ModelRow, VersionRow
 from tests.registry.signatures import SIGNATURES
 
@@ -26,4 +28,18 @@ def add_models(home: Path, names: Sequence[str], alias: str | None = None) -> No
             revision.record_change(session, "model", name)
             if alias is not None:
                 aliases.promote(session, name, alias, 1, by="test")
+    engine.dispose()
+
+
+def copy_version(home: Path, source: str, name: str) -> None:
+    """Insert the model `name` with version 1 of the model `source`, without its aliases and tags."""
+    engine = db.connect(f"sqlite:///{home / 'registry.db'}")
+    with db.sessions(engine).begin() as session:
+        built = versions.get(session, source, 1)
+        own = {"id", "model_id", "number"}
+        fields = {c.key: getattr(built, c.key) for c in inspect(VersionRow).column_attrs if c.key not in own}
+        owner = ModelRow(name=name, last_number=1, created_by=built.created_by)
+        session.add_all([owner, VersionRow(model=owner, number=1, **fields)])
+        session.flush()
+        revision.record_change(session, "model", name)
     engine.dispose()

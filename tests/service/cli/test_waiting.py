@@ -6,6 +6,7 @@ import hashlib
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import threading
@@ -20,23 +21,24 @@ from service.client import Client, WrongBytes, download, jobs, path
 from tests.harness.server import TRIVIUM
 from tests.service.cli.conftest import CommandServer, command_server
 from tests.service.cli.unreliable_proxy import unreliable_proxy
+from tests.service.estimators import sign_classifier
 
 ROWS = 20_000
-NAME = "waited-for"
+NAME = "flag"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("waiting") / "rows.csv"
     number = pd.Series(range(ROWS))
-    pd.DataFrame({"age": 20.0 + number % 50, "income": 1.0 + number % 7}).to_csv(file, index=False)
+    pd.DataFrame({"x0": number % 50 - 25.0, "x1": number % 7, "x2": 0.5}).to_csv(file, index=False)
     return file
 
 
-def publish(server: CommandServer, files) -> None:
-    command = [TRIVIUM, "publish", files.model, "--name", NAME]
-    command += ["--example", files.example, "--target", "good"]
-    subprocess.run(command, env=os.environ | server.env, check=True, capture_output=True)
+def home_with_models(published_home: Path, folder: Path) -> Path:
+    """A folder for `command_server` whose registry contains the models of `published_home`."""
+    shutil.copytree(published_home, folder / "home")
+    return folder
 
 
 def request_for(client: Client, data: Path) -> dict[str, object]:
@@ -50,17 +52,17 @@ def request_for(client: Client, data: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def server_without_worker(tmp_path_factory, files) -> Iterator[CommandServer]:
+def server_without_worker(published_home, tmp_path_factory) -> Iterator[CommandServer]:
     """A server without a worker: its jobs stay queued."""
-    with command_server(tmp_path_factory.mktemp("idle"), worker=False) as server:
-        publish(server, files)
+    folder = home_with_models(published_home, tmp_path_factory.mktemp("idle"))
+    with command_server(folder, worker=False) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def done_job(server, files, data):
+def done_job(server, data):
     """The record of a finished job."""
-    publish(server, files)
+    server.publish(NAME, sign_classifier().model, b"x0,x1,x2\n1.5,0.5,0.5\n-1.5,0.5,0.5\n")
     with server.connect() as client:
         record = jobs.wait(client, jobs.start(client, request_for(client, data))["id"])
     assert record["state"] == "done", record
@@ -100,7 +102,7 @@ def test_a_job_is_followed_without_an_event_stream(bad_network, done_job, data, 
     assert record["rows_done"] == ROWS
 
 
-def test_following_a_job_survives_a_restart_of_the_server(tmp_path, files, data):
+def test_following_a_job_survives_a_restart_of_the_server(tmp_path, published_home, data):
     """The second server has a worker, so the job is completed while the client follows it."""
     final_records: list[dict[str, object]] = []
     following_started = threading.Event()
@@ -109,8 +111,7 @@ def test_following_a_job_survives_a_restart_of_the_server(tmp_path, files, data)
         with Client(url, key) as client:
             final_records.append(jobs.wait(client, job, lambda record: following_started.set()))
 
-    with command_server(tmp_path, worker=False) as first:
-        publish(first, files)
+    with command_server(home_with_models(published_home, tmp_path), worker=False) as first:
         with first.connect() as client:
             job = jobs.start(client, request_for(client, data))["id"]
         following = threading.Thread(target=follow, args=(first.url, first.key, job))
