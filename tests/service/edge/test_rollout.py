@@ -262,6 +262,7 @@ def test_a_digest_selects_the_newest_export_of_each_model() -> None:
     assert (ids(first, "b"), ids(first, "c")) == ({"flag": 2}, {})
     assert ids(state(export(4, None, sha256="b")), "b") == {"flag": 4}, "of the other state"
     assert ids(first, "b") == {"flag": 2}
+    assert exports_with_digest(first, "a") is exports_with_digest(first, "a"), "the index is kept"
 
 
 def test_an_error_names_the_unknown_model() -> None:
