@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from registry import db
+from registry import aliases, catalog, db
 from service.config import Settings
 from tests.service.api import Api, running_app
 from tests.service.edge.export_helpers import File, add_export, some_file
@@ -41,11 +42,41 @@ class Flag(NamedTuple):
         return version
 
 
-@pytest.fixture
-async def flag(home: Path) -> AsyncIterator[Flag]:
+@pytest.fixture(scope="session")
+def flag_home(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `published_home` in which only `flag` has a champion: no other model is loaded."""
+    home = Path(shutil.copytree(published_home, tmp_path_factory.mktemp("flag") / "home"))
+    engine = db.connect(Settings(home=home).url)
+    with db.sessions(engine).begin() as session:
+        for entry in catalog.entries(session):
+            if entry.name != "flag":
+                aliases.remove(session, entry.name, "champion", by="test")
+    engine.dispose()
+    return home
+
+
+@asynccontextmanager
+async def running_flag(flag_home: Path, home: Path) -> AsyncIterator[Flag]:
+    """The application on `home`, a new copy of `flag_home`."""
+    shutil.copytree(flag_home, home)
     async with running_app(Settings(home=home)) as api:
         files = {v: add_export(api.services, some_file(v), version=v) for v in (1, 2)}
         yield Flag(api, files)
+
+
+@pytest.fixture
+async def flag(flag_home: Path, tmp_path: Path) -> AsyncIterator[Flag]:
+    async with running_flag(flag_home, tmp_path / "home") as flag:
+        yield flag
+
+
+@pytest.fixture(scope="module")
+async def unchanged_flag(
+    anyio_backend: str, flag_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Flag]:
+    """For tests that change nothing, which they share."""
+    async with running_flag(flag_home, tmp_path_factory.mktemp("unchanged") / "home") as flag:
+        yield flag
 
 
 @pytest.fixture(scope="session")

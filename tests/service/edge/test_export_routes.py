@@ -88,11 +88,11 @@ async def test_exports_are_listed_newest_first_in_pages(flag: Flag) -> None:
     assert second.json()["next_page_token"] is None
 
 
-async def test_a_finished_export_has_its_results(flag: Flag) -> None:
-    record = (await flag.api.client.get(f"{PATH}/{flag.files[2].export}")).json()
+async def test_a_finished_export_has_its_results(unchanged_flag: Flag) -> None:
+    record = (await unchanged_flag.api.client.get(f"{PATH}/{unchanged_flag.files[2].export}")).json()
     assert record["state"] == "ready"
-    assert record["sha256"] == flag.files[2].sha256
-    assert record["bytes"] == len(flag.files[2].content)
+    assert record["sha256"] == unchanged_flag.files[2].sha256
+    assert record["bytes"] == len(unchanged_flag.files[2].content)
     assert (record["min_runtime"], record["report"]) == ("2.1.0", {"agreement": 1.0})
     assert record["finished_at"] >= record["created_at"]
 
@@ -118,10 +118,10 @@ async def test_a_finished_export_has_its_results(flag: Flag) -> None:
     ids=str,
 )
 async def test_an_invalid_export_request_is_rejected_and_creates_nothing(
-    flag: Flag, change: dict[str, Any]
+    unchanged_flag: Flag, change: dict[str, Any]
 ) -> None:
-    check_problem(await flag.api.client.post(PATH, json={"format": "tflite"} | change), 422)
-    assert len((await flag.api.client.get(PATH)).json()["items"]) == 1
+    check_problem(await unchanged_flag.api.client.post(PATH, json={"format": "tflite"} | change), 422)
+    assert len((await unchanged_flag.api.client.get(PATH)).json()["items"]) == 1
 
 
 async def test_only_a_ready_version_can_be_exported(flag: Flag) -> None:
@@ -145,12 +145,12 @@ async def test_only_a_ready_version_can_be_exported(flag: Flag) -> None:
         (f"{PATH}/x", 422),
     ],
 )
-async def test_unknown_or_invalid_exports_are_rejected(flag: Flag, path: str, status: int) -> None:
-    check_problem(await flag.api.client.get(path), status)
+async def test_unknown_or_invalid_exports_are_rejected(unchanged_flag: Flag, path: str, status: int) -> None:
+    check_problem(await unchanged_flag.api.client.get(path), status)
 
 
-async def test_an_export_of_another_version_is_404(flag: Flag) -> None:
-    check_problem(await flag.api.client.get(f"{PATH}/{flag.files[1].export}"), 404)
+async def test_an_export_of_another_version_is_404(unchanged_flag: Flag) -> None:
+    check_problem(await unchanged_flag.api.client.get(f"{PATH}/{unchanged_flag.files[1].export}"), 404)
 
 
 async def test_creating_exports_requires_publish_and_reading_any_key(flag: Flag) -> None:

@@ -103,17 +103,19 @@ async def test_a_repeated_idempotent_report_is_stored_once(flag: Flag) -> None:
     ],
     ids=str,
 )
-async def test_an_invalid_report_is_rejected_and_not_stored(flag: Flag, change: dict[str, Any]) -> None:
+async def test_an_invalid_report_is_rejected_and_not_stored(
+    unchanged_flag: Flag, change: dict[str, Any]
+) -> None:
     body = {"device": "a", "version": 2, "status": "ok"} | change
-    check_problem(await flag.api.client.post(PATH, json=body), 422)
-    assert (await flag.api.client.get(PATH)).json()["items"] == []
+    check_problem(await unchanged_flag.api.client.post(PATH, json=body), 422)
+    assert (await unchanged_flag.api.client.get(PATH)).json()["items"] == []
 
 
-async def test_a_report_about_an_unknown_version_or_model_is_404(flag: Flag) -> None:
-    check_problem(await send_report(flag, "a", version=3), 404)
+async def test_a_report_about_an_unknown_version_or_model_is_404(unchanged_flag: Flag) -> None:
+    check_problem(await send_report(unchanged_flag, "a", version=3), 404)
     body = {"device": "a", "version": 1, "status": "ok"}
-    check_problem(await flag.api.client.post("/v1/edge/missing/reports", json=body), 404)
-    check_problem(await flag.api.client.get("/v1/edge/missing/reports"), 404)
+    check_problem(await unchanged_flag.api.client.post("/v1/edge/missing/reports", json=body), 404)
+    check_problem(await unchanged_flag.api.client.get("/v1/edge/missing/reports"), 404)
 
 
 async def test_sending_reports_requires_edge_and_reading_any_key(flag: Flag) -> None:
