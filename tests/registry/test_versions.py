@@ -522,6 +522,22 @@ def test_builds_that_end_at_the_same_time_give_the_alias_to_the_newest_version(
 
 
 @on_postgresql
+def test_the_alias_of_a_publisher_stays_at_a_newer_version_promoted_at_the_same_time(
+    sessions: Sessions, store: Store
+) -> None:
+    publish_ready(sessions, store, count=2)
+
+    def set_alias(session: Session) -> None:
+        versions.set_publisher_alias(session, versions.get(session, "fraud", 1), "champion")
+
+    outcome = run_behind(
+        sessions, lambda session: aliases.promote(session, "fraud", "champion", 2, by="ann"), set_alias
+    )
+    assert outcome is None
+    assert champion(sessions) == 2
+
+
+@on_postgresql
 def test_a_version_published_at_the_same_time_gets_the_next_number(sessions: Sessions, store: Store) -> None:
     publish(sessions, store)
     new = NewVersion(model="fraud", artifact=store.put([b"a model"]).sha256, format="onnx")

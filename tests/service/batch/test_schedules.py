@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from registry import db
+from registry import db, versions
 from registry.jobs import jobs, schedules
 from registry.jobs.recurrence import Recurrence
 from registry.jobs.schedules import NewSchedule
@@ -421,6 +421,49 @@ async def test_a_key_for_some_models_accesses_only_their_schedules(batch: Schedu
         ):
             assert "not for the model flag" in check_problem(await call, 403)["detail"]
         assert (await client.patch(f"{PATH}/other", json={"paused": True})).status_code == 200
+
+
+async def test_a_schedule_that_gets_another_model_during_an_edit_is_not_edited(
+    batch: ScheduleBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key may access its model when the new job is examined, and not any more when the edit is stored."""
+    await batch.create(name="moving")
+    (batch.root / "rows.csv").write_text("x0,x1,x2\n1,2,3\n")
+    examine = job_kinds.examine_scheduled
+
+    def change_model(*arguments: Any) -> list[str]:
+        with batch.api.services.sessions.begin() as session:
+            session.get_one(ScheduleRow, "moving").job = batch.job | {"model": "forest", "engine": "local"}
+        return examine(*arguments)
+
+    monkeypatch.setattr(job_kinds, "examine_scheduled", change_model)
+    async with batch.api.with_key(await batch.api.key("batch", models=["flag"])) as client:
+        answer = await client.patch(f"{PATH}/moving", json={"job": batch.job, "paused": True})
+    assert "not for the model forest" in check_problem(answer, 403)["detail"]
+    record = await batch.get("moving")
+    assert (record["job"]["model"], record["paused"], record["edits"]) == ("forest", False, [])
+
+
+async def test_a_schedule_whose_version_is_archived_during_its_examination_is_not_created(
+    batch: ScheduleBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (batch.root / "rows.csv").write_text("x0,x1,x2\n1,2,3\n")
+    client, version_url = batch.api.client, "/v1/models/flag/versions/2"
+    examine = job_kinds.examine_scheduled
+
+    def archive(*arguments: Any) -> list[str]:
+        warnings = examine(*arguments)
+        with batch.api.services.sessions.begin() as session:
+            versions.edit(session, "flag", 2, archived=True)
+        return warnings
+
+    monkeypatch.setattr(job_kinds, "examine_scheduled", archive)
+    try:
+        body = batch.body(name="late", job=batch.job | {"version": 2})
+        assert "flag:2 is archived" in check_problem(await client.post(PATH, json=body), 409)["detail"]
+        check_problem(await client.get(f"{PATH}/late"), 404)
+    finally:
+        assert (await client.patch(version_url, json={"archived": False})).status_code == 200
 
 
 async def test_a_key_that_may_not_start_the_job_may_not_delete_its_schedule(batch: ScheduleBench) -> None:

@@ -482,26 +482,31 @@ def test_a_lost_task_whose_worker_is_alive_after_all_does_not_fail_its_job(
     bench: LaneBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease is extended after another worker found it lost, and before that one has locked the job."""
-    job_id = bench.create_planned()
-    with bench.sessions.begin() as session:
-        task = queue.claim(session, JOB_TASKS, "slow", queue.JOB_LEASE_S)
-        assert task is not None
-        session.execute(update(TaskRow).where(TaskRow.id == task.id).values(attempt=TaskRow.max_attempts))
+    job_ids = {bench.create_planned(), bench.create_planned()}
+    lost = TaskRow.subject.in_([f"{job_id}/score/0" for job_id in job_ids])
+    with bench.sessions.begin() as session:  # of each job, the first partition has used all its attempts
+        values = {"state": "running", "fence": 1, "attempt": TaskRow.max_attempts}
+        session.execute(update(TaskRow).where(lost).values(values))
     bench.expire_leases()
     lock, found = jobs.lock, []
 
-    def lock_late(session: Session, locked_id: int) -> JobRow:
+    def lock_late(session: Session, job_id: int) -> JobRow:
         if not found:
-            found.append(locked_id)
-            queue.heartbeat(session, task.id, task.fence, queue.JOB_LEASE_S)
-        return lock(session, locked_id)
+            found.append(job_id)
+            task_id = session.scalars(select(TaskRow.id).where(TaskRow.subject == f"{job_id}/score/0")).one()
+            queue.heartbeat(session, task_id, 1, queue.JOB_LEASE_S)
+        return lock(session, job_id)
 
     monkeypatch.setattr(jobs, "lock", lock_late)
     bench.worker().step()
-    assert found == [job_id]
-    assert bench.job(job_id).state == jobs.RUNNING
-    assert [t.id for t in bench.tasks("running")] == [task.id]
-    assert [number for number, _ in bench.work.finished] == [1]  # the worker went on with the next task
+    assert set(found) < job_ids
+    assert {bench.job(job_id).state for job_id in job_ids} == {jobs.RUNNING}
+    assert bench.tasks("failed") == []  # the other lost task is left for the next step
+    assert [number for number, _ in bench.work.finished] == [1]
+    bench.worker().step()
+    failed_id = (job_ids - set(found)).pop()
+    assert [t.subject for t in bench.tasks("failed")] == [f"{failed_id}/score/0"]
+    assert (bench.job(failed_id).state, bench.job(found[0]).state) == (jobs.FAILED, jobs.RUNNING)
 
 
 def test_a_lost_task_of_a_deleted_job_does_not_stop_the_worker(
