@@ -288,3 +288,21 @@ def test_each_time_of_a_day_with_a_clock_change_runs_once(cron: str, day: str, r
     assert [run.strftime("%H:%MZ") for run in between] == runs
     for count in range(1, len(between) + 1):
         assert recurrence.nth_last_run(rule, end, count) == between[-count]
+
+
+def test_a_recurrence_without_a_start_starts_now() -> None:
+    """An interval with one interval from now, cron with a run that is due at this moment."""
+    moment = at(NOW)
+    assert recurrence.first_run(Recurrence(every_s=1800), moment) == (
+        moment + timedelta(minutes=30),
+        moment + timedelta(minutes=30),
+    )
+    assert recurrence.first_run(Recurrence(cron="* * * * *"), moment) == (moment, moment)
+    assert recurrence.first_run(Recurrence(cron="1 20 * * *"), moment) == (
+        moment,
+        moment + timedelta(minutes=1),
+    )
+    assert recurrence.first_run(Recurrence(cron="* * * * *", start_in_s=7), moment) == (
+        moment + timedelta(seconds=7),
+        moment + timedelta(seconds=7),
+    )
