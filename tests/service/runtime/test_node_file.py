@@ -79,6 +79,10 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "a root beyond the nodes": with_value("root", 1, len(FOREST.left)),
     "a root inside a tree": with_value("root", 1, int(FOREST.root[1]) + 1),
     "an empty forest": lambda p: {"root": p["root"][:0]},
+    "no nodes at all": lambda p: {
+        name: p[name][:0]
+        for name in ("feature", "threshold", "left", "missing_left", "values", "root", "weight")
+    },
     "a column too short": lambda p: {"threshold": p["threshold"][:-1]},
     "another dtype": lambda p: {"left": p["left"].astype(np.int64)},
     "another number of dimensions": lambda p: {"values": p["values"][:, 0]},
