@@ -90,10 +90,11 @@ class Trainings:
     def run(self, job_id: int, steps: int = 500) -> JobRow:
         """Run the worker and the builds until the job has ended, at most `steps` steps."""
         for _ in range(steps):
-            if self.job(job_id).state not in jobs.OPEN_STATES:
+            if (job := self.job(job_id)).state not in jobs.OPEN_STATES:
                 break
             self.worker.step()
-            self.build()
+            if job.version is not None:
+                self.build()
         return self.job(job_id)
 
     def build(self) -> None:
