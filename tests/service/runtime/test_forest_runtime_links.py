@@ -134,6 +134,14 @@ def test_the_depths_of_trees_and_of_their_mean_leaves() -> None:
     assert (depth.tolist(), mean.tolist()) == ([2.0], [5 / 3])
 
 
+def test_the_size_of_a_table_is_that_of_its_arrays(tmp_path: Path) -> None:
+    node_file.save(table([1.0], [2.0], [3.0]), tmp_path / "forest.npz")
+    signature = Signature("regression", INPUTS, VALUE)
+    runtime = ForestRuntime(tmp_path / "forest.npz", signature)
+    per_node = 4 + 4 + 4 + 8  # feature, threshold in float32, left child, one value
+    assert runtime.bytes == 5 * per_node + 3 * 4  # and root, shallow and deep levels of the tree
+
+
 def test_missing_values_go_right_only_where_the_table_has_such_a_node(tmp_path: Path) -> None:
     rows = np.array([[np.nan], [0.0]])
     nodes = table([10.0], [20.0], [30.0])

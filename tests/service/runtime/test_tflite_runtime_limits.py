@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from registry.errors import Invalid, Unavailable
 from registry.rows import Array, Rows
 from registry.signature import Input, Output, Signature
 from service.compiler.tflite.operators import Graph
+from service.compiler.tflite.stamp import pack
 from service.compiler.tflite.writer import GraphTensor
 from service.runtime import tflite_runtime
 from service.runtime.tflite_runtime import BLOCK_ROWS, TfliteRuntime
@@ -121,3 +123,42 @@ def test_the_output_value_may_stand_for_values(tmp_path: Path) -> None:
     runtime = runtime_of(tmp_path, graph, signature, value=graph.mul(graph.input, 2.0))
     assert runtime.run(Rows(matrix=np.array([[1.0, 2.0]])))["values"].tolist() == [[2.0, 4.0]]
     assert runtime.bytes == 3 * (tmp_path / "model.tflite").stat().st_size
+
+
+def difference(named: bool, rows: int) -> bytes:
+    """`a` - `b`, with the input `b` first, for any number of `rows` (-1) or for one row."""
+    graph = Graph(1)
+    model = schema.ModelT.InitFromPackedBuf(graph.finish({"value": graph.sub(graph.input, 5.0)}, {}), 0)
+    (body,) = model.subgraphs
+    first, second, out = body.tensors
+    first.name, second.name, out.shape = "a", "b", [1, 1]
+    second.shape, second.buffer = [1, 1], 0
+    for tensor in body.tensors:
+        tensor.shapeSignature = [-1, 1] if rows == -1 else None
+    body.inputs = [1, 0]
+    entries = []
+    for tensor, name in ((1, "b"), (0, "a")):
+        entry = schema.TensorMapT()
+        entry.tensorIndex, entry.name = tensor, name
+        entries.append(entry)
+    model.signatureDefs[0].inputs = entries
+    if named:
+        first.name, second.name = "other", "names"
+    else:
+        model.signatureDefs = []
+    return pack(model)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("rows", [-1, 1])
+def test_several_inputs_are_the_features_of_their_names(tmp_path: Path, named: bool, rows: int) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(difference(named, rows))
+    inputs = (Input("a", "float64"), Input("b", "float64"))
+    outputs = (Output("value", "float64", (-1,)),)
+    runtime = TfliteRuntime(path, Signature("regression", inputs, outputs))
+    matrix = np.array([[10.0, 1.0], [20.0, 2.0], [30.0, 3.0]])
+    assert runtime.run(Rows(matrix=matrix))["value"].tolist() == [9.0, 18.0, 27.0]
+    assert runtime._block_rows == (BLOCK_ROWS if rows == -1 else 1)
+    with pytest.raises(Unavailable, match="its inputs are a, b, not the signature's features"):
+        TfliteRuntime(path, Signature("regression", (inputs[0], Input("c", "float64")), outputs))
