@@ -147,3 +147,36 @@ def test_a_scheduled_training_reads_only_inputs_inside_the_batch_roots(
     with pytest.raises(Invalid, match="outside the batch roots") as raised, sessions.begin() as session:
         ADMISSION.check(session, settings, store, blobs.spec(**place))
     assert [error.field for error in raised.value.errors] == [f"{field}.uri"]
+
+
+def test_both_inputs_of_a_scheduled_training_are_examined_if_they_exist(
+    store: Store, settings: Settings, blobs: Blobs, tmp_path: Path
+) -> None:
+    rows, then_rows = tmp_path / "data/rows.csv", tmp_path / "data/then.csv"
+    spec = blobs.spec(
+        input={"uri": str(rows)},
+        then={"kind": "score", "input": {"uri": str(then_rows)}},
+        target="y",
+        exclude=[],
+        dtypes={},
+    )
+
+    def examine() -> list[str]:
+        return ADMISSION.examine_scheduled_job(settings, store, spec, None)
+
+    assert len(examine()) == 2  # a warning for each missing file
+    rows.write_text("x,y\n1,2\n")
+    (warning,) = examine()
+    assert "then.csv" in warning
+    then_rows.write_text("z\n1\n")
+    with pytest.raises(Invalid, match="the input of then has no column 'x'"):
+        examine()
+    with pytest.raises(Invalid, match="the input of then has no column 'x'"):
+        ADMISSION.examine(settings, store, spec, None)
+    then_rows.write_text("x\n1\n")
+    assert examine() == []
+    assert ADMISSION.examine(settings, store, spec, None) == (["x"], 0, 0, [])
+    rows.write_text("x,z\n1,2\n")
+    with pytest.raises(Invalid) as raised:
+        examine()
+    assert [error.field for error in raised.value.errors] == ["target"]
