@@ -106,6 +106,20 @@ def test_only_errors_that_a_retry_cannot_help_are_permanent(
     assert "rejected" in str(report.error)
 
 
+def test_a_running_partition_has_a_marker_that_a_dead_process_leaves(actor: Actor, directory: Path) -> None:
+    markers: list[str] = []
+
+    def run(part: dict[str, list[float]], base: Path) -> PartitionResult:
+        markers.extend(path.name for path in directory.iterdir())
+        assert markers == [f".{base.name}.begun"]
+        return PartitionResult(1, 0, {})
+
+    actor._run = run
+    assert _call(actor).error is None
+    assert markers[0].startswith(".score-000007-3-")
+    assert list(directory.iterdir()) == []
+
+
 def test_a_partition_on_which_too_many_processes_died_is_not_run_again(actor: Actor, directory: Path) -> None:
     directory.mkdir(parents=True)
     for number in range(jobs.MAX_LOST_WORKERS):

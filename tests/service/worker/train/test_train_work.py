@@ -199,6 +199,7 @@ def test_a_step_returns_when_its_file_and_the_directory_are_fsynced(tmp_path: Pa
     assert log.steps(path.parent, "fsync") == [f"fsync {path.name}", "fsync ."]
     assert path.read_bytes() == b"model"
     assert (done.rows, done.failed, done.result["file"], done.result["bytes"]) == (7, 0, path.name, 5)
+    assert 0 <= done.result["seconds"] < 60
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -250,4 +251,12 @@ def test_a_rejected_step_leaves_no_file(tmp_path: Path, path: Path) -> None:
 
     with pytest.raises(PermanentFailure, match="partition 2: no rows"):
         run_step(_step(tmp_path), fit, path, lambda: None)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_step_whose_input_is_missing_does_not_run(tmp_path: Path, path: Path) -> None:
+    step = _step(tmp_path)
+    Path(step.estimator).unlink()
+    with pytest.raises(PermanentFailure, match=f"the file {ESTIMATOR} of an earlier step is missing"):
+        run_step(step, _writes(b"model"), path, lambda: None)
     assert list(path.parent.iterdir()) == []
