@@ -54,7 +54,7 @@ def wait_for_all(request: Callable[[], Any], expected: Any) -> None:
     wait_for(lambda: distinct_results(request), lambda results: results == {expected})
 
 
-def wait_for(read: Callable[[], Any], condition: Callable[[Any], bool], timeout_s: float = 20.0) -> Any:
+def wait_for(read: Callable[[], Any], condition: Callable[[Any], bool], timeout_s: float = 60.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not condition(value := read()):
         assert time.monotonic() < deadline, value
