@@ -73,14 +73,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SparseRandomProjection": {"n_components": 2, "random_state": 0},
     "SelectKBest": {"k": 2},
     # the default number of trees needs a second
-    **dict.fromkeys(
-        (
+    **{
+        name: {"n_estimators": 20}
+        for name in (
             *("AdaBoostClassifier", "AdaBoostRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor"),
             *("GradientBoostingClassifier", "GradientBoostingRegressor", "IsolationForest"),
             *("RandomForestClassifier", "RandomForestRegressor", "RandomTreesEmbedding"),
-        ),
-        {"n_estimators": 20},
-    ),
+        )
+    },
 }
 """Arguments that estimators need for this dataset, or to be fitted soon; all others have the defaults."""
 
