@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -116,7 +116,7 @@ def edit_schedule(
         require_start_access(caller, job)
     warnings = [] if job is None else _examine(services, job)
     with write_transaction(services) as session:
-        require_start_access(caller, _schedule(session, schedule, caller).job)
+        require_start_access(caller, _schedule(session, schedule, caller, schedules.lock).job)
         if job is not None:
             _check(session, services, job)
         return _checked_record(session, schedules.edit(session, schedule, changes, by=caller.name), warnings)
@@ -130,7 +130,7 @@ def edit_schedule(
 )
 def delete_schedule(schedule: ScheduleName, session: WriteDep, caller: CallerDep) -> None:
     """Delete the schedule and its history. Jobs that it started continue."""
-    require_start_access(caller, _schedule(session, schedule, caller).job)
+    require_start_access(caller, _schedule(session, schedule, caller, schedules.lock).job)
     schedules.remove(session, schedule)
 
 
@@ -152,7 +152,7 @@ def run_schedule(
     """Start the job now, also if the schedule is paused; poll `Location`. The next run stays as planned."""
 
     def run() -> IdempotentResult:
-        require_start_access(caller, _schedule(session, schedule, caller).job)
+        require_start_access(caller, _schedule(session, schedule, caller, schedules.lock).job)
         start = job_kinds.scheduled_job_starter(services.store)
         job = schedules.run_now(session, schedule, start, by=caller.name)
         return IdempotentResult(job_record(job, None, []), 202, f"/v1/jobs/{job.id}")
@@ -178,8 +178,17 @@ def list_runs(
     return list_response(page, lambda run: RunRecord.of(run, follow_ups), request, response)
 
 
-def _schedule(session: Session, name: str, caller: Key) -> ScheduleRow:
-    row = schedules.get(session, name)
+def _schedule(
+    session: Session,
+    name: str,
+    caller: Key,
+    read: Callable[[Session, str], ScheduleRow] = schedules.get,
+) -> ScheduleRow:
+    """Return the schedule if the key has access to its model.
+
+    Changes pass `schedules.lock`: otherwise the schedule could move to another model after this check.
+    """
+    row = read(session, name)
     require_model_access(caller, job_kinds.admission_of(row.job["kind"]).model_of(row.job))
     return row
 
