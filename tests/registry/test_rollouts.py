@@ -117,6 +117,18 @@ def test_the_newest_report_of_a_device_counts(sessions: Sessions) -> None:
     assert counts(sessions) == [DeviceCounts(2, ok=1, failed=2)]
 
 
+def test_counts_are_listed_newest_version_first(sessions: Sessions) -> None:
+    report(sessions, "a", "ok", version=1)
+    report(sessions, "a", "failed", version=3)
+    report(sessions, "a", "ok")
+    expected = [
+        DeviceCounts(3, ok=0, failed=1),
+        DeviceCounts(2, ok=1, failed=0),
+        DeviceCounts(1, ok=1, failed=0),
+    ]
+    assert counts(sessions) == expected
+
+
 def test_failures_of_another_version_do_not_halt(sessions: Sessions) -> None:
     fail(sessions, *"abcd", version=1)
     assert rollout(sessions)[1] == 20
