@@ -109,5 +109,13 @@ def test_tests_that_mirror_a_file_come_before_those_that_import_it() -> None:
     assert "tests/service/worker/test_lanes.py" in files
 
 
-def test_a_file_without_a_mirrored_test_is_checked_by_those_of_its_directory() -> None:
-    assert "tests/service/worker/test_lanes.py" in mirrored_tests(ROOT, Path("service/worker/score_work.py"))
+def test_a_file_without_a_mirrored_test_is_checked_by_those_of_its_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "tests/service/worker"
+    directory.mkdir(parents=True)
+    for name in ("test_lanes.py", "test_process.py"):
+        (directory / name).write_text("from service.worker import lanes\n")
+    files = mirrored_tests(tmp_path, Path("service/worker/score_work.py"))
+    assert files == ["tests/service/worker/test_lanes.py", "tests/service/worker/test_process.py"]
+    assert mirrored_tests(tmp_path, Path("service/worker/process.py")) == [
+        "tests/service/worker/test_process.py"
+    ]
