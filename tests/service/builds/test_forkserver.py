@@ -184,7 +184,6 @@ def test_a_template_that_fails_at_its_start_is_reported_with_exit_code_and_last_
 ) -> None:
     (tmp_path / "joblib.py").write_text("import no_such_module\n")  # a module that the template imports
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(supervised_process, "BACKOFF_S", 0.02)
     forks = ForkServer()
     forks.start()
     try:
