@@ -89,6 +89,16 @@ def test_a_blob_that_is_truncated_after_it_was_verified_is_refused(store: Store)
         store.verified_path(SHA)
 
 
+def test_a_file_that_replaces_a_verified_blob_is_verified_again(store: Store, tmp_path: Path) -> None:
+    store.put([CONTENT])
+    store.verified_path(SHA)
+    other = tmp_path / "of the same size"
+    other.write_bytes(CONTENT[::-1])
+    other.replace(store.path(SHA))
+    with pytest.raises(Damaged):
+        store.verified_path(SHA)
+
+
 def test_bytes_with_another_digest_are_not_stored(store: Store) -> None:
     with pytest.raises(DigestMismatch) as raised:
         store.put([CONTENT, b"x"], SHA)

@@ -150,3 +150,33 @@ time.sleep(0.5)
         time.sleep(0.01)
     process.stop(10)
     assert signals.read_text() == "."
+
+
+class WatchedLock:
+    """A lock that reports when a thread is about to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.requested = threading.Event()
+
+    def __enter__(self) -> None:
+        self.requested.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_process_that_is_stopped_at_the_moment_of_its_start_is_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = PythonChildren(SLEEP_CODE)
+    process, lock = SupervisedProcess("sleeper", start), WatchedLock()
+    monkeypatch.setattr(process, "_lock", lock)
+    with lock:
+        lock.requested.clear()
+        process.start()
+        assert lock.requested.wait(10)  # the thread has seen that it may start the process
+        process._stopping.set()  # what `terminate` does with the lock
+    process.stop(10)
+    assert start.pids == []

@@ -311,6 +311,25 @@ def test_a_cancelled_training_publishes_nothing(trainings: Trainings) -> None:
         assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
 
 
+def test_a_training_cancelled_during_its_last_step_publishes_nothing(trainings: Trainings) -> None:
+    job_id = trainings.start(RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble")
+    publish_version = publish_model._publish_version
+    calls: list[int] = []
+
+    def cancel_and_publish(*arguments: Any) -> None:
+        calls.append(job_id)
+        with trainings.sessions.begin() as session:
+            jobs.cancel(session, job_id)
+        publish_version(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish_model, "_publish_version", cancel_and_publish)
+        assert trainings.run(job_id).state == "cancelled"
+        assert calls == [job_id]
+    with db.reading(trainings.sessions) as session:
+        assert session.scalar(select(func.count()).select_from(VersionRow)) == 0
+
+
 @pytest.mark.parametrize("moment", ["before its build", "after its build", "while it ends"])
 def test_a_training_cancelled_after_it_published_changes_nothing_that_is_served(
     trainings: Trainings, moment: str, monkeypatch: pytest.MonkeyPatch
