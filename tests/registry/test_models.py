@@ -34,7 +34,7 @@ def test_a_summary_has_the_number_of_versions_and_the_aliases(sessions: Sessions
     with db.reading(sessions) as session:
         summary = models.summary(session, "fraud")
         assert (summary.versions, summary.latest, summary.aliases) == (3, 3, {"challenger": 3, "champion": 1})
-        assert [s.versions for s in models.search(session).items] == [1, 3]
+        assert [(s.versions, s.latest) for s in models.search(session).items] == [(1, 1), (3, 3)]
         with pytest.raises(NotFound, match="there is no model 'spam'"):
             models.summary(session, "spam")
 

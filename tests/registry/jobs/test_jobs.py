@@ -501,6 +501,25 @@ def test_a_sequential_partition_is_enqueued_when_the_one_before_it_is_done(sessi
     assert _claim(sessions).kind == ASSEMBLE_TASK
 
 
+def test_a_sequential_partition_that_runs_again_does_not_repeat_the_finished_one_after_it(
+    sessions: Sessions,
+) -> None:
+    job_id = _start_training(sessions, "01-transform", SEQUENTIAL_PARTS)
+    for _ in range(3):
+        _finish_partition(sessions, _claim(sessions))
+    with sessions.begin() as session:
+        task = queue.claim(session, JOB_TASKS, "me", 60)
+        assert task is not None
+        queue.finish(session, task.id, task.fence)  # the assembly that misses a file
+        job = jobs.lock(session, job_id)
+        jobs.redo_partition(session, job, jobs.partition(session, job_id, "01-transform", 0))
+    again = _claim(sessions)
+    assert again.subject == f"{job_id}/01-transform/0"
+    _finish_partition(sessions, again)
+    assert _claim(sessions).kind == ASSEMBLE_TASK
+    assert _claim_or_none(sessions) is None
+
+
 def test_resuming_a_job_enqueues_its_next_sequential_partition(sessions: Sessions) -> None:
     job_id = _start_training(sessions, "01-transform", SEQUENTIAL_PARTS)
     _finish_partition(sessions, _claim(sessions))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -118,6 +119,8 @@ def test_validation_rows_are_not_trained_on_and_give_the_metrics(trainings: Trai
     validation_rows = set(example.row.astype(int))
     assert trained_rows | validation_rows == set(range(569))
     assert not trained_rows & validation_rows
+    plan = msgspec.convert(job.plan, TrainingPlan)
+    assert (plan.rows, plan.held_out) == (len(trained_rows), len(validation_rows))
     malignant = example.y.eq("malignant").mean()
     assert abs(malignant - 212 / 569) < 0.02
     correct = trainings.model().predict(without_target(example)) == example.y
