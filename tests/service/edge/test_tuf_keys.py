@@ -81,7 +81,7 @@ def test_a_key_that_was_moved_offline_is_only_in_the_new_directory(
     assert not (tmp_path / "second stick").exists()
 
 
-@pytest.mark.parametrize("role", [*set(ROLES) - {"root", "targets"}, "mirrors"])
+@pytest.mark.parametrize("role", [*sorted(set(ROLES) - {"root", "targets"}), "mirrors"])
 def test_the_key_of_another_role_cannot_be_moved_offline(keys: RoleKeys, tmp_path: Path, role: str) -> None:
     keys.create(role)
     with pytest.raises(Invalid, match=f"the key of {role} signs every day") as refusal:
