@@ -117,11 +117,13 @@ class Store:
         with path.open("rb") as file:
             return self.put(iter(lambda: file.read(CHUNK_BYTES), b""))
 
-    def path(self, sha256: str) -> Path:
-        """Return the path of the blob. Raises `NotFound`."""
+    def path(self, sha256: str, size: int | None = None) -> Path:
+        """Return the path of the blob. Raises `NotFound`, `Damaged` if it does not have `size` bytes."""
         place = self._place(sha256)
         if not place.is_file():
             raise NotFound("artifact", sha256, "upload it with PUT /v1/artifacts/{sha256}")
+        if size is not None and (actual := place.stat().st_size) != size:
+            raise Damaged(sha256, actual)
         return place
 
     def verified_path(self, sha256: str) -> Path:

@@ -94,6 +94,22 @@ async def test_a_bad_row_is_in_the_errors_file_and_not_in_the_output(scorings: S
     assert [line.split(",")[:3] for line in lines[1:]] == [["1", "8", "x0"], ["2", "9", "x0"]]
 
 
+async def test_a_damaged_output_or_errors_file_is_refused(scorings: Scorings, name: str) -> None:
+    path = scorings.write(f"{name}.csv", ROWS[0], "8,odd,0,0", ROWS[2])
+    record = await scorings.finish(await scorings.start(path))
+    store = scorings.api.services.store
+    with scorings.api.services.sessions.begin() as session:
+        job = jobs.get(session, record["id"])
+        files = {record["output"]: job.output, record["errors"]: job.errors}
+    for url, sha256 in files.items():
+        assert sha256 is not None
+        content = store.path(sha256).read_bytes()
+        store.path(sha256).write_bytes(content[:-1])
+        problem = check_problem(await scorings.api.client.get(url), 500)
+        assert f"{sha256} is damaged: its {len(content) - 1} bytes" in problem["detail"]
+        store.put([content])
+
+
 async def test_the_errors_file_names_the_input_file_and_the_row_in_it(scorings: Scorings, name: str) -> None:
     for number, rows in enumerate([(ROWS[0], "8,odd,0,0"), (ROWS[1],), ("9,odd,0,0", ROWS[2], "7,odd,0,0")]):
         scorings.write(f"{name}/{number}.csv", *rows)
