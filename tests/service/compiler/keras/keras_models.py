@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
 import warnings
 import zipfile
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +28,32 @@ from tests.conftest import require_tensorflow
 require_tensorflow(allow_module_level=True)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # from TensorFlow's own imports
-    import keras
 
-layers = keras.layers
+
+class LazyModule:
+    """A module that is imported at its first use: Keras takes seconds, and few processes run these tests."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_") and attribute != "__version__":
+            raise AttributeError(attribute)  # pytest looks for marks at everything that a test file imports
+        return getattr(_imported(self._name), attribute)
+
+
+@cache
+def _imported(name: str) -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from TensorFlow's own imports
+        module = import_module(name)
+    gc.collect()
+    gc.freeze()  # as after the collection of the tests, see tests/conftest.py
+    return module
+
+
+keras: Any = LazyModule("keras")
+layers: Any = LazyModule("keras.layers")
 TRAINING_ROWS = 1200  # of the 1,797 digits
 
 
