@@ -61,6 +61,8 @@ def main() -> None:
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             temp_dir=str(home),
+            no_monitor=True,  # no autoscaler
+            include_log_monitor=False,
         )
     sys.stdout.write(f"{cluster.address}\n")
     sys.stdout.flush()

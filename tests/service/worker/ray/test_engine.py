@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from service.runtime.loading import BulkLoader, is_shared
 from service.submit.score_admission import ScoreAdmission
 from service.worker.job_work import WorkContext
 from service.worker.lane_models import LaneModels
-from service.worker.lanes import Worker
+from service.worker.lanes import RunningTask, Worker
 from service.worker.ray.engine import RayEngine
+from service.worker.ray.messages import RayReport
 from service.worker.score_work import ScoreWork
 from tests.service.compiler.fit.datasets import cancer, split_frame, without_target
 from tests.service.estimators import SLEEP_OFFSET, SleepingModel, numeric_rows
@@ -48,6 +50,17 @@ from tests.service.worker.train.trainings import Trainings
 pytestmark = pytest.mark.slow
 ROWS = 10  # per file; each file is one partition
 WAIT_S = 90.0
+
+
+class ObservedEngine(RayEngine):
+    """An engine that calls `on_record` after each recorded report, while its driver and actors run."""
+
+    on_record: Callable[[], None] | None = None
+
+    def _record(self, running: RunningTask, report: RayReport, is_last: bool) -> None:
+        super()._record(running, report, is_last)
+        if self.on_record is not None:
+            self.on_record()
 
 
 class RayBench:
@@ -63,7 +76,13 @@ class RayBench:
         self.forks = SharedTemplate()
         frame = numeric_rows()
         self.publish("forest", RandomForestClassifier(10, random_state=0).fit(frame, frame["x0"] > 0))
+
+    @cached_property
+    def sleeper(self) -> str:
+        """The name of the model that sleeps, published on first use: only some tests use it."""
+        frame = numeric_rows()
         self.publish("sleeper", SleepingModel().fit(frame, frame["x0"]))
+        return "sleeper"
 
     def publish(self, name: str, model: Any) -> None:
         file = io.BytesIO()
@@ -114,20 +133,28 @@ class RayBench:
             return ScoreAdmission().accept(session, self.store, spec, version, by="tests").id
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """Run a worker in this process."""
+    def worker(self, on_record: Callable[[], None] | None = None) -> Iterator[Worker]:
+        """Yield a worker in this process that runs only when the test calls its steps."""
         isolation = Isolation(lambda: self.forks.fork("isolated"), self.settings.build_memory_mb, 30.0)
         models = LaneModels(BulkLoader(self.sessions, self.store, isolation), is_shared)
         context = WorkContext(self.settings, self.sessions, self.store, models, self.forks)
         works = {SCORE: ScoreWork(context)}
-        run_on_ray = RayEngine(self.settings, self.sessions, works).run
-        worker = Worker(self.settings, self.sessions, works, run_on_ray)
-        worker.start()
+        engine = ObservedEngine(self.settings, self.sessions, works)
+        engine.on_record = on_record
         try:
-            yield
+            yield Worker(self.settings, self.sessions, works, engine.run)
         finally:
-            worker.stop(30.0)
             models.close()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Run the threads of a worker in this process."""
+        with self.worker() as worker:
+            worker.start()
+            try:
+                yield
+            finally:
+                worker.stop(30.0)
 
     def worker_process(self) -> subprocess.Popen[bytes]:
         variables = {"TRIVIUM_HOME": str(self.settings.home), "TRIVIUM_BATCH_ROOTS": str(self.data)}
@@ -227,7 +254,7 @@ def test_ray_writes_the_same_bytes_as_the_local_engine(bench: RayBench, cluster:
 
 @pytest.mark.fault
 def test_each_partition_counts_once_if_an_actor_is_killed(bench: RayBench, cluster: dict[str, str]) -> None:
-    job_id = bench.start(bench.write("actor", 6, sleep_s=1.0), "sleeper")
+    job_id = bench.start(bench.write("actor", 6, sleep_s=1.0), bench.sleeper)
     with bench.working():
         killed_pid = pid_of(bench.wait_for_finished(job_id).popitem()[1])
         os.kill(killed_pid, signal.SIGKILL)
@@ -240,7 +267,7 @@ def test_each_partition_counts_once_if_an_actor_is_killed(bench: RayBench, clust
 def test_another_worker_continues_if_a_worker_and_its_driver_are_killed(
     bench: RayBench, cluster: dict[str, str]
 ) -> None:
-    job_id = bench.start(bench.write("worker", 6, sleep_s=1.5), "sleeper")
+    job_id = bench.start(bench.write("worker", 6, sleep_s=1.5), bench.sleeper)
     worker = bench.worker_process()
     try:
         bench.wait_for_finished(job_id)
@@ -260,14 +287,22 @@ def test_another_worker_continues_if_a_worker_and_its_driver_are_killed(
 def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
     bench: RayBench, cluster: dict[str, str]
 ) -> None:
-    job_id = bench.start(bench.write("cancel", 4, sleep_s=1.5), "sleeper")
-    with bench.working():
-        bench.wait_for_finished(job_id)
+    job_id = bench.start(bench.write("cancel", 6))
+    done: dict[int, PartitionRow] = {}
+
+    def cancel() -> None:
+        assert len(drivers()) == 1
+        done.update(bench.finished(job_id))
+        assert all(psutil.pid_exists(pid_of(p)) for p in done.values())
         with bench.sessions.begin() as session:
             jobs.cancel(session, job_id)
-        done = bench.finished(job_id)
-        wait_for(lambda: not drivers())
-        wait_for(lambda: not any(psutil.pid_exists(pid_of(p)) for p in done.values()))
+
+    with bench.worker(cancel) as worker:
+        worker.step()
+        worker.ray_step()
+    assert drivers() == []
+    wait_for(lambda: not any(psutil.pid_exists(pid_of(p)) for p in done.values()))
+    assert len(done) == 1
     assert bench.job(job_id).state == jobs.CANCELLED
     assert bench.finished(job_id).keys() == done.keys()
 
@@ -275,12 +310,15 @@ def test_a_job_that_is_cancelled_ends_its_driver_and_its_actors(
 def test_a_failed_partition_fails_the_job_naming_the_partition(
     bench: RayBench, cluster: dict[str, str]
 ) -> None:
-    directory = bench.write("gone", 3)
+    directory = bench.write("gone", 2)
     job_id = bench.start(directory, max_attempts=1)
-    with bench.working():
-        wait_for(lambda: bench.parts(job_id))
+    with bench.worker() as worker:
+        worker.step()
+        with bench.sessions.begin() as session:  # one unfinished partition: Ray starts one actor only
+            jobs.partition(session, job_id, jobs.SCORE_STAGE, 0).result = {}
         (directory / "1.csv").unlink()
-        job = bench.ended(job_id)
+        worker.ray_step()
+    job = bench.job(job_id)
     assert job.state == jobs.FAILED
     assert "partition 1" in (job.error or "")
     assert "1.csv" in (job.error or "")
@@ -316,12 +354,21 @@ def test_without_a_cluster_ray_runs_on_loopback_and_ends_with_the_job(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     job_id = bench.start(bench.write("alone", 2))
-    with bench.working():
-        wait_for(drivers)
+    addresses: set[str] = set()
+    found: dict[int, psutil.Process] = {}
+
+    def observe() -> None:
         [driver] = drivers()
-        wait_for(lambda: "ray::" in " ".join(map(command, started_by(driver))))
-        addresses = {c.laddr.ip for p in started_by(driver) for c in listening(p)}
-        bench.ended(job_id)
+        found[driver.pid] = driver
+        processes = started_by(driver)
+        assert "ray::" in " ".join(map(command, processes))
+        addresses.update(c.laddr.ip for p in processes for c in listening(p))
+
+    with bench.worker(observe) as worker:
+        worker.step()
+        worker.ray_step()
+        worker.step()  # the assembly
+    [driver] = found.values()
     check_once_each(bench, job_id, 2)
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert addresses
