@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,40 @@ def trainings(tmp_path: Path, forks: ForkServer) -> Iterator[Trainings]:
     trainings.engine.dispose()
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, shared_forks: ForkServer) -> Trainings:
+    """A training of a forest that has published `m:1`, which is not built yet."""
+    trainings = Trainings(tmp_path_factory.mktemp("published"), shared_forks)
+    job_id = trainings.start(
+        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble",
+        publish={"name": "m", "alias": "champion", "tags": {}},
+        then={"kind": "score", "input": {"uri": str(trainings.data)}, "passthrough": ["y"]},
+    )  # fmt: skip
+    while trainings.job(job_id).version is None:
+        trainings.worker.step()
+    trainings.engine.dispose()
+    return trainings
+
+
+@pytest.fixture
+def published(tmp_path: Path, forks: ForkServer, template: Trainings) -> Iterator[Trainings]:
+    """A copy of `template` for one test. Its job is `JOB`."""
+    shutil.copytree(template.settings.home, tmp_path / "home")
+    trainings = Trainings(tmp_path, forks)
+    trainings.settings.batch_roots = template.settings.batch_roots
+    yield trainings
+    trainings.engine.dispose()
+
+
+JOB = 1
+"""The training of `published`."""
+
+
 def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) -> None:
     pipeline = make_pipeline(StandardScaler(), IncrementalPCA(20), SGDClassifier(loss="log_loss"))
     job = trainings.run(
         trainings.start(
-            pipeline, split_frame(digits(), 4), ".csv",
+            pipeline, split_frame(digits(), 2), ".csv",
             publish={"name": "m", "alias": "champion", "tags": {"from": "batch"}},
         )
     )  # fmt: skip
@@ -60,31 +90,27 @@ def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) ->
     assert version.metrics["accuracy"] > 0.8
     assert set(version.metrics) == {"accuracy", "f1", "log_loss"}
     training = version.lineage["training"]
-    assert (training["job"], training["partitions"], training["strategy"]) == (job.id, 4, "partial_fit")
+    assert (training["job"], training["partitions"], training["strategy"]) == (job.id, 2, "partial_fit")
     assert training["rows"] + training["held_out"] == 1797
-    assert training["input"]["names"] == [f"part-{n}.csv" for n in range(4)]
+    assert training["input"]["names"] == [f"part-{n}.csv" for n in range(2)]
     progress = trainings.progress(job.id)
     assert (progress.rows_done, progress.rows_total, progress.rows_failed) == (1797, 1797, 0)
-    assert [p.stage for p in trainings.partitions(job.id)][::4][:4] == [
+    assert [p.stage for p in trainings.partitions(job.id)][::2][:4] == [
         "00-read", "01-transform", "02-transform", "03-fit",
     ]  # fmt: skip
 
 
-def test_an_ensemble_has_a_forest_for_each_partition(trainings: Trainings) -> None:
-    job = trainings.run(
-        trainings.start(RandomForestClassifier(5), split_frame(cancer(), 4), strategy="ensemble")
-    )
-    assert job.state == "done", job.error
-    assert len(trainings.model().estimators_) == 20
-    assert trainings.version().metrics["roc_auc"] > 0.9
+def test_an_ensemble_has_a_forest_for_each_partition(published: Trainings) -> None:
+    assert len(published.model().estimators_) == 6
+    assert published.version().metrics["roc_auc"] > 0.9
 
 
 def test_a_repeated_training_gives_the_same_model(trainings: Trainings) -> None:
     predictions = []
     for number in (1, 2):
         start = trainings.start(
-            RandomForestClassifier(5), split_frame(cancer(), 3),
-            strategy="ensemble", sampling="stratified", partitions=4,
+            RandomForestClassifier(3), split_frame(cancer(), 2),
+            strategy="ensemble", sampling="stratified", partitions=3,
         )  # fmt: skip
         assert trainings.run(start).version == number
         predictions.append(trainings.model(number).predict_proba(without_target(cancer())))
@@ -94,7 +120,7 @@ def test_a_repeated_training_gives_the_same_model(trainings: Trainings) -> None:
 
 def test_a_regression_is_measured_by_its_errors(trainings: Trainings) -> None:
     job = trainings.run(
-        trainings.start(make_pipeline(StandardScaler(), SGDRegressor()), split_frame(diabetes(), 3))
+        trainings.start(make_pipeline(StandardScaler(), SGDRegressor()), split_frame(diabetes(), 2))
     )
     assert job.state == "done", job.error
     assert set(trainings.version().metrics) == {"r2", "mae", "rmse"}
@@ -111,7 +137,7 @@ def test_an_estimator_without_partial_fit_fails_at_planning_with_its_name(traini
 
 def test_validation_rows_are_not_trained_on_and_give_the_metrics(trainings: Trainings) -> None:
     table = cancer().assign(row=np.arange(569.0))
-    job = trainings.run(trainings.start(KNeighborsClassifier(1), split_frame(table, 4), strategy="single"))
+    job = trainings.run(trainings.start(KNeighborsClassifier(1), split_frame(table, 2), strategy="single"))
     assert job.state == "done", job.error
     trained_rows = set(trainings.model()._fit_X[:, -1].astype(int).tolist())
     version = trainings.version()
@@ -144,7 +170,7 @@ def test_balanced_sampling_trains_on_the_same_number_of_rows_per_class(trainings
     job = trainings.run(
         trainings.start(
             KNeighborsClassifier(1),
-            split_frame(table, 3),
+            split_frame(table, 2),
             strategy="single",
             sampling="balanced",
             validation=0,
@@ -162,11 +188,11 @@ def test_balanced_sampling_trains_on_the_same_number_of_rows_per_class(trainings
 def test_the_rows_are_distributed_to_the_requested_number_of_partitions(trainings: Trainings) -> None:
     job = trainings.run(
         trainings.start(
-            RandomForestClassifier(3), split_frame(digits(), 2), strategy="ensemble", partitions=5
+            RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", partitions=3
         )
     )
     assert job.state == "done", job.error
-    assert len(trainings.model().estimators_) == 15
+    assert len(trainings.model().estimators_) == 9
     fits = [p.rows for p in trainings.partitions(job.id) if p.stage == "01-fit"]
     assert max(fits) - min(fits) <= 2
 
@@ -205,7 +231,7 @@ def test_a_column_with_different_types_in_two_files_is_rejected(trainings: Train
 def test_a_cell_of_another_type_fails_naming_its_column_and_dtypes_fixes_it(
     trainings: Trainings,
 ) -> None:
-    table = pd.concat([cancer()] * 40)
+    table = pd.concat([cancer()] * 12)  # more than the sample that the types are inferred from
     table["worst_area"] = table["worst_area"].round().astype(int).astype(object)
     table.iloc[-1, table.columns.get_loc("worst_area")] = 2.5
     job = trainings.run(trainings.start(SGDClassifier(), [table], ".csv"))
@@ -216,7 +242,7 @@ def test_a_cell_of_another_type_fails_naming_its_column_and_dtypes_fixes_it(
 
 
 def test_missing_values_fail_the_job_with_the_message_of_the_estimator(trainings: Trainings) -> None:
-    parts = split_frame(cancer(), 3)
+    parts = split_frame(cancer(), 2)
     parts[1].loc[5, "mean_radius"] = np.nan
     job = trainings.run(trainings.start(SGDClassifier(), parts, validation=0))
     assert job.state == "failed"
@@ -225,7 +251,7 @@ def test_missing_values_fail_the_job_with_the_message_of_the_estimator(trainings
 
 
 def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainings) -> None:
-    parts = split_frame(diabetes(), 3)
+    parts = split_frame(diabetes(), 2)
     parts[0].loc[:9, "y"] = np.nan
     job = trainings.run(trainings.start(SGDRegressor(), parts, validation=0))
     assert job.state == "done", job.error
@@ -236,12 +262,12 @@ def test_rows_without_a_target_are_counted_and_not_trained_on(trainings: Trainin
 
 def test_only_the_running_step_of_a_dead_worker_runs_again(trainings: Trainings) -> None:
     job_id = trainings.start(
-        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), split_frame(cancer(), 4)
+        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss")), split_frame(cancer(), 3)
     )
-    for _ in range(8):  # plan, 4 partitions to read, assemble, two partitions of the scaler's pass
+    for _ in range(7):  # plan, 3 partitions to read, assemble, two partitions of the scaler's pass
         trainings.worker.step()
     before = {(p.stage, p.number): p.result for p in trainings.partitions(job_id) if p.result}
-    assert len(before) == 6, before
+    assert len(before) == 5, before
     claim_and_die(trainings)
     trainings.worker = trainings.new_worker()
     job = trainings.run(job_id)
@@ -260,7 +286,7 @@ def claim_and_die(trainings: Trainings) -> None:
 
 
 def test_a_failed_training_continues_when_it_is_resumed(trainings: Trainings) -> None:
-    parts = split_frame(cancer(), 3)
+    parts = split_frame(cancer(), 2)
     job_id = trainings.start(SGDClassifier(loss="log_loss"), parts, ".csv", max_attempts=1)
     trainings.worker.step()
     path = trainings.data / "part-1.csv"
@@ -274,30 +300,23 @@ def test_a_failed_training_continues_when_it_is_resumed(trainings: Trainings) ->
     assert (job.state, job.version) == ("done", 1), job.error
 
 
-def test_a_rejected_version_fails_the_training_with_its_reason(trainings: Trainings) -> None:
-    job_id = trainings.start(RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble")
-    while trainings.job(job_id).version is None:
-        trainings.worker.step()
-    with trainings.sessions.begin() as session:
-        versions.reject(session, trainings.job(job_id).version_id or 0, "the parity check failed")
-    while trainings.job(job_id).state in jobs.OPEN_STATES:
-        trainings.worker.step()
-    job = trainings.job(job_id)
+def test_a_rejected_version_fails_the_training_with_its_reason(published: Trainings) -> None:
+    with published.sessions.begin() as session:
+        versions.reject(session, published.job(JOB).version_id or 0, "the parity check failed")
+    while published.job(JOB).state in jobs.OPEN_STATES:
+        published.worker.step()
+    job = published.job(JOB)
     assert (job.state, job.version) == ("failed", 1)
     assert "m:1 was rejected: the parity check failed" in str(job.error)
 
 
-def test_the_job_in_then_scores_with_exactly_the_trained_version(trainings: Trainings) -> None:
-    then = {"kind": "score", "input": {"uri": str(trainings.data)}, "passthrough": ["y"]}
-    job_id = trainings.start(
-        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", then=then
-    )
-    job = trainings.run(job_id)
+def test_the_job_in_then_scores_with_exactly_the_trained_version(published: Trainings) -> None:
+    job = published.run(JOB)
     assert job.state == "done", job.error
-    with db.reading(trainings.sessions) as session:
-        (child,) = session.scalars(select(JobRow).where(JobRow.parent_id == job_id))
+    with db.reading(published.sessions) as session:
+        (child,) = session.scalars(select(JobRow).where(JobRow.parent_id == JOB))
     assert (child.kind, child.model, child.version, child.version_id) == ("score", "m", 1, job.version_id)
-    scored = trainings.run(child.id)
+    scored = published.run(child.id)
     assert scored.state == "done", scored.error
     assert (scored.manifest or {})["rows"] == 569
 
@@ -335,26 +354,18 @@ def test_a_training_cancelled_during_its_last_step_publishes_nothing(trainings: 
 
 @pytest.mark.parametrize("moment", ["before its build", "after its build", "while it ends"])
 def test_a_training_cancelled_after_it_published_changes_nothing_that_is_served(
-    trainings: Trainings, moment: str, monkeypatch: pytest.MonkeyPatch
+    published: Trainings, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = {"name": "m", "alias": "champion", "tags": {}}
-    then = {"kind": "score", "input": {"uri": str(trainings.data)}}
-    job_id = trainings.start(
-        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", publish=publish, then=then
-    )
-    while trainings.job(job_id).version is None:
-        trainings.worker.step()
-
     def cancel() -> None:
-        with trainings.sessions.begin() as session:
-            jobs.cancel(session, job_id)
+        with published.sessions.begin() as session:
+            jobs.cancel(session, JOB)
 
     if moment == "before its build":
         cancel()
-    trainings.build()
+    published.build()
     if moment == "after its build":
         cancel()
-        trainings.worker.step()
+        published.worker.step()
     elif moment == "while it ends":  # between the last look at the version and the end of the job
         summary = publish_model.training_summary
 
@@ -363,26 +374,20 @@ def test_a_training_cancelled_after_it_published_changes_nothing_that_is_served(
             return summary(job, plan)
 
         monkeypatch.setattr(publish_model, "training_summary", cancel_and_summarize)
-    trainings.run(job_id)
-    assert (trainings.job(job_id).state, trainings.version().state) == ("cancelled", "ready")
-    with db.reading(trainings.sessions) as session:
+    published.run(JOB)
+    assert (published.job(JOB).state, published.version().state) == ("cancelled", "ready")
+    with db.reading(published.sessions) as session:
         assert session.scalars(select(AliasRow)).all() == []
-        assert session.scalars(select(JobRow.id)).all() == [job_id]
+        assert session.scalars(select(JobRow.id)).all() == [JOB]
 
 
 def test_a_training_whose_version_is_archived_before_its_end_does_not_move_the_alias(
-    trainings: Trainings,
+    published: Trainings,
 ) -> None:
-    publish = {"name": "m", "alias": "champion", "tags": {}}
-    job_id = trainings.start(
-        RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", publish=publish
-    )
-    while trainings.job(job_id).version is None:
-        trainings.worker.step()
-    trainings.build()
-    with trainings.sessions.begin() as session:
+    published.build()
+    with published.sessions.begin() as session:
         versions.edit(session, "m", 1, archived=True)
-    job = trainings.run(job_id)
+    job = published.run(JOB)
     assert job.state == "failed"
     assert "champion was not moved: m:1 is archived" in str(job.error)
 
@@ -405,7 +410,7 @@ def test_strings_and_missing_numbers_are_trained_on_as_they_are_served(
     columns = ColumnTransformer([("n", numbers, ["age", "visits"]), ("c", OneHotEncoder(), ["city"])])
     job = trainings.run(
         trainings.start(
-            make_pipeline(columns, RandomForestClassifier(10)), mixed(), suffix,
+            make_pipeline(columns, RandomForestClassifier(5)), mixed(), suffix,
             strategy="ensemble", sampling="stratified",
         )
     )  # fmt: skip
@@ -427,7 +432,7 @@ def test_excluded_columns_are_not_features(trainings: Trainings, suffix: str) ->
     for part in parts:
         part.insert(0, "patient", [f"P{n}" for n in range(len(part))])
         part["seen"] = pd.Timestamp("2026-01-02").date()
-    model = RandomForestClassifier(5)
+    model = RandomForestClassifier(2)
     job = trainings.run(trainings.start(model, parts, suffix, strategy="ensemble", max_attempts=1))
     assert job.state == "failed"
     assert "text columns: 'patient', 'seen': exclude those that are not features" in str(job.error)
@@ -446,7 +451,7 @@ def test_hashed_texts_are_learned_partition_by_partition(trainings: Trainings) -
     words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}
     labels = random.choice(list(words), 300)
     texts = [" ".join(random.choice([*words[label], "the", "a"], 8)) for label in labels]
-    parts = split_frame(pd.DataFrame({"text": texts, "y": labels}), 3)
+    parts = split_frame(pd.DataFrame({"text": texts, "y": labels}), 2)
     pipeline = make_pipeline(HashingVectorizer(n_features=2**10), SGDClassifier(loss="log_loss"))
     job = trainings.run(trainings.start(pipeline, parts, ".csv"))
     assert job.state == "done", job.error
@@ -494,7 +499,7 @@ def test_a_training_runs_on_postgresql_too(tmp_path: Path, forks: ForkServer, ur
     trainings = Trainings(tmp_path, forks, url)
     job = trainings.run(
         trainings.start(
-            make_pipeline(StandardScaler(), RandomForestClassifier(3)), split_frame(digits(), 3),
+            make_pipeline(StandardScaler(), RandomForestClassifier(3)), split_frame(digits(), 2),
             strategy="ensemble", sampling="balanced", partitions=2,
         )
     )  # fmt: skip
