@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 
 from registry import aliases, db, revision, versions
-from registry.tables import ModelRow, VersionRow
+from registry.tables import ModelRow, TagRow, VersionRow
 from tests.registry.signatures import SIGNATURES
 
 
@@ -31,15 +31,24 @@ def add_models(home: Path, names: Sequence[str], alias: str | None = None) -> No
     engine.dispose()
 
 
-def copy_version(home: Path, source: str, name: str) -> None:
-    """Insert the model `name` with version 1 of the model `source`, without its aliases and tags."""
+def copy_version(home: Path, source: str, name: str, tags: Mapping[str, str] | None = None) -> None:
+    """Insert version 1 of the model `source`, without its aliases and tags, as the next version of `name`.
+
+    The model `name` is created if it does not exist. `tags` are the tags of the copy.
+    """
     engine = db.connect(f"sqlite:///{home / 'registry.db'}")
     with db.sessions(engine).begin() as session:
         built = versions.get(session, source, 1)
         own = {"id", "model_id", "number"}
         fields = {c.key: getattr(built, c.key) for c in inspect(VersionRow).column_attrs if c.key not in own}
-        owner = ModelRow(name=name, last_number=1, created_by=built.created_by)
-        session.add_all([owner, VersionRow(model=owner, number=1, **fields)])
+        owner = session.scalar(select(ModelRow).where(ModelRow.name == name))
+        if owner is None:
+            owner = ModelRow(name=name, last_number=0, created_by=built.created_by)
+        owner.last_number += 1
+        copied_tags = [TagRow(key=key, value=value) for key, value in (tags or {}).items()]
+        session.add_all(
+            [owner, VersionRow(model=owner, number=owner.last_number, tags=copied_tags, **fields)]
+        )
         session.flush()
         revision.record_change(session, "model", name)
     engine.dispose()
