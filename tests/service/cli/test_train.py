@@ -15,10 +15,10 @@ from tests.service.compiler.fit.datasets import cancer, split_frame
 
 @pytest.fixture
 def data(server, request):
-    """Four files below the server's batch root."""
+    """Two files below the server's batch root."""
     folder = server.root / request.node.name
     folder.mkdir()
-    for number, part in enumerate(split_frame(cancer(), 4)):
+    for number, part in enumerate(split_frame(cancer(), 2)):
         part.to_csv(folder / f"part-{number}.csv", index=False)
     return folder
 
@@ -40,7 +40,7 @@ def test_a_training_publishes_a_version_that_predicts(live, save, data, tmp_path
     )
     assert result.code == 0, result.err
     assert result.out.startswith("trained:1 was trained on 45")
-    assert "in 4 partitions; on 11" in result.out
+    assert "in 2 partitions; on 11" in result.out
     assert "accuracy=0.9" in result.out
     assert result.err.endswith(": done\n")  # without a terminal, lines replace the progress bar
     description = live("show", "trained@champion").out
@@ -55,19 +55,19 @@ def test_an_uploaded_file_is_split_into_partitions_for_an_ensemble(live, server,
     file = tmp_path / "rows.parquet"
     cancer().to_parquet(file)
     result = live(
-        *("train", save(RandomForestClassifier(5)), file, "--name", "split", "--target", "y"),
-        *("--strategy", "ensemble", "--sampling", "stratified", "--partitions", "4", "--json"),
+        *("train", save(RandomForestClassifier(3)), file, "--name", "split", "--target", "y"),
+        *("--strategy", "ensemble", "--sampling", "stratified", "--partitions", "3", "--json"),
     )
     assert result.code == 0, result.err
     record = msgspec.json.decode(result.out)
     assert (record["state"], record["version"], record["rows_done"]) == ("done", 1, 569)
-    assert (record["manifest"]["partitions"], record["manifest"]["sampling"]) == (4, "stratified")
+    assert (record["manifest"]["partitions"], record["manifest"]["sampling"]) == (3, "stratified")
     assert record["manifest"]["metrics"]["roc_auc"] > 0.9
 
 
 def test_excluded_columns_are_not_features(live, save, data):
     result = live(
-        *("train", save(RandomForestClassifier(5)), data, "--name", "narrow", "--target", "y"),
+        *("train", save(RandomForestClassifier(2)), data, "--name", "narrow", "--target", "y"),
         *("--strategy", "ensemble", "--exclude", "mean_radius", "--exclude", "mean_area"),
     )
     assert result.code == 0, result.err
@@ -147,4 +147,4 @@ def test_a_schedule_shows_the_scoring_that_follows_its_training(live, save, data
     assert f"starts: train nightly on {data.as_uri()}" in description
     assert f"then scores {data.as_uri()} with the trained version" in description
     assert live("schedules", "delete", "nightly").code == 0
-    assert live("jobs", "watch", trained.record["id"]).code == 0
+    live("jobs", "cancel", trained.record["id"])  # its result is not used

@@ -23,7 +23,7 @@ from tests.service.cli.conftest import CommandServer, command_server
 from tests.service.cli.unreliable_proxy import unreliable_proxy
 from tests.service.estimators import sign_classifier
 
-ROWS = 20_000
+ROWS = 5_000
 NAME = "flag"
 
 
@@ -102,8 +102,8 @@ def test_a_job_is_followed_without_an_event_stream(bad_network, done_job, data, 
     assert record["rows_done"] == ROWS
 
 
-def test_following_a_job_survives_a_restart_of_the_server(tmp_path, published_home, data):
-    """The second server has a worker, so the job is completed while the client follows it."""
+def test_following_a_job_survives_a_restart_of_the_server(server_without_worker, data):
+    """The job ends after the restart, while the client follows it."""
     final_records: list[dict[str, object]] = []
     following_started = threading.Event()
 
@@ -111,15 +111,19 @@ def test_following_a_job_survives_a_restart_of_the_server(tmp_path, published_ho
         with Client(url, key) as client:
             final_records.append(jobs.wait(client, job, lambda record: following_started.set()))
 
-    with command_server(home_with_models(published_home, tmp_path), worker=False) as first:
-        with first.connect() as client:
-            job = jobs.start(client, request_for(client, data))["id"]
-        following = threading.Thread(target=follow, args=(first.url, first.key, job))
-        following.start()
-        assert following_started.wait(60)
-    with command_server(tmp_path, port=first.port):
-        following.join(60)
-    assert [record["state"] for record in final_records] == ["done"]
+    server = server_without_worker
+    with server.connect() as client:
+        job = jobs.start(client, request_for(client, data))["id"]
+    following = threading.Thread(target=follow, args=(server.url, server.key, job))
+    following.start()
+    assert following_started.wait(60)
+    assert server.terminate() in (0, 143, -15)
+    assert following.is_alive()
+    server.start()
+    assert following.is_alive()
+    server.call_json("POST", f"/v1/jobs/{job}/cancel", {})
+    following.join(60)
+    assert [record["state"] for record in final_records] == ["cancelled"]
 
 
 def test_an_interrupted_download_is_resumed(bad_network, done_job, tmp_path):
