@@ -559,7 +559,7 @@ def test_missing_parts_reported_after_the_lease_expired_change_nothing(bench: La
         bench.expire_leases()
         other.step()
         assert bench.job(job_id).state == jobs.DONE
-        raise PartsMissing("part 1 is missing", [(jobs.SCORE_STAGE, 1)])
+        raise PartsMissing([(jobs.SCORE_STAGE, 1)])
 
     bench.work.on_assemble = report_late
     worker.step()
@@ -576,7 +576,7 @@ def test_a_task_released_after_another_worker_claimed_it_stays_with_that_worker(
         bench.expire_leases()
         with bench.sessions.begin() as session:
             assert queue.claim(session, JOB_TASKS, "other", queue.JOB_LEASE_S) is not None
-        raise RetryLater("the input is missing", 60.0)
+        raise RetryLater(60.0)
 
     bench.work.on_partition = wait_too_long
     with bench.sessions.begin() as session:
