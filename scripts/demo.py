@@ -28,6 +28,7 @@ def wait_for_signal(server: subprocess.Popen[bytes]) -> None:
     with suppress(SystemExit):
         print_step("Running", "Ctrl-C stops the server")
         while (exit_code := server.poll()) is None:
+            signals.check_stopped()
             time.sleep(POLL_S)
         raise Failed(f"the server exited with code {exit_code}; log: {FILES / 'server.log'}")
 
@@ -56,9 +57,12 @@ def main() -> int:
         cnn = digits.train() if args.keras else None
         with serving(free_port(args.port)) as (client, server):
             edge.run_edge(client, forest, online.run_online(client, forest))
+            signals.check_stopped()
             batch.run_batch(client)
+            signals.check_stopped()
             if cnn is not None:
                 digits.run_digits(client, cnn)
+                signals.check_stopped()
             if not args.once:
                 print_commands(client.url)
                 wait_for_signal(server)

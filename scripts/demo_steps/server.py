@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo_steps import FILES, HOME, Failed, print_step
-from demo_steps.signals import deferred_signals
+from demo_steps.signals import check_stopped, deferred_signals
 from service.client import BuilderBroken, Client, ServerRefused, Unreachable
 
 START_S = 60.0
@@ -50,6 +50,7 @@ def serving(port: int) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
             server = subprocess.Popen(command, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url, server, log)
+        check_stopped()
         print_step("Serving", f"{url}, ready after {time.perf_counter() - start:.1f} s; log: {log}")
         key_file = HOME / "admin.key"
         key = key_file.read_text().strip() if key_file.exists() else os.environ.get("TRIVIUM_API_KEY")
@@ -74,6 +75,7 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> N
     deadline = time.monotonic() + START_S
     with Client(url, None, timeout_s=5.0) as client:
         while server.poll() is None and time.monotonic() < deadline:
+            check_stopped()
             try:
                 client.call("GET", "/readyz")
             except (Unreachable, ServerRefused):

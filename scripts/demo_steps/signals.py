@@ -14,6 +14,7 @@ REPEAT_S = 1.0
 """A signal this soon after another one is ignored: `timeout` and terminals send two."""
 
 _last_signal_time = -REPEAT_S
+_stop_signal: int | None = None
 
 
 def install_handlers() -> None:
@@ -22,8 +23,20 @@ def install_handlers() -> None:
 
 
 def _exit(number: int, _: object) -> None:
+    global _stop_signal
     if _is_new():
-        sys.exit(128 + number)  # the exit code that shells use for a signal
+        _stop_signal = number
+        check_stopped()
+
+
+def check_stopped() -> None:
+    """Exit if a signal has arrived. Call it in loops and between steps.
+
+    CPython discards the exception of a signal handler that runs inside a destructor or a callback of the
+    garbage collector; without this check the signal would be lost.
+    """
+    if _stop_signal is not None:
+        sys.exit(128 + _stop_signal)  # the exit code that shells use for a signal
 
 
 def _is_new() -> bool:

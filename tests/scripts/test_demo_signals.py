@@ -36,3 +36,19 @@ def test_the_first_signal_ends_the_demo_and_no_signal_is_lost(code: str, status:
     )
     assert (process.returncode, process.stderr) == (status, "")
     assert process.stdout == ("complete\n" if "complete" in code else "")
+
+
+def test_a_signal_whose_exception_python_discards_ends_the_demo_at_its_next_check() -> None:
+    code = (
+        "class Closing:\n"
+        "    def __del__(self): os.kill(me, signal.SIGTERM); time.sleep(0.01)\n"
+        "Closing()\n"
+        "print('still running', flush=True)\n"
+        "signals.check_stopped()\n"
+        "print('not reached')\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", HEAD + code], cwd=SCRIPTS, capture_output=True, text=True, timeout=30
+    )
+    assert (process.returncode, process.stdout) == (143, "still running\n")
+    assert "Exception ignored" in process.stderr
