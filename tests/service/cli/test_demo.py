@@ -86,9 +86,12 @@ def test_a_demo_that_ends_during_the_servers_start_leaves_no_server(tmp_path: Pa
         while not (pids := child_pids(demo.pid)):
             assert demo.poll() is None
             time.sleep(0.002)  # the signal must arrive while the server starts
-        demo.terminate()
-        assert demo.wait(timeout=60) == 143
-        assert wait_for_end(pids[0])
+        try:
+            demo.terminate()
+            assert demo.wait(timeout=60) == 143
+            assert wait_for_end(pids[0])
+        finally:
+            demo.kill()  # otherwise a demo that ignores the signal would block the whole run
 
 
 def test_the_commands_that_the_demo_prints_work_until_ctrl_c(
