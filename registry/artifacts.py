@@ -237,3 +237,22 @@ def create_directory(path: Path, mode: int = 0o777) -> None:
     create_directory(path.parent)
     path.mkdir(mode, exist_ok=True)
     fsync_directory(path.parent)
+
+
+def write_durably(path: Path, content: bytes, partial: Path, mode: int = 0o666) -> None:
+    """Write the whole file or nothing. It survives a power failure.
+
+    `partial` is a path in the same directory for the unfinished file; an existing one is replaced. `mode` are
+    the permissions of the file, set before it has content.
+    """
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync_directory(path.parent)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from registry import revision
-from registry.artifacts import create_directory, fsync_directory
+from registry.artifacts import create_directory, write_durably
 from registry.errors import NotFound, invalid_field
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
@@ -177,15 +176,8 @@ def ensure_admin_key(session: Session, file: Path) -> bool:
         return False
     issued = create(session, "admin", ["admin"], by="trivium")
     create_directory(file.parent)
-    partial = file.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as out:
-        out.write(issued.key + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    partial.rename(file)
-    fsync_directory(file.parent)  # before the commit: the text of the key cannot be restored later
+    # before the commit: the text of the key cannot be restored later
+    write_durably(file, f"{issued.key}\n".encode(), file.with_suffix(".partial"), 0o600)
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,16 +167,7 @@ def _exports(client: Client, ref: ModelRef) -> Iterator[Record]:
 
 
 def _write_atomically(out: Path, content: bytes) -> None:
-    """Write the whole file or nothing, also in a power failure: a program may be reading `out`."""
-    from registry.artifacts import fsync_directory
+    """Write the whole file or nothing: a program may be reading `out`."""
+    from registry.artifacts import write_durably
 
-    partial = out.with_name(f"{out.name}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    fsync_directory(out.parent)
+    write_durably(out, content, out.with_name(f"{out.name}.part"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
-from registry.artifacts import create_directory, fsync_directory
+from registry.artifacts import create_directory, fsync_directory, write_durably
 from registry.errors import Conflict, Invalid, invalid_field
 
 OFFLINE_ROLES = ("root", "targets")
@@ -95,16 +94,5 @@ def read_signer(path: Path) -> CryptoSigner:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write the whole file or nothing. It survives a power failure: no other copy of the key may exist."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    fsync_directory(path.parent)
+    """Write a key file that only its owner may read: no other copy of the key may exist."""
+    write_durably(path, content, path.with_suffix(".partial"), 0o600)
