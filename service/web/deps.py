@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 from registry import db
 from registry.errors import FieldError, Invalid, invalid_field
 from registry.keys import Key
+from service.runtime.codec.json import repeated_key
 from service.web.auth import PUBLIC, RequiredScope, denial_reason
 from service.web.request_context import RequestContext
 from service.web.services import Services
@@ -100,8 +101,7 @@ class ScopeGuard:
 
 def _reject_repeated_keys(body: bytes) -> None:
     def reject(pairs: list[tuple[str, Any]]) -> None:
-        if len({key for key, _ in pairs}) < len(pairs):
-            key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        if (key := repeated_key(pairs)) is not None:
             raise invalid_field(key, "repeated key", "each key once", detail=f"the key {key!r} is repeated")
 
     with suppress(ValueError, RecursionError):  # FastAPI reports a body that is not JSON

@@ -197,12 +197,19 @@ class RepeatedKey(dict[str, Any]):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) == len(pairs):
-        return value
-    repeated = RepeatedKey(pairs)
-    repeated.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-    return repeated
+    key = repeated_key(pairs)
+    if key is None:
+        return dict(pairs)
+    value = RepeatedKey(pairs)
+    value.key = key
+    return value
+
+
+def repeated_key(pairs: list[tuple[str, Any]]) -> str | None:
+    """Return the first repeated key of an object, or None."""
+    if len(dict(pairs)) == len(pairs):
+        return None
+    return next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
 
 
 class _NonFiniteLiteral:
