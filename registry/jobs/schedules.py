@@ -195,7 +195,7 @@ def _edit_recurrence(row: ScheduleRow, changes: dict[str, Any], moment: datetime
 
 
 def acting_name(row: ScheduleRow) -> str:
-    """Return the name in which the schedule's jobs run: its creator, and who changed the job last."""
+    """Return `created_by` of the schedule's jobs: its creator, with the last editor of the job."""
     edit = _last_job_edit(row.edits)
     if edit is None or edit["by"] == row.created_by:
         return row.created_by

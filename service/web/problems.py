@@ -185,7 +185,7 @@ async def _on_trivium_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> Response:
-    """The client ended its upload: its fault, and nobody receives the response."""
+    """The client ended its upload. This is not an error of the server."""
     return _response(request, 400, "the client disconnected")
 
 
