@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
-from registry.signature import MAX_SAFE_INTEGER, Input, Output, Scalar, Signature, max_integer
+from registry.signature import (
+    Input,
+    Output,
+    Scalar,
+    Signature,
+    describe_bounds,
+    integer_bounds,
+    max_integer,
+)
 
 Schema = dict[str, Any]
 
@@ -24,7 +32,7 @@ _JSON_TYPE = {
 }
 _FLOAT32_MAX = 3.4028234663852886e38
 _RANGE: dict[str, Schema] = {  # the range of the dtype: JSON numbers are unbounded
-    "int64": {"format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "int64": {"format": "int64"},
     "float32": {"format": "float", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX},
 }
 _ZERO: dict[str, Scalar] = {"float64": 0.0, "float32": 0.0, "int64": 0, "bool": False, "string": ""}
@@ -33,7 +41,7 @@ _ZERO: dict[str, Scalar] = {"float64": 0.0, "float32": 0.0, "int64": 0, "bool": 
 def instance_schema(signature: Signature) -> Schema:
     """Return the schema of one instance: every feature is required, other properties are not allowed."""
     in_matrix = signature.numeric
-    return _object({i.name: _feature(i, max_integer(i, in_matrix)) for i in signature.inputs})
+    return _object({i.name: _feature(i, in_matrix) for i in signature.inputs})
 
 
 def instance_example(signature: Signature) -> dict[str, Scalar | None]:
@@ -66,23 +74,29 @@ def class_key(value: Scalar) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _feature(feature: Input, largest: int) -> Schema:
+def _feature(feature: Input, in_matrix: bool) -> Schema:
     kind = _JSON_TYPE[feature.dtype]
     schema: Schema = {"type": [kind, "null"] if feature.nullable else kind}
     schema |= _RANGE.get(feature.dtype, {})
-    if feature.dtype == "int64" and largest == MAX_SAFE_INTEGER:
-        schema |= {"minimum": -MAX_SAFE_INTEGER, "maximum": MAX_SAFE_INTEGER}
+    if feature.dtype == "int64":
+        low, high = integer_bounds(feature, max_integer(feature, in_matrix))
+        schema |= {"minimum": low, "maximum": high}
     if feature.closed and feature.categories:
         schema["enum"] = [*feature.categories, *([None] if feature.nullable else [])]
-    if description := _description(feature):
+    if description := _description(feature, in_matrix):
         schema["description"] = description
     return schema
 
 
-def _description(feature: Input) -> str:
-    """Describe the values in the example. They are not limits, so they are not `minimum` or `enum`."""
+def _description(feature: Input, in_matrix: bool) -> str:
+    """Describe the values in the example. They are not limits, so they are not `minimum` or `enum`.
+
+    Enforced bounds are limits, and their description is the reason for them.
+    """
     parts = []
-    if feature.minimum is not None and feature.maximum is not None:
+    if feature.enforced and feature.dtype == "int64":
+        parts.append(describe_bounds(*integer_bounds(feature, max_integer(feature, in_matrix))))
+    elif feature.minimum is not None and feature.maximum is not None:
         parts.append(f"example values from {feature.minimum:g} to {feature.maximum:g}")
     if feature.categories and not feature.closed:
         parts.append("example values: " + ", ".join(class_key(c) for c in feature.categories))

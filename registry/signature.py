@@ -6,6 +6,7 @@ against a signature, and `service/compiler/signature/describe.py` infers one fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ Scalar = bool | int | float | str
 
 MAX_SAFE_INTEGER = 2**53 - 1
 """Above it, float64 cannot represent every integer (RFC 7493, 2.2)."""
+MAX_FLOAT32_INTEGER = 2**24
+"""Above it, float32 cannot represent every integer."""
 NUMERIC_DTYPES: frozenset[str] = frozenset({"float64", "float32", "int64", "bool"})
 
 
@@ -30,9 +33,10 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     nullable: bool = False
     categories: tuple[Scalar, ...] | None = None  # values that the model was fitted on
     closed: bool = False  # True: the model itself rejects values outside `categories`
-    minimum: float | None = None  # in the example; not a limit
+    minimum: float | None = None  # in the example; a limit only if `enforced`
     maximum: float | None = None
     example: Scalar | None = None
+    enforced: bool = False  # True: the model's input cannot hold integers outside `minimum` and `maximum`
 
 
 def is_numeric(inputs: Sequence[Input]) -> bool:
@@ -47,6 +51,37 @@ def max_integer(feature: Input, in_matrix: bool) -> int:
     because they are nullable.
     """
     return MAX_SAFE_INTEGER if in_matrix or feature.nullable else 2**63 - 1
+
+
+def integer_bounds(feature: Input, largest: int) -> tuple[int, int]:
+    """Return the smallest and the largest value of an int64 feature, both included.
+
+    `largest`: what `max_integer` returns for the feature.
+    """
+    low, high = (-largest, largest) if largest == MAX_SAFE_INTEGER else (-largest - 1, largest)
+    if not feature.enforced:
+        return low, high
+    if feature.minimum is not None:
+        low = max(low, math.ceil(feature.minimum))
+    if feature.maximum is not None:
+        high = min(high, math.floor(feature.maximum))
+    return low, high
+
+
+def describe_bounds(low: int, high: int) -> str:
+    """Say why a model's input is limited to these integers: the type that has exactly these bounds."""
+    for bits in (8, 16, 32):
+        if (low, high) == (0, 2**bits - 1):
+            return f"the model's input holds uint{bits}: {low} to {high}"
+        if (low, high) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1):
+            return f"the model's input holds int{bits}: {low} to {high}"
+    for dtype, largest in (("float32", MAX_FLOAT32_INTEGER), ("float64", MAX_SAFE_INTEGER)):
+        if (low, high) == (-largest, largest):
+            return (
+                f"the model receives this feature as {dtype}, which represents integers exactly only from "
+                f"{low} to {high}"
+            )
+    return f"the model's input holds integers from {low} to {high}"
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

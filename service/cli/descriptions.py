@@ -102,7 +102,8 @@ def _describe_input(column: Record) -> str:
     categories = f": {_join_list(column['categories'])}" if column.get("categories") else ""
     value_range = ""
     if column.get("minimum") is not None:
-        value_range = f", seen {column['minimum']:g} to {column['maximum']:g}"
+        verb = "only" if column.get("enforced") else "seen"
+        value_range = f", {verb} {column['minimum']:g} to {column['maximum']:g}"
     nullable = ", may be missing" if column["nullable"] else ""
     return f"{column['name']} {column['dtype']}{nullable}{value_range}{categories}"
 

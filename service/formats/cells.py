@@ -118,7 +118,7 @@ def _accepts_finite(column: Column, arrow_type: Any) -> bool:
     if column.closed_categories is not None:
         return False
     if column.dtype == "int64":
-        return bool(pa.types.is_integer(arrow_type)) and arrow_type.bit_width <= 32
+        return not column.enforced and bool(pa.types.is_integer(arrow_type)) and arrow_type.bit_width <= 32
     return column.dtype == "float64" or (column.dtype == "float32" and arrow_type == pa.float32())
 
 

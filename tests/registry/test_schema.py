@@ -95,6 +95,13 @@ def test_example_values_are_described_but_are_not_limits() -> None:
     )
 
 
+def test_enforced_bounds_are_limits_with_their_reason() -> None:
+    feature = Input("n", "int64", minimum=0.0, maximum=255.0, enforced=True)
+    schema = instance_schema(Signature("regression", (feature,), REGRESSION.outputs))["properties"]["n"]
+    assert (schema["minimum"], schema["maximum"]) == (0, 255)
+    assert schema["description"] == "the model's input holds uint8: 0 to 255"
+
+
 def model_output(output: Output, rows: int = 2) -> np.ndarray:
     """Return an array that a model could return, including a missing number."""
     shape = (rows, *output.shape[1:])

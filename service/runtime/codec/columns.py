@@ -20,7 +20,15 @@ from msgspec import Meta
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
-from registry.signature import MAX_SAFE_INTEGER, Input, Scalar, Signature, max_integer
+from registry.signature import (
+    MAX_SAFE_INTEGER,
+    Input,
+    Scalar,
+    Signature,
+    describe_bounds,
+    integer_bounds,
+    max_integer,
+)
 from registry.text_tables import other_separator
 
 MAX_FAULTS = 100  # more than a person reads; the rest of the body is not checked
@@ -88,13 +96,14 @@ def columns_of(signature: Signature) -> tuple[Column, ...]:
 
 
 class Column:
-    """One `Input` of the signature, compiled. `max_int` is the largest int64 that it accepts."""
+    """One `Input` of the signature, compiled. `max_int` is what `max_integer` returns for it."""
 
     def __init__(self, spec: Input, max_int: int = INT64_MAX) -> None:
         self.name = spec.name
         self.dtype = spec.dtype
         self.nullable = spec.nullable
-        self.max_int, self.min_int = max_int, INT64_MIN if max_int == INT64_MAX else -max_int
+        self.min_int, self.max_int = integer_bounds(spec, max_int)
+        self.enforced = spec.enforced
         holds_nan = spec.nullable and spec.dtype in ("int64", "bool")
         self.storage = np.dtype(
             "float64" if holds_nan else "object" if spec.dtype == "string" else spec.dtype
@@ -173,6 +182,9 @@ class Column:
         if self.dtype == "int64":
             if isinstance(value, float) and not value.is_integer():
                 raise ValueRejected(f"is {show(value)}, not a whole number; {self.advice}")
+            if self.enforced and not self.min_int <= value <= self.max_int:
+                reason = describe_bounds(self.min_int, self.max_int)
+                raise ValueRejected(f"is {show(value)}; {reason}; {self.advice}")
             if not INT64_MIN <= value <= INT64_MAX:
                 raise ValueRejected(f"is {show(value)}, outside the range of int64; {self.advice}")
             if not self.min_int <= value <= self.max_int:
@@ -219,7 +231,8 @@ class Column:
 
     def _are_int64(self, values: Array) -> bool:
         if values.dtype.kind == "f":
-            return bool(((values == np.floor(values)) & (np.abs(values) < float(self.max_int + 1))).all())
+            in_bounds = (values >= float(self.min_int)) & (values < float(self.max_int + 1))
+            return bool((in_bounds & (values == np.floor(values))).all())
         return bool(((values <= self.max_int) & (values >= self.min_int)).all())
 
     def array(self, values: Sequence[Any] | Array) -> Array:

@@ -316,3 +316,35 @@ def test_a_column_that_occurs_once_is_not_a_fault() -> None:
 def test_values_are_shown_in_sixty_characters(value: object, text: str) -> None:
     assert show(value) == text
     assert len(text) <= 60
+
+
+ENFORCED = Column(Input("n", "int64", minimum=0, maximum=255, enforced=True), MAX_SAFE_INTEGER)
+
+
+@pytest.mark.parametrize("value", [0, 255, 255.0, -1, 256, -0.5, 256.0, 2**53, -(2**63), 2**64])
+def test_enforced_bounds_limit_integers_on_every_road(value: float) -> None:
+    inside = 0 <= value <= 255
+    assert accepts(ENFORCED, value) == inside
+    assert json_accepts(ENFORCED, value) == inside
+    assert numpy_accepts(ENFORCED, value, "float64") == inside
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reason"),
+    [
+        (0, 255, "the model's input holds uint8: 0 to 255"),
+        (-128, 127, "the model's input holds int8: -128 to 127"),
+        (-(2**31), 2**31 - 1, "the model's input holds int32: -2147483648 to 2147483647"),
+        (-(2**24), 2**24, "as float32, which represents integers exactly only from -16777216 to 16777216"),
+        (1, 9, "the model's input holds integers from 1 to 9"),
+    ],
+)
+def test_the_message_states_the_enforced_bounds_and_their_reason(low: int, high: int, reason: str) -> None:
+    column = Column(Input("n", "int64", minimum=low, maximum=high, enforced=True), MAX_SAFE_INTEGER)
+    for value in (low - 1, high + 1, 2**70):
+        with pytest.raises(ValueRejected, match=reason):
+            column.check(value)
+
+
+def test_bounds_of_the_example_are_no_limits() -> None:
+    assert accepts(Column(Input("n", "int64", minimum=0, maximum=255), MAX_SAFE_INTEGER), 256)
