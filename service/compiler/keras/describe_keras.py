@@ -28,6 +28,7 @@ class KerasDescription:
     heads: tuple[OutputHead, ...]
     rows: Rows | None
     truth: pa.Array | None
+    usable: Array | None
     warnings: list[str]
 
 
@@ -48,11 +49,12 @@ def describe_model(
         classes = [_classes(head, prefix, corrections, truth, warnings) for head, prefix in pairs]
     outputs = keras_heads.typed_outputs(task, heads, classes)
     signature = Signature(task, inputs, corrections.check_outputs(outputs))
+    usable: Array | None = None
     if rows is not None:
         signature, usable = _usable_rows(model, heads, signature, rows, warnings)
         rows = rows.take(usable)
         truth = truth.filter(pa.array(usable)) if truth is not None else None
-    return KerasDescription(signature, heads, rows, truth, warnings)
+    return KerasDescription(signature, heads, rows, truth, usable, warnings)
 
 
 def _feature_names(

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from registry.errors import Refused, describe_error
 from registry.rows import Array, Outputs, Rows
@@ -72,9 +71,9 @@ def _filled(feature: Input, fill: float) -> Array:
 
 
 def leave_out_missing(
-    probe: Probe, inputs: tuple[Input, ...], rows: Rows, truth: pa.Array | None, warnings: list[str]
-) -> tuple[tuple[Input, ...], Rows, pa.Array | None]:
-    """Inputs, rows and true values without the rows whose missing values the model does not accept.
+    probe: Probe, inputs: tuple[Input, ...], rows: Rows, warnings: list[str]
+) -> tuple[tuple[Input, ...], Array]:
+    """Inputs, and the rows to use, bool [n]: those without missing values that the model does not accept.
 
     A column stays nullable only if the model accepts its missing values. Raises `Refused` if no row is left.
     """
@@ -82,7 +81,7 @@ def leave_out_missing(
     with_missing = [i.name for i, mask in zip(inputs, missing, strict=True) if mask.any()]
     forbidden = any(mask.any() and not i.nullable for i, mask in zip(inputs, missing, strict=True))
     if not with_missing or (not forbidden and probe.accepts(_rows_with_missing(rows, missing), inputs)):
-        return inputs, rows, truth
+        return inputs, np.ones(len(rows), dtype=bool)
     complete = ~np.any(missing, axis=0)
     if not complete.any():
         columns = list_names(with_missing)
@@ -103,7 +102,7 @@ def leave_out_missing(
         if i.name in refused:
             usable &= ~mask
     inputs = tuple(msgspec.structs.replace(i, nullable=i.nullable and i.name not in refused) for i in inputs)
-    return inputs, rows.take(usable), truth.filter(pa.array(usable)) if truth is not None else None
+    return inputs, usable
 
 
 def _missing(rows: Rows, index: int) -> Array:

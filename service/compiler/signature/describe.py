@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from registry.rows import Rows
+from registry.rows import Array, Rows
 from registry.signature import DType, Signature
 from service.compiler.example import ExampleTable
 from service.compiler.signature import acceptance, answers, estimator
@@ -27,6 +27,7 @@ class Described:
     signature: Signature
     rows: Rows | None  # the example's, in the signature's order, without those the model does not accept
     truth: pa.Array | None  # the true values of those rows, where the example has them
+    usable: Array | None  # which rows of the example `rows` are, bool [n]
     warnings: list[str]
 
 
@@ -43,8 +44,11 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     probe = acceptance.Probe(model, form, task)
     rows = example_rows(inputs, sample) if sample is not None else None
     truth = sample.target if sample is not None else None
+    usable: Array | None = None
     if rows is not None:
-        inputs, rows, truth = acceptance.leave_out_missing(probe, inputs, rows, truth, warnings)
+        inputs, usable = acceptance.leave_out_missing(probe, inputs, rows, warnings)
+        rows = rows.take(usable)
+        truth = truth.filter(pa.array(usable)) if truth is not None else None
         probed = rows.take(slice(0, acceptance.MAX_PROBED_ROWS))
     else:
         probed = acceptance.made_up_rows(probe, inputs)
@@ -53,4 +57,4 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
         warnings.append(f"each answer holds {answered['vector'].shape[1]} numbers")
     inputs = acceptance.measure_closed(probe, inputs, probed.take(slice(0, 1)))
     outputs = corrections.check_outputs(answers.outputs(model, task, answered))
-    return Described(Signature(task, inputs, outputs), rows, truth, warnings)
+    return Described(Signature(task, inputs, outputs), rows, truth, usable, warnings)
