@@ -19,6 +19,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     example: str | None = None
     example_media_type: str | None = None
     target: str | None = None  # the example's column with the true values
+    answers: str | None = None  # what the model answered to the example where it was trained
+    answers_media_type: str | None = None
     signature: dict[str, Any] | None = None  # passed by the publisher: a whole signature, or corrections
     lineage: dict[str, Any] = {}  # as far as the publisher stated it
     convert: bool = True  # False: an earlier conversion did not end; only load the model

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import Refused
 from registry.vocabulary import Format
-from service.compiler import sandbox
+from service.compiler import example, sandbox
 from service.compiler.build_sklearn import build_sklearn
 from service.compiler.keras.build_keras import build_keras
+from service.compiler.measure import published_answers
 from service.compiler.onnx.build_onnx import build_onnx
 from service.compiler.report import BuildReport, rejected_build
 from service.compiler.tflite.build_tflite import build_tflite
@@ -39,6 +41,9 @@ def build_version(request: BuildRequest) -> BuildResult:
         warnings.simplefilter("ignore")
         try:
             built = BUILDERS[request.format](request, report)
+            if request.answers is not None:
+                with report.step("answers"):
+                    _compare_answers(request, report)
         except Refused as error:
             built = rejected_build(str(error))
         except Exception as error:
@@ -46,3 +51,22 @@ def build_version(request: BuildRequest) -> BuildResult:
     built.report = {**built.report, **report.to_json()}
     built.lineage = report.lineage
     return built
+
+
+def _compare_answers(request: BuildRequest, report: BuildReport) -> None:
+    """Compare with the publisher's answers. Raises `Refused` when the version does not give them."""
+    served = report.served
+    assert request.answers is not None
+    assert served is not None
+    if served.rows is None or served.usable is None or request.example is None:
+        raise Refused("the answers belong to the rows of an example, but there is no example")
+    rows = len(served.usable)
+    if rows == example.MAX_ROWS:  # the file may have more
+        rows = example.count_rows(request.example, request.example_media_type)
+    table = published_answers.read(Path(request.answers), request.answers_media_type, rows)
+    tolerance = published_answers.TOLERANCES[request.format]
+    answers = served.answer(served.rows)
+    figures = published_answers.compare(table, served.usable, answers, served.signature, tolerance)
+    report.fields["answers"] = figures.to_json()
+    if not figures.within:
+        raise Refused(figures.explain())

@@ -15,7 +15,7 @@ from service.compiler import lineage, safeload
 from service.compiler.measure import comparison_rows, parity, tree_thresholds
 from service.compiler.onnx import candidates
 from service.compiler.onnx.candidates import CandidateChoice, CandidateTrial
-from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
 from service.compiler.signature.estimator import EstimatorRuntime
@@ -60,6 +60,8 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
         built.runtime, built.servable = "onnx", SERVABLE
         report.bytes["onnx"] = choice.chosen.bytes
         report.fields["parity"] = _parity_entry(choice.chosen, model)
+    served = OnnxRuntime(out / SERVABLE, signature) if built.servable else runtime
+    report.served = ServedForm(signature, served.run, described.rows, described.usable)
     if request.convert:
         built.forest = build_forest_table(model, signature, reference, out, report)
     if described.truth is not None and described.rows is not None:

@@ -67,6 +67,11 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     return ExampleTable(columns, truth)
 
 
+def count_rows(path: str | Path, media_type: str | None) -> int:
+    """The rows of a readable example, also those after `MAX_ROWS`."""
+    return int(_read_table(Path(path), media_type).num_rows)
+
+
 def _read_table(path: Path, media_type: str | None) -> pa.Table:
     if media_type == CSV:
         return _read_csv(path)

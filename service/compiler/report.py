@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,21 @@ import pyarrow as pa
 
 from registry.build_messages import BuildRequest, BuildResult, ExportRequest
 from registry.errors import Refused
-from registry.rows import Outputs
+from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.compiler import example, lineage
 from service.compiler.measure import metrics
+from service.compiler.measure.parity import AnswerRows
+
+
+@dataclass(frozen=True)
+class ServedForm:
+    """A built version as it will be served, for the measures that are the same for all formats."""
+
+    signature: Signature
+    answer: AnswerRows  # the runtime that serves it
+    rows: Rows | None  # the example's, in the signature's order, without those the model does not accept
+    usable: Array | None  # which rows of the example `rows` are, bool [n]
 
 
 class BuildReport:
@@ -27,6 +39,7 @@ class BuildReport:
         self.fields: dict[str, Any] = {}
         self.lineage: dict[str, Any] = {"built_by": lineage.builder_versions()}
         self.bytes = {"artifact": Path(request.artifact).stat().st_size}
+        self.served: ServedForm | None = None  # set by the builder of each format
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from registry.rows import Outputs, Rows
 from service.compiler.keras import describe_keras, keras_parity
 from service.compiler.keras.load import KerasModel
 from service.compiler.measure import parity
-from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
 from service.runtime.tflite_runtime import TfliteRuntime
 
@@ -46,6 +46,7 @@ def build_keras(request: BuildRequest, report: BuildReport) -> BuildResult:
     report.fields["parity"] = parity.report_entry(figures, keras_parity.TOLERANCE)
     if not figures.within:
         raise Refused(_explain_difference(figures, signature.outputs[0].name == "values"))
+    report.served = ServedForm(signature, runtime.run, described.rows, described.usable)
     metrics = {}
     if described.truth is not None and described.rows is not None:
         metrics = measure_metrics(signature, answer(described.rows), described.truth, report)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from registry.build_messages import BuildRequest, BuildResult
 from service.compiler.onnx.upload import OnnxUpload
-from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
 from service.runtime.onnx_runtime import OnnxRuntime
 
@@ -24,6 +26,8 @@ def build_onnx(request: BuildRequest, report: BuildReport) -> BuildResult:
         signature, rows, runtime = upload.prepare(file, OnnxRuntime)
     report.warnings.extend(upload.warnings)
     report.bytes["onnx"] = file.stat().st_size
+    usable = np.ones(len(rows), dtype=bool) if rows is not None else None
+    report.served = ServedForm(signature, runtime.run, rows, usable)
     built = BuildResult(
         state="ready",
         report={},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from registry.build_messages import BuildRequest, BuildResult
-from service.compiler.report import BuildReport, measure_metrics, read_example
+from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
 from service.compiler.tflite.tflite_upload import TfliteUpload
 from service.runtime.tflite_runtime import TfliteRuntime
@@ -22,6 +24,8 @@ def build_tflite(request: BuildRequest, report: BuildReport) -> BuildResult:
     with report.step("trial"):
         signature, rows, runtime, copied = upload.serve(file, TfliteRuntime)
     report.warnings.extend(upload.warnings)
+    usable = np.ones(len(rows), dtype=bool) if rows is not None else None
+    report.served = ServedForm(signature, runtime.run, rows, usable)
     metrics = {}
     if sample is not None and sample.target is not None and rows is not None:
         metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
