@@ -19,7 +19,8 @@ from registry.errors import FieldError
 from registry.rows import Array, Rows
 from registry.signature import MAX_SAFE_INTEGER
 from service.formats.dataset import Block, invalid_input
-from service.runtime.codec.arrow import arrow_value, check_type, is_number
+from service.runtime.codec.arrow import arrow_value, check_type, convert_numbers
+from service.runtime.codec.arrow_types import decode, is_number, plain_type, positions_and_values
 from service.runtime.codec.columns import Column, Faults, ValueRejected, rows_of, show
 from service.runtime.codec.csv import csv_value
 
@@ -69,7 +70,7 @@ def typed_block(batch: Any, columns: Sequence[Column], extra: Sequence[str]) -> 
     """Convert a record batch of a format with column types. Raises `Invalid` if a type does not fit."""
     faults = Faults()
     for column in columns:
-        check_type(column, batch.schema.field(column.name).type, faults)
+        check_type(column, batch.schema.field(column.name), faults)
     faults.raise_any()
     if not _is_numeric(batch):
         try:
@@ -83,7 +84,9 @@ def typed_block(batch: Any, columns: Sequence[Column], extra: Sequence[str]) -> 
 def _is_numeric(batch: Any) -> bool:
     """Whether Arrow can convert the batch to a tensor."""
     types = [f.type for f in batch.schema]
-    return bool(types) and all(is_number(t) and t != pa.float16() for t in types)
+    return bool(types) and all(
+        (pa.types.is_integer(t) or pa.types.is_floating(t)) and t != pa.float16() for t in types
+    )
 
 
 def _to_matrix(batch: Any) -> Array:
@@ -124,8 +127,8 @@ def _accepts_finite(column: Column, arrow_type: Any) -> bool:
 
 def _check_column(column: Column, data: Any, read_cell: ReadCell, faults: CellFaults) -> Array:
     arrays: list[Array] = []
-    if is_number(data.type):  # also in CSV, where Arrow has parsed the text
-        read_cell = arrow_value
+    if is_number(plain_type(data.type)):  # also in CSV, where Arrow has parsed the text
+        data, read_cell = decode(data), arrow_value
     _check_range(column, data, read_cell, 0, arrays, faults)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
@@ -174,7 +177,7 @@ def check_missing(
 def _convert(column: Column, data: Any, read_cell: ReadCell) -> Array | None:
     """Convert all cells at once. None if some must be checked one by one."""
     if is_number(data.type):
-        return column.numbers(data.to_numpy(zero_copy_only=False))
+        return convert_numbers(column, data)
     text = _decode(data)
     if text is None:
         return None
@@ -223,18 +226,26 @@ def _has_nan_payload(text: Any) -> bool:
 
 def _convert_distinct(column: Column, data: Any, read_cell: ReadCell) -> Array | None:
     """Check each distinct value once. None if one is invalid."""
-    if pa.types.is_dictionary(data.type):  # decoded, as a dictionary may contain unused values
-        data = data.cast(data.type.value_type)
-    encoded = data.dictionary_encode()
-    cells = encoded.dictionary.to_pylist()
-    if data.null_count:
-        cells.append(None)
+    positions, distinct = _distinct_values(data)
+    cells = [*distinct.to_pylist(), None]
     try:
+        if not positions.null_count:
+            cells.pop()
         values = column.array([column.check(read_cell(cell, column)) for cell in cells])
     except ValueRejected:
         return None
-    index: Array = encoded.indices.fill_null(len(cells) - 1).to_numpy()
+    index: Array = positions.fill_null(len(cells) - 1).to_numpy()
     return np.asarray(values[index])
+
+
+def _distinct_values(data: Any) -> tuple[Any, Any]:
+    """Return the position of each row's value among the distinct values, and those. Null has no position."""
+    if not (pa.types.is_dictionary(data.type) or pa.types.is_run_end_encoded(data.type)):
+        encoded = decode(data).dictionary_encode()
+        return encoded.indices, encoded.dictionary
+    positions, values = positions_and_values(data)
+    used = positions.unique().drop_null()  # a dictionary may contain values that no row has
+    return pc.index_in(positions, value_set=used), decode(values).take(used)
 
 
 def _check_cells(

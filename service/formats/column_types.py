@@ -14,17 +14,17 @@ from registry.errors import FieldError, Invalid
 from registry.signature import MAX_SAFE_INTEGER
 from registry.text_tables import CODE_PATTERN
 from service.formats.dataset import Dataset, InputFile
+from service.runtime.codec.arrow_types import (
+    EXTENSION_NAME,
+    decimals_to_float64,
+    decode,
+    family_of,
+    plain_type,
+)
 from service.runtime.codec.columns import Faults, show
 
 _EXPLICIT = {"given": "1"}
 """Metadata of a field whose type the user set: its values are not checked for codes."""
-_OPAQUE_TYPES = (
-    pa.types.is_nested,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_fixed_size_binary,
-    pa.types.is_binary_view,
-)
 MAYBE_CODE = re.compile(rb'(?:^|[,\n"])[ \t]*[+-]?(?:0[0-9xX]|[0-9]{19})')
 """Matches every block with a `CODE` in a cell, and searches much faster than `CODE` itself."""
 DTYPES = {"float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
@@ -65,7 +65,7 @@ def unify_schemas(
     file_by_type: dict[str, dict[Any, str]] = {name: {} for name in names}  # the first file with each type
     for file, schema in schemas.items():
         for field in schema:
-            file_by_type[field.name].setdefault(_plain_type(field.type), file)
+            file_by_type[field.name].setdefault(_value_type(field, uniform), file)
     fields = [
         pa.field(name, DTYPES[dtypes[name]], metadata=_EXPLICIT)
         if name in dtypes
@@ -76,19 +76,23 @@ def unify_schemas(
     return pa.schema(fields)
 
 
-def _plain_type(arrow_type: Any) -> Any:
-    """Return the type without dictionary or run-end encoding."""
-    if pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
-        return _plain_type(arrow_type.value_type)
-    return pa.string() if pa.types.is_string_view(arrow_type) else arrow_type
+def _value_type(field: Any, uniform: bool) -> Any:
+    """Return the type of a field's values. In a training (`uniform`), decimals are float64.
+
+    An extension type that this process does not know, such as a pandas period, is kept as `arrow.opaque`.
+    """
+    name = (field.metadata or {}).get(EXTENSION_NAME)
+    if name is not None:
+        return pa.opaque(field.type, name.decode(errors="replace"), "")
+    arrow_type = plain_type(field.type)
+    return pa.float64() if uniform and pa.types.is_decimal(arrow_type) else arrow_type
 
 
 def _unify(name: str, file_by_type: Mapping[Any, str], uniform: bool, faults: Faults) -> Any:
     types = [t for t in file_by_type if not pa.types.is_null(t)] or [pa.null()]
     if len(types) > 1:
-        if uniform:  # training converts decimals to float64
-            types = list(dict.fromkeys(pa.float64() if pa.types.is_decimal(t) else t for t in types))
-        elif opaque := [t for t in types if is_opaque(t)]:  # rejected only if the job uses the column
+        opaque = [t for t in types if is_opaque(t)]
+        if opaque and not uniform:  # rejected only if the job uses the column
             return pa.field(name, opaque[0])
     try:
         if len(types) > 1 and _would_lose_values(types, uniform):
@@ -116,9 +120,8 @@ def _would_lose_values(types: Sequence[Any], uniform: bool) -> bool:
 
 
 def is_opaque(arrow_type: Any) -> bool:
-    """Whether values of the type cannot be copied to an output: nested, binary or extension types."""
-    is_extension = isinstance(arrow_type, pa.BaseExtensionType)
-    return is_extension or any(matches(arrow_type) for matches in _OPAQUE_TYPES)
+    """Whether values of the type cannot be copied to an output, such as nested, binary or extension types."""
+    return not family_of(arrow_type).copied
 
 
 def _is_text(arrow_type: Any) -> bool:
@@ -160,6 +163,9 @@ def cast_batch(batch: Any, schema: Any, file: InputFile) -> Any:
 
 
 def _cast_column(column: Any, arrow_type: Any) -> Any:
+    column = decode(column)
+    if pa.types.is_decimal(column.type) and pa.types.is_floating(arrow_type):
+        return decimals_to_float64(column)
     if _is_text(arrow_type):
         return to_text(column).cast(arrow_type)
     is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)

@@ -135,7 +135,8 @@ def extra_schema(dataset: Dataset, extra: Sequence[str]) -> Any:
         if column_types.is_opaque(field.type):
             type_name = str(field.type)[:100]
             message = (
-                f"column {show(field.name)} has the type {type_name}, which cannot be copied to the output"
+                f"column {show(field.name)} has the type {type_name}, which cannot be copied to the output; "
+                "convert it to text"
             )
             faults.add(message, None, field.name, "numbers, text, dates or times")
     faults.raise_any()
@@ -240,7 +241,7 @@ def _to_batch(block: Block, first_row: int, extra: Sequence[str], id_column: str
     ids = block.extra.column(extra.index(id_column)) if id_column in extra else None
     for index, errors in block.cell_faults.items():
         row = index if block.row_numbers is None else int(block.row_numbers[index])
-        row_id = None if ids is None or not ids[index].is_valid else str(ids[index].as_py())[:MAX_ID]
+        row_id = None if ids is None else _id_text(ids[index])
         messages = "; ".join(error.message for error in errors[:MAX_MESSAGES])
         faults.append(RowFault(first_row + row, row_id, errors[0].field, messages))
     faults.sort(key=lambda fault: fault.row)
@@ -248,3 +249,41 @@ def _to_batch(block: Block, first_row: int, extra: Sequence[str], id_column: str
     valid[list(block.cell_faults)] = False
     valid_extra = block.extra.filter(pa.array(valid)) if extra else block.extra
     return Batch(block.rows.take(valid), valid_extra, faults, block.length)
+
+
+def add_faults(batch: Batch, first_row: int, messages: Mapping[int, str], id_column: str | None) -> Batch:
+    """Turn rows of `batch.rows` into faults with these messages, by index of the row.
+
+    The batch's first row is row `first_row` of the part.
+    """
+    if not messages:
+        return batch
+    known = [fault.row - first_row for fault in batch.faults]
+    row_numbers = np.delete(np.arange(batch.length), known)
+    ids = None if id_column is None else batch.extra.column(id_column)
+    faults = [
+        RowFault(
+            first_row + int(row_numbers[index]), None if ids is None else _id_text(ids[index]), None, text
+        )
+        for index, text in messages.items()
+    ]
+    valid = np.ones(len(batch.rows), dtype=bool)
+    valid[list(messages)] = False
+    return Batch(
+        batch.rows.take(valid),
+        batch.extra.filter(pa.array(valid)) if batch.extra.num_columns else batch.extra,
+        sorted([*batch.faults, *faults], key=lambda fault: fault.row),
+        batch.length,
+    )
+
+
+def _id_text(cell: Any) -> str | None:
+    """Return an id as text, for the errors file; None if it is missing."""
+    if not cell.is_valid:
+        return None
+    if pa.types.is_temporal(cell.type):  # Python's datetime lacks nanoseconds, and years beyond 9999
+        try:
+            cell = cell.cast(pa.string())
+        except pa.ArrowException:  # durations, and time zones that are not installed
+            return f"{cell.value} {cell.type}"
+    return str(cell.as_py())[:MAX_ID]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ import pyarrow.compute as pc
 from registry.errors import Invalid, invalid_field
 from registry.rows import Array, Rows
 from service import startup
+from service.runtime.codec.arrow_types import (
+    decimals_to_float64,
+    decode,
+    describe_type,
+    family_of,
+    is_number,
+    is_text,
+    plain_type,
+    positions_and_values,
+)
 from service.runtime.codec.columns import Column, Faults, check_names, read_column, rows_or_raise, show
 
 startup.import_pyarrow()
@@ -111,7 +122,7 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
     check_names(table.column_names, columns, faults)
     faults.raise_any()
     for column in columns:
-        check_type(column, table.schema.field(column.name).type, faults)
+        check_type(column, table.schema.field(column.name), faults)
     faults.raise_any()
     text_bytes = 0
     arrays = []
@@ -120,37 +131,44 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
         text_bytes += sum(map(_text_bytes, data.chunks))
         if text_bytes > MAX_TEXT_BYTES:
             raise invalid_field(None, f"the strings hold more than {MAX_TEXT_BYTES} bytes; send fewer rows")
-        array = column.numbers(data.to_numpy()) if is_number(data.type) else None
+        array = convert_numbers(column, data) if is_number(plain_type(data.type)) else None
         arrays.append(read_column(column, _values(data), arrow_value, faults) if array is None else array)
     return rows_or_raise(columns, arrays, table.num_rows, faults)
 
 
-def check_type(column: Column, kind: Any, faults: Faults) -> None:
-    if pa.types.is_null(kind):
-        return
-    if column.dtype == "string":
-        fits = is_text(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
-    elif column.dtype == "bool":
-        fits = pa.types.is_boolean(kind)
+def check_type(column: Column, field: Any, faults: Faults) -> None:
+    """Add a fault if the feature cannot have the type of an Arrow field."""
+    family, kind = family_of(field), plain_type(field.type)
+    if family.reason:
+        fits = False
+    elif column.dtype in ("string", "bool"):
+        fits = is_text(kind) if column.dtype == "string" else pa.types.is_boolean(kind)
     else:
         fits = is_number(kind)
-    if not fits:
-        message = f"column {show(column.name)} is of type {str(kind)[:100]}; send {column.dtype}"
+    if not fits and not pa.types.is_null(kind):
+        reason = f": {family.reason}" if family.reason else ""
+        message = f"column {show(column.name)} is of type {describe_type(field)}{reason}; send {column.dtype}"
         faults.add(message, None, column.name, column.dtype)
 
 
-def is_number(kind: Any) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def convert_numbers(column: Column, data: Any) -> Array | None:
+    """Convert a column of numbers at once. None if a value must be read with `arrow_value` and `check`."""
+    data = decode(data)
+    if pa.types.is_decimal(data.type):
+        if column.dtype == "int64":
+            try:
+                data = data.cast(pa.int64())
+            except pa.ArrowInvalid:
+                return None
+        else:
+            data = decimals_to_float64(data)
+    return column.numbers(data.to_numpy(zero_copy_only=False))
 
 
 def _text_bytes(array: Any) -> int:
     """The number of bytes of text that an array refers to. The array is one validated chunk."""
-    if pa.types.is_dictionary(array.type):
-        return _text_bytes(array.dictionary)
+    if _is_encoded(array.type):
+        return _text_bytes(positions_and_values(array)[1])
     if pa.types.is_string_view(array.type):
         # 16 bytes each, beginning with the length; pyarrow cannot add them up
         views = np.frombuffer(array.buffers()[1], dtype=np.int32)
@@ -160,19 +178,27 @@ def _text_bytes(array: Any) -> int:
 
 
 def _values(data: Any) -> list[Any]:
-    """Return Python values. Each string of a dictionary is created once, however often it is used."""
-    if not pa.types.is_dictionary(data.type):
-        values: list[Any] = data.to_pylist()
+    """Return Python values. A string of a dictionary or a run is created once, however often it occurs."""
+    return [value for chunk in data.chunks for value in _chunk_values(chunk)]
+
+
+def _chunk_values(chunk: Any) -> list[Any]:
+    if not _is_encoded(chunk.type):
+        values: list[Any] = chunk.to_pylist()
         return values
-    values = []
-    for chunk in data.chunks:
-        strings = chunk.dictionary.to_pylist()
-        values += [None if i is None else strings[i] for i in chunk.indices.to_pylist()]
-    return values
+    positions, distinct = positions_and_values(chunk)
+    values = _chunk_values(distinct)
+    return [None if i is None else values[i] for i in positions.to_pylist()]
+
+
+def _is_encoded(kind: Any) -> bool:
+    return bool(pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind))
 
 
 def arrow_value(value: Any, column: Column) -> Any:
-    """NaN is null; infinity is null where the column is nullable."""
+    """NaN is null; infinity is null where the column is nullable. A whole decimal is an integer."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and column.nullable)):
         return None
     return value
