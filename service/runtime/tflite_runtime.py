@@ -92,6 +92,7 @@ class TfliteRuntime:
         for columns, detail, shape in self._inputs:
             value = np.ascontiguousarray(matrix[:, columns]).reshape(-1, *shape)
             self._interpreter.set_tensor(detail["index"], _quantize(value, detail))
+        self._interpreter.reset_all_variables()  # a recurrent operator keeps its state from call to call
         self._interpreter.invoke()
         return {n: _dequantize(self._interpreter.get_tensor(d["index"]), d) for n, d in self._outputs.items()}
 

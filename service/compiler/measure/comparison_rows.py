@@ -8,12 +8,14 @@ import numpy as np
 
 from registry.rows import Array, Rows
 from registry.signature import Input, Signature
-from service.compiler.measure import tree_thresholds
+from service.compiler.measure import parity, tree_thresholds
+from service.compiler.measure.parity import AnswerRows
 from service.compiler.measure.tree_thresholds import SplitPoints
 from service.compiler.signature.acceptance import UNKNOWN_CATEGORY
 from service.compiler.signature.inputs import pack_rows
 
 MAX_EXAMPLE_ROWS, RANDOM_ROWS, WIDE_ROWS, MISSING_ROWS, UNKNOWN_ROWS = 1000, 500, 200, 200, 100
+EXTREME_ROWS = 16
 MAX_THRESHOLDS = 200
 """Thresholds that are compared, each at itself and one ulp (of float32 and of float64) to both sides."""
 
@@ -38,6 +40,8 @@ def rows_by_kind(model: Any, signature: Signature, example: Rows | None) -> dict
     if any(i.categories and not i.closed for i in inputs):
         unknown = [_with_unknown(i, c[:UNKNOWN_ROWS], random) for i, c in zip(inputs, base, strict=True)]
         kinds["unknown category"] = pack_rows(inputs, unknown)
+    if any(i.enforced for i in inputs):
+        kinds["extreme"] = _extreme_rows(inputs, base, random)
     if (at_thresholds := _rows_at_thresholds(inputs, base, splits, random)) is not None:
         kinds["threshold"] = at_thresholds
     return kinds
@@ -70,8 +74,12 @@ def _known_values(inputs: tuple[Input, ...], example: Rows | None, thresholds: A
 
 def _range(feature: Input, values: Array) -> tuple[float, float]:
     finite = values[np.isfinite(values.astype(np.float64))] if len(values) else values
-    low = feature.minimum if feature.minimum is not None else float(finite.min()) if len(finite) else -3.0
-    high = feature.maximum if feature.maximum is not None else float(finite.max()) if len(finite) else 3.0
+    seen_low, seen_high = (float(finite.min()), float(finite.max())) if len(finite) else (-3.0, 3.0)
+    minimum, maximum = feature.minimum, feature.maximum
+    if feature.enforced and minimum is not None and maximum is not None:  # of the type, not of the example
+        return max(minimum, seen_low), min(maximum, seen_high)
+    low = minimum if minimum is not None else seen_low
+    high = maximum if maximum is not None else seen_high
     return (low, high) if high > low else (low - 1.0, low + 1.0)
 
 
@@ -104,7 +112,8 @@ def _wide_column(feature: Input, values: Array, plain: Array, random: np.random.
 def _in_dtype(feature: Input, column: Array) -> Array:
     """float64 numbers rounded to values that the feature's dtype can hold."""
     if feature.dtype == "int64":
-        return np.rint(column)
+        whole = np.rint(column)
+        return np.clip(whole, feature.minimum, feature.maximum) if feature.enforced else whole
     if feature.dtype == "bool":
         return (column > 0.5).astype(np.float64)
     return column.astype(np.float32).astype(np.float64) if feature.dtype == "float32" else column
@@ -131,6 +140,36 @@ def _with_unknown(feature: Input, column: Array, random: np.random.Generator) ->
     other = UNKNOWN_CATEGORY if feature.dtype == "string" else max(float(c) for c in feature.categories) + 1
     column[random.random(len(column)) < 0.5] = other
     return column
+
+
+def _extreme_rows(inputs: tuple[Input, ...], base: list[Array], random: np.random.Generator) -> Rows:
+    """Integers at their enforced bounds: all features at once, then some of each row."""
+    columns = []
+    for feature, column in zip(inputs, base, strict=True):
+        column = column[:EXTREME_ROWS].copy()
+        if feature.enforced:
+            low, high = feature.minimum, feature.maximum
+            column[:2] = low, high
+            chosen = random.choice(np.array([low, high, low + 1, high - 1]), EXTREME_ROWS)  # type: ignore[operator]
+            at_bound = random.random(EXTREME_ROWS) < 0.5
+            at_bound[:2] = False
+            column = np.where(at_bound, chosen, column)
+        columns.append(column)
+    return pack_rows(inputs, columns)
+
+
+def accepted_rows(answer: AnswerRows, kinds: dict[str, Rows]) -> Rows:
+    """The example's rows, random rows and rows at the bounds of integers that a published graph accepts."""
+    blocks = parity.reference(answer, {k: kinds[k] for k in ("example", "random", "extreme") if k in kinds})
+    return concatenated([b.rows for b in blocks])
+
+
+def concatenated(parts: list[Rows]) -> Rows:
+    """The rows of all parts, in order; at least one part."""
+    if parts[0].matrix is not None:
+        return Rows(matrix=np.concatenate([p.matrix for p in parts if p.matrix is not None]))
+    columns = [p.columns for p in parts if p.columns is not None]
+    return Rows(columns=tuple(np.concatenate(c) for c in zip(*columns, strict=True)))
 
 
 def _rows_at_thresholds(

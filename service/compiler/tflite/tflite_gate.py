@@ -18,6 +18,10 @@ IDENTIFIER = b"TFL3"
 MAX_TENSORS, MAX_DIMENSIONS = 200_000, 8
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_COMPOSITE"})
+_RANDOM = frozenset(
+    {"MULTINOMIAL", "RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM", "STABLEHLO_RNG_BIT_GENERATOR"}
+)
+_STATEFUL = frozenset({"ASSIGN_VARIABLE", "READ_VARIABLE", "VAR_HANDLE"})
 _CUSTOM_OPERATORS = frozenset({"TFLite_Detection_PostProcess", "AudioSpectrogram", "Mfcc"})
 """The custom operators that LiteRT's interpreter contains."""
 _DTYPE_NAMES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
@@ -40,6 +44,7 @@ def read_checked(tflite: bytes) -> Any:
             "the .tflite file is truncated or damaged: its tables point outside the file"
         ) from error
     _check_model(model)
+    _check_signatures(model)
     for number, graph in enumerate(model.subgraphs):
         _check_graph(model, graph, f" of subgraph {number}" if number else "")
     return model
@@ -80,6 +85,16 @@ def _check_model(model: Any) -> None:
         name = operator_name(model, index)
         if name in _CONTROL_FLOW:
             raise Refused(f"the graph uses {name}; loops and calls may never end and are not supported")
+        if name in _RANDOM:
+            raise Refused(
+                f"the graph uses {name}, which draws random numbers: a row would get another answer each "
+                "time; convert the model in inference mode, without dropout and noise"
+            )
+        if name in _STATEFUL:
+            raise Refused(
+                f"the graph uses {name}, which keeps state between calls: a row's answer would depend on "
+                "earlier calls; convert the model with its variables as constants, and its state as zeros"
+            )
         custom = model.operatorCodes[index].builtinCode == schema.BuiltinOperator.CUSTOM
         if (
             name.startswith("Flex")
@@ -87,6 +102,29 @@ def _check_model(model: Any) -> None:
             or name.startswith("operator ")
         ):
             raise Refused(f"the graph uses {name}, which is not among LiteRT's own operators")
+
+
+def _check_signatures(model: Any) -> None:
+    """One function per file: of several, or of another than the first graph, none is chosen."""
+    signatures = model.signatureDefs or []
+    functions = {
+        (
+            s.subgraphIndex,
+            *(frozenset(e.tensorIndex for e in entries or []) for entries in (s.inputs, s.outputs)),
+        )
+        for s in signatures
+    }
+    names = ", ".join(repr(decode_name(s.signatureKey)) for s in signatures)
+    if len(functions) > 1:
+        raise Refused(
+            f"the file has {len(signatures)} signatures, {names}, and only one can be served; convert each "
+            "into a file of its own and publish them as separate models"
+        )
+    if any(s.subgraphIndex for s in signatures):
+        raise Refused(
+            f"the file's signature {names} runs a graph other than its first; convert the model with this "
+            "signature only"
+        )
 
 
 def _check_graph(model: Any, graph: Any, where: str) -> None:
