@@ -59,6 +59,10 @@ def run_once(
     send(channel, message)
 
 
+_REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
+"""Errors that an estimator raises because of the values in the rows."""
+
+
 def serve_isolated(channel: socket.socket) -> None:
     """Load the model, then answer calls until the server closes the channel."""
     warnings.simplefilter("ignore")  # the build reports warnings; repeating them for each call adds nothing
@@ -77,11 +81,17 @@ def serve_isolated(channel: socket.socket) -> None:
 def _answer(estimator: EstimatorRuntime, call: RunRows) -> RowOutputs | RowsRejected | ModelFailed:
     try:
         outputs = estimator.run(isolated_protocol.unpack_rows(call))
-    except (ValueError, TypeError) as error:
-        return RowsRejected(str(error)[:MAX_ERROR_CHARACTERS])
+    except _REFUSALS as error:
+        return RowsRejected(_refusal(error))
     except Exception as error:
         return ModelFailed(_text(error))
     return RowOutputs({name: isolated_protocol.pack(array) for name, array in outputs.items()})
+
+
+def _refusal(error: Exception) -> str:
+    """The message of an error about values. A lookup's own text is only the key or the index."""
+    is_lookup = isinstance(error, LookupError) or not str(error)
+    return (describe_error(error) if is_lookup else str(error))[:MAX_ERROR_CHARACTERS]
 
 
 def _text(error: Exception) -> str:

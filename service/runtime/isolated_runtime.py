@@ -56,7 +56,22 @@ class Isolation(NamedTuple):
     deadline_s: float  # limit of one call
 
 
-class _CallUnread(Unavailable):
+class CallFailed(Unavailable):
+    """The child ended during the call, or the estimator raised an error other than a refusal.
+
+    Another call may succeed, with other rows or with fewer.
+    """
+
+
+class RestartPending(Unavailable):
+    """The child has ended several times in a row: the next one starts after `delay_s`."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(f"the model's process keeps dying; it is restarted in {delay_s:.1f} s")
+        self.delay_s = delay_s
+
+
+class _CallUnread(CallFailed):
     """The child ended before it read the call: the call may be sent to another child."""
 
 
@@ -84,8 +99,8 @@ class IsolatedRuntime:
         """Return the estimator's own answer to `rows`, in the signature's shapes.
 
         Raises `Invalid` with the model's message when it rejects these rows, `DeadlineExceeded` when it does
-        not answer within the deadline (including the wait for other calls and for a restart), and
-        `Unavailable` when the child ended or the model failed.
+        not answer within the deadline (including the wait for other calls and for a restart), `CallFailed`
+        when the child ended or the model failed, and `Unavailable` when no child can be started.
         """
         deadline = time.monotonic() + self._deadline_s
         if not self._turn.acquire(timeout=self._deadline_s):
@@ -125,7 +140,7 @@ class IsolatedRuntime:
             raise Unavailable("the model has been unloaded")
         if self._child is None:
             if (wait_s := self._not_before - time.monotonic()) > 0:
-                raise Unavailable(f"the model's process keeps dying; it is restarted in {wait_s:.1f} s")
+                raise RestartPending(wait_s)
             self._child = self._start()
             if self._crashes:
                 telemetry.CHILD_RESTARTS.labels("isolated").inc()
@@ -171,13 +186,13 @@ class IsolatedRuntime:
         except MessageUnread as error:
             raise _CallUnread(str(self._crashed("before it had read the call"))) from error
         except ChannelBroken as error:
-            raise self._crashed("during the call") from error
+            raise CallFailed(str(self._crashed("during the call"))) from error
         except TimeoutError as error:
             self._drop()  # a late answer must not be read as the answer to the next call
             raise self._deadline_exceeded("its process was ended") from error
         if isinstance(message, RowsRejected):
             raise Invalid(f"the model refuses these rows: {message.message}", [FieldError(message.message)])
-        raise Unavailable(f"the model failed: {_reason(message)}")
+        raise CallFailed(f"the model failed: {_reason(message)}")
 
     def _measure(self, child: IsolatedChild) -> None:
         """Measure the child's memory after the load, and at intervals after calls, which may increase it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from registry.media_types import SUFFIXES
 from registry.rows import NUMPY_DTYPES, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
-from registry.vocabulary import READY
+from registry.vocabulary import FALLBACK_FORMATS, READY
 from service.builds.forkserver import ForkServer
 from service.formats import assembly, reading
 from service.formats.assembly import PartErrors
@@ -28,6 +30,7 @@ from service.formats.writing import ErrorWriter, PartWriter
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, RuntimeSpec, read_runtime_spec, start_bulk_runtime
+from service.runtime.row_refusals import RowScorer
 from service.submit.input_locations import locate_input
 from service.submit.score_admission import columns_to_read
 from service.worker.job_work import (
@@ -68,19 +71,21 @@ class ScoreWork:
         self, job: JobRow, row: PartitionRow, fence: int, report_progress: ReportProgress
     ) -> PartitionResult:
         signature = self._signature(job)
-        self._check_error_threshold(job)
+        max_failed = self._check_error_threshold(job)
         directory = self._settings.job_directory(job.id)
         create_directory(directory, 0o700)
         assert job.version_id is not None, "_signature has checked it"
+        version = read_runtime_spec(self._sessions, job.version_id)
         with self._models.using(job.version_id) as runtime:
             return score_range(
                 msgspec.convert((job.plan or {})["dataset"], Dataset),
                 msgspec.convert(row.part, FileRange),
                 job.spec,
                 signature,
-                runtime,
+                RowScorer(runtime.run, _requires_finite_answers(version)),
                 directory / f"part-{row.number:06d}-{fence}",
                 report_progress,
+                max_failed,
             )
 
     def assemble(
@@ -120,7 +125,7 @@ class ScoreWork:
 
     def ray_input(self, job: JobRow, rows: Sequence[PartitionRow]) -> RayInput:
         self._signature(job)
-        self._check_error_threshold(job)
+        max_failed = self._check_error_threshold(job)
         assert job.version_id is not None, "_signature has checked it"
         shared = SharedScoreInput(
             spec=job.spec,
@@ -129,6 +134,7 @@ class ScoreWork:
             blobs=str(self._settings.blobs.absolute()),
             deadline_s=self._settings.predict_deadline_s,
             memory_mb=self._settings.build_memory_mb,
+            max_failed=None if math.isinf(max_failed) else max_failed,
         )
         return RayInput(msgspec.to_builtins(shared), [row.part for row in rows])
 
@@ -136,19 +142,22 @@ class ScoreWork:
     def on_ray(shared: dict[str, Any], fork_server: ForkServer) -> RayRunner:
         return ActorScorer(msgspec.convert(shared, SharedScoreInput), fork_server)
 
-    def _check_error_threshold(self, job: JobRow) -> None:
-        """Raises `PermanentFailure` if more rows have failed already than the job allows in total."""
+    def _check_error_threshold(self, job: JobRow) -> float:
+        """Return how many more rows may fail; infinity if that is not known.
+
+        Raises `PermanentFailure` if more rows have failed already than the job allows in total.
+        """
         threshold = job.spec.get("error_threshold")
         if threshold is None:
-            return
+            return math.inf
         with db.reading(self._sessions) as session:
             progress = jobs.progress(session, [job.id])[job.id]
             if progress.rows_total is None:
-                return
+                return math.inf
             rows = progress.rows_total - progress.rows_failed
             reason = _failure_reason(threshold, rows, progress.rows_failed)
             if reason is None:
-                return
+                return float(threshold * progress.rows_total - progress.rows_failed)
             partitions = jobs.partitions(session, job.id)
         raise PermanentFailure(reason, self._assemble_errors(job, partitions, lambda: None))
 
@@ -188,6 +197,7 @@ class SharedScoreInput(msgspec.Struct, frozen=True, kw_only=True):
     blobs: str
     deadline_s: float  # of one call of an isolated model
     memory_mb: int  # limit of an isolated model
+    max_failed: float | None  # rows that may fail; None: not known
 
 
 class ActorScorer:
@@ -200,6 +210,7 @@ class ActorScorer:
 
     def __call__(self, part: dict[str, Any], base: Path) -> PartitionResult:
         shared = self._shared
+        max_failed = math.inf if shared.max_failed is None else shared.max_failed
         if self._runtime is None:
             store = Store(Path(shared.blobs))
             self._runtime = start_bulk_runtime(shared.version, store, self._isolation)
@@ -208,9 +219,10 @@ class ActorScorer:
             msgspec.convert(part, FileRange),
             shared.spec,
             shared.version.signature,
-            self._runtime,
+            RowScorer(self._runtime.run, _requires_finite_answers(shared.version)),
             base,
             lambda rows, failed: None,  # Ray ends an actor whose job was cancelled
+            max_failed,
         )
 
 
@@ -230,13 +242,15 @@ def score_range(
     file_range: FileRange,
     spec: dict[str, Any],
     signature: Signature,
-    runtime: ModelRuntime,
+    scorer: RowScorer,
     base: Path,
     report_progress: ReportProgress,
+    max_failed: float = math.inf,
 ) -> PartitionResult:
     """Score the rows of `file_range`. Writes an output file, and an errors file if rows failed.
 
-    `base` is the prefix of their names.
+    `base` is the prefix of their names. Once `max_failed` rows have failed, the job fails anyway, and the
+    rows that the model refuses are not searched for.
     """
     started, answers = time.monotonic(), AnswerEncoder(signature)
     columns, media_type = columns_to_read(spec, signature), spec["output"]["media_type"]
@@ -250,9 +264,15 @@ def score_range(
         ):
             report_progress(rows, failed)
             if len(batch.rows):
-                table = answers.table(runtime.run(batch.rows))
-                arrays = [*batch.extra.columns, *map(_to_arrow, table.values())]
-                output.write(pa.record_batch(arrays, schema=schema))
+                before_call = functools.partial(report_progress, rows, failed)
+                scored = scorer.run(batch.rows, before_call, max_failed - failed - len(batch.faults))
+                batch = reading.add_faults(batch, rows + failed, scored.refused, columns.id_column)
+                if scored.outputs is not None:
+                    arrays = [
+                        *batch.extra.columns,
+                        *map(_to_arrow, answers.table(scored.outputs).values()),
+                    ]
+                    output.write(pa.record_batch(arrays, schema=schema))
             for fault in batch.faults:
                 errors.write(fault)
             rows, failed = rows + len(batch.rows), failed + len(batch.faults)
@@ -268,6 +288,15 @@ def score_range(
         "seconds": round(time.monotonic() - started, 3),
     }
     return PartitionResult(rows, failed, result)
+
+
+def _requires_finite_answers(version: RuntimeSpec) -> bool:
+    """Whether an infinite or missing answer means that the estimator refuses the row.
+
+    Scikit-learn checks what each step hands to the next one; the converted model computes on.
+    """
+    is_converted = version.format in FALLBACK_FORMATS and version.runtime != "isolated"
+    return is_converted and version.signature.task != "transform"
 
 
 def _output_schema(dataset: Dataset, copied: Sequence[str], table: dict[str, Array]) -> Any:

@@ -101,6 +101,8 @@ class MisbehavesByFirstValue(MisbehavingModel):
             raise RuntimeError("this model fails for -4")
         elif values[0] == -5:
             sys.stdout.write("printed by the model")
+        elif values[0] == -6:
+            [][6]
 
 
 class CallsOnLoad:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Invalid
-from registry.media_types import CSV, PARQUET
+from registry.media_types import ARROW, CSV, PARQUET
 from registry.signature import Input
 from service.formats import reading
 from service.runtime.codec.columns import Column
@@ -41,6 +41,29 @@ def test_a_null_id_is_none(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [None, None], "id": pa.array([None, 7])}), tmp_path / "a.parquet")
     faults = read_all(tmp_path / "a.parquet", PARQUET, [A], ["id"], "id").faults
     assert [f.id for f in faults] == [None, "7"]
+
+
+@pytest.mark.parametrize(
+    ("arrow_type", "value", "text"),
+    [
+        (pa.timestamp("ns"), 1_700_000_000_123_456_789, "2023-11-14 22:13:20.123456789"),
+        (pa.timestamp("us", "UTC"), 0, "1970-01-01 00:00:00.000000Z"),
+        (pa.timestamp("s"), 1 << 40, "<value out of range: 1099511627776>"),
+        (pa.date32(), 0, "1970-01-01"),
+        (pa.duration("ns"), 5, "5 duration[ns]"),
+    ],
+    ids=str,
+)
+def test_an_id_that_is_a_time_keeps_all_of_its_digits(
+    tmp_path: Path, arrow_type: pa.DataType, value: int, text: str
+) -> None:
+    ids = pa.array([value], pa.int32() if arrow_type == pa.date32() else pa.int64()).view(arrow_type)
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink:
+        table = pa.table({"a": pa.array([None], pa.float64()), "id": ids})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    (fault,) = read_all(tmp_path / "a.arrow", ARROW, [A], ["id"], "id").faults
+    assert fault.id == text
 
 
 @pytest.mark.parametrize(("rows", "length"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3)])

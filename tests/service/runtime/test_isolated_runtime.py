@@ -34,6 +34,7 @@ from service.builds.forkserver import ChildProcess, ForkServer
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime import isolated_runtime
 from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
+from service.runtime.row_refusals import RowScorer
 from tests.service.builds.misbehaving_models import AllocatesTooMuch, MisbehavesByFirstValue, SlowToLoad
 from tests.service.builds.processes import alive, wait_for_end
 
@@ -125,6 +126,28 @@ def test_rows_that_the_model_rejects_are_invalid_with_the_models_message(start: 
         runtime.run(REJECTED_ROWS)
     assert value(runtime) == [7.0]
     assert runtime.pid == pid
+
+
+def test_a_lookup_that_fails_is_a_refusal_of_the_rows(start: Start) -> None:
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
+    with pytest.raises(Invalid, match="refuses these rows: IndexError: list index out of range"):
+        runtime.run(Rows(matrix=np.array([[-6.0]])))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(-2.0, "process ended during the call"), (-4.0, "RuntimeError: this model fails for -4")],
+)
+def test_a_row_that_ends_the_process_or_fails_is_found_among_others(
+    start: Start, value: float, reason: str
+) -> None:
+    runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
+    scored = RowScorer(runtime.run).run(Rows(matrix=np.array([[value], [7.0], [8.0]])), lambda: None)
+    assert list(scored.refused) == [0]
+    assert scored.refused[0].startswith("the model fails for this row")
+    assert reason in scored.refused[0]
+    assert scored.outputs is not None
+    assert scored.outputs["value"].tolist() == [7.0, 8.0]
 
 
 def test_a_model_that_fails_is_unavailable_and_its_process_keeps_running(start: Start) -> None:

@@ -14,7 +14,7 @@ import pytest
 from registry import queue
 from registry.artifacts import Store
 from registry.db import Sessions
-from registry.errors import StaleTask
+from registry.errors import Invalid, StaleTask
 from registry.jobs import jobs
 from registry.jobs.jobs import NewJob, NewPartition
 from registry.jobs.tables import JobRow, PartitionRow
@@ -26,6 +26,7 @@ from service.builds.forkserver import ForkServer
 from service.config import Settings
 from service.formats import dataset as dataset_module
 from service.formats import reading
+from service.runtime.row_refusals import RowScorer
 from service.worker import score_work
 from service.worker.job_work import (
     PartitionResult,
@@ -43,13 +44,15 @@ SPEC: dict[str, Any] = {"output": {"media_type": CSV}, "id_column": "id", "input
 
 
 class DoublingRuntime:
-    """A model that doubles its only feature."""
+    """A model that doubles its only feature. It refuses 13."""
 
     bytes = 1
 
     def run(self, rows: Rows) -> Outputs:
         assert rows.matrix is not None
         assert len(rows.matrix), "a model is not called without rows"
+        if 13 in rows.matrix:
+            raise Invalid("the model refuses these rows: 13")
         return {"value": 2 * rows.matrix[:, 0]}
 
     def close(self) -> None:
@@ -67,7 +70,7 @@ class Scored:
         self.reports: list[tuple[int, int]] = []
         self.directory = directory
         self.result: PartitionResult = score_range(
-            dataset, part, SPEC, SIGNATURE, DoublingRuntime(), directory / "part-7",
+            dataset, part, SPEC, SIGNATURE, RowScorer(DoublingRuntime().run), directory / "part-7",
             lambda rows, failed: self.reports.append((rows, failed)),
         )  # fmt: skip
 
@@ -113,6 +116,20 @@ def test_rows_and_failed_rows_are_counted_after_each_batch(
         assert [(r[0], r[1], r[2]) for r in rows] == [(str(i), str(i), "x0") for i in invalid]
 
 
+def test_rows_that_the_model_refuses_are_listed_with_their_ids_among_the_invalid_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "BATCH_ROWS", 4)
+    scored = Scored(tmp_path / "data", ["1", "x", "13", "2", "13", "13", "3"])
+    assert (scored.result.rows, scored.result.failed) == (3, 4)
+    assert scored.lines("part-7.csv") == [["id", "value"], ["0", "2"], ["3", "4"], ["6", "6"]]
+    errors = scored.lines("part-7.errors.csv")[1:]
+    assert [(e[0], e[1], e[2]) for e in errors] == [
+        ("1", "1", "x0"), ("2", "2", ""), ("4", "4", ""), ("5", "5", "")
+    ]  # fmt: skip
+    assert {e[3] for e in errors[1:]} == {"the model refuses this row: 13"}
+
+
 def test_an_error_of_the_report_leaves_no_files(tmp_path: Path) -> None:
     def cancel(rows: int, failed: int) -> None:
         if rows:
@@ -122,7 +139,9 @@ def test_an_error_of_the_report_leaves_no_files(tmp_path: Path) -> None:
     dataset = reading.open_dataset(str(tmp_path / "input.csv"), CSV)
     (part,) = reading.split(dataset)
     with pytest.raises(StaleTask):
-        score_range(dataset, part, SPEC, SIGNATURE, DoublingRuntime(), tmp_path / "part", cancel)
+        score_range(
+            dataset, part, SPEC, SIGNATURE, RowScorer(DoublingRuntime().run), tmp_path / "part", cancel
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["input.csv"]
 
 
