@@ -50,7 +50,7 @@ def test_a_null_id_is_none(tmp_path: Path) -> None:
         (pa.timestamp("us", "UTC"), 0, "1970-01-01 00:00:00.000000Z"),
         (pa.timestamp("s"), 1 << 40, "<value out of range: 1099511627776>"),
         (pa.date32(), 0, "1970-01-01"),
-        (pa.duration("ns"), 5, "5 duration[ns]"),
+        (pa.duration("ns"), 5, "5"),
     ],
     ids=str,
 )
