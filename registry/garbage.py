@@ -54,14 +54,22 @@ def collect(
 
 def _referenced_blobs(session: Session) -> set[str | None]:
     blobs: set[str | None] = set()
-    for artifact, servable, forest, example in session.execute(
-        select(VersionRow.artifact, VersionRow.servable, VersionRow.forest, VersionRow.example)
+    for artifact, servable, forest, measured, *tables in session.execute(
+        select(
+            VersionRow.artifact,
+            VersionRow.servable,
+            VersionRow.forest,
+            VersionRow.measured,
+            VersionRow.example,
+            VersionRow.answers,
+        )
     ):
-        blobs.update((artifact, servable, forest, (example or {}).get("artifact")))
-    for blob, zstd, calibration in session.execute(
-        select(ExportRow.blob, ExportRow.zstd, ExportRow.calibration)
+        blobs.update((artifact, servable, forest, measured))
+        blobs.update(table["artifact"] for table in tables if table)
+    for blob, zstd, measured, calibration in session.execute(
+        select(ExportRow.blob, ExportRow.zstd, ExportRow.measured, ExportRow.calibration)
     ):
-        blobs.update((blob, zstd, (calibration or {}).get("artifact")))
+        blobs.update((blob, zstd, measured, (calibration or {}).get("artifact")))
     for output, errors, spec in session.execute(select(JobRow.output, JobRow.errors, JobRow.spec)):
         blobs.update((output, errors, *_artifacts(spec)))
     for spec in session.scalars(select(ScheduleRow.job)):

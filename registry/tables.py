@@ -88,6 +88,7 @@ class VersionRow(Base):
     artifact: Mapped[str] = mapped_column(index=True)
     example: Mapped[dict[str, Any] | None]  # {"artifact", "media_type"}
     target: Mapped[str | None]
+    answers: Mapped[dict[str, Any] | None]  # {"artifact", "media_type"}: the publisher's, to the example
     publisher_signature: Mapped[dict[str, Any] | None] = mapped_column("given_signature")  # or corrections
     publisher_alias: Mapped[str | None] = mapped_column("wanted_alias")  # set when the build is ready
     description: Mapped[str]
@@ -103,6 +104,8 @@ class VersionRow(Base):
     lineage: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]
     built_at: Mapped[datetime | None]
+    measured: Mapped[str | None] = mapped_column(index=True)  # a blob: rows, and the answers at the build
+    verification: Mapped[dict[str, Any] | None]  # see `registry/verification.py`
 
     model: Mapped[ModelRow] = relationship(lazy="joined", innerjoin=True)
     tags: Mapped[list[TagRow]] = relationship(lazy="selectin", cascade="all, delete-orphan")
@@ -178,6 +181,8 @@ class ExportRow(Base):
     min_runtime: Mapped[str | None]
     report: Mapped[dict[str, Any] | None]
     finished_at: Mapped[datetime | None]
+    measured: Mapped[str | None] = mapped_column(index=True)  # as of versions
+    verification: Mapped[dict[str, Any] | None]
 
     version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
 

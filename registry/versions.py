@@ -37,6 +37,7 @@ class NewVersion(msgspec.Struct, frozen=True):
     format: str
     example: dict[str, Any] | None = None  # {"artifact", "media_type"}
     target: str | None = None
+    answers: dict[str, Any] | None = None  # {"artifact", "media_type"}: the publisher's, to the example
     signature: dict[str, Any] | None = None
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
@@ -49,7 +50,7 @@ class NewVersion(msgspec.Struct, frozen=True):
 def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> VersionRow:
     """Add a version in state `building` and enqueue its build, in the caller's transaction.
 
-    Raises `Invalid` (name, alias, format, an artifact that was not uploaded).
+    Raises `Invalid` (name, alias, format, an artifact that was not uploaded, answers without an example).
     """
     if new.alias is not None:
         check_name(new.alias, "alias")
@@ -62,6 +63,15 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
     require_blob(store, new.artifact, "artifact")
     if new.example is not None:
         require_blob(store, new.example["artifact"], "example.artifact")
+    if new.answers is not None:
+        if new.example is None:
+            raise invalid_field(
+                "answers",
+                "answers without an example",
+                "the example whose rows were answered",
+                detail="answers belong to the rows of an example: add the example",
+            )
+        require_blob(store, new.answers["artifact"], "answers.artifact")
     owner.last_number += 1
     version = VersionRow(
         model=owner,
@@ -71,6 +81,7 @@ def publish(session: Session, store: Store, new: NewVersion, *, by: str) -> Vers
         artifact=new.artifact,
         example=new.example,
         target=new.target,
+        answers=new.answers,
         publisher_signature=new.signature,
         publisher_alias=new.alias,
         description=new.description,

@@ -112,14 +112,16 @@ class BuildTasks:
         return msgspec.structs.replace(built, **digests)
 
     def _request(self, version: VersionRow, out: Path) -> BuildRequest:
-        example = version.example or {}
+        example, answers = version.example or {}, version.answers or {}
         return BuildRequest(
             artifact=str(self._store.verified_path(version.artifact).absolute()),
             format=cast(Format, version.format),  # `versions.publish` has checked it
             out=str(out),
-            example=str(self._store.verified_path(example["artifact"]).absolute()) if example else None,
+            example=uploaded_path(self._store, example),
             example_media_type=example.get("media_type"),
             target=version.target,
+            answers=uploaded_path(self._store, answers),
+            answers_media_type=answers.get("media_type"),
             signature=version.publisher_signature,
             lineage=version.lineage,
             memory_mb=self._settings.build_memory_mb,
@@ -187,17 +189,18 @@ class ExportTasks:
             out=str(out),
             quantize=inputs.quantize,
             bounds=inputs.bounds,
-            example=self._path(example),
+            example=uploaded_path(self._store, example),
             example_media_type=example.get("media_type"),
             target=inputs.target,
-            calibration=self._path(calibration),
+            calibration=uploaded_path(self._store, calibration),
             calibration_media_type=calibration.get("media_type"),
             memory_mb=self._settings.build_memory_mb,
         )
 
-    def _path(self, table: dict[str, str]) -> str | None:
-        """The local path of an uploaded table, if there is one."""
-        return str(self._store.verified_path(table["artifact"]).absolute()) if table else None
+
+def uploaded_path(store: Store, table: dict[str, str]) -> str | None:
+    """The local path of an uploaded table, if there is one."""
+    return str(store.verified_path(table["artifact"]).absolute()) if table else None
 
 
 def store_file(store: Store, out: Path, name: str) -> Blob:

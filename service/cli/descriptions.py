@@ -25,14 +25,16 @@ LIBRARY_SOURCES = {
 def build_lines(record: Record) -> list[str]:
     """Describe the result of a version's build."""
     name = f"{record['model']}:{record['version']}"
+    report = record.get("report") or {}
     if record["state"] == "rejected":
-        return [f"{name} is rejected: {rejection_reason(record)}"]
+        return [f"{name} is rejected: {rejection_reason(record)}", *_worst_answer_lines(report)]
     if record["state"] == "building":
         return [f"{name} is building"]
     lines = [f"{name} is {record['state']} on {record['runtime']}: {record['runtime_reason']}"]
-    report = record.get("report") or {}
     if parity := report.get("parity"):
         lines.append(f"parity: {parity_line(parity)}")
+    if answers := report.get("answers"):
+        lines.append(f"publisher's answers: {answers_line(answers)}")
     if record["metrics"]:
         lines.append(f"metrics: {_join_pairs(record['metrics'])}")
     return lines + [f"warning: {warning}" for warning in report.get("warnings") or ()]
@@ -50,6 +52,24 @@ def parity_line(parity: Record) -> str:
         f"{sum(rows.values()):,} rows compared ({kinds}): {parity['label_mismatches']} label mismatches, "
         f"largest difference {parity['largest_difference']:.2g}"
     )
+
+
+def answers_line(answers: Record) -> str:
+    """Describe the comparison with the publisher's answers in one line."""
+    ties = f" ({answers['ties']} more at ties)" if answers["ties"] else ""
+    rounding = answers["bounds"].get("rounding")
+    return (
+        f"{answers['rows']:,} rows compared: {answers['label_mismatches']} label mismatches{ties}, "
+        f"largest difference {answers['largest_difference']:.2g}"
+        + (f" (answers are rounded: up to {rounding:.2g} accepted)" if rounding else "")
+    )
+
+
+def _worst_answer_lines(report: Record) -> list[str]:
+    return [
+        f"  row {w['row']}, {w['column']}: {w['actual']!r}, the answers have {w['expected']!r}"
+        for w in report.get("answers", {}).get("worst", ())
+    ]
 
 
 def version_lines(record: Record) -> Iterator[str]:

@@ -48,6 +48,15 @@ Example = Annotated[
         help=f"Example rows: {' '.join(EXAMPLE_TYPE_BY_SUFFIX)} (a JSON list of objects).",
     ),
 ]
+Answers = Annotated[
+    Path | None,
+    Option(
+        exists=True,
+        dir_okay=False,
+        help="What the model answered to the example where it was trained: label, probability.<class>, "
+        "value, ... in the example's order. Other answers here reject the version.",
+    ),
+]
 FormatOption = Annotated[
     str | None,
     Option("--format", help=f"{', '.join(FORMAT_SUFFIXES)} (default: guessed from the suffix)."),
@@ -75,6 +84,7 @@ def publish(
     name: NameOption,
     example: Example = None,
     target: Annotated[str | None, Option(help="The column of the example with the true values.")] = None,
+    answers: Answers = None,
     format: FormatOption = None,
     signature: Signature = None,
     tag: Tags = None,
@@ -90,6 +100,9 @@ def publish(
     Waits until the version is built. When the build rejects the model, the reason is printed and the exit
     code is 1.
     """
+    if answers and not example:
+        raise BadParameter("--answers needs --example: the rows that were answered")
+    tables = {"example": example, "answers": answers}
     request: Record = {
         "format": format or lookup_suffix(file, FORMAT_BY_SUFFIX, "; set --format"),
         "target": target,
@@ -100,7 +113,7 @@ def publish(
         "description": description,
         "alias": alias,
     }
-    record = _publish(name, file, example, request, wait=not no_wait)
+    record = _publish(name, file, tables, request, wait=not no_wait)
     lines = build_lines(record)
     if record["state"] == "rejected":
         print_record(json, record, lambda: None)
@@ -109,12 +122,16 @@ def publish(
     print_record(json, record, lambda: echo("\n".join(lines)))
 
 
-def _publish(name: str, file: Path, example: Path | None, request: Record, wait: bool) -> Record:
+def _publish(name: str, file: Path, tables: dict[str, Path | None], request: Record, wait: bool) -> Record:
     """Upload the files, create the version and return its record; with `wait`, after its build."""
-    media_type = lookup_suffix(example, EXAMPLE_TYPE_BY_SUFFIX) if example else None
+    media_types = {
+        field: lookup_suffix(table, EXAMPLE_TYPE_BY_SUFFIX) for field, table in tables.items() if table
+    }
     with connect() as client:
-        if example:
-            request["example"] = {"artifact": upload_file(client, example), "media_type": media_type}
+        for field, table in tables.items():
+            if table:
+                artifact = upload_file(client, table)
+                request[field] = {"artifact": artifact, "media_type": media_types[field]}
         request["artifact"] = upload_file(client, file)
         record = client.publish(
             name, {key: value for key, value in request.items() if value not in (None, {})}

@@ -32,7 +32,7 @@ LibraryVersions = Annotated[
 ]
 
 
-class Example(RequestBody):
+class UploadedTable(RequestBody):
     artifact: Sha256
     media_type: ExampleType
 
@@ -40,8 +40,15 @@ class Example(RequestBody):
 class PublishBody(RequestBody):
     artifact: Sha256
     format: Format
-    example: Example | None = None
+    example: UploadedTable | None = None
     target: Annotated[str | None, Field(description="the example's column with the true values")] = None
+    answers: Annotated[
+        UploadedTable | None,
+        Field(
+            description="what the model answered to the example where it was trained: the columns of a batch "
+            "output, in the example's order; a version that answers differently is rejected"
+        ),
+    ] = None
     signature: Annotated[
         dict[str, Any] | None, Field(description="a complete signature, or corrections of the inferred one")
     ] = None
@@ -145,6 +152,7 @@ class VersionRecord(BaseModel):
     format: str
     example: dict[str, Any] | None
     target: str | None
+    answers: dict[str, Any] | None
     lineage: dict[str, Any]
     created_at: datetime
     created_by: str
@@ -168,6 +176,7 @@ class VersionRecord(BaseModel):
             format=row.format,
             example=row.example,
             target=row.target,
+            answers=row.answers,
             lineage=row.lineage,
             created_at=row.created_at,
             created_by=row.created_by,
