@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from registry.errors import FieldError
 from registry.rows import Array, Rows
 from registry.signature import MAX_SAFE_INTEGER
+from registry.text_tables import MISSING_WORDS
 from service.formats.dataset import Block, invalid_input
 from service.runtime.codec.arrow import arrow_value, check_type, convert_numbers
 from service.runtime.codec.arrow_types import decode, is_number, plain_type, positions_and_values
@@ -31,6 +32,7 @@ CellFaults = dict[int, list[FieldError]]
 
 MIN_HALVED = 16  # cells; shorter ranges are checked cell by cell
 PLACEHOLDERS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": 0, "float32": 0}
+_MISSING = pa.array([word.encode() for word in MISSING_WORDS], pa.binary())
 EXACT_LIMIT = float(MAX_SAFE_INTEGER + 1)  # from here on float64 does not represent every integer
 
 
@@ -162,7 +164,7 @@ def check_missing(
     if is_number(data.type):
         is_empty = pc.is_null(data, nan_is_null=True)
     else:
-        is_empty = pc.equal(data.cast(pa.binary()), b"")
+        is_empty = pc.is_in(data.cast(pa.binary()), value_set=_MISSING)
     missing: Array = is_empty.to_numpy(zero_copy_only=False)
     present = _convert(column, data.filter(pa.array(~missing)), read_cell) if missing.any() else None
     if present is None:
@@ -199,7 +201,9 @@ def _decode(data: Any) -> Any:
 def _parse_numbers(column: Column, text: Any) -> Array | None:
     text = pc.ascii_trim(text, characters=" \t")
     try:
-        numbers = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
+        numbers = pc.if_else(pc.is_in(text, value_set=_MISSING.cast(pa.string())), None, text).cast(
+            pa.float64()
+        )
     except pa.ArrowInvalid:
         return None
     array = numbers.to_numpy(zero_copy_only=False)

@@ -21,6 +21,7 @@ import pyarrow.compute as pac
 import pyarrow.csv as pc
 
 from registry.errors import FieldError, Invalid
+from registry.text_tables import MISSING_WORDS
 from service import startup
 from service.formats import column_types
 from service.formats.cells import accept_parsed_csv, check_batch, decode_columns
@@ -258,12 +259,23 @@ def _parse(
         pc.ConvertOptions(
             column_types=dict(types),
             include_columns=list(include),
-            null_values=[""],
-            strings_can_be_null=nulls,
+            null_values=list(MISSING_WORDS),  # of numbers and booleans
+            strings_can_be_null=False,
         ),
     )
+    if nulls:
+        table = _with_missing_texts(table)
     batches = table.combine_chunks().to_batches()
     return (batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)), malformed
+
+
+def _with_missing_texts(table: Any) -> Any:
+    """Replace empty texts by null."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            texts = table.column(position)
+            table = table.set_column(position, field, pac.if_else(pac.equal(texts, ""), None, texts))
+    return table
 
 
 def _open_after_header(opened: OpenedFile, header: CsvHeader) -> ByteStream:

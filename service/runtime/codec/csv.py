@@ -3,7 +3,8 @@
 CSV here is RFC 4180 in UTF-8: comma, double quotes, any line end, and a header with the features' names in
 any order. An empty cell is null, except in a string column that is not nullable, where it is the empty
 string. (So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it.)
-`NaN` and infinity are null where the column is nullable. Blank lines are skipped.
+In columns of numbers and booleans `registry.text_tables.MISSING_WORDS` are null too, and infinity is null
+where the column is nullable. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 
 from registry.errors import invalid_field
 from registry.rows import Array, Rows
+from registry.text_tables import MISSING_WORDS, is_missing
 from service.runtime.codec.columns import Column, Faults, check_names, read_column, rows_or_raise
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
-_NAN = re.compile(r"([+-]?nan)?", re.IGNORECASE)
+_MISSING = frozenset(MISSING_WORDS)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -86,8 +88,8 @@ def _convert_column(column: Column, texts: Sequence[str]) -> Array | None:
         if column.dtype == "int64" and not column.nullable:
             numbers = np.array(list(map(int, texts)), dtype=np.int64)
         else:
-            if "" in texts:
-                texts = [t or "nan" for t in texts]
+            if not _MISSING.isdisjoint(texts):
+                texts = ["nan" if t in _MISSING else t for t in texts]
             numbers = np.array(list(map(float, texts)), dtype=np.float64)
     except (ValueError, OverflowError):
         return None
@@ -100,7 +102,7 @@ def csv_value(text: str, column: Column) -> Any:
     if column.dtype == "string":
         return None if column.nullable and not text else text
     text = text.strip()
-    if _NAN.fullmatch(text):
+    if is_missing(text):
         return None
     if column.dtype == "bool":
         return _BOOLEANS.get(text.lower(), text)

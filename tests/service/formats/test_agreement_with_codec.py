@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from registry.rows import Rows
 from registry.signature import Input, Output, Signature
 from service.formats import text_records
 from service.runtime.codec import Codec
+from service.runtime.codec.arrow_types import decode, plain_type
 from service.runtime.codec.columns import columns_of
 from tests.service.formats.read_all import read_all
 
@@ -46,7 +48,8 @@ TEXTS = st.sampled_from(
      "0x10", "nan", "NaN", "-nan", "+nan", "nan(1)", "NAN(x)", "inf", "-Infinity", "+inf", "1e999", "-1e999",
      "1e39", "1e-400", "1e5.5", "9007199254740993", "9223372036854775807", "9223372036854775808",
      "-9223372036854775808", "1" * 400, "true", "TRUE", "False", "no", "a", "é b", "é", "\u0661", "\u00a05",
-     "\x0c5", "--1", "1,5", '"', 'x"y', "x\ny", "\r\n", "null", "NULL", "None", "n/a", "1 2", "(", "1-2", "-",
+     "\x0c5", "--1", "1,5", '"', 'x"y', "x\ny", "\r\n", "null", "NULL", "None",
+     "n/a", "NA", "N/A", "#N/A", " NA ", "--nan", "1 2", "(", "1-2", "-",
      "0.1000000000000000055511151231257827", "123456789012345678901234567890", "00012", "-.5", ".", "1.2.3",
      "1.7976931348623157e308", "2.2250738585072011e-308", "5e-324", "3.4028235677973366e+38", "-0", "1e"]
 ) | st.floats().map(repr) | st.integers(-(2**65), 2**65).map(str) | st.text(
@@ -150,14 +153,35 @@ def test_json_lines_agree_with_the_codec(tmp_path: Path, features: list[Input], 
 
 
 ARROW_TYPES = {
-    "float64": [pa.float64(), pa.float32(), pa.float16(), pa.int64(), pa.uint64(), pa.int32(), pa.int8()],
-    "string": [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())],
+    "float64": [
+        pa.float64(),
+        pa.float32(),
+        pa.float16(),
+        pa.int64(),
+        pa.uint64(),
+        pa.int32(),
+        pa.int8(),
+        pa.decimal128(22, 2),
+        pa.dictionary(pa.int8(), pa.float64()),
+        pa.run_end_encoded(pa.int32(), pa.int64()),
+    ],
+    "string": [
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.run_end_encoded(pa.int32(), pa.string()),
+    ],
     "bool": [pa.bool_()],
 }
 ARROW_TYPES["float32"] = ARROW_TYPES["int64"] = ARROW_TYPES["float64"]
 
 
 def arrow_values(kind: Any) -> st.SearchStrategy[Any]:
+    kind = plain_type(kind)
+    if pa.types.is_decimal(kind):
+        return (
+            st.none() | st.decimals(-(10**19), 10**19, places=2) | st.sampled_from([Decimal(1), Decimal(2)])
+        )
     if pa.types.is_floating(kind):
         edges = [0.0, 1.0, 0.5, 2.0, 7.0] + ([2.0**63, 1e39, 2.0**53 + 2] if kind == pa.float64() else [])
         return st.none() | st.floats(width=kind.bit_width) | st.sampled_from(edges)
@@ -183,6 +207,8 @@ def test_typed_rows_agree_with_the_codec(
         values = data.draw(st.lists(arrow_values(kind), min_size=count, max_size=count))
         values = [np.float16(v) if kind == pa.float16() and v is not None else v for v in values]
         columns[i.name] = pa.array(values, kind)
+        if media_type == PARQUET and pa.types.is_run_end_encoded(kind):
+            columns[i.name] = decode(columns[i.name])
     table = pa.table(columns)
     path = tmp_path / "input"
     if media_type == PARQUET:

@@ -391,3 +391,19 @@ def test_types_are_inferred_from_complete_rows_of_the_sample(
     assert [type_with(size) for size in (2, 5, 6, 7, 8, 100)] == [
         "int64", "int64", "double", "double", "string", "string",
     ]  # fmt: skip
+
+
+def test_a_training_reads_missing_words_as_null_beside_numbers_and_as_text_elsewhere(write: Write) -> None:
+    path = write(b"n,f,b,s,n2\n1,NA,true,NA,NA\nNA,1.5,None,,#N/A\nnull,nan,false,x,NaN\n")
+    dataset = reading.open_dataset(str(path), CSV, uniform=True)
+    (part,) = reading.split(dataset)
+    (batch,) = reading.read_record_batches(dataset, part, list(dataset.columns))
+    assert batch.to_pydict() | {"f": None} == {
+        "n": [1, None, None],
+        "f": None,
+        "b": [True, None, False],
+        "s": ["NA", None, "x"],
+        "n2": [None, None, None],
+    }
+    assert batch.column("f").null_count == 2
+    assert [str(t) for t in batch.schema.types] == ["int64", "double", "bool", "string", "double"]

@@ -12,6 +12,7 @@ import pytest
 
 from registry.errors import FieldError, Invalid
 from registry.signature import Input, Output, Signature
+from registry.text_tables import MISSING_WORDS
 from service.runtime.codec import MAX_INSTANCES, Codec
 from service.runtime.codec.csv import csv_value, decode_csv
 
@@ -169,6 +170,7 @@ def test_the_codec_and_csv_do_not_import_pyarrow() -> None:
     program = """
 import sys
 from registry.signature import Input, Output, Signature
+from registry.text_tables import MISSING_WORDS
 from service.runtime.codec import Codec
 codec = Codec(Signature("regression", (Input("x", "float64"),), (Output("value", "float64", (-1,)),)))
 codec.decode_csv(b"x\\n1\\n")
@@ -259,3 +261,25 @@ def test_a_row_with_one_cell_fewer_or_more_is_a_fault_of_its_row() -> None:
 def test_a_cell_of_digits_is_an_integer_below_400_characters(text: str, value: float) -> None:
     read = csv_value(text, codec(AGE).columns[0])
     assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize("word", MISSING_WORDS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool"])
+def test_a_missing_word_is_null_in_a_column_of_numbers_or_booleans(dtype: Any, word: str) -> None:
+    text = f"x,age\n{word},1\n1, {word} \n"
+    nullable = codec(Input("x", dtype, nullable=True), Input("age", "float64", nullable=True))
+    assert np.array_equal(
+        nullable.decode_csv(text.encode()).matrix, [[np.nan, 1], [1, np.nan]], equal_nan=True
+    )
+    assert (
+        "is null, and the model takes no missing values here"
+        in csv_fault(codec(Input("x", dtype), Input("age", "float64", nullable=True)), text).message
+    )
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("word", MISSING_WORDS[1:])
+def test_a_missing_word_is_text_in_a_column_of_text(word: str, nullable: bool) -> None:
+    rows = codec(Input("x", "string", nullable=nullable)).decode_csv(f"x\n{word}\n".encode())
+    assert rows.columns is not None
+    assert rows.columns[0].tolist() == [word]
