@@ -132,6 +132,12 @@ def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell, publ
     assert "scoring service" in keys
 
 
+def test_the_commands_of_the_answers_page_do_what_it_describes(shell: Shell) -> None:
+    (publish,) = shell.run_page("docs/howto/answers.md")
+    assert "wine:1 is ready" in publish
+    assert "publisher's answers: 178 rows compared: 0 label mismatches" in publish
+
+
 def test_the_commands_of_the_batch_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
     score, over_http, dry_run, schedule = shell.run_page("docs/howto/batch.md")
     assert score.startswith("150 rows scored with iris:1 (")

@@ -40,8 +40,15 @@ def _collect(sessions: Sessions, store: Store, **options: object) -> garbage.Gar
 
 
 def test_orphans_are_deleted_after_a_day_and_blobs_of_versions_stay(sessions: Sessions, store: Store) -> None:
-    example, servable, table = (_put_old(store, content) for content in (b"example", b"graph", b"table"))
-    publish(sessions, store, content=b"model", example={"artifact": example, "media_type": "text/csv"})
+    contents = (b"example", b"answers", b"graph", b"table")
+    example, answers, servable, table = (_put_old(store, content) for content in contents)
+    publish(
+        sessions,
+        store,
+        content=b"model",
+        example={"artifact": example, "media_type": "text/csv"},
+        answers={"artifact": answers, "media_type": "text/csv"},
+    )
     ready = BuildResult(state="ready", report={}, signature=SIGNATURE, runtime="onnx")
     build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table))
     for blob in store:
@@ -50,8 +57,9 @@ def test_orphans_are_deleted_after_a_day_and_blobs_of_versions_stay(sessions: Se
     assert _collect(sessions, store, dry_run=True).blobs == [orphan]
     assert store.path(orphan).is_file()
     report = _collect(sessions, store)
-    assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 5)
-    assert {b.sha256 for b in store} == {example, servable, table, new_blob, store.put([b"model"]).sha256}
+    assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 6)
+    model = store.put([b"model"]).sha256
+    assert {b.sha256 for b in store} == {example, answers, servable, table, new_blob, model}
     assert _collect(sessions, store).blobs == []
 
 

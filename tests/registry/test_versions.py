@@ -139,6 +139,16 @@ def test_an_invalid_version_is_rejected_with_its_field(sessions: Sessions, store
             format="onnx",
             example={"artifact": unknown, "media_type": "text/csv"},
         ),
+        "answers": NewVersion(
+            model="fraud", artifact=blob, format="onnx", answers={"artifact": blob, "media_type": "text/csv"}
+        ),
+        "answers.artifact": NewVersion(
+            model="fraud",
+            artifact=blob,
+            format="onnx",
+            example={"artifact": blob, "media_type": "text/csv"},
+            answers={"artifact": unknown, "media_type": "text/csv"},
+        ),
     }
     for field, new in invalid_versions.items():
         with pytest.raises(Invalid) as raised, sessions.begin() as session:

@@ -68,13 +68,26 @@ def labels(name: str, column: pa.Array, dtype: DType) -> list[Any]:
         return _booleans(name, column)
     if dtype == "int64" and pa.types.is_integer(column.type):
         return list(column.to_pylist())
+    if dtype == "int64":
+        return _integers(name, column)
+    return [None if v != v else v for v in numbers(name, column).tolist()]
+
+
+def _integers(name: str, column: pa.Array) -> list[Any]:
+    """Integers that may be written as 3.0; exact also where float64 is not."""
     values = numbers(name, column).tolist()
-    if dtype != "int64":
-        return [None if v != v else v for v in values]
+    cells = column.to_pylist()
     for row, value in enumerate(values):
         if value == value and not float(value).is_integer():
-            raise _cannot_read(name, row, value, "an integer")
-    return [None if v != v else int(v) for v in values]
+            raise _cannot_read(name, row, cells[row], "an integer")
+    return [None if v != v else _exact(cell, v) for cell, v in zip(cells, values, strict=True)]
+
+
+def _exact(cell: Any, value: float) -> int:
+    try:
+        return int(cell)
+    except ValueError:
+        return int(value)
 
 
 def numbers(name: str, column: pa.Array) -> Array:

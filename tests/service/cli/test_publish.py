@@ -110,3 +110,24 @@ def test_an_invalid_field_is_named_once(live, files):
     assert result.code == 1
     assert result.err.startswith("error: name: ")
     assert result.err.count("\n") == 1
+
+
+def test_answers_of_the_model_are_compared_and_other_answers_reject_the_version(live, files, tmp_path):
+    answers = tmp_path / "answers.csv"
+    labels = ["no", "no", "no", "yes", "yes", "yes", "no", "yes"]
+    options = ("--name", "answered", "--example", files.example, "--target", "good", "--answers", answers)
+    answers.write_text("label\n" + "\n".join(labels))
+    right = live("publish", files.model, *options)
+    assert right.code == 0, right.err
+    assert "publisher's answers: 8 rows compared: 0 label mismatches" in right.out
+    answers.write_text("label\n" + "\n".join(["yes", *labels[1:]]))
+    wrong = live("publish", files.model, *options)
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "answered:2 is rejected: the version does not give the publisher's answers" in wrong.err
+    assert "  row 0, label: 'no', the answers have 'yes'" in wrong.err
+
+
+def test_answers_without_an_example_are_wrong_usage(trivium, files):
+    result = trivium("publish", files.model, "--name", "m", "--answers", files.example)
+    assert result.code == 2
+    assert "--answers needs --example" in result.err
