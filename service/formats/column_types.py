@@ -11,17 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from registry.errors import FieldError, Invalid
-from registry.signature import MAX_SAFE_INTEGER
+from registry.media_types import TEXT_TYPES
+from registry.signature import MAX_SAFE_INTEGER, DType, Input
 from registry.text_tables import CODE_PATTERN
 from service.formats.dataset import Dataset, InputFile
+from service.runtime.codec.arrow import check_type
 from service.runtime.codec.arrow_types import (
     EXTENSION_NAME,
+    TypeNotSupported,
     decimals_to_float64,
     decode,
     family_of,
+    feature_dtype,
     plain_type,
 )
-from service.runtime.codec.columns import Faults, show
+from service.runtime.codec.columns import Column, Faults, show
 
 _EXPLICIT = {"given": "1"}
 """Metadata of a field whose type the user set: its values are not checked for codes."""
@@ -47,6 +51,34 @@ def schema_of(dataset: Dataset, names: Sequence[str]) -> Any:
     """Return the Arrow types that the columns `names` have in every partition."""
     schema = unpack_schema(dataset.schema)
     return pa.schema([schema.field(name) for name in names])
+
+
+def feature_dtypes(dataset: Dataset, names: Sequence[str]) -> dict[str, DType]:
+    """Return the dtype that each of the columns has as a feature, or as a target.
+
+    Raises `Invalid` naming each column whose type is not a feature, with the remedy.
+    """
+    faults = Faults()
+    dtypes: dict[str, DType] = {}
+    for field in schema_of(dataset, names):
+        try:
+            dtypes[field.name] = feature_dtype(field)
+        except TypeNotSupported as error:
+            message = f"column {show(field.name)} {error}, or exclude it"
+            faults.add(message, None, field.name, "numbers, booleans or text")
+    faults.raise_any()
+    return dtypes
+
+
+def require_types(dataset: Dataset, dtypes: Mapping[str, DType]) -> None:
+    """Raise `Invalid` naming each column of a typed file that cannot be a feature of its dtype."""
+    if dataset.media_type in TEXT_TYPES:
+        return
+    faults = Faults()
+    names = [name for name in dtypes if name in dataset.columns]
+    for field in schema_of(dataset, names):
+        check_type(Column(Input(field.name, dtypes[field.name])), field, faults)
+    faults.raise_any()
 
 
 def unify_schemas(

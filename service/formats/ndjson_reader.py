@@ -34,6 +34,7 @@ from service.runtime.codec.json import JsonRows, RepeatedKey, read_json
 _LINES = RecordFormat(quotes=False)
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_ROWS = 1000
+_NESTED = pa.list_(pa.null())
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError)  # UnicodeDecodeError is a ValueError
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _BOM = b"\xef\xbb\xbf"
@@ -69,6 +70,8 @@ def _split_lines(data: bytes) -> list[bytes]:
 
 def _arrow_type(types: set[type]) -> Any:
     types = types - {type(None)}
+    if not types.isdisjoint((dict, RepeatedKey, list)):
+        return _NESTED  # text in an id or passthrough column, refused as a feature of a training
     if not types:
         return pa.null()
     if types <= {bool}:

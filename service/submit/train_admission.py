@@ -5,7 +5,7 @@ The estimator is opened in a child process when the job is planned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,7 @@ from registry.artifacts import Store
 from registry.errors import FieldError, Invalid
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow
+from registry.signature import DType
 from registry.tables import VersionRow
 from registry.vocabulary import TRAIN
 from service.config import Settings
@@ -55,13 +56,13 @@ class TrainAdmission(JobAdmission):
     ) -> HeadReport:
         features = self._examine_input(settings, store, spec)
         self._examine_then(settings, store, spec, features)
-        return HeadReport(features, rows=0, failed=0, warnings=[])
+        return HeadReport(list(features), rows=0, failed=0, warnings=[])
 
     def examine_scheduled_job(
         self, settings: Settings, store: Store, spec: JobSpec, version: VersionRow | None
     ) -> list[str]:
         warnings: list[str] = []
-        features: list[str] = []
+        features: Mapping[str, DType] = {}
         with warn_if_missing(warnings):
             features = self._examine_input(settings, store, spec)
         with warn_if_missing(warnings):
@@ -97,17 +98,23 @@ class TrainAdmission(JobAdmission):
         )
         return jobs.create(session, new_job, by=by)
 
-    def _examine_input(self, settings: Settings, store: Store, spec: JobSpec) -> list[str]:
-        """Return the names of the features.
+    def _examine_input(self, settings: Settings, store: Store, spec: JobSpec) -> dict[str, DType]:
+        """Return the dtype of each feature.
 
-        Raises `Invalid` if the input cannot be read, or if the target or a named column is missing.
+        Raises `Invalid` if the input cannot be read, if the target or a named column is missing, or if a
+        column has a type that is not a feature.
         """
-        from service.formats import reading  # imports pyarrow, which a server loads with its first job
+        from service.formats import column_types, reading  # imports pyarrow: loaded with the first job
 
         require_engine(spec["engine"])
         place = locate_input(settings, store, spec["input"])
-        dtypes = column_dtypes(spec)
-        dataset = reading.open_dataset(place.location, place.media_type, uniform=True, dtypes=dtypes)
+        dataset = reading.open_dataset(
+            place.location,
+            place.media_type,
+            uniform=True,
+            dtypes=column_dtypes(spec),
+            name=place.name,
+        )
         target = spec["target"]
         if target not in dataset.columns:
             reading.check_separator(dataset)
@@ -116,23 +123,28 @@ class TrainAdmission(JobAdmission):
                 [FieldError("no such column", field="target", expected="a column's name")],
             )
         _check_column_fields(spec, dataset.columns)
-        return [c for c in dataset.columns if c != target and c not in spec["exclude"]]
+        names = [c for c in dataset.columns if c not in spec["exclude"]]
+        dtypes = column_types.feature_dtypes(dataset, names)
+        return {name: dtype for name, dtype in dtypes.items() if name != target}
 
-    def _examine_then(self, settings: Settings, store: Store, spec: JobSpec, features: Sequence[str]) -> None:
+    def _examine_then(
+        self, settings: Settings, store: Store, spec: JobSpec, features: Mapping[str, DType]
+    ) -> None:
         """Examine the input of the scoring job that follows the training.
 
         Otherwise its faults would appear after a version was trained and an alias moved. Raises `Invalid` if
-        the input cannot be read or lacks a feature.
+        the input cannot be read, lacks a feature, or has a feature with another type.
         """
-        from service.formats import reading
+        from service.formats import column_types, reading
 
         if (then := spec["then"]) is None:
             return
         with prefixed_fields("then", then):
             require_artifact(store, then, "input")
             place = locate_input(settings, store, then["input"])
-            dataset = reading.open_dataset(place.location, place.media_type)
+            dataset = reading.open_dataset(place.location, place.media_type, name=place.name)
             require_copied_columns(then, dataset)
+            column_types.require_types(dataset, features)
         errors = [
             FieldError(f"the input of then has no column {name!r}, which the model is trained on", field=name)
             for name in features

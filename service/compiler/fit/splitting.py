@@ -18,23 +18,21 @@ import pyarrow.compute as pc
 
 from registry.errors import Refused
 from registry.rows import Array
-from registry.signature import DType, Scalar
-from service.compiler import example
+from registry.signature import Scalar
 from service.compiler.fit.fit_records import SEED, Feature
 from service.compiler.fit.sampling import SHARE_UNITS, Quota, RoundRobin, sample_mask, seeded_generator
+from service.runtime.codec.arrow_types import (
+    ARROW_TYPES,
+    TypeNotSupported,
+    feature_dtype,
+    plain_type,
+    to_dtype,
+)
 
 BLOCK_ROWS, BLOCK_CELLS = 1 << 16, 1 << 21
 """Largest size of a block, in rows and in cells. Each slot gets one record batch per block."""
 MAX_CLASSES = 10_000
 VALIDATION_SLOT = 0
-
-ARROW_TYPES: dict[DType, Any] = {
-    "float64": pa.float64(),
-    "float32": pa.float32(),
-    "int64": pa.int64(),
-    "bool": pa.bool_(),
-    "string": pa.string(),
-}
 
 
 class SplitLayout(msgspec.Struct, frozen=True):
@@ -58,18 +56,6 @@ class SplitCounts(msgspec.Struct, frozen=True):
     rows: int
     failed: int  # rows without a target
     counts: tuple[tuple[Scalar | None, tuple[int, ...]], ...]
-
-
-def layout_features(names: Iterable[str], types: Iterable[Any]) -> tuple[Feature, ...]:
-    """Describe columns as features. Raises `Refused` for a column type that a feature cannot have."""
-    features = []
-    for name, arrow_type in zip(names, types, strict=True):
-        try:
-            features.append(Feature(name, example.dtype_of(arrow_type)))
-        except KeyError as error:
-            message = f"the column {name!r} has the type {arrow_type}, which features cannot have; exclude it"
-            raise Refused(message) from error
-    return tuple(features)
 
 
 def split_partition(
@@ -201,12 +187,12 @@ def _with_types(batch: Any, layout: SplitLayout, schema: Any) -> Any:
 
 
 def _column(feature: Feature, column: Any) -> Any:
-    arrow_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    kind = plain_type(column.type)
     try:
-        same = pa.types.is_null(arrow_type) or example.dtype_of(arrow_type) == feature.dtype
-        widened = feature.dtype == "float64" and pa.types.is_integer(arrow_type)
+        same = pa.types.is_null(kind) or feature_dtype(kind) == feature.dtype
+        widened = feature.dtype == "float64" and pa.types.is_integer(kind)
         if same or widened:
-            return column.cast(ARROW_TYPES[feature.dtype])
-    except (KeyError, pa.ArrowException):
+            return to_dtype(column, feature.dtype)
+    except (TypeNotSupported, pa.ArrowException):
         pass
-    raise Refused(f"its column {feature.name!r} holds {arrow_type}, in other partitions {feature.dtype}")
+    raise Refused(f"its column {feature.name!r} holds {kind}, in other partitions {feature.dtype}")

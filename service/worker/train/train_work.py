@@ -27,10 +27,10 @@ from registry.jobs.tables import JobRow, PartitionRow
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.builds.protocol import FIT
-from service.compiler.fit.fit_records import FitPlan, FitResult, FitStep
-from service.compiler.fit.splitting import SplitLayout, layout_features, split_partition
+from service.compiler.fit.fit_records import Feature, FitPlan, FitResult, FitStep
+from service.compiler.fit.splitting import SplitLayout, split_partition
 from service.formats import reading
-from service.formats.column_types import schema_of
+from service.formats.column_types import feature_dtypes
 from service.formats.dataset import Dataset, FileRange
 from service.submit.input_locations import locate_input
 from service.submit.train_admission import column_dtypes, missing_target
@@ -82,7 +82,11 @@ class TrainWork:
         self._copy_estimator(job, directory)
         place = locate_input(self._settings, self._store, job.spec["input"])
         dataset = reading.open_dataset(
-            place.location, place.media_type, uniform=True, dtypes=column_dtypes(job.spec)
+            place.location,
+            place.media_type,
+            uniform=True,
+            dtypes=column_dtypes(job.spec),
+            name=place.name,
         )
         ranges = reading.split(dataset)
         fit_plan = self._check_estimator(job, directory, report_progress)
@@ -216,9 +220,10 @@ def _split_layout(spec: dict[str, Any], dataset: Dataset, fit_plan: FitPlan, ran
         raise PermanentFailure(missing_target(target_name, dataset.columns))
     try:
         names = [c for c in dataset.columns if c not in spec["exclude"]]
-        columns = layout_features(names, schema_of(dataset, names).types)
-    except Refused as error:
+        dtypes = feature_dtypes(dataset, names)
+    except Invalid as error:
         raise PermanentFailure(str(error)) from error
+    columns = [Feature(name, dtype) for name, dtype in dtypes.items()]
     target = next(f for f in columns if f.name == target_name)
     labelled = fit_plan.task == "classification"
     if not labelled and target.dtype == "string":

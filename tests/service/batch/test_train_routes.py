@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from registry.jobs import jobs
@@ -144,6 +146,18 @@ async def test_the_input_of_then_is_examined_before_the_training_starts(
         assert await bench.rejected_fields(then=then) == rejected
     else:
         assert (await bench.api.client.post(PATH, json=bench.body | {"then": then})).status_code == 202
+
+
+async def test_dates_are_refused_as_features_of_a_training_and_of_its_then(bench: TrainingBench) -> None:
+    dated = bench.root / "dated.parquet"
+    pq.write_table(pa.table({"x": pa.array([1, 2], pa.date32()), "y": [1.0, 2.0]}), dated)
+    answer = await bench.api.client.post(PATH, json=bench.body | {"input": {"uri": str(dated)}})
+    (error,) = check_problem(answer, 422)["errors"]
+    assert error["field"] == "x"
+    assert error["message"].startswith('column "x" is of type date32[day]: dates are not features; convert')
+    assert await bench.rejected_fields(then={"kind": "score", "input": {"uri": str(dated)}}) == ["x"]
+    excluded = {"input": {"uri": str(dated)}, "exclude": ["x"]}
+    assert await bench.rejected_fields(**excluded) == ["exclude"]  # no feature remains
 
 
 async def test_the_strategy_single_rejects_partitions(bench: TrainingBench) -> None:

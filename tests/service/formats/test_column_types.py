@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Invalid
-from registry.media_types import CSV, NDJSON, PARQUET
+from registry.media_types import ARROW, CSV, NDJSON, PARQUET
+from registry.signature import Input
 from service.formats import column_types, reading
 from service.formats.column_types import schema_of
+from service.runtime.codec.arrow_types import FAMILIES, TypeFamily
+from service.runtime.codec.columns import Column
+from tests.service.column_samples import SAMPLES
 
 
 def column_types_of(tmp_path: Path, media_type: str, *contents: str, **options: object) -> dict[str, str]:
@@ -178,3 +183,54 @@ def test_the_message_about_a_cell_names_its_column() -> None:
     assert column_types.describe_cell_error(ValueError("y" * 301), ["a"]) == "y" * 300
     long = column_types.describe_cell_error(ValueError("In CSV column #0: " + "z" * 201), ["a"])
     assert long == 'column "a": ' + "z" * 200
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.title)
+def test_the_table_of_types_decides_what_a_training_takes(tmp_path: Path, family: TypeFamily) -> None:
+    for position, array in enumerate(SAMPLES[family.title]):
+        table = pa.table({"d": array, "x": [1.0, 2.0]})
+        path = tmp_path / f"{position}.arrow"
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+        dataset = reading.open_dataset(str(path), ARROW, uniform=True)
+        if family.dtype is not None:
+            assert column_types.feature_dtypes(dataset, ["d", "x"]) == {"d": family.dtype, "x": "float64"}
+            continue
+        with pytest.raises(Invalid) as caught:
+            column_types.feature_dtypes(dataset, ["d", "x"])
+        (error,) = caught.value.errors
+        assert error.field == "d"
+        assert f"{family.reason}, or exclude it" in error.message
+
+
+def test_a_training_reads_decimals_as_the_nearest_floats(tmp_path: Path) -> None:
+    texts = [f"{n}.{n % 100:02d}" for n in range(1, 5000, 7)]
+    pq.write_table(
+        pa.table({"d": pa.array(map(Decimal, texts), pa.decimal128(10, 2))}), tmp_path / "d.parquet"
+    )
+    dataset = reading.open_dataset(str(tmp_path / "d.parquet"), PARQUET, uniform=True)
+    (part,) = reading.split(dataset)
+    (batch,) = reading.read_record_batches(dataset, part, ["d"])
+    assert batch.column("d").to_pylist() == [float(text) for text in texts]
+
+
+def test_nested_values_of_json_lines_are_not_features(tmp_path: Path) -> None:
+    (tmp_path / "n.jsonl").write_text('{"a": {"b": 1}, "c": [1], "x": 1}\n{"a": null, "c": "text", "x": 2}\n')
+    dataset = reading.open_dataset(str(tmp_path / "n.jsonl"), NDJSON, uniform=True)
+    with pytest.raises(Invalid) as caught:
+        column_types.feature_dtypes(dataset, ["a", "c", "x"])
+    assert [error.field for error in caught.value.errors] == ["a", "c"]
+    assert "nested values are not features" in str(caught.value)
+
+
+def test_a_pandas_period_is_no_integer(tmp_path: Path) -> None:
+    field = pa.field("p", pa.int64(), metadata={"ARROW:extension:name": "pandas.period"})
+    pq.write_table(pa.table([pa.array([671])], schema=pa.schema([field])), tmp_path / "p.parquet")
+    dataset = reading.open_dataset(str(tmp_path / "p.parquet"), PARQUET)
+    for uses in (
+        lambda: column_types.feature_dtypes(dataset, ["p"]),
+        lambda: reading.extra_schema(dataset, ["p"]),
+        lambda: reading.read_head(dataset, [Column(Input("p", "int64"))], [], None, 1),
+    ):
+        with pytest.raises(Invalid, match=r"pandas\.period"):
+            uses()

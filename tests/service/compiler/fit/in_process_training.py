@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from registry.vocabulary import Strategy
 from service.compiler.fit import steps
-from service.compiler.fit.fit_records import ClassShare, FitResult, FitStep, Slot
-from service.compiler.fit.splitting import SplitCounts, SplitLayout, layout_features, split_partition
+from service.compiler.fit.fit_records import ClassShare, Feature, FitResult, FitStep, Slot
+from service.compiler.fit.splitting import SplitCounts, SplitLayout, split_partition
+from service.runtime.codec.arrow_types import feature_dtype
 
 
 def ignore_progress(rows: int, failed: int) -> None:
@@ -24,7 +25,7 @@ def ignore_progress(rows: int, failed: int) -> None:
 
 def make_layout(frame: pd.DataFrame, target: str, labelled: bool, **fields: Any) -> SplitLayout:
     schema = pa.Table.from_pandas(frame, preserve_index=False).schema
-    features = {f.name: f for f in layout_features(schema.names, schema.types)}
+    features = {f.name: Feature(f.name, feature_dtype(f)) for f in schema}
     inputs = tuple(f for name, f in features.items() if name != target)
     return SplitLayout(inputs, features[target], labelled, **fields)
 
