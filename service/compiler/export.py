@@ -21,7 +21,7 @@ from registry.signature import Signature
 from registry.vocabulary import Quantize
 from service.compiler import sandbox
 from service.compiler.export_source import ExportSource, LabelledRows, load_source
-from service.compiler.measure import comparison_rows, metrics, parity
+from service.compiler.measure import comparison_rows, metrics, parity, row_independence
 from service.compiler.report import BuildReport
 from service.compiler.tflite import calibration, export_gate, quantize, runtime_versions
 from service.compiler.tflite.quantize_modes import needs_calibration
@@ -30,6 +30,7 @@ from service.runtime.tflite_runtime import TfliteRuntime
 FILE = "model.tflite"
 ZSTD_LEVEL = 19  # compressed once, sent many times
 SMALL_GAIN = 0.95  # a quantized file above this share of the original is reported as not worth its loss
+INDEPENDENCE_TOLERANCE = 1e-3  # between a row alone and among others: float32 and quantized sums are rounded
 ROUNDING_WARNING = 1e-3  # differences above this share of a probability or a usual value are warned of
 MAX_TIMED_RUNS = 300
 MAX_TIMED_S = 1.0
@@ -178,6 +179,13 @@ def _compare(
         report.fields |= msgspec.to_builtins(fidelity)
         faults = export_gate.find_faults(fidelity, limits)
         if not fidelity.error:
+            row_independence.require_independent_rows(
+                runtime.run,
+                comparison_rows.concatenated([b.rows for b in blocks]),
+                request.signature,
+                "the exported file",
+                INDEPENDENCE_TOLERANCE,
+            )
             accuracy = _accuracy(request, source, held_out, runtime, report)
             report.fields["accuracy"] = accuracy
             faults += export_gate.find_accuracy_faults(accuracy, limits, request.bounds)

@@ -21,7 +21,7 @@ from service.compiler.keras.load import KerasModel
 from service.compiler.measure import comparison_rows, parity
 from service.compiler.report import BuildReport, read_example
 from service.compiler.signature import composites
-from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.corrections import Corrections, OutputCorrection
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.signature.inputs import example_rows
 from service.compiler.tflite import conversion, export_gate
@@ -91,7 +91,8 @@ def sklearn_source(request: ExportRequest, report: BuildReport) -> ExportSource:
 
 def keras_source(request: ExportRequest, report: BuildReport) -> ExportSource:
     model = KerasModel(Path(request.artifact), Path(request.out), request.memory_mb)
-    heads, _ = describe_keras.describe_heads(model, Corrections(task=request.signature.task))
+    outputs = tuple(OutputCorrection(o.name) for o in request.signature.outputs)
+    heads, _ = describe_keras.describe_heads(model, Corrections(request.signature.task, outputs=outputs))
 
     def answer(rows: Rows) -> Outputs:
         return model.run(rows, heads, request.signature)
@@ -99,7 +100,9 @@ def keras_source(request: ExportRequest, report: BuildReport) -> ExportSource:
     return ExportSource(
         answer=answer,
         convert=lambda: model.to_tflite(heads, request.signature),
-        blocks=lambda rows: parity.reference(answer, keras_parity.rows_by_kind(request.signature, rows)),
+        blocks=lambda rows: parity.reference(
+            answer, keras_parity.rows_by_kind(request.signature, rows, model.padding)
+        ),
         example=_complete_example(request),
         tolerate=lambda export, blocks: keras_parity.tolerate_rounding(
             export, blocks, request.signature, heads

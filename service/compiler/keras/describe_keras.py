@@ -15,8 +15,10 @@ from service.compiler.example import ExampleTable
 from service.compiler.keras import heads as keras_heads
 from service.compiler.keras.heads import OutputHead
 from service.compiler.keras.load import KerasModel
+from service.compiler.keras.losses import OutputLoss
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import describe_input, example_rows
+from service.compiler.signature.integer_limits import INTEGER_LIMITS, limit_integers, narrower
 from service.compiler.tflite.metadata import MAX_FEATURES
 
 
@@ -44,9 +46,10 @@ def describe_model(
     truth = sample.target if sample is not None else None
     classes: list[tuple[Scalar, ...]] = []
     if task == "classification":
-        prefixes = [f"y{i}." for i in range(len(heads))] if len(heads) > 1 else [""]
-        pairs = zip(heads, prefixes, strict=True)
+        head_of = [head for head in heads for _ in range(head.labels)]
+        pairs = zip(head_of, keras_heads.label_prefixes(heads), strict=True)
         classes = [_classes(head, prefix, corrections, truth, warnings) for head, prefix in pairs]
+        warnings.extend(_label_warnings(heads))
     outputs = keras_heads.typed_outputs(task, heads, classes)
     signature = Signature(task, inputs, corrections.check_outputs(outputs))
     usable: Array | None = None
@@ -97,9 +100,11 @@ def _inputs(
     model: KerasModel, names: list[str], sample: ExampleTable | None, corrections: Corrections
 ) -> tuple[Input, ...]:
     dtypes: list[DType] = []
+    tensor_dtypes: list[str] = []
     for tensor, size in zip(model.inputs, model.sizes, strict=True):
         is_integer = tensor.dtype.startswith(("int", "uint"))
         dtypes += ["int64" if is_integer else "bool" if tensor.dtype == "bool" else "float32"] * size
+        tensor_dtypes += [str(tensor.dtype)] * size
     inputs = []
     for name, model_dtype in zip(names, dtypes, strict=True):
         dtype = corrections.dtype(name) or model_dtype
@@ -108,7 +113,25 @@ def _inputs(
                 f"the given dtype of {name!r} is {dtype}; a Keras model on LiteRT supports only numbers"
             )
         inputs.append(describe_input(name, sample, dtype))
-    return corrections.apply(tuple(inputs))
+    described = zip(corrections.apply(tuple(inputs)), tensor_dtypes, strict=True)
+    return tuple(_fit_to_tensor(feature, tensor_dtype) for feature, tensor_dtype in described)
+
+
+def _fit_to_tensor(feature: Input, tensor_dtype: str) -> Input:
+    """The feature with the bounds of the model's input and of float32, as which a .tflite receives it."""
+    if tensor_dtype.startswith(("int", "uint", "bool")):
+        if feature.dtype in ("float32", "float64"):
+            raise Refused(
+                f"the given dtype of {feature.name!r} is {feature.dtype}; the model's input holds whole "
+                f"numbers, {tensor_dtype}"
+            )
+        if feature.nullable:
+            raise Refused(
+                f"{feature.name!r} has missing values, which the model's {tensor_dtype} input cannot hold; "
+                "publish an example without them"
+            )
+    limits = narrower(INTEGER_LIMITS["float32"], INTEGER_LIMITS.get(tensor_dtype))
+    return limit_integers(feature, limits)
 
 
 def describe_heads(model: KerasModel, corrections: Corrections) -> tuple[tuple[OutputHead, ...], Task]:
@@ -119,11 +142,13 @@ def describe_heads(model: KerasModel, corrections: Corrections) -> tuple[tuple[O
         if None in tensor.shape[1:]:
             raise Refused(f"the output {tensor.name!r} has the open shape {list(tensor.shape)}")
         sizes.append(int(np.prod(tensor.shape[1:], dtype=np.int64)))
+    names = list(getattr(model.model, "output_names", None) or [f"output{i}" for i in range(len(tensors))])
     activations = [keras_heads.last_activation(t) for t in tensors]
+    losses = [model.archive.losses.of(name, index) for index, name in enumerate(names)]
     flat = [size == (t.shape[-1] if len(t.shape) > 1 else 1) for t, size in zip(tensors, sizes, strict=True)]
     classes = [
-        is_flat and (activation in ("softmax", "sigmoid") or model.archive.logits)
-        for activation, is_flat in zip(activations, flat, strict=True)
+        is_flat and (activation in ("softmax", "sigmoid") or loss.logits)
+        for activation, is_flat, loss in zip(activations, flat, losses, strict=True)
     ]
     tasks: list[Task] = ["regression", "transform"]
     if all(flat):
@@ -133,24 +158,54 @@ def describe_heads(model: KerasModel, corrections: Corrections) -> tuple[tuple[O
         raise Refused(
             "some outputs of the model are classes, others numbers; give the task, or publish two models"
         )
-    names = list(getattr(model.model, "output_names", None) or [f"output{i}" for i in range(len(tensors))])
-    outputs = zip(names, sizes, activations, strict=True)
-    return tuple(OutputHead(name, size, _head_kind(task, a, size)) for name, size, a in outputs), task
-
-
-def _head_kind(task: Task, activation: str, size: int) -> keras_heads.HeadKind:
     if task != "classification":
-        return "numbers"
+        return tuple(OutputHead(n, size, "numbers") for n, size in zip(names, sizes, strict=True)), task
+    given = _given_independence(corrections, len(names))
+    heads = []
+    for name, size, activation, loss in zip(names, sizes, activations, losses, strict=True):
+        heads.append(OutputHead(name, size, _head_kind(activation, loss, size, given)))
+    return tuple(heads), task
+
+
+def _head_kind(activation: str, loss: OutputLoss, size: int, given: bool | None) -> keras_heads.HeadKind:
+    """Of an output with classes. `given`: the request's signature names several labels, or only one.
+
+    Several sigmoids are independent labels, unless the model was trained with a categorical loss.
+    """
     if size == 1:
         return "probability" if activation == "sigmoid" else "logit"
-    return "probabilities" if activation in ("softmax", "sigmoid") else "logits"
+    if activation == "softmax":
+        return "probabilities"
+    independent = loss.binary or (activation == "sigmoid" and not loss.exclusive)
+    if given is not None:
+        independent = given
+    if activation == "sigmoid":
+        return "label probabilities" if independent else "probabilities"
+    return "label logits" if independent else "logits"
+
+
+def _given_independence(corrections: Corrections, heads: int) -> bool | None:
+    """True: the signature names more labels than the model has outputs. False: it names one label."""
+    prefixes = [o.name.rpartition(".")[0] for o in corrections.outputs]
+    if "" in prefixes:
+        return False
+    return True if any(p[1:].isdecimal() and int(p[1:]) >= heads for p in prefixes) else None
+
+
+def _label_warnings(heads: tuple[OutputHead, ...]) -> list[str]:
+    return [
+        f"the output {head.name!r} has {head.width} sigmoids: each is a label of its own, true above 0.5; if "
+        "they are the classes of one label, give a signature with the output label and its classes"
+        for head in heads
+        if head.labels > 1
+    ]
 
 
 def _classes(
     head: OutputHead, prefix: str, corrections: Corrections, truth: pa.Array | None, warnings: list[str]
 ) -> tuple[Scalar, ...]:
     """The corrections' classes, else the target's values in sorted order, else 0 to k - 1."""
-    count = max(head.width, 2)
+    count = 2 if head.labels > 1 else max(head.width, 2)
     corrected = {o.name: o.classes for o in corrections.outputs}
     classes = corrected.get(f"{prefix}label") or corrected.get(f"{prefix}probabilities")
     if classes is not None:

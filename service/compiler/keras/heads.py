@@ -10,9 +10,12 @@ import numpy as np
 from registry.rows import Array, Outputs
 from registry.signature import Output, Signature
 
-HeadKind = Literal["probabilities", "logits", "probability", "logit", "numbers"]
-"""`probabilities`: of k classes. `probability`: of the second of two classes. `logits`, `logit`: the values
-before their softmax or sigmoid. `numbers`: a regression or a vector."""
+HeadKind = Literal[
+    "probabilities", "logits", "probability", "logit", "label probabilities", "label logits", "numbers"
+]
+"""`probabilities`: of k classes. `probability`: of the second of two classes. `label probabilities`: of k
+labels that are independent of each other. `logits`, `logit`, `label logits`: the values before their softmax
+or sigmoid. `numbers`: a regression or a vector."""
 
 TRANSPARENT_LAYERS = frozenset({"ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape"})
 """Layers that do not change the numbers of an output."""
@@ -25,6 +28,11 @@ class OutputHead(msgspec.Struct, frozen=True):
     width: int
     kind: HeadKind
 
+    @property
+    def labels(self) -> int:
+        """The number of answers with a label: one, or one per independent label."""
+        return self.width if self.kind.startswith("label ") else 1
+
 
 def to_outputs(raw: list[Array], heads: tuple[OutputHead, ...], signature: Signature) -> Outputs:
     """Convert the model's own arrays [rows, ...] to the signature's outputs."""
@@ -33,27 +41,35 @@ def to_outputs(raw: list[Array], heads: tuple[OutputHead, ...], signature: Signa
         name = signature.outputs[0].name
         joined = np.concatenate(flat, axis=1)
         return {name: joined.reshape(-1) if name == "value" else joined}
+    probabilities = [p for array, head in zip(flat, heads, strict=True) for p in _probabilities(array, head)]
     outputs: Outputs = {}
-    for number, (array, head) in enumerate(zip(flat, heads, strict=True)):
-        probabilities = _probabilities(array, head)
-        label = f"y{number}.label" if len(heads) > 1 else "label"
-        classes = next(o.classes for o in signature.outputs if o.name == label) or ()
-        outputs[label] = _class_array(classes)[probabilities.argmax(axis=1)]
-        outputs[label.removesuffix("label") + "probabilities"] = probabilities
+    for prefix, array in zip(label_prefixes(heads), probabilities, strict=True):
+        classes = next(o.classes for o in signature.outputs if o.name == f"{prefix}label") or ()
+        outputs[f"{prefix}label"] = _class_array(classes)[array.argmax(axis=1)]
+        outputs[f"{prefix}probabilities"] = array
     return outputs
+
+
+def label_prefixes(heads: tuple[OutputHead, ...]) -> list[str]:
+    """What the names of the outputs of each label start with: nothing, or `y0.`, `y1.`, ... of several."""
+    count = sum(h.labels for h in heads)
+    return [f"y{i}." for i in range(count)] if count > 1 else [""]
 
 
 def _class_array(classes: tuple[Any, ...]) -> Array:
     return np.array(classes, dtype=object if isinstance(classes[0], str) else None)
 
 
-def _probabilities(array: Array, head: OutputHead) -> Array:
+def _probabilities(array: Array, head: OutputHead) -> list[Array]:
+    """[rows, classes] of each label of the output."""
+    if head.kind == "probabilities":
+        return [array]
     if head.kind == "logits":
         powers = np.exp(array - array.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-    if head.kind == "logit":
+        return [np.asarray(powers / powers.sum(axis=1, keepdims=True))]
+    if head.kind in ("logit", "label logits"):
         array = 1.0 / (1.0 + np.exp(-array))
-    return array if head.kind == "probabilities" else np.concatenate([1.0 - array, array], axis=1)
+    return [np.concatenate([1.0 - array[:, [i]], array[:, [i]]], axis=1) for i in range(head.width)]
 
 
 def to_graph_outputs(tf: Any, raw: list[Any], heads: tuple[OutputHead, ...], task: str) -> dict[str, Any]:
@@ -65,14 +81,21 @@ def to_graph_outputs(tf: Any, raw: list[Any], heads: tuple[OutputHead, ...], tas
     else:
         outputs = []
         for array, head in zip(flat, heads, strict=True):
-            if head.kind == "logits":
-                array = tf.nn.softmax(array)
-            elif head.kind == "logit":
-                array = tf.sigmoid(array)
-            if head.kind in ("probability", "logit"):
-                array = tf.concat([1.0 - array, array], axis=1)
-            outputs += [tf.argmax(array, axis=1, output_type=tf.int64), array]
+            for probabilities in _graph_probabilities(tf, array, head):
+                outputs += [tf.argmax(probabilities, axis=1, output_type=tf.int64), probabilities]
     return dict(zip(graph_output_names(len(outputs)), outputs, strict=True))
+
+
+def _graph_probabilities(tf: Any, array: Any, head: OutputHead) -> list[Any]:
+    """`_probabilities` with TensorFlow operators."""
+    if head.kind == "probabilities":
+        return [array]
+    if head.kind == "logits":
+        return [tf.nn.softmax(array)]
+    if head.kind in ("logit", "label logits"):
+        array = tf.sigmoid(array)
+    columns = tf.split(array, head.width, axis=1) if head.width > 1 else [array]
+    return [tf.concat([1.0 - column, column], axis=1) for column in columns]
 
 
 def graph_output_names(count: int) -> list[str]:
@@ -97,14 +120,13 @@ def last_activation(tensor: Any) -> str:
 def typed_outputs(
     task: str, heads: tuple[OutputHead, ...], classes: list[tuple[Any, ...]]
 ) -> tuple[Output, ...]:
-    """The signature's outputs. `classes` are those of each classifying head."""
+    """The signature's outputs. `classes` are those of each label."""
     if task == "classification":
         outputs = []
-        for number, of_head in enumerate(classes):
-            prefix = f"y{number}." if len(heads) > 1 else ""
+        for prefix, of_label in zip(label_prefixes(heads), classes, strict=True):
             outputs += [
-                Output(f"{prefix}label", _label_dtype(of_head[0]), (-1,), of_head),
-                Output(f"{prefix}probabilities", "float32", (-1, len(of_head)), of_head),
+                Output(f"{prefix}label", _label_dtype(of_label[0]), (-1,), of_label),
+                Output(f"{prefix}probabilities", "float32", (-1, len(of_label)), of_label),
             ]
         return tuple(outputs)
     width = sum(h.width for h in heads)

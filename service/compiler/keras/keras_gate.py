@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from registry.errors import Refused
+from service.compiler.keras.losses import Losses, read_losses
 
 MAX_ENTRIES = 10_000
 MAX_CONFIG = 32 << 20  # bytes; a network of 1,000 layers takes 1 MB
@@ -39,7 +40,7 @@ class KerasArchive(msgspec.Struct, frozen=True):
     """Facts from the archive's metadata and configuration."""
 
     keras_version: str
-    logits: bool  # the loss is a crossentropy `from_logits`: the outputs are logits of classes
+    losses: Losses
 
 
 def check_archive(path: Path, memory_mb: int) -> KerasArchive:
@@ -63,7 +64,7 @@ def check_archive(path: Path, memory_mb: int) -> KerasArchive:
         raise Refused(f"the model was saved by Keras {version or '(unknown version)'}; save it with Keras 3")
     compiled = config.pop("compile_config", None)  # not loaded, so custom losses and metrics are allowed
     _check_objects(config)
-    return KerasArchive(version, _from_logits(compiled))
+    return KerasArchive(version, read_losses(compiled))
 
 
 def _check_entries(archive: zipfile.ZipFile, limit_mb: int) -> None:
@@ -143,11 +144,3 @@ def _is_keras_own(kind: str, module: Any, function: bool) -> bool:
         return True
     parts = module.removeprefix("keras.src.").removeprefix("keras.").split(".")
     return module == "keras" or (module.startswith("keras.") and parts[0] in _KERAS_PACKAGES)
-
-
-def _from_logits(compiled: Any) -> bool:
-    loss = compiled.get("loss") if isinstance(compiled, dict) else None
-    if not isinstance(loss, dict) or not str(loss.get("class_name")).endswith("Crossentropy"):
-        return False
-    config = loss.get("config")
-    return isinstance(config, dict) and config.get("from_logits") is True

@@ -10,6 +10,7 @@ import numpy as np
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input, Scalar, Signature
 from service.compiler.keras.heads import OutputHead
+from service.compiler.keras.padding import Padding, padded_rows
 from service.compiler.measure import comparison_rows, parity
 from service.compiler.measure.parity import AnswerRows, ReferenceBlock
 from service.compiler.signature.inputs import pack_rows
@@ -18,13 +19,21 @@ TOLERANCE = 1e-4
 """As `parity.TOLERANCE`. Measured differences: 2e-5 for a ResNet50, 5e-6 for a small CNN."""
 VECTOR_TOLERANCE = 1e-5
 """Of a number in a vector, relative to the largest number of the same output of the model."""
-KINDS = ("example", "random", "missing")
+KINDS = ("example", "random", "missing", "extreme")
 
 
-def rows_by_kind(signature: Signature, example: Rows | None) -> dict[str, Rows]:
-    """Rows of the example, random rows in its range, rows with missing values, and edge rows."""
+def rows_by_kind(
+    signature: Signature, example: Rows | None, padding: Padding | None = None
+) -> dict[str, Rows]:
+    """Rows of the example, random rows in its range, rows with missing values, and edge rows.
+
+    For a model with masks or recurrent layers, `padding`, also padded rows.
+    """
     rows = comparison_rows.rows_by_kind(None, signature, example)
-    return {kind: rows[kind] for kind in KINDS if kind in rows} | {"edge": _edge_rows(signature)}
+    kinds = {kind: rows[kind] for kind in KINDS if kind in rows} | {"edge": _edge_rows(signature)}
+    if padding is not None and padding.values:
+        kinds["padded"] = padded_rows(rows["random" if example is None else "example"], padding)
+    return kinds
 
 
 def _edge_rows(signature: Signature) -> Rows:

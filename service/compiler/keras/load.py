@@ -23,8 +23,9 @@ from registry.errors import Refused, summarize_error
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.compiler.keras import heads as keras_heads
-from service.compiler.keras import keras_gate
+from service.compiler.keras import keras_gate, padding
 from service.compiler.keras.heads import OutputHead
+from service.compiler.keras.unrolled import unrolled
 from service.compiler.tflite import stamp
 
 BATCH = 256
@@ -60,13 +61,18 @@ class KerasModel:
         except Exception as error:  # Keras raises many kinds of errors for a wrong archive
             raise Refused(f"Keras cannot load the model: {summarize_error(error)}") from error
         self.kind = type(self.model).__name__
+        _refuse_stateful_layers(self.model)
         self.warnings = _use_float32(self.model, self._keras)
         self.inputs = _inputs(self.model)
         self.sizes = [math.prod(i.shape[1:]) for i in self.inputs]
+        self.padding = padding.describe_padding(self.model, self.inputs)
 
     def run(self, rows: Rows, heads: tuple[OutputHead, ...], signature: Signature) -> Outputs:
-        """Run the Keras model itself. Returns the outputs of the signature."""
-        matrix = as_float32(rows)
+        """Run the Keras model itself, with each number in its input's own type.
+
+        Returns the outputs of the signature.
+        """
+        matrix = as_matrix(rows)
         raw: list[list[Array]] = []
         for start in range(0, len(matrix), BATCH):
             inputs = self._arrange(self._tf.constant(matrix[start : start + BATCH]))
@@ -79,13 +85,12 @@ class KerasModel:
 
         Raises `Refused`, naming the operators that LiteRT does not have.
         """
-        _unroll(self.model)
         flat = self._flattened(heads, signature.task)
         features = sum(self.sizes)
         spec = self._tf.TensorSpec((None, features), "float32", name="input")
         builtin = {"supported_ops": [self._tf.lite.OpsSet.TFLITE_BUILTINS]}
         try:
-            with _quiet(), _folder(self._scratch) as folder:
+            with _quiet(), _folder(self._scratch) as folder, unrolled(self.model, self._keras):
                 file = folder / "model.tflite"
                 flat(np.zeros((2, features), np.float32))
                 flat.export(file, format="litert", verbose=False, input_signature=[spec], target_spec=builtin)
@@ -97,13 +102,13 @@ class KerasModel:
             raise Refused(_conversion_fault(error)) from error
 
     def _arrange(self, flat: Any) -> Any:
-        """Split [rows, features] into the model's inputs."""
+        """Split [rows, features], float64 or float32, into the model's inputs, each of its own type."""
         tf = self._tf
         parts = tf.split(flat, self.sizes, axis=1) if len(self.sizes) > 1 else [flat]
         shaped = []
         for part, tensor in zip(parts, self.inputs, strict=True):
             part = part if len(tensor.shape) == 2 else tf.reshape(part, (-1, *tensor.shape[1:]))
-            shaped.append(part if tensor.dtype == "float32" else tf.cast(part, tensor.dtype))
+            shaped.append(part if part.dtype == tensor.dtype else tf.cast(part, tensor.dtype))
         structure = getattr(self.model, "_inputs_struct", None)
         if structure is None or len(shaped) == 1:
             return shaped[0] if len(shaped) == 1 else shaped
@@ -128,13 +133,12 @@ class KerasModel:
         return Flattened(self.model)
 
 
-def as_float32(rows: Rows) -> Array:
-    """float32 [rows, features], the graph's input."""
+def as_matrix(rows: Rows) -> Array:
+    """float64 [rows, features]."""
     columns = rows.columns
     matrix = rows.matrix if columns is None else np.column_stack(columns)
     assert matrix is not None
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.ascontiguousarray(matrix, dtype=np.float32)
+    return matrix
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -174,6 +178,15 @@ def _inputs(model: Any) -> list[Any]:
     return inputs
 
 
+def _refuse_stateful_layers(model: Any) -> None:
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False) is True:
+            raise Refused(
+                f"the layer {layer.name!r} is stateful: a row's answer would depend on earlier calls; build "
+                "the model with stateful=False, load its weights, and save it"
+            )
+
+
 def _use_float32(model: Any, keras: Any) -> list[str]:
     """Let mixed-precision layers compute in float32, as LiteRT does. Their weights are float32 already."""
     mixed = [layer for layer in model._flatten_layers() if layer.dtype_policy.name.startswith("mixed_")]
@@ -181,13 +194,6 @@ def _use_float32(model: Any, keras: Any) -> list[str]:
     for layer in mixed:
         layer.dtype_policy = keras.dtype_policies.DTypePolicy("float32")
     return [f"trained with {name}: measured and served in float32" for name in names]
-
-
-def _unroll(model: Any) -> None:
-    """Unroll recurrent layers: with an open number of rows, LiteRT does not support tensor lists."""
-    for layer in model._flatten_layers():
-        if hasattr(layer, "unroll"):
-            layer.unroll = True
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from registry.errors import Refused
-from registry.signature import MAX_FLOAT32_INTEGER, Input, describe_bounds
+from registry.signature import MAX_FLOAT32_INTEGER, MAX_SAFE_INTEGER, Input, describe_bounds
 
 INTEGER_LIMITS: dict[str, tuple[int, int]] = {
     "bool": (0, 1),
@@ -19,6 +19,7 @@ INTEGER_LIMITS: dict[str, tuple[int, int]] = {
     "int16": (-(2**15), 2**15 - 1),
     "uint32": (0, 2**32 - 1),
     "int32": (-(2**31), 2**31 - 1),
+    "uint64": (0, MAX_SAFE_INTEGER),
     "float16": (-(2**11), 2**11),
     "float32": (-MAX_FLOAT32_INTEGER, MAX_FLOAT32_INTEGER),
 }

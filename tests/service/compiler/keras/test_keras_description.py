@@ -14,6 +14,7 @@ from service.compiler.keras import describe_keras
 from service.compiler.keras.describe_keras import KerasDescription, describe_model
 from service.compiler.keras.heads import OutputHead
 from service.compiler.keras.load import KerasModel
+from service.compiler.keras.losses import OutputLoss
 from service.compiler.signature.corrections import Corrections
 from tests.service.compiler.keras.keras_models import keras, layers
 
@@ -62,20 +63,27 @@ def test_complete_rows_all_stay_and_incomplete_ones_alone_are_refused(loaded: Ke
 
 
 @pytest.mark.parametrize(
-    ("task", "activation", "size", "kind"),
+    ("activation", "loss", "size", "given", "kind"),
     [
-        ("regression", "softmax", 3, "numbers"),
-        ("classification", "sigmoid", 1, "probability"),
-        ("classification", "linear", 1, "logit"),
-        ("classification", "sigmoid", 2, "probabilities"),
-        ("classification", "softmax", 2, "probabilities"),
-        ("classification", "linear", 2, "logits"),
+        ("sigmoid", None, 1, None, "probability"),
+        ("linear", OutputLoss(logits=True), 1, None, "logit"),
+        ("softmax", None, 2, None, "probabilities"),
+        ("softmax", None, 2, True, "probabilities"),
+        ("linear", OutputLoss(logits=True, exclusive=True), 2, None, "logits"),
+        ("linear", OutputLoss(logits=True, binary=True), 2, None, "label logits"),
+        ("linear", None, 2, None, "logits"),
+        ("linear", None, 2, True, "label logits"),
+        ("sigmoid", None, 2, None, "label probabilities"),
+        ("sigmoid", OutputLoss(binary=True), 2, None, "label probabilities"),
+        ("sigmoid", OutputLoss(exclusive=True), 2, None, "probabilities"),
+        ("sigmoid", OutputLoss(exclusive=True), 2, True, "label probabilities"),
+        ("sigmoid", OutputLoss(binary=True), 2, False, "probabilities"),
     ],
 )
-def test_one_number_is_the_probability_of_the_second_class(
-    task: Any, activation: str, size: int, kind: str
+def test_several_sigmoids_are_labels_unless_the_loss_or_the_signature_makes_them_classes(
+    activation: str, loss: OutputLoss | None, size: int, given: bool | None, kind: str
 ) -> None:
-    assert describe_keras._head_kind(task, activation, size) == kind
+    assert describe_keras._head_kind(activation, loss or OutputLoss(), size, given) == kind
 
 
 @pytest.mark.parametrize(

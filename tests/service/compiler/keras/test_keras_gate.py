@@ -11,6 +11,7 @@ import pytest
 from registry.errors import Refused
 from service.compiler.keras import keras_gate
 from service.compiler.keras.keras_gate import check_archive
+from service.compiler.keras.losses import OutputLoss, read_losses
 from tests.service.compiler.keras.keras_models import archive
 
 MB = 8192
@@ -45,7 +46,7 @@ def test_keras_own_layers_pass_with_a_custom_loss(tmp_path: Path) -> None:
     loss = {"class_name": "MyLoss", "module": "mine", "config": {}}
     path = archive(tmp_path / "m", model(layer("Dense", units=3), compile_config={"loss": loss}))
     checked = check_archive(path, MB)
-    assert (checked.keras_version, checked.logits) == ("3.15.1", False)
+    assert (checked.keras_version, checked.losses.of("out", 0)) == ("3.15.1", OutputLoss())
 
 
 def test_a_loss_from_logits_is_recognized(tmp_path: Path) -> None:
@@ -54,7 +55,8 @@ def test_a_loss_from_logits_is_recognized(tmp_path: Path) -> None:
         "module": "keras.losses",
         "config": {"from_logits": True},
     }
-    assert check_archive(archive(tmp_path / "m", model(compile_config={"loss": loss})), MB).logits
+    checked = check_archive(archive(tmp_path / "m", model(compile_config={"loss": loss})), MB)
+    assert checked.losses.of("out", 0) == OutputLoss(logits=True, exclusive=True)
 
 
 @pytest.mark.parametrize(
@@ -226,4 +228,15 @@ def test_only_a_crossentropy_from_logits_makes_outputs_logits(
     tmp_path: Path, loss: Any, logits: bool
 ) -> None:
     path = archive(tmp_path / "m", model(compile_config={"loss": loss}))
-    assert check_archive(path, MB).logits is logits
+    assert check_archive(path, MB).losses.of("out", 0).logits is logits
+
+
+def test_the_losses_of_several_outputs_are_read_by_name_or_in_order() -> None:
+    binary, classes = {"class_name": "BinaryCrossentropy", "config": {}}, "sparse_categorical_crossentropy"
+    named = read_losses({"loss": {"tags": binary, "kind": classes}})
+    assert (named.of("kind", 0), named.of("tags", 1)) == (OutputLoss(exclusive=True), OutputLoss(binary=True))
+    ordered = read_losses({"loss": [classes, binary, None]})
+    found = [ordered.of("any", index) for index in range(4)]
+    assert found == [OutputLoss(exclusive=True), OutputLoss(binary=True), OutputLoss(), OutputLoss()]
+    function = {"class_name": "function", "module": "builtins", "config": "binary_crossentropy"}
+    assert read_losses({"loss": function}).of("any", 0).binary

@@ -14,7 +14,7 @@ from registry.signature import Input, Output, Signature
 from service.compiler.export import export_version
 from service.compiler.keras import keras_parity
 from service.compiler.keras.heads import OutputHead
-from service.compiler.keras.load import KerasModel, as_float32
+from service.compiler.keras.load import KerasModel
 from service.compiler.measure import parity
 from tests.service.compiler.keras import keras_models
 from tests.service.compiler.keras.keras_models import Published, publish, served
@@ -142,7 +142,8 @@ def test_a_model_with_tied_edge_rows_is_ready(tied_on_edge_rows: Published) -> N
     assert built.report["parity"]["label_mismatches"] == 0
     assert built.signature is not None
     edge = keras_parity.rows_by_kind(built.signature, None)["edge"]
-    probabilities = np.asarray(model(as_float32(edge), training=False))
+    assert edge.matrix is not None
+    probabilities = np.asarray(model(edge.matrix.astype(np.float32), training=False))
     np.testing.assert_allclose(probabilities, 0.5, atol=1e-6)
     assert set(runtime.run(edge)["label"].tolist()) <= {0, 1}
 
