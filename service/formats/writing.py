@@ -1,8 +1,9 @@
 """Output and errors files of a partition. A file is complete at its final path, or absent.
 
 Files are written to a temporary file in the same directory, hashed while they are written, synced to disk and
-renamed; then the directory is synced. NaN and infinity become null. Floats are written with as many digits as
-reading the same float requires.
+renamed; then the directory is synced. NaN and infinity of the model's answers become null; copied columns
+keep theirs, except in JSON, which cannot express them. Floats are written with as many digits as reading the
+same float requires.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ import pyarrow.parquet as pq
 from registry.artifacts import fsync_directory
 from registry.media_types import CSV, NDJSON, PARQUET
 from service.formats.dataset import RowFault, invalid_input
+from service.runtime.codec.columns import show
 
 GROUP_ROWS = 1 << 18  # rows per Parquet row group
 GROUP_BYTES = 64 * 2**20  # maximum size of a Parquet row group before compression
 ERRORS_HEADER = ("row", "id", "field", "message")
+
+_UNIT_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}  # decimal places of a second
+_CALENDAR_DAYS = (-12_687_428, 11_248_738)  # since 1970: from the year -32767 until before 32768
 
 _encode_lines = msgspec.json.Encoder().encode_lines  # writes NaN and infinity as null
 
@@ -98,15 +103,15 @@ class _Encoder(Protocol):
 class PartWriter:
     """The output of one partition: record batches of `schema` as CSV, Parquet or JSON lines.
 
-    Leaving the context without `close` deletes the file.
+    The first `copied` columns are those of the input. Leaving the context without `close` deletes the file.
     """
 
-    def __init__(self, path: Path, media_type: str, schema: Any) -> None:
+    def __init__(self, path: Path, media_type: str, schema: Any, copied: int = 0) -> None:
         if media_type not in _ENCODERS:
             message = f"the output's media type {media_type!r} is not supported"
             raise invalid_input(message, "output.media_type", "one of " + ", ".join(_ENCODERS))
         self._output = _AtomicFile(path)
-        self._rows = 0
+        self._rows, self._copied = 0, 0 if media_type == NDJSON else copied
         try:
             self._encoder = _ENCODERS[media_type](self._output, schema)
         except BaseException:
@@ -121,7 +126,7 @@ class PartWriter:
 
     def write(self, batch: Any) -> None:
         self._rows += batch.num_rows
-        self._encoder.write(batch)
+        self._encoder.write(_replace_non_finite(batch, self._copied))
 
     def close(self) -> WrittenFile:
         """Move the file to its path. No more batches can be written."""
@@ -162,10 +167,10 @@ def csv_line(cells: tuple[Any, ...]) -> bytes:
     return text.getvalue().encode()
 
 
-def _replace_non_finite(batch: Any) -> Any:
-    """Replace NaN and infinity by null."""
-    arrays = []
-    for data in batch.columns:
+def _replace_non_finite(batch: Any, copied: int) -> Any:
+    """Replace NaN and infinity by null in all but the first `copied` columns."""
+    arrays = batch.columns[:copied]
+    for data in batch.columns[copied:]:
         if pa.types.is_floating(data.type) and not pc.all(finite := pc.is_finite(data)).as_py():
             data = pc.if_else(finite, data, pa.scalar(None, data.type))
         arrays.append(data)
@@ -178,7 +183,8 @@ class _CsvEncoder:
         self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(output, mode="w"), schema)
 
     def write(self, batch: Any) -> None:
-        batch = _replace_non_finite(batch)
+        for name, data in zip(batch.schema.names, batch.columns, strict=True):
+            _require_calendar_dates(name, data)
         if batch.num_columns == 1 and batch.column(0).null_count:
             self._write_single_column(batch.column(0))
         else:
@@ -200,8 +206,8 @@ class _NdjsonEncoder:
 
     def write(self, batch: Any) -> None:
         if batch.num_rows:
-            columns = [_json_values(column) for column in batch.columns]
             names = batch.schema.names
+            columns = [_json_values(n, data) for n, data in zip(names, batch.columns, strict=True)]
             rows = zip(*columns, strict=True)
             self._output.write(_encode_lines([dict(zip(names, row, strict=True)) for row in rows]))
 
@@ -209,24 +215,50 @@ class _NdjsonEncoder:
         pass
 
 
-def _json_values(column: Any) -> list[Any]:
+def _json_values(name: str, column: Any) -> list[Any]:
     """Return the values of a column as Python objects for JSON.
 
     Python does not support times in nanoseconds or after the year 9999. They become text.
     """
-    if pa.types.is_duration(column.type) and column.type.unit == "ns":
-        column = column.cast(pa.duration("us"), safe=False)
-    elif getattr(column.type, "unit", None) == "ns":
-        column = column.cast(pa.string())
-    try:
-        values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError):
-        values = column.cast(pa.string()).to_pylist()
-        if any(text and text.startswith("<value out of range") for text in values):
-            raise invalid_input(
-                f"a value of type {column.type} is outside the range of calendar dates"
-            ) from None
+    _require_calendar_dates(name, column)
+    is_duration = pa.types.is_duration(column.type)
+    if getattr(column.type, "unit", None) != "ns":
+        try:
+            values: list[Any] = column.to_pylist()
+            return values
+        except (ValueError, OverflowError):
+            pass
+    if is_duration:
+        return [None if n is None else _iso_duration(n, column.type.unit) for n in _integers(column)]
+    texts: list[Any] = column.cast(pa.string()).to_pylist()
+    return texts
+
+
+def _integers(column: Any) -> list[int | None]:
+    values: list[int | None] = column.cast(pa.int64()).to_pylist()
     return values
+
+
+def _iso_duration(count: int, unit: str) -> str:
+    """Write a duration with all of its digits, as ISO 8601 does."""
+    digits = _UNIT_DIGITS[unit]
+    seconds, fraction = divmod(abs(count), 10**digits)
+    decimals = f".{fraction:0{digits}d}".rstrip("0") if fraction else ""
+    return f"{'-' if count < 0 else ''}PT{seconds}{decimals}S"
+
+
+def _require_calendar_dates(name: str, column: Any) -> None:
+    """Raise `Invalid` for a date outside the years that text can express. Arrow would write no date for it."""
+    is_date = pa.types.is_date32(column.type)
+    if not (is_date or pa.types.is_timestamp(column.type)) or column.null_count == len(column):
+        return
+    ends = pc.min_max(column.cast(pa.int32() if is_date else pa.int64())).as_py()
+    day = 1 if is_date else 86_400 * 10 ** _UNIT_DIGITS[column.type.unit]
+    if ends["min"] < _CALENDAR_DAYS[0] * day or ends["max"] >= _CALENDAR_DAYS[1] * day:
+        raise invalid_input(
+            f"column {show(name)} holds a {column.type} outside the range of calendar dates; write the output "
+            "as Parquet, or leave the column out"
+        )
 
 
 class _ParquetEncoder:
@@ -241,7 +273,7 @@ class _ParquetEncoder:
         self._rows = self._bytes = 0
 
     def write(self, batch: Any) -> None:
-        self._buffered.append(_replace_non_finite(batch))
+        self._buffered.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
         if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:

@@ -207,7 +207,7 @@ def test_times_that_python_does_not_support_are_text_in_json_lines(tmp_path: Pat
     with PartWriter(path, NDJSON, rows.schema) as writer:
         writer.write(rows)
         writer.close()
-    assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.000001S"}
+    assert json.loads(path.read_text()) == {"at": "1970-01-01 00:00:00.000000001", "for": "PT0.0000015S"}
     batch = pa.record_batch([pa.array([2**62], pa.timestamp("us"))], names=["far"])
     with (
         PartWriter(path, NDJSON, batch.schema) as writer,
@@ -310,6 +310,49 @@ def test_only_nan_and_infinity_become_null(tmp_path: Path) -> None:
         writer.close()
     lines = [json.loads(line)["x"] for line in (tmp_path / "part").read_text().splitlines()]
     assert lines == [*numbers[:4], None, None, None, None]
+
+
+@pytest.mark.parametrize("media_type", [PARQUET, CSV])
+def test_copied_columns_keep_nan_and_infinity(tmp_path: Path, media_type: str) -> None:
+    numbers = pa.array([math.nan, math.inf, -math.inf, None, 1.5])
+    rows = pa.record_batch({"copied": numbers, "half": numbers.cast(pa.float16()), "value": numbers})
+    with PartWriter(tmp_path / "part", media_type, rows.schema, copied=2) as writer:
+        writer.write(rows)
+        writer.close()
+    if media_type == PARQUET:
+        table = pq.read_table(tmp_path / "part")
+        assert table["copied"].null_count == table["half"].null_count == 1
+        assert str(table["copied"].to_pylist()) == "[nan, inf, -inf, None, 1.5]"
+        assert table["value"].to_pylist() == [None, None, None, None, 1.5]
+    else:
+        lines = (tmp_path / "part").read_text().splitlines()
+        assert lines[1:] == ["nan,nan,", "inf,inf,", "-inf,-inf,", ",,", "1.5,1.5,1.5"]
+
+
+@pytest.mark.parametrize("media_type", [NDJSON, CSV])
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.date32()])
+def test_a_date_that_text_cannot_express_is_refused(tmp_path: Path, media_type: str, kind: Any) -> None:
+    for value in (2**31 - 1, -(2**31)) if kind == pa.date32() else (2**62, -(2**62)):
+        batch = pa.record_batch({"far": pa.array([value, None], kind)})
+        with (
+            PartWriter(tmp_path / "part", media_type, batch.schema, copied=1) as writer,
+            pytest.raises(Invalid, match='column "far" holds a .* outside the range of calendar dates'),
+        ):
+            writer.write(batch)
+
+
+def test_dates_of_every_century_are_written(tmp_path: Path) -> None:
+    days = ["-32767-01-01", "1600-01-01", "9999-12-31", "32767-12-31"]
+    dates = pa.array(np.array(days, "datetime64[D]"))
+    times = pa.array(np.array(days, "datetime64[us]"))
+    for media_type in (CSV, NDJSON):
+        batch = pa.record_batch({"d": dates, "t": times})
+        with PartWriter(tmp_path / "part", media_type, batch.schema, copied=2) as writer:
+            writer.write(batch)
+            writer.close()
+        text = (tmp_path / "part").read_text()
+        assert "out of range" not in text
+        assert all(text.count(day) == 2 for day in days), text
 
 
 def test_a_single_column_with_and_without_null_is_read_back(tmp_path: Path) -> None:
