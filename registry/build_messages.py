@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from registry.signature import Signature
-from registry.vocabulary import Format, Quantize, Runtime
+from registry.vocabulary import AnsweringRuntime, Format, Quantize, Runtime
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +39,8 @@ class BuildResult(msgspec.Struct, kw_only=True):
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
     servable: str | None = None  # a file in `out`; None if the `isolated` runtime serves the artifact itself
     forest: str | None = None  # a file in `out`: a tree ensemble as node table, for batch scoring
+    measured: str | None = None  # a file in `out`: rows, and the served answers to them
+    libraries: dict[str, str] = msgspec.field(default_factory=dict)  # versions that these answers depend on
 
 
 class ExportBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,3 +78,26 @@ class ExportResult(msgspec.Struct, kw_only=True):
     file: str | None = None  # the .tflite, a file in `out`
     zstd: str | None = None  # the compressed .tflite, a file in `out`
     min_runtime: str | None = None
+    measured: str | None = None  # as of `BuildResult`
+    libraries: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A runtime to measure again on the rows of a build or an export. Paths are absolute."""
+
+    runtime: AnsweringRuntime
+    file: str
+    measured: str
+    signature: Signature
+    tolerance: float
+    out: str  # an existing directory; `VerifyResult.measured` names a file in it
+    memory_mb: int = 8192
+
+
+class VerifyResult(msgspec.Struct, kw_only=True):
+    """`ready`: the answers agree. Otherwise `report["reason"]` is the reason."""
+
+    state: Literal["ready", "rejected"]
+    report: dict[str, Any]
+    measured: str | None = None  # the same rows with the answers of now; None if there are none
+    libraries: dict[str, str] = msgspec.field(default_factory=dict)

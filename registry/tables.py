@@ -104,8 +104,11 @@ class VersionRow(Base):
     lineage: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any] | None]
     built_at: Mapped[datetime | None]
-    measured: Mapped[str | None] = mapped_column(index=True)  # a blob: rows, and the answers at the build
-    verification: Mapped[dict[str, Any] | None]  # see `registry/verification.py`
+    # whether another release of a library still gives the same answers; see `registry/verification.py`
+    measured: Mapped[str | None] = mapped_column(index=True)  # a blob: rows, and the answers to them
+    libraries: Mapped[str | None] = mapped_column(index=True)  # the versions they were measured with, as JSON
+    verification: Mapped[dict[str, Any] | None]  # the result of the newest check
+    fallback: Mapped[str | None]  # how the version is served since a runtime answers differently
 
     model: Mapped[ModelRow] = relationship(lazy="joined", innerjoin=True)
     tags: Mapped[list[TagRow]] = relationship(lazy="selectin", cascade="all, delete-orphan")
@@ -182,7 +185,7 @@ class ExportRow(Base):
     report: Mapped[dict[str, Any] | None]
     finished_at: Mapped[datetime | None]
     measured: Mapped[str | None] = mapped_column(index=True)  # as of versions
-    verification: Mapped[dict[str, Any] | None]
+    libraries: Mapped[str | None] = mapped_column(index=True)
 
     version: Mapped[VersionRow] = relationship(lazy="joined", innerjoin=True)
 

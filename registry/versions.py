@@ -6,6 +6,7 @@ Version numbers are not reused.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
 from registry.signature import Signature
 from registry.tables import AliasRow, ModelRow, TagRow, VersionRow, now
-from registry.vocabulary import ARCHIVED, BUILD_TASK, BUILDING, FORMATS, READY, REJECTED
+from registry.vocabulary import AGREED, ARCHIVED, BUILD_TASK, BUILDING, FORMATS, READY, REJECTED
 
 BUILD_PRIORITY = 10
 BUILD_ATTEMPTS = 10
@@ -119,6 +120,15 @@ def finish_build(session: Session, version_id: int, result: BuildResult) -> Vers
     version.lineage = {**version.lineage, **result.lineage}
     version.metrics = {**result.metrics, **version.metrics}  # the publisher's metrics take precedence
     version.built_at = now()
+    if result.measured is not None:
+        version.measured = result.measured
+        version.libraries = libraries_text(result.libraries)
+        version.verification = {
+            "state": AGREED,
+            "at": version.built_at.isoformat(),
+            "libraries": result.libraries,
+            "figures": {},
+        }
     revision.record_change(session, "model", owner.name)
     session.flush()
     if version.state == READY and version.publisher_alias is not None:
@@ -233,6 +243,11 @@ def lock_blobs(session: Session, *, shared: bool) -> None:
     if session.get_bind().dialect.name == "postgresql":
         lock = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
         session.execute(text(f"SELECT {lock}({_BLOB_LOCK_ID})"))
+
+
+def libraries_text(libraries: dict[str, str]) -> str:
+    """Return the form of library versions in a row: equal versions are equal texts."""
+    return json.dumps(libraries, sort_keys=True)
 
 
 def signature_of(version: VersionRow) -> Signature:

@@ -11,6 +11,8 @@ from typing import Final, Literal, get_args
 
 Format = Literal["sklearn-joblib", "onnx", "keras", "tflite"]
 Runtime = Literal["onnx", "tflite", "isolated"]
+AnsweringRuntime = Literal["onnx", "tflite", "isolated", "forest"]
+"""A runtime of versions, or the table of nodes that batch jobs use."""
 Quantize = Literal["none", "float16", "dynamic", "int8"]
 JobKind = Literal["score", "train"]
 Engine = Literal["local", "ray"]
@@ -20,6 +22,16 @@ VersionState = Literal[
     "ready",  # built, and measured to give the same answers as the uploaded model
     "rejected",  # cannot be served; the report contains the reason
     "archived",  # was ready, cannot be used; can be made ready again
+]
+VerificationState = Literal[
+    "agreed",  # the runtimes give the answers that were measured at the build, or that were accepted later
+    "pending",  # a check is queued or running
+    "differs",  # a runtime gives other answers; `fallback` is how the version is served
+]
+Fallback = Literal[
+    "online",  # batch jobs use the runtime of predictions, not the table of nodes
+    "isolated",  # the estimator itself answers, in an isolated process
+    "none",  # nothing gives the measured answers: predictions and jobs are refused
 ]
 ExportState = Literal[
     "building",  # accepted; the export is queued or running
@@ -66,6 +78,9 @@ BUILDING: Final = "building"  # the states of versions and exports
 READY: Final = "ready"
 REJECTED: Final = "rejected"
 ARCHIVED: Final = "archived"  # versions only
+AGREED: Final = "agreed"  # the states of verifications
+PENDING: Final = "pending"
+DIFFERS: Final = "differs"
 
 SCOPES: dict[Scope, str] = {
     "predict": "run online predictions",
@@ -111,10 +126,11 @@ DEFAULT_VALIDATION, MAX_VALIDATION = 0.2, 0.9
 # The kinds of tasks in the queue, and the subject of each.
 BUILD_TASK = "build"  # a version's id
 EXPORT_TASK = "export"  # an export's id
+VERIFY_TASK = "verify"  # a version's id: measure it and its exports again
 PLAN_TASK = "plan"  # a job's id
 PARTITION_TASK = "partition"  # job id/stage/number
 ASSEMBLE_TASK = "assemble"  # a job's id
 RAY_TASK = "ray"  # a job's id: all partitions of a stage that run on Ray share this task
 
-SUPERVISOR_TASKS = (BUILD_TASK, EXPORT_TASK)  # claimed by the build supervisor of a server
+SUPERVISOR_TASKS = (BUILD_TASK, EXPORT_TASK, VERIFY_TASK)  # claimed by the build supervisor of a server
 JOB_TASKS = (PLAN_TASK, PARTITION_TASK, ASSEMBLE_TASK, RAY_TASK)  # claimed by workers

@@ -1,4 +1,4 @@
-"""Versions and exports: the publisher's answers, the measured rows, and whether their answers still agree"""
+"""Versions and exports: the publisher's answers, the measured rows, and checks of them"""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ TABLES = ("versions", "exports")
 
 def upgrade() -> None:
     answers: sa.Column[dict[str, Any]] = sa.Column("answers", sa.JSON(), nullable=True)
+    verification: sa.Column[dict[str, Any]] = sa.Column("verification", sa.JSON(), nullable=True)
     op.add_column("versions", answers)
+    op.add_column("versions", verification)
+    op.add_column("versions", sa.Column("fallback", sa.String(), nullable=True))
     for table in TABLES:
-        verification: sa.Column[dict[str, Any]] = sa.Column("verification", sa.JSON(), nullable=True)
-        op.add_column(table, sa.Column("measured", sa.String(), nullable=True))
-        op.add_column(table, verification)
-        op.create_index(f"ix_{table}_measured", table, ["measured"])
+        for column in ("measured", "libraries"):
+            op.add_column(table, sa.Column(column, sa.String(), nullable=True))
+            op.create_index(f"ix_{table}_{column}", table, [column])
 
 
 def downgrade() -> None:
     for table in TABLES:
-        op.drop_index(f"ix_{table}_measured", table)
-        op.drop_column(table, "verification")
-        op.drop_column(table, "measured")
-    op.drop_column("versions", "answers")
+        for column in ("libraries", "measured"):
+            op.drop_index(f"ix_{table}_{column}", table)
+            op.drop_column(table, column)
+    for column in ("fallback", "verification", "answers"):
+        op.drop_column("versions", column)

@@ -104,7 +104,8 @@ class BuildTasks:
 
     def _store_files(self, built: BuildResult, out: Path) -> BuildResult:
         """Replace the names of the files in `out` by the digests of their blobs."""
-        files = {name: file for name in ("servable", "forest") if (file := getattr(built, name)) is not None}
+        names = ("servable", "forest", "measured")
+        files = {name: file for name in names if (file := getattr(built, name)) is not None}
         try:
             digests = {name: store_file(self._store, out, file).sha256 for name, file in files.items()}
         except FileNotFoundError:

@@ -13,14 +13,15 @@ import numpy as np
 
 from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import Refused
-from registry.vocabulary import Format
+from registry.vocabulary import AnsweringRuntime, Format
 from service.compiler import example, sandbox
 from service.compiler.build_sklearn import build_sklearn
 from service.compiler.keras.build_keras import build_keras
-from service.compiler.measure import published_answers
+from service.compiler.measure import measured_rows, published_answers
 from service.compiler.onnx.build_onnx import build_onnx
 from service.compiler.report import BuildReport, rejected_build
 from service.compiler.tflite.build_tflite import build_tflite
+from service.runtime import libraries
 
 BUILDERS: dict[Format, Callable[[BuildRequest, BuildReport], BuildResult]] = {
     "sklearn-joblib": build_sklearn,
@@ -44,6 +45,8 @@ def build_version(request: BuildRequest) -> BuildResult:
             if request.answers is not None:
                 with report.step("answers"):
                     _compare_answers(request, report)
+            with report.step("save measured rows"):
+                _save_measured_rows(request, report, built)
         except Refused as error:
             built = rejected_build(str(error))
         except Exception as error:
@@ -51,6 +54,15 @@ def build_version(request: BuildRequest) -> BuildResult:
     built.report = {**built.report, **report.to_json()}
     built.lineage = report.lineage
     return built
+
+
+def _save_measured_rows(request: BuildRequest, report: BuildReport, built: BuildResult) -> None:
+    """Save what another release of a library is compared with later."""
+    assert report.served is not None
+    assert built.runtime is not None
+    built.measured = measured_rows.save(Path(request.out), report.served.kinds(), report.served.answer)
+    runtimes: list[AnsweringRuntime] = [built.runtime, "forest"] if built.forest else [built.runtime]
+    built.libraries = libraries.versions_for(runtimes)
 
 
 def _compare_answers(request: BuildRequest, report: BuildReport) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.build_messages import BuildRequest, BuildResult
+from registry.rows import Rows
 from service.compiler import lineage, safeload
 from service.compiler.measure import comparison_rows, parity, tree_thresholds
 from service.compiler.onnx import candidates
@@ -42,10 +43,13 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
     out = Path(request.out)
 
     @cache
+    def kinds() -> dict[str, Rows]:
+        return comparison_rows.rows_by_kind(model, signature, described.rows)
+
+    @cache
     def reference() -> list[parity.ReferenceBlock]:
         with report.step("reference"):
-            kinds = comparison_rows.rows_by_kind(model, signature, described.rows)
-            return parity.reference(runtime.run, kinds)
+            return parity.reference(runtime.run, kinds())
 
     choice = NOT_CONVERTED
     with report.step("compile"):
@@ -61,7 +65,7 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
         report.bytes["onnx"] = choice.chosen.bytes
         report.fields["parity"] = _parity_entry(choice.chosen, model)
     served = OnnxRuntime(out / SERVABLE, signature) if built.servable else runtime
-    report.served = ServedForm(signature, served.run, described.rows, described.usable)
+    report.served = ServedForm(signature, served.run, described.rows, described.usable, kinds)
     if request.convert:
         built.forest = build_forest_table(model, signature, reference, out, report)
     if described.truth is not None and described.rows is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ class ServedForm:
     answer: AnswerRows  # the runtime that serves it
     rows: Rows | None  # the example's, in the signature's order, without those the model does not accept
     usable: Array | None  # which rows of the example `rows` are, bool [n]
+    kinds: Callable[[], dict[str, Rows]]  # the rows that parity is measured on
 
 
 class BuildReport:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from registry.build_messages import BuildRequest, BuildResult
+from service.compiler.measure import comparison_rows
 from service.compiler.onnx.upload import OnnxUpload
 from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
@@ -27,7 +28,13 @@ def build_onnx(request: BuildRequest, report: BuildReport) -> BuildResult:
     report.warnings.extend(upload.warnings)
     report.bytes["onnx"] = file.stat().st_size
     usable = np.ones(len(rows), dtype=bool) if rows is not None else None
-    report.served = ServedForm(signature, runtime.run, rows, usable)
+    report.served = ServedForm(
+        signature,
+        runtime.run,
+        rows,
+        usable,
+        lambda: comparison_rows.rows_by_kind(None, signature, rows),
+    )
     built = BuildResult(
         state="ready",
         report={},

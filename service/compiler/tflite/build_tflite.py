@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from registry.build_messages import BuildRequest, BuildResult
+from service.compiler.measure import comparison_rows
 from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature.corrections import Corrections
 from service.compiler.tflite.tflite_upload import TfliteUpload
@@ -25,7 +26,13 @@ def build_tflite(request: BuildRequest, report: BuildReport) -> BuildResult:
         signature, rows, runtime, copied = upload.serve(file, TfliteRuntime)
     report.warnings.extend(upload.warnings)
     usable = np.ones(len(rows), dtype=bool) if rows is not None else None
-    report.served = ServedForm(signature, runtime.run, rows, usable)
+    report.served = ServedForm(
+        signature,
+        runtime.run,
+        rows,
+        usable,
+        lambda: comparison_rows.rows_by_kind(None, signature, rows),
+    )
     metrics = {}
     if sample is not None and sample.target is not None and rows is not None:
         metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
