@@ -112,8 +112,8 @@ def _partition_record(job: JobRow, row: PartitionSummary) -> PartitionRecord:
 
 
 def _input_file(job: JobRow, part: dict[str, Any]) -> str | None:
-    """Return the name of the input file; None for an uploaded artifact, and for stages without input."""
-    if job.plan is None or "file" not in part or job.spec["input"].get("artifact") is not None:
+    """Return the name of the input file; None for stages without input."""
+    if job.plan is None or "file" not in part:
         return None
     name: str = job.plan["dataset"]["files"][part["file"]]["name"]
     return name

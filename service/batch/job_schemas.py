@@ -35,7 +35,7 @@ class PartitionRecord(BaseModel):
     stage: str
     number: int
     file: Annotated[
-        str | None, Field(description="name of the input file it reads; null for an uploaded artifact")
+        str | None, Field(description="name of the input file that it reads; null for stages without input")
     ]
     state: JobState
     rows: int

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from registry import media_types
+from registry.names import clean_file_name
 from registry.vocabulary import ATTEMPTS_LIMIT, DEFAULT_MAX_ATTEMPTS, ENGINES
 from service.cli.transfer import upload_file
 
@@ -78,6 +79,8 @@ def start_job(client: Client, data: str, media_type: str | None, request: Record
         )
     media_type = media_type or _guess_media_type(path)
     uploaded = {"artifact": upload_file(client, path), "media_type": media_type}
+    if file_name := clean_file_name(path.name):
+        uploaded["file_name"] = file_name
     return _post_job(client, request | {"input": uploaded})
 
 

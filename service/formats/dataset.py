@@ -20,13 +20,18 @@ BATCH_CELLS = 1 << 20  # cells that Arrow decodes at once, 8 MB; with half as ma
 PART_BYTES = 64 * 2**20  # size of a partition of text, and of several small row groups together
 
 
+Keys = tuple[tuple[str, str | None], ...]
+"""Names and values of key columns, outermost directory first. None: missing."""
+
+
 class InputFile(msgspec.Struct, frozen=True):
     """A file of the input, with what is needed to notice that it changed."""
 
     location: str  # absolute path or object URI
-    name: str  # last component of `location`, for messages
+    name: str  # for messages: the path within the input's directory, or the name that its user gave
     bytes: int
     fingerprint: str  # differs after every write to the file
+    keys: Keys = ()  # the columns in its path, see `key_columns`
 
 
 class Dataset(msgspec.Struct, frozen=True):
@@ -39,6 +44,8 @@ class Dataset(msgspec.Struct, frozen=True):
     files: tuple[InputFile, ...]
     columns: tuple[str, ...]
     schema: str  # the type of each column in every file, see `column_types.unpack_schema`
+    keys: tuple[str, ...] = ()  # the columns that are in the paths of the files
+    repeated_keys: tuple[str, ...] = ()  # those of them that the files hold as well
 
 
 class FileRange(msgspec.Struct, frozen=True):

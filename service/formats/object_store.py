@@ -7,13 +7,15 @@ names the object's ETag, so that a store never returns bytes of another version 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from registry.errors import Changed, Missing, Unavailable
-from service.formats.dataset import InputFile, check_suffix, invalid_input
+from registry.names import is_hidden_file
+from service.formats.dataset import InputFile, Keys, check_suffix, invalid_input
+from service.formats.key_columns import parse_keys, reject_table_log
 
 RETRY_TIMEOUT_S = 30
 """Time limit for the retries of a request. A request waits in one of the server's 40 threads or in a worker's
@@ -31,7 +33,7 @@ except ImportError as error:
 
 
 def list_objects(location: str, suffixes: Sequence[str]) -> list[InputFile]:
-    """Return the object at `location`, or the objects directly below it, sorted by name.
+    """Return the object at `location`, or the objects below it, sorted by path.
 
     Raises the same errors as `sources.list_files`, and `Unavailable` if the store does not respond.
     """
@@ -39,33 +41,42 @@ def list_objects(location: str, suffixes: Sequence[str]) -> list[InputFile]:
     try:
         if path and not path.endswith("/"):
             try:
-                return [_input_file(location, obstore.head(store, path))]
+                return [_input_file(location, location.rpartition("/")[2], (), obstore.head(store, path))]
             except FileNotFoundError:
                 path += "/"
-        listing = obstore.list_with_delimiter(store, path or None)
+        files = list(_list_below(store, path, location.rstrip("/"), suffixes))
     except BaseError as error:
         raise _unavailable(location, error) from error
-    base = location.rstrip("/")
-    directories = [prefix.rstrip("/").rpartition("/")[2] for prefix in listing["common_prefixes"]]
-    if nested := [name for name in directories if not name.startswith((".", "_"))]:
-        raise invalid_input(
-            f"the input contains a directory, {nested[0]!r}; choose an input without directories"
-        )
-    files = [_input_file(f"{base}/{o['path'].rpartition('/')[2]}", o) for o in listing["objects"]]
-    files = [file for file in files if not file.name.startswith((".", "_"))]
     if not files:
         raise Missing(f"no object exists at {location}", "input")
-    for file in files:
-        check_suffix(file.name, location, suffixes)
-    return sorted(files, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name.split("/"))
 
 
-def _input_file(location: str, meta: Any) -> InputFile:
+def _list_below(store: Any, prefix: str, base: str, suffixes: Sequence[str]) -> Iterator[InputFile]:
+    for chunk in obstore.list(store, prefix or None):
+        for meta in chunk:
+            name = meta["path"].removeprefix(prefix)
+            *directories, file_name = name.split("/")
+            reject_table_log(name.partition("/")[0], base)
+            if any(map(is_hidden_file, (*directories, file_name))) or _is_directory_marker(meta, prefix):
+                continue
+            keys = parse_keys(directories)
+            check_suffix(file_name, base, suffixes)
+            yield _input_file(f"{base}/{name}", name, keys, meta)
+
+
+def _is_directory_marker(meta: Any, prefix: str) -> bool:
+    """Whether an object without bytes stands for a directory, as consoles of object stores create it."""
+    path: str = meta["path"]
+    return meta["size"] == 0 and (path.endswith("/") or f"{path}/" == prefix)
+
+
+def _input_file(location: str, name: str, keys: Keys, meta: Any) -> InputFile:
     if not meta["e_tag"]:
         raise invalid_input(
             f"the store of {location} returns no ETags, so a changed object would not be noticed"
         )
-    return InputFile(location, location.rpartition("/")[2], meta["size"], meta["e_tag"])
+    return InputFile(location, name, meta["size"], meta["e_tag"], keys)
 
 
 class StoredObject:
@@ -115,7 +126,8 @@ def _store_of(root: str) -> Any:
 
 
 def _path(location: str) -> str:
-    return urlsplit(location).path.lstrip("/")
+    """Return the object's key. Unlike a URL, an object-store URI has no query, no fragment and no escapes."""
+    return location.partition("://")[2].partition("/")[2]
 
 
 def _unavailable(location: str, error: Exception) -> Unavailable:

@@ -12,19 +12,24 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 from registry.errors import FieldError, Invalid
 from registry.media_types import ARROW, CSV, NDJSON, PARQUET, TEXT_TYPES, input_suffixes
 from registry.text_tables import other_separator
-from service.formats import arrow_reader, column_types, csv_reader, ndjson_reader, parquet_reader
+from service.formats import arrow_reader, column_types, csv_reader, key_columns, ndjson_reader, parquet_reader
 from service.formats.column_types import cast_batch, schema_of
 from service.formats.dataset import Batch, Block, Dataset, FileRange, InputFile, RowFault, invalid_input
 from service.formats.sources import OpenedFile, list_files
+from service.formats.text_records import open_text
+from service.runtime.codec.arrow import check_type
 from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, show
 
 MAX_MESSAGES = 5  # messages per row in the errors file
+MAX_BLANK_BYTES = 4096  # larger files are not searched for a first character
+UTF8_BOM = b"\xef\xbb\xbf"
 MAX_ID = 10_000  # characters of a row's id in the errors file: CSV readers limit the length of a cell
 
 
@@ -55,28 +60,44 @@ READERS: dict[str, FormatReader] = {
 
 
 def open_dataset(
-    location: str, media_type: str, uniform: bool = False, dtypes: Mapping[str, str] | None = None
+    location: str,
+    media_type: str,
+    uniform: bool = False,
+    dtypes: Mapping[str, str] | None = None,
+    *,
+    name: str | None = None,
+    features: Sequence[Column] = (),
 ) -> Dataset:
-    """Describe the file at `location`, or all files of the directory at `location`, sorted by name.
+    """Describe the file at `location`, or all files of the directory at `location`, sorted by path.
 
     With `uniform`, a column must be text in all files or in none, and JSON lines files must have the same
-    keys. `dtypes` sets types of columns instead of inferring them.
+    keys. `dtypes` sets types of columns instead of inferring them. `name` is the user's name of a single
+    file. A file that holds nothing, not even a header, is left out if another file holds something.
 
-    Raises `Invalid` if a file is empty or damaged, has another format, or has other columns than the first.
+    Raises `Invalid` if all files are empty, and if a file is damaged, has another format, has other columns
+    than the first, or a column whose type one of the `features` cannot have.
     """
     reader = _reader_of(media_type)
-    files = list_files(location, input_suffixes(media_type))
-    schemas = {file.name: reader.read_schema(_require_bytes(file)) for file in files}
+    files, schemas = _read_schemas(list_files(location, input_suffixes(media_type), name), reader, media_type)
+    keys = key_columns.require_same_keys(files)
     first = files[0].name
-    for name, schema in schemas.items():
-        _reject_repeated_columns(name, schema.names)
+    for file_name, schema in schemas.items():
+        _reject_repeated_columns(file_name, schema.names)
         if uniform or media_type != NDJSON:
-            _require_same_columns(name, schema.names, first, schemas[first].names)
-    columns = list(dict.fromkeys(name for schema in schemas.values() for name in schema.names))
+            _require_same_columns(file_name, schema.names, first, schemas[first].names)
+    _check_types(schemas, media_type, features)
+    key_types = list(key_columns.key_types(files, keys))
+    columns = list(dict.fromkeys([*(n for schema in schemas.values() for n in schema.names), *keys]))
+    repeated = tuple(key for key in keys if any(key in schema.names for schema in schemas.values()))
+    schemas = {
+        file_name: pa.schema([*schema, *(f for f in key_types if f.name not in repeated)])
+        for file_name, schema in schemas.items()
+    }
     schema = column_types.unify_schemas(schemas, columns, uniform, dtypes or {})
     if media_type in TEXT_TYPES:
         schema = column_types.replace_null_types(schema)
-    return Dataset(media_type, tuple(files), tuple(columns), column_types.pack_schema(schema))
+    packed = column_types.pack_schema(schema)
+    return Dataset(media_type, tuple(files), tuple(columns), packed, keys, repeated)
 
 
 def _reader_of(media_type: str) -> FormatReader:
@@ -86,10 +107,48 @@ def _reader_of(media_type: str) -> FormatReader:
     return READERS[media_type]
 
 
-def _require_bytes(file: InputFile) -> InputFile:
+def _read_schemas(
+    listed: Sequence[InputFile], reader: FormatReader, media_type: str
+) -> tuple[list[InputFile], dict[str, Any]]:
+    """Return the files that hold something, and their schemas by name. Raises `Invalid` without any."""
+    files = [file for file in listed if not _is_empty(file, media_type)]
+    if not files:
+        raise invalid_input(_describe_empty(listed))
+    schemas = {file.name: reader.read_schema(file) for file in files}
+    if len(files) > 1:  # a Parquet file that pandas writes for no rows may have no columns
+        files = [file for file in files if len(schemas[file.name])] or files[:1]
+    return files, {file.name: schemas[file.name] for file in files}
+
+
+def _is_empty(file: InputFile, media_type: str) -> bool:
+    """Whether a file holds nothing: no bytes, or compressed or blank text without a header."""
     if file.bytes == 0:
-        raise invalid_input(f"the file {file.name!r} is empty")
-    return file
+        return True
+    if media_type not in TEXT_TYPES or file.bytes > MAX_BLANK_BYTES:
+        return False
+    with OpenedFile(file) as opened:
+        return not open_text(opened).read(MAX_BLANK_BYTES).removeprefix(UTF8_BOM).strip()
+
+
+def _describe_empty(files: Sequence[InputFile]) -> str:
+    if len(files) == 1:
+        return f"the file {files[0].name!r} is empty"
+    names = ", ".join(repr(file.name) for file in files[:3])
+    return f"all {len(files)} files of the input are empty: {names}" + ", ..." * (len(files) > 3)
+
+
+def _check_types(schemas: Mapping[str, Any], media_type: str, features: Sequence[Column]) -> None:
+    """Raises `Invalid` naming each column of a format with types whose type a feature cannot have."""
+    if media_type in TEXT_TYPES:
+        return
+    for file, schema in schemas.items():
+        faults = Faults()
+        for column in features:
+            if column.name in schema.names:
+                check_type(column, schema.field(column.name), faults)
+        if faults and len(schemas) > 1:
+            faults[0] = msgspec.structs.replace(faults[0], message=f"{file!r}: {faults[0].message}")
+        faults.raise_any()
 
 
 def _reject_repeated_columns(file: str, names: Sequence[str]) -> None:
@@ -130,6 +189,7 @@ def extra_schema(dataset: Dataset, extra: Sequence[str]) -> Any:
     if dataset.media_type in TEXT_TYPES:
         return pa.schema([(name, pa.string()) for name in extra])
     schema = schema_of(dataset, extra)
+    schema = pa.schema([f.with_type(pa.string()) if f.name in dataset.keys else f for f in schema])
     faults = Faults()
     for field in schema:
         if column_types.is_opaque(field.type):
@@ -151,16 +211,35 @@ def read_head(
     Raises the same errors as `read_batches`, and `Invalid` naming each column that the input lacks or that
     has a wrong type.
     """
-    reader, file = _reader_of(dataset.media_type), dataset.files[0]
     _require_columns(dataset, columns, extra)
     schema = extra_schema(dataset, extra)
-    part = FileRange(0, 0, file.bytes if dataset.media_type in TEXT_TYPES else 1)
-    with OpenedFile(file) as opened:
-        for block in reader.read_blocks(opened, part, columns, extra):
-            block.extra = cast_batch(block.extra, schema, file)
-            return _to_batch(block.slice(0, min(rows, block.length)), 0, extra, id_column)
+    for index, file in enumerate(dataset.files):
+        part = FileRange(index, 0, file.bytes if dataset.media_type in TEXT_TYPES else 1)
+        with OpenedFile(file) as opened:
+            for block in _read_blocks(opened, dataset, part, columns, extra, schema):
+                if block.length:
+                    return _to_batch(block.slice(0, min(rows, block.length)), 0, extra, id_column)
     no_rows = rows_of(columns, [c.array([]) for c in columns], 0)
     return Batch(no_rows, pa.RecordBatch.from_pylist([], schema=schema), [], 0)
+
+
+def _read_blocks(
+    opened: OpenedFile,
+    dataset: Dataset,
+    part: FileRange,
+    columns: Sequence[Column],
+    extra: Sequence[str],
+    schema: Any,
+) -> Iterator[Block]:
+    """Yield the rows of a part. `schema`: the types of the `extra` columns."""
+    reader, file = _reader_of(dataset.media_type), dataset.files[part.file]
+    own = set(key_columns.own_columns(dataset, dataset.columns))
+    own_features = [column for column in columns if column.name in own]
+    for block in reader.read_blocks(opened, part, own_features, [name for name in extra if name in own]):
+        if dataset.keys:
+            block = key_columns.add_keys(block, dataset, file, columns, extra)
+        block.extra = cast_batch(block.extra, schema, file)
+        yield block
 
 
 def read_batches(
@@ -175,8 +254,7 @@ def read_batches(
     schema = extra_schema(dataset, extra)
     with OpenedFile(dataset.files[part.file]) as opened:
         first_row = 0
-        for block in _reader_of(dataset.media_type).read_blocks(opened, part, columns, extra):
-            block.extra = cast_batch(block.extra, schema, opened.file)
+        for block in _read_blocks(opened, dataset, part, columns, extra, schema):
             for piece in block.split():
                 yield _to_batch(piece, first_row, extra, id_column)
                 first_row += piece.length
@@ -190,8 +268,11 @@ def read_record_batches(dataset: Dataset, part: FileRange, columns: Sequence[str
     """
     _require_columns(dataset, (), columns)
     schema = schema_of(dataset, columns)
+    own = pa.schema([schema.field(name) for name in key_columns.own_columns(dataset, columns)])
     with OpenedFile(dataset.files[part.file]) as opened:
-        for batch in _reader_of(dataset.media_type).read_record_batches(opened, part, schema):
+        for batch in _reader_of(dataset.media_type).read_record_batches(opened, part, own):
+            if dataset.keys:
+                batch = key_columns.add_training_keys(batch, dataset, opened.file, columns)
             yield cast_batch(batch, schema, opened.file)
         opened.check_unchanged()
 

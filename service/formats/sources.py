@@ -11,14 +11,16 @@ import io
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from registry.errors import Changed, Missing
-from service.formats.dataset import InputFile, check_suffix, invalid_input
+from registry.names import is_hidden_file
+from service.formats.dataset import InputFile, Keys, check_suffix, invalid_input
+from service.formats.key_columns import parse_keys, reject_table_log
 from service.runtime.codec.columns import escape_surrogates, show
 
 _BLOB_PATH = re.compile(r"/([0-9a-f]{2})/\1[0-9a-f]{62}$")  # of an artifact, which is named by its digest
@@ -27,12 +29,14 @@ _ACCESS_DENIED = {errno.EACCES, errno.EPERM}
 _NOT_FOUND = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 
-def list_files(location: str, suffixes: Sequence[str]) -> list[InputFile]:
-    """Return the file at `location`, or all files of the directory at `location`, sorted by name.
+def list_files(location: str, suffixes: Sequence[str], name: str | None = None) -> list[InputFile]:
+    """Return the file at `location`, or all files of the directory at `location`, sorted by path.
 
-    Files whose names start with `.` or `_` are ignored. Raises `Missing` if the directory is empty, and
-    `Invalid` if it contains a directory or a file without one of `suffixes`, so that no data is lost
-    silently.
+    Directories in it must be named by columns (`key_columns`). Files whose names start with `.` or `_` are
+    ignored. Raises `Missing` if there is no file, and `Invalid` if there is another directory or a file
+    without one of `suffixes`, so that no data is lost silently.
+
+    `name` replaces the name of a single file in messages.
     """
     if _is_remote(location):
         objects: list[InputFile] = _object_store().list_objects(location, suffixes)
@@ -40,25 +44,37 @@ def list_files(location: str, suffixes: Sequence[str]) -> list[InputFile]:
     path = Path(location)
     try:
         if not path.is_dir():
-            return [_local_file(path)]
-        entries = sorted(e for e in path.iterdir() if not e.name.startswith((".", "_")))
+            return [_local_file(path, name or path.name)]
+        files = list(_walk(path, (), path.name, suffixes))
     except OSError as error:
         raise invalid_input(f"the input {path.name!r} cannot be read: {error.strerror}") from error
-    for entry in entries:
-        if entry.is_dir():
-            raise invalid_input(
-                f"the input contains a directory, {entry.name!r}; choose an input without directories"
-            )
-    if not entries:
+    if not files:
         message = f"the directory {path.name!r} contains no files that end with {', '.join(suffixes)}"
         raise Missing(message, "input")
-    for entry in entries:
+    return files
+
+
+def _walk(
+    directory: Path, parents: tuple[str, ...], root: str, suffixes: Sequence[str]
+) -> Iterator[InputFile]:
+    """Yield the files below `directory`, sorted by name. `parents`: its path within the input, `root`."""
+    keys = parse_keys(parents)
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+        reject_table_log(entry.name, root)
+        if is_hidden_file(entry.name):
+            continue
         if escape_surrogates(entry.name) != entry.name:
+            kind = "directory" if entry.is_dir() else "file"
             raise invalid_input(
-                f"the input contains a file whose name is not valid UTF-8, {show(entry.name)}; rename it"
+                f"the input contains a {kind} whose name is not valid UTF-8, {show(entry.name)}; rename it"
             )
-        check_suffix(entry.name, path.name, suffixes)
-    return [_local_file(entry) for entry in entries]
+        if entry.is_dir():
+            if entry.is_symlink():
+                raise invalid_input(f"the input contains {entry.name!r}, a link to a directory; copy it")
+            yield from _walk(Path(entry.path), (*parents, entry.name), root, suffixes)
+        else:
+            check_suffix(entry.name, root, suffixes)
+            yield _local_file(Path(entry.path), "/".join((*parents, entry.name)), keys)
 
 
 def _is_remote(location: str) -> bool:
@@ -72,11 +88,11 @@ def _object_store() -> Any:
     return object_store
 
 
-def _local_file(path: Path) -> InputFile:
+def _local_file(path: Path, name: str, keys: Keys = ()) -> InputFile:
     status = path.stat(follow_symlinks=False)
     if not stat.S_ISREG(status.st_mode):
-        raise invalid_input(f"the input {path.name!r} is not a regular file")
-    return InputFile(str(path), path.name, status.st_size, _fingerprint(path, status))
+        raise invalid_input(f"the input {name!r} is not a regular file")
+    return InputFile(str(path), name, status.st_size, _fingerprint(path, status), keys)
 
 
 def _fingerprint(path: Path, status: os.stat_result) -> str:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from registry.artifacts import Store
 from registry.errors import Invalid, Missing, invalid_field
 from registry.media_types import COMPRESSION_SUFFIXES, TYPE_BY_SUFFIX
+from registry.names import is_hidden_file
 from service.config import Settings
 
+UPLOAD = "upload"
+"""Name of an uploaded file in messages if the job has none."""
 REMOTE_SCHEMES = ("s3", "gs", "az")
 
 
 class InputLocation(NamedTuple):
     location: str  # an absolute path, or the URI of an object store
     media_type: str
+    name: str | None = None  # of an uploaded file, for messages
 
 
 def locate_input(settings: Settings, store: Store, input_spec: dict[str, Any]) -> InputLocation:
@@ -27,7 +32,7 @@ def locate_input(settings: Settings, store: Store, input_spec: dict[str, Any]) -
     """
     if input_spec.get("artifact"):
         path = store.path(input_spec["artifact"]).absolute()
-        return InputLocation(str(path), input_spec["media_type"])
+        return InputLocation(str(path), input_spec["media_type"], input_spec.get("file_name") or UPLOAD)
     uri = input_spec["uri"]
     location = resolve_in_roots(settings.roots, uri)
     if "://" not in location and not os.path.exists(location):  # noqa: PTH110 - Path.exists raises for NUL
@@ -83,13 +88,22 @@ def media_type_by_name(location: str) -> str | None:
     """Return the media type that a file's suffix denotes; for a directory, that of its first file by name."""
     path = Path(location)
     if "://" not in location and path.is_dir():
-        names = sorted(p.name for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
-        media_types = [media_type for name in names if (media_type := media_type_by_name(name)) is not None]
-        return media_types[0] if media_types else None
+        return next(filter(None, map(media_type_by_name, _file_names(path))), None)
     suffixes = [s.lower() for s in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSION_SUFFIXES:
         suffixes.pop()
     return TYPE_BY_SUFFIX.get(suffixes[-1]) if suffixes else None
+
+
+def _file_names(directory: Path) -> Iterator[str]:
+    """Yield the names of the files in a directory, and in directories that are named `column=value`."""
+    for _, directories, files in os.walk(directory, onerror=_raise):
+        directories[:] = sorted(d for d in directories if "=" in d and not is_hidden_file(d))
+        yield from sorted(name for name in files if not is_hidden_file(name))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _follow_links(path: Path, uri: str) -> Path:

@@ -71,7 +71,9 @@ class ScoreAdmission(JobAdmission):
         columns = columns_to_read(spec, versions.signature_of(version))
         require_artifact(store, spec, "input")
         place = locate_input(settings, store, spec["input"])
-        dataset = reading.open_dataset(place.location, place.media_type)
+        dataset = reading.open_dataset(
+            place.location, place.media_type, name=place.name, features=columns.features
+        )
         require_copied_columns(spec, dataset)
         head = reading.read_head(dataset, columns.features, columns.copied, columns.id_column, HEAD_ROWS)
         has_threshold = spec.get("error_threshold") is not None  # then the share of all rows decides

@@ -59,7 +59,9 @@ class ScoreWork:
         """Raises `Invalid` if the input does not fit the version's signature."""
         columns = columns_to_read(job.spec, self._signature(job))
         place = locate_input(self._settings, self._store, job.spec["input"])
-        dataset = reading.open_dataset(place.location, place.media_type)
+        dataset = reading.open_dataset(
+            place.location, place.media_type, name=place.name, features=columns.features
+        )
         reading.read_head(dataset, columns.features, columns.copied, columns.id_column, 1)
         ranges = reading.split(dataset, self._settings.batch_lanes)
         partitions = [
@@ -256,7 +258,8 @@ def score_range(
     columns, media_type = columns_to_read(spec, signature), spec["output"]["media_type"]
     schema = _output_schema(dataset, columns.copied, answers.table(_empty_outputs(signature)))
     rows = failed = 0
-    output = PartWriter(base.with_name(base.name + SUFFIXES[media_type][0]), media_type, schema)
+    path = base.with_name(base.name + SUFFIXES[media_type][0])
+    output = PartWriter(path, media_type, schema, len(columns.copied))
     errors = ErrorWriter(base.with_name(base.name + ".errors.csv"))
     with output, errors:
         for batch in reading.read_batches(
@@ -339,18 +342,13 @@ def _is_complete(directory: Path, result: dict[str, Any]) -> bool:
 
 
 def _error_files(directory: Path, job: JobRow, partitions: Sequence[PartitionRow]) -> Iterator[PartErrors]:
-    """Yield the errors file of each partition that has one.
-
-    The name of the input file is left out for an uploaded input, which is named by its digest.
-    """
+    """Yield the errors file of each partition that has one."""
     names = [f["name"] for f in (job.plan or {})["dataset"]["files"]]
-    is_upload = job.spec["input"].get("artifact") is not None
     first_row = first_row_in_file = current_file = 0
     for partition in partitions:
         if partition.part["file"] != current_file:
             current_file, first_row_in_file = partition.part["file"], 0
         if errors := (partition.result or {}).get("errors"):
-            name = "" if is_upload else names[current_file]
-            yield PartErrors(directory / errors, first_row, name, first_row_in_file)
+            yield PartErrors(directory / errors, first_row, names[current_file], first_row_in_file)
         first_row += partition.rows_total or 0
         first_row_in_file += partition.rows_total or 0

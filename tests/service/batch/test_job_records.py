@@ -143,5 +143,3 @@ def test_a_partition_names_its_input_file_and_its_output_until_the_assembly() ->
     assert second.output == "/v1/jobs/5/partitions/2/output"
     (assembled,) = job_records.job_record(job(output="0" * 64), None, [done]).partitions
     assert assembled.output is None
-    upload = {"input": {"artifact": "0" * 64}}
-    assert job_records.job_record(job(spec=upload), None, [done]).partitions[0].file is None

@@ -122,13 +122,24 @@ async def test_the_errors_file_names_the_input_file_and_the_row_in_it(scorings: 
     ]
 
 
-async def test_the_errors_file_of_an_upload_has_no_file_names(scorings: Scorings) -> None:
+async def test_an_uploaded_file_has_the_name_that_its_user_gave(scorings: Scorings) -> None:
     uploaded = await scorings.api.upload(b"id,x0,x1,x2\n1,0,0,0\n8,odd,0,0\n")
-    record = await scorings.finish(
-        await scorings.start(Path(), input={"artifact": uploaded, "media_type": CSV})
-    )
+    location = {"artifact": uploaded, "media_type": CSV, "file_name": "/home/ann/new\norders.csv"}
+    record = await scorings.finish(await scorings.start(Path(), input=location))
     (line,) = csv.reader((await scorings.text(record["errors"])).splitlines()[1:])
-    assert (line[0], *line[4:]) == ("1", "", "1")
+    assert (line[0], *line[4:]) == ("1", "new?orders.csv", "1")
+    assert record["partitions"][0]["file"] == record["spec"]["input"]["file_name"] == "new?orders.csv"
+
+
+async def test_messages_about_an_uploaded_file_have_its_name_and_not_its_digest(scorings: Scorings) -> None:
+    uploaded = await scorings.api.upload(b"id,x0,x1,x1\n1,0,0,0\n")
+    location: dict[str, Any] = {"artifact": uploaded, "media_type": CSV}
+    for name, shown in ((None, "upload"), ("orders.csv", "orders.csv")):
+        answer = await scorings.post(Path(), input=location | {"file_name": name})
+        assert answer.status_code == 422
+        assert answer.json()["detail"] == f'{shown!r} has the column "x1" more than once'
+    answer = await scorings.post(Path(), input={"uri": str(scorings.data), "file_name": "orders.csv"})
+    assert "file_name is for an artifact" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_file_with_only_a_header_has_no_rows(write: Write) -> None:
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"\n\n", "no header"),
+        (b"\n\n", "is empty"),
         (b"a,b,a\n1,2,3\n", 'column "a" more than once'),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
         (b"\xff,b\n1,2\n", "header"),
@@ -247,7 +247,7 @@ def test_a_directory_with_unreadable_entries_is_rejected(tmp_path: Path) -> None
         with pytest.raises(Invalid, match=f"{name!r} .* does not end with .csv, .*; move it out"):
             reading.open_dataset(str(tmp_path), CSV)
         (tmp_path / name).unlink()
-    (tmp_path / "year=2024").mkdir()
+    (tmp_path / "deeper").mkdir()
     with pytest.raises(Invalid, match="contains a directory"):
         reading.open_dataset(str(tmp_path), CSV)
 

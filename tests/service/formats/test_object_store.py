@@ -81,11 +81,26 @@ def test_objects_directly_below_a_prefix_are_one_dataset(bucket: Any) -> None:
     obstore.put(bucket, "many/_SUCCESS", b"")
     for location in ("s3://data/many", "s3://data/many/"):
         assert read_all(location, CSV, [N]).columns == [[1, 2]]
+    obstore.put(bucket, "many/.hidden/c.csv", b"n\n3\n")
     obstore.put(bucket, "many/deeper/c.csv", b"n\n3\n")
     with pytest.raises(Invalid, match="contains a directory"):
         reading.open_dataset("s3://data/many", CSV)
     with pytest.raises(Invalid, match="no object exists at"):
         reading.open_dataset("s3://data/nowhere", CSV)
+
+
+def test_keys_in_the_paths_of_objects_are_columns(bucket: Any) -> None:
+    for path, n in (("day=2%2F1/b", 2), ("day=1 x/z#1?", 1), ("day=__HIVE_DEFAULT_PARTITION__/c", 3)):
+        obstore.put(bucket, f"hive/{path}.csv", f"n\n{n}\n".encode())
+    obstore.put(bucket, "hive/day=2%2F1/_SUCCESS", b"")
+    result = read_all("s3://data/hive", CSV, [N], ["day"])
+    assert (result.columns, result.extra) == ([[1, 2, 3]], {"day": ["1 x", "2/1", None]})
+    obstore.put(bucket, "hive/day=4/_x=1/d.csv", b"n\n4\n")
+    with pytest.raises(Invalid, match="are in directories with different columns"):
+        reading.open_dataset("s3://data/hive", CSV)
+    obstore.put(bucket, "hive/_delta_log/0.json", b"{}")
+    with pytest.raises(Invalid, match="is a Delta Lake table"):
+        reading.open_dataset("s3://data/hive", CSV)
 
 
 def test_another_version_of_an_object_is_never_read(bucket: Any) -> None:

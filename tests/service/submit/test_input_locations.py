@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -183,8 +184,11 @@ def test_an_artifact_is_located_in_the_store(root: Path) -> None:
     settings = Settings(home=root.parent / "home")
     store = Store(settings.blobs)
     sha256 = store.put([b"x\n1\n"]).sha256
-    location = input_locations.locate_input(settings, store, {"artifact": sha256, "media_type": CSV})
-    assert location == InputLocation(str(store.path(sha256)), CSV)
+    spec = {"artifact": sha256, "media_type": CSV}
+    location = input_locations.locate_input(settings, store, spec)
+    assert location == InputLocation(str(store.path(sha256)), CSV, "upload")
+    named = input_locations.locate_input(settings, store, spec | {"file_name": "orders.csv"})
+    assert named.name == "orders.csv"
     assert Path(location.location).is_absolute()
     with pytest.raises(NotFound):
         input_locations.locate_input(settings, store, {"artifact": "0" * 64, "media_type": CSV})
@@ -196,5 +200,5 @@ def test_a_directory_without_read_permission_is_rejected(root: Path, monkeypatch
     def deny(path: Path) -> object:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", deny)
+    monkeypatch.setattr(os, "scandir", deny)
     assert "cannot be read: Permission denied" in rejection(root, f"{root}/sub")
