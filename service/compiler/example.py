@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,51 @@ from registry.errors import Refused
 from registry.media_types import CSV, EXAMPLE_TYPES, JSON, PARQUET
 from registry.rows import Array
 from registry.signature import MAX_SAFE_INTEGER, DType
-from registry.text_tables import CODE_PATTERN, other_separator
+from registry.text_tables import CODE_PATTERN, is_missing, other_separator
+from service.runtime.codec import arrow_types
+from service.runtime.codec.arrow_types import TypeNotSupported
 
 MAX_ROWS = 10_000
 """Rows of an example after this many are not read."""
 
-_ARROW_TYPES: dict[str, pa.DataType] = {
-    "float64": pa.float64(),
-    "float32": pa.float32(),
-    "int64": pa.int64(),
-    "bool": pa.bool_(),
-    "string": pa.string(),
-}
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+"""Columns that pandas writes for an index without a name."""
 
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """Columns by name, in the file's order, each of one of a signature's five dtypes; null is missing."""
+    """Columns by name, in the file's order and types; null is missing, also for NaN in columns of floats."""
 
     columns: dict[str, pa.Array]
     target: pa.Array | None = None  # the true values, when the request names such a column
+    texts: dict[str, pa.Array] = field(default_factory=dict)  # of a CSV: the cells as they are written
+    target_text: pa.Array | None = None  # likewise
+    fields: dict[str, pa.Field] = field(default_factory=dict)  # with the names of extension types
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
     def dtype(self, name: str) -> DType:
-        return dtype_of(self.columns[name].type)
+        """Raises `Refused`, naming the column and the remedy, for a type that a feature cannot have."""
+        try:
+            return arrow_types.feature_dtype(self.fields.get(name, self.columns[name].type))
+        except TypeNotSupported as error:
+            raise Refused(f"the example's column {name!r} {error}") from error
 
-    def missing(self, name: str) -> bool:
-        return bool(self.columns[name].null_count)
+    def column(self, name: str, dtype: DType | None = None) -> pa.Array:
+        """The column as `dtype`, or in its own; text of a CSV is the file's own, and an empty cell is null.
+
+        Raises `Refused`, naming the column, for a value that does not fit.
+        """
+        own = self.dtype(name)
+        dtype = dtype or own
+        if name not in self.texts:
+            return cast_column(name, self.columns[name], dtype)
+        if dtype == "string":
+            return _without_empty(self.texts[name])
+        if own == "string":  # cells that were not all numbers, or looked like codes
+            return cast_column(name, _without_missing_words(self.texts[name]), dtype)
+        return cast_column(name, self.columns[name], dtype)
 
 
 def read(path: str | Path, media_type: str | None, target: str | None = None) -> ExampleTable:
@@ -58,13 +75,23 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     names = table.column_names
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise Refused(f"the example has the column {repeated[0]!r} more than once")
-    columns = {name: _signature_array(name, table.column(name)) for name in names}
     if len(names) == 1 and media_type == CSV and other_separator(names[0]):
         raise Refused(f"the example's header {names[0]!r} has no commas; separate its columns by commas")
-    if target is not None and target not in columns:
+    if target is not None and target not in names:
         raise Refused(f"the target {target!r} is not a column of the example; it has {', '.join(names)}")
-    truth = columns.pop(target) if target is not None else None
-    return ExampleTable(columns, truth)
+    return _example_table(table, media_type, target)
+
+
+def _example_table(table: pa.Table, media_type: str | None, target: str | None) -> ExampleTable:
+    names = [n for n in table.column_names if n == target or not _PANDAS_INDEX.fullmatch(n)]
+    columns = {name: _plain_array(table.column(name)) for name in names}
+    texts: dict[str, pa.Array] = {}
+    if media_type == CSV:
+        texts, columns = columns, {name: _typed_cells(cells) for name, cells in columns.items()}
+    truth = None if target is None else _true_values(target, columns.pop(target))
+    target_text = None if target is None else texts.pop(target, None)
+    fields = {name: table.schema.field(name) for name in columns} if media_type != CSV else {}
+    return ExampleTable(columns, truth, texts, target_text, fields)
 
 
 def count_rows(path: str | Path, media_type: str | None) -> int:
@@ -80,86 +107,118 @@ def _read_table(path: Path, media_type: str | None) -> pa.Table:
     if media_type == JSON:
         rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
         names = list(dict.fromkeys(name for row in rows for name in row))
-        return pa.table({name: _json_column([row.get(name) for row in rows]) for name in names})
+        return pa.table({name: _json_column(name, [row.get(name) for row in rows]) for name in names})
     raise Refused(
         f"an example of type {media_type!r} is not supported; supported are {', '.join(EXAMPLE_TYPES)}"
     )
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Dates, times and codes such as 01067 stay strings, as they are in the file; empty cells are missing."""
-    table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
-    types = {f.name: f.type for f in table.schema}
-    if len(types) < table.num_columns:
-        return table  # `read` rejects a repeated name
-    temporal = {name for name, kind in types.items() if pa.types.is_temporal(kind)}
-    numbers = {n for n, kind in types.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)}
-    reread = [name for name in types if name in temporal | numbers]
-    if not reread:
-        return table
-    options = pacsv.ConvertOptions(strings_can_be_null=True, column_types=dict.fromkeys(reread, pa.string()))
-    texts = pacsv.read_csv(path, convert_options=options)
-    for name in reread:
-        position = table.schema.get_field_index(name)
-        text = texts.column(name)
-        if name in temporal or pc.any(pc.match_substring_regex(text, CODE_PATTERN)).as_py():
-            table = table.set_column(position, name, text)
-    return table
+    """All cells as text, as they are in the file."""
+    names = pacsv.open_csv(path).schema.names
+    options = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    parse = pacsv.ParseOptions(newlines_in_values=True)
+    return pacsv.read_csv(path, parse_options=parse, convert_options=options)
 
 
-def _json_column(values: list[Any]) -> pa.Array:
+def _typed_cells(cells: pa.Array) -> pa.Array:
+    """The cells of a CSV column as int64, float64 or bool when all of them are, apart from missing ones.
+
+    Every other column is text: dates, codes such as 01067, and words beside numbers that are not missing
+    values. A column without values is null.
+    """
+    present = _without_missing_words(cells)
+    if present.null_count == len(cells):
+        return pa.nulls(len(cells)) if pc.all(pc.equal(cells, "")).as_py() else _without_empty(cells)
+    if pc.any(pc.match_substring_regex(cells, CODE_PATTERN)).as_py():
+        return _without_empty(cells)
+    lower = pc.utf8_lower(present)
+    if pc.all(pc.is_in(lower.drop_null(), pa.array(["true", "false"]))).as_py():
+        return pc.equal(lower, "true")
+    for dtype in (pa.int64(), pa.float64()):
+        try:
+            return present.cast(dtype)
+        except pa.ArrowInvalid:
+            continue
+    return _without_empty(cells)
+
+
+def _without_missing_words(cells: pa.Array) -> pa.Array:
+    """Trimmed cells for a column of numbers or booleans, with null for the words of missing values."""
+    encoded = cells.dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    trimmed = [None if is_missing(text) else text.strip().removeprefix("+") for text in texts]
+    return pa.array(trimmed, pa.string()).take(encoded.indices)
+
+
+def _without_empty(cells: pa.Array) -> pa.Array:
+    """Null for empty cells, which are the missing values of a column of text."""
+    return pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
+
+
+def _json_column(name: str, values: list[Any]) -> pa.Array:
     """JSON may write 1.0 as 1: a column of integers and floats is a column of floats."""
     types = {type(v) for v in values if v is not None}
     if types == {int, float}:
         values = [None if v is None else float(v) for v in values]
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        kinds = " and ".join(sorted(_JSON_NOUNS.get(t, t.__name__) for t in types))
+        raise Refused(f"the example's column {name!r} holds {kinds}, which no type holds: {error}") from error
 
 
-def _signature_array(name: str, column: pa.ChunkedArray) -> pa.Array:
-    """`column` as one array of one of the five dtypes of a signature."""
+_JSON_NOUNS: dict[type, str] = {
+    str: "strings",
+    int: "integers",
+    float: "numbers",
+    bool: "booleans",
+    dict: "objects",
+    list: "lists",
+}
+
+
+def _plain_array(column: pa.ChunkedArray) -> pa.Array:
+    """`column` as one decoded array, with null for NaN."""
     array = column.combine_chunks()
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _signature_array(name, pa.chunked_array([array.dictionary_decode()]))
-    if pa.types.is_float32(kind) or pa.types.is_float64(kind):
-        return pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
+    array = arrow_types.decode(array)
+    if pa.types.is_floating(array.type):
+        return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return array
+
+
+def _true_values(name: str, column: pa.Array) -> pa.Array:
+    """Dates and times as text: a model may have been fitted on such labels."""
+    if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
+        return column.cast(pa.string())
     try:
-        return array.cast(_ARROW_TYPES[dtype_of(kind)])
-    except KeyError as error:
-        raise Refused(f"the example's column {name!r} holds {kind}, which a feature cannot have") from error
-    except pa.ArrowException as error:
-        raise Refused(f"the example's column {name!r} does not fit into int64 ({error})") from error
-
-
-def dtype_of(kind: pa.DataType) -> DType:
-    """The signature's dtype for an Arrow type. Raises KeyError for nested and binary types."""
-    is_ = pa.types
-    if is_.is_boolean(kind):
-        return "bool"
-    if is_.is_integer(kind):
-        return "int64"
-    if is_.is_float32(kind) or is_.is_float16(kind):
-        return "float32"
-    if is_.is_float64(kind) or is_.is_decimal(kind) or is_.is_null(kind):
-        return "float64"
-    if is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind) or is_.is_temporal(kind):
-        return "string"
-    raise KeyError(str(kind))
+        return cast_column(name, column, arrow_types.feature_dtype(column.type))
+    except TypeNotSupported as error:
+        kind = arrow_types.describe_type(column.type)
+        raise Refused(f"the target {name!r} is of type {kind}, which no model answers") from error
 
 
 def cast_column(name: str, column: pa.Array, dtype: DType) -> pa.Array:
     """`column` as `dtype`. Raises `Refused`, naming the column, when the cast would change a value."""
-    safe = dtype != "float32"  # a feature of float32 is expected to be rounded
     try:
         if dtype != "bool" or pa.types.is_boolean(column.type):
-            return column.cast(_ARROW_TYPES[dtype], safe=safe)
+            _require_exact_text(column.type, dtype)
+            return arrow_types.to_dtype(column, dtype)
+        if pa.types.is_string(column.type):
+            return column.cast(pa.bool_())
         integers = column.cast(pa.int64())
         if not pc.all(pc.is_in(integers.drop_null(), pa.array([0, 1]))).as_py():
             raise pa.ArrowInvalid("it holds values other than 0 and 1")
         return integers.cast(pa.bool_())
     except pa.ArrowException as error:
         raise Refused(f"the example's column {name!r} does not fit the dtype {dtype}: {error}") from error
+
+
+def _require_exact_text(kind: pa.DataType, dtype: DType) -> None:
+    """Refuse text that would have to be made of numbers: 1.50 and True could be written in several ways."""
+    if dtype == "string" and not (arrow_types.is_text(kind) or pa.types.is_integer(kind)):
+        raise pa.ArrowInvalid(f"it holds {kind}; write the text itself to the example's column")
 
 
 def require_exact_in_float64(name: str, column: pa.Array) -> None:

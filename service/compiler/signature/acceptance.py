@@ -12,6 +12,7 @@ from registry.errors import Refused, describe_error
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input, Scalar, Task
 from service.compiler.signature import answers
+from service.compiler.signature.encoders import ColumnForm
 from service.compiler.signature.estimator import InputForm, arrange
 from service.compiler.signature.feature_names import list_names
 from service.compiler.signature.inputs import pack_rows, with_value
@@ -30,11 +31,12 @@ class Probe:
     model: Any
     form: InputForm
     task: Task
+    columns: tuple[ColumnForm, ...] = ()
 
     def answer(self, rows: Rows, inputs: tuple[Input, ...]) -> Outputs:
         """Raises `Refused`, with the model's own error, when the model does not accept `rows`."""
         try:
-            return answers.answer(self.model, self.task, arrange(self.form, rows, inputs))
+            return answers.answer(self.model, self.task, arrange(self.form, rows, inputs, self.columns))
         except Refused:
             raise
         except Exception as error:
@@ -44,7 +46,7 @@ class Probe:
 
     def accepts(self, rows: Rows, inputs: tuple[Input, ...]) -> bool:
         try:
-            answers.answer(self.model, self.task, arrange(self.form, rows, inputs))
+            answers.answer(self.model, self.task, arrange(self.form, rows, inputs, self.columns))
         except Exception:  # an estimator may raise anything for rows it does not accept
             return False
         return True
@@ -126,3 +128,17 @@ def measure_closed(probe: Probe, inputs: tuple[Input, ...], row: Rows) -> tuple[
             closed = not probe.accepts(with_value(row, inputs, i.name, other), inputs)
         measured.append(msgspec.structs.replace(i, closed=closed))
     return tuple(measured)
+
+
+def measure_nullable(
+    probe: Probe, inputs: tuple[Input, ...], row: Rows, names: set[str]
+) -> tuple[Input, ...]:
+    """`inputs` with `nullable` set for those of `names` whose missing values the model accepts."""
+    return tuple(
+        msgspec.structs.replace(
+            i, nullable=i.nullable or probe.accepts(with_value(row, inputs, i.name, None), inputs)
+        )
+        if i.name in names
+        else i
+        for i in inputs
+    )

@@ -58,6 +58,11 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def names(self) -> list[str]:
         return [i.name for i in self.inputs]
 
+    @property
+    def with_nullable(self) -> set[str]:
+        """The inputs of which the user states whether they may be missing."""
+        return {i.name for i in self.inputs if i.nullable is not None}
+
     def dtype(self, name: str) -> DType | None:
         return next((i.dtype for i in self.inputs if i.name == name), None)
 

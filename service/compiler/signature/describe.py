@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from msgspec.structs import replace
 
 from registry.rows import Array, Rows
-from registry.signature import DType, Signature
+from registry.signature import DType, Input, Output, Signature
 from service.compiler.example import ExampleTable
-from service.compiler.signature import acceptance, answers, estimator
-from service.compiler.signature.categories import encoder_categories
+from service.compiler.signature import acceptance, answers, encoders, estimator
 from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.encoders import EncodedColumn
+from service.compiler.signature.estimator import InputForm
 from service.compiler.signature.feature_names import name_features
 from service.compiler.signature.inputs import describe_input, example_rows, with_categories
 
@@ -37,24 +39,62 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     form = estimator.input_form(model)
     warnings: list[str] = []
     names = name_features(model, form, sample, corrections, warnings)
-    default: DType | None = "string" if form == "texts" else None
-    inputs = tuple(describe_input(name, sample, corrections.dtype(name) or default) for name in names)
-    inputs = corrections.apply(with_categories(inputs, encoder_categories(model, names), sample))
+    encoded = list(encoders.encoded_columns(model, len(names)))
+    encoders.require_column_types(encoded, names)
+    inputs = _inputs(model, form, names, encoded, sample, corrections)
     task = corrections.pick_task(type(model).__name__, answers.tasks(model))
-    probe = acceptance.Probe(model, form, task)
+    probe = acceptance.Probe(model, form, task, encoders.column_forms(model, len(names)))
     rows = example_rows(inputs, sample) if sample is not None else None
-    truth = sample.target if sample is not None else None
     usable: Array | None = None
     if rows is not None:
         inputs, usable = acceptance.leave_out_missing(probe, inputs, rows, warnings)
         rows = rows.take(usable)
-        truth = truth.filter(pa.array(usable)) if truth is not None else None
         probed = rows.take(slice(0, acceptance.MAX_PROBED_ROWS))
     else:
         probed = acceptance.made_up_rows(probe, inputs)
     answered = probe.answer(probed, inputs)
     if "vector" in answered and answered["vector"].shape[1] > WIDE_VECTOR:
         warnings.append(f"each answer holds {answered['vector'].shape[1]} numbers")
-    inputs = acceptance.measure_closed(probe, inputs, probed.take(slice(0, 1)))
+    first = probed.take(slice(0, 1))
+    inputs = acceptance.measure_closed(probe, inputs, first)
+    may_miss = encoders.features_with_missing(encoded, names) - corrections.with_nullable
+    inputs = acceptance.measure_nullable(probe, inputs, first, may_miss)
+    encoders.require_one_missing_value(encoded, names, {i.name for i in inputs if i.nullable})
     outputs = corrections.check_outputs(answers.outputs(model, task, answered))
+    truth = _true_values(sample, outputs, usable)
     return Described(Signature(task, inputs, outputs), rows, truth, usable, warnings)
+
+
+def _inputs(
+    model: Any,
+    form: InputForm,
+    names: list[str],
+    encoded: list[EncodedColumn],
+    sample: ExampleTable | None,
+    corrections: Corrections,
+) -> tuple[Input, ...]:
+    """The inputs as the example and the encoders show them, with the corrections."""
+    texts = encoders.text_features(model, encoded, names) if sample is None or sample.texts else set()
+    if form == "texts":
+        texts = set(names)
+
+    def dtype(name: str) -> DType | None:
+        return corrections.dtype(name) or ("string" if name in texts else None)
+
+    inputs = tuple(describe_input(name, sample, dtype(name)) for name in names)
+    inputs = with_categories(inputs, encoders.categories_by_feature(encoded, names), sample)
+    if sample is not None and sample.texts:
+        empty = encoders.features_with_empty_text(encoded, names)
+        inputs = tuple(replace(i, nullable=i.nullable and i.name not in empty) for i in inputs)
+    return corrections.apply(inputs)
+
+
+def _true_values(
+    sample: ExampleTable | None, outputs: tuple[Output, ...], usable: Array | None
+) -> pa.Array | None:
+    """Of the usable rows. Labels that are text are compared with the text of a CSV, not with numbers."""
+    if sample is None or sample.target is None:
+        return None
+    is_text = outputs[0].name == "label" and outputs[0].dtype == "string"
+    truth = sample.target_text if is_text and sample.target_text is not None else sample.target
+    return truth.filter(pa.array(usable))

@@ -6,6 +6,7 @@ features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +19,19 @@ from registry.errors import Refused
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Input, Signature
 from service.compiler.signature import answers, composites
+from service.compiler.signature.encoders import ColumnForm, column_forms, is_missing
 
 InputForm = Literal["frame", "matrix", "texts", "labels", "records"]
 """`frame`: a DataFrame with the names it was fitted with. `matrix`: a 2-D array. `texts`: a sequence of
 strings (CountVectorizer). `labels`: a 1-D array (LabelEncoder). `records`: dicts (DictVectorizer)."""
+
+_PYTHON_TYPES: dict[str, type] = {
+    "float64": float,
+    "float32": float,
+    "int64": int,
+    "bool": bool,
+    "string": str,
+}
 
 
 class EstimatorRuntime:
@@ -31,16 +41,20 @@ class EstimatorRuntime:
         self.model = model
         self.signature = signature
         self._form = input_form(model)
+        self._columns = column_forms(model, len(signature.inputs))
 
     def run(self, rows: Rows) -> Outputs:
         """The estimator's own outputs, in the signature's dtypes.
 
         Raises whatever the estimator raises (mostly ValueError) for rows it does not accept.
         """
-        arranged = arrange(self._form, rows, self.signature.inputs)
+        return self.answer(arrange(self._form, rows, self.signature.inputs, self._columns), len(rows))
+
+    def answer(self, arranged: Any, count: int) -> Outputs:
+        """As `run`, for `count` rows in the estimator's own form."""
         outputs = answers.answer(self.model, self.signature.task, arranged)
         typed = {o.name: as_dtype(outputs[o.name], o.dtype) for o in self.signature.outputs}
-        if any(len(array) != len(rows) for array in typed.values()):
+        if any(len(array) != count for array in typed.values()):
             raise ValueError(f"{type(self.model).__name__} does not return one answer per row")
         return typed
 
@@ -115,44 +129,51 @@ def as_dtype(array: Array, dtype: str) -> Array:
     return array.astype(NUMPY_DTYPES[dtype], copy=False)
 
 
-def arrange(form: InputForm, rows: Rows, inputs: tuple[Input, ...]) -> Any:
-    """`rows` in the form that an estimator's methods take."""
+def arrange(form: InputForm, rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm] = ()) -> Any:
+    """`rows` in the form that an estimator's methods take; `forms` are those of `column_forms`."""
+    forms = forms or [ColumnForm()] * len(inputs)
     if form == "matrix":
-        return _matrix(rows, inputs)
-    columns = _columns(rows, inputs)
+        return _matrix(rows, inputs, forms)
+    columns = _columns(rows, inputs, forms)
     if form in ("texts", "labels"):
         return columns[0]
     if form == "records":
         return _records(columns, inputs)
     names = [i.name for i in inputs]
-    return pd.DataFrame(dict(zip(names, columns, strict=True)), columns=names)
+    # Without a dtype, pandas would make its own type of text of the objects, with NaN for None.
+    series = [pd.Series(c, dtype=c.dtype) for c in columns]
+    return pd.DataFrame(dict(zip(names, series, strict=True)), columns=names)
 
 
-def _columns(rows: Rows, inputs: tuple[Input, ...]) -> list[Array]:
-    """One array per feature in the signature's dtypes; missing values are NaN in all of them."""
-    if rows.columns is None:
+def _columns(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) -> list[Array]:
+    """One array per feature in its form: the signature's dtype, or objects."""
+    columns = rows.columns
+    if columns is None:
         assert rows.matrix is not None
-        return [_typed(rows.matrix[:, i], feature) for i, feature in enumerate(inputs)]
-    return [_typed(column, feature) for column, feature in zip(rows.columns, inputs, strict=True)]
+        columns = tuple(rows.matrix.T)
+    return [_typed(c, feature, form) for c, feature, form in zip(columns, inputs, forms, strict=True)]
 
 
-def _typed(column: Array, feature: Input) -> Array:
-    if feature.dtype == "string":
-        return np.array([np.nan if v is None else v for v in column], dtype=object)
+def _typed(column: Array, feature: Input, form: ColumnForm) -> Array:
+    if feature.dtype == "string" or form.as_objects:
+        kind = _PYTHON_TYPES[feature.dtype]
+        objects = np.empty(len(column), dtype=object)
+        objects[:] = [form.missing if is_missing(v) else kind(v) for v in column.tolist()]
+        return objects
     if feature.dtype in ("int64", "bool") and column.dtype.kind == "f" and np.isnan(column).any():
         return column
     return column.astype(NUMPY_DTYPES[feature.dtype], copy=False)
 
 
-def _matrix(rows: Rows, inputs: tuple[Input, ...]) -> Array:
-    """[n, features]: the features' common dtype, else float64; objects when there are strings."""
+def _matrix(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) -> Array:
+    """[n, features]: the features' common dtype, else float64; objects when one of them is passed so."""
     dtypes = {i.dtype for i in inputs}
-    if rows.matrix is not None:
+    if rows.matrix is not None and not any(f.as_objects for f in forms):
         dtype = NUMPY_DTYPES[dtypes.pop()] if len(dtypes) == 1 else np.float64
         fits = np.issubdtype(dtype, np.floating) or not np.isnan(rows.matrix).any()
         return rows.matrix.astype(dtype, copy=False) if fits else rows.matrix
     matrix = np.empty((len(rows), len(inputs)), dtype=object)
-    for i, column in enumerate(_columns(rows, inputs)):
+    for i, column in enumerate(_columns(rows, inputs, forms)):
         matrix[:, i] = column
     return matrix
 
@@ -161,6 +182,6 @@ def _records(columns: list[Array], inputs: tuple[Input, ...]) -> list[dict[str, 
     """One dict per row, without the missing values."""
     names = [i.name for i in inputs]
     return [
-        {name: value for name, value in zip(names, row, strict=True) if value == value}
+        {name: value for name, value in zip(names, row, strict=True) if not is_missing(value)}
         for row in zip(*(c.tolist() for c in columns), strict=True)
     ]

@@ -25,12 +25,12 @@ def describe_input(name: str, sample: ExampleTable | None, dtype: DType | None) 
     if sample is None:
         return Input(name, dtype or "float64")
     dtype = dtype or sample.dtype(name)
-    column = example.cast_column(name, sample.columns[name], dtype)
+    column = sample.column(name, dtype)
     minimum, maximum = _range(column, dtype)
     return Input(
         name,
         dtype,
-        nullable=sample.missing(name),
+        nullable=bool(column.null_count),
         minimum=minimum,
         maximum=maximum,
         example=_example_value(column),
@@ -66,12 +66,14 @@ def _with_categories(
     feature: Input, encoded: tuple[Scalar, ...] | None, sample: ExampleTable | None
 ) -> Input:
     if encoded and all(isinstance(v, str) for v in encoded):
-        dtype: DType = feature.dtype if sample else "string"
-        return msgspec.structs.replace(feature, categories=encoded, dtype=dtype)
-    if encoded:
         return msgspec.structs.replace(feature, categories=encoded)
+    if encoded:
+        is_bool = sample is None and all(isinstance(v, bool) for v in encoded)
+        return msgspec.structs.replace(
+            feature, categories=encoded, dtype="bool" if is_bool else feature.dtype
+        )
     if sample is not None and feature.dtype == "string":
-        distinct = sorted(set(sample.columns[feature.name].drop_null().to_pylist()))
+        distinct = sorted(set(sample.column(feature.name, "string").drop_null().to_pylist()))
         is_text = len(distinct) == len(sample)  # every row has a different value
         if len(distinct) <= MAX_CATEGORIES and not is_text:
             return msgspec.structs.replace(feature, categories=tuple(distinct))
@@ -81,14 +83,22 @@ def _with_categories(
 def example_rows(inputs: tuple[Input, ...], sample: ExampleTable) -> Rows:
     """The example's rows in the signature's order and dtypes.
 
+    An empty cell of a CSV is the empty string where a string feature is not nullable, as in requests.
+
     Raises `Refused` for integers that float64 cannot represent where the model receives float64.
     """
-    columns = [example.cast_column(i.name, sample.columns[i.name], i.dtype) for i in inputs]
+    columns = [_feature_column(i, sample) for i in inputs]
     in_matrix = is_numeric(inputs)
     for feature, column in zip(inputs, columns, strict=True):
         if feature.dtype == "int64" and max_integer(feature, in_matrix) == MAX_SAFE_INTEGER:
             example.require_exact_in_float64(feature.name, column)
     return pack_rows(inputs, [example.to_numpy(c, i.dtype) for i, c in zip(inputs, columns, strict=True)])
+
+
+def _feature_column(feature: Input, sample: ExampleTable) -> pa.Array:
+    if feature.dtype == "string" and not feature.nullable and feature.name in sample.texts:
+        return sample.texts[feature.name]
+    return sample.column(feature.name, feature.dtype)
 
 
 def pack_rows(inputs: tuple[Input, ...], columns: list[Any]) -> Rows:

@@ -32,13 +32,13 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import all_estimators
 
 from registry.rows import Rows
-from registry.signature import Input
+from registry.signature import Input, Scalar
 from service.compiler.measure.tree_thresholds import split_points
 from service.compiler.signature import composites
-from service.compiler.signature.categories import encoder_categories
 from service.compiler.signature.composites import ColumnSource
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
+from service.compiler.signature.encoders import categories_by_feature, encoded_columns
 from service.compiler.tflite.compose import supported_alternatives
 from service.compiler.tflite.conversion import convert
 from service.runtime.tflite_runtime import TfliteRuntime
@@ -76,6 +76,10 @@ def encoded(encoder: Any) -> Pipeline:
 
 def only_size() -> Pipeline:
     return make_pipeline(ColumnTransformer([("size", "passthrough", ["size"])]), LogisticRegression())
+
+
+def encoder_categories(model: Any, names: list[str]) -> dict[str, tuple[Scalar, ...]]:
+    return categories_by_feature(list(encoded_columns(model, len(names))), names)
 
 
 @pytest.mark.parametrize("name", meta_estimators())

@@ -71,8 +71,8 @@ def test_texts_that_are_all_different_are_no_categories() -> None:
 
 
 def test_an_encoders_categories_come_before_those_of_the_example() -> None:
-    (text,) = with_categories((Input("a", "float64"),), {"a": ("p", "q")}, None)
-    assert (text.dtype, text.categories) == ("string", ("p", "q"))
+    (flag,) = with_categories((Input("a", "float64"),), {"a": (False, True)}, None)
+    assert (flag.dtype, flag.categories) == ("bool", (False, True))
     (kept,) = with_categories((Input("a", "string"),), {"a": ("p",)}, table(["x", "x"]))
     assert (kept.dtype, kept.categories) == ("string", ("p",))
     (codes,) = with_categories((Input("a", "int64"),), {"a": (1, 2)}, None)

@@ -1,0 +1,212 @@
+"""What fitted encoders know of a feature: missing values, text, types; the estimator receives them so."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import KFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+
+from registry.build_messages import BuildResult
+from registry.errors import Refused
+from registry.rows import Rows
+from service.compiler.signature.corrections import Corrections
+from service.compiler.signature.describe import describe
+from tests.service.compiler.helpers import build_file, runtime
+
+NUMBERS = np.arange(24.0)
+POSITION = np.arange(24) % 4
+TARGET = NUMBERS + 10 * POSITION
+IGNORED = OneHotEncoder(handle_unknown="ignore")
+
+
+def fitted(encoder: Any, values: list[Any], dtype: Any = object) -> tuple[Pipeline, pd.DataFrame]:
+    """A regression on a number and an encoded column that cycles through four `values`."""
+    frame = pd.DataFrame({"a": NUMBERS, "c": pd.Series([values[i] for i in POSITION], dtype=dtype)})
+    prepare = make_column_transformer((encoder, ["c"]), remainder="passthrough")
+    return make_pipeline(prepare, LinearRegression()).fit(frame, TARGET), frame
+
+
+def built_with(folder: Path, model: Any, frame: pd.DataFrame, suffix: str, **options: Any) -> BuildResult:
+    """Build with an example in the format of `suffix`; its target is `y`."""
+    import joblib
+
+    joblib.dump(model, folder / "model.joblib")
+    media_types = {
+        "csv": "text/csv",
+        "parquet": "application/vnd.apache.parquet",
+        "json": "application/json",
+    }
+    path = folder / f"example.{suffix}"
+    frame = frame.assign(y=TARGET)
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "json":
+        frame.to_json(path, orient="records")
+    else:
+        frame.to_parquet(path)
+    options |= {"example": str(path), "example_media_type": media_types[suffix], "target": "y"}
+    return build_file(folder, folder / "model.joblib", **options)
+
+
+def answer(folder: Path, built: BuildResult, values: list[Any]) -> list[float]:
+    """The served answers for a = 1 and each value of c; None is missing."""
+    assert built.signature is not None
+    string = built.signature.inputs[1].dtype == "string"
+    numbers = np.ones(len(values))
+    if string:
+        rows = Rows(columns=(numbers, np.array(values, dtype=object)))
+    else:
+        rows = Rows(matrix=np.column_stack([numbers, np.array(values, dtype=float)]))
+    served: list[float] = runtime(folder, built).run(rows)["value"].tolist()
+    return served
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        IGNORED,
+        OneHotEncoder(),
+        OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2),
+        TargetEncoder(cv=KFold(3)),
+        make_pipeline(SimpleImputer(missing_values="?", strategy="most_frequent"), OneHotEncoder()),
+    ],
+    ids=["ignored", "closed", "ordinal", "target", "behind an imputer"],
+)
+@pytest.mark.parametrize("suffix", ["parquet", "json", "csv"])
+def test_a_missing_text_is_the_one_that_the_encoder_was_fitted_on(
+    tmp_path: Path, encoder: Any, missing: Any, suffix: str
+) -> None:
+    if isinstance(encoder, Pipeline) and missing is not None:
+        return  # this imputer refuses NaN
+    model, frame = fitted(encoder, [missing, "x", "y", "z"])
+    built = built_with(tmp_path, model, frame, suffix)
+    assert built.state == "ready", built.report
+    assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET), abs=1e-9)
+    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([missing, "y"], dtype=object)}))
+    assert answer(tmp_path, built, [None, "y"]) == pytest.approx(own)
+
+
+def test_a_boolean_with_none_reaches_the_encoder_as_objects(tmp_path: Path) -> None:
+    model, frame = fitted(IGNORED, [None, True, False, False])
+    built = built_with(tmp_path, model, frame, "parquet")
+    assert built.signature is not None
+    feature = built.signature.inputs[1]
+    assert (feature.dtype, feature.nullable, feature.categories) == ("bool", True, (False, True))
+    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([None, True], dtype=object)}))
+    assert answer(tmp_path, built, [np.nan, 1.0]) == pytest.approx(own)
+
+
+def test_integers_with_none_reach_the_encoder_as_objects(tmp_path: Path) -> None:
+    model, frame = fitted(OneHotEncoder(), [None, 1, 2, 3])
+    built = built_with(tmp_path, model, frame, "parquet")
+    assert built.metrics["r2"] == pytest.approx(1.0)
+    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([None, 2], dtype=object)}))
+    assert answer(tmp_path, built, [np.nan, 2.0]) == pytest.approx(own)
+
+
+@pytest.mark.parametrize("missing", [None, pd.NA, np.nan], ids=["None", "NA", "NaN"])
+def test_an_imputer_receives_the_missing_value_that_it_looks_for(tmp_path: Path, missing: Any) -> None:
+    imputer = SimpleImputer(missing_values=missing, strategy="constant", fill_value="none")
+    model, frame = fitted(make_pipeline(imputer, OneHotEncoder()), [missing, "x", "y", "z"])
+    built = built_with(tmp_path, model, frame, "parquet")
+    assert built.metrics["r2"] == pytest.approx(1.0)
+    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([missing, "y"], dtype=object)}))
+    assert answer(tmp_path, built, [None, "y"]) == pytest.approx(own)
+
+
+@pytest.mark.parametrize("encoder", [IGNORED, OneHotEncoder()], ids=["ignored", "closed"])
+def test_a_feature_is_nullable_if_its_encoder_was_fitted_on_missing_values(
+    tmp_path: Path, encoder: Any
+) -> None:
+    model, _ = fitted(encoder, [None, "x", "y", "z"])
+    described = describe(model, None, Corrections())
+    assert [i.nullable for i in described.signature.inputs] == [False, True]
+    refused = Corrections.read({"inputs": [{"name": "c", "nullable": False}]})
+    assert not describe(model, None, refused).signature.inputs[1].nullable
+
+
+def test_an_encoder_of_both_none_and_nan_is_rejected_by_name(tmp_path: Path) -> None:
+    model, frame = fitted(IGNORED, [None, np.nan, "x", "y"])
+    built = built_with(tmp_path, model, frame, "parquet")
+    assert built.state == "rejected"
+    assert "OneHotEncoder of 'c' was fitted on None and on NaN" in built.report["reason"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (["0", "1", "2", "3"], True),
+        (["1.50", "2.0", "3", "4"], True),
+        (["True", "False", "True", "False"], True),
+        (["NA", "null", "nan", "None"], True),
+        (["01", "0x1F", "2024-01-01", "1e5"], True),
+        (["", "x", "y", "z"], True),
+        ([0, 1, 2, 3], False),
+        ([0.5, 1.0, 2.0, 3.0], False),
+        ([True, False, True, False], False),
+    ],
+)
+@pytest.mark.parametrize("encoder", [IGNORED, OneHotEncoder()], ids=["ignored", "closed"])
+def test_a_csv_column_has_the_type_that_its_encoder_knows(
+    tmp_path: Path, values: list[Any], text: bool, encoder: Any
+) -> None:
+    model, frame = fitted(encoder, values, dtype=None)
+    built = built_with(tmp_path, model, frame, "csv")
+    assert built.state == "ready", built.report
+    assert built.signature is not None
+    feature = built.signature.inputs[1]
+    assert ((feature.dtype == "string"), feature.nullable) == (text, False)
+    assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET), abs=1e-9)
+
+
+def test_text_of_a_csv_reaches_a_vectorizer_as_it_is_written() -> None:
+    frame = pd.DataFrame({"c": ["10 20", "30", "20"] * 4})
+    model = make_pipeline(make_column_transformer((CountVectorizer(), "c")), LinearRegression())
+    described = describe(model.fit(frame, np.arange(12.0)), None, Corrections())
+    assert described.signature.inputs[0].dtype == "string"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([dt.date(2024, 1, day) for day in range(1, 5)], "date"),
+        (list(pd.to_datetime(["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04"])), "datetime64"),
+        (list(pd.to_datetime(["2024-01-01"] * 4, utc=True)), "Timestamp"),
+        (list(pd.to_timedelta([1, 2, 3, 4], unit="s")), "timedelta64"),
+        (list(pd.period_range("2024-01", periods=4, freq="M")), "Period"),
+        ([Decimal("1.10"), Decimal("2.20"), Decimal("3"), Decimal("4")], "Decimal"),
+        ([b"a", b"b", b"c", b"d"], "bytes"),
+    ],
+)
+@pytest.mark.parametrize("encoder", [IGNORED, OrdinalEncoder()], ids=["one-hot", "ordinal"])
+def test_categories_that_no_column_holds_are_rejected_by_name(
+    values: list[Any], kind: str, encoder: Any
+) -> None:
+    model, _ = fitted(encoder, values, dtype=None)
+    with pytest.raises(
+        Refused, match=f"Encoder of 'c' was fitted on values of type {kind}, which .*; fit it"
+    ):
+        describe(model, None, Corrections())
+
+
+def test_the_categories_of_histogram_boosting_are_those_of_its_own_encoder(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": NUMBERS, "c": pd.Categorical(np.array(["x", "y", "z", "10"])[POSITION])})
+    model = HistGradientBoostingRegressor(categorical_features="from_dtype", min_samples_leaf=1)
+    built = built_with(tmp_path, model.fit(frame, TARGET), frame, "csv")
+    assert built.signature is not None
+    assert built.signature.inputs[1].categories == ("10", "x", "y", "z")
+    assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET))
