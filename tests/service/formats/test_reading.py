@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import Invalid
-from registry.media_types import ARROW, CSV, PARQUET
+from registry.media_types import ARROW, CSV, NDJSON, PARQUET
 from registry.signature import Input
 from service.formats import reading
 from service.runtime.codec.columns import Column
@@ -111,6 +112,55 @@ def test_an_empty_file_and_one_of_one_byte(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"the file 'a\.csv' is empty"):
         reading.open_dataset(str(write(tmp_path / "a.csv", "")), CSV)
     assert reading.open_dataset(str(write(tmp_path / "a.csv", "a")), CSV).columns == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "suffix", "rows", "empty"),
+    [
+        (CSV, ".csv", b"a\n1\n", [b"", b"\r\n", b"a\n", gzip.compress(b""), b"\xef\xbb\xbf"]),
+        (NDJSON, ".json", b'{"a": 1}\n', [b"", b" \n\n", gzip.compress(b"\n")]),
+        (PARQUET, ".parquet", None, [b""]),
+        (ARROW, ".arrow", None, [b""]),
+    ],
+    ids=["csv", "json", "parquet", "arrow"],
+)
+def test_files_that_hold_nothing_have_no_rows(
+    tmp_path: Path, media_type: str, suffix: str, rows: bytes | None, empty: list[bytes]
+) -> None:
+    for number, data in enumerate(empty):
+        (tmp_path / f"{number}{suffix}").write_bytes(data)
+    full = tmp_path / f"9{suffix}"
+    if rows is not None:
+        full.write_bytes(rows)
+    elif media_type == PARQUET:
+        pq.write_table(pa.table({"a": [1.0]}), full)
+        pq.write_table(pa.table({}), tmp_path / "7.parquet")  # of pandas, for a table without rows
+        pq.write_table(pa.table({"a": pa.array([], pa.null())}), tmp_path / "8.parquet")
+    else:
+        with pa.OSFile(str(full), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"a": "f8"})) as writer:
+            writer.write_table(pa.table({"a": [1.0]}))
+    assert read_all(tmp_path, media_type, [A]).columns == [[1.0]]
+    dataset = reading.open_dataset(str(tmp_path), media_type)
+    head = reading.read_head(dataset, [A], [], None, 5)
+    assert (head.length, len(head.rows)) == (1, 1)
+
+
+def test_files_that_are_all_empty_are_named(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / f"{number}.csv", "")
+    with pytest.raises(
+        Invalid, match=r"all 4 files of the input are empty: '0\.csv', '1\.csv', '2\.csv', \.\.\."
+    ):
+        reading.open_dataset(str(tmp_path), CSV)
+
+
+def test_the_types_of_features_are_checked_in_every_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1.0], "b": ["x"]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": ["x"], "b": [1.0]}), tmp_path / "2.parquet")
+    dataset = reading.open_dataset(str(tmp_path), PARQUET)
+    assert dataset.columns == ("a", "b")
+    with pytest.raises(Invalid, match=r"'2\.parquet': column \"a\" is of type string"):
+        reading.open_dataset(str(tmp_path), PARQUET, features=[A])
 
 
 def test_five_differing_columns_are_named(tmp_path: Path) -> None:
