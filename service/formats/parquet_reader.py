@@ -7,6 +7,10 @@ A row group of a million rows, pyarrow's default, is divided into two parts: wit
 lanes, two lanes would otherwise be idle for a third of the time, and a retry after a worker crash would
 repeat twice as much. Reading the second piece decodes the first one as well, which costs a tenth of the
 time that a forest needs to score it. A row group is therefore never divided into more than `MAX_PIECES`.
+
+INT96 timestamps, which Spark, Hive and Impala write, count nanoseconds over thousands of years. Arrow has no
+such type, and reading them as nanoseconds wraps every date outside 1677-2262 into that range. They are read
+in both units, which shows exactly what each loses.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from registry.errors import FieldError, Invalid
 from service.formats.cells import typed_block
 from service.formats.dataset import (
     PART_BYTES,
@@ -29,12 +35,14 @@ from service.formats.dataset import (
     invalid_input,
 )
 from service.formats.sources import OpenedFile
-from service.runtime.codec.columns import Column
+from service.runtime.codec.columns import Column, show
 
 PART_ROWS = 1 << 19
 MAX_PIECES = 8
 BUFFER_BYTES = 1 << 18  # per column chunk
 REMOTE_BUFFER_BYTES = 1 << 21  # each fill is a request, which takes as long as the transfer of these bytes
+
+MAX_NANOSECONDS = 2**63 - 1
 
 MAX_UNDIVIDED_ROWS = 1 << 20  # largest row group that is one part, see `balance`
 LAST_ROWS_PER_LANE = 1 << 19  # the last rows of the input, per lane, are divided into small parts
@@ -42,9 +50,17 @@ LAST_PART_ROWS = 1 << 18
 
 
 def read_schema(file: InputFile) -> Any:
-    """Return the file's schema. Raises `Invalid` if it is not a complete Parquet file."""
+    """Return the file's schema. Raises `Invalid` if it is not a complete Parquet file.
+
+    INT96 timestamps have the unit that holds those of the first rows.
+    """
     with OpenedFile(file) as opened:
-        return _open(opened).schema_arrow
+        schema = _open(opened).schema_arrow
+        if names := _int96_columns(_open(opened)):
+            first = next(_read_batches(opened, FileRange(0, 0, 1), names))
+            for field in first.schema:
+                schema = schema.set(schema.get_field_index(field.name), field)
+    return schema
 
 
 def split_file(dataset: Dataset, index: int) -> list[FileRange]:
@@ -120,11 +136,13 @@ def _read_batches(opened: OpenedFile, part: FileRange, names: Sequence[str]) -> 
         fields = [file.schema_arrow.field(name) for name in names]
         yield pa.RecordBatch.from_pylist([], schema=pa.schema(fields))
     skip, remaining = part.skip, part.rows
+    int96 = [name for name in _int96_columns(file) if name in names]
     try:
         # one group at a time: an iteration over several groups opens all of them
         for group in groups:
             size = batch_rows(len(names))
-            for batch in file.iter_batches(size, [group], columns=list(names), use_threads=False):
+            batches = file.iter_batches(size, [group], columns=list(names), use_threads=False)
+            for batch in _with_exact_int96(opened, batches, group, int96) if int96 else batches:
                 piece = batch.select(list(names)).slice(min(skip, batch.num_rows), remaining)
                 skip = max(0, skip - batch.num_rows)
                 if piece.num_rows:
@@ -139,11 +157,58 @@ def _read_batches(opened: OpenedFile, part: FileRange, names: Sequence[str]) -> 
         raise invalid_input(f"{opened.file.name!r} has {remaining} rows fewer than its footer declares")
 
 
-def _open(opened: OpenedFile) -> Any:
+def _int96_columns(file: Any) -> list[str]:
+    """Return the columns of INT96 timestamps, those inside nested columns aside."""
+    leaves = (file.schema.column(index) for index in range(len(file.schema)))
+    return [leaf.path for leaf in leaves if leaf.physical_type == "INT96" and leaf.max_repetition_level == 0]
+
+
+def _with_exact_int96(
+    opened: OpenedFile, batches: Iterator[Any], group: int, names: Sequence[str]
+) -> Iterator[Any]:
+    """Yield the batches of a row group with exact INT96 timestamps, in microseconds or nanoseconds.
+
+    Raises `Invalid` naming a column that neither unit holds.
+    """
+    file = _open(opened, int96_unit="us")
+    coarse = file.iter_batches(batch_rows(len(names)), [group], columns=list(names), use_threads=False)
+    pending: list[Any] = []
+    for batch in batches:
+        while sum(piece.num_rows for piece in pending) < batch.num_rows:
+            pending.append(next(coarse))
+        table = pa.Table.from_batches(pending)
+        pending = table.slice(batch.num_rows).to_batches()
+        for name in names:
+            microseconds = table.column(name).slice(0, batch.num_rows).combine_chunks()
+            exact = _exact_int96(batch.column(name), microseconds, name, opened.file)
+            batch = batch.set_column(batch.schema.get_field_index(name), name, exact)
+        yield batch
+
+
+def _exact_int96(nanoseconds: Any, microseconds: Any, name: str, file: InputFile) -> Any:
+    """Return the one of both columns that holds every timestamp exactly, microseconds if both do."""
+    fine, coarse = (np.asarray(t.cast(pa.int64()).fill_null(0)) for t in (nanoseconds, microseconds))
+    lost = fine.view(np.uint64) - coarse.view(np.uint64) * np.uint64(1000)  # also where `fine` has wrapped
+    if not lost.any():
+        return microseconds
+    if (np.abs(coarse) <= MAX_NANOSECONDS // 1000 - 1).all():
+        return nanoseconds
+    message = (
+        f"column {show(name)} of {file.name!r} holds INT96 timestamps with nanoseconds and dates outside "
+        "1677-2262, which no type holds together; write the column with microseconds, or leave it out"
+    )
+    raise Invalid(message, [FieldError(message, field=name)])
+
+
+def _open(opened: OpenedFile, int96_unit: str | None = None) -> Any:
     try:
         size = REMOTE_BUFFER_BYTES if opened.remote else BUFFER_BYTES
         return pq.ParquetFile(
-            opened.arrow_file(), buffer_size=size, pre_buffer=False, page_checksum_verification=True
+            opened.arrow_file(),
+            buffer_size=size,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit=int96_unit,
         )
     except (pa.ArrowException, OSError) as error:
         message = f"{opened.file.name!r} is not a complete Parquet file: {str(error)[:300]}"

@@ -248,7 +248,7 @@ def _iso_duration(count: int, unit: str) -> str:
 
 
 def _require_calendar_dates(name: str, column: Any) -> None:
-    """Raise `Invalid` for a date outside the years that text can express. Arrow would write no date for it."""
+    """Raise `Invalid` for a date outside the years that text can express: Arrow would write no date."""
     is_date = pa.types.is_date32(column.type)
     if not (is_date or pa.types.is_timestamp(column.type)) or column.null_count == len(column):
         return
@@ -256,8 +256,8 @@ def _require_calendar_dates(name: str, column: Any) -> None:
     day = 1 if is_date else 86_400 * 10 ** _UNIT_DIGITS[column.type.unit]
     if ends["min"] < _CALENDAR_DAYS[0] * day or ends["max"] >= _CALENDAR_DAYS[1] * day:
         raise invalid_input(
-            f"column {show(name)} holds a {column.type} outside the range of calendar dates; write the output "
-            "as Parquet, or leave the column out"
+            f"column {show(name)} holds a {column.type} outside the range of calendar dates; write the "
+            "output as Parquet, or leave the column out"
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 from registry.errors import Invalid
 from registry.media_types import PARQUET
 from service.formats import parquet_reader, reading
-from service.formats.dataset import Dataset, FileRange
+from service.formats.dataset import Dataset, FileRange, InputFile
 from tests.service.formats.read_all import N
 
 
@@ -158,3 +158,51 @@ def test_small_last_parts_are_not_divided() -> None:
 def test_equal_numbers_of_row_groups_in_two_files_are_two_groups() -> None:
     parts = [FileRange(0, 0, 1, 20), FileRange(1, 0, 1, 20)]
     assert parquet_reader.balance(parts, 1) == parts
+
+
+def int96_texts(path: Path, times: list[str | None], group_rows: int | None = None) -> list[str | None]:
+    """Write the times as INT96; return what the reader returns for the passthrough column, as text."""
+    unit = "us" if any(len(t or "") == 26 for t in times) else "ns"
+    column = pa.array(times, pa.string()).cast(pa.timestamp(unit))
+    table = pa.table({"n": pa.array(range(len(times))), "at": column, "other": column})
+    file = path / "times.parquet"
+    pq.write_table(table, file, use_deprecated_int96_timestamps=True, row_group_size=group_rows or len(times))
+    dataset = reading.open_dataset(str(file), PARQUET)
+    schema = reading.extra_schema(dataset, ["at"])
+    texts: list[str | None] = []
+    for part in reading.split(dataset):
+        for batch in reading.read_batches(dataset, part, [N], ["at"], None):
+            assert batch.extra.schema.equals(schema)
+            texts += batch.extra.column("at").cast(pa.string()).to_pylist()
+    return texts
+
+
+@pytest.mark.parametrize("group_rows", [None, 1])
+def test_int96_dates_of_every_century_keep_their_value(tmp_path: Path, group_rows: int | None) -> None:
+    times = ["2026-01-01 00:00:00.123456", "1600-01-01 00:00:00.000000", None, "9999-12-31 23:59:59.999999"]
+    assert int96_texts(tmp_path, times, group_rows) == times
+
+
+@pytest.mark.parametrize("group_rows", [None, 1])
+def test_int96_nanoseconds_keep_all_digits(tmp_path: Path, group_rows: int | None) -> None:
+    times = [
+        "2026-01-01 00:00:00.123456789",
+        "1969-12-31 23:59:59.999999999",
+        "1970-01-01 00:00:00.000000000",
+    ]
+    assert int96_texts(tmp_path, times, group_rows) == times
+
+
+def test_int96_nanoseconds_after_the_first_rows_are_refused_not_cut(tmp_path: Path) -> None:
+    times = ["2026-01-01 00:00:00.000000000", "2026-01-01 00:00:00.000000001"]
+    with pytest.raises(Invalid, match=r'column "at" of .* would lose data'):
+        int96_texts(tmp_path, times, group_rows=1)
+
+
+def test_int96_nanoseconds_beside_far_dates_are_refused(tmp_path: Path) -> None:
+    """Arrow cannot write such a file: the two columns of one that it can write are combined."""
+    file = InputFile("/x", "x.parquet", 1, "")
+    fine = pa.array([1, -11676096000000000 * 1000 + 2**64 + 7], pa.timestamp("ns"))
+    coarse = pa.array([0, -11676096000000000], pa.timestamp("us"))
+    with pytest.raises(Invalid, match="INT96 timestamps with nanoseconds and dates outside 1677-2262"):
+        parquet_reader._exact_int96(fine, coarse, "at", file)

@@ -336,7 +336,7 @@ def test_a_date_that_text_cannot_express_is_refused(tmp_path: Path, media_type: 
         batch = pa.record_batch({"far": pa.array([value, None], kind)})
         with (
             PartWriter(tmp_path / "part", media_type, batch.schema, copied=1) as writer,
-            pytest.raises(Invalid, match='column "far" holds a .* outside the range of calendar dates'),
+            pytest.raises(Invalid, match=r'column "far" holds a .* outside the range of calendar dates'),
         ):
             writer.write(batch)
 
