@@ -20,6 +20,9 @@ BLOCK_ROWS = 256
 MEMORY_PER_BYTE = 3
 """Estimated memory per byte of the file: the file and XNNPACK's repacked weights."""
 
+SIGMOIDS = "sigmoids"
+"""The output of a file with several independent labels: the probability of each, [rows, labels]."""
+
 TensorDetail = dict[str, Any]
 OutputConverter = Callable[[Outputs], Array]
 
@@ -29,9 +32,9 @@ class TfliteRuntime:
 
     The file has one input that holds as many numbers per row as there are features (in any shape after the
     first dimension), or one input per feature with the feature's name. Its outputs have the names of the
-    signature's, with two exceptions: `value` may stand for `values`, and a classifier's `label`, an index
-    into its classes, may be missing if there are `probabilities`. Quantized tensors are converted by their
-    scale.
+    signature's, with three exceptions: `value` may stand for `values`; a classifier's `label`, an index into
+    its classes, may be missing if there are `probabilities`; and `sigmoids` may stand for the labels and
+    probabilities of all `y0`, `y1`, ... Quantized tensors are converted by their scale.
     """
 
     def __init__(self, path: Path, signature: Signature) -> None:
@@ -40,7 +43,8 @@ class TfliteRuntime:
         self._path, self._signature = path, signature
         self._lock = threading.Lock()
         self._load()
-        self._converters = {o.name: _output_converter(o, self._outputs) for o in signature.outputs}
+        available = {*self._outputs, *_label_names(self._outputs)}
+        self._converters = {o.name: _output_converter(o, available) for o in signature.outputs}
 
     def _load(self) -> None:
         signature = self._signature
@@ -74,6 +78,8 @@ class TfliteRuntime:
         raw = (
             blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
         )
+        if SIGMOIDS in raw:
+            raw = _of_labels(raw[SIGMOIDS])
         try:
             return {name: convert(raw) for name, convert in self._converters.items()}
         except IndexError as error:
@@ -159,7 +165,20 @@ def _dequantize(array: Array, detail: TensorDetail) -> Array:
     return np.asarray((array.astype(np.float64) - zero) * scale)
 
 
-def _output_converter(output: Output, graph_outputs: dict[str, TensorDetail]) -> OutputConverter:
+def _label_names(outputs: dict[str, TensorDetail]) -> list[str]:
+    """The names of the probabilities that `_of_labels` returns."""
+    if SIGMOIDS not in outputs:
+        return []
+    return [f"y{i}.probabilities" for i in range(math.prod(int(n) for n in outputs[SIGMOIDS]["shape"][1:]))]
+
+
+def _of_labels(sigmoids: Array) -> Outputs:
+    """The probabilities of the two classes of each label."""
+    columns = sigmoids.reshape(len(sigmoids), -1).T
+    return {f"y{i}.probabilities": np.column_stack([1.0 - p, p]) for i, p in enumerate(columns)}
+
+
+def _output_converter(output: Output, graph_outputs: set[str]) -> OutputConverter:
     """Return the conversion of the graph's outputs to one of the signature's.
 
     Raises `Unavailable` when the graph does not have it.

@@ -1,6 +1,7 @@
 """The metadata entry `trivium` of a .tflite file: the facts that a device needs, as JSON.
 
-`{"task", "features": [name, ...], "outputs": [{"name", "shape", "classes"?}, ...], "model", "version"?}`
+`{"task", "features": [name, ...], "outputs": [{"name", "shape", "classes"?}, ...], "model", "version"?,
+"bounds"?: {feature: [lowest, highest]}}`. The bounds are those of features that are whole numbers.
 """
 
 from __future__ import annotations

@@ -49,12 +49,14 @@ def rename(
     signature_def.outputs = [_entry(graph, name, i) for name, i in zip(output_names, tensors, strict=True)]
     parsed.signatureDefs = [signature_def]
     graph.outputs = tensors
-    metadata = {
+    metadata: dict[str, Any] = {
         "task": signature.task,
         "features": [i.name for i in signature.inputs],
         "outputs": [_output_entry(o) for o in outputs],
         "model": model,
     }
+    if bounds := {i.name: [i.minimum, i.maximum] for i in signature.inputs if i.enforced}:
+        metadata["bounds"] = bounds
     return pack(_with_entry(parsed, ENTRY, json.dumps(metadata).encode()))
 
 

@@ -23,6 +23,7 @@ from service.compiler.signature.inputs import describe_input, example_rows
 from service.compiler.signature.integer_limits import INTEGER_LIMITS, limit_integers
 from service.compiler.tflite import stamp, tflite_gate
 from service.compiler.tflite.metadata import ENTRY, MAX_FEATURES, read_entries
+from service.runtime.tflite_runtime import SIGMOIDS
 
 _DTYPES: dict[str, DType] = {
     "FLOAT32": "float32",
@@ -47,6 +48,7 @@ class _Metadata(msgspec.Struct, frozen=True):
     features: tuple[str, ...]
     outputs: tuple[_MetadataOutput, ...]
     model: str = ""
+    bounds: dict[str, tuple[float, float]] = {}  # of features that are whole numbers
 
 
 class _MetadataOutput(msgspec.Struct, frozen=True):
@@ -95,7 +97,9 @@ class TfliteUpload:
         has_several_inputs = len(self.graph.inputs) > 1
         names = [i.name for i in signature.inputs] if has_several_inputs else [stamp.INPUT]
         outputs = list(signature.outputs)
-        if len(tensors) < len(outputs):  # the runtime computes the label from the probabilities
+        if labels := _labels(signature):
+            outputs = [_sigmoids(labels)]
+        elif len(tensors) < len(outputs):  # the runtime computes the label from the probabilities
             outputs = [o for o in outputs if o.name != "label"]
         out.write_bytes(stamp.rename(self.model, names, tensors, outputs, signature, "tflite"))
         return True
@@ -166,6 +170,9 @@ class TfliteUpload:
     def _input(self, name: str, dtype: DType, tensor: Any) -> Input:
         if self.sample is not None and name not in self.sample.columns:
             raise Refused(f"the example lacks the column {name!r}, an input of the graph")
+        bounds = None if self.metadata is None else self.metadata.bounds.get(name)
+        if bounds is not None:
+            dtype = "int64"
         feature = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
         if feature.dtype == "string":
             raise Refused(f"the given dtype of {name!r} is string; the graph needs {dtype}")
@@ -182,7 +189,8 @@ class TfliteUpload:
             )
         if tflite_gate.is_quantized(tensor):
             return feature
-        return limit_integers(feature, INTEGER_LIMITS.get(kind.lower()))
+        limits = INTEGER_LIMITS.get(kind.lower()) if bounds is None else (int(bounds[0]), int(bounds[1]))
+        return limit_integers(feature, limits)
 
     def _signature(self, inputs: tuple[Input, ...]) -> Signature:
         if self.metadata is not None:
@@ -192,7 +200,7 @@ class TfliteUpload:
         width = self._width(tensors[-1])
         outputs: tuple[Output, ...]
         if task == "classification":
-            outputs = self._class_outputs(width, self._is_integer(tensors[0]) and len(tensors) == 1)
+            outputs = self._class_outputs(tensors, width)
         elif task == "transform":
             outputs = (Output("vector", "float32", (-1, width)),)
         elif width == 1:
@@ -224,7 +232,12 @@ class TfliteUpload:
             )
         return self.corrections.pick_task("the graph", ("regression", "transform"))
 
-    def _class_outputs(self, width: int, label_only: bool) -> tuple[Output, ...]:
+    def _class_outputs(self, tensors: list[int], width: int) -> tuple[Output, ...]:
+        label_only = len(tensors) == 1 and self._is_integer(tensors[0])
+        if len(tensors) == 1 and width > 1 and self._last_operator(tensors[0]) == "LOGISTIC":
+            named = [o.name for o in self.corrections.outputs]
+            if "label" not in named and "probabilities" not in named:
+                return self._label_outputs(width)
         corrected = {o.name: o.classes for o in self.corrections.outputs}
         classes = corrected.get("label") or corrected.get("probabilities")
         if label_only:
@@ -236,6 +249,24 @@ class TfliteUpload:
             raise Refused(f"{len(classes)} classes are given for the graph's {width}")
         label = Output("label", _label_dtype(classes), (-1,), classes)
         return (label, Output("probabilities", "float32", (-1, width), classes))
+
+    def _label_outputs(self, count: int) -> tuple[Output, ...]:
+        """Two classes for each of several sigmoids."""
+        self.warnings.append(
+            f"the graph ends in {count} sigmoids: each is a label of its own, true above 0.5; if they are "
+            "the classes of one label, give a signature with the output label and its classes"
+        )
+        corrected = {o.name: o.classes for o in self.corrections.outputs}
+        outputs: list[Output] = []
+        for prefix in (f"y{i}." for i in range(count)):
+            classes = corrected.get(f"{prefix}label") or corrected.get(f"{prefix}probabilities") or (0, 1)
+            if len(set(classes)) != 2:
+                raise Refused(f"{len(classes)} classes are given for {prefix}label, a sigmoid: it has two")
+            outputs += [
+                Output(f"{prefix}label", _label_dtype(classes), (-1,), classes),
+                Output(f"{prefix}probabilities", "float32", (-1, 2), classes),
+            ]
+        return tuple(outputs)
 
     def _last_operator(self, tensor: int) -> str:
         """The operator that computed the tensor, before those that only convert or reshape it."""
@@ -267,9 +298,35 @@ def _read_own_metadata(content: bytes) -> _Metadata | None:
         raise Refused(f"the file's metadata entry {ENTRY!r} is not valid: {error}") from error
 
 
+def _labels(signature: Signature) -> list[Output]:
+    """The labels y0.label, y1.label, ... of a signature with several."""
+    return [o for o in signature.outputs if o.name.endswith(".label")]
+
+
+def _sigmoids(labels: list[Output]) -> Output:
+    """The one output of the file that answers `labels`; its classes are those of each label in turn."""
+    classes = tuple(c for o in labels for c in o.classes or ())
+    return Output(SIGMOIDS, "float32", (-1, len(labels)), classes)
+
+
+def _metadata_labels(sigmoids: _MetadataOutput) -> list[Output]:
+    outputs: list[Output] = []
+    classes = sigmoids.classes or ()
+    for number in range(len(classes) // 2):
+        pair = classes[2 * number : 2 * number + 2]
+        outputs += [
+            Output(f"y{number}.label", _label_dtype(pair), (-1,), pair),
+            Output(f"y{number}.probabilities", "float32", (-1, 2), pair),
+        ]
+    return outputs
+
+
 def _metadata_outputs(metadata: _Metadata, corrections: Corrections) -> tuple[Output, ...]:
-    outputs = []
+    outputs: list[Output] = []
     for output in metadata.outputs:
+        if output.name == SIGMOIDS:
+            outputs += _metadata_labels(output)
+            continue
         dtype: DType = "float32"
         name, shape = output.name, output.shape
         if name.rpartition(".")[2] in ("label", "cluster"):

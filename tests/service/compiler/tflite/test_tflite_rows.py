@@ -14,7 +14,9 @@ from ai_edge_litert.interpreter import Interpreter
 from registry.build_messages import BuildResult
 from registry.errors import Refused
 from registry.rows import Rows
+from scripts import edge_predict
 from service.compiler.tflite import tflite_gate
+from service.compiler.tflite.metadata import read_metadata
 from service.compiler.tflite.operators import Graph
 from service.compiler.tflite.stamp import pack
 from service.compiler.tflite.writer import operator_code
@@ -179,3 +181,95 @@ def test_fractions_are_refused_for_an_integer_input(tmp_path: Path) -> None:
     assert "'x0' is float64; the graph's input holds whole numbers, INT16" in reason(
         tmp_path, whole_numbers("INT16"), signature=corrected
     )
+
+
+# ---- several labels ----
+
+
+def sigmoids() -> tuple[bytes, np.ndarray]:
+    """Three sigmoids of a row [rows, 2], and the weights before them."""
+    graph = Graph(2)
+    weights = np.random.default_rng(0).normal(size=(2, 3))
+    return graph.finish({"y": graph.logistic(graph.dense(graph.input, weights, 0.0))}, {}), weights
+
+
+def test_several_sigmoids_are_labels_of_their_own(tmp_path: Path) -> None:
+    content, weights = sigmoids()
+    built = publish(tmp_path, content)
+    assert built.signature is not None
+    assert [(o.name, o.classes) for o in built.signature.outputs][4:] == [
+        ("y2.label", (0, 1)),
+        ("y2.probabilities", (0, 1)),
+    ]
+    assert "3 sigmoids: each is a label of its own" in built.report["warnings"][0]
+    rows = np.random.default_rng(1).normal(size=(20, 2))
+    expected, answers = 1 / (1 + np.exp(-rows @ weights)), served(tmp_path, built).run(Rows(rows))
+    for label in range(3):
+        assert answers[f"y{label}.label"].tolist() == (expected[:, label] > 0.5).astype(int).tolist()
+        np.testing.assert_allclose(answers[f"y{label}.probabilities"][:, 1], expected[:, label], atol=1e-6)
+
+
+def test_a_copy_with_several_labels_can_be_published_and_run_on_a_device(tmp_path: Path) -> None:
+    (first := tmp_path / "first").mkdir()
+    (second := tmp_path / "second").mkdir()
+    signature = {"outputs": [{"name": "y1.label", "classes": ["no", "yes"]}]}
+    built = publish(first, sigmoids()[0], signature=signature)
+    copy = (first / "out" / "model.tflite").read_bytes()
+    again = publish(second, copy)
+    assert (again.signature, again.servable) == (built.signature, None)
+    rows = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32)
+    answers = served(first, built).run(Rows(rows.astype(np.float64)))
+    device = edge_predict.Model(copy).predict(rows)
+    assert [p["y1.label"] for p in device] == answers["y1.label"].tolist()
+    assert {type(p["y0.label"]) for p in device} == {int}
+    got = [p["y1.probabilities"]["yes"] for p in device]
+    np.testing.assert_allclose(got, answers["y1.probabilities"][:, 1], atol=1e-6)
+
+
+def test_the_signature_makes_several_sigmoids_classes_of_one_label(tmp_path: Path) -> None:
+    signature = {"outputs": [{"name": "label", "classes": ["a", "b", "c"]}]}
+    built = publish(tmp_path, sigmoids()[0], signature=signature)
+    assert built.signature is not None
+    assert [o.name for o in built.signature.outputs] == ["label", "probabilities"]
+
+
+def test_a_sigmoid_has_two_classes(tmp_path: Path) -> None:
+    signature = {"outputs": [{"name": "y1.label", "classes": ["a", "b", "c"]}]}
+    assert "3 classes are given for y1.label" in reason(tmp_path, sigmoids()[0], signature=signature)
+
+
+# ---- on devices ----
+
+
+def test_a_device_answers_each_row_of_a_stateful_file_as_the_server_does(tmp_path: Path) -> None:
+    built = publish(tmp_path, recurrent_graphs.recurrent(3))
+    device = edge_predict.Model((tmp_path / "out" / "model.tflite").read_bytes())
+    rows = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    expected = served(tmp_path, built).run(Rows(rows.astype(np.float64)))["values"]
+    for _ in range(2):
+        np.testing.assert_array_equal(device.run(rows)["value"], expected)
+
+
+def test_the_bounds_of_whole_numbers_travel_with_the_file(tmp_path: Path) -> None:
+    (first := tmp_path / "first").mkdir()
+    (second := tmp_path / "second").mkdir()
+    whole = {"inputs": [{"name": "x1", "dtype": "int64"}]}
+    built = publish(first, whole_numbers("FLOAT32"), signature=whole)
+    copy = (first / "out" / "model.tflite").read_bytes()
+    bounds = read_metadata(copy)["bounds"]
+    assert bounds == {"x1": [-(2**24), 2**24]}
+    assert publish(second, copy).signature == built.signature
+    (file := tmp_path / "rows.csv").write_text("x0,x1\n0.5,16777216\n")
+    assert edge_predict.read_rows(file, ["x0", "x1"], bounds).tolist() == [[0.5, 2.0**24]]
+    for value in ("16777217", "1.5", ""):
+        file.write_text(f"x0,x1\n0.5,1\n0.5,{value}\n")
+        with pytest.raises(
+            SystemExit, match=r"row 1: x1 is .*; it is a whole number from -16777216 to 16777216"
+        ):
+            edge_predict.read_rows(file, ["x0", "x1"], bounds)
+
+
+def test_a_device_refuses_an_input_of_another_type(tmp_path: Path) -> None:
+    publish(tmp_path, whole_numbers("INT32"))
+    with pytest.raises(SystemExit, match="input holds int32; only float32 is supported"):
+        edge_predict.Model((tmp_path / "out" / "model.tflite").read_bytes())
