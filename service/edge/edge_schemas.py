@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from fastapi import Header, Query
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from registry.aliases import CHAMPION
 from registry.build_messages import ExportBounds
@@ -22,10 +24,35 @@ from service.web.request_models import MAX_NUMBER, RequestBody, RequestModel, Sh
 
 MAX_DEVICE_LENGTH = 200
 
+_TAIL = "%[89ABab][0-9A-Fa-f]"  # of a character's UTF-8 bytes after the first one
+_ENCODED_CHARACTER = "|".join(
+    (
+        "%[0-7][0-9A-Fa-f]",
+        f"%(?:[Cc][2-9A-Fa-f]|[Dd][0-9A-Fa-f]){_TAIL}",
+        f"%(?:[Ee]0%[ABab][0-9A-Fa-f]|[Ee][Dd]%[89][0-9A-Fa-f]|[Ee][1-9A-CEFa-cef]{_TAIL}){_TAIL}",
+        f"%(?:[Ff]0%[9ABab][0-9A-Fa-f]|[Ff]4%8[0-9A-Fa-f]|[Ff][1-3]{_TAIL}){_TAIL}{_TAIL}",
+    )
+)
+DEVICE_PATTERN = rf"^(?:[ -$&-~]|{_ENCODED_CHARACTER}){{0,{MAX_DEVICE_LENGTH}}}$"
+"""Headers are ASCII: other characters, and %, are percent-encoded as in a URL."""
+
+
+def _decode_device(header: str | None) -> str | None:
+    """Return the device's name as it is in its reports. Raises `ValueError`."""
+    if header is None or re.fullmatch(DEVICE_PATTERN, header):
+        return header and unquote(header)
+    raise ValueError(
+        f"a device's name is at most {MAX_DEVICE_LENGTH} characters, and in this header those outside ASCII, "
+        "and %, are percent-encoded as UTF-8: send werk%C3%BC for werk\u00fc"
+    )
+
+
 DeviceId = Annotated[
     str | None,
+    AfterValidator(_decode_device),
     Header(
-        max_length=MAX_DEVICE_LENGTH, description="the device's id, which decides whether it is in a rollout"
+        json_schema_extra={"pattern": DEVICE_PATTERN},
+        description="the device's id, percent-encoded, which decides whether it is in a rollout",
     ),
 ]
 RuntimeVersion = Annotated[

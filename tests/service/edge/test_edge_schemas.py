@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -58,7 +59,7 @@ def test_a_field_is_accepted_up_to_its_bounds(
 @pytest.mark.parametrize(
     ("header", "accepted", "rejected"),
     [
-        (DeviceId, [None, "", "a" * 200], ["a" * 201]),
+        (DeviceId, [None, "", "a" * 200], ["a" * 201, "%C3%BC" * 201, "100%", "\u00fc", "%C3", "%ED%A0%80"]),
         (
             RuntimeVersion,
             ["2", "v2.1", "2.1.0", "9" * 9, "1." + "9" * 9, "2.1.0rc1", "2.1-nightly+3", "2" + "a" * 63],
@@ -95,3 +96,18 @@ def test_the_defaults_leave_an_export_without_bounds() -> None:
     assert (new.bounds.max_disagreement, new.bounds.max_accuracy_drop, new.bounds.max_bytes) == (0.1, 0.2, 3)
     query = EdgeQuery.model_validate({})
     assert (query.alias, query.quantize) == ("champion", "none")
+
+
+def test_a_device_id_in_a_header_is_percent_decoded() -> None:
+    decode = TypeAdapter[str | None](DeviceId).validate_python
+    for name in (
+        "werk 1",
+        "m\u00fcller",
+        "\u5de5\u5382",
+        "100%",
+        "a/b",
+        "\U0001f600" * 200,
+        "\U0010ffff",
+        "\ud7ff",
+    ):
+        assert decode(quote(name, safe="")) == name

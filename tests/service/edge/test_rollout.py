@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from urllib.parse import quote
 
+import httpx
 import msgspec
 import pytest
 
@@ -214,6 +216,18 @@ async def test_an_export_without_a_minimum_runtime_runs_on_every_runtime(flag: F
         "/v1/edge/flag/latest.tflite?quantize=int8", headers={"X-Runtime-Version": "0.1"}
     )
     assert (answer.content, "x-min-runtime" in answer.headers) == (b"any", False)
+
+
+@pytest.mark.anyio
+async def test_a_device_with_another_alphabet_is_in_the_rollout_by_its_name(flag: Flag) -> None:
+    names = [f"m\u00fcller {n}" for n in range(8)]
+    await flag.promote(2, 50)
+    versions = [2 if rollout_position(n, "flag", "champion") < 50 else 1 for n in names]
+    assert {*versions} == {1, 2}
+    assert [await flag.latest(quote(n)) for n in names] == versions
+    utf8 = httpx.Headers([(b"X-Device-Id", b"m\xc3\xbc")])
+    problem = check_problem(await flag.api.client.get("/v1/edge/flag", headers=utf8), 422)
+    assert "percent-encoded" in problem["errors"][0]["message"]
 
 
 @pytest.mark.anyio
