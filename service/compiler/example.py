@@ -20,6 +20,7 @@ from registry.signature import MAX_SAFE_INTEGER, DType
 from registry.text_tables import CODE_PATTERN, is_missing, other_separator
 from service.runtime.codec import arrow_types
 from service.runtime.codec.arrow_types import TypeNotSupported
+from service.runtime.codec.columns import show
 
 MAX_ROWS = 10_000
 """Rows of an example after this many are not read."""
@@ -46,7 +47,7 @@ class ExampleTable:
         try:
             return arrow_types.feature_dtype(self.fields.get(name, self.columns[name].type))
         except TypeNotSupported as error:
-            raise Refused(f"the example's column {name!r} {error}") from error
+            raise Refused(f"the example's column {show(name)} {error}") from error
 
     def column(self, name: str, dtype: DType | None = None) -> pa.Array:
         """The column as `dtype`, or in its own; text of a CSV is the file's own, and an empty cell is null.
@@ -74,11 +75,11 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
         raise Refused("the example has no rows")
     names = table.column_names
     if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise Refused(f"the example has the column {repeated[0]!r} more than once")
+        raise Refused(f"the example has the column {show(repeated[0])} more than once")
     if len(names) == 1 and media_type == CSV and other_separator(names[0]):
-        raise Refused(f"the example's header {names[0]!r} has no commas; separate its columns by commas")
+        raise Refused(f"the example's header {show(names[0])} has no commas; separate its columns by commas")
     if target is not None and target not in names:
-        raise Refused(f"the target {target!r} is not a column of the example; it has {', '.join(names)}")
+        raise Refused(f"the target {show(target)} is not a column of the example; it has {', '.join(names)}")
     return _example_table(table, media_type, target)
 
 
@@ -165,7 +166,9 @@ def _json_column(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, OverflowError) as error:
         kinds = " and ".join(sorted(_JSON_NOUNS.get(t, t.__name__) for t in types))
-        raise Refused(f"the example's column {name!r} holds {kinds}, which no type holds: {error}") from error
+        raise Refused(
+            f"the example's column {show(name)} holds {kinds}, which no type holds: {error}"
+        ) from error
 
 
 _JSON_NOUNS: dict[type, str] = {
@@ -196,7 +199,7 @@ def _true_values(name: str, column: pa.Array) -> pa.Array:
         return cast_column(name, column, arrow_types.feature_dtype(column.type))
     except TypeNotSupported as error:
         kind = arrow_types.describe_type(column.type)
-        raise Refused(f"the target {name!r} is of type {kind}, which no model answers") from error
+        raise Refused(f"the target {show(name)} is of type {kind}, which no model answers") from error
 
 
 def cast_column(name: str, column: pa.Array, dtype: DType) -> pa.Array:
@@ -212,7 +215,7 @@ def cast_column(name: str, column: pa.Array, dtype: DType) -> pa.Array:
             raise pa.ArrowInvalid("it holds values other than 0 and 1")
         return integers.cast(pa.bool_())
     except pa.ArrowException as error:
-        raise Refused(f"the example's column {name!r} does not fit the dtype {dtype}: {error}") from error
+        raise Refused(f"the example's column {show(name)} does not fit the dtype {dtype}: {error}") from error
 
 
 def _require_exact_text(kind: pa.DataType, dtype: DType) -> None:
@@ -226,8 +229,8 @@ def require_exact_in_float64(name: str, column: pa.Array) -> None:
     beyond = column.filter(pc.or_(pc.greater(column, MAX_SAFE_INTEGER), pc.less(column, -MAX_SAFE_INTEGER)))
     if len(beyond):
         raise Refused(
-            f"the example's column {name!r} holds {beyond[0]}: the model receives float64, which represents "
-            f"integers exactly only up to {MAX_SAFE_INTEGER}; fit the model on strings in this column"
+            f"the example's column {show(name)} holds {beyond[0]}: the model receives float64, which "
+            f"represents integers exactly only up to {MAX_SAFE_INTEGER}; fit the model on strings in this column"
         )
 
 

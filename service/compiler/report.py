@@ -18,6 +18,7 @@ from registry.signature import Signature
 from service.compiler import example, lineage
 from service.compiler.measure import metrics
 from service.compiler.measure.parity import AnswerRows
+from service.runtime.codec.columns import show
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_example(request: BuildRequest | ExportRequest) -> example.ExampleTable 
     if request.example is None:
         if request.target is not None:
             raise Refused(
-                f"the target {request.target!r} names a column of the example, but there is no example"
+                f"the target {show(request.target)} names a column of the example, but there is no example"
             )
         return None
     return example.read(request.example, request.example_media_type, request.target)

@@ -17,6 +17,7 @@ import msgspec
 
 from registry.errors import Refused
 from registry.signature import DType, Input, Output, Scalar, Task
+from service.runtime.codec.columns import show
 
 
 class InputCorrection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +52,7 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise Refused(f"the given signature is not one: {error}") from error
         names = corrections.names
         if repeated := sorted({n for n in names if names.count(n) > 1}):
-            raise Refused(f"the given signature names the input {repeated[0]!r} more than once")
+            raise Refused(f"the given signature names the input {show(repeated[0])} more than once")
         return corrections
 
     @property
@@ -70,7 +71,7 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raise `Refused` when the given inputs name anything but these features."""
         if unknown := [n for n in self.names if n not in names]:
             raise Refused(
-                f"the given signature names the input {unknown[0]!r}, which is not a feature of the model"
+                f"the given signature names the input {show(unknown[0])}, which is not a feature of the model"
             )
 
     def apply(self, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
@@ -94,7 +95,7 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for correction in self.outputs:
             if correction.name not in by_name:
                 raise Refused(
-                    f"the given signature names the output {correction.name!r}; "
+                    f"the given signature names the output {show(correction.name)}; "
                     f"the model has {', '.join(by_name)}"
                 )
             by_name[correction.name] = _corrected_output(by_name[correction.name], correction)
@@ -108,7 +109,7 @@ def _corrected_input(feature: Input, correction: InputCorrection) -> Input:
     if correction.categories is not None:
         kind = str if changed.get("dtype", feature.dtype) == "string" else (bool, int, float)
         if not all(isinstance(v, kind) for v in correction.categories):
-            raise Refused(f"the given categories of {feature.name!r} are not all of its dtype")
+            raise Refused(f"the given categories of {show(feature.name)} are not all of its dtype")
     return msgspec.structs.replace(feature, **changed)
 
 
@@ -117,7 +118,8 @@ def _corrected_output(output: Output, correction: OutputCorrection) -> Output:
         value, measured = getattr(correction, field), getattr(output, field)
         if value is not None and value != measured:
             raise Refused(
-                f"the given {field} of the output {output.name!r} is {value}; the model returns {measured}"
+                f"the given {field} of the output {show(output.name)} is {value}; "
+                f"the model returns {measured}"
             )
     classes = correction.classes
     if classes is None or classes == output.classes:
@@ -125,5 +127,6 @@ def _corrected_output(output: Output, correction: OutputCorrection) -> Output:
     if output.name == "values" and len(classes) == output.shape[1] == len(set(classes)):
         return msgspec.structs.replace(output, classes=tuple(str(c) for c in classes))
     raise Refused(
-        f"the given classes of the output {output.name!r} are not the model's: {list(output.classes or ())}"
+        f"the given classes of the output {show(output.name)} are not the model's: "
+        f"{list(output.classes or ())}"
     )

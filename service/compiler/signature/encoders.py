@@ -20,6 +20,7 @@ from registry.rows import Array
 from registry.signature import Scalar
 from service.compiler.signature import composites
 from service.compiler.signature.composites import ColumnSource, EstimatorVisit
+from service.runtime.codec.columns import show
 
 CATEGORY_TYPES = (str, bool, int, float, np.bool_, np.integer, np.floating)
 """Types of categories that a column of a signature can hold. Missing values are no categories."""
@@ -135,10 +136,10 @@ def describe_column(column: EncodedColumn, names: list[str]) -> str:
     """Examples: "the OneHotEncoder of 'city'", "the OneHotEncoder of its column 2"."""
     encoder = type(column.encoder).__name__
     if column.feature is not None:
-        return f"the {encoder} of {names[column.feature]!r}"
+        return f"the {encoder} of {show(names[column.feature])}"
     own_names = getattr(column.encoder, "feature_names_in_", ())
     if column.position < len(own_names):
-        return f"the {encoder} of {str(own_names[column.position])!r}"
+        return f"the {encoder} of {show(str(own_names[column.position]))}"
     return f"the {encoder} of its column {column.position}"
 
 

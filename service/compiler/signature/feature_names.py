@@ -9,6 +9,7 @@ from service.compiler.example import ExampleTable
 from service.compiler.signature import estimator
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.estimator import InputForm
+from service.runtime.codec.columns import show
 
 
 def name_features(
@@ -90,5 +91,5 @@ def _require_count(model: Any, count: int | None, names: list[str], subject: str
 
 def list_names(names: list[str]) -> str:
     """The first ten names in quotes, and how many more there are."""
-    first = ", ".join(repr(n) for n in names[:10])
+    first = ", ".join(show(n) for n in names[:10])
     return first if len(names) <= 10 else f"{first} and {len(names) - 10} more"

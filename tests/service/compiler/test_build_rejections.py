@@ -56,7 +56,7 @@ def test_integers_beyond_the_range_of_float64_are_rejected_by_column(
 ) -> None:
     frame = pd.DataFrame({"id": pd.array(ids, dtype="Int64"), "age": FRAME["age"]})
     model = HistGradientBoostingClassifier(max_iter=2).fit(frame.astype(float), LABELS)
-    assert "the example's column 'id' holds" in reason(tmp_path, model, frame)
+    assert 'the example\'s column "id" holds' in reason(tmp_path, model, frame)
 
 
 @pytest.mark.parametrize(
@@ -91,23 +91,23 @@ def test_plain_and_compressed_joblib_files_and_raw_pickles_load(tmp_path: Path, 
 
 
 def test_a_feature_that_the_example_lacks_is_named_in_the_reason(tmp_path: Path) -> None:
-    assert "the example lacks 'height'" in reason(tmp_path, fitted(), FRAME[["age"]])
+    assert 'the example lacks "height"' in reason(tmp_path, fitted(), FRAME[["age"]])
 
 
 def test_an_example_with_another_number_of_columns_is_rejected(tmp_path: Path) -> None:
     model = LogisticRegression().fit(FRAME.to_numpy(), LABELS)
     text = reason(tmp_path, model, FRAME.assign(bought=LABELS))
     assert "fitted with 2 features" in text
-    assert "'bought'" in text
+    assert '"bought"' in text
     assert "target" in text
 
 
 def test_a_target_that_is_not_a_column_is_named_in_the_reason(tmp_path: Path) -> None:
-    assert "the target 'bought' is not a column" in reason(tmp_path, fitted(), FRAME, target="bought")
+    assert 'the target "bought" is not a column' in reason(tmp_path, fitted(), FRAME, target="bought")
 
 
 def test_a_target_needs_an_example(tmp_path: Path) -> None:
-    assert "the target 'bought'" in reason(tmp_path, fitted(), None, target="bought")
+    assert 'the target "bought"' in reason(tmp_path, fitted(), None, target="bought")
 
 
 def test_an_example_that_the_model_does_not_accept_is_rejected(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_columns_are_selected_by_name_and_others_are_ignored_with_a_warning(tmp_
     assert built.signature is not None
     assert [i.name for i in built.signature.inputs] == ["age", "height"]
     assert built.signature.inputs[0].example == 20.0
-    assert any("'number'" in w for w in built.report["warnings"])
+    assert any('"number"' in w for w in built.report["warnings"])
 
 
 def test_a_column_is_not_nullable_when_the_model_rejects_its_missing_values(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_column_is_not_nullable_when_the_model_rejects_its_missing_values(tmp_
     assert built.state == "ready", built.report
     assert built.signature is not None
     assert not any(i.nullable for i in built.signature.inputs)
-    assert any("'height'" in w for w in built.report["warnings"])
+    assert any('"height"' in w for w in built.report["warnings"])
     assert "accuracy" in built.metrics
 
 

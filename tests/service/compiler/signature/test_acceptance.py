@@ -68,7 +68,7 @@ def test_true_values_are_left_out_together_with_their_rows() -> None:
     assert row_numbers(result) == (kept, kept)
     assert [i.nullable for i in result.signature.inputs] == [False, False]
     assert result.warnings == [
-        "missing values in 'a', 'b' are refused by the model or the given signature: rows left out"
+        'missing values in "a", "b" are refused by the model or the given signature: rows left out'
     ]
     assert row_numbers(described(linear(), sample(target=False, a=[1]))) == ([0, *range(2, 40)], None)
 
@@ -94,7 +94,7 @@ def test_only_rows_that_lack_a_value_the_model_needs_are_left_out() -> None:
     assert row_numbers(result) == (kept, kept)
     assert [i.nullable for i in result.signature.inputs] == [True, False]
     assert result.warnings == [
-        "missing values in 'b' are refused by the model or the given signature: rows left out"
+        'missing values in "b" are refused by the model or the given signature: rows left out'
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_missing_value_after_the_probed_rows_is_tried() -> None:
 
 
 def test_an_example_without_a_complete_row_is_refused() -> None:
-    with pytest.raises(Refused, match="every row of the example lacks a value that the model needs, in 'a'"):
+    with pytest.raises(Refused, match='every row of the example lacks a value that the model needs, in "a"'):
         described(linear(), sample(a=list(range(40))))
     assert row_numbers(described(linear(), sample(a=list(range(39)))))[1] == [39]
 

@@ -165,16 +165,16 @@ def test_corrected_classes_name_the_targets_of_a_regression(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("correction", "words"),
     [
-        ({"inputs": [{"name": "z"}]}, "'z'"),
-        ({"inputs": [{"name": "a"}, {"name": "a"}]}, "'a' more than once"),
+        ({"inputs": [{"name": "z"}]}, '"z"'),
+        ({"inputs": [{"name": "a"}, {"name": "a"}]}, '"a" more than once'),
         ({"inputs": [{"name": "a", "dtype": "complex"}]}, "not one"),
-        ({"inputs": [{"name": "a", "dtype": "int64"}]}, "'a'"),
+        ({"inputs": [{"name": "a", "dtype": "int64"}]}, '"a"'),
         ({"inputs": [{"name": "a", "colour": "red"}]}, "colour"),
-        ({"inputs": [{"name": "a", "categories": ["x"]}]}, "'a'"),
+        ({"inputs": [{"name": "a", "categories": ["x"]}]}, '"a"'),
         ({"task": "clustering"}, "clustering"),
-        ({"outputs": [{"name": "value"}]}, "'value'"),
-        ({"outputs": [{"name": "label", "classes": ["no", "yes"]}]}, "'label'"),
-        ({"outputs": [{"name": "label", "dtype": "string"}]}, "'label'"),
+        ({"outputs": [{"name": "value"}]}, '"value"'),
+        ({"outputs": [{"name": "label", "classes": ["no", "yes"]}]}, '"label"'),
+        ({"outputs": [{"name": "label", "dtype": "string"}]}, '"label"'),
     ],
 )
 def test_a_contradicting_correction_is_rejected_by_field(

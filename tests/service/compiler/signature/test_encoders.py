@@ -143,7 +143,7 @@ def test_an_encoder_of_both_none_and_nan_is_rejected_by_name(tmp_path: Path) -> 
     model, frame = fitted(IGNORED, [None, np.nan, "x", "y"])
     built = built_with(tmp_path, model, frame, "parquet")
     assert built.state == "rejected"
-    assert "OneHotEncoder of 'c' was fitted on None and on NaN" in built.report["reason"]
+    assert 'OneHotEncoder of "c" was fitted on None and on NaN' in built.report["reason"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_categories_that_no_column_holds_are_rejected_by_name(
 ) -> None:
     model, _ = fitted(encoder, values, dtype=None)
     with pytest.raises(
-        Refused, match=f"Encoder of 'c' was fitted on values of type {kind}, which .*; fit it"
+        Refused, match=f'Encoder of "c" was fitted on values of type {kind}, which .*; fit it'
     ):
         describe(model, None, Corrections())
 

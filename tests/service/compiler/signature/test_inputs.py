@@ -86,13 +86,13 @@ def test_integers_up_to_2_to_the_53_are_exact_in_a_matrix(number: int) -> None:
     assert rows.matrix is not None
     assert rows.matrix.tolist() == [[float(number)]]
     beyond = number + (1 if number > 0 else -1)
-    with pytest.raises(Refused, match=f"'a' holds {beyond}"):
+    with pytest.raises(Refused, match=f'"a" holds {beyond}'):
         example_rows(inputs, table([number, beyond]))
     columns = ExampleTable({"a": pa.array([beyond]), "b": pa.array(["text"])})
     mixed = example_rows((*inputs, Input("b", "string")), columns)  # an integer column of its own
     assert mixed.columns is not None
     assert mixed.columns[0].tolist() == [beyond]
-    with pytest.raises(Refused, match=f"'a' holds {beyond}"):
+    with pytest.raises(Refused, match=f'"a" holds {beyond}'):
         example_rows((Input("a", "int64", nullable=True), Input("b", "string")), columns)
 
 

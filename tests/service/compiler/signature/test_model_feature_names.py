@@ -42,9 +42,9 @@ def test_names_of_the_fit_come_first() -> None:
     assert names_of(NAMED, columns("r", "q", "p")) == (["p", "q", "r"], [])
     assert names_of(NAMED, columns("r", "q", "p", "z")) == (
         ["p", "q", "r"],
-        ["the example's 'z' is not a feature of the model and was left out"],
+        ['the example\'s "z" is not a feature of the model and was left out'],
     )
-    with pytest.raises(Refused, match="the example lacks 'q', 'r', which LinearRegression was fitted with"):
+    with pytest.raises(Refused, match='the example lacks "q", "r", which LinearRegression was fitted with'):
         names_of(NAMED, columns("p"))
 
 
@@ -58,7 +58,7 @@ def test_the_columns_of_the_example_name_the_features_of_a_model_without_names()
 def test_numbered_columns_are_the_features_beside_others() -> None:
     assert names_of(PLAIN, columns("id", "x2", "x1", "x0")) == (
         ["x0", "x1", "x2"],
-        ["the example's 'id' is not a feature of the model and was left out"],
+        ['the example\'s "id" is not a feature of the model and was left out'],
     )
     assert names_of(PLAIN, columns("x2", "x1", "x0"))[0] == ["x2", "x1", "x0"]  # as many as the model has
 
@@ -66,11 +66,11 @@ def test_numbered_columns_are_the_features_beside_others() -> None:
 def test_a_given_signature_names_all_features_or_corrects_numbered_ones() -> None:
     assert names_of(PLAIN, given=("a", "b", "c"))[0] == ["a", "b", "c"]
     assert names_of(PLAIN, given=("x1",))[0] == ["x0", "x1", "x2"]
-    with pytest.raises(Refused, match="'a', which is not a feature"):
+    with pytest.raises(Refused, match='"a", which is not a feature'):
         names_of(PLAIN, given=("a",))
-    with pytest.raises(Refused, match=r"the signature names 'a', 'b', 'c', 'd' \(4\)"):
+    with pytest.raises(Refused, match=r'the signature names "a", "b", "c", "d" \(4\)'):
         names_of(PLAIN, given=("a", "b", "c", "d"))
-    with pytest.raises(Refused, match="'z', which is not a feature"):
+    with pytest.raises(Refused, match='"z", which is not a feature'):
         names_of(PLAIN, columns("a", "b", "c"), given=("z",))
 
 
@@ -87,7 +87,7 @@ def test_texts_and_labels_are_one_feature() -> None:
     assert names_of(texts)[0] == ["text"]
     assert names_of(texts, columns("body"))[0] == ["body"]
     assert names_of(LabelEncoder().fit(["x", "y"]))[0] == ["value"]
-    with pytest.raises(Refused, match=r"fitted with 1 features, .* 'a', 'b' \(2\)"):
+    with pytest.raises(Refused, match=r'fitted with 1 features, .* "a", "b" \(2\)'):
         names_of(texts, columns("a", "b"))
 
 
@@ -98,6 +98,6 @@ def test_records_have_the_fields_of_the_vectorizer() -> None:
 
 def test_ten_names_are_listed_and_the_others_counted() -> None:
     ten = [f"n{i}" for i in range(10)]
-    assert list_names(ten) == ", ".join(f"'n{i}'" for i in range(10))
+    assert list_names(ten) == ", ".join(f'"n{i}"' for i in range(10))
     assert list_names([*ten, "more"]) == list_names(ten) + " and 1 more"
-    assert list_names(ten[:1]) == "'n0'"
+    assert list_names(ten[:1]) == '"n0"'
