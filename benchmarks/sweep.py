@@ -67,6 +67,7 @@ from service.runtime.codec import Codec
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, RuntimeSpec, start_bulk_runtime, start_runtime
+from service.runtime.row_refusals import RowScorer
 from service.worker.score_work import score_range
 from tests.service.compiler import sweep as estimator_sweep
 
@@ -380,8 +381,9 @@ def score_batch(published: Published, media_type: str) -> Outcome:
     try:
         dataset = reading.open_dataset(str(path), media_type)
         (part,) = reading.split(dataset)
+        scorer = RowScorer(published.bulk.run)
         result = score_range(
-            dataset, part, spec, published.signature, published.bulk, base, lambda rows, failed: None
+            dataset, part, spec, published.signature, scorer, base, lambda rows, failed: None
         ).result
     except Invalid as error:
         if not _names_column(str(error), error.errors):
