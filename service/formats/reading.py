@@ -114,10 +114,22 @@ def _read_schemas(
     files = [file for file in listed if not _is_empty(file, media_type)]
     if not files:
         raise invalid_input(_describe_empty(listed))
-    schemas = {file.name: reader.read_schema(file) for file in files}
+    schemas = {file.name: _read_schema(reader, file) for file in files}
     if len(files) > 1:  # a Parquet file that pandas writes for no rows may have no columns
         files = [file for file in files if len(schemas[file.name])] or files[:1]
     return files, {file.name: schemas[file.name] for file in files}
+
+
+def _read_schema(reader: FormatReader, file: InputFile) -> Any:
+    """Return the schema of a file. Raises `Invalid` if the name of a column cannot be decoded."""
+    try:
+        schema = reader.read_schema(file)
+        schema.names  # noqa: B018 - pyarrow decodes names here
+    except UnicodeDecodeError as error:
+        name = error.object.decode(errors="backslashreplace")
+        message = f"{file.name!r} has a column whose name is not valid UTF-8, {show(name)}; rename it"
+        raise invalid_input(message, expected="UTF-8") from error
+    return schema
 
 
 def _is_empty(file: InputFile, media_type: str) -> bool:

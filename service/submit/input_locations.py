@@ -74,7 +74,12 @@ def resolve_in_roots(roots: tuple[str, ...], uri: str) -> str:
     ):
         message = f"{uri}: input cannot be read from {parsed.scheme}://{parsed.netloc}"
         raise invalid_field("input.uri", message, "a path, file:///..., s3://, gs:// or az://")
-    path = Path(urllib.parse.unquote(parsed.path) if parsed.scheme else uri)
+    try:
+        path = Path(urllib.parse.unquote(parsed.path, errors="strict") if parsed.scheme else uri)
+    except UnicodeDecodeError as error:
+        raise invalid_field(
+            "input.uri", f"the path of {uri} is not valid UTF-8; rename the file", "UTF-8"
+        ) from error
     if not path.is_absolute():
         expected = "an absolute path inside a batch root"
         raise invalid_field("input.uri", f"{uri} is not an absolute path", expected)

@@ -154,6 +154,19 @@ def test_files_that_are_all_empty_are_named(tmp_path: Path) -> None:
         reading.open_dataset(str(tmp_path), CSV)
 
 
+def test_a_column_whose_name_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1.0], "wxyz": ["x"]}), tmp_path / "1.parquet")
+    with pa.OSFile(str(tmp_path / "1.arrow"), "wb") as sink:
+        table = pa.table({"a": [1.0], "wxyz": ["x"]})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    for name, media_type in (("1.parquet", PARQUET), ("1.arrow", ARROW)):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes().replace(b"wxyz", b"\xff\xfeyz"))
+        with pytest.raises(Invalid, match=r"'1\..*' has a column whose name is not valid UTF-8, .*yz"):
+            reading.open_dataset(str(path), media_type)
+
+
 def test_the_types_of_features_are_checked_in_every_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1.0], "b": ["x"]}), tmp_path / "1.parquet")
     pq.write_table(pa.table({"a": ["x"], "b": [1.0]}), tmp_path / "2.parquet")

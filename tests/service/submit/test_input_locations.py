@@ -103,6 +103,7 @@ def test_a_root_may_be_a_link(root: Path) -> None:
         ("file://elsewhere/a.csv", "input cannot be read from file://elsewhere"),
         ("ftp:a.csv", "input cannot be read from ftp://"),
         ("http://[", "is not a valid URI"),
+        ("file:///data/%FF.csv", "is not valid UTF-8"),
         ("{}/a\0.csv", "cannot be resolved"),
         ("file://{}/a%00.csv", "cannot be resolved"),
         ("{}/circle", "circle"),
