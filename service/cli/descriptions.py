@@ -227,6 +227,8 @@ def failure_lines(record: Record) -> Iterator[str]:
         yield f"`trivium jobs errors {number}` lists the rows that failed and the reasons"
         return
     yield f"`trivium jobs show {number}` shows its partitions"
+    if "start a new job" in (record["error"] or ""):  # it cannot be continued
+        return
     yield f"`trivium jobs resume {number}` continues it"
     if record["state"] == "failed":
         yield "if the request or the input is wrong, correct it and start a new job"

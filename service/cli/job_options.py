@@ -63,19 +63,24 @@ def start_job(client: Client, data: str, media_type: str | None, request: Record
     path = Path(data)
     if not path.exists():
         raise BadParameter(f"{data}: no such file or directory")
-    refusal = "the server does not run on this machine"
+    is_outside_roots = False
     if client.is_local:
         try:
             return _post_job(client, request | {"input": {"uri": path.resolve().as_uri(), **type_field}})
         except ServerRefused as refused:
             fields = [error.get("field") for error in refused.problem.get("errors") or ()]
-            if "input.uri" not in fields or (path.is_dir() and "batch root" not in str(refused)):
+            is_outside_roots = "batch root" in str(refused)
+            if "input.uri" not in fields or (path.is_dir() and not is_outside_roots):
                 raise
-            refusal = str(refused)
     if path.is_dir():
+        remedy = (
+            "move it into one of them, or the operator adds its place there"
+            if is_outside_roots
+            else "pass the directory's URI on the server, file:///..."
+        )
         raise BadParameter(
             f"{data} is a directory, and only files can be uploaded. The server reads directories inside its "
-            f"TRIVIUM_BATCH_ROOTS: pass the directory's URI on the server, file:///... ({refusal})"
+            f"batch roots (TRIVIUM_BATCH_ROOTS): {remedy}"
         )
     media_type = media_type or _guess_media_type(path)
     uploaded = {"artifact": upload_file(client, path), "media_type": media_type}

@@ -222,6 +222,19 @@ def to_text(column: Any) -> Any:
     return pc.if_else(integral, integers.cast(pa.string()), column.cast(pa.string()))
 
 
+def describe_mismatch(error: Exception, names: Sequence[str], schema: Any, file: str) -> str:
+    """Return a message about a CSV cell that does not have its column's type in `schema`, with the remedy.
+
+    `names`: the columns of the file.
+    """
+    reason = describe_cell_error(error, names)
+    match = _CELL_ERROR.match(str(error))
+    name = names[int(match[1])] if match is not None and int(match[1]) < len(names) else None
+    if name in schema.names and is_explicit(schema.field(name)):
+        return f"{file!r}: {reason}; the request sets the type of the column: correct the cell or the type"
+    return f"{file!r} does not match its first rows: {reason}; {SET_DTYPE_HINT}"
+
+
 def describe_cell_error(error: Exception, names: Sequence[str]) -> str:
     """Return pyarrow's message about a CSV cell with the column's name instead of its number.
 

@@ -153,8 +153,7 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
         try:
             batch, malformed = _read_batch(data, header.names, types, schema.names, nulls=True)
         except pa.ArrowInvalid as error:
-            reason = column_types.describe_cell_error(error, header.names)
-            message = f"{name!r} does not match its first rows: {reason}; {column_types.SET_DTYPE_HINT}"
+            message = column_types.describe_mismatch(error, header.names, schema, name)
             raise invalid_input(message) from error
         for message in malformed.values():
             raise invalid_input(f"{name!r} cannot be read: {message}")

@@ -148,7 +148,8 @@ def read_records(stream: Any, size: int | None, form: RecordFormat, name: str) -
             yield block
         if len(rest) > MAX_RECORD_BYTES:
             message = f"a record of {name!r} is longer than {MAX_RECORD_BYTES >> 20} MB"
-            raise invalid_input(f"{message}; check for a quote that is never closed")
+            hint = "check for a quote that is never closed" if form.quotes else "write one object per line"
+            raise invalid_input(f"{message}; {hint}")
     if form.is_open(rest):
         raise invalid_input(
             f"{name!r} ends inside a quoted cell: the file is incomplete, or has an unpaired quote"

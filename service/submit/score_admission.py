@@ -79,7 +79,10 @@ class ScoreAdmission(JobAdmission):
         has_threshold = spec.get("error_threshold") is not None  # then the share of all rows decides
         if head.length and not len(head.rows) and not has_threshold:
             errors = [FieldError(f.message, instance=f.row, field=f.field) for f in head.faults]
-            message = f"none of the first {head.length} rows can be scored: {errors[0].message}"
+            message = (
+                f"none of the first {head.length} rows can be scored: {errors[0].message}; if later rows can "
+                "be, set error_threshold (--error-threshold), the share of rows that may fail"
+            )
             raise Invalid(message, errors)
         warnings = [f"row {f.row}: {f.message}" for f in head.faults]
         return HeadReport(list(dataset.columns), head.length, len(head.faults), warnings)

@@ -185,6 +185,17 @@ def test_the_message_about_a_cell_names_its_column() -> None:
     assert long == 'column "a": ' + "z" * 200
 
 
+def test_the_type_of_a_column_is_not_suggested_where_the_user_set_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n" + f"1,{'y' * 100}\n" * 11_000 + "x,y\n")
+    for dtypes, message in (
+        ({}, r"does not match its first rows: column \"a\": .*; set the column's type"),
+        ({"a": "float64"}, r"'a\.csv': column \"a\": .*'x'; the request sets the type of the column"),
+    ):
+        dataset = reading.open_dataset(str(tmp_path / "a.csv"), CSV, uniform=True, dtypes=dtypes)
+        with pytest.raises(Invalid, match=message):
+            list(reading.read_record_batches(dataset, reading.split(dataset)[0], ["a"]))
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.title)
 def test_the_table_of_types_decides_what_a_training_takes(tmp_path: Path, family: TypeFamily) -> None:
     for position, array in enumerate(SAMPLES[family.title]):
