@@ -2,9 +2,14 @@
 
 columns          the rule of one feature: the values it accepts, and the array they become
 json             JSON body -> Rows
-csv              CSV body -> Rows
+csv              CSV body -> Rows; csv_bulk does the same for large bodies
+arrow_types      the table of column types
 arrow            Arrow stream -> Rows, table of outputs -> Arrow stream
 answer_encoder   Outputs -> JSON, CSV, table
+tensors          tensors of the Open Inference Protocol -> Rows, Outputs -> tensors
+inference        bodies of the Open Inference Protocol over REST, JSON and binary
+scoring          bodies of MLflow's scoring server
+strict_json      the JSON of those two
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ from registry.signature import Signature
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.codec.columns import columns_of
 from service.runtime.codec.csv import decode_csv
+from service.runtime.codec.inference import AnswerForm, InferenceAnswer, InferenceCodec
 from service.runtime.codec.json import JsonRows
+from service.runtime.codec.scoring import ScoringCodec
 
 __all__ = ["MAX_INSTANCES", "Codec"]
 
@@ -34,6 +41,8 @@ class Codec:
         self.columns = columns_of(signature)
         self._json = JsonRows(self.columns, MAX_INSTANCES)
         self._answers = AnswerEncoder(signature)
+        self._inference = InferenceCodec(signature, self.columns, MAX_INSTANCES)
+        self._scoring = ScoringCodec(signature, self.columns, MAX_INSTANCES)
 
     def decode_json(self, body: bytes) -> Rows:
         """Decode `{"instances": [{feature: value, ...}, ...]}`. Repeated keys are rejected."""
@@ -62,3 +71,23 @@ class Codec:
         from service.runtime.codec.arrow import encode_arrow  # pyarrow: see service/startup.py
 
         return encode_arrow(self._answers.table(outputs))
+
+    def decode_inference(
+        self, body: bytes, json_bytes: int | None, name: str, version: int
+    ) -> tuple[Rows, AnswerForm]:
+        """Decode an Open Inference Protocol request; `json_bytes` of it are JSON, None: all."""
+        return self._inference.decode(body, json_bytes, name, version)
+
+    def encode_inference(
+        self, outputs: Outputs, form: AnswerForm, name: str, version: int, prediction_id: str
+    ) -> InferenceAnswer:
+        """Encode the answer in the form that the request wants."""
+        return self._inference.encode(outputs, form, name, version, prediction_id)
+
+    def decode_scoring(self, body: bytes) -> Rows:
+        """Decode a JSON body of MLflow's scoring server."""
+        return self._scoring.decode(body)
+
+    def encode_scoring(self, outputs: Outputs) -> bytes:
+        """Encode the answer of MLflow's scoring server: `{"predictions": [...]}`."""
+        return self._scoring.encode(outputs)
