@@ -18,7 +18,14 @@ TENSOR_DTYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
     "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
     "tensor(string)": np.object_,
 }
@@ -32,7 +39,7 @@ class OnnxRuntime:
     """Thread-safe. `bytes` estimates its memory.
 
     The graph has one input `[n, features]`, or one per feature with the feature's name, `[n]` or `[n, 1]`.
-    Its outputs have the names of the signature's.
+    Its outputs have the names of the signature's. A graph for one row at a time (`[1, n]`) runs row by row.
     """
 
     def __init__(self, path: Path, signature: Signature) -> None:
@@ -53,6 +60,7 @@ class OnnxRuntime:
             raise Unavailable(f"the ONNX graph has no output {missing[0]!r}")
         self._converters = [_output_converter(o) for o in signature.outputs]
         self._feed = _graph_feed(self._session.get_inputs(), signature)
+        self._row_by_row = any(i.shape and i.shape[0] == 1 for i in self._session.get_inputs())
 
     def close(self) -> None:
         """Do nothing: the session is freed with its last user."""
@@ -60,13 +68,24 @@ class OnnxRuntime:
     def run(self, rows: Rows) -> Outputs:
         """Raises `Invalid` when the graph rejects these rows."""
         try:
-            arrays = self._session.run(self._names, self._feed(rows))
+            feed = self._feed(rows)
+            arrays = (
+                self._run_each(feed, len(rows)) if self._row_by_row else self._session.run(self._names, feed)
+            )
         except Exception as error:
             raise Invalid(f"the model refuses these rows: {first_line(error)}") from error
         return {
             name: convert(array)
             for name, convert, array in zip(self._names, self._converters, arrays, strict=True)
         }
+
+    def _run_each(self, feed: dict[str, Array], count: int) -> list[Array]:
+        if not count:  # the shapes of the answers are those to any row
+            first = {n: np.zeros((1, *a.shape[1:]), a.dtype) for n, a in feed.items()}
+            return [a[:0] for a in self._session.run(self._names, first)]
+        rows = [{n: a[i : i + 1] for n, a in feed.items()} for i in range(count)]
+        answers = [self._session.run(self._names, row) for row in rows]
+        return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
 def _graph_feed(inputs: list[Any], signature: Signature) -> Feed:

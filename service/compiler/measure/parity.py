@@ -186,6 +186,10 @@ def run_checked(runtime: Any, rows: Rows) -> Outputs:
         answers: Outputs = runtime.run(rows)
     except Invalid as error:
         raise Refused(f"the graph fails on {len(rows)} rows: {error}") from error
-    if any(len(np.atleast_1d(a)) != len(rows) for a in answers.values()):
-        raise Refused("the graph does not return one answer per row")
+    for name, array in answers.items():
+        if (count := len(np.atleast_1d(array))) != len(rows):
+            raise Refused(
+                f"the graph does not return one answer per row: {count} of the output {name!r} to "
+                f"{len(rows)} rows"
+            )
     return answers

@@ -12,6 +12,14 @@ from registry.errors import Refused
 from registry.rows import Array
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+MIN_OPSET = 7
+"""The oldest operators that ONNX Runtime supports."""
+_RANDOM = frozenset(
+    {
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+        *("RandomUniform", "RandomUniformLike"),
+    }
+)
 
 
 def check(model: ModelProto) -> None:
@@ -20,21 +28,54 @@ def check(model: ModelProto) -> None:
     A graph that passes may still return meaningless answers: it has to run on rows as well.
     """
     if model.functions:
-        raise Refused("the graph defines functions of its own")
+        raise Refused(
+            "the graph defines functions of its own; replace them by their operators with "
+            "onnx.inliner.inline_local_functions"
+        )
     for graph in _graphs(model.graph):
         for tensor in _tensors(graph):
             if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-                raise Refused("the graph keeps data in other files")
+                raise Refused(
+                    "the graph keeps data in other files; save it as one file: load it beside them with "
+                    "onnx.load, and onnx.save(model, file, save_as_external_data=False)"
+                )
         for node in graph.node:
             if node.domain not in DOMAINS:
                 raise Refused(f"the graph uses {node.op_type} of the unknown domain {node.domain!r}")
+            _check_inference(node)
             if node.op_type.startswith("TreeEnsemble"):
                 _check_trees(node)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), MIN_OPSET)
+    if opset < MIN_OPSET:
+        raise Refused(
+            f"the graph uses the operators of opset {opset}; ONNX Runtime supports those from opset "
+            f"{MIN_OPSET} on: convert it with onnx.version_converter.convert_version(model, 13)"
+        )
+    if opset > (newest := onnx.defs.onnx_opset_version()):
+        raise Refused(
+            f"the graph uses the operators of opset {opset}; the newest known here is {newest}: export it with "
+            "an older opset"
+        )
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise Refused(f"the graph is not valid ONNX: {first}") from error
+
+
+def _check_inference(node: NodeProto) -> None:
+    """Raise `Refused` for operators that draw random numbers or take statistics from the rows of a call."""
+    if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
+        raise Refused(
+            f"the graph uses {node.op_type}, which draws random numbers: a row would get another answer each "
+            "time; export the model in inference mode"
+        )
+    training = any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type == "BatchNormalization" and training:
+        raise Refused(
+            "the graph has BatchNormalization in training mode, which takes the mean of all rows of a call; "
+            "export the model in inference mode"
+        )
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

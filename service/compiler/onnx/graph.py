@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -41,6 +43,32 @@ def name_values(model: ModelProto, signature: Signature, columns: bool) -> None:
     _name_outputs(graph, signature)
 
 
+def drop_weight_inputs(model: ModelProto) -> None:
+    """Remove the weights from the graph's inputs: IR 3 lists them there, as defaults that nobody sends."""
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    if len(inputs) == len(model.graph.input):
+        return
+    copies = [ValueInfoProto.FromString(i.SerializeToString()) for i in inputs]
+    del model.graph.input[:]
+    model.graph.input.extend(copies)
+    model.ir_version = max(model.ir_version, 4)  # the oldest in which weights need not be inputs
+
+
+def flatten_input(graph: GraphProto, shape: tuple[int, ...]) -> None:
+    """Give the one input [rows, *shape] the shape [rows, features], in C order."""
+    (source,) = graph.input
+    name, unflattened = source.name, f"{source.name}.unflattened"
+    _rename(graph, {name: unflattened})
+    source.name = name
+    dims = source.type.tensor_type.shape.dim
+    del dims[1:]
+    dims.add().dim_value = math.prod(shape)
+    target = f"{unflattened}.shape"
+    graph.initializer.append(numpy_helper.from_array(np.array([-1, *shape], dtype=np.int64), target))
+    graph.node.insert(0, helper.make_node("Reshape", [name, target], [unflattened], name=unflattened))
+
+
 def _name_outputs(graph: GraphProto, signature: Signature) -> None:
     sources = list(graph.output)
     if signature.task == "transform":
@@ -59,6 +87,11 @@ def _name_outputs(graph: GraphProto, signature: Signature) -> None:
         outputs.append(helper.make_tensor_value_info(output.name, dtype, [None] * len(output.shape)))
     del graph.output[:]
     graph.output.extend(outputs)
+
+
+def rename_output(graph: GraphProto, old: str, new: str) -> None:
+    """Rename an output that `name_values` has named."""
+    _rename(graph, {old: new})
 
 
 def _rename(graph: GraphProto, new_names: dict[str, str]) -> None:

@@ -2,11 +2,12 @@
 
 The graph's first output is the answer: a label (with probabilities [n, k] as the second output, or a ZipMap
 of them, which is removed), or numbers. `scores` next to a label are an outlier detector's [n, 1] or a
-clustering's.
+clustering's. An input of more dimensions is flattened: its features are its numbers in C order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,36 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from registry.errors import Refused
+from registry.errors import Refused, Unavailable
 from registry.rows import Outputs, Rows
 from registry.signature import DType, Input, Output, Scalar, Signature, Task
 from service.compiler.example import ExampleTable
-from service.compiler.measure import comparison_rows, parity
+from service.compiler.measure import comparison_rows, parity, row_independence
 from service.compiler.onnx import gate, graph
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import describe_input, example_rows
+from service.compiler.signature.integer_limits import INTEGER_LIMITS, limit_integers
 
 DTYPES: dict[int, DType] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float32",
     TensorProto.INT64: "int64",
     TensorProto.INT32: "int64",
+    TensorProto.INT16: "int64",
+    TensorProto.INT8: "int64",
+    TensorProto.UINT64: "int64",
+    TensorProto.UINT32: "int64",
+    TensorProto.UINT16: "int64",
+    TensorProto.UINT8: "int64",
     TensorProto.BOOL: "bool",
     TensorProto.STRING: "string",
 }
 LABEL_DTYPES = frozenset({"int64", "string", "bool"})
+MAX_FEATURES = 20_000
+"""Limit of the numbers per row, as of .tflite files."""
+TOLERANCE = 1e-4
+"""Between the answers to a row alone and among others: float32 sums, in blocks of other sizes."""
 
 
 class OnnxUpload:
@@ -48,6 +61,9 @@ class OnnxUpload:
         self.corrections = corrections
         classes = _remove_zipmap(self.model)
         gate.check(self.model)
+        if not self.model.graph.output:
+            raise Refused("the graph has no outputs, so it gives no answers")
+        graph.drop_weight_inputs(self.model)
         _put_label_first(self.model)
         self.classes = classes or _class_constant(self.model)
 
@@ -57,45 +73,107 @@ class OnnxUpload:
         """Write the graph to `out`; return its signature, the example's rows and the loaded runtime.
 
         `load` makes the serving runtime of a file and a signature. Raises `Refused` when the graph fails on
-        the example's rows or on random ones.
+        the example's rows or on random ones, or does not answer row by row. A graph that was exported for
+        one row, and works for one row only, runs one row at a time.
         """
-        inputs, columns = self._inputs()
+        original = ModelProto.FromString(self.model.SerializeToString())
+        try:
+            return self._try(out, load, None)
+        except Refused:
+            if not _is_for_one_row(original):
+                raise
+        self.model = original
+        self.warnings.append(
+            "the graph was exported for one row, and runs one row at a time; exported with an open number of "
+            "rows (dynamic axes), it is faster"
+        )
+        return self._try(out, load, 1)
+
+    def _try(
+        self, out: Path, load: Callable[[Path, Signature], Any], batch: int | None
+    ) -> tuple[Signature, Rows | None, Any]:
+        """`prepare` a graph that takes `batch` rows at a time; None: any number."""
+        inputs, columns = self._inputs(batch)
         rows = example_rows(inputs, self.sample) if self.sample is not None else None
         task = self.corrections.task or _task(self.model)
         declared = Signature(task, inputs, _declared_outputs(self.model, task))
         kinds = comparison_rows.rows_by_kind(None, declared, rows)
         plain = kinds["example"] if rows is not None else kinds["random"]
+        unserved = _unserved_outputs(self.model, task)
         graph.name_values(self.model, declared, columns)
         out.write_bytes(self.model.SerializeToString())
-        answered = parity.run_checked(load(out, declared), plain)
+        answered = self._answers(_loaded(load, out, declared), plain)
+        declared, answered = self._name_numbers(out, declared, answered)
         outputs = self.corrections.check_outputs(self._measured_outputs(declared, answered))
         signature = Signature(task, inputs, outputs)
-        runtime = load(out, signature)
-        for size in (1, 3):
-            parity.run_checked(runtime, plain.take(slice(0, size)))
+        runtime = _loaded(load, out, signature)
+        accepted = comparison_rows.accepted_rows(runtime.run, kinds)
+        row_independence.require_independent_rows(runtime.run, accepted, signature, "the graph", TOLERANCE)
+        if unserved:
+            names = ", ".join(map(repr, unserved))
+            self.warnings.append(f"outputs of the graph that are not served as {task}: {names}")
         return signature, rows, runtime
 
-    def _inputs(self) -> tuple[tuple[Input, ...], bool]:
-        """The features, and whether the graph has one input per feature."""
-        constants = {i.name for i in self.model.graph.initializer}
-        values = [i for i in self.model.graph.input if i.name not in constants]
-        dtypes = [_dtype(i) for i in values]
+    def _name_numbers(self, out: Path, declared: Signature, answered: Outputs) -> tuple[Signature, Outputs]:
+        """A regression's output is `value` or `values`, by the number of its answers to a row."""
+        (first, *_) = declared.outputs
+        if declared.task != "regression":
+            return declared, answered
+        numbers = answered[first.name]
+        name = "value" if numbers.size == len(numbers) else "values"
+        if name != first.name:
+            graph.rename_output(self.model.graph, first.name, name)
+            out.write_bytes(self.model.SerializeToString())
+        renamed = Output(name, first.dtype, (-1,) if name == "value" else (-1, -1))
+        return Signature(declared.task, declared.inputs, (renamed,)), {name: numbers}
+
+    def _answers(self, runtime: Any, rows: Rows) -> Outputs:
+        """Raises `Refused` when the graph fails on the rows."""
+        try:
+            return parity.run_checked(runtime, rows)
+        except Refused as error:
+            if self.sample is not None:
+                raise
+            raise Refused(
+                f"{error} (the rows are made up; publish it with an example of the rows that it takes)"
+            ) from error
+
+    def _inputs(self, batch: int | None) -> tuple[tuple[Input, ...], bool]:
+        """The features, and whether the graph has one input per feature. Sets the inputs' number of rows."""
+        values = list(self.model.graph.input)
+        if not values:
+            raise Refused("the graph has no inputs: it takes no rows of features")
         shapes = [i.type.tensor_type.shape.dim for i in values]
-        for shape in shapes:
-            if len(shape) not in (1, 2):
+        for value, shape in zip(values, shapes, strict=True):
+            _dtype(value)
+            if not len(shape):
                 raise Refused(
-                    f"the graph takes {len(shape)}-dimensional tensors; rows of features have 1 or 2"
+                    f"the input {value.name!r} takes {len(shape)}-dimensional tensors; its first dimension "
+                    "must be the rows"
                 )
             shape[0].Clear()
-            shape[0].dim_param = "N"
+            if batch is None:
+                shape[0].dim_param = "N"
+            else:
+                shape[0].dim_value = batch
+        if len(values) == 1 and len(shapes[0]) > 2:
+            graph.flatten_input(self.model.graph, _row_shape(values[0]))
+            shapes = [self.model.graph.input[0].type.tensor_type.shape.dim]
         if len(values) == 1 and len(shapes[0]) == 2:
             names = self._tensor_names(shapes[0][1].dim_value or None, values[0].name)
-            return tuple(self._input(n, dtypes[0]) for n in names), False
-        if any(len(shape) == 2 and shape[1].dim_value not in (0, 1) for shape in shapes):
-            raise Refused("the graph has several inputs, and one of them takes more than one column")
+            return tuple(self._input(n, values[0]) for n in names), False
+        if wide := [
+            v.name
+            for v, shape in zip(values, shapes, strict=True)
+            if len(shape) > 2 or (len(shape) == 2 and shape[1].dim_value not in (0, 1))
+        ]:
+            raise Refused(
+                f"the graph has several inputs, and one of them takes more than one column, {wide[0]!r}; "
+                "export it with one input for all columns, or one for each"
+            )
         names = [i.name for i in values]
         self.corrections.require_features(names)
-        return tuple(self._input(n, d) for n, d in zip(names, dtypes, strict=True)), True
+        return tuple(self._input(n, v) for n, v in zip(names, values, strict=True)), True
 
     def _tensor_names(self, width: int | None, input_name: str) -> list[str]:
         if self.sample is not None:
@@ -106,12 +184,15 @@ class OnnxUpload:
             raise Refused("the graph does not declare its number of features; publish it with an example")
         else:
             names = [input_name] if width == 1 else [f"x{i}" for i in range(width)]
+        if len(names) > MAX_FEATURES:
+            raise Refused(f"the graph takes {len(names)} numbers per row; the limit is {MAX_FEATURES}")
         if width is not None and len(names) != width:
             raise Refused(f"the graph takes {width} features, not {len(names)} ({', '.join(names[:10])})")
         self.corrections.require_features(names)
         return names
 
-    def _input(self, name: str, dtype: DType) -> Input:
+    def _input(self, name: str, value: ValueInfoProto) -> Input:
+        dtype = _dtype(value)
         if self.sample is not None and name not in self.sample.columns:
             raise Refused(f"the example lacks {name!r}, which the graph takes")
         feature = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
@@ -119,7 +200,7 @@ class OnnxUpload:
             raise Refused(f"the given dtype of {name!r} is {feature.dtype}; the graph takes {dtype}")
         if feature.nullable and dtype not in ("float32", "float64"):
             raise Refused(f"{name!r} has missing values, which a graph's {dtype} cannot hold")
-        return feature
+        return limit_integers(feature, INTEGER_LIMITS.get(_element_name(value)))
 
     def _measured_outputs(self, declared: Signature, answered: Outputs) -> tuple[Output, ...]:
         """The outputs with their classes and with the shapes of `answered`, the answers of a first run."""
@@ -127,6 +208,15 @@ class OnnxUpload:
         outputs = []
         for output in declared.outputs:
             shape = (-1, *answered[output.name].shape[1:])
+            if output.name == "value":
+                shape = (-1,)
+            elif output.name in ("values", "vector"):
+                shape = (-1, math.prod(shape[1:]))  # in C order
+            elif len(shape) > 2:
+                raise Refused(
+                    f"the graph returns {output.name} of the shape {list(shape[1:])} for a row; expected are "
+                    "a label and the probabilities of its classes"
+                )
             classes: tuple[Scalar, ...] | None = None
             if declared.task == "classification":
                 classes = corrected.get("label") or corrected.get("probabilities") or self.classes
@@ -196,8 +286,47 @@ def _node_classes(node: NodeProto) -> tuple[Scalar, ...] | None:
 def _dtype(value: ValueInfoProto) -> DType:
     element = value.type.tensor_type.elem_type
     if element not in DTYPES:
-        raise Refused(f"{value.name!r} has an element type that neither features nor answers can have")
+        kind = value.type.WhichOneof("value") or "no type"
+        held = _element_name(value) if kind == "tensor_type" else f"a {kind.removesuffix('_type')}"
+        raise Refused(
+            f"{value.name!r} has an element type that neither features nor answers can have, {held}; cast it "
+            "to a number, or to a tensor of them"
+        )
     return DTYPES[element]
+
+
+def _element_name(value: ValueInfoProto) -> str:
+    """uint8, float16, ..."""
+    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
+
+
+def _row_shape(value: ValueInfoProto) -> tuple[int, ...]:
+    """The dimensions after the rows. Raises `Refused` when one is open."""
+    dims = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)[1:]
+    if not all(dims):
+        shown = ["N", *(d or "open" for d in dims)]
+        raise Refused(f"the input {value.name!r} has the open shape {shown}; export it with every dimension")
+    return dims
+
+
+def _is_for_one_row(model: ModelProto) -> bool:
+    """The first dimension of every input is 1, as of an export from one example row."""
+    shapes = [i.type.tensor_type.shape.dim for i in model.graph.input]
+    return bool(shapes) and all(len(shape) and shape[0].dim_value == 1 for shape in shapes)
+
+
+def _unserved_outputs(model: ModelProto, task: Task) -> list[str]:
+    """The names of outputs that the task does not answer, except a clustering's distances."""
+    served = {"classification": 2, "outlier": 2, "clustering": 2, "regression": 1}
+    names = [o.name for o in model.graph.output]
+    return names[:-1] if task == "transform" else names[served[task] :]
+
+
+def _loaded(load: Callable[[Path, Signature], Any], path: Path, signature: Signature) -> Any:
+    try:
+        return load(path, signature)
+    except Unavailable as error:
+        raise Refused(str(error)) from error
 
 
 def _put_label_first(model: ModelProto) -> None:
@@ -235,6 +364,4 @@ def _declared_outputs(model: ModelProto, task: Task) -> tuple[Output, ...]:
         return (Output("label", "int64", (-1,)), Output("score", _dtype(values[1]), (-1,)))
     if task == "transform":
         return (Output("vector", _dtype(values[-1]), (-1, -1)),)
-    shape = values[0].type.tensor_type.shape.dim
-    several = len(shape) == 2 and shape[1].dim_value > 1
-    return (Output("values", first, (-1, -1)) if several else Output("value", first, (-1,)),)
+    return (Output("value", first, (-1, -1)),)

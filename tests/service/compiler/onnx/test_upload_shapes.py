@@ -98,16 +98,33 @@ def test_several_inputs_of_more_columns_are_refused(tmp_path: Path, shapes: Any)
         prepared(tmp_path, columns(tmp_path, *shapes))
 
 
-@pytest.mark.parametrize("shape", [(), (None, 2, 1)])
-def test_inputs_have_one_or_two_dimensions(tmp_path: Path, shape: tuple[Any, ...]) -> None:
-    path = saved(
-        tmp_path,
-        [helper.make_node("Neg", ["x"], ["y"])],
-        [value("x", FLOAT, *shape)],
-        [value("y", FLOAT, *shape)],
-    )
-    with pytest.raises(Refused, match=f"takes {len(shape)}-dimensional tensors"):
-        prepared(tmp_path, path)
+def negated(folder: Path, shape: tuple[Any, ...], answers: tuple[Any, ...] | None = None) -> Path:
+    answer = value("y", FLOAT, *(shape if answers is None else answers))
+    return saved(folder, [helper.make_node("Neg", ["x"], ["y"])], [value("x", FLOAT, *shape)], [answer])
+
+
+def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        Refused, match="'x' takes 0-dimensional tensors; its first dimension must be the rows"
+    ):
+        prepared(tmp_path, negated(tmp_path, ()))
+
+
+def test_more_dimensions_are_flattened_in_c_order(tmp_path: Path) -> None:
+    signature, answered = prepared(tmp_path, negated(tmp_path, (None, 2, 1, 3)))
+    assert features(signature) == [f"x{i}" for i in range(6)]
+    assert answered["values"].tolist() == (-np.arange(12.0).reshape(2, 6)).tolist()
+
+
+def test_an_open_dimension_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"'x' has the open shape \['N', 2, 'open'\]"):
+        prepared(tmp_path, negated(tmp_path, (None, 2, None)))
+
+
+def test_the_number_of_answers_is_measured_where_the_graph_does_not_declare_it(tmp_path: Path) -> None:
+    for width, name in ((1, "value"), (3, "values")):
+        (output,) = prepared(tmp_path, negated(tmp_path, (None, width), (None, None)))[0].outputs
+        assert output.name == name
 
 
 @pytest.mark.parametrize(("width", "name"), [(1, "value"), (2, "values")])
