@@ -53,8 +53,8 @@ def check(model: ModelProto) -> None:
         )
     if opset > (newest := onnx.defs.onnx_opset_version()):
         raise Refused(
-            f"the graph uses the operators of opset {opset}; the newest known here is {newest}: export it with "
-            "an older opset"
+            f"the graph uses the operators of opset {opset}; the newest known here is {newest}: export it "
+            "with an older opset"
         )
     try:
         onnx.checker.check_model(model)

@@ -104,7 +104,7 @@ def test_random_numbers_are_refused_by_the_name_of_the_operator(tmp_path: Path, 
 def test_batch_normalization_in_training_mode_is_refused(tmp_path: Path) -> None:
     names = ["scale", "bias", "mean", "var"]
     node = helper.make_node("BatchNormalization", ["x", *names], ["y", "m", "v"], training_mode=1)
-    constants = {name: np.ones(3, np.float32) for name in names}
+    constants: dict[str, Any] = {name: np.ones(3, np.float32) for name in names}
     model = graph([node], [value("x", FLOAT, None, 3)], [value("y", FLOAT, None, 3)], **constants)
     assert "BatchNormalization in training mode" in reason(tmp_path, model)
 
