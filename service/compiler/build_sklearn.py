@@ -10,13 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sklearn.decomposition import NMF, MiniBatchNMF
+
 from registry.build_messages import BuildRequest, BuildResult
+from registry.errors import Refused
 from registry.rows import Rows
 from service.compiler import lineage, safeload
-from service.compiler.measure import comparison_rows, parity, tree_thresholds
+from service.compiler.measure import comparison_rows, parity, row_independence, tree_thresholds
 from service.compiler.onnx import candidates
 from service.compiler.onnx.candidates import CandidateChoice, CandidateTrial
 from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
+from service.compiler.signature import composites
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
 from service.compiler.signature.estimator import EstimatorRuntime
@@ -24,6 +28,10 @@ from service.compiler.trees.forest_table import build_forest_table
 from service.runtime.onnx_runtime import OnnxRuntime
 
 SERVABLE = "model.onnx"
+SAMPLED_KINDS = ("example", "random")
+"""Rows on which the estimator's answers are compared with those to each row alone."""
+NMF_TYPES = (NMF, MiniBatchNMF)
+"""They solve for all rows of a call together, and stop early for their sum."""
 NOT_CONVERTED = CandidateChoice(None, "converting it was not tried")
 THRESHOLDS_NOT_COMPARED = (
     "thresholds were not tried: the trees split no column that comes from a numeric feature"
@@ -51,6 +59,8 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
         with report.step("reference"):
             return parity.reference(runtime.run, kinds())
 
+    with report.step("rows"):
+        _require_independent_rows(runtime, kinds())
     choice = NOT_CONVERTED
     with report.step("compile"):
         if request.convert:
@@ -85,6 +95,23 @@ def _load(request: BuildRequest, report: BuildReport) -> Any:
     if (warning := lineage.version_warning(made_by)) is not None:
         report.warnings.append(warning)
     return model
+
+
+def _require_independent_rows(runtime: EstimatorRuntime, kinds: dict[str, Rows]) -> None:
+    """Raise `Refused` when the estimator's answer to a row depends on other rows, chance or earlier calls."""
+    few = {k: row_independence.sample(v, runtime.signature) for k, v in kinds.items() if k in SAMPLED_KINDS}
+    blocks = parity.reference(runtime.run, few)
+    if not blocks:
+        return
+    rows = comparison_rows.concatenated([block.rows for block in blocks])
+    dependence = row_independence.find_dependence(runtime.run, rows, runtime.signature)
+    if dependence is not None:
+        inside = (visit.estimator for visit in composites.walk(runtime.model))
+        solvers = [estimator for estimator in inside if isinstance(estimator, NMF_TYPES)]
+        hint = (
+            f"; fit {type(solvers[0]).__name__} with a smaller tol and a larger max_iter" if solvers else ""
+        )
+        raise Refused(f"{type(runtime.model).__name__} {dependence.reason}{hint}")
 
 
 def _parity_entry(chosen: CandidateTrial, model: Any) -> dict[str, Any]:

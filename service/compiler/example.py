@@ -230,7 +230,8 @@ def require_exact_in_float64(name: str, column: pa.Array) -> None:
     if len(beyond):
         raise Refused(
             f"the example's column {show(name)} holds {beyond[0]}: the model receives float64, which "
-            f"represents integers exactly only up to {MAX_SAFE_INTEGER}; fit the model on strings in this column"
+            f"represents integers exactly only up to {MAX_SAFE_INTEGER}; fit the model on strings in this "
+            "column"
         )
 
 

@@ -33,6 +33,12 @@ _REASONS: dict[DependenceKind, str] = {
     "alone": "answers a row differently when it is sent alone: the answer is calculated from all rows of a "
     "call, for instance from their mean",
 }
+_FAILS: dict[DependenceKind, str] = {
+    "twice": "fails when the same rows are sent again",
+    "order": "fails when its rows are sent in another order, each twice",
+    "alone": "fails when one of its rows is sent alone",
+}
+_NEED = "rows are served in blocks of any size, so each needs an answer of its own"
 
 
 @dataclass(frozen=True)
@@ -46,19 +52,14 @@ class RowDependence:
     difference: float = 0.0  # the largest one of numbers, as `ParityFigures.largest_difference`
     error: str | None = None
 
-    def describe(self) -> str:
-        """Complete the sentence "the model ..."."""
+    @property
+    def reason(self) -> str:
+        """Completes the sentence "the model ..."."""
         if self.error is not None:
-            return f"{_FAILS[self.kind]}, although it answers them together ({self.error})"
+            return f"{_FAILS[self.kind]}, although it answers them together ({self.error}); {_NEED}"
         by = f" by up to {self.difference:.2g}" if self.difference else ""
-        return f"{_REASONS[self.kind]} ({self.output} differs{by} in {self.rows} of {self.compared} rows)"
-
-
-_FAILS: dict[DependenceKind, str] = {
-    "twice": "fails when the same rows are sent again",
-    "order": "fails when its rows are sent in another order, each twice",
-    "alone": "fails when one of its rows is sent alone",
-}
+        figures = f"{self.output} differs{by} in {self.rows} of {self.compared} rows"
+        return f"{_REASONS[self.kind]} ({figures}); {_NEED}"
 
 
 def require_independent_rows(
@@ -67,10 +68,7 @@ def require_independent_rows(
     """Raise `Refused` when `find_dependence` reports one. `subject` starts the sentence: "the model"."""
     dependence = find_dependence(answer, rows, signature, tolerance)
     if dependence is not None:
-        raise Refused(
-            f"{subject} {dependence.describe()}; rows are served in blocks of any size, so each needs an "
-            "answer of its own"
-        )
+        raise Refused(f"{subject} {dependence.reason}")
 
 
 def find_dependence(
@@ -82,23 +80,23 @@ def find_dependence(
     within the tolerance; numbers must be within it, as in `parity.compare`. Float rounding
     between blocks of different sizes is no dependence.
     """
-    sample = _sample(rows, signature)
-    if not len(sample):
+    compared = sample(rows, signature)
+    if not len(compared):
         return None
-    first = answer(sample)
-    everything = np.arange(len(sample))
+    first = answer(compared)
+    everything = np.arange(len(compared))
     twice_shuffled = np.random.default_rng(0).permutation(np.tile(everything, 2))
     trials: list[tuple[DependenceKind, Array]] = [("twice", everything), ("order", twice_shuffled)]
-    singles = np.unique(np.linspace(0, len(sample) - 1, SINGLE_ROWS).astype(int))
-    comparison = _Comparison(answer, sample, first, signature, tolerance)
+    singles = np.unique(np.linspace(0, len(compared) - 1, SINGLE_ROWS).astype(int))
+    comparison = _Comparison(answer, compared, first, signature, tolerance)
     for kind, index in trials:
         if (found := comparison.run(kind, [index])) is not None:
             return found
     return comparison.run("alone", [np.array([i]) for i in singles.tolist()])
 
 
-def _sample(rows: Rows, signature: Signature) -> Rows:
-    """Rows from all parts of `rows`."""
+def sample(rows: Rows, signature: Signature) -> Rows:
+    """Rows from all parts of `rows`: as many as the check compares."""
     width = sum(math.prod(o.shape[1:]) for o in signature.outputs)
     count = min(len(rows), MAX_ROWS, max(2, MAX_NUMBERS // max(width, 1)))
     return rows.take(np.unique(np.linspace(0, len(rows) - 1, count).astype(int))) if count else rows
@@ -152,20 +150,31 @@ def _differing_rows(expected: Array, actual: Array) -> int:
 
 
 def _with_ties(expected: Outputs, actual: Outputs, tolerance: float, scales: dict[str, float]) -> Outputs:
-    """`actual` with the expected labels where the two best probabilities, or the score and 0, are equal."""
+    """`actual` with the expected labels where rounding decides between them.
+
+    There, the two best probabilities are equal within the tolerance, or the score is 0, and they differ at
+    all from the expected ones: labels that differ while the numbers are the same come from elsewhere.
+    """
     result = dict(actual)
     for name, labels in expected.items():
         target, _, last = name.rpartition(".")
         prefix = f"{target}." if target else ""
         if last != "label" or labels.shape != actual[name].shape:
             continue
-        if (probabilities := expected.get(f"{prefix}probabilities")) is not None:
-            best = np.sort(probabilities.astype(np.float64), axis=1)
-            tied = best[:, -1] - best[:, -2] <= 2 * tolerance if best.shape[1] > 1 else None
-        elif (score := expected.get(f"{prefix}score")) is not None:
-            tied = np.abs(score) <= tolerance * max(1.0, float(np.max(scales[f"{prefix}score"])))
-        else:
-            tied = None
-        if tied is not None:
-            result[name] = np.where(tied, labels, actual[name])
+        for decisive in (f"{prefix}probabilities", f"{prefix}score"):
+            if decisive not in expected or expected[decisive].shape != actual[decisive].shape:
+                continue
+            numbers = expected[decisive].astype(np.float64).reshape(len(labels), -1)
+            rounded = (numbers != actual[decisive].reshape(len(labels), -1)).any(axis=1)
+            tied = _is_tied(numbers, tolerance, float(np.max(scales[decisive])))
+            result[name] = np.where(rounded & tied, labels, actual[name])
     return result
+
+
+def _is_tied(numbers: Array, tolerance: float, scale: float) -> Array:
+    """[n] for [n, classes] probabilities, or for [n, 1] scores, whose sign is the label."""
+    if numbers.shape[1] == 1:
+        tied: Array = np.abs(numbers[:, 0]) <= tolerance * max(1.0, scale)
+        return tied
+    best = np.sort(numbers, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2] <= 2 * tolerance)

@@ -52,7 +52,8 @@ def _answer(model: Any, task: Task, rows: Any) -> Outputs:
         score = _dense(model.decision_function(rows)).reshape(-1)
         return {"label": _dense(model.predict(rows)).reshape(-1), "score": score}
     vector = _dense(model.transform(rows))
-    return {"vector": vector.reshape(-1, 1) if vector.ndim == 1 else vector}
+    # SparsePCA returns a 1-D array for a single row, other transformers for a single column.
+    return {"vector": vector.reshape(len(rows), -1) if vector.ndim == 1 else vector}
 
 
 def _classification(model: Any, rows: Any) -> Outputs:

@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.cluster import DBSCAN
+from sklearn.datasets import load_iris
+from sklearn.decomposition import NMF
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import LocalOutlierFactor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, scale
 
 from tests.service.compiler.helpers import build_file, build_model
 
@@ -164,3 +169,25 @@ def test_a_pickle_of_another_scikit_learn_is_served_with_a_warning(tmp_path: Pat
     assert built.lineage["made_by"]["scikit-learn"] == {"version": other_version.decode(), "said_by": "file"}
     assert built.lineage["built_by"]["scikit-learn"] == sklearn.__version__
     assert any(other_version.decode() in w for w in built.report["warnings"])
+
+
+def test_a_model_that_centres_each_block_of_rows_is_rejected(tmp_path: Path) -> None:
+    model = make_pipeline(FunctionTransformer(scale), LogisticRegression()).fit(FRAME, LABELS)
+    text = reason(tmp_path, model, FRAME)
+    assert "Pipeline answers a row differently when it is sent alone" in text
+    assert "each needs an answer of its own" in text
+    (tmp_path / "without").mkdir()
+    assert "when it is sent alone" in reason(tmp_path / "without", model, None)
+
+
+def test_a_model_that_answers_by_chance_is_rejected(tmp_path: Path) -> None:
+    model = DummyClassifier(strategy="uniform").fit(FRAME, LABELS)
+    assert "DummyClassifier answers the same rows differently" in reason(tmp_path, model, FRAME)
+
+
+def test_a_factorization_that_stops_early_for_all_rows_together_is_rejected_with_a_remedy(
+    tmp_path: Path,
+) -> None:
+    rows = load_iris(as_frame=True).data
+    model = NMF(max_iter=500, random_state=0).fit(rows)
+    assert "fit NMF with a smaller tol and a larger max_iter" in reason(tmp_path, model, rows)

@@ -110,3 +110,13 @@ def test_labels_that_flip_without_a_tie_are_a_dependence() -> None:
         }
 
     assert kind(by_size, CLASSES) == "alone"
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_labels_drawn_by_chance_are_a_dependence_though_their_probabilities_tie(seeded: bool) -> None:
+    def guess(rows: Rows) -> Outputs:
+        random = np.random.default_rng(0 if seeded else None)
+        labels = np.array(["a", "b"], dtype=object)[random.integers(0, 2, len(rows))]
+        return {"label": labels, "probabilities": np.full((len(rows), 2), 0.5)}
+
+    assert kind(guess, CLASSES) == ("order" if seeded else "twice")
