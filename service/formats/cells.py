@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 
 from registry.errors import FieldError
 from registry.rows import Array, Rows
-from registry.signature import MAX_SAFE_INTEGER
 from registry.text_tables import MISSING_WORDS
 from service.formats.dataset import Block, invalid_input
-from service.runtime.codec.arrow import arrow_value, check_type, convert_numbers
-from service.runtime.codec.arrow_types import decode, is_number, plain_type, positions_and_values
+from service.runtime.codec.arrow import arrow_value, check_type, convert_distinct, convert_numbers
+from service.runtime.codec.arrow_types import decode, is_number, plain_type
 from service.runtime.codec.columns import Column, Faults, ValueRejected, rows_of, show
 from service.runtime.codec.csv import csv_value
+from service.runtime.codec.csv_bulk import is_exact, parse_numbers
 
 ReadCell = Callable[[Any, Column], Any]
 """Returns the value that a cell represents: `arrow_value`, or `csv_value` for text (bytes or strings)."""
@@ -33,7 +33,6 @@ CellFaults = dict[int, list[FieldError]]
 MIN_HALVED = 16  # cells; shorter ranges are checked cell by cell
 PLACEHOLDERS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": 0, "float32": 0}
 _MISSING = pa.array([word.encode() for word in MISSING_WORDS], pa.binary())
-EXACT_LIMIT = float(MAX_SAFE_INTEGER + 1)  # from here on float64 does not represent every integer
 
 
 class CheckedRows(NamedTuple):
@@ -62,7 +61,7 @@ def accept_parsed_csv(columns: Sequence[Column], batch: Any) -> CheckedRows | No
         checked = None if np.isinf(matrix).any() else _check_matrix(columns, batch, matrix, csv_value)
     else:
         for column, data in zip(columns, batch.columns, strict=True):
-            if is_number(data.type) and not _is_exact(column, data.to_numpy(zero_copy_only=False)):
+            if is_number(data.type) and not is_exact(column, data.to_numpy(zero_copy_only=False)):
                 return None
         checked = check_batch(columns, batch, csv_value)
     return None if checked is None or checked.faults else checked
@@ -184,8 +183,8 @@ def _convert(column: Column, data: Any, read_cell: ReadCell) -> Array | None:
     if text is None:
         return None
     if read_cell is csv_value and column.dtype not in ("string", "bool"):
-        return _parse_numbers(column, text)
-    return _convert_distinct(column, text, read_cell)
+        return parse_numbers(column, text)
+    return convert_distinct(column, text, read_cell)
 
 
 def _decode(data: Any) -> Any:
@@ -196,60 +195,6 @@ def _decode(data: Any) -> Any:
         return data.cast(pa.string())
     except pa.ArrowInvalid:
         return None
-
-
-def _parse_numbers(column: Column, text: Any) -> Array | None:
-    text = pc.ascii_trim(text, characters=" \t")
-    try:
-        numbers = pc.if_else(pc.is_in(text, value_set=_MISSING.cast(pa.string())), None, text).cast(
-            pa.float64()
-        )
-    except pa.ArrowInvalid:
-        return None
-    array = numbers.to_numpy(zero_copy_only=False)
-    if not _is_exact(column, array) or (
-        np.isnan(array).sum() > numbers.null_count and _has_nan_payload(text)
-    ):
-        return None
-    return column.numbers(array)
-
-
-def _is_exact(column: Column, array: Array) -> bool:
-    """Whether numbers that Arrow parsed are the values that `csv_value` returns for the same text.
-
-    Infinity may represent a number too large for a float, and large integers may need all of their digits.
-    """
-    if np.isinf(array).any():
-        return False
-    return column.dtype != "int64" or not (np.abs(array) >= EXACT_LIMIT).any()
-
-
-def _has_nan_payload(text: Any) -> bool:
-    return bool(pc.any(pc.match_substring(text, "(")).as_py())  # Arrow parses nan(...) as a number
-
-
-def _convert_distinct(column: Column, data: Any, read_cell: ReadCell) -> Array | None:
-    """Check each distinct value once. None if one is invalid."""
-    positions, distinct = _distinct_values(data)
-    cells = [*distinct.to_pylist(), None]
-    try:
-        if not positions.null_count:
-            cells.pop()
-        values = column.array([column.check(read_cell(cell, column)) for cell in cells])
-    except ValueRejected:
-        return None
-    index: Array = positions.fill_null(len(cells) - 1).to_numpy()
-    return np.asarray(values[index])
-
-
-def _distinct_values(data: Any) -> tuple[Any, Any]:
-    """Return the position of each row's value among the distinct values, and those. Null has no position."""
-    if not (pa.types.is_dictionary(data.type) or pa.types.is_run_end_encoded(data.type)):
-        encoded = decode(data).dictionary_encode()
-        return encoded.indices, encoded.dictionary
-    positions, values = positions_and_values(data)
-    used = positions.unique().drop_null()  # a dictionary may contain values that no row has
-    return pc.index_in(positions, value_set=used), decode(values).take(used)
 
 
 def _check_cells(

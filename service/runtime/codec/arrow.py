@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -30,7 +30,15 @@ from service.runtime.codec.arrow_types import (
     plain_type,
     positions_and_values,
 )
-from service.runtime.codec.columns import Column, Faults, check_names, read_column, rows_or_raise, show
+from service.runtime.codec.columns import (
+    Column,
+    Faults,
+    ValueRejected,
+    check_names,
+    read_column,
+    rows_or_raise,
+    show,
+)
 
 startup.import_pyarrow()
 
@@ -163,6 +171,30 @@ def convert_numbers(column: Column, data: Any) -> Array | None:
         else:
             data = decimals_to_float64(data)
     return column.numbers(data.to_numpy(zero_copy_only=False))
+
+
+def convert_distinct(column: Column, data: Any, read_cell: Callable[[Any, Column], Any]) -> Array | None:
+    """Convert a column, checking each distinct value once. None if one is invalid."""
+    positions, distinct = _distinct_values(data)
+    cells = [*distinct.to_pylist(), None]
+    try:
+        if not positions.null_count:
+            cells.pop()
+        values = column.array([column.check(read_cell(cell, column)) for cell in cells])
+    except ValueRejected:
+        return None
+    index: Array = positions.fill_null(len(cells) - 1).to_numpy()
+    return np.asarray(values[index])
+
+
+def _distinct_values(data: Any) -> tuple[Any, Any]:
+    """Return the position of each row's value among the distinct values, and those. Null has no position."""
+    if not _is_encoded(data.type):
+        encoded = decode(data).dictionary_encode()
+        return encoded.indices, encoded.dictionary
+    positions, values = positions_and_values(data)
+    used = positions.unique().drop_null()  # a dictionary may contain values that no row has
+    return pc.index_in(positions, value_set=used), decode(values).take(used)
 
 
 def _text_bytes(array: Any) -> int:

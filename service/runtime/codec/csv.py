@@ -25,19 +25,31 @@ from service.runtime.codec.columns import Column, Faults, check_names, read_colu
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
+BULK_BYTES = 64 * 1024
+"""Larger bodies are decoded with Arrow."""
+MAX_CELL = csv.field_size_limit()  # characters in a cell: the limit of Python's parser
 _MISSING = frozenset(MISSING_WORDS)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
     """Return 1 to `max_rows` rows. Raises `Invalid` with every fault."""
+    if len(body) >= BULK_BYTES:
+        from service.runtime.codec.csv_bulk import decode_bulk  # pyarrow: see service/startup.py
+
+        if (rows := decode_bulk(body, columns, max_rows)) is not None:
+            return rows
+    return decode_cells(body, columns, max_rows)
+
+
+def decode_cells(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
+    """Decode cell by cell, which is the definition of CSV."""
     header, cells = _read(body, max_rows)
     faults = Faults()
     check_names(header, columns, faults)
     for index, row in enumerate(cells):
         if len(row) != len(header):
-            message = f"the row has {len(row)} cells, the header has {len(header)}"
-            faults.add(message, index, None, f"{len(header)} cells")
+            width_fault(faults, index, len(row), len(header))
     faults.raise_any()
     texts_by_name = dict(zip(header, zip(*cells, strict=True), strict=True))
     arrays = []
@@ -46,6 +58,15 @@ def decode_csv(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows:
         array = _convert_column(column, texts)
         arrays.append(read_column(column, texts, csv_value, faults) if array is None else array)
     return rows_or_raise(columns, arrays, len(cells), faults)
+
+
+def width_fault(faults: Faults, row: int, width: int, expected: int) -> None:
+    message = f"the row has {width} cells, the header has {expected}"
+    faults.add(message, row, None, f"{expected} cells")
+
+
+def row_limit_message(max_rows: int) -> str:
+    return f"there are more than {max_rows} rows; send the rest in other calls"
 
 
 def _read(body: bytes, max_rows: int) -> tuple[list[str], list[list[str]]]:
@@ -64,8 +85,7 @@ def _read(body: bytes, max_rows: int) -> tuple[list[str], list[list[str]]]:
                 lines.append(line)
             # The second bound: a body of line ends alone would take seconds.
             if len(lines) > max_rows + 1 or count > 2 * max_rows + 2:
-                message = f"there are more than {max_rows} rows; send the rest in other calls"
-                raise invalid_field("instances", message)
+                raise invalid_field("instances", row_limit_message(max_rows))
     except csv.Error as error:
         raise invalid_field(None, f"the CSV cannot be read: {error} (line {reader.line_num})") from error
     if len(lines) < 2:

@@ -15,6 +15,7 @@ from service.formats.cells import MIN_HALVED, CellFaults, CheckedRows, check_bat
 from service.runtime.codec.arrow import arrow_value
 from service.runtime.codec.columns import FLOAT32_MAX, INT64_MAX, Column, rows_of
 from service.runtime.codec.csv import csv_value
+from service.runtime.codec.csv_bulk import is_exact
 from tests.service.formats.read_all import COLOUR, FLAG, WORD_COLUMN, A, B
 
 WIDE = Column(Input("n", "int64"))
@@ -163,9 +164,9 @@ def test_integers_of_sixteen_digits_and_more_are_read_as_text(number: float) -> 
     """From 2**53 on the float may stand for a neighbouring integer."""
     beside = pa.record_batch([pa.array([number]), pa.array([b"w"])], names=["n", "word"])
     assert cells.accept_parsed_csv([WIDE, WORD_COLUMN], beside) is None
-    assert not cells._is_exact(WIDE, np.array([number]))
-    assert cells._is_exact(A, np.array([number]))
-    assert cells._is_exact(WIDE, np.array([2.0**53 - 1, 1 - 2.0**53]))
+    assert not is_exact(WIDE, np.array([number]))
+    assert is_exact(A, np.array([number]))
+    assert is_exact(WIDE, np.array([2.0**53 - 1, 1 - 2.0**53]))
 
 
 def test_wide_integers_in_csv_keep_every_digit() -> None:
