@@ -128,11 +128,11 @@ def enqueue(
     return row.id
 
 
-def enqueue_once(session: Session, kind: str, subject: str, *, max_attempts: int) -> int:
+def enqueue_once(session: Session, kind: str, subject: str, *, max_attempts: int, priority: int = 0) -> int:
     """Return the id of the subject's queued or running task, or enqueue a new one."""
     is_open = and_(TaskRow.kind == kind, TaskRow.state.in_((QUEUED, RUNNING)))
     open_id = session.scalar(select(TaskRow.id).where(is_open, TaskRow.subject == subject).limit(1))
-    return open_id or enqueue(session, kind, subject, max_attempts=max_attempts)
+    return open_id or enqueue(session, kind, subject, max_attempts=max_attempts, priority=priority)
 
 
 def claim(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from registry import db
+from registry import db, verification
 from registry.artifacts import Store
+from registry.errors import Conflict, NotFound
 from registry.vocabulary import READY
 from service import telemetry
 from service.builds.forkserver import ForkServer
@@ -22,6 +24,7 @@ from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.edge.tuf_signing import TufSigning
 from service.online.hotpath import HotPath
+from service.runtime import libraries
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
 from service.web import health
@@ -120,6 +123,7 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
         asyncio.create_task(_keep_pool_current(services, pool_event)),
         asyncio.create_task(TufSigning(services).run(signing_event)),
         asyncio.create_task(_maintain(services)),
+        asyncio.create_task(_verify_outdated(services)),
     ]
     try:
         yield
@@ -149,10 +153,31 @@ async def _keep_pool_current(services: Services, changed: asyncio.Event) -> None
         await changed.wait()
         changed.clear()
         state = services.snapshot.state
-        services.pool.keep_only(
-            {v.id for m in state.models.values() for v in m.versions.values() if v.state == READY}
-        )
-        await services.pool.warm([v.id for v in services.snapshot.champions()])
+        versions = [v for m in state.models.values() for v in m.versions.values()]
+        services.pool.keep_only({v.id: v.fallback for v in versions if v.state == READY})
+        await services.pool.warm([v.id for v in services.snapshot.champions() if v.fallback != "none"])
+
+
+async def _verify_outdated(services: Services) -> None:
+    """Check the versions in use that were measured with other library versions than the installed ones."""
+    try:
+        count = await asyncio.to_thread(_request_checks, services)
+    except (SQLAlchemyError, sqlite3.Error) as error:  # the next start, or the next load, requests them
+        log.warning("verification.not_requested", error=str(error))
+        return
+    if count:
+        log.info("verification.requested", versions=count)
+        services.supervisor.wake()
+
+
+def _request_checks(services: Services) -> int:
+    """Request the checks and return their number. One transaction each: others write meanwhile."""
+    with db.reading(services.sessions) as session:
+        outdated = verification.outdated(session, lambda recorded: bool(libraries.changed(recorded)))
+    for version_id in outdated:
+        with contextlib.suppress(NotFound, Conflict), services.sessions.begin() as session:
+            verification.request(session, version_id)
+    return len(outdated)
 
 
 async def _maintain(services: Services) -> None:

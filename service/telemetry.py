@@ -49,6 +49,13 @@ EXPORT_SECONDS = Histogram(
     "Duration of an export",
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )
+CHECKS = Counter("trivium_checks_total", "Checks of versions after a library changed, by result", ["state"])
+DIFFERING_VERSIONS = Gauge(
+    "trivium_differing_version",
+    "1 for a version of which a runtime no longer gives the measured answers; fallback answers instead",
+    ["model", "version", "fallback"],
+    multiprocess_mode="livemostrecent",
+)
 FALLBACKS = Counter(
     "trivium_runtime_fallbacks_total",
     "Versions served by the isolated runtime because they were not converted",

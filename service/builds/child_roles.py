@@ -1,4 +1,4 @@
-"""The roles of a forked child: one build, export or fit, or the calls of an isolated model."""
+"""The roles of a forked child: one build, export, fit or check, or the calls of an isolated model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from service.builds.protocol import (
     BUILD,
     EXPORT,
     FIT,
+    VERIFY,
     ChildResult,
     Crash,
     OneShotRole,
@@ -22,7 +23,7 @@ from service.builds.protocol import (
     ResultRecord,
     Role,
 )
-from service.compiler import build, export
+from service.compiler import build, export, verify
 from service.compiler.fit import steps
 from service.compiler.safeload import load
 from service.compiler.sandbox import confine
@@ -103,5 +104,6 @@ ROLES: dict[Role, Callable[[socket.socket], None]] = {
     "build": partial(run_once, BUILD, build.build_version),
     "export": partial(run_once, EXPORT, export.export_version),
     "fit": partial(run_once, FIT, steps.run),
+    "verify": partial(run_once, VERIFY, verify.verify_runtime),
     "isolated": serve_isolated,
 }

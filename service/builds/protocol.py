@@ -1,4 +1,4 @@
-"""Messages between the server, the template, and the children that build, export or fit.
+"""Messages between the server, the template, and the children that build, export, fit or verify.
 
 The template receives `Fork` and `EndChild` and answers each of them. A one-shot child receives one
 request and sends `ChildResult` or `Crash`. The requests and results of each role are the table below;
@@ -12,13 +12,20 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from registry.build_messages import BuildRequest, BuildResult, ExportRequest, ExportResult
+from registry.build_messages import (
+    BuildRequest,
+    BuildResult,
+    ExportRequest,
+    ExportResult,
+    VerifyRequest,
+    VerifyResult,
+)
 from service.compiler.fit.fit_records import FitResult, FitStep
 
-Role = Literal["build", "export", "fit", "isolated"]
+Role = Literal["build", "export", "fit", "verify", "isolated"]
 
-RequestRecord = TypeVar("RequestRecord", BuildRequest, ExportRequest, FitStep)
-ResultRecord = TypeVar("ResultRecord", BuildResult, ExportResult, FitResult)
+RequestRecord = TypeVar("RequestRecord", BuildRequest, ExportRequest, FitStep, VerifyRequest)
+ResultRecord = TypeVar("ResultRecord", BuildResult, ExportResult, FitResult, VerifyResult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class OneShotRole(Generic[RequestRecord, ResultRecord]):
 BUILD = OneShotRole("build", BuildRequest, BuildResult)
 EXPORT = OneShotRole("export", ExportRequest, ExportResult)
 FIT = OneShotRole("fit", FitStep, FitResult)
+VERIFY = OneShotRole("verify", VerifyRequest, VerifyResult)
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):

@@ -1,4 +1,4 @@
-"""The build supervisor: claims builds and exports, runs each in a child, and records the result.
+"""The build supervisor: claims builds, exports and checks, runs each in a child, and records the result.
 
 Tasks survive their server: one whose lease expires is claimed again, here or by another server, and a result
 that arrives too late changes nothing.
@@ -25,6 +25,7 @@ from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
 from service.builds.task_kinds import BuildTasks, ExportTasks, TaskKind
+from service.builds.verify_tasks import VerifyTasks
 from service.config import Settings
 
 POLL_S = 1.0
@@ -50,7 +51,8 @@ class Supervisor:
         on_change: Callable[[], None],
         forks: ForkServer | None = None,
     ) -> None:
-        """`on_change` is called in a build thread when a version or export has become ready or rejected.
+        """`on_change` is called in a build thread when a version or export has become ready or rejected,
+        or was checked.
 
         `forks` is started and stopped with the supervisor; the default is a new one.
         """
@@ -61,7 +63,8 @@ class Supervisor:
         self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.forks = forks or ForkServer()  # also forks the children of isolated models
         self._kinds: dict[str, TaskKind[Any]] = {
-            kind.kind: kind(settings, sessions, store, self.forks) for kind in (BuildTasks, ExportTasks)
+            kind.kind: kind(settings, sessions, store, self.forks)
+            for kind in (BuildTasks, ExportTasks, VerifyTasks)
         }
         self._stopping = threading.Event()
         self._template_timer = threading.Timer(TEMPLATE_DELAY_S, self.forks.start)

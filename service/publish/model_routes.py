@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from registry import models, versions
+from registry import models, verification, versions
 from registry.vocabulary import FORMAT_SUFFIXES
-from service.publish.model_schemas import EditBody, ModelRecord, PublishBody, VersionRecord
+from service.publish.model_schemas import EditBody, ModelRecord, PublishBody, VerifyBody, VersionRecord
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope
 from service.web.idempotency import IdempotencyKey, IdempotentResult, run_once
 from service.web.listing import ListResponse, SearchQuery, list_response
@@ -128,6 +128,31 @@ def get_version(name: ModelName, version: VersionNumber, session: ReadDep) -> Ve
 def edit_version(name: ModelName, version: VersionNumber, body: EditBody, session: WriteDep) -> VersionRecord:
     """Replace the tags or the description, or archive or restore the version."""
     row = versions.edit(session, name, version, **body.model_dump(exclude_unset=True))
+    return VersionRecord.of(row)
+
+
+@router.post(
+    "/v1/models/{name}/versions/{version}/verify",
+    dependencies=[require_scope("publish")],
+    status_code=202,
+    responses=problem_responses(404, 409, 413, 422),
+)
+def verify_version(
+    name: ModelName,
+    version: VersionNumber,
+    response: Response,
+    session: WriteDep,
+    caller: CallerDep,
+    body: VerifyBody | None = None,
+) -> VersionRecord:
+    """Measure the version again on the rows of its build: poll `Location` while it is `pending`.
+
+    If a runtime answers differently, `verification.fallback` is what answers instead, until the version is
+    published again, archived, or its new answers are accepted. Exports that answer differently are rejected.
+    """
+    accept_by = caller.name if body is not None and body.accept else None
+    row = verification.request(session, versions.get(session, name, version).id, accept_by=accept_by)
+    response.headers["Location"] = f"/v1/models/{name}/versions/{version}"
     return VersionRecord.of(row)
 
 

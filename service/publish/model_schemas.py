@@ -12,7 +12,16 @@ from registry.media_types import ExampleType
 from registry.models import ModelSummary
 from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
 from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
-from registry.vocabulary import SCOPES, AliasAction, Format, Runtime, Scope, VersionState
+from registry.vocabulary import (
+    SCOPES,
+    AliasAction,
+    Fallback,
+    Format,
+    Runtime,
+    Scope,
+    VerificationState,
+    VersionState,
+)
 from service.web.request_models import MAX_NUMBER, RequestBody, Sha256
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["fraud"])]
@@ -68,6 +77,13 @@ class PublishBody(RequestBody):
             "its scikit-learn version is the one recorded in the artifact"
         ),
     ] = Field(default_factory=dict)
+
+
+class VerifyBody(RequestBody):
+    accept: Annotated[
+        bool,
+        Field(description="make the answers of now the measured ones, so that the version is served again"),
+    ] = False
 
 
 class EditBody(RequestBody):
@@ -136,6 +152,27 @@ class ModelRecord(BaseModel):
         )
 
 
+class VerificationRecord(BaseModel):
+    """Whether the runtimes still give the measured answers; see docs/howto/upgrade.md."""
+
+    state: VerificationState
+    at: datetime | None
+    libraries: dict[str, str]
+    figures: dict[str, Any]
+    reason: str | None
+    fallback: Annotated[
+        Fallback | None, Field(description="what answers instead of a runtime that differs; none: nothing")
+    ]
+    accepted: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, row: VersionRow) -> VerificationRecord | None:
+        if row.verification is None:
+            return None
+        recorded = {"reason": None, "accepted": None, **row.verification, "fallback": row.fallback}
+        return cls.model_validate(recorded)
+
+
 class VersionRecord(BaseModel):
     model: str
     version: int
@@ -157,6 +194,7 @@ class VersionRecord(BaseModel):
     created_at: datetime
     created_by: str
     built_at: datetime | None
+    verification: VerificationRecord | None
 
     @classmethod
     def of(cls, row: VersionRow) -> VersionRecord:
@@ -181,6 +219,7 @@ class VersionRecord(BaseModel):
             created_at=row.created_at,
             created_by=row.created_by,
             built_at=row.built_at,
+            verification=VerificationRecord.of(row),
         )
 
 

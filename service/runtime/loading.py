@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, cast
@@ -10,14 +12,15 @@ import msgspec
 from prometheus_client import Counter, Histogram
 from sqlalchemy import select
 
-from registry import db, schema
+from registry import db, schema, verification
 from registry.artifacts import Store
-from registry.errors import Invalid, NotReady
+from registry.errors import Conflict, Invalid, NotFound, NotReady
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
 from registry.vocabulary import Runtime
 from service import startup, telemetry
+from service.runtime import libraries
 from service.runtime.codec import Codec
 from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
 from service.runtime.onnx_runtime import OnnxRuntime
@@ -40,9 +43,16 @@ class LoadedModel:
     """A version that is ready to answer predict calls."""
 
     def __init__(
-        self, name: str, number: int, kind: Runtime, signature: Signature, runtime: ModelRuntime
+        self,
+        name: str,
+        number: int,
+        kind: Runtime,
+        signature: Signature,
+        runtime: ModelRuntime,
+        fallback: str | None = None,
     ) -> None:
         self.name, self.number, self.kind, self.runtime = name, number, kind, runtime
+        self.fallback = fallback  # the version's when it was loaded
         self.codec = Codec(signature)
         self.headers = [(b"x-model-name", name.encode()), (b"x-model-version", b"%d" % number)]
         self.row_s = float("inf")  # seconds per row; infinite: never run on the event loop
@@ -80,7 +90,10 @@ class LoadedModel:
 
 
 class RuntimeSpec(NamedTuple):
-    """The columns of a version's row that its runtime needs. `blob` and `forest` are SHA-256 digests."""
+    """The columns of a version's row that its runtime needs. Files are named by their SHA-256 digests.
+
+    `runtime`, `blob` and `forest` are what serves the version now: see `registry/verification.py`.
+    """
 
     name: str
     number: int
@@ -89,10 +102,12 @@ class RuntimeSpec(NamedTuple):
     blob: str
     forest: str | None
     signature: Signature
+    fallback: str | None = None
+    libraries: str | None = None
 
 
 def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
-    """Raises `NotReady` when the version was deleted or is not built."""
+    """Raises `NotReady` for a version that is deleted or not built, `Unavailable` if nothing serves it."""
     with db.reading(sessions) as session:
         row = session.execute(
             select(
@@ -104,13 +119,17 @@ def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
                 VersionRow.servable,
                 VersionRow.forest,
                 VersionRow.signature,
+                VersionRow.fallback,
+                VersionRow.libraries,
             )
             .join(ModelRow, ModelRow.id == VersionRow.model_id)
             .where(VersionRow.id == version_id)
         ).one_or_none()
     if row is None or row.runtime is None:
         raise NotReady("the version was deleted or is not built")
-    return RuntimeSpec(
+    if row.fallback == "none":
+        raise verification.refusal(row.name, row.number)
+    spec = RuntimeSpec(
         row.name,
         row.number,
         cast(Runtime, row.runtime),
@@ -118,11 +137,16 @@ def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
         row.servable or row.artifact,
         row.forest,
         Signature.from_json(row.signature),
+        row.fallback,
+        row.libraries,
     )
+    if row.fallback == "isolated":
+        spec = spec._replace(runtime="isolated", blob=row.artifact)
+    return spec._replace(forest=None) if row.fallback else spec
 
 
 def start_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:
-    """Start the runtime that the version's build chose. Raises `Unavailable`, `Damaged`."""
+    """Start the runtime that serves the version. Raises `Unavailable`, `Damaged`."""
     path = store.verified_path(spec.blob)
     if spec.runtime == "onnx":
         return OnnxRuntime(path, spec.signature)
@@ -141,7 +165,8 @@ class ModelLoader:
         """Raises `NotReady` when the version was deleted or is not built, `Unavailable` if it cannot load."""
         spec = read_runtime_spec(self._sessions, version_id)
         runtime = start_runtime(spec, self._store, self._isolation)
-        return LoadedModel(spec.name, spec.number, spec.runtime, spec.signature, runtime)
+        request_check_if_outdated(self._sessions, version_id, spec)
+        return LoadedModel(spec.name, spec.number, spec.runtime, spec.signature, runtime, spec.fallback)
 
 
 class BulkLoader:
@@ -153,7 +178,25 @@ class BulkLoader:
     def __call__(self, version_id: int) -> ModelRuntime:
         """Raises `NotReady` when the version was deleted or is not built, `Unavailable` if it cannot load."""
         spec = read_runtime_spec(self._sessions, version_id)
-        return start_bulk_runtime(spec, self._store, self._isolation)
+        runtime = start_bulk_runtime(spec, self._store, self._isolation)
+        request_check_if_outdated(self._sessions, version_id, spec)
+        return runtime
+
+    def fallback(self, version_id: int) -> str | None:
+        """Return how the version is served now, to notice that a loaded one has to be replaced."""
+        with db.reading(self._sessions) as session:
+            return session.scalar(select(VersionRow.fallback).where(VersionRow.id == version_id))
+
+
+def request_check_if_outdated(sessions: db.Sessions, version_id: int, spec: RuntimeSpec) -> None:
+    """Enqueue a check of a version that was measured with other library versions than the installed ones.
+
+    The server's start requests those of the versions in use; this finds the others.
+    """
+    if spec.libraries is None or not libraries.changed(json.loads(spec.libraries)):
+        return
+    with contextlib.suppress(NotReady, NotFound, Conflict), sessions.begin() as session:
+        verification.request(session, version_id)
 
 
 def start_bulk_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:

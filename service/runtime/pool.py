@@ -81,10 +81,13 @@ class Pool:
             except TriviumError as error:
                 log.warning("model.not_loaded", version_id=version_id, error=str(error))
 
-    def keep_only(self, version_ids: set[int]) -> None:
-        """Drop the loaded versions that are not among `version_ids`: deleted or archived ones."""
+    def keep_only(self, fallbacks: dict[int, str | None]) -> None:
+        """Drop the loaded versions that are not among `fallbacks`, or were loaded for another one.
+
+        Those were deleted, archived, or found to answer differently.
+        """
         for entry in self._cache.entries():
-            if entry.key not in version_ids:
+            if entry.key not in fallbacks or entry.model.fallback != fallbacks[entry.key]:
                 self._unload(entry)
 
     @property

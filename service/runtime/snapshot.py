@@ -23,7 +23,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from registry import db, keys, revision
+from registry import db, keys, revision, verification
 from registry.aliases import CHAMPION, alias_not_found
 from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
@@ -46,6 +46,7 @@ class SnapshotVersion(msgspec.Struct, frozen=True):
     id: int
     number: int
     state: str
+    fallback: str | None = None  # see `registry/verification.py`
 
 
 class SnapshotExport(msgspec.Struct, frozen=True):
@@ -106,7 +107,7 @@ class Snapshot:
     def resolve(self, name: str, alias: str | None = None, number: int | None = None) -> SnapshotVersion:
         """Return the version that answers for `name`, by number or by alias (default: `champion`).
 
-        Raises `NotFound`, `NotReady`.
+        Raises `NotFound`, `NotReady`, `Unavailable` for a version that answers differently after an upgrade.
         """
         model = self.state.models.get(name)
         if model is None:
@@ -122,6 +123,8 @@ class Snapshot:
         if version.state != READY:
             url = f"/v1/models/{name}/versions/{number}"
             raise NotReady(f"{name}:{number} is {version.state}; GET {url} returns its report")
+        if version.fallback == "none":
+            raise verification.refusal(name, number)
         return version
 
     def champions(self) -> list[SnapshotVersion]:
@@ -227,16 +230,18 @@ def _read_models(session: Session, names: Collection[str] | None = None) -> dict
     if names is not None:
         selected = selected.where(ModelRow.name.in_(names))
     models = {row.id: SnapshotModel(row.name) for row in session.execute(selected)}
-    versions = select(VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state)
+    versions = select(
+        VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state, VersionRow.fallback
+    )
     aliases = select(AliasRow.model_id, AliasRow.name, VersionRow.number).join(
         VersionRow, VersionRow.id == AliasRow.version_id
     )
     if names is not None:
         versions = versions.where(VersionRow.model_id.in_(models))
         aliases = aliases.where(AliasRow.model_id.in_(models))
-    for model_id, id_, number, state in session.execute(versions):
+    for model_id, id_, number, state, fallback in session.execute(versions):
         if model_id in models:
-            models[model_id].versions[number] = SnapshotVersion(id_, number, state)
+            models[model_id].versions[number] = SnapshotVersion(id_, number, state, fallback)
     for model_id, alias, number in session.execute(aliases):
         if model_id in models:
             models[model_id].aliases[alias] = number

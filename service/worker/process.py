@@ -54,7 +54,8 @@ def run(
     isolation = Isolation(
         lambda: forks.fork("isolated"), settings.build_memory_mb, settings.predict_deadline_s
     )
-    models = LaneModels(BulkLoader(sessions, store, isolation), is_shared)
+    loader = BulkLoader(sessions, store, isolation)
+    models = LaneModels(loader, is_shared, loader.fallback)
     context = WorkContext(settings, sessions, store, models, forks)
     works: dict[str, JobWork] = {kind: work_class(kind)(context) for kind in JOB_KINDS}
     run_on_ray = RayEngine(settings, sessions, works).run if ray_is_installed() else None

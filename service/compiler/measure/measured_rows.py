@@ -14,7 +14,6 @@ import numpy as np
 from registry.errors import Refused
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
-from registry.vocabulary import Format, Quantize
 from service.compiler.measure import parity
 from service.compiler.measure.parity import AnswerRows, ParityFigures, ReferenceBlock
 from service.runtime import isolated_protocol
@@ -26,11 +25,6 @@ MAX_ROWS = 1000
 MAX_BYTES = 4 * 2**20
 MIN_KIND_ROWS = 16
 """Rows of a kind that are kept at least, where it has them."""
-
-TOLERANCES: dict[Format, float] = {"sklearn-joblib": 2e-6, "onnx": 2e-4, "keras": 2e-4, "tflite": 2e-4}
-"""As `parity.TOLERANCE`: twice the bound between a model and its served form, since both may have moved."""
-EXPORT_TOLERANCES: dict[Quantize, float] = {"none": 2e-4, "float16": 2e-4, "dynamic": 1e-2, "int8": 1e-2}
-"""Of exports. Integer arithmetic rounds to steps, and another release may round to the next one."""
 
 
 class _Block(msgspec.Struct, frozen=True):

@@ -94,7 +94,7 @@ async def test_a_limit_of_two_models_serves_every_model(home: Path):
         await wait_until(lambda: len(loaded(api)) == 11)
         each = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
         api.services.pool._limit = 2 * each
-        api.services.pool.keep_only(set())
+        api.services.pool.keep_only({})
         assert api.services.pool.bytes == 0
         answers = await asyncio.gather(*(api.predict(n, ROW) for n in NUMERIC * 6))
         assert [a.json()["model"]["name"] for a in answers] == list(NUMERIC * 6)
@@ -106,7 +106,7 @@ async def test_champions_that_do_not_fit_are_not_loaded_again_and_again(home: Pa
         await wait_until(lambda: len(loaded(api)) == 11)
         pool = api.services.pool
         pool._limit = max(m.runtime.bytes for m in loaded(api).values() if m.kind == "onnx")
-        pool.keep_only(set())
+        pool.keep_only({})
         champions = [v.id for v in api.services.snapshot.champions()]
         loads: list[int] = []
         load = pool._load
@@ -116,6 +116,8 @@ async def test_champions_that_do_not_fit_are_not_loaded_again_and_again(home: Pa
 
 
 class FakeModel:
+    fallback: str | None = None
+
     """The attributes of a `LoadedModel` that the pool uses."""
 
     def __init__(self, number: int) -> None:
@@ -177,7 +179,7 @@ async def test_a_request_cancelled_when_its_load_ends_keeps_no_hold_of_the_model
         assert outcome is entry
         pool.release(entry)
     assert (entry.is_loaded, entry.users) == (True, 0)
-    pool.keep_only(set())
+    pool.keep_only({})
     assert await asyncio.to_thread(entry.model.closed.wait, 10)  # type: ignore[attr-defined]
     await pool.close()
 
@@ -235,7 +237,7 @@ async def test_the_least_recently_used_models_are_evicted_until_the_others_fit()
     pool._limit = 5
     await pool.get(4)  # larger than the limit, and the only one that stays
     assert [model.number for model in pool.loaded()] == [4]
-    pool.keep_only({4})
+    pool.keep_only({4: None})
     assert [model.number for model in pool.loaded()] == [4]
     await pool.close()
 
@@ -253,7 +255,7 @@ async def test_a_model_that_is_still_loading_is_not_evicted():
     waiting = asyncio.create_task(pool.acquire(1))
     assert await asyncio.to_thread(loading.wait, 10)
     await pool.get(2)
-    pool.keep_only(set())
+    pool.keep_only({})
     assert pool.loaded() == []
     gate.set()
     entry = await waiting
