@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
+from uuid import uuid4
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -47,8 +48,22 @@ def current(session: Session) -> int:
 
 
 def registry_id(session: Session) -> str:
-    """Return the identifier that the registry got when its database was migrated. It never changes."""
+    """Return the identifier that the registry got when its database was migrated or recovered."""
     return session.execute(select(RevisionRow.registry_id)).scalar_one()
+
+
+def renew_registry_id(session: Session) -> str:
+    """Assign and return a new identifier, after a restore: revisions after the backup are used again.
+
+    The revision is incremented without a record of a change, so that every reader reloads everything.
+    """
+    identifier = uuid4().hex
+    session.execute(
+        update(RevisionRow)
+        .where(RevisionRow.id == 1)
+        .values(registry_id=identifier, value=RevisionRow.value + 1)
+    )
+    return identifier
 
 
 def changes_since(session: Session, revision: int) -> Changes | None:

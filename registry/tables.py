@@ -269,7 +269,7 @@ class RevisionRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[int]
-    registry_id: Mapped[str]  # random, never changes: identifies the registry
+    registry_id: Mapped[str]  # random: identifies the registry until it is restored from a backup
 
 
 class ChangeRow(Base):

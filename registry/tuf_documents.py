@@ -28,9 +28,18 @@ def add(session: Session, role: str, version: int, content: str) -> None:
     """Store a document, and delete versions of its role beyond `MAX_VERSIONS`."""
     session.add(TufMetadataRow(role=role, version=version, content=content))
     if role != "root":
+        session.flush()
+        newest_surplus = (
+            select(TufMetadataRow.version)
+            .where(TufMetadataRow.role == role)
+            .order_by(TufMetadataRow.version.desc())
+            .offset(MAX_VERSIONS)
+            .limit(1)
+            .scalar_subquery()
+        )
         session.execute(
             delete(TufMetadataRow).where(
-                TufMetadataRow.role == role, TufMetadataRow.version <= version - MAX_VERSIONS
+                TufMetadataRow.role == role, TufMetadataRow.version <= newest_surplus
             )
         )
     session.flush()

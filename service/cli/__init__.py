@@ -154,7 +154,16 @@ keys_app.command("list")(keys.list_keys)
 keys_app.command("revoke")(keys.revoke)
 keys_app.command("rotate")(keys.rotate)
 app.add_typer(tuf_app, name="tuf")
-for _command in (tuf.status, tuf.root, tuf.offline, tuf.rotate, tuf.prepare, tuf.sign, tuf.submit):
+for _command in (
+    tuf.status,
+    tuf.root,
+    tuf.offline,
+    tuf.rotate,
+    tuf.recover,
+    tuf.prepare,
+    tuf.sign,
+    tuf.submit,
+):
     tuf_app.command(_command.__name__)(_command)
 app.command("migrate")(server.migrate)
 app.command("gc")(server.collect_garbage)

@@ -18,6 +18,8 @@ from service.cli.options import Json
 from service.cli.output import print_message, print_record, print_table
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from service.edge.tuf_repository import TufRepository
 
 Role = Annotated[
@@ -98,6 +100,47 @@ def rotate(
     print_record(json, record, lambda: print_message(f"{role} has a new key; root is version {version}"))
 
 
+def recover(
+    root_key: Annotated[
+        list[Path] | None,
+        Option("--root-key", help="Root keys outside the data directory; the newest first."),
+    ] = None,
+    roots: Annotated[
+        int, Option("--roots", min=1, max=100, help="More than the versions of root since the backup.")
+    ] = 10,
+    json: Json = False,
+) -> None:
+    """Let devices go on after a restore from a backup.
+
+    Signs documents with versions above those that devices have seen, and gives the registry a new identity,
+    so that no cache takes its answers for those from before. Run it once, after each restore.
+    """
+    import msgspec
+
+    from registry import revision, tuf_documents
+    from service.edge.tuf_keys import read_signer
+    from service.edge.tuf_repository import Recovery
+
+    with _transaction() as (session, repository):
+        revision.renew_registry_id(session)
+        recovery = Recovery({}, [])
+        if tuf_documents.newest(session, "root") is not None:
+            recovery = repository.recover([read_signer(key) for key in root_key or ()], roots)
+    versions = ", ".join(f"{role} {version}" for role, version in recovery.versions.items())
+
+    def print_recovery() -> None:
+        print_message(f"documents in force: {versions}" if versions else "nothing is signed yet")
+        if "root" in recovery.waiting:
+            print_message(
+                "root is the one of the backup, because its key is not here; if root was signed after the "
+                "backup, run this again with --root-key"
+            )
+        if "targets" in recovery.waiting:
+            print_message("targets waits for its key: trivium tuf prepare, sign and submit")
+
+    print_record(json, msgspec.to_builtins(recovery), print_recovery)
+
+
 def prepare(file: TargetsFile, json: Json = False) -> None:
     """Write the targets document for offline signing."""
     with _repository() as repository:
@@ -134,7 +177,13 @@ def submit(file: TargetsFile, json: Json = False) -> None:
 
 @contextmanager
 def _repository() -> Iterator[TufRepository]:
-    """Yield the TUF repository of the data directory, locked and in a transaction."""
+    with _transaction() as (_, repository):
+        yield repository
+
+
+@contextmanager
+def _transaction() -> Iterator[tuple[Session, TufRepository]]:
+    """Yield the TUF repository of the data directory, locked, and the session of its transaction."""
     from registry import db
     from service.edge.tuf_keys import RoleKeys
     from service.edge.tuf_repository import TufRepository
@@ -144,6 +193,6 @@ def _repository() -> Iterator[TufRepository]:
     try:
         db.require_current(engine)
         with db.locked(settings.home / "tuf.lock"), db.sessions(engine).begin() as session:
-            yield TufRepository(session, RoleKeys(settings.home / "tuf"))
+            yield session, TufRepository(session, RoleKeys(settings.home / "tuf"))
     finally:
         engine.dispose()

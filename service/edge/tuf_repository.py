@@ -11,6 +11,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,12 @@ LIFETIME = {
 }
 """Validity of a document by role. It is signed again after half of it. An attacker who replays old documents
 can freeze a device only until the timestamp expires."""
+RECOVERED_VERSIONS_SINCE = datetime(2020, 1, 1, tzinfo=UTC)
+"""A recovered registry continues with the seconds since then as version numbers, which are above all that
+devices have seen: fewer documents are signed than seconds pass."""
+RECOVERED_ROOTS = 10
+"""Versions of root that `recover` signs. Devices verify all of them in turn, so these cannot be skipped."""
+ONLINE_ROLES = ("snapshot", "timestamp")
 
 
 class RoleStatus(msgspec.Struct, frozen=True):
@@ -47,6 +54,11 @@ class RoleStatus(msgspec.Struct, frozen=True):
 class TufStatus(msgspec.Struct, frozen=True):
     roles: list[RoleStatus]
     pending: list[str]  # names of targets whose change waits for a signature with the offline key
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    versions: dict[str, int]  # by role
+    waiting: list[str]  # roles whose keys are offline: their documents are those of the backup
 
 
 class CurrentDocuments(NamedTuple):
@@ -62,6 +74,7 @@ class TufRepository:
     def __init__(self, session: Session, keys: RoleKeys) -> None:
         self._session = session
         self._keys = keys
+        self._lowest_version = 0  # of new documents, except root
         tuf_documents.lock(session)
 
     def refresh(self, now: datetime | None = None) -> bool:
@@ -112,11 +125,11 @@ class TufRepository:
         """
         current = self._current()
         document = _verify_targets(content, current.root)
-        version = 1 + (current.targets.signed.version if current.targets else 0)
-        if document.signed.version != version or document.signed.is_expired():
+        version, next_version = document.signed.version, self._next_targets_version(current)
+        newest = current.targets.signed.version if current.targets else 0
+        if not newest < version <= next_version or document.signed.is_expired():
             raise Conflict(
-                f"the document is version {document.signed.version}, the next version is {version}; "
-                "prepare it again"
+                f"the document is version {version}, the next version is {next_version}; prepare it again"
             )
         if document.signed.targets != _target_files(exports.device_files(self._session)):
             raise Conflict(
@@ -154,6 +167,67 @@ class TufRepository:
         if role != "root":
             self._sign_snapshot_and_timestamp(_utc_now(), force=True)
         return version
+
+    def recover(
+        self, root_signers: Sequence[Signer] = (), roots: int = RECOVERED_ROOTS, now: datetime | None = None
+    ) -> Recovery:
+        """Sign documents that devices accept after a restore from a backup.
+
+        Devices refuse versions below those that they have seen. Targets, snapshot and timestamp get versions
+        from the clock. Root gets `roots` further versions, which list the newest keys of the data directory;
+        `root_signers`, the newest first, are required for that when the root key is offline. Raises
+        `Conflict` when they or the online keys are not those that root lists, and when the clock is behind
+        the documents.
+        """
+        now = now or _utc_now()
+        current = self._current()
+        _require_clock(current, now)
+        self._lowest_version = int((now - RECOVERED_VERSIONS_SINCE).total_seconds())
+        signers = self._root_signers(current.root, root_signers)
+        if signers:
+            self._list_newest_keys(current.root, signers[0])
+            for _ in range(roots):
+                self._sign_root(current.root, signers, now)
+        for role in ONLINE_ROLES:
+            if self._signer(current.root, role) is None:
+                raise Conflict(
+                    f"the key of {role} in version {current.root.signed.version} of root is not in "
+                    f"{self._keys.directory}; restore it, or pass the root key (--root-key)"
+                )
+        files = exports.device_files(self._session)
+        targets_signed = self._sign_targets(current, files, now, force=True)
+        self._sign_snapshot_and_timestamp(now, force=True)
+        self._lowest_version = 0
+        versions = {d.signed.type: d.signed.version for d in self._current() if d is not None}
+        waiting = ([] if signers else ["root"]) + ([] if targets_signed else ["targets"])
+        return Recovery(versions, waiting)
+
+    def _root_signers(self, root: Metadata[Root], passed: Sequence[Signer]) -> list[Signer]:
+        """Return the root keys at hand, the newest first; none if the root key is offline.
+
+        The keys may be newer than the restored database: then the old and the new key sign, for devices that
+        have seen the newer root and for the others.
+        """
+        signers: list[Signer] = [*passed, *self._keys.load("root")]
+        listed = root.signed.roles["root"].keyids
+        if any(s.public_key.keyid in listed for s in signers):
+            return signers
+        if passed:
+            raise Conflict(
+                f"none of the keys is the root key of version {root.signed.version}; after a rotation, pass "
+                "the new and the previous one (--root-key root.pem --root-key root.previous.pem)"
+            )
+        return []
+
+    def _list_newest_keys(self, root: Metadata[Root], root_signer: Signer) -> None:
+        """List `root_signer` and the newest key of each other role; create keys that must be online."""
+        _replace_key(root.signed, "root", root_signer)
+        for role in (*ONLINE_ROLES, "targets"):
+            newest = next(iter(self._keys.load(role)), None)
+            if newest is None and role in ONLINE_ROLES:
+                newest = self._keys.create(role)
+            if newest is not None:
+                _replace_key(root.signed, role, newest)
 
     def move_offline(self, role: str, directory: Path) -> Path:
         """Move the valid key of `role` to another directory, and return its new path.
@@ -197,9 +271,11 @@ class TufRepository:
         self._add("root", root, signers)
         return root.signed.version
 
-    def _sign_targets(self, current: CurrentDocuments, files: list[DeviceFile], now: datetime) -> bool:
+    def _sign_targets(
+        self, current: CurrentDocuments, files: list[DeviceFile], now: datetime, force: bool = False
+    ) -> bool:
         targets = current.targets
-        if targets is not None:
+        if targets is not None and not force:
             unchanged = targets.signed.targets == _target_files(files)
             if unchanged and not _is_due(targets.signed, now):
                 return False
@@ -212,8 +288,13 @@ class TufRepository:
     def _next_targets(
         self, current: CurrentDocuments, files: list[DeviceFile], now: datetime
     ) -> Metadata[Targets]:
-        version = 1 + (current.targets.signed.version if current.targets else 0)
-        return Metadata(Targets(version, expires=now + LIFETIME["targets"], targets=_target_files(files)))
+        version, expires = self._next_targets_version(current), now + LIFETIME["targets"]
+        return Metadata(Targets(version, expires=expires, targets=_target_files(files)))
+
+    def _next_targets_version(self, current: CurrentDocuments) -> int:
+        """Not below the snapshot's: `recover` raises that also when the key of targets is offline."""
+        lowest = current.snapshot.signed.version if current.snapshot else 0
+        return max(lowest, self._next_version(current.targets))
 
     def _sign_snapshot_and_timestamp(self, now: datetime, force: bool) -> bool:
         """Sign both if they are due or `force` is set. Return whether any was signed."""
@@ -224,7 +305,7 @@ class TufRepository:
         current = self._current()
         if current.targets is None or not (force or _is_missing_or_due(current.snapshot, now)):
             return False
-        version = 1 + (current.snapshot.signed.version if current.snapshot else 0)
+        version = self._next_version(current.snapshot)
         meta = {"targets.json": MetaFile(current.targets.signed.version)}
         snapshot = Metadata(Snapshot(version, expires=now + LIFETIME["snapshot"], meta=meta))
         return self._add_if_key_online(current.root, "snapshot", snapshot)
@@ -233,10 +314,13 @@ class TufRepository:
         current = self._current()
         if current.snapshot is None or not (force or _is_missing_or_due(current.timestamp, now)):
             return False
-        version = 1 + (current.timestamp.signed.version if current.timestamp else 0)
+        version = self._next_version(current.timestamp)
         meta = MetaFile(current.snapshot.signed.version)
         timestamp = Metadata(Timestamp(version, expires=now + LIFETIME["timestamp"], snapshot_meta=meta))
         return self._add_if_key_online(current.root, "timestamp", timestamp)
+
+    def _next_version(self, document: Metadata[Any] | None) -> int:
+        return max(self._lowest_version, 1 + (document.signed.version if document else 0))
 
     def _add_if_key_online(self, root: Metadata[Root], role: str, document: Metadata[Any]) -> bool:
         signer = self._signer(root, role)
@@ -281,6 +365,22 @@ def _verify_targets(content: bytes, root: Metadata[Root]) -> Metadata[Targets]:
     except (RepositoryError, ValueError) as error:
         raise Invalid(f"this is not a targets document with a valid signature: {error}") from error
     return document
+
+
+def _replace_key(root: Root, role: str, signer: Signer) -> None:
+    for keyid in list(root.roles[role].keyids):
+        if keyid != signer.public_key.keyid:
+            root.revoke_key(keyid, role)
+    root.add_key(signer.public_key, role)
+
+
+def _require_clock(current: CurrentDocuments, now: datetime) -> None:
+    """Raises `Conflict` when documents were signed after `now`."""
+    signed_at = max(d.signed.expires - LIFETIME[d.signed.type] for d in current if d is not None)
+    if now < signed_at:
+        raise Conflict(
+            f"the clock of this machine shows {now}, before documents were signed at {signed_at}; correct it"
+        )
 
 
 def _target_files(files: list[DeviceFile]) -> dict[str, TargetFile]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, Targets
 
+from registry import revision
 from service.edge.tuf_keys import RoleKeys, read_signer
 from tests.service.cli.conftest import CommandResult
 from tests.service.edge.conftest import empty_registry as empty_registry
@@ -97,6 +98,30 @@ def test_an_offline_key_is_replaced_in_the_directory_for_it(
     assert listed == [read_signer(tmp_path / "stick" / "targets.pem").public_key.keyid]
 
 
+def test_a_recovered_registry_has_higher_versions_and_another_id(
+    tuf: Tuf, registry: Registry, tmp_path: Path
+) -> None:
+    with registry.sessions.begin() as session:
+        before = revision.registry_id(session)
+    record = tuf("recover", "--json").record
+    assert record == {"versions": registry.versions(), "waiting": []}
+    assert record["versions"]["root"] == 1 + 10
+    assert min(record["versions"][role] for role in ("targets", "snapshot", "timestamp")) > 1_000_000
+    with registry.sessions.begin() as session:
+        assert revision.registry_id(session) != before
+    for role in ("root", "targets"):
+        assert tuf("offline", role, "--to", tmp_path / "stick").code == 0
+    messages = tuf("recover").err
+    assert "run this again with --root-key" in messages
+    assert "targets waits for its key" in messages
+    key = tmp_path / "stick" / "root.pem"
+    refused(
+        tuf("recover", "--root-key", tmp_path / "stick" / "targets.pem"), "none of the keys is the root key"
+    )
+    assert "run this again" not in tuf("recover", "--root-key", key, "--roots", "2").err
+    assert registry.versions()["root"] == 1 + 10 + 2
+
+
 def test_a_document_is_signed_offline_and_published_once(
     tuf: Tuf, registry: Registry, tmp_path: Path
 ) -> None:
@@ -158,6 +183,19 @@ def test_before_the_first_export_there_is_nothing_to_sign(
     assert (result.code, result.out) == (1, "")
     assert "nothing has been exported yet" in result.err or "1.root.json" in result.err
     assert not (tmp_path / "targets.json").exists()
+    assert not registry.keys.directory.exists()
+
+
+def test_a_registry_without_exports_gets_another_id_when_it_is_recovered(
+    trivium: Callable[..., CommandResult], registry: Registry
+) -> None:
+    registry.home.chmod(0o700)
+    with registry.sessions.begin() as session:
+        before = revision.registry_id(session)
+    result = trivium("tuf", "recover", env={"TRIVIUM_HOME": str(registry.home)})
+    assert (result.code, "nothing is signed yet" in result.err) == (0, True)
+    with registry.sessions.begin() as session:
+        assert revision.registry_id(session) != before
     assert not registry.keys.directory.exists()
 
 
