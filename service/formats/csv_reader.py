@@ -306,7 +306,10 @@ def _parse_names(line: bytes, name: str) -> tuple[str, ...]:
         raise invalid_input(f"{name!r} is empty or has no header; the first row must name the columns")
     try:
         names = next(csv.reader(io.StringIO(line.decode(), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        message = f"the header of {name!r} is not UTF-8 (byte {error.start}), perhaps Latin-1 or Windows-1252"
+        raise invalid_input(f"{message}; save the file as UTF-8", expected="UTF-8") from error
+    except csv.Error as error:
         raise invalid_input(f"the header of {name!r} cannot be read: {error}", expected="UTF-8") from error
     repeated = [n for n, count in Counter(names).items() if count > 1]
     if repeated:

@@ -152,7 +152,7 @@ def _read_batches(opened: OpenedFile, part: FileRange, names: Sequence[str]) -> 
                     return
     except (pa.ArrowException, OSError) as error:
         opened.check_unchanged()
-        raise invalid_input(f"{opened.file.name!r} cannot be read: {str(error)[:300]}") from error
+        raise invalid_input(f"{opened.file.name!r} {_describe(error, 'cannot be read')}") from error
     if remaining:
         raise invalid_input(f"{opened.file.name!r} has {remaining} rows fewer than its footer declares")
 
@@ -211,5 +211,11 @@ def _open(opened: OpenedFile, int96_unit: str | None = None) -> Any:
             coerce_int96_timestamp_unit=int96_unit,
         )
     except (pa.ArrowException, OSError) as error:
-        message = f"{opened.file.name!r} is not a complete Parquet file: {str(error)[:300]}"
+        message = f"{opened.file.name!r} {_describe(error, 'is not a complete Parquet file')}"
         raise invalid_input(message) from error
+
+
+def _describe(error: Exception, predicate: str) -> str:
+    if "decrypt" in str(error):
+        return "is encrypted; write it without encryption"
+    return f"{predicate}: {str(error)[:300]}"

@@ -19,7 +19,15 @@ import pyarrow as pa
 from registry.errors import FieldError, Invalid
 from registry.media_types import ARROW, CSV, NDJSON, PARQUET, TEXT_TYPES, input_suffixes
 from registry.text_tables import other_separator
-from service.formats import arrow_reader, column_types, csv_reader, key_columns, ndjson_reader, parquet_reader
+from service.formats import (
+    arrow_reader,
+    column_types,
+    csv_reader,
+    file_kinds,
+    key_columns,
+    ndjson_reader,
+    parquet_reader,
+)
 from service.formats.column_types import cast_batch, schema_of
 from service.formats.dataset import Batch, Block, Dataset, FileRange, InputFile, RowFault, invalid_input
 from service.formats.sources import OpenedFile, list_files
@@ -114,14 +122,14 @@ def _read_schemas(
     files = [file for file in listed if not _is_empty(file, media_type)]
     if not files:
         raise invalid_input(_describe_empty(listed))
-    schemas = {file.name: _read_schema(reader, file) for file in files}
+    schemas = {file.name: _read_schema(reader, media_type, file) for file in files}
     if len(files) > 1:  # a Parquet file that pandas writes for no rows may have no columns
         files = [file for file in files if len(schemas[file.name])] or files[:1]
     return files, {file.name: schemas[file.name] for file in files}
 
 
-def _read_schema(reader: FormatReader, file: InputFile) -> Any:
-    """Return the schema of a file. Raises `Invalid` if the name of a column cannot be decoded."""
+def _read_schema(reader: FormatReader, media_type: str, file: InputFile) -> Any:
+    """Return the schema of a file. Raises `Invalid` that names what another file is instead."""
     try:
         schema = reader.read_schema(file)
         schema.names  # noqa: B018 - pyarrow decodes names here
@@ -129,7 +137,18 @@ def _read_schema(reader: FormatReader, file: InputFile) -> Any:
         name = error.object.decode(errors="backslashreplace")
         message = f"{file.name!r} has a column whose name is not valid UTF-8, {show(name)}; rename it"
         raise invalid_input(message, expected="UTF-8") from error
+    except Invalid as error:
+        _reject_other_kind(file, media_type, error)
+        raise
     return schema
+
+
+def _reject_other_kind(file: InputFile, media_type: str, error: Invalid | None = None) -> None:
+    """Raise `Invalid` if the file is recognized as one of another kind."""
+    with OpenedFile(file) as opened:
+        kind = file_kinds.recognize(opened.read_at(0, file_kinds.HEAD_BYTES), media_type)
+    if kind is not None:
+        raise invalid_input(f"{file.name!r} is {kind}", expected=media_type) from error
 
 
 def _is_empty(file: InputFile, media_type: str) -> bool:
@@ -303,6 +322,7 @@ def _require_columns(dataset: Dataset, columns: Sequence[Column], extra: Sequenc
             faults.add_unknown("is not a column of the input", name, dataset.columns)
     if faults:
         check_separator(dataset)
+        _reject_other_kind(dataset.files[0], dataset.media_type)
     faults.raise_any()
 
 
