@@ -263,11 +263,10 @@ class _TextDecoder:
             return [_text_of(value.get(name)) for name in self.schema.names]
         except _DECODE_ERRORS as error:
             if row not in faults:
-                not_utf8 = "the line is not valid UTF-8, perhaps Latin-1; save the file as UTF-8"
-                is_encoding = isinstance(error, UnicodeDecodeError)
-                faults[row] = [
-                    FieldError(not_utf8 if is_encoding else f"the line is not valid JSON: {error}", row)
-                ]
+                message = f"the line is not valid JSON: {error}"
+                if isinstance(error, UnicodeDecodeError):
+                    message = "the line is not valid UTF-8, perhaps Latin-1; save the file as UTF-8"
+                faults[row] = [FieldError(message, row)]
             return [None] * len(self.fields)
 
 

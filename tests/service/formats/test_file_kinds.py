@@ -79,7 +79,7 @@ def test_an_encrypted_parquet_file_is_named_as_one(tmp_path: Path, plain_footer:
 
 def test_latin1_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("a,gr\xf6\xdfe\n1,2\n".encode("latin1"))
-    with pytest.raises(Invalid, match="is not UTF-8 .*, perhaps Latin-1 .*; save the file as UTF-8"):
+    with pytest.raises(Invalid, match=r"is not UTF-8 .*, perhaps Latin-1 .*; save the file as UTF-8"):
         reading.open_dataset(str(tmp_path / "x.csv"), CSV)
     (tmp_path / "x.jsonl").write_bytes('{"a": 1, "g": "\xf6"}\n{"a": 2, "g": "x"}\n'.encode("latin1"))
     (fault,) = read_all(tmp_path / "x.jsonl", NDJSON, [A], ["g"]).faults
