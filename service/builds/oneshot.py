@@ -51,7 +51,7 @@ def run(
     except TimeoutError:
         return rejected(role, f"the {role.name}'s process stopped in the middle of its answer")
     except ChannelBroken as error:
-        return _ended(role, _exit_reason(child.end(), role.name, request.memory_mb, str(error)))
+        return rejected(role, _exit_reason(child.end(), role.name, request.memory_mb, str(error)))
     finally:
         child.end()
     if isinstance(message, Crash):
@@ -67,7 +67,7 @@ def rejected(role: OneShotRole[RequestRecord, ResultRecord], reason: str) -> Res
 
 
 def _ended(role: OneShotRole[RequestRecord, ResultRecord], reason: str) -> ResultRecord:
-    """Rejected without a result of the child: it took too much time or memory, or crashed."""
+    """Rejected without a result of the child: it took too much time or memory, so less work may succeed."""
     return role.result(state=REJECTED, report={"reason": reason, "ended": True})
 
 
@@ -93,8 +93,13 @@ def _exit_reason(code: int | None, role: str, memory_mb: int, channel_error: str
     if code == -signal.SIGKILL:
         message = f"the {role}'s process was killed, most likely because memory ran out"
         raise ChildLost(_with_limit(message, memory_mb))
+    if code == -signal.SIGABRT:
+        return _with_limit(f"the {role}'s process was aborted, as it is when memory runs out", memory_mb)
     if code < 0:
-        return _with_limit(f"the {role}'s process crashed with {signal.Signals(-code).name}", memory_mb)
+        return (
+            f"the {role}'s process crashed with {signal.Signals(-code).name}: "
+            "the model is damaged, or compiled code fails on it"
+        )
     return f"the {role}'s process ended with exit code {code} and no answer ({channel_error})"
 
 

@@ -91,7 +91,7 @@ class BuildTasks:
         return {"version": name, "state": result.state, "runtime": result.runtime, "reason": reason}
 
     def _without_conversion(self, request: BuildRequest, ended: BuildResult, beat: Beat) -> BuildResult:
-        """Build again without converting: a converter that hangs or crashes must not reject the model.
+        """Build again without converting: a converter that takes too long must not reject the model.
 
         The model is then served as a pickle. If this build fails as well, the first result stands.
         """

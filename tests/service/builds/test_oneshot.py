@@ -99,7 +99,8 @@ def test_a_build_that_crashes_its_process_is_rejected(
     shared_forks: ForkServer, request_for: RequestFor
 ) -> None:
     built = oneshot.run(shared_forks, BUILD, request_for(fitted(CrashesOnLoad())), 60, no_heartbeat)
-    assert "crashed with SIGSEGV" in reason(built)
+    assert "crashed with SIGSEGV: the model is damaged" in reason(built)
+    assert "ended" not in built.report, "a build without conversion would be tried and might succeed"
 
 
 def test_a_build_that_exits_is_rejected(shared_forks: ForkServer, request_for: RequestFor) -> None:
