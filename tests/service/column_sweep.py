@@ -48,7 +48,6 @@ from registry.media_types import CSV, JSON, PARQUET
 from registry.rows import Array, Outputs
 from registry.signature import Signature
 from scripts import edge_predict
-from service.builds.forkserver import ForkServer
 from service.compiler.build import build_version
 from service.compiler.export import export_version
 from service.compiler.signature import answers
@@ -61,6 +60,7 @@ from service.runtime.loading import ModelRuntime, RuntimeSpec, start_bulk_runtim
 from service.runtime.row_refusals import RowScorer
 from service.worker.score_work import score_range
 from tests.service.compiler import sweep as estimator_sweep
+from tests.service.shared_template import shared_template
 
 ROWS = 60
 TOLERANCE = 1e-5
@@ -485,11 +485,6 @@ class Row(NamedTuple):
         return [f"{road}: {o.state}: {o.reason}" for road, o in self.roads.items() if o.silent]
 
 
-@cache
-def _forks() -> ForkServer:
-    return ForkServer()
-
-
 @contextlib.contextmanager
 def _runtimes(folder: Path, built: BuildResult) -> Iterator[tuple[ModelRuntime, ModelRuntime]]:
     """The runtimes that answer predict calls and jobs."""
@@ -501,7 +496,7 @@ def _runtimes(folder: Path, built: BuildResult) -> Iterator[tuple[ModelRuntime, 
     spec = RuntimeSpec(
         "m", 1, built.runtime, "sklearn-joblib", store.put_file(served).sha256, forest, built.signature
     )
-    isolation = Isolation(lambda: _forks().fork("isolated"), CHILD_MEMORY_MB, CHILD_DEADLINE_S)
+    isolation = Isolation(lambda: shared_template().fork("isolated"), CHILD_MEMORY_MB, CHILD_DEADLINE_S)
     online = start_runtime(spec, store, isolation)
     bulk = start_bulk_runtime(spec, store, isolation) if forest else online
     try:
