@@ -67,10 +67,12 @@ def test_one_column_is_a_value_and_two_are_values(predicted: Any, expected: Any)
 
 
 def test_a_vector_has_two_dimensions() -> None:
-    assert listed(answers.answer(Fixed(np.array([1.0, 2.0])), "transform", None)) == {
-        "vector": [[1.0], [2.0]]
+    two = np.array([1.0, 2.0])
+    assert listed(answers.answer(Fixed(two), "transform", ROWS[:2])) == {"vector": [[1.0], [2.0]]}
+    assert listed(answers.answer(Fixed(two), "transform", ROWS[:1])) == {"vector": [[1.0, 2.0]]}
+    assert listed(answers.answer(Fixed(np.eye(2)), "transform", ROWS[:2])) == {
+        "vector": [[1.0, 0.0], [0.0, 1.0]]
     }
-    assert listed(answers.answer(Fixed(np.eye(2)), "transform", None)) == {"vector": [[1.0, 0.0], [0.0, 1.0]]}
 
 
 def test_targets_have_labels_and_probabilities_of_their_own() -> None:
