@@ -364,24 +364,29 @@ def _to_batch(block: Block, first_row: int, extra: Sequence[str], id_column: str
     return Batch(block.rows.take(valid), valid_extra, faults, block.length)
 
 
-def add_faults(batch: Batch, first_row: int, messages: Mapping[int, str], id_column: str | None) -> Batch:
-    """Turn rows of `batch.rows` into faults with these messages, by index of the row.
+def add_faults(
+    batch: Batch, first_row: int, errors: Mapping[int, FieldError], id_column: str | None
+) -> Batch:
+    """Turn rows of `batch.rows` into faults with these errors, by index of the row.
 
     The batch's first row is row `first_row` of the part.
     """
-    if not messages:
+    if not errors:
         return batch
     known = [fault.row - first_row for fault in batch.faults]
     row_numbers = np.delete(np.arange(batch.length), known)
     ids = None if id_column is None else batch.extra.column(id_column)
     faults = [
         RowFault(
-            first_row + int(row_numbers[index]), None if ids is None else _id_text(ids[index]), None, text
+            first_row + int(row_numbers[index]),
+            None if ids is None else _id_text(ids[index]),
+            error.field,
+            error.message,
         )
-        for index, text in messages.items()
+        for index, error in errors.items()
     ]
     valid = np.ones(len(batch.rows), dtype=bool)
-    valid[list(messages)] = False
+    valid[list(errors)] = False
     return Batch(
         batch.rows.take(valid),
         batch.extra.filter(pa.array(valid)) if batch.extra.num_columns else batch.extra,

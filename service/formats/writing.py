@@ -23,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from registry.artifacts import fsync_directory
+from registry.errors import FieldError
 from registry.media_types import CSV, NDJSON, PARQUET
 from service.formats.dataset import RowFault, invalid_input
 from service.runtime.codec.columns import show
@@ -247,18 +248,40 @@ def _iso_duration(count: int, unit: str) -> str:
     return f"{'-' if count < 0 else ''}PT{seconds}{decimals}S"
 
 
+def find_unwritable_rows(batch: Any, media_type: str) -> dict[int, FieldError]:
+    """Return the rows with a date that the output format cannot express, by index, with the first fault."""
+    faults: dict[int, FieldError] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for row in _beyond_calendar(column) if media_type != PARQUET else ():
+            faults.setdefault(row, FieldError(_beyond_calendar_message(name, column), field=name))
+    return faults
+
+
 def _require_calendar_dates(name: str, column: Any) -> None:
     """Raise `Invalid` for a date outside the years that text can express: Arrow would write no date."""
+    if _beyond_calendar(column):
+        raise invalid_input(_beyond_calendar_message(name, column))
+
+
+def _beyond_calendar_message(name: str, column: Any) -> str:
+    return (
+        f"column {show(name)} holds a {column.type} outside the range of calendar dates; write the "
+        "output as Parquet, or leave the column out"
+    )
+
+
+def _beyond_calendar(column: Any) -> list[int]:
+    """Return the rows with a date outside the years that text can express."""
     is_date = pa.types.is_date32(column.type)
     if not (is_date or pa.types.is_timestamp(column.type)) or column.null_count == len(column):
-        return
-    ends = pc.min_max(column.cast(pa.int32() if is_date else pa.int64())).as_py()
+        return []
+    numbers = column.cast(pa.int32() if is_date else pa.int64())
+    ends = pc.min_max(numbers).as_py()
     day = 1 if is_date else 86_400 * 10 ** _UNIT_DIGITS[column.type.unit]
-    if ends["min"] < _CALENDAR_DAYS[0] * day or ends["max"] >= _CALENDAR_DAYS[1] * day:
-        raise invalid_input(
-            f"column {show(name)} holds a {column.type} outside the range of calendar dates; write the "
-            "output as Parquet, or leave the column out"
-        )
+    first, last = _CALENDAR_DAYS[0] * day, _CALENDAR_DAYS[1] * day
+    if first <= ends["min"] and ends["max"] < last:
+        return []
+    return [row for row, n in enumerate(numbers.to_pylist()) if n is not None and not first <= n < last]
 
 
 class _ParquetEncoder:

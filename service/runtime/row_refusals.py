@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from registry.errors import DeadlineExceeded, Invalid, Unavailable
+from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Array, Outputs, Rows
 from service.runtime.isolated_runtime import CallFailed, RestartPending
 
@@ -40,7 +40,7 @@ class ScoredRows(NamedTuple):
 
     outputs: Outputs | None  # None without accepted rows
     accepted: Array  # bool, one for each row
-    refused: dict[int, str]  # by index of the row
+    refused: dict[int, FieldError]  # by index of the row
 
 
 class _Block(NamedTuple):
@@ -73,7 +73,7 @@ class RowScorer:
 
         After `max_refused` refused rows, the rows of refused blocks are not tried one by one.
         """
-        refused: dict[int, str] = {}
+        refused: dict[int, FieldError] = {}
         answers: list[Outputs] = []
         blocks = [_Block(0, len(rows))]
         while blocks:
@@ -84,11 +84,11 @@ class RowScorer:
                 outputs = self._call(rows, block)
             except (Invalid, CallFailed, DeadlineExceeded) as error:
                 if len(block) == 1:
-                    refused[block.start] = _row_message(error)
+                    refused[block.start] = FieldError(_row_message(error))
                 elif isinstance(error, Invalid) and (self._calls >= MAX_CALLS or len(refused) > max_refused):
                     message = f"the model refuses a block of {len(block)} rows with this one ({error})"
                     reason = f"not tried alone, after {len(refused)} other refused rows"
-                    refused |= dict.fromkeys(range(*block), f"{message}; {reason}")
+                    refused |= dict.fromkeys(range(*block), FieldError(f"{message}; {reason}"))
                 else:
                     blocks += block.divide()
             else:
@@ -130,7 +130,7 @@ class RowScorer:
         if self._lost_calls > MAX_LOST_CALLS:
             raise Unavailable(f"{self._lost_calls} calls failed in one partition, the last one: {error}")
 
-    def _refuse_infinite(self, outputs: Outputs, block: _Block, refused: dict[int, str]) -> Outputs:
+    def _refuse_infinite(self, outputs: Outputs, block: _Block, refused: dict[int, FieldError]) -> Outputs:
         """Add the rows with an infinite answer to `refused`; return the answers to the others."""
         if not self._finite or not len(block):
             return outputs
@@ -140,11 +140,11 @@ class RowScorer:
             return outputs
         for name, mask in finite.items():
             for index in np.flatnonzero(~mask).tolist():
-                refused.setdefault(
-                    block.start + index,
-                    f"the model refuses this row: its {name} is not finite; the row holds values "
-                    "that are too large for the model, or missing ones",
+                message = (
+                    f"the model refuses this row: its {name} is not finite; the row holds values that are "
+                    "too large for the model, or missing ones"
                 )
+                refused.setdefault(block.start + index, FieldError(message))
         accepted = np.logical_and.reduce(list(finite.values()))
         return {name: array[accepted] for name, array in outputs.items()}
 

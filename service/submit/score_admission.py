@@ -64,7 +64,10 @@ class ScoreAdmission(JobAdmission):
     def examine(
         self, settings: Settings, store: Store, spec: JobSpec, version: VersionRow | None
     ) -> HeadReport:
-        from service.formats import reading  # imports pyarrow, which a server loads with its first job
+        from service.formats import (
+            reading,
+            writing,
+        )  # import pyarrow, which a server loads with its first job
 
         assert version is not None, "resolve_version returned it"
         require_engine(spec["engine"])
@@ -76,6 +79,8 @@ class ScoreAdmission(JobAdmission):
         )
         require_copied_columns(spec, dataset)
         head = reading.read_head(dataset, columns.features, columns.copied, columns.id_column, HEAD_ROWS)
+        unwritable = writing.find_unwritable_rows(head.extra, spec["output"]["media_type"])
+        head = reading.add_faults(head, 0, unwritable, columns.id_column)
         has_threshold = spec.get("error_threshold") is not None  # then the share of all rows decides
         if head.length and not len(head.rows) and not has_threshold:
             errors = [FieldError(f.message, instance=f.row, field=f.field) for f in head.faults]

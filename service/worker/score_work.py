@@ -26,7 +26,7 @@ from service.builds.forkserver import ForkServer
 from service.formats import assembly, reading
 from service.formats.assembly import PartErrors
 from service.formats.dataset import Dataset, FileRange
-from service.formats.writing import ErrorWriter, PartWriter
+from service.formats.writing import ErrorWriter, PartWriter, find_unwritable_rows
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, RuntimeSpec, read_runtime_spec, start_bulk_runtime
@@ -266,6 +266,8 @@ def score_range(
             dataset, file_range, columns.features, columns.copied, columns.id_column
         ):
             report_progress(rows, failed)
+            unwritable = find_unwritable_rows(batch.extra, media_type)
+            batch = reading.add_faults(batch, rows + failed, unwritable, columns.id_column)
             if len(batch.rows):
                 before_call = functools.partial(report_progress, rows, failed)
                 scored = scorer.run(batch.rows, before_call, max_failed - failed - len(batch.faults))

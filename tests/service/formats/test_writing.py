@@ -22,7 +22,7 @@ from registry.media_types import ARROW, CSV, NDJSON, OUTPUT_TYPES, PARQUET
 from service.formats import assembly, writing
 from service.formats.assembly import PartErrors
 from service.formats.dataset import RowFault
-from service.formats.writing import ErrorWriter, PartWriter, WrittenFile
+from service.formats.writing import ErrorWriter, PartWriter, WrittenFile, find_unwritable_rows
 from tests.harness.durability import Event, recorded
 
 SCHEMA = pa.schema(
@@ -339,6 +339,9 @@ def test_a_date_that_text_cannot_express_is_refused(tmp_path: Path, media_type: 
             pytest.raises(Invalid, match=r'column "far" holds a .* outside the range of calendar dates'),
         ):
             writer.write(batch)
+        faults = find_unwritable_rows(pa.record_batch({"far": pa.array([0, None, value], kind)}), media_type)
+        assert {row: fault.field for row, fault in faults.items()} == {2: "far"}
+        assert find_unwritable_rows(batch, PARQUET) == {}
 
 
 def test_dates_of_every_century_are_written(tmp_path: Path) -> None:

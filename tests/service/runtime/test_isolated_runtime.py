@@ -144,8 +144,8 @@ def test_a_row_that_ends_the_process_or_fails_is_found_among_others(
     runtime = start(MisbehavesByFirstValue().fit([[0.0]], [0.0]))
     scored = RowScorer(runtime.run).run(Rows(matrix=np.array([[value], [7.0], [8.0]])), lambda: None)
     assert list(scored.refused) == [0]
-    assert scored.refused[0].startswith("the model fails for this row")
-    assert reason in scored.refused[0]
+    assert scored.refused[0].message.startswith("the model fails for this row")
+    assert reason in scored.refused[0].message
     assert scored.outputs is not None
     assert scored.outputs["value"].tolist() == [7.0, 8.0]
 
