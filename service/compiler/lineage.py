@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import sklearn
-from sklearn.exceptions import InconsistentVersionWarning
+
+from service.compiler import pickle_file
+from service.compiler.pickle_file import NUMPY_BOUNDS
 
 LIBRARIES = ("scikit-learn", "numpy", "python")
-BLOCK_BYTES = 1 << 20  # a file is searched in blocks of this size
-NUMPY_2_MODULE, NUMPY_1_MODULE = b"numpy._core.", b"numpy.core."
-"""The name of numpy's module in pickles of arrays and numbers; version 2 renamed it."""
-NUMPY_BOUNDS = (">=2", "<2")
 
 Versions = dict[str, str | None]
 """By library; None where the version is unknown."""
@@ -32,19 +29,13 @@ def builder_versions() -> dict[str, str]:
     }
 
 
-def recorded_versions(file: Path, model: Any, caught: list[warnings.WarningMessage]) -> Versions:
-    """The versions that a pickle records; `model` is its content, `caught` are its warnings at loading.
+def recorded_versions(file: Path) -> Versions:
+    """The versions that a pickle records: scikit-learn's in its estimators, of numpy's ">=2" or "<2" at most.
 
-    scikit-learn's version is recorded in its estimators, which warn when it is not the installed one. Of
-    numpy's version an uncompressed file shows ">=2" or "<2" at most. Python's version is not recorded.
+    Python's version is not recorded.
     """
-    recorded: Versions = {"scikit-learn": None, "numpy": _numpy_bound(file), "python": None}
-    for warning in caught:
-        if isinstance(warning.message, InconsistentVersionWarning):
-            return recorded | {"scikit-learn": str(warning.message.original_sklearn_version)}
-    if type(model).__module__.startswith("sklearn."):
-        return recorded | {"scikit-learn": sklearn.__version__}
-    return recorded
+    sklearn_version, numpy_bound = pickle_file.recorded_versions(file)
+    return {"scikit-learn": sklearn_version, "numpy": numpy_bound, "python": None}
 
 
 def merge_versions(recorded: Versions, stated: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -96,16 +87,3 @@ def _agree(version: str, recorded: str | None) -> bool:
     if recorded in NUMPY_BOUNDS:
         return (int(version.partition(".")[0]) >= 2) == (recorded == ">=2")
     return recorded is None or version == recorded
-
-
-def _numpy_bound(file: Path) -> str | None:
-    version_1 = False
-    with file.open("rb") as opened:
-        end = b""  # of the block before: a name may start in it
-        while block := opened.read(BLOCK_BYTES):
-            searched = end + block
-            if NUMPY_2_MODULE in searched:
-                return ">=2"
-            version_1 = version_1 or NUMPY_1_MODULE in searched
-            end = searched[-len(NUMPY_2_MODULE) :]
-    return "<2" if version_1 else None

@@ -71,14 +71,21 @@ def choose(
     """Try the candidates in order and stop at the first one within the bounds.
 
     `reference` is called only when there is a candidate to compare. `load` loads a graph into the runtime
-    that serves it, so that the served code itself is measured.
+    that serves it, so that the served code itself is measured. Never raises because of the model: it answers
+    already, and an estimator that another version of scikit-learn fitted may lack any attribute.
     """
+    trials: list[CandidateTrial] = []
     try:
         candidates = convert.candidates(model, signature)
+        blocks = reference()
     except Refused as error:
         return CandidateChoice(None, str(error))
-    blocks = reference()
-    trials: list[CandidateTrial] = []
+    except MemoryError:
+        raise
+    except Exception as error:
+        return CandidateChoice(None, f"it cannot be compared with an ONNX form ({summarize_error(error)})")
+    if not blocks:
+        return CandidateChoice(None, "it answers none of the rows on which an ONNX form would be compared")
     for number, candidate in enumerate(candidates):
         trial = _try(model, signature, blocks, candidate, out / f"candidate-{number}.onnx", load)
         trials.append(trial)

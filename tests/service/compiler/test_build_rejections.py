@@ -67,8 +67,9 @@ def test_integers_beyond_the_range_of_float64_are_rejected_by_column(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"this is no pickle", "is not a pickle"),
-        (b"", "is not a pickle"),
+        (b"this is no pickle", "the file is a text file, not a pickle"),
+        (b"", "the file is empty, not a pickle"),
+        (b"\x80\x04\xff", "cut short or is not a pickle"),
         (pickle.dumps(fitted())[:-50], "cut short"),
         (b"cnot_installed_here\nThing\n.", "needs the module 'not_installed_here'"),
         (b"csklearn.linear_model\nNoSuchModel\n.", "NoSuchModel"),

@@ -1,0 +1,117 @@
+"""Models that another version of scikit-learn pickled: what fails or answers otherwise, and the ways out.
+
+scikit-learn does not promise that a pickle of one version loads in another, or answers the same. The changes
+below are those between the versions in `COMPARED` and the installed one that change answers without an error.
+They were found by comparing fitted estimators of each version, all kinds and about 200 settings, with the
+answers that they gave there. `docs/howto/models-from-elsewhere.md` has the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import sklearn
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.cross_decomposition import CCA, PLSCanonical, PLSRegression
+from sklearn.ensemble import AdaBoostClassifier
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.tree import BaseDecisionTree
+
+from registry.errors import Refused
+from service.compiler.object_graph import Member
+
+
+class OtherVersion(Refused):
+    """A model cannot be served because another version of scikit-learn made it."""
+
+
+def is_other(version: str) -> bool:
+    installed: str = sklearn.__version__
+    return version != installed
+
+
+def oldest(versions: Iterable[str]) -> str | None:
+    return min(versions, key=_release, default=None)
+
+
+def does_not_load(version: str) -> OtherVersion:
+    return OtherVersion(
+        f"the file was made by scikit-learn {version} and does not load with the installed "
+        f"{sklearn.__version__}: {ways_out(version)}"
+    )
+
+
+def ways_out(version: str) -> str:
+    return (
+        f"retrain the model with {sklearn.__version__}; or convert it to ONNX with skl2onnx where "
+        f"scikit-learn {version} is installed, and publish the .onnx with --answers"
+    )
+
+
+def is_missing_attribute(error: Exception) -> bool:
+    """Whether an estimator lacks an attribute that the installed version of its class reads."""
+    return isinstance(error, AttributeError) and isinstance(error.obj, BaseEstimator)
+
+
+def check(member: Member, version: str) -> None:
+    """Raise `OtherVersion`, naming the estimator, when it would answer otherwise than in `version`."""
+    for kind, change in _CHANGES:
+        if isinstance(member.value, kind) and (what := change(member.value, _release(version))) is not None:
+            raise OtherVersion(
+                f"{member.path()} was fitted by scikit-learn {version} {what}; the installed "
+                f"{sklearn.__version__} would give other answers: {ways_out(version)}"
+            )
+
+
+def _release(version: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _adaboost(model: Any, release: tuple[int, int]) -> str | None:
+    return "with the algorithm SAMME.R" if getattr(model, "algorithm", None) == "SAMME.R" else None
+
+
+def _logistic(model: Any, release: tuple[int, int]) -> str | None:
+    """The installed version answers with one softmax for three classes or more, else with one sigmoid."""
+    strategy, classes = getattr(model, "multi_class", None), len(getattr(model, "classes_", ()))
+    if strategy is None or classes < 2:
+        return None
+    one_by_one = model.solver == "liblinear" or (model.solver == "newton-cholesky" and release < (1, 6))
+    if classes > 2 and (strategy == "ovr" or (strategy != "multinomial" and one_by_one)):
+        return "with one model per class (multi_class='ovr', or the default of its solver)"
+    if classes == 2 and strategy == "multinomial":
+        return "with multi_class='multinomial' for two classes"
+    return None
+
+
+def _tree(model: Any, release: tuple[int, int]) -> str | None:
+    """Classification trees hold the shares of the classes, before 1.4 their weights."""
+    if not is_classifier(model) or not hasattr(model, "tree_"):
+        return None
+    sums = model.tree_.value.sum(axis=2)
+    return None if np.allclose(sums, 1.0) else "with counts in its leaves instead of shares"
+
+
+def _tfidf(model: Any, release: tuple[int, int]) -> str | None:
+    """The installed version skips the weights when it does not find them."""
+    return "with inverse document frequencies in `_idf_diag`" if "_idf_diag" in vars(model) else None
+
+
+def _partial_least_squares(model: Any, release: tuple[int, int]) -> str | None:
+    scaled = not np.allclose(getattr(model, "_x_std", 1.0), 1.0)
+    return "with coefficients for scaled features" if release < (1, 5) and scaled else None
+
+
+_CHANGES: list[tuple[type | tuple[type, ...], Callable[[Any, tuple[int, int]], str | None]]] = [
+    (AdaBoostClassifier, _adaboost),
+    (LogisticRegression, _logistic),
+    (BaseDecisionTree, _tree),
+    (TfidfTransformer, _tfidf),
+    ((CCA, PLSCanonical, PLSRegression), _partial_least_squares),
+]
+"""By kind: what changed, in words that follow "was fitted by scikit-learn 1.5.2"; None where nothing did."""
