@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service.batch import job_routes, schedule_routes
 from service.edge import device_routes, export_routes, report_routes, tuf_routes
+from service.online import inference_routes
 from service.publish import alias_routes, artifact_routes, key_routes, model_routes
 from service.web import metrics_routes, openapi_routes
 from service.web.deps import check_guarded
@@ -19,6 +20,7 @@ from service.web.problems import install_handlers
 from service.web.services import Services
 
 PUBLISH = (artifact_routes, model_routes, alias_routes, key_routes)
+ONLINE = (inference_routes,)
 BATCH = (job_routes, schedule_routes)
 EDGE = (export_routes, device_routes, report_routes, tuf_routes)
 OPERATION = (openapi_routes, metrics_routes)
@@ -36,7 +38,7 @@ def create_management(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for module in (*PUBLISH, *BATCH, *EDGE, *OPERATION):
+    for module in (*PUBLISH, *ONLINE, *BATCH, *EDGE, *OPERATION):
         app.router.routes.extend(module.router.routes)  # one flat list, which `check_guarded` iterates over
     install_handlers(app)
     check_guarded(app)

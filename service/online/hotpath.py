@@ -1,8 +1,9 @@
 """Predictions: raw ASGI in front of FastAPI, because a FastAPI route costs more time than a small model.
 
-`POST /v1/models/{name}/predict[?alias=]` and `POST /v1/models/{name}/versions/{v}/predict`. A request uses no
-database: it resolves its version in the snapshot. Small bodies for cheap models are decoded, run and encoded
-on the event loop; all others in a thread.
+`POST /v1/models/{name}/predict[?alias=]` and `POST /v1/models/{name}/versions/{v}/predict`, and the same for
+`/v1/.../invocations` and `/v2/.../infer`, which differ only in their format (`call_formats.py`). A request
+uses no database: it resolves its version in the snapshot. Small bodies for cheap models are decoded, run and
+encoded on the event loop; all others in a thread.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.errors import DeadlineExceeded, invalid_field
-from registry.media_types import CSV, JSON
 from registry.names import check_name
 from service import telemetry
-from service.online.negotiation import negotiate
+from service.online.call_formats import DOORS, Answer, CallFormat
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, SnapshotVersion
 from service.web.auth import denial_reason
@@ -31,7 +31,6 @@ from service.web.request_context import RequestContext
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Rows
-    from service.runtime.codec import Codec
     from service.runtime.loading import LoadedModel
 
 T = TypeVar("T")
@@ -40,9 +39,8 @@ Args = TypeVarTuple("Args")
 INLINE_BYTES = 16 * 1024
 """Larger bodies are decoded in a thread: 16 KB of JSON take about 0.1 ms."""
 
-_PATH = re.compile(r"/v1/models/([^/]+)(?:/versions/([^/]+))?/predict")
+_PATH = re.compile(r"(/v[12])/models/([^/]+)(?:/versions/([^/]+))?(/predict|/invocations|/infer)")
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
-ROUTES = ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict")
 
 
 class HotPath:
@@ -59,22 +57,25 @@ class HotPath:
         if scope["type"] != "http" or (match := _PATH.fullmatch(scope["path"])) is None:
             await self._app(scope, receive, send)
             return
-        name, number = match.groups()
+        api, name, number, action = match.groups()
+        if (door := DOORS.get((api, action, number is not None))) is None:
+            await self._app(scope, receive, send)
+            return
         call: RequestContext = scope["context"]
-        call.route = ROUTES[number is not None]
+        call.route = door.route
         if scope["method"] != "POST":
-            raise HTTPException(405, "predict takes POST", headers={"Allow": "POST"})
+            raise HTTPException(405, f"{action[1:]} takes POST", headers={"Allow": "POST"})
         if (reason := denial_reason(call.key, "predict", model=name)) is not None:
             raise HTTPException(403, reason)
         version = await self._resolve(scope, name, number)
-        content_type, answer_type = negotiate(scope)
+        call_format = door.select_format(scope)
         body = await _read(receive)
         start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
-        answer, loaded, rows = await self._predict(version, body, content_type, answer_type, prediction_id)
+        answer, loaded, rows = await self._predict(version, body, call_format, prediction_id)
         loaded.seconds.observe(time.perf_counter() - start)
         loaded.rows.inc(rows)
         call.quiet = True
-        await _send(send, answer, answer_type, loaded, prediction_id)
+        await _send(send, answer, loaded, prediction_id)
 
     async def _resolve(self, scope: Scope, name: str, number: str | None) -> SnapshotVersion:
         alias = _alias(scope["query_string"], number is not None) if scope["query_string"] else None
@@ -90,19 +91,19 @@ class HotPath:
         return await self._snapshot.find(partial(self._snapshot.resolve, name, number=int(number)))
 
     async def _predict(
-        self, version: SnapshotVersion, body: bytes, content_type: str, answer_type: str, prediction_id: str
-    ) -> tuple[bytes, LoadedModel, int]:
+        self, version: SnapshotVersion, body: bytes, call_format: CallFormat, prediction_id: str
+    ) -> tuple[Answer, LoadedModel, int]:
         entry = await self._pool.acquire(version.id)
         loaded = entry.model
         try:
-            if content_type == JSON and len(body) <= INLINE_BYTES:
-                rows = loaded.codec.decode_json(body)
-                if answer_type == JSON and loaded.is_cheap(len(rows)):
-                    return _run(loaded, rows, answer_type, prediction_id), loaded, len(rows)
-                answer = await self._in_thread(loaded, _run, loaded, rows, answer_type, prediction_id)
+            if call_format.inline_body and len(body) <= INLINE_BYTES:
+                rows = call_format.decode(loaded, body)
+                if call_format.inline_answer and loaded.is_cheap(len(rows)):
+                    return _run(loaded, rows, call_format, prediction_id), loaded, len(rows)
+                answer = await self._in_thread(loaded, _run, loaded, rows, call_format, prediction_id)
                 return answer, loaded, len(rows)
             answer, count = await self._in_thread(
-                loaded, _decode_and_run, loaded, body, content_type, answer_type, prediction_id
+                loaded, _decode_and_run, loaded, body, call_format, prediction_id
             )
             return answer, loaded, count
         finally:
@@ -121,24 +122,15 @@ class HotPath:
             ) from error
 
 
-def _run(loaded: LoadedModel, rows: Rows, answer_type: str, prediction_id: str) -> bytes:
-    outputs = loaded.runtime.run(rows)
-    if answer_type == JSON:
-        return loaded.codec.encode_json(outputs, loaded.name, loaded.number, prediction_id)
-    return loaded.codec.encode_csv(outputs) if answer_type == CSV else loaded.codec.encode_arrow(outputs)
+def _run(loaded: LoadedModel, rows: Rows, call_format: CallFormat, prediction_id: str) -> Answer:
+    return call_format.encode(loaded, loaded.runtime.run(rows), prediction_id)
 
 
 def _decode_and_run(
-    loaded: LoadedModel, body: bytes, content_type: str, answer_type: str, prediction_id: str
-) -> tuple[bytes, int]:
-    rows = _decode(loaded.codec, body, content_type)
-    return _run(loaded, rows, answer_type, prediction_id), len(rows)
-
-
-def _decode(codec: Codec, body: bytes, content_type: str) -> Rows:
-    if content_type == JSON:
-        return codec.decode_json(body)
-    return codec.decode_csv(body) if content_type == CSV else codec.decode_arrow(body)
+    loaded: LoadedModel, body: bytes, call_format: CallFormat, prediction_id: str
+) -> tuple[Answer, int]:
+    rows = call_format.decode(loaded, body)
+    return _run(loaded, rows, call_format, prediction_id), len(rows)
 
 
 def _alias(query: bytes, numbered: bool) -> str | None:
@@ -178,12 +170,12 @@ async def _read(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _send(send: Send, body: bytes, media_type: str, loaded: LoadedModel, prediction_id: str) -> None:
+async def _send(send: Send, answer: Answer, loaded: LoadedModel, prediction_id: str) -> None:
     headers = [
-        (b"content-type", media_type.encode()),
-        (b"content-length", b"%d" % len(body)),
+        *answer.headers,
+        (b"content-length", b"%d" % len(answer.body)),
         *loaded.headers,  # they replace the fields of a JSON answer that a table does not have
         (b"x-prediction-id", prediction_id.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -20,6 +20,9 @@ from service.web.services import Services
 MIN_FREE_BYTES = 1 << 20
 """With less free space in the data directory the server is not ready."""
 
+_reported_differing: set[tuple[str, str, str]] = set()
+"""Labels of `DIFFERING_VERSIONS` that this process has set."""
+
 
 def health_routes(services: Services) -> list[Route]:
     """Build the routes of the probes. All are public."""
@@ -34,7 +37,7 @@ async def livez(_: Request) -> Response:
 
 def readyz(services: Services, _: Request) -> Response:
     """Respond with 200 when every check passes, else with 503; the body has the result of each check."""
-    checks = _run_checks(services)
+    checks = run_checks(services)
     ready = all(result == "ok" for result in checks.values())
     return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
 
@@ -45,11 +48,26 @@ def update_gauges(services: Services) -> None:
         telemetry.LOADED_MODELS.labels(runtime).set(count)
     telemetry.LOADED_BYTES.set(services.pool.bytes)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
+    _update_differing(services)
     with db.reading(services.sessions) as session:
         telemetry.BUILD_QUEUE.set(queue.depth(session, SUPERVISOR_TASKS))
 
 
-def _run_checks(services: Services) -> dict[str, str]:
+def _update_differing(services: Services) -> None:
+    """Name the versions of which a runtime answers differently. Series of versions that agree again are 0."""
+    differing = {
+        (model.name, str(version.number), version.fallback)
+        for model in services.snapshot.state.models.values()
+        for version in model.versions.values()
+        if version.fallback is not None
+    }
+    for labels in differing | _reported_differing:
+        telemetry.DIFFERING_VERSIONS.labels(*labels).set(labels in differing)
+    _reported_differing.update(differing)
+
+
+def run_checks(services: Services) -> dict[str, str]:
+    """Return the result of each readiness check, "ok" or what is wrong."""
     checks = {}
     try:
         current = db.is_current(services.engine)

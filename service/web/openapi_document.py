@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from registry.schema import Schema, instance_schema, prediction_schema
+from service.web.openapi_inference import INFERENCE_PATHS, INFERENCE_SCHEMAS
 from service.web.openapi_predict import (
     COMPONENTS,
     PREDICT_PATHS,
@@ -35,7 +36,8 @@ def server_document(base: Schema, models: Sequence[DocumentedModel]) -> Schema:
     """
     document = _frame(base, base["info"])
     document["paths"] = {path: _with_security(path, item) for path, item in base.get("paths", {}).items()}
-    document["paths"] |= PREDICT_PATHS
+    document["paths"] |= PREDICT_PATHS | INFERENCE_PATHS
+    document["components"]["schemas"] |= INFERENCE_SCHEMAS
     document["tags"].append(PREDICT_TAG)
     if len(models) > MAX_TYPED:
         document["x-trivium-models"] = [_list_entry(m) for m in models]

@@ -1,7 +1,8 @@
 """Errors on the wire: exceptions become RFC 9457 problem documents.
 
 Three entries, one format: `ProblemResponse` for the ASGI layers in front of FastAPI, `install_handlers` for
-the FastAPI application, and `problem_responses` and `problem_schemas` for the OpenAPI document.
+the FastAPI application, and `problem_responses` and `problem_schemas` for the OpenAPI document. Under `/v2`
+`encode_problem` writes the format of the Open Inference Protocol instead, `{"error": "text"}`.
 
 FastAPI is imported when the handlers are installed, not with this module: the server accepts requests
 before the management routes exist (see `service/app.py`).
@@ -12,7 +13,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -43,6 +44,12 @@ STATUS: dict[type[TriviumError], int] = {  # the nearest ancestor of an error's 
     errors.DeadlineExceeded: 504,
     TriviumError: 500,
 }
+V2_MEDIA_TYPE = "application/json"
+V2_STATUS = {422: 400}
+"""The protocol has 400 for invalid requests."""
+MAX_V2_FAULTS = 10
+"""Faults in the text of one error under `/v2`."""
+
 RETRY_AFTER = {503: "1"}
 """Seconds by status: most causes, such as a model process that restarts, end within a second."""
 
@@ -126,6 +133,31 @@ def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+class EncodedProblem(NamedTuple):
+    status: int
+    media_type: str
+    body: bytes
+
+
+def encode_problem(problem: Problem, path: str) -> EncodedProblem:
+    """Encode `problem` for a request to `path`."""
+    if path == "/v2" or path.startswith("/v2/"):
+        status = V2_STATUS.get(problem.status, problem.status)
+        return EncodedProblem(status, V2_MEDIA_TYPE, msgspec.json.encode({"error": _text_of(problem)}))
+    return EncodedProblem(problem.status, MEDIA_TYPE, msgspec.json.encode(problem))
+
+
+def _text_of(problem: Problem) -> str:
+    """Return the detail, or all faults if there are several: text is all that the protocol's errors have."""
+    if len(problem.errors) <= 1:
+        return problem.detail
+    faults = [
+        e.message if e.instance is None else f"instance {e.instance}: {e.message}" for e in problem.errors
+    ]
+    more = f" (and {len(faults) - MAX_V2_FAULTS} more)" if len(faults) > MAX_V2_FAULTS else ""
+    return "; ".join(faults[:MAX_V2_FAULTS]) + more
+
+
 class ProblemResponse:
     """A problem document as an ASGI response, for the layers in front of FastAPI."""
 
@@ -136,13 +168,13 @@ class ProblemResponse:
             self._headers.append((b"retry-after", retry.encode()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = msgspec.json.encode(self._problem)
+        status, media_type, body = encode_problem(self._problem, scope["path"])
         headers = [
-            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-type", media_type.encode()),
             (b"content-length", str(len(body)).encode()),
             *self._headers,
         ]
-        await send({"type": "http.response.start", "status": self._problem.status, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
@@ -156,6 +188,16 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": DESCRIPTIONS[status], "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in sorted({401, 403, 422, 503, *statuses})
     }
+
+
+def v2_error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Build the `responses=` of a route under `/v2`. `default` keeps FastAPI from adding its own 422."""
+    content = {V2_MEDIA_TYPE: {"schema": {"$ref": _SCHEMA_REF.format(name="InferenceError")}}}
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"description": DESCRIPTIONS[status], "content": content}
+        for status in sorted({400, 401, 403, 503, *statuses})
+    }
+    return responses | {"default": {"description": "Another error", "content": content}}
 
 
 def problem_schemas() -> dict[str, Any]:
@@ -242,7 +284,8 @@ def _response(
     context: RequestContext = request.scope["context"]
     problem = build_problem(status, detail, request.scope["path"], context.request_id, field_errors)
     headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else None
-    return Response(msgspec.json.encode(problem), status, headers, MEDIA_TYPE)
+    encoded = encode_problem(problem, request.scope["path"])
+    return Response(encoded.body, encoded.status, headers, encoded.media_type)
 
 
 # Errors of pydantic --------------------------------------------------------------------------------------

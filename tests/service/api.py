@@ -98,6 +98,8 @@ class Api:
 
 def check_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     """Check that `answer` is a well-formed problem document of `status`, and return it."""
+    if answer.url.path.startswith("/v2"):
+        return {"status": status, "detail": check_v2_error(answer, status), "errors": []}
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
     if answer.request.method == "HEAD":  # a HEAD response comes without a body
@@ -112,6 +114,17 @@ def check_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
         assert set(fault) == {"instance", "field", "expected", "message"}
         assert fault["message"]
     return problem
+
+
+def check_v2_error(answer: httpx.Response, status: int) -> str:
+    """Check that `answer` is an error of the Open Inference Protocol, and return its text."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert list(body) == ["error"]
+    assert body["error"]
+    text: str = body["error"]
+    return text
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from registry.errors import Invalid
 from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.online import hotpath
+from service.online.call_formats import TableFormat
 from service.online.hotpath import INLINE_BYTES, HotPath
 from service.online.negotiation import acceptable_type, negotiate
 from service.runtime.codec import Codec
@@ -70,7 +71,7 @@ def predict(body: bytes, content_type: str = JSON, answer_type: str = JSON) -> t
         version = cast(Any, DoublingModel())
         version.id = 1
         try:
-            call = path._predict(version, body, content_type, answer_type, "pred_1")
+            call = path._predict(version, body, TableFormat(content_type, answer_type), "pred_1")
             answer, loaded, rows = asyncio.run(call)
         finally:
             assert pool.in_use == 0, "the model is released"

@@ -135,7 +135,7 @@ async def test_a_503_in_front_of_fastapi_also_has_retry_after(status: int, retry
         raise AssertionError("a problem response must not read the body")
 
     answer = ProblemResponse(build_problem(status, "not now", PREDICT, "req_1"))
-    await answer({"type": "http", "method": "POST"}, receive, send)
+    await answer({"type": "http", "method": "POST", "path": "/v1/jobs"}, receive, send)
     assert [value for name, value in messages[0]["headers"] if name == b"retry-after"] == retry_after
 
 
@@ -339,7 +339,7 @@ async def problem_messages(method: str) -> list[Message]:
         raise AssertionError("a problem response must not read the body")
 
     answer = ProblemResponse(build_problem(404, "not here", "/v1/a b", "req_1"), [(b"allow", b"GET")])
-    await answer({"type": "http", "method": method}, receive, send)
+    await answer({"type": "http", "method": method, "path": "/v1/jobs"}, receive, send)
     return messages
 
 

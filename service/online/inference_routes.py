@@ -1,0 +1,152 @@
+"""Metadata and health of the Open Inference Protocol: all of `/v2` except `infer`, which is in `HotPath`."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import version as version_of
+from typing import Any, cast
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from registry import db, versions
+from registry.signature import Signature
+from registry.vocabulary import READY, Runtime
+from service.runtime.codec.inference import EXTENSION
+from service.runtime.codec.tensors import describe_inputs, describe_outputs
+from service.runtime.snapshot import SnapshotVersion
+from service.web.deps import ServicesDep, require_scope
+from service.web.health import run_checks
+from service.web.problems import v2_error_responses
+from service.web.request_models import ModelName, VersionNumber
+from service.web.services import Services
+
+router = APIRouter(tags=["inference protocol"])
+
+PLATFORMS: dict[Runtime, str] = {
+    "onnx": "onnxruntime_onnx",
+    "tflite": "litert_tflite",
+    "isolated": "scikit-learn_joblib",
+}
+"""The protocol's `platform`, `<project>_<format>`, by the version's runtime."""
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(BaseModel):
+    live: bool
+
+
+class ServerReady(BaseModel):
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool
+
+
+class TensorMetadata(BaseModel):
+    """A size of -1 is the number of rows."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, str] | None = None
+
+
+class ModelMetadata(BaseModel):
+    """`versions` are those that answer. `inputs` has one tensor for all features if they are numbers."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+def _responses(*statuses: int) -> dict[str, Any]:
+    """Return the arguments of a route that every route here has."""
+    return {
+        "dependencies": [require_scope("any")],
+        "responses": v2_error_responses(*statuses),
+        "response_model_exclude_none": True,
+    }
+
+
+@router.get("/v2", **_responses())
+@router.get("/v2/", include_in_schema=False, **_responses())
+def get_server_metadata() -> ServerMetadata:
+    """Return the server's name, version and extensions."""
+    return ServerMetadata(name="trivium", version=version_of("trivium"), extensions=[EXTENSION])
+
+
+@router.get("/v2/health/live", **_responses())
+def get_live() -> ServerLive:
+    """Return 200: the process is alive."""
+    return ServerLive(live=True)
+
+
+@router.get("/v2/health/ready", **_responses())
+def get_ready(services: ServicesDep, response: Response) -> ServerReady:
+    """Return 200 if the server can answer, else 503; `GET /readyz` has the result of each check."""
+    ready = all(result == "ok" for result in run_checks(services).values())
+    response.status_code = 200 if ready else 503
+    return ServerReady(ready=ready)
+
+
+@router.get("/v2/models/{name}", **_responses(404, 409))
+async def get_model_metadata(name: ModelName, services: ServicesDep) -> ModelMetadata:
+    """Return the inputs and outputs of the version that the alias `champion` points to."""
+    return await _metadata(services, name, None)
+
+
+@router.get("/v2/models/{name}/versions/{version}", **_responses(404, 409))
+async def get_version_metadata(
+    name: ModelName, version: VersionNumber, services: ServicesDep
+) -> ModelMetadata:
+    """Return the inputs and outputs of a version."""
+    return await _metadata(services, name, version)
+
+
+@router.get("/v2/models/{name}/ready", **_responses(404, 409))
+async def get_model_ready(name: ModelName, services: ServicesDep) -> ModelReady:
+    """Return 200 if the alias `champion` points to a version that answers."""
+    await _resolve(services, name, None)
+    return ModelReady(name=name, ready=True)
+
+
+@router.get("/v2/models/{name}/versions/{version}/ready", **_responses(404, 409))
+async def get_version_ready(name: ModelName, version: VersionNumber, services: ServicesDep) -> ModelReady:
+    """Return 200 if the version answers."""
+    await _resolve(services, name, version)
+    return ModelReady(name=name, ready=True)
+
+
+async def _resolve(services: Services, name: str, number: int | None) -> SnapshotVersion:
+    """Return the version, as `infer` does. Raises `NotFound`, `NotReady`."""
+    return await services.snapshot.find(partial(services.snapshot.resolve, name, number=number))
+
+
+async def _metadata(services: Services, name: str, number: int | None) -> ModelMetadata:
+    version = await _resolve(services, name, number)
+    signature, runtime = await run_sync(_read_signature, services, version.id)
+    numbers = [v.number for v in services.snapshot.state.models[name].versions.values() if v.state == READY]
+    return ModelMetadata(
+        name=name,
+        versions=[str(number) for number in sorted(numbers)],
+        platform=PLATFORMS[runtime],
+        inputs=[TensorMetadata(**tensor) for tensor in describe_inputs(signature)],
+        outputs=[TensorMetadata(**tensor) for tensor in describe_outputs(signature)],
+    )
+
+
+def _read_signature(services: Services, version_id: int) -> tuple[Signature, Runtime]:
+    with db.reading(services.sessions) as session:
+        row = versions.get_by_id(session, version_id)
+        return versions.signature_of(row), cast(Runtime, row.runtime)
