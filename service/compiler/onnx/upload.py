@@ -349,11 +349,28 @@ def _task(model: ModelProto) -> Task:
     return "classification"
 
 
+def _require_label(values: list[ValueInfoProto], dtype: DType) -> None:
+    """Raises `Refused` unless the first output is one label per row."""
+    label = values[0]
+    if dtype not in LABEL_DTYPES:
+        raise Refused(
+            f"the graph's first output {label.name!r} holds {dtype}, so it is not a label; serve it as a "
+            "regression or transform, or end the graph in ArgMax"
+        )
+    dims = label.type.tensor_type.shape.dim
+    if (len(dims) > 1 and dims[1].dim_value > 1) or any(v.type.HasField("sequence_type") for v in values):
+        raise Refused(
+            f"the graph's output {label.name!r} holds several labels for a row; publish a graph for each "
+            "label, or the scikit-learn model itself"
+        )
+
+
 def _declared_outputs(model: ModelProto, task: Task) -> tuple[Output, ...]:
     """Names and dtypes by task; shapes as the graph declares them, -1 where it does not."""
     values = list(model.graph.output)
     first = _dtype(values[0])
     if task == "classification":
+        _require_label(values, first)
         label = Output("label", first, (-1,))
         return (label, Output("probabilities", "float64", (-1, -1))) if len(values) > 1 else (label,)
     if task == "clustering":

@@ -212,8 +212,9 @@ class TfliteUpload:
     def _tensors(self, task: Task) -> list[int]:
         """The graph's outputs in the signature's order, possibly without the label beside probabilities."""
         tensors = sorted((int(i) for i in self.graph.outputs), key=lambda i: not self._is_integer(i))
+        is_integer = [self._is_integer(i) for i in tensors]
         if len(tensors) > 2 or (
-            len(tensors) == 2 and (task != "classification" or self._is_integer(tensors[1]))
+            len(tensors) == 2 and (task != "classification" or is_integer != [True, False])
         ):
             raise Refused(
                 f"the graph has {len(tensors)} outputs of unknown meaning; supported are one output, or a "

@@ -251,7 +251,16 @@ def test_outputs_that_are_not_served_are_named(tmp_path: Path) -> None:
 def test_several_labels_of_a_row_are_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("Cast", ["x"], ["label"], to=INT64)]
     model = graph(nodes, [value("x", FLOAT, None, 3)], [value("label", INT64, None, 3)])
-    assert "1500 of the output 'label' to 500 rows" in reason(tmp_path, model)
+    assert "output 'label' holds several labels for a row" in reason(tmp_path, model)
+    (folder := tmp_path / "open").mkdir()
+    model.graph.output[0].type.tensor_type.shape.dim[1].Clear()
+    assert "1500 of the output 'label' to 500 rows" in reason(folder, model)
+
+
+def test_numbers_are_no_label(tmp_path: Path) -> None:
+    assert "'y' holds float32, so it is not a label" in reason(
+        tmp_path, dense(), signature={"task": "classification"}
+    )
 
 
 def test_data_in_other_files_is_refused_with_the_remedy(tmp_path: Path) -> None:

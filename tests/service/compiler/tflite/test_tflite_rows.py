@@ -238,6 +238,12 @@ def test_a_sigmoid_has_two_classes(tmp_path: Path) -> None:
     assert "3 classes are given for y1.label" in reason(tmp_path, sigmoids()[0], signature=signature)
 
 
+def test_numbers_beside_probabilities_are_no_label(tmp_path: Path) -> None:
+    graph = Graph(3)
+    outputs = {"size": graph.relu(graph.take(graph.input, [0])), "kind": graph.softmax(graph.input)}
+    assert "2 outputs of unknown meaning" in reason(tmp_path, graph.finish(outputs, {}))
+
+
 # ---- on devices ----
 
 
