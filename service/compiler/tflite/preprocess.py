@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn import feature_selection, impute, preprocessing
 
 from registry.errors import Refused
@@ -45,7 +46,7 @@ def binarizer(context: ConversionContext, model: Any, columns: GraphColumns) -> 
 
 def imputer(context: ConversionContext, model: Any, columns: GraphColumns) -> CompiledOutputs:
     statistics = _numbers(model, model.statistics_)
-    missing = float(model.missing_values) if model.missing_values is not None else np.nan
+    missing = np.nan if pd.isna(model.missing_values) else float(model.missing_values)  # also None and pd.NA
     filled = columns
     if not model.keep_empty_features and np.isnan(statistics).any():
         filled = columns.take(context.graph, np.flatnonzero(~np.isnan(statistics)))
@@ -58,7 +59,7 @@ def imputer(context: ConversionContext, model: Any, columns: GraphColumns) -> Co
         filled = GraphColumns(
             (context.graph.select(is_missing, context.graph.constant(statistics[None, :]), x),)
         )
-    if not model.add_indicator:
+    if not model.add_indicator or not len(model.indicator_.features_):
         return CompiledOutputs(columns=filled)
     indicated = to_tensor(context.graph, columns.take(context.graph, model.indicator_.features_))
     indicator = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn import (
     cluster,
     compose,
@@ -345,6 +346,12 @@ TRANSFORMS: dict[str, Make] = {
     "Normalizer, max": _without_target(preprocessing.Normalizer("max")),
     "Binarizer": _without_target(preprocessing.Binarizer(threshold=0.1)),
     "SimpleImputer, indicator": lambda d: (impute.SimpleImputer(add_indicator=True), d.with_missing, None),
+    "SimpleImputer, indicator of nothing": lambda d: (
+        impute.SimpleImputer(add_indicator=True),
+        d.counts,
+        None,
+    ),
+    "SimpleImputer, pd.NA": lambda d: (impute.SimpleImputer(missing_values=pd.NA), d.with_missing, None),
     "SimpleImputer, 0 is missing": lambda d: (impute.SimpleImputer(missing_values=0), d.counts, None),
     "PCA": _without_target(decomposition.PCA(4)),
     "TruncatedSVD": _without_target(decomposition.TruncatedSVD(4)),
