@@ -35,6 +35,8 @@ from service.formats.text_records import (
     compression_of,
     first_end,
     has_quotes,
+    is_utf8,
+    not_utf8,
     open_text,
     read_records,
 )
@@ -153,6 +155,8 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
         try:
             batch, malformed = _read_batch(data, header.names, types, schema.names, nulls=True)
         except pa.ArrowInvalid as error:
+            if not is_utf8(data):
+                raise not_utf8(name) from error
             message = column_types.describe_mismatch(error, header.names, schema, name)
             raise invalid_input(message) from error
         for message in malformed.values():
@@ -209,7 +213,7 @@ def _read_batch(
 
     With `nulls`, empty strings are null. Raises `pa.ArrowInvalid` for cells that do not have their type.
     """
-    if _is_utf8(data):
+    if is_utf8(data):
         return _parse(data, names, types, include, nulls, "utf8")
     # pyarrow decodes a row with a wrong number of cells, and fails without its number if it is not UTF-8
     batch, malformed = _parse(data, names, types, include, nulls, "latin1")
@@ -217,13 +221,6 @@ def _read_batch(
     if any(pa.types.is_string(c.type) and not _is_ascii(c) for c in columns):
         raise pa.ArrowInvalid("some bytes are not valid UTF-8")
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema), malformed
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        return data.isascii() or bool(data.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def _is_ascii(texts: Any) -> bool:

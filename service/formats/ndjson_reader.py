@@ -25,6 +25,8 @@ from service.formats.text_records import (
     RecordFormat,
     byte_ranges,
     compression_of,
+    is_utf8,
+    not_utf8,
     open_text,
     read_records,
 )
@@ -59,6 +61,8 @@ def read_schema(file: InputFile) -> Any:
         for key, item in value.items() if isinstance(value, dict) else ():
             types.setdefault(key, set()).add(type(item))
     if not types:
+        if not is_utf8(b"\n".join(lines)):
+            raise not_utf8(file.name)
         reason = first_error or "its first lines contain no object with a key"
         raise invalid_input(f"{file.name!r} is not JSON lines: {reason}", expected="one object per line")
     return pa.schema([(key, _arrow_type(value_types)) for key, value_types in types.items()])
@@ -115,6 +119,8 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
     inferred = pa.schema([f for f in schema if not column_types.is_explicit(f)])
     options = pj.ParseOptions(explicit_schema=inferred, unexpected_field_behavior="ignore")
     for data in _read_part(opened, part):
+        if not is_utf8(data):  # pyarrow would copy the bytes
+            raise not_utf8(opened.file.name)
         one_block = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
         try:
             table = pj.read_json(pa.BufferReader(data), one_block, options) if len(inferred) else pa.table({})

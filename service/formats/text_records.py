@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
+from registry.errors import Invalid
 from service.formats.dataset import PART_BYTES, invalid_input
 from service.formats.sources import FileStream, OpenedFile
 
@@ -36,6 +37,18 @@ _MAGIC = re.compile(
     rb"(?P<gzip>\x1f\x8b)|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))"
 )
 """The magic of bzip2 is readable text, so the header of its first block, or of its end, must follow."""
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def not_utf8(name: str) -> Invalid:
+    message = f"{name!r} is not UTF-8, perhaps Latin-1 or Windows-1252; save the file as UTF-8"
+    return invalid_input(message, expected="UTF-8")
 
 
 class ByteStream(Protocol):

@@ -127,7 +127,7 @@ def _compressed(metadata: bytes) -> bool:
 
 def _decode(table: Any, columns: Sequence[Column]) -> Rows:
     faults = Faults()
-    check_names(table.column_names, columns, faults)
+    check_names(_column_names(table.schema), columns, faults)
     faults.raise_any()
     for column in columns:
         check_type(column, table.schema.field(column.name), faults)
@@ -142,6 +142,15 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
         array = convert_numbers(column, data) if is_number(plain_type(data.type)) else None
         arrays.append(read_column(column, _values(data), arrow_value, faults) if array is None else array)
     return rows_or_raise(columns, arrays, table.num_rows, faults)
+
+
+def _column_names(schema: Any) -> list[str]:
+    try:
+        return list(schema.names)
+    except UnicodeDecodeError as error:
+        name = show(error.object.decode(errors="backslashreplace"))
+        message = f"the name of column {name} is not valid UTF-8; rename it"
+        raise invalid_field(name, message, "UTF-8") from error
 
 
 def check_type(column: Column, field: Any, faults: Faults) -> None:

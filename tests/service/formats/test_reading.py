@@ -191,3 +191,14 @@ def test_similar_names_are_suggested_for_the_first_five_missing_columns(tmp_path
     with pytest.raises(Invalid) as caught:
         read_all(path, CSV, [Column(Input(name, "float64")) for name in names])
     assert ["did you mean" in e.message for e in caught.value.errors] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize(
+    ("media_type", "text"), [(CSV, "x,n\n1,é\n"), (NDJSON, '{"x": 1, "n": "a"}\n{"x": 1, "n": "é"}\n')]
+)
+def test_a_training_names_a_file_that_is_not_utf8(tmp_path: Path, media_type: str, text: str) -> None:
+    (tmp_path / "in").write_bytes(text.encode("latin-1"))
+    dataset = reading.open_dataset(str(tmp_path / "in"), media_type, uniform=True)
+    (part,) = reading.split(dataset)
+    with pytest.raises(Invalid, match="'in' is not UTF-8, perhaps Latin-1 or Windows-1252; save the file as"):
+        list(reading.read_record_batches(dataset, part, ["x", "n"]))

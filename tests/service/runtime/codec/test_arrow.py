@@ -390,3 +390,14 @@ def test_nan_and_infinity_are_null_in_arrow_answers() -> None:
     assert read.schema.types == [pa.float64(), pa.int64()]
     empty = pa.ipc.open_stream(arrow_codec.encode_arrow({"label": np.array([], object)})).read_all()
     assert empty.schema.types == [pa.string()]
+
+
+def test_a_column_name_that_is_not_utf8_is_named() -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"age": [1.0], "bXd": [1.0]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body = sink.getvalue().to_pybytes().replace(b"bXd", b"b\xffd")
+    codec = Codec(Signature("regression", (Input("age", "float64"),), (Output("value", "float64", (-1,)),)))
+    with pytest.raises(Invalid, match=r'the name of column "b\\\\xffd" is not valid UTF-8; rename it'):
+        codec.decode_arrow(body)
