@@ -52,6 +52,8 @@ class FinishedExport(msgspec.Struct, frozen=True):
     bytes: int | None = None
     zstd: str | None = None
     min_runtime: str | None = None
+    measured: str | None = None  # rows, and the file's answers to them
+    libraries: str | None = None  # see `versions.libraries_text`
 
 
 class DeviceFile(msgspec.Struct, frozen=True):

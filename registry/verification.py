@@ -32,7 +32,7 @@ class MeasuredExport(msgspec.Struct, frozen=True):
     id: int
     quantize: str
     blob: str
-    measured: str
+    measured: str | None  # None: the published file itself
 
 
 class MeasuredVersion(msgspec.Struct, frozen=True):
@@ -105,11 +105,8 @@ def inputs(session: Session, version_id: int) -> MeasuredVersion:
     version = versions.get_by_id(session, version_id)
     if version.state != READY or version.measured is None or version.runtime is None:
         raise NotFound("ready version", f"{version.model.name}:{version.number}")
-    exports = session.scalars(
-        select(ExportRow).where(
-            ExportRow.version_id == version_id, ExportRow.state == READY, ExportRow.measured.is_not(None)
-        )
-    )
+    ready = select(ExportRow).where(ExportRow.version_id == version_id, ExportRow.state == READY)
+    exports = session.scalars(ready)
     return MeasuredVersion(
         format=version.format,
         signature=versions.signature_of(version),
@@ -119,7 +116,7 @@ def inputs(session: Session, version_id: int) -> MeasuredVersion:
         forest=version.forest,
         measured=version.measured,
         accepts="accept_by" in (version.verification or {}),
-        exports=[MeasuredExport(e.id, e.quantize, e.blob or "", e.measured or "") for e in exports],
+        exports=[MeasuredExport(e.id, e.quantize, e.blob or "", e.measured) for e in exports],
     )
 
 
@@ -202,16 +199,16 @@ def _used(session: Session) -> Iterator[int]:
 
 
 def differing(session: Session) -> list[VersionRow]:
-    """Return the ready versions of which a runtime is not used any more, by model and number."""
-    query = (
-        select(VersionRow).join(ModelRow).where(VersionRow.fallback.is_not(None), VersionRow.state == READY)
-    )
+    """Return the ready versions that no longer give the measured answers, by model and number."""
+    state = VersionRow.verification["state"].as_string()
+    measured = VersionRow.fallback.is_not(None) | (state == DIFFERS)  # `pending` keeps the fallback
+    query = select(VersionRow).join(ModelRow).where(VersionRow.state == READY, measured)
     return list(session.scalars(query.order_by(ModelRow.name, VersionRow.number)).unique())
 
 
 def withdrawn_exports(session: Session) -> list[ExportRow]:
     """Return the exports that were ready and were rejected by a check, newest first."""
-    query = select(ExportRow).where(ExportRow.state == REJECTED, ExportRow.measured.is_not(None))
+    query = select(ExportRow).where(ExportRow.state == REJECTED, ExportRow.libraries.is_not(None))
     return list(session.scalars(query.order_by(ExportRow.id.desc())).unique())
 
 

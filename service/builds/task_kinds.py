@@ -167,6 +167,7 @@ class ExportTasks:
             plain, zstd = (
                 store_file(self._store, out, name or "") for name in (exported.file, exported.zstd)
             )
+            measured = store_file(self._store, out, exported.measured).sha256 if exported.measured else None
         except FileNotFoundError:
             reason = "the export's answer names a file that it did not write"
             return exports.FinishedExport(state=REJECTED, report={"reason": reason})
@@ -177,6 +178,8 @@ class ExportTasks:
             bytes=plain.bytes,
             zstd=zstd.sha256,
             min_runtime=exported.min_runtime,
+            measured=measured,
+            libraries=versions.libraries_text(exported.libraries),
         )
 
     def _request(self, inputs: exports.ExportInputs, out: Path) -> ExportRequest:

@@ -108,7 +108,13 @@ class VersionCheck:
 
     def run(self) -> CheckResult:
         fallback, reasons = self._check_runtimes()
-        exports = {export.id: self._check_export(export) for export in self._version.exports}
+        published = reasons[0] if reasons and self._version.runtime == "tflite" else None
+        exports = {
+            e.id: CheckedExport(self._libraries, published)
+            if e.measured is None
+            else self._check_export(e, e.measured)
+            for e in self._version.exports
+        }
         reasons += [f"export {i}: {e.reason}" for i, e in exports.items() if e.reason is not None]
         return CheckResult(
             state=DIFFERS if reasons else AGREED,
@@ -151,10 +157,10 @@ class VersionCheck:
             return None
         return f"{runtime}: {result.report['reason']}"
 
-    def _check_export(self, export: verification.MeasuredExport) -> CheckedExport:
+    def _check_export(self, export: verification.MeasuredExport, measured: str) -> CheckedExport:
         tolerance = measured_bounds.EXPORT_TOLERANCES[cast(Quantize, export.quantize)]
         result = self._tasks.measure(
-            self._version, "tflite", export.blob, export.measured, tolerance, self._out, self._beat
+            self._version, "tflite", export.blob, measured, tolerance, self._out, self._beat
         )
         installed = result.libraries or libraries.versions_for(["tflite"])
         self._figures[f"export {export.id}"] = result.report

@@ -27,6 +27,7 @@ from service.cli import (
     server,
     train,
     tuf,
+    verify,
 )
 from service.cli.exit_codes import INTERRUPTED, explain_exception
 
@@ -123,6 +124,7 @@ app.command("delete")(models.delete)
 app.command("promote")(aliases.promote)
 app.command("rollback")(aliases.rollback)
 app.command("history")(aliases.history)
+app.command("verify")(verify.verify)
 app.command("export")(exports.export)
 app.add_typer(exports_app, name="exports")
 exports_app.command(LIST)(exports.list_exports)

@@ -72,9 +72,35 @@ def _worst_answer_lines(report: Record) -> list[str]:
     ]
 
 
+FALLBACKS = {
+    "online": "batch jobs use the runtime of predictions",
+    "isolated": "the estimator itself answers, in an isolated process",
+    "none": "predictions and jobs are refused",
+}
+"""What follows when a runtime answers differently, by the record's `fallback`."""
+
+
+def verification_lines(record: Record) -> Iterator[str]:
+    """Describe whether a version still gives the measured answers."""
+    name, verification = f"{record['model']}:{record['version']}", record["verification"]
+    if verification is None:
+        yield f"{name} cannot be verified: {record['error']}"
+        return
+    state = {"agreed": "agrees", "differs": "differs", "pending": "is being verified"}[verification["state"]]
+    reason = f": {verification['reason']}" if verification["reason"] else ""
+    yield f"{name} {state}{reason}"
+    for runtime, figures in verification["figures"].items():
+        if "rows" in figures:
+            yield f"  {runtime}: {parity_line(figures)}"
+    if verification["fallback"]:
+        yield f"  {FALLBACKS[verification['fallback']]}"
+
+
 def version_lines(record: Record) -> Iterator[str]:
     """Describe a version: its build, metadata, lineage and signature."""
     yield from build_lines(record)
+    if record["verification"] and record["verification"]["state"] != "agreed":
+        yield from verification_lines(record)
     for field in ("aliases", "tags", "description", "format", "artifact", "target"):
         if value := record[field]:
             yield f"{field}: {_join_pairs(value) if isinstance(value, dict) else _join_list(value)}"

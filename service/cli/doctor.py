@@ -32,6 +32,8 @@ LIBRARIES = (
     "pyarrow",
     "onnxruntime",
     "onnx",
+    "ai-edge-litert",
+    "numba",
     "scikit-learn",
     "skl2onnx",
     "joblib",
@@ -57,6 +59,7 @@ def doctor(json: Json = False) -> None:
         *_check_versions(),
         *_check_data_directory(settings),
         *_check_database(settings),
+        *_check_answers(settings),
         _check_server(settings),
     ]
     ok = all(result.status != WRONG for result in results)
@@ -154,6 +157,42 @@ def _check_database(settings: Settings) -> Iterator[CheckResult]:
         current = f"is at revision {revision}" if revision else "is empty"
         status = WARNING if is_sqlite else WRONG
         yield CheckResult("database", status, f"{address} {current}, expected {HEAD}; {remedy}")
+
+
+def _check_answers(settings: Settings) -> Iterator[CheckResult]:
+    """Name the versions and exports that no longer give the answers measured at their build."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import DBAPIError
+
+    from migrations import HEAD
+    from registry import db, verification
+
+    url = make_url(settings.url)
+    if url.drivername.startswith("sqlite") and not (url.database and Path(url.database).exists()):
+        return
+    try:
+        engine = db.connect(settings.url)
+        if db.schema_revision(engine) != HEAD:
+            return
+        with db.reading(db.sessions(engine)) as session:
+            differing = [
+                f"{v.model.name}:{v.number} ({(v.verification or {}).get('reason')})"
+                for v in verification.differing(session)
+            ]
+            exports = [
+                f"export {e.id} of {e.version.model.name}:{e.version.number}"
+                for e in verification.withdrawn_exports(session)
+            ]
+        engine.dispose()
+    except DBAPIError:  # `_check_database` reports it
+        return
+    remedy = "publish again, promote another version, or trivium verify MODEL --accept"
+    if differing:
+        yield CheckResult("answers", WRONG, f"{'; '.join(differing)}: other answers than measured; {remedy}")
+    if exports:
+        yield CheckResult("exports", WARNING, f"withdrawn from devices: {', '.join(exports)}; export again")
+    if not differing and not exports:
+        yield CheckResult("answers", OK, "no version is known to answer differently than it was measured")
 
 
 def _find_damage(engine: Any) -> str | None:

@@ -184,6 +184,26 @@ class Client:
         parts = ("models", export["model"], "versions", export["version"], "exports", export["id"])
         return self._wait_for_build(path(*parts), on_state, on_problem)
 
+    def verify(self, name: str, version: int, accept: bool = False) -> Record:
+        """Have the version measured again and return its record, in which the check is pending."""
+        record: Record = self.call(
+            "POST", path("models", name, "versions", version, "verify"), {"accept": accept}
+        )
+        return record
+
+    def wait_verified(
+        self,
+        name: str,
+        version: int,
+        on_state: Callable[[Record], None] = lambda record: None,
+        on_problem: Callable[[str], None] = lambda message: None,
+    ) -> Record:
+        """Return the version's record when its check is over; otherwise as `wait`."""
+        url = path("models", name, "versions", version)
+        return self._wait_for_build(
+            url, on_state, on_problem, lambda r: r["verification"]["state"] == "pending"
+        )
+
     def readiness(self) -> dict[str, str]:
         """Return the server's checks, each "ok" or a description of the problem. Raises as `send`."""
         try:
@@ -216,13 +236,17 @@ class Client:
         return answer
 
     def _wait_for_build(
-        self, url: str, on_state: Callable[[Record], None], on_problem: Callable[[str], None]
+        self,
+        url: str,
+        on_state: Callable[[Record], None],
+        on_problem: Callable[[str], None],
+        is_running: Callable[[Record], bool] = lambda record: record["state"] == "building",
     ) -> Record:
         pause, watch = 0.05, BuilderWatch(self._builder_state, on_problem)
         while True:
             record: Record = self.call("GET", url)
             on_state(record)
-            if record["state"] != "building":
+            if not is_running(record):
                 return record
             watch.check()
             time.sleep(pause)

@@ -21,10 +21,11 @@ from registry.signature import Signature
 from registry.vocabulary import Quantize
 from service.compiler import sandbox
 from service.compiler.export_source import ExportSource, LabelledRows, load_source
-from service.compiler.measure import comparison_rows, metrics, parity, row_independence
-from service.compiler.report import BuildReport
+from service.compiler.measure import comparison_rows, measured_rows, metrics, parity, row_independence
+from service.compiler.report import BuildReport, ServedForm
 from service.compiler.tflite import calibration, export_gate, quantize, runtime_versions
 from service.compiler.tflite.quantize_modes import needs_calibration
+from service.runtime import libraries
 from service.runtime.tflite_runtime import TfliteRuntime
 
 FILE = "model.tflite"
@@ -79,7 +80,11 @@ def _export(request: ExportRequest, report: BuildReport) -> ExportResult:
     faults = size_faults + _compare(request, mode, source, held_out, file, report)
     if faults:
         return _rejected("; ".join(faults))
-    if source.published is not None and content == float32:  # the published graph under the signature's names
+    measured: str | None = None  # a published file is measured with its version
+    if source.published is None or content != float32:
+        assert report.served is not None
+        measured = measured_rows.save(Path(request.out), report.served.kinds(), report.served.answer)
+    else:  # the published graph under the signature's names
         content = source.published
         file.write_bytes(content)
         report.bytes["tflite"] = len(content)
@@ -88,7 +93,15 @@ def _export(request: ExportRequest, report: BuildReport) -> ExportResult:
         compressed.write_bytes(pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(content, asbytes=True))
     report.bytes["zstd"] = compressed.stat().st_size
     minimum = report.fields["min_runtime"]
-    return ExportResult(state="ready", report={}, file=FILE, zstd=compressed.name, min_runtime=minimum)
+    return ExportResult(
+        state="ready",
+        report={},
+        file=FILE,
+        zstd=compressed.name,
+        min_runtime=minimum,
+        measured=measured,
+        libraries=libraries.versions_for(["tflite"]),
+    )
 
 
 def _split_example(
@@ -172,6 +185,9 @@ def _compare(
     runtime = TfliteRuntime(file, request.signature)
     with report.step("reference"):
         blocks = source.blocks(_example_sample(held_out))
+    report.served = ServedForm(
+        request.signature, runtime.run, None, None, lambda: {b.kind: b.rows for b in blocks}
+    )
     with report.step("measure"):
         judged = export_gate.judged_kinds([b.kind for b in blocks], loss)
         answer = source.tolerate(runtime.run, blocks) if source.tolerate else runtime.run

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy.orm import Session
 
 from registry import db, versions
-from registry.tables import VersionRow
+from registry.tables import ExportRow, VersionRow
 from service.config import Settings
 from tests.service.api import BUILD_S, Api, check_problem, running_app
 
@@ -55,6 +56,18 @@ async def checked(api: Api, model: str = "flag", number: int = 1) -> dict[str, A
         await asyncio.sleep(0.05)
 
 
+async def predicted(api: Api, expected: str | int) -> httpx.Response:
+    """Wait until the server has read the check's result: the answer has this label, or this status."""
+    deadline = time.monotonic() + BUILD_S
+    while True:
+        answer = await api.predict("flag", ROW)
+        found = answer.json()["predictions"][0]["label"] if answer.status_code == 200 else answer.status_code
+        if found == expected:
+            return answer
+        assert time.monotonic() < deadline, answer.text
+        await asyncio.sleep(0.05)
+
+
 async def test_a_runtime_that_still_agrees_serves_on(home: Path) -> None:
     edit(home, measured_with_older_libraries)
     async with running_app(Settings(home=home)) as api:
@@ -68,9 +81,59 @@ async def test_a_runtime_that_answers_differently_is_replaced_by_the_estimator(h
     edit(home, another_runtime)
     async with running_app(Settings(home=home)) as api:
         record = await checked(api)
-        assert (record["verification"]["state"], record["verification"]["fallback"]) == ("differs", "isolated")
-        assert record["verification"]["figures"]["onnx"]["label_mismatches"] > 0
-        answer = await api.predict("flag", ROW)
-        assert answer.json()["predictions"][0]["label"] == "yes"
+        assert (record["verification"]["state"], record["verification"]["fallback"]) == (
+            "differs",
+            "isolated",
+        )
+        assert record["verification"]["reason"].startswith("onnx: ")
+        await predicted(api, "yes")
         metrics = (await api.client.get("/metrics")).text
-        assert 'runtime="isolated"' in metrics
+        assert 'trivium_differing_version{fallback="isolated",model="flag",version="1"} 1.0' in metrics
+        accepted = await api.client.post("/v1/models/flag/versions/1/verify", json={"accept": True})
+        assert (accepted.status_code, accepted.headers["location"]) == (202, "/v1/models/flag/versions/1")
+        record = await checked(api)
+        assert (record["verification"]["state"], record["verification"]["fallback"]) == ("agreed", None)
+        assert record["verification"]["accepted"]["by"] == "admin"
+        await predicted(api, "no")
+        assert 'model="flag",version="1"} 0.0' in (await api.client.get("/metrics")).text
+
+
+async def test_a_version_that_nothing_answers_as_measured_is_refused_with_the_remedy(home: Path) -> None:
+    def other_answers(session: Session) -> None:
+        measured_with_older_libraries(session).measured = versions.get(session, "flag", 2).measured
+
+    edit(home, other_answers)
+    async with running_app(Settings(home=home)) as api:
+        record = await checked(api)
+        assert (record["verification"]["state"], record["verification"]["fallback"]) == ("differs", "none")
+        problem = check_problem(await predicted(api, 503), 503)
+        assert "trivium verify flag:1 --accept" in problem["detail"]
+        assert (await api.client.put("/v1/models/flag/aliases/other", json={"version": 1})).status_code == 503
+
+
+async def test_an_export_that_litert_answers_differently_is_withdrawn_from_devices(home: Path) -> None:
+    settings = Settings(home=home)
+    async with running_app(settings) as api:
+        urls = [f"/v1/models/flag/versions/{number}/exports" for number in (1, 2)]
+        answers = [await api.client.post(url, json={"format": "tflite"}) for url in urls]
+        exports = [await api.wait_for_build(a.headers["location"]) for a in answers]
+        assert [e["state"] for e in exports] == ["ready", "ready"]
+        assert (await api.client.get("/v1/edge/flag")).status_code == 200
+
+    def another_file(session: Session) -> None:
+        first, second = (session.get_one(ExportRow, e["id"]) for e in exports)
+        first.blob = second.blob
+        first.libraries = versions.libraries_text({"ai-edge-litert": "2.0.0"})
+
+    edit(home, another_file)
+    async with running_app(settings) as api:
+        record = await checked(api)
+        assert (record["verification"]["state"], record["verification"]["fallback"]) == ("differs", None)
+        assert f"export {exports[0]['id']}: LiteRT here no longer gives" in record["verification"]["reason"]
+        export = (await api.client.get(answers[0].headers["location"])).json()
+        assert (export["state"], export["report"]["reason"]) == (
+            "rejected",
+            record["verification"]["reason"].partition(": ")[2],
+        )
+        await predicted(api, "yes")
+        check_problem(await api.client.get("/v1/edge/flag"), 404)
