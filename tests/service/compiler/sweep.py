@@ -27,6 +27,7 @@ from registry.build_messages import BuildResult
 from tests.service.compiler.helpers import build_model
 
 TABLE = Path(__file__).parents[3] / "docs" / "runtimes.md"
+HEADER = "| estimator | runtime | why |\n|---|---|---|\n"
 IRIS = load_iris(as_frame=True)
 X: pd.DataFrame = IRIS.data
 Y = IRIS.target.to_numpy()
@@ -183,17 +184,9 @@ def row(name: str, result: BuildResult) -> str:
 
 
 def table(build_estimator: Callable[[str], BuildResult]) -> str:
-    header = """# Which runtime serves which estimator
-
-Every scikit-learn estimator, fitted on a small dataset with default arguments or the few that it requires,
-and published. `onnx`: compiled to ONNX, with the same answers as the estimator. `isolated`: the estimator
-itself answers, in a separate process. The runtime is measured for each version; its record states the reason.
-Written by `python -m tests.service.compiler.sweep`.
-
-| estimator | runtime | why |
-|---|---|---|
-"""
-    return header + "\n".join(row(name, build_estimator(name)) for name in names()) + "\n"
+    """The page with a new table; the text before the table stays."""
+    text, header, _ = TABLE.read_text().partition(HEADER)
+    return text + header + "".join(f"{row(name, build_estimator(name))}\n" for name in names())
 
 
 def _build_in_temporary_folder(name: str) -> BuildResult:
