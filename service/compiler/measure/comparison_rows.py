@@ -37,7 +37,7 @@ def rows_by_kind(model: Any, signature: Signature, example: Rows | None) -> dict
     if any(i.nullable for i in inputs):
         missing = [_with_missing(i, c[:MISSING_ROWS], random) for i, c in zip(inputs, base, strict=True)]
         kinds["missing"] = pack_rows(inputs, missing)
-    if any(i.categories and not i.closed for i in inputs):
+    if any(map(_takes_unknown, inputs)):
         unknown = [_with_unknown(i, c[:UNKNOWN_ROWS], random) for i, c in zip(inputs, base, strict=True)]
         kinds["unknown category"] = pack_rows(inputs, unknown)
     if any(i.enforced for i in inputs):
@@ -133,8 +133,13 @@ def _with_missing(feature: Input, column: Array, random: np.random.Generator) ->
     return column
 
 
+def _takes_unknown(feature: Input) -> bool:
+    """Whether callers may send a value outside the categories. Every boolean is one of them."""
+    return bool(feature.categories) and not feature.closed and feature.dtype != "bool"
+
+
 def _with_unknown(feature: Input, column: Array, random: np.random.Generator) -> Array:
-    if not feature.categories or feature.closed:
+    if not _takes_unknown(feature):
         return column
     column = column.copy()
     other = UNKNOWN_CATEGORY if feature.dtype == "string" else max(float(c) for c in feature.categories) + 1

@@ -78,6 +78,10 @@ def test_unknown_categories_are_in_about_half_of_the_open_features_only() -> Non
     assert "unknown category" not in kinds_of(*inputs[1:])
 
 
+def test_a_boolean_has_no_unknown_category() -> None:
+    assert "unknown category" not in kinds_of(Input("b", "bool", categories=(False, True)))
+
+
 def test_text_gets_unknown_and_missing_values_of_its_own() -> None:
     feature = Input("city", "string", nullable=True, categories=("x", "y"))
     kinds = kinds_of(feature)
