@@ -33,10 +33,13 @@ class Probe:
     task: Task
     columns: tuple[ColumnForm, ...] = ()
 
+    def arrange(self, rows: Rows, inputs: tuple[Input, ...]) -> Any:
+        return arrange(self.form, rows, inputs, self.columns)
+
     def answer(self, rows: Rows, inputs: tuple[Input, ...]) -> Outputs:
         """Raises `Refused`, with the model's own error, when the model does not accept `rows`."""
         try:
-            return answers.answer(self.model, self.task, arrange(self.form, rows, inputs, self.columns))
+            return answers.answer(self.model, self.task, self.arrange(rows, inputs))
         except Refused:
             raise
         except Exception as error:
@@ -46,7 +49,7 @@ class Probe:
 
     def accepts(self, rows: Rows, inputs: tuple[Input, ...]) -> bool:
         try:
-            answers.answer(self.model, self.task, arrange(self.form, rows, inputs, self.columns))
+            answers.answer(self.model, self.task, self.arrange(rows, inputs))
         except Exception:  # an estimator may raise anything for rows it does not accept
             return False
         return True

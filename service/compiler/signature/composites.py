@@ -34,7 +34,7 @@ from sklearn import (
 from sklearn.feature_selection import SelectorMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
-from sklearn.utils import check_array
+from sklearn.utils import _safe_indexing, check_array
 
 PASSTHROUGH = (None, "passthrough")
 
@@ -102,6 +102,29 @@ def walk(model: Any, sources: ColumnSources = ()) -> Iterator[EstimatorVisit]:
     for part in inner:
         if part.estimator is not None:
             yield from walk(part.estimator, _pick(sources, part.columns))
+
+
+def walk_rows(model: Any, rows: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield `model` and the estimators inside, each with the rows that it receives when `model` answers.
+
+    Transformers before an estimator are applied. Left out are the estimators behind one that raises, and
+    those that receive the answers of other estimators.
+    """
+    yield model, rows
+    if isinstance(model, pipeline.Pipeline):
+        for step in steps(model):
+            yield from walk_rows(step, rows)
+            try:
+                rows = step.transform(rows)
+            except Exception:  # of the last step, which may only predict, or of rows that it does not accept
+                return
+        return
+    if (own := getattr(model, "_preprocessor", None)) is not None:  # of histogram boosting
+        yield from walk_rows(own, rows)
+    for part in _parts_or_none(model):
+        if part.estimator is not None and None not in (part.columns or ()):
+            selected = rows if part.columns is None else _safe_indexing(rows, list(part.columns), axis=1)
+            yield from walk_rows(part.estimator, selected)
 
 
 def row_receivers(model: Any) -> Iterator[Any]:

@@ -17,7 +17,10 @@ from service.compiler.signature.encoders import EncodedColumn
 from service.compiler.signature.estimator import InputForm
 from service.compiler.signature.feature_names import name_features
 from service.compiler.signature.inputs import describe_input, example_rows, with_categories
+from service.compiler.signature.known_categories import require_known_categories
 
+MAX_ENCODED_ROWS = 1000
+"""Example rows whose values are looked up among the categories of the encoders."""
 WIDE_VECTOR = 10_000
 """A transformed vector longer than this adds a warning."""
 
@@ -49,6 +52,8 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     if rows is not None:
         inputs, usable = acceptance.leave_out_missing(probe, inputs, rows, warnings)
         rows = rows.take(usable)
+        first_rows = rows.take(slice(0, MAX_ENCODED_ROWS))
+        require_known_categories(model, probe.arrange(first_rows, inputs), names, warnings)
         probed = rows.take(slice(0, acceptance.MAX_PROBED_ROWS))
     else:
         probed = acceptance.made_up_rows(probe, inputs)

@@ -1,0 +1,105 @@
+"""Whether the fitted encoders inside an estimator know the values of the example.
+
+A value that is no category is ignored by most encoders, without a word: a column of another type, spelling or
+meaning than the one of the fit is then answered wrongly in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from registry.errors import Refused
+from service.compiler.signature import composites
+from service.compiler.signature.encoders import EncodedColumn, describe_column, encoded_columns, is_missing
+from service.runtime.codec.columns import show
+
+MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class KnownShare:
+    """How many of the values that reach one column of an encoder are among its categories."""
+
+    column: EncodedColumn
+    values: int  # without missing ones
+    known: int
+    unknown: list[Any]  # some of the values that are no category
+
+
+def known_shares(model: Any, rows: Any, names: list[str]) -> Iterator[KnownShare]:
+    """The shares of all encoders inside `model`, for rows in the form that it takes.
+
+    The rows pass through the steps before an encoder. An encoder behind a step that fails is left out, and
+    one that receives the answers of other estimators.
+    """
+    received = {id(estimator): values for estimator, values in composites.walk_rows(model, rows)}
+    for column in encoded_columns(model, len(names)):
+        values = received.get(id(column.encoder))
+        if values is not None and column.categories:
+            yield _share(column, _column_values(values, column, names))
+
+
+def _column_values(rows: Any, column: EncodedColumn, names: list[str]) -> list[Any]:
+    if isinstance(rows, list):  # records, which are the features themselves
+        return [row.get(names[column.position]) for row in rows]
+    if isinstance(rows, pd.DataFrame):
+        return list(rows.iloc[:, column.position].tolist())
+    array = np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows)
+    return list((array if array.ndim == 1 else array[:, column.position]).tolist())
+
+
+def _share(column: EncodedColumn, values: list[Any]) -> KnownShare:
+    categories = set(column.categories)
+    present = [v for v in values if not is_missing(v)]
+    unknown = [v for v in present if v not in categories]
+    return KnownShare(column, len(present), len(present) - len(unknown), list(dict.fromkeys(unknown)))
+
+
+def require_known_categories(model: Any, rows: Any, names: list[str], warnings: list[str]) -> None:
+    """Raise `Refused`, naming the column, when an encoder knows none of the example's values.
+
+    Appends a warning for an encoder that knows only a part of them.
+    """
+    for share in known_shares(model, rows, names):
+        if share.known == share.values:
+            continue
+        place = describe_column(share.column, names)
+        examples = _listed(share.unknown)
+        rejects = getattr(share.column.encoder, "handle_unknown", None) == "error"
+        if share.known and rejects:
+            raise Refused(
+                f"{place} rejects values that are none of its categories, and the example has {examples} "
+                f"there; its categories are {_listed(share.column.categories)}"
+            )
+        if not share.known:
+            raise Refused(
+                f"{place} knows none of the example's values: they are {examples}, its categories are "
+                f"{_listed(share.column.categories)}; publish rows like those that the model was fitted on, "
+                "in the same types (a Parquet file keeps them, and the signature may give a column's dtype)"
+            )
+        part = 100 * (share.values - share.known) / share.values
+        warning = (
+            f"{place} does not know {part:.2g} % of the example's values ({examples}); it treats them as "
+            "unknown"
+        )
+        if warning not in warnings:  # the members of an ensemble have the same encoder
+            warnings.append(warning)
+
+
+def _listed(values: list[Any]) -> str:
+    """Example: "text "0", "1"", so that text and numbers are told apart."""
+    kinds = sorted({_kind(v) for v in values})
+    shown = ", ".join(show(getattr(v, "item", lambda v=v: v)()) for v in values[:MAX_SHOWN])
+    more = ", ..." if len(values) > MAX_SHOWN else ""
+    return f"{' and '.join(kinds)} {shown}{more}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    return "booleans" if isinstance(value, bool | np.bool_) else "numbers"
