@@ -139,11 +139,14 @@ def test_the_commands_of_the_answers_page_do_what_it_describes(shell: Shell) -> 
 
 
 def test_the_commands_of_the_batch_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
-    score, over_http, dry_run, schedule = shell.run_page("docs/howto/batch.md")
+    score, over_http, dry_run, by_day, schedule = shell.run_page("docs/howto/batch.md")
     assert score.startswith("150 rows scored with iris:1 (")
     assert len(over_http.splitlines()) == 151
     assert '"state":"done"' in (shell.directory / "iris.events.txt").read_text().splitlines()[-2]
     assert "id" not in json.loads(dry_run)
+    assert by_day.startswith("300 rows scored with iris:1 (")
+    lines = (shell.directory / "iris.days.csv").read_text().splitlines()
+    assert [lines[row].split(",")[0] for row in (0, 1, 300)] == ['"day"', '"2026-11-01"', '"2026-11-02"']
     assert schedule.startswith("iris-weekly: runs every 1w, next at ")
 
 
