@@ -62,7 +62,7 @@ def read_schema(file: InputFile) -> Any:
     with OpenedFile(file) as opened:
         header = _read_header(opened)
         sample = _open_after_header(opened, header).read(_SAMPLE_BYTES)
-    rows = (sample[: header.form.last_end(sample)] or sample).decode(errors="replace").encode()
+    rows = header.form.complete_records(sample, _SAMPLE_BYTES).decode(errors="replace").encode()
     if not rows.strip():
         return pa.schema([(name, pa.null()) for name in header.names])
     batch, _ = _read_batch(rows, header.names, {}, header.names)

@@ -48,8 +48,8 @@ def read_schema(file: InputFile) -> Any:
     Raises `Invalid` if the first lines contain no object with a key.
     """
     with OpenedFile(file) as opened:
-        sample = open_text(opened).read(_SAMPLE_BYTES).removeprefix(_BOM)
-    lines = _split_lines(sample[: _LINES.last_end(sample)] or sample)
+        sample = open_text(opened).read(_SAMPLE_BYTES)
+    lines = _split_lines(_LINES.complete_records(sample, _SAMPLE_BYTES).removeprefix(_BOM))
     types: dict[str, set[type]] = {}
     first_error: Invalid | None = None
     for line in lines[:_SAMPLE_ROWS]:

@@ -126,6 +126,10 @@ class RecordFormat(NamedTuple):
                 end = position
         return end
 
+    def complete_records(self, sample: bytes, size: int) -> bytes:
+        """Return the complete records of a sample of at most `size` bytes. A shorter one is all of the file."""
+        return sample if len(sample) < size else sample[: self.last_end(sample)] or sample
+
     def is_open(self, data: bytes) -> bool:
         """Whether `data`, an incomplete record, ends inside a quoted cell."""
         return self.quotes and self.last_end(data + self.eol) == 0
