@@ -127,7 +127,7 @@ class RecordFormat(NamedTuple):
         return end
 
     def complete_records(self, sample: bytes, size: int) -> bytes:
-        """Return the complete records of a sample of at most `size` bytes. A shorter one is all of the file."""
+        """Return the complete records of a sample of `size` bytes. A shorter sample is the whole file."""
         return sample if len(sample) < size else sample[: self.last_end(sample)] or sample
 
     def is_open(self, data: bytes) -> bool:
