@@ -13,9 +13,10 @@ from sklearn.decomposition import NMF, MiniBatchNMF
 
 from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import Refused
+from registry.media_types import PARQUET
 from registry.rows import Rows
-from service.compiler import lineage, safeload
-from service.compiler.measure import comparison_rows, parity, row_independence, tree_thresholds
+from service.compiler import lineage, other_versions, safeload
+from service.compiler.measure import comparison_rows, parity, plain_frame, row_independence, tree_thresholds
 from service.compiler.onnx import candidates
 from service.compiler.onnx.candidates import CandidateChoice, CandidateTrial
 from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
@@ -41,9 +42,11 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
     """Raises `Refused` when the model cannot be loaded or described."""
     corrections = Corrections.read(request.signature)
     with report.step("load"):
-        model = _load(request, report)
+        model, fitted_by = _load(request, report)
     with report.step("describe"):
-        described = describe(model, read_example(request), corrections)
+        sample = read_example(request)
+        with other_versions.explained(fitted_by):
+            described = describe(model, sample, corrections)
         report.warnings.extend(described.warnings)
     signature = described.signature
     runtime = EstimatorRuntime(model, signature)
@@ -60,6 +63,12 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
 
     with report.step("rows"):
         _require_independent_rows(runtime, kinds())
+    if request.example is not None and request.example_media_type == PARQUET:
+        assert described.rows is not None
+        assert described.usable is not None
+        with report.step("plain frame"):
+            path = Path(request.example)
+            plain_frame.compare(runtime, path, described.rows, described.usable, report.warnings)
     choice = NOT_CONVERTED
     with report.step("compile"):
         if request.convert:
@@ -82,8 +91,11 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
     return built
 
 
-def _load(request: BuildRequest, report: BuildReport) -> Any:
-    """The unpickled model; its lineage and the warnings about its versions go into the report."""
+def _load(request: BuildRequest, report: BuildReport) -> tuple[Any, str | None]:
+    """The unpickled model, and the version of scikit-learn that the file records.
+
+    Its lineage and the warnings about its versions go into the report.
+    """
     model = safeload.load(request.artifact)
     recorded = lineage.recorded_versions(Path(request.artifact))
     made_by, contradictions = lineage.merge_versions(recorded, request.lineage)
@@ -91,7 +103,7 @@ def _load(request: BuildRequest, report: BuildReport) -> Any:
     report.warnings.extend(contradictions)
     if (warning := lineage.version_warning(made_by)) is not None:
         report.warnings.append(warning)
-    return model
+    return model, recorded["scikit-learn"]
 
 
 def _require_independent_rows(runtime: EstimatorRuntime, kinds: dict[str, Rows]) -> None:

@@ -8,8 +8,9 @@ answers that they gave there. `docs/howto/models-from-elsewhere.md` has the tabl
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.tree import BaseDecisionTree
 
-from registry.errors import Refused
+from registry.errors import Refused, TriviumError, describe_error
 from service.compiler.object_graph import Member
 
 
@@ -52,9 +53,47 @@ def ways_out(version: str) -> str:
     )
 
 
-def is_missing_attribute(error: Exception) -> bool:
-    """Whether an estimator lacks an attribute that the installed version of its class reads."""
+@contextlib.contextmanager
+def explained(version: str | None) -> Iterator[None]:
+    """Name the versions in the failures of a model that `version` fitted. None: the installed one did."""
+    try:
+        yield
+    except OtherVersion:
+        raise
+    except Exception as error:
+        if version is None or not is_other(version) or not _is_of_the_model(error):
+            raise
+        raise _failure(error, version) from error
+
+
+def is_missing_attribute(error: BaseException) -> bool:
+    """Whether an estimator lacks an attribute that its class reads, as those of other versions may."""
     return isinstance(error, AttributeError) and isinstance(error.obj, BaseEstimator)
+
+
+def _is_of_the_model(error: Exception) -> bool:
+    """Refusals without a cause concern the request, for example the columns of the example."""
+    return not isinstance(error, TriviumError) or error.__cause__ is not None
+
+
+def _failure(error: Exception, version: str) -> OtherVersion:
+    made_by = f"fitted by scikit-learn {version}"
+    missing = next((e for e in _causes(error) if is_missing_attribute(e)), None)
+    if missing is not None:
+        return OtherVersion(
+            f"{type(missing.obj).__name__} was {made_by} and lacks the attribute {missing.name!r}, which the "
+            f"installed {sklearn.__version__} needs: {ways_out(version)}"
+        )
+    reason = str(error) if isinstance(error, TriviumError) else describe_error(error)
+    return OtherVersion(
+        f"{reason}; the model was {made_by}, and {sklearn.__version__} is installed: {ways_out(version)}"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[Any]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def check(member: Member, version: str) -> None:

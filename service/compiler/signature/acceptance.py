@@ -11,6 +11,7 @@ import numpy as np
 from registry.errors import Refused, describe_error
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Input, Scalar, Task
+from service.compiler import other_versions
 from service.compiler.signature import answers
 from service.compiler.signature.encoders import ColumnForm
 from service.compiler.signature.estimator import InputForm, arrange
@@ -48,9 +49,12 @@ class Probe:
             ) from error
 
     def accepts(self, rows: Rows, inputs: tuple[Input, ...]) -> bool:
+        """Raises AttributeError when the estimator is incomplete, which other rows would not change."""
         try:
             answers.answer(self.model, self.task, self.arrange(rows, inputs))
-        except Exception:  # an estimator may raise anything for rows it does not accept
+        except Exception as error:  # an estimator may raise anything for rows it does not accept
+            if other_versions.is_missing_attribute(error):
+                raise
             return False
         return True
 

@@ -43,10 +43,14 @@ def change_nodes(tree: Any, **changed: Any) -> None:
     tree.__setstate__(state | {"nodes": nodes})
 
 
+def check(model: Any) -> None:
+    for member in members(model):
+        native_structures.check(member)
+
+
 def fault(model: Any) -> str:
     with pytest.raises(Refused, match="the model is damaged or was altered") as caught:
-        for member in members(model):
-            native_structures.check(member)
+        check(model)
     return str(caught.value)
 
 
@@ -190,6 +194,5 @@ def test_every_sound_tree_passes(tmp_path: Path) -> None:
     best_first = RandomForestClassifier(2, max_leaf_nodes=7).fit(ROWS, SPECIES)
     pruned = DecisionTreeClassifier(ccp_alpha=0.02).fit(ROWS, np.column_stack([SPECIES, SPECIES > 1]))
     for model in (best_first, pruned, IsolationForest(n_estimators=2, max_features=0.5).fit(ROWS)):
-        for member in members(model):
-            native_structures.check(member)
+        check(model)
     assert build_model(tmp_path, best_first).state == "ready"
