@@ -41,14 +41,22 @@ class EstimatorRuntime:
         self.model = model
         self.signature = signature
         self._form = input_form(model)
-        self._columns = column_forms(model, len(signature.inputs))
+        self.columns = column_forms(model, len(signature.inputs))
 
     def run(self, rows: Rows) -> Outputs:
         """The estimator's own outputs, in the signature's dtypes.
 
         Raises whatever the estimator raises (mostly ValueError) for rows it does not accept.
         """
-        return self.answer(arrange(self._form, rows, self.signature.inputs, self._columns), len(rows))
+        return self.answer(arrange(self._form, rows, self.signature.inputs, self.columns), len(rows))
+
+    def series(self, rows: Rows) -> list[pd.Series]:
+        """One column per feature, as the estimator receives it."""
+        return _series(rows, self.signature.inputs, self.columns)
+
+    def from_series(self, columns: list[pd.Series]) -> Any:
+        """The columns in the form that the estimator's methods take."""
+        return _from_series(self._form, columns)
 
     def answer(self, arranged: Any, count: int) -> Outputs:
         """As `run`, for `count` rows in the estimator's own form."""
@@ -134,15 +142,26 @@ def arrange(form: InputForm, rows: Rows, inputs: tuple[Input, ...], forms: Seque
     forms = forms or [ColumnForm()] * len(inputs)
     if form == "matrix":
         return _matrix(rows, inputs, forms)
-    columns = _columns(rows, inputs, forms)
-    if form in ("texts", "labels"):
-        return columns[0]
-    if form == "records":
-        return _records(columns, inputs)
-    names = [i.name for i in inputs]
+    return _from_series(form, _series(rows, inputs, forms))
+
+
+def _series(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) -> list[pd.Series]:
     # Without a dtype, pandas would make its own type of text of the objects, with NaN for None.
-    series = [pd.Series(c, dtype=c.dtype) for c in columns]
-    return pd.DataFrame(dict(zip(names, series, strict=True)), columns=names)
+    columns = _columns(rows, inputs, forms)
+    return [pd.Series(c, dtype=c.dtype, name=i.name) for c, i in zip(columns, inputs, strict=True)]
+
+
+def _from_series(form: InputForm, columns: list[pd.Series]) -> Any:
+    if form in ("texts", "labels"):
+        return columns[0].to_numpy()
+    if form == "records":
+        return _records(columns)
+    frame = pd.DataFrame({str(c.name): c for c in columns}, columns=[str(c.name) for c in columns])
+    if form == "frame":
+        return frame
+    numbers = frame.to_numpy()
+    has_strings = any(c.dtype == object or pd.api.types.is_string_dtype(c.dtype) for c in columns)
+    return frame if numbers.dtype == object and not has_strings else numbers  # pandas' own nullable types
 
 
 def _columns(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) -> list[Array]:
@@ -178,9 +197,9 @@ def _matrix(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) 
     return matrix
 
 
-def _records(columns: list[Array], inputs: tuple[Input, ...]) -> list[dict[str, Any]]:
+def _records(columns: list[pd.Series]) -> list[dict[str, Any]]:
     """One dict per row, without the missing values."""
-    names = [i.name for i in inputs]
+    names = [str(c.name) for c in columns]
     return [
         {name: value for name, value in zip(names, row, strict=True) if not is_missing(value)}
         for row in zip(*(c.tolist() for c in columns), strict=True)
