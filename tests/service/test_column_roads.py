@@ -26,8 +26,10 @@ from registry.text_tables import MISSING_WORDS
 from service.compiler import example
 from service.formats import reading
 from service.formats.column_types import feature_dtypes
+from service.formats.writing import PartWriter
 from service.runtime.codec import Codec
-from service.runtime.codec.arrow_types import FAMILIES, TypeFamily, to_dtype
+from service.runtime.codec.arrow_types import FAMILIES, TypeFamily, decode, plain_type, to_dtype
+from service.runtime.codec.columns import Column
 from tests.service.column_samples import SAMPLES, encodings
 
 Road = Callable[[Any, DType], list[Any]]
@@ -193,13 +195,13 @@ def test_an_integer_outside_the_bounds_is_refused_on_all_roads(tmp_path: Path, v
     (tmp_path / "d.arrow").write_bytes(ipc(table, pa.ipc.new_file))
     (tmp_path / "d.csv").write_text(f"d\n7\n{value}\n")
     (tmp_path / "d.jsonl").write_text(f'{{"d": 7}}\n{{"d": {value}}}\n')
-    for decode, body in (
+    for read, body in (
         (codec.decode_json, b'{"instances": [{"d": 7}, {"d": %d}]}' % value),
         (codec.decode_csv, b"d\n7\n%d\n" % value),
         (codec.decode_arrow, ipc(table, pa.ipc.new_stream)),
     ):
         with pytest.raises(Invalid, match=r"the model's input holds uint8: 0 to 255"):
-            decode(body)
+            read(body)
     for name, media_type in (("parquet", PARQUET), ("arrow", ARROW), ("csv", CSV), ("jsonl", NDJSON)):
         dataset = reading.open_dataset(str(tmp_path / f"d.{name}"), media_type)
         (part,) = reading.split(dataset)
@@ -208,3 +210,37 @@ def test_an_integer_outside_the_bounds_is_refused_on_all_roads(tmp_path: Path, v
         (fault,) = batch.faults
         assert fault.row == 1
         assert "the model's input holds uint8: 0 to 255" in fault.message
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.title)
+def test_a_copied_column_keeps_its_values_or_is_refused(tmp_path: Path, family: TypeFamily) -> None:
+    for array in SAMPLES[family.title]:
+        for encoded in [array] if isinstance(array.type, pa.BaseExtensionType) else encodings(array):
+            path = tmp_path / "in.arrow"
+            path.write_bytes(ipc(pa.table({"d": encoded, "x": [1.0, 2.0]}), pa.ipc.new_file))
+            if not family.copied:
+                with pytest.raises(Invalid, match=r'column "d" has the type .*cannot be copied .* to text'):
+                    copied_column(path, tmp_path / "out", PARQUET)
+                continue
+            text = decode(array).cast(pa.string()).to_pylist()
+            output = pq.read_table(copied_column(path, tmp_path / "out", PARQUET)).column("d")
+            assert output.cast(plain_type(array.type)).to_pylist() == decode(array).to_pylist(), encoded.type
+            with copied_column(path, tmp_path / "out", CSV).open(newline="") as file:
+                assert [row["d"] or None for row in csv.DictReader(file)] == text, encoded.type
+            lines = copied_column(path, tmp_path / "out", NDJSON).read_text().splitlines()
+            assert len(lines) == 2
+            if pa.types.is_floating(array.type) or pa.types.is_integer(array.type):
+                assert [json.loads(line)["d"] for line in lines] == array.to_pylist()
+
+
+def copied_column(path: Path, output: Path, media_type: str) -> Path:
+    """Copy the column `d` of an Arrow file as a scoring job does; return the output."""
+    dataset = reading.open_dataset(str(path), ARROW)
+    schema = reading.extra_schema(dataset, ["d"])
+    columns = [Column(Input("x", "float64"))]
+    (part,) = reading.split(dataset)
+    with PartWriter(output, media_type, schema, copied=1) as writer:
+        for batch in reading.read_batches(dataset, part, columns, ["d"], "d"):
+            writer.write(batch.extra)
+        writer.close()
+    return output
