@@ -20,6 +20,7 @@ from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import describe_input, example_rows
 from service.compiler.signature.integer_limits import INTEGER_LIMITS, limit_integers, narrower
 from service.compiler.tflite.metadata import MAX_FEATURES
+from service.runtime.codec.columns import show
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,15 @@ def _inputs(
     tensor_dtypes: list[str] = []
     for tensor, size in zip(model.inputs, model.sizes, strict=True):
         is_integer = tensor.dtype.startswith(("int", "uint"))
-        dtypes += ["int64" if is_integer else "bool" if tensor.dtype == "bool" else "float32"] * size
+        own: DType = "int64" if is_integer else "float32"
+        dtypes += [tensor.dtype if tensor.dtype in ("bool", "float64") else own] * size
         tensor_dtypes += [str(tensor.dtype)] * size
     inputs = []
     for name, model_dtype in zip(names, dtypes, strict=True):
         dtype = corrections.dtype(name) or model_dtype
         if dtype not in NUMERIC_DTYPES:
             raise Refused(
-                f"the given dtype of {name!r} is {dtype}; a Keras model on LiteRT supports only numbers"
+                f"the given dtype of {show(name)} is {dtype}; a Keras model on LiteRT supports only numbers"
             )
         inputs.append(describe_input(name, sample, dtype))
     described = zip(corrections.apply(tuple(inputs)), tensor_dtypes, strict=True)
@@ -122,13 +124,13 @@ def _fit_to_tensor(feature: Input, tensor_dtype: str) -> Input:
     if tensor_dtype.startswith(("int", "uint", "bool")):
         if feature.dtype in ("float32", "float64"):
             raise Refused(
-                f"the given dtype of {feature.name!r} is {feature.dtype}; the model's input holds whole "
+                f"the given dtype of {show(feature.name)} is {feature.dtype}; the model's input holds whole "
                 f"numbers, {tensor_dtype}"
             )
         if feature.nullable:
             raise Refused(
-                f"{feature.name!r} has missing values, which the model's {tensor_dtype} input cannot hold; "
-                "publish an example without them"
+                f"{show(feature.name)} has missing values, which the model's {tensor_dtype} input cannot "
+                "hold; publish an example without them"
             )
     limits = narrower(INTEGER_LIMITS["float32"], INTEGER_LIMITS.get(tensor_dtype))
     return limit_integers(feature, limits)

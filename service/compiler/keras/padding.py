@@ -53,7 +53,9 @@ def _takes_sequences(layer: Any) -> bool:
 def _step_of_flat_input(masking: list[Any]) -> int | None:
     """The features of one step where a Masking layer follows the reshape of a flat input."""
     for layer in masking:
-        shape: tuple[int | None, ...] = tuple(layer.input.shape)
+        if not layer._inbound_nodes:
+            continue
+        shape: tuple[int | None, ...] = tuple(layer._inbound_nodes[0].input_tensors[0].shape)
         if None not in shape[1:]:
             return math.prod(n for n in shape[2:] if n is not None)
     return None

@@ -24,6 +24,7 @@ from service.compiler.onnx import gate, graph
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import describe_input, example_rows
 from service.compiler.signature.integer_limits import INTEGER_LIMITS, limit_integers
+from service.runtime.codec.columns import show
 
 DTYPES: dict[int, DType] = {
     TensorProto.FLOAT: "float32",
@@ -194,12 +195,12 @@ class OnnxUpload:
     def _input(self, name: str, value: ValueInfoProto) -> Input:
         dtype = _dtype(value)
         if self.sample is not None and name not in self.sample.columns:
-            raise Refused(f"the example lacks {name!r}, which the graph takes")
+            raise Refused(f"the example lacks {show(name)}, which the graph takes")
         feature = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
         if feature.dtype != dtype:
-            raise Refused(f"the given dtype of {name!r} is {feature.dtype}; the graph takes {dtype}")
+            raise Refused(f"the given dtype of {show(name)} is {feature.dtype}; the graph takes {dtype}")
         if feature.nullable and dtype not in ("float32", "float64"):
-            raise Refused(f"{name!r} has missing values, which a graph's {dtype} cannot hold")
+            raise Refused(f"{show(name)} has missing values, which a graph's {dtype} cannot hold")
         return limit_integers(feature, INTEGER_LIMITS.get(_element_name(value)))
 
     def _measured_outputs(self, declared: Signature, answered: Outputs) -> tuple[Output, ...]:

@@ -10,6 +10,7 @@ import msgspec
 
 from registry.errors import Refused
 from registry.signature import MAX_FLOAT32_INTEGER, MAX_SAFE_INTEGER, Input, describe_bounds
+from service.runtime.codec.columns import show
 
 INTEGER_LIMITS: dict[str, tuple[int, int]] = {
     "bool": (0, 1),
@@ -43,7 +44,7 @@ def limit_integers(feature: Input, limits: tuple[int, int] | None) -> Input:
                 else "correct the column, or train the model with a wider input type"
             )
             raise Refused(
-                f"the column {feature.name!r} of the example holds {value:.0f}; "
+                f"the column {show(feature.name)} of the example holds {value:.0f}; "
                 f"{describe_bounds(low, high)}; {remedy}"
             )
     return msgspec.structs.replace(feature, minimum=float(low), maximum=float(high), enforced=True)

@@ -23,6 +23,7 @@ from service.compiler.signature.inputs import describe_input, example_rows
 from service.compiler.signature.integer_limits import INTEGER_LIMITS, limit_integers
 from service.compiler.tflite import stamp, tflite_gate
 from service.compiler.tflite.metadata import ENTRY, MAX_FEATURES, read_entries
+from service.runtime.codec.columns import show
 from service.runtime.tflite_runtime import SIGMOIDS
 
 _DTYPES: dict[str, DType] = {
@@ -169,22 +170,22 @@ class TfliteUpload:
 
     def _input(self, name: str, dtype: DType, tensor: Any) -> Input:
         if self.sample is not None and name not in self.sample.columns:
-            raise Refused(f"the example lacks the column {name!r}, an input of the graph")
+            raise Refused(f"the example lacks the column {show(name)}, an input of the graph")
         bounds = None if self.metadata is None else self.metadata.bounds.get(name)
         if bounds is not None:
             dtype = "int64"
         feature = self.corrections.apply((describe_input(name, self.sample, dtype),))[0]
         if feature.dtype == "string":
-            raise Refused(f"the given dtype of {name!r} is string; the graph needs {dtype}")
+            raise Refused(f"the given dtype of {show(name)} is string; the graph needs {dtype}")
         kind = tflite_gate.dtype_name(tensor)
         if dtype in ("int64", "bool") and feature.dtype in ("float32", "float64"):
             raise Refused(
-                f"the given dtype of {name!r} is {feature.dtype}; the graph's input holds whole numbers, "
+                f"the given dtype of {show(name)} is {feature.dtype}; the graph's input holds whole numbers, "
                 f"{kind}"
             )
         if feature.nullable and (dtype in ("int64", "bool") or tflite_gate.is_quantized(tensor)):
             raise Refused(
-                f"{name!r} has missing values, which the graph's {kind} input cannot hold; publish an "
+                f"{show(name)} has missing values, which the graph's {kind} input cannot hold; publish an "
                 "example without them"
             )
         if tflite_gate.is_quantized(tensor):

@@ -12,12 +12,14 @@ import pytest
 
 from registry.build_messages import ExportRequest
 from registry.rows import Rows
-from registry.signature import Input
+from registry.signature import Input, Output, Signature
 from scripts import edge_predict
 from service.compiler.export import export_version
-from service.compiler.keras import unrolled
+from service.compiler.keras import keras_parity, unrolled
+from service.compiler.keras.heads import OutputHead
 from service.compiler.keras.load import KerasModel
 from service.compiler.keras.padding import Padding, padded_rows
+from service.compiler.measure import parity
 from tests.service.compiler.keras.keras_models import keras, layers, publish, rows, save, served
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -146,7 +148,7 @@ def numbered() -> Any:
 
 def test_ids_that_float32_rounds_are_refused_with_their_column(tmp_path: Path) -> None:
     built = publish(tmp_path, numbered(), pd.DataFrame({"user": 10**9 + np.arange(60)}))
-    assert "'user' of the example holds 1000000000" in built.report["reason"]
+    assert '"user" of the example holds 1000000000' in built.report["reason"]
     assert "float32, which represents integers exactly only from -16777216" in built.report["reason"]
 
 
@@ -176,7 +178,7 @@ def test_the_bounds_are_those_of_the_input_and_of_float32(
     [
         (
             {"frame": pd.DataFrame({"user": [1, None, 3]})},
-            "'user' has missing values, which the model's int64",
+            '"user" has missing values, which the model\'s int64',
         ),
         ({"signature": {"inputs": [{"name": "x0", "dtype": "float64"}]}}, "holds whole numbers, int64"),
     ],
@@ -237,3 +239,29 @@ def test_sigmoids_of_classes_that_exclude_each_other_have_one_label(
     built = publish(tmp_path, several_labels(**options), **signature)
     assert built.signature is not None
     assert [o.name for o in built.signature.outputs] == ["label", "probabilities"]
+
+
+def test_sums_of_integers_at_their_bounds_may_be_rounded() -> None:
+    signature = Signature(
+        "regression",
+        (Input("a", "int64", minimum=-(2**24), maximum=2**24, enforced=True),),
+        (Output("value", "float32", (-1,)),),
+    )
+    head = (OutputHead("value", 1, "numbers"),)
+
+    def within(kind: str, difference: float) -> bool:
+        values = np.array([2.0**24, -(2.0**24), 1.0], np.float32)
+        blocks = parity.reference(lambda rows: {"value": values}, {kind: Rows(np.zeros((3, 1)))})
+        answered = np.append(values[:2], np.float32(1.0 + difference))
+        answer = keras_parity.tolerate_rounding(lambda rows: {"value": answered}, blocks, signature, head)
+        return parity.compare(blocks, answer, signature, keras_parity.TOLERANCE).within
+
+    assert within("extreme", 500.0)
+    assert not within("extreme", 5000.0)
+    assert not within("edge", 500.0)
+
+
+def test_a_float64_input_is_compared_on_numbers_that_float32_rounds(tmp_path: Path) -> None:
+    built = publish(tmp_path, sequence(shape=(2,), dtype="float64"))
+    assert built.signature is not None, built.report
+    assert [i.dtype for i in built.signature.inputs] == ["float64", "float64"]

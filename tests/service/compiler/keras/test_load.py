@@ -106,8 +106,8 @@ def test_the_signature_of_the_request_names_classes_and_features(tmp_path: Path)
     [
         ({"outputs": [{"name": "label", "classes": ["x", "y"]}]}, "2 classes are given for the 3"),
         ({"task": "outlier"}, "the given task is outlier, but the model can be served as classification or"),
-        ({"inputs": [{"name": "x9", "dtype": "float32"}]}, "'x9', which is not a feature of the model"),
-        ({"inputs": [{"name": "x1", "dtype": "string"}]}, "the given dtype of 'x1' is string"),
+        ({"inputs": [{"name": "x9", "dtype": "float32"}]}, '"x9", which is not a feature of the model'),
+        ({"inputs": [{"name": "x1", "dtype": "string"}]}, 'the given dtype of "x1" is string'),
     ],
 )
 def test_a_signature_that_does_not_fit_is_refused(

@@ -201,7 +201,7 @@ def test_an_example_outside_the_type_is_refused_with_its_column(tmp_path: Path) 
     nodes = [helper.make_node("Cast", ["x"], ["y"], to=FLOAT)]
     model = graph(nodes, [value("x", TensorProto.INT8, None, 2)], [value("y", FLOAT, None, 2)])
     frame = pd.DataFrame({"a": [1, 2], "b": [3, 128]})
-    assert "'b' of the example holds 128; the model's input holds int8" in reason(tmp_path, model, frame)
+    assert '"b" of the example holds 128; the model\'s input holds int8' in reason(tmp_path, model, frame)
 
 
 def test_half_precision_is_served_as_float32(tmp_path: Path) -> None:

@@ -178,5 +178,5 @@ def test_a_missing_value_needs_a_float_input(tmp_path: Path) -> None:
         [value("y", INT64, None, 1)],
     )
     sample = ExampleTable({"x": pa.array([1, None])})
-    with pytest.raises(Refused, match="'x' has missing values, which a graph's int64 cannot hold"):
+    with pytest.raises(Refused, match='"x" has missing values, which a graph\'s int64 cannot hold'):
         prepared(tmp_path, path, sample)

@@ -164,21 +164,21 @@ def test_integers_that_travel_as_float32_are_bounded(tmp_path: Path) -> None:
 
 def test_an_example_outside_the_type_is_refused_with_its_column(tmp_path: Path) -> None:
     frame = pd.DataFrame({"red": [0, 300], "green": [1, 2]})
-    assert "'red' of the example holds 300; the model's input holds uint8: 0 to 255" in reason(
+    assert '"red" of the example holds 300; the model\'s input holds uint8: 0 to 255' in reason(
         tmp_path, whole_numbers("UINT8"), frame
     )
 
 
 def test_missing_values_of_an_integer_input_are_refused_with_their_column(tmp_path: Path) -> None:
     frame = pd.DataFrame({"red": [0, None, 3], "green": [1, 2, 3]})
-    assert "'red' has missing values, which the graph's UINT8 input cannot hold" in reason(
+    assert '"red" has missing values, which the graph\'s UINT8 input cannot hold' in reason(
         tmp_path, whole_numbers("UINT8"), frame
     )
 
 
 def test_fractions_are_refused_for_an_integer_input(tmp_path: Path) -> None:
     corrected = {"inputs": [{"name": "x0", "dtype": "float64"}]}
-    assert "'x0' is float64; the graph's input holds whole numbers, INT16" in reason(
+    assert '"x0" is float64; the graph\'s input holds whole numbers, INT16' in reason(
         tmp_path, whole_numbers("INT16"), signature=corrected
     )
 
