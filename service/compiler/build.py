@@ -14,7 +14,7 @@ import numpy as np
 from registry.build_messages import BuildRequest, BuildResult
 from registry.errors import Refused
 from registry.vocabulary import AnsweringRuntime, Format
-from service.compiler import example, sandbox
+from service.compiler import example, foreign_files, sandbox
 from service.compiler.build_sklearn import build_sklearn
 from service.compiler.keras.build_keras import build_keras
 from service.compiler.measure import measured_rows, published_answers
@@ -41,6 +41,7 @@ def build_version(request: BuildRequest) -> BuildResult:
     with report.step("total"), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
+            foreign_files.check(request.artifact, request.format)
             built = BUILDERS[request.format](request, report)
             if request.answers is not None:
                 with report.step("answers"):

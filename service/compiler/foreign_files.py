@@ -1,6 +1,6 @@
 """Recognize what a published file is, by its first bytes, before anything loads it.
 
-`check` is the first step of all four builders. One table, `_MAGIC`, has the kinds that their first bytes
+`check` is the first step of every build. One table, `_MAGIC`, has the kinds that their first bytes
 show; archives, protobuf messages and texts are looked into. Nothing is unpickled or executed.
 """
 
@@ -56,8 +56,8 @@ _XGBOOST, _LIGHTGBM, _CATBOOST, _TORCH = (
 _DUMP = "publish the fitted estimator itself, as written by joblib.dump"
 _UNPACK = "unpack it and publish the model file inside"
 _HDF5 = FileKind(
-    "an HDF5 file (.h5), the older format of Keras",
-    'save the model as .keras, keras.models.load_model("model.h5").save("model.keras"), and publish that',
+    "an HDF5 file (.h5)",
+    'save a Keras model as .keras, keras.models.load_model("model.h5").save("model.keras"), and publish that',
 )
 _SAVED_MODEL = FileKind(
     "a TensorFlow SavedModel",
@@ -68,10 +68,14 @@ _TENSORFLOW_GRAPH = FileKind("a TensorFlow graph (.pb)", _SAVED_MODEL.remedy)
 _R = FileKind("an R file (.rds)", "models of R come in as ONNX or .tflite")
 _TABLE = "it holds rows, not a model; pass rows with --example"
 _TEXT = FileKind("a text file", _DUMP)
+_ZIP = FileKind("a zip archive", _UNPACK)
+_DAMAGED_ZIP = FileKind("a damaged or truncated zip archive", "publish it again, complete")
+_UNCLEAR_ZIPS = (_ZIP, _DAMAGED_ZIP)
+"""The gate of .keras archives names their faults."""
 
 _MAGIC: dict[bytes, FileKind] = {
     b"version https://git-lfs": FileKind(
-        "a Git LFS pointer, not the file itself", 'fetch the file with "git lfs pull" and publish that'
+        "a Git LFS pointer", 'fetch the file that it stands for with "git lfs pull" and publish that'
     ),
     b"\x89HDF\r\n\x1a\n": _HDF5,
     b"CBM1": FileKind("a CatBoost model (.cbm)", _CATBOOST),
@@ -104,8 +108,9 @@ _MAGIC: dict[bytes, FileKind] = {
 def check(path: Path | str, format: Format) -> None:
     """Raise `Refused`, with what the file is and what to do, when it is known not to be of `format`."""
     kind = recognize(Path(path))
-    if kind is not None and kind.format != format:
-        raise Refused(explain(kind, format))
+    if kind is None or kind.format == format or (format == "keras" and kind in _UNCLEAR_ZIPS):
+        return
+    raise Refused(explain(kind, format))
 
 
 def explain(kind: FileKind, format: Format) -> str:
@@ -198,8 +203,8 @@ def _zip_kind(path: Path) -> FileKind:
         with zipfile.ZipFile(path) as archive:
             names = [PurePosixPath(name) for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return FileKind("a damaged or truncated zip archive", "publish it again, complete")
-    return next((kind for holds, kind in _ZIPS if holds(names)), FileKind("a zip archive", _UNPACK))
+        return _DAMAGED_ZIP
+    return next((kind for holds, kind in _ZIPS if holds(names)), _ZIP)
 
 
 def _has(*files: str) -> Callable[[list[PurePosixPath]], bool]:

@@ -36,7 +36,6 @@ def load(path: Path | str) -> object:
     Raises `Refused`, with the reason, when the file is not a pickle or truncated, needs something that is not
     installed, is damaged, or was made by a version of scikit-learn whose models answer otherwise here.
     """
-    foreign_files.check(path, "sklearn-joblib")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", InconsistentVersionWarning)
