@@ -21,13 +21,13 @@ from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Array, Outputs, Rows
 from service.runtime.isolated_runtime import CallFailed, RestartPending
 
-BLOCKS = 16
+BLOCKS = 8
 """A refused block is divided into this many: a refusal may cost a new process or interpreter, an answer does
-not, and of 16 blocks one refuses where halving would meet four refusals one after another."""
-MAX_CALLS = 20_000
-"""Calls to find refused rows. More than this many rows take minutes in a slow runtime."""
+not, and of 8 blocks one refuses where halving would meet three refusals one after another."""
+MAX_CALLS = 200_000
+"""Calls to find refused rows: enough for 5 % of the rows of a large partition. They take minutes."""
 MAX_LOST_CALLS = 24
-"""Calls that ended without an answer, such as crashes and timeouts. Five find one of 65,536 rows."""
+"""Calls that ended without an answer, such as crashes and timeouts. Eight find one of 65,536 rows."""
 MAX_RESTART_WAIT_S = 60.0
 """Longest wait for a process whose restart is delayed."""
 

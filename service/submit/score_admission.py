@@ -84,10 +84,7 @@ class ScoreAdmission(JobAdmission):
         has_threshold = spec.get("error_threshold") is not None  # then the share of all rows decides
         if head.length and not len(head.rows) and not has_threshold:
             errors = [FieldError(f.message, instance=f.row, field=f.field) for f in head.faults]
-            message = (
-                f"none of the first {head.length} rows can be scored: {errors[0].message}; if later rows can "
-                "be, set error_threshold (--error-threshold), the share of rows that may fail"
-            )
+            message = none_scorable(head.length, errors[0].message)
             raise Invalid(message, errors)
         warnings = [f"row {f.row}: {f.message}" for f in head.faults]
         return HeadReport(list(dataset.columns), head.length, len(head.faults), warnings)
@@ -121,6 +118,14 @@ class ScoreAdmission(JobAdmission):
             parent_id=parent_id,
         )
         return jobs.create(session, new_job, by=by)
+
+
+def none_scorable(rows: int, reason: str) -> str:
+    """Return the message for an input whose first rows cannot be scored. `reason`: of the first one."""
+    return (
+        f"none of the first {rows} rows can be scored: {reason}; if later rows can be, set error_threshold "
+        "(--error-threshold), the share of rows that may fail"
+    )
 
 
 def columns_to_read(spec: JobSpec, signature: Signature) -> ScoreColumns:

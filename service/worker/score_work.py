@@ -15,24 +15,25 @@ import pyarrow as pa
 
 from registry import db, versions
 from registry.artifacts import BlobWriter, Store, create_directory
+from registry.errors import Invalid, Unavailable
 from registry.jobs import jobs
 from registry.jobs.tables import JobRow, PartitionRow
 from registry.media_types import SUFFIXES
 from registry.rows import NUMPY_DTYPES, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
-from registry.vocabulary import FALLBACK_FORMATS, READY
+from registry.vocabulary import FALLBACK_FORMATS, RAY, READY
 from service.builds.forkserver import ForkServer
 from service.formats import assembly, reading
 from service.formats.assembly import PartErrors
-from service.formats.dataset import Dataset, FileRange
+from service.formats.dataset import Batch, Dataset, FileRange
 from service.formats.writing import ErrorWriter, PartWriter, find_unwritable_rows
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import ModelRuntime, RuntimeSpec, read_runtime_spec, start_bulk_runtime
 from service.runtime.row_refusals import RowScorer
 from service.submit.input_locations import locate_input
-from service.submit.score_admission import columns_to_read
+from service.submit.score_admission import HEAD_ROWS, columns_to_read, none_scorable
 from service.worker.job_work import (
     JobResult,
     PartitionResult,
@@ -62,12 +63,37 @@ class ScoreWork:
         dataset = reading.open_dataset(
             place.location, place.media_type, name=place.name, features=columns.features
         )
-        reading.read_head(dataset, columns.features, columns.copied, columns.id_column, 1)
+        head = reading.read_head(dataset, columns.features, columns.copied, columns.id_column, HEAD_ROWS)
+        if job.engine != RAY and job.spec.get("error_threshold") is None:
+            self._require_scorable_head(job, head)
         ranges = reading.split(dataset, self._settings.batch_lanes)
         partitions = [
             jobs.NewPartition({**msgspec.to_builtins(r), jobs.ON_RAY: True}, r.rows) for r in ranges
         ]
         return PlannedStage(jobs.SCORE_STAGE, partitions, {"dataset": msgspec.to_builtins(dataset)})
+
+    def _require_scorable_head(self, job: JobRow, head: Batch) -> None:
+        """Raises `PermanentFailure` if the model refuses all of the first rows.
+
+        Admission has checked the cells without the model. A model that refuses every row would be called for
+        each of them.
+        """
+        if not len(head.rows):
+            return
+        assert job.version_id is not None, "_signature has checked it"
+        version = read_runtime_spec(self._sessions, job.version_id)
+        with self._models.using(job.version_id) as runtime:
+            try:
+                runtime.run(head.rows)
+            except Unavailable:  # the partitions find the rows that cause it
+                return
+            except Invalid:
+                pass
+            scorer = RowScorer(runtime.run, _requires_finite_answers(version))
+            scored = scorer.run(head.rows, lambda: None)
+        if not scored.accepted.any():
+            reason = none_scorable(head.length, scored.refused[0].message)
+            raise PermanentFailure(reason)
 
     def partition(
         self, job: JobRow, row: PartitionRow, fence: int, report_progress: ReportProgress

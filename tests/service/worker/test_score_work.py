@@ -26,6 +26,8 @@ from service.builds.forkserver import ForkServer
 from service.config import Settings
 from service.formats import dataset as dataset_module
 from service.formats import reading
+from service.formats.dataset import Batch
+from service.runtime.loading import RuntimeSpec
 from service.runtime.row_refusals import RowScorer
 from service.worker import score_work
 from service.worker.job_work import (
@@ -217,6 +219,28 @@ def site(sessions: Sessions, store: Store, tmp_path: Path) -> Site:
 
 
 sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
+
+
+@sqlite
+@pytest.mark.parametrize(
+    ("values", "fails"),
+    [([13.0], True), ([13.0, 13.0], True), ([13.0, 1.0], False), ([1.0], False), ([], False)],
+)
+def test_a_job_whose_first_rows_the_model_refuses_fails_at_planning(
+    site: Site, monkeypatch: pytest.MonkeyPatch, values: list[float], fails: bool
+) -> None:
+    spec = RuntimeSpec("m", 1, "onnx", "onnx", "0" * 64, None, SIGNATURE)
+    monkeypatch.setattr(score_work, "read_runtime_spec", lambda sessions, version_id: spec)
+    rows = Rows(matrix=np.array(values).reshape(-1, 1))
+    head = Batch(rows, None, [], len(values))
+    job = site.job()
+    job.version_id = 1
+    if not fails:
+        site.work._require_scorable_head(job, head)
+        return
+    reason = f"none of the first {len(values)} rows can be scored: the model refuses this row: 13; if later"
+    with pytest.raises(PermanentFailure, match=reason):
+        site.work._require_scorable_head(job, head)
 
 
 @sqlite
