@@ -138,6 +138,13 @@ def test_the_commands_of_the_answers_page_do_what_it_describes(shell: Shell) -> 
     assert "publisher's answers: 178 rows compared: 0 label mismatches" in publish
 
 
+def test_the_commands_of_the_upgrade_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
+    (verified,) = shell.run_page("docs/howto/upgrade.md")
+    assert verified.startswith("iris:1 agrees\n  onnx: ")
+    assert "0 label mismatches" in verified
+    assert json.loads((shell.directory / "verified.json").read_text())["agreed"]
+
+
 def test_the_commands_of_the_batch_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
     score, over_http, dry_run, by_day, schedule = shell.run_page("docs/howto/batch.md")
     assert score.startswith("150 rows scored with iris:1 (")
