@@ -37,7 +37,11 @@ class ExampleTable:
     target: pa.Array | None = None  # the true values, when the request names such a column
     texts: dict[str, pa.Array] = field(default_factory=dict)  # of a CSV: the cells as they are written
     target_text: pa.Array | None = None  # likewise
-    fields: dict[str, pa.Field] = field(default_factory=dict)  # with the names of extension types
+    fields: dict[str, pa.Field] = field(default_factory=dict)  # of a Parquet file
+
+    @property
+    def has_column_types(self) -> bool:
+        return bool(self.fields)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -91,7 +95,7 @@ def _example_table(table: pa.Table, media_type: str | None, target: str | None) 
         texts, columns = columns, {name: _typed_cells(cells) for name, cells in columns.items()}
     truth = None if target is None else _true_values(target, columns.pop(target))
     target_text = None if target is None else texts.pop(target, None)
-    fields = {name: table.schema.field(name) for name in columns} if media_type != CSV else {}
+    fields = {name: table.schema.field(name) for name in columns} if media_type == PARQUET else {}
     return ExampleTable(columns, truth, texts, target_text, fields)
 
 

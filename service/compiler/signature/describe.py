@@ -15,7 +15,7 @@ from service.compiler.signature import acceptance, answers, encoders, estimator
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.encoders import EncodedColumn
 from service.compiler.signature.estimator import InputForm
-from service.compiler.signature.feature_names import name_features
+from service.compiler.signature.feature_names import list_names, name_features
 from service.compiler.signature.inputs import describe_input, example_rows, with_categories
 from service.compiler.signature.known_categories import require_known_categories
 
@@ -64,7 +64,13 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     inputs = acceptance.measure_closed(probe, inputs, first)
     may_miss = encoders.features_with_missing(encoded, names) - corrections.with_nullable
     inputs = acceptance.measure_nullable(probe, inputs, first, may_miss)
-    encoders.require_one_missing_value(encoded, names, {i.name for i in inputs if i.nullable})
+    nullable = {i.name for i in inputs if i.nullable}
+    encoders.require_one_missing_value(encoded, names, nullable)
+    if ambiguous := sorted(nullable & encoders.features_with_empty_text(encoded, names)):
+        warnings.append(
+            f"the model distinguishes the empty text of {list_names(ambiguous)} from a missing value, and "
+            "CSV does not: an empty cell is missing there; JSON, Arrow and Parquet can hold both"
+        )
     outputs = corrections.check_outputs(answers.outputs(model, task, answered))
     truth = _true_values(sample, outputs, usable)
     return Described(Signature(task, inputs, outputs), rows, truth, usable, warnings)
@@ -79,17 +85,23 @@ def _inputs(
     corrections: Corrections,
 ) -> tuple[Input, ...]:
     """The inputs as the example and the encoders show them, with the corrections."""
-    texts = encoders.text_features(model, encoded, names) if sample is None or sample.texts else set()
+    dtypes: dict[str, DType] = {}
+    if sample is None or not sample.has_column_types:
+        dtypes |= dict.fromkeys(encoders.float32_features(encoded, names), "float32")
+    if sample is None or sample.texts:
+        dtypes |= dict.fromkeys(encoders.text_features(model, encoded, names), "string")
     if form == "texts":
-        texts = set(names)
+        dtypes = dict.fromkeys(names, "string")
 
     def dtype(name: str) -> DType | None:
-        return corrections.dtype(name) or ("string" if name in texts else None)
+        return corrections.dtype(name) or dtypes.get(name)
 
     inputs = tuple(describe_input(name, sample, dtype(name)) for name in names)
     inputs = with_categories(inputs, encoders.categories_by_feature(encoded, names), sample)
     if sample is not None and sample.texts:
-        empty = encoders.features_with_empty_text(encoded, names)
+        empty = encoders.features_with_empty_text(encoded, names) - encoders.features_with_missing(
+            encoded, names
+        )
         inputs = tuple(replace(i, nullable=i.nullable and i.name not in empty) for i in inputs)
     return corrections.apply(inputs)
 

@@ -37,6 +37,7 @@ class EncodedColumn:
     has_none: bool = False
     has_nan: bool = False
     holds_objects: bool = False  # the encoder was fitted on Python objects, not on an array of numbers
+    is_float32: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -102,6 +103,7 @@ def _encoded_column(encoder: Any, position: int, feature: int | None, values: Ar
         has_none=any(v is None for v in listed),
         has_nan=any(isinstance(v, float) and v != v for v in listed),
         holds_objects=values.dtype == object,
+        is_float32=values.dtype == np.float32,
     )
 
 
@@ -168,9 +170,13 @@ def features_with_missing(columns: list[EncodedColumn], names: list[str]) -> set
 
 
 def features_with_empty_text(columns: list[EncodedColumn], names: list[str]) -> set[str]:
-    """The features whose encoders were fitted on the empty string, and not on missing values."""
-    empty = {names[c.feature] for c in columns if c.feature is not None and "" in c.categories}
-    return empty - features_with_missing(columns, names)
+    """The features whose encoders were fitted on the empty string."""
+    return {names[c.feature] for c in columns if c.feature is not None and "" in c.categories}
+
+
+def float32_features(columns: list[EncodedColumn], names: list[str]) -> set[str]:
+    """The features whose encoders look numbers up that were rounded to float32."""
+    return {names[c.feature] for c in columns if c.feature is not None and c.is_float32}
 
 
 def text_features(model: Any, columns: list[EncodedColumn], names: list[str]) -> set[str]:

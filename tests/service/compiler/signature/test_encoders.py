@@ -210,3 +210,19 @@ def test_the_categories_of_histogram_boosting_are_those_of_its_own_encoder(tmp_p
     assert built.signature is not None
     assert built.signature.inputs[1].categories == ("10", "x", "y", "z")
     assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
+def test_numbers_reach_an_encoder_of_float32_in_float32(tmp_path: Path, suffix: str) -> None:
+    model, frame = fitted(OneHotEncoder(), [0.1, 0.2, 0.3, 0.7], dtype="float32")
+    built = built_with(tmp_path, model, frame, suffix)
+    assert built.signature is not None
+    assert built.signature.inputs[1].dtype == "float32"
+    assert built.metrics["r2"] == pytest.approx(1.0)
+    assert describe(model, None, Corrections()).signature.inputs[1].dtype == "float32"
+
+
+def test_a_model_of_both_the_empty_text_and_missing_values_has_a_warning(tmp_path: Path) -> None:
+    model, frame = fitted(IGNORED, ["", None, "y", "z"])
+    (warning,) = built_with(tmp_path, model, frame, "parquet").report["warnings"]
+    assert 'the empty text of "c" from a missing value, and CSV does not' in warning
