@@ -34,7 +34,6 @@ File = Annotated[
     Argument(
         metavar="FILE",
         exists=True,
-        dir_okay=False,
         readable=True,
         show_default=False,
         help=f"The model file: {' '.join(FORMAT_BY_SUFFIX)}.",
@@ -104,7 +103,7 @@ def publish(
         raise BadParameter("--answers needs --example: the rows that were answered")
     tables = {"example": example, "answers": answers}
     request: Record = {
-        "format": format or lookup_suffix(file, FORMAT_BY_SUFFIX, "; set --format"),
+        "format": _format(file, format),
         "target": target,
         "signature": _read_json(signature) if signature else None,
         "tags": parse_pairs(tag),
@@ -140,6 +139,18 @@ def _publish(name: str, file: Path, tables: dict[str, Path | None], request: Rec
             with build_progress(f"building {name}:{record['version']}") as show:
                 record = client.wait(name, record["version"], show, print_message)
     return record
+
+
+def _format(file: Path, option: str | None) -> str:
+    """`option`, or the format by the file's suffix. Raises `BadParameter` with what another file is."""
+    from service.compiler import foreign_files
+
+    suffix = file.suffix.lower()
+    kind = foreign_files.recognize(file) if file.is_dir() or suffix not in FORMAT_BY_SUFFIX else None
+    if kind is not None and kind.format is None and (option is None or file.is_dir()):
+        raise BadParameter(f"{file.name} is {kind.name}: {kind.remedy}")
+    hint = f"; set --format{f' {kind.format}' if kind else ''}"
+    return option or lookup_suffix(file, FORMAT_BY_SUFFIX, hint)
 
 
 def _parse_numbers(pairs: dict[str, str]) -> dict[str, float]:

@@ -68,6 +68,7 @@ _TENSORFLOW_GRAPH = FileKind("a TensorFlow graph (.pb)", _SAVED_MODEL.remedy)
 _R = FileKind("an R file (.rds)", "models of R come in as ONNX or .tflite")
 _TABLE = "it holds rows, not a model; pass rows with --example"
 _TEXT = FileKind("a text file", _DUMP)
+_DIRECTORY = FileKind("a directory", "publish one model file")
 _ZIP = FileKind("a zip archive", _UNPACK)
 _DAMAGED_ZIP = FileKind("a damaged or truncated zip archive", "publish it again, complete")
 _UNCLEAR_ZIPS = (_ZIP, _DAMAGED_ZIP)
@@ -120,7 +121,9 @@ def explain(kind: FileKind, format: Format) -> str:
 
 
 def recognize(path: Path) -> FileKind | None:
-    """The kind of a file; None when its content does not show it. Looks through compression."""
+    """The kind of a file or directory; None when its content does not show it. Looks through compression."""
+    if path.is_dir():
+        return _SAVED_MODEL if (path / "saved_model.pb").exists() else _DIRECTORY
     with path.open("rb") as file:
         start = file.read(START_BYTES)
         if start.startswith(b"PK\x03\x04"):

@@ -100,9 +100,20 @@ def test_invalid_options_are_wrong_usage_and_named(live, files, args, message):
 def test_an_unknown_suffix_requires_the_format_option(live, files, tmp_path):
     unnamed = tmp_path / "model.bin"
     unnamed.write_bytes(files.model.read_bytes())
-    assert "--format" in live("publish", unnamed, "--name", "unnamed").err
+    assert "set --format sklearn-joblib" in live("publish", unnamed, "--name", "unnamed").err
     published = live("publish", unnamed, "--name", "unnamed", "--format", "sklearn-joblib", "--json")
     assert published.record["state"] == "ready"
+
+
+def test_a_file_of_an_unknown_suffix_is_named_by_its_content(live, tmp_path):
+    (tmp_path / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    result = live("publish", tmp_path / "model.h5", "--name", "unsent")
+    assert result.code == 2
+    assert "model.h5 is an HDF5 file (.h5): save a Keras model as .keras" in " ".join(result.err.split())
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").touch()
+    result = live("publish", tmp_path / "saved", "--name", "unsent", "--format", "keras")
+    assert "saved is a TensorFlow SavedModel: save the Keras model" in " ".join(result.err.split())
 
 
 def test_an_invalid_field_is_named_once(live, files):
