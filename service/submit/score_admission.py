@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from registry import aliases, models, versions
+from registry import aliases, models, verification, versions
 from registry.artifacts import Store
 from registry.errors import FieldError, Invalid, NotReady, invalid_field
 from registry.jobs import jobs
@@ -167,3 +167,5 @@ def _require_ready(version: VersionRow) -> None:
     if version.state != READY:
         name = f"{version.model.name}:{version.number}"
         raise NotReady(f"{name} is {version.state}; only a ready version can score")
+    if version.fallback == "none":
+        raise verification.refusal(version.model.name, version.number)
