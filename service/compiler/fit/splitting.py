@@ -193,6 +193,8 @@ def _column(feature: Feature, column: Any) -> Any:
         widened = feature.dtype == "float64" and pa.types.is_integer(kind)
         if same or widened:
             return to_dtype(column, feature.dtype)
-    except (TypeNotSupported, pa.ArrowException):
+    except TypeNotSupported:
         pass
+    except pa.ArrowException as error:
+        raise Refused(f"its column {feature.name!r} does not fit {feature.dtype}: {error}") from error
     raise Refused(f"its column {feature.name!r} holds {kind}, in other partitions {feature.dtype}")

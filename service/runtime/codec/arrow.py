@@ -139,7 +139,7 @@ def _decode(table: Any, columns: Sequence[Column]) -> Rows:
         text_bytes += sum(map(_text_bytes, data.chunks))
         if text_bytes > MAX_TEXT_BYTES:
             raise invalid_field(None, f"the strings hold more than {MAX_TEXT_BYTES} bytes; send fewer rows")
-        array = convert_numbers(column, data) if is_number(plain_type(data.type)) else None
+        array = _convert(column, data)
         arrays.append(read_column(column, _values(data), arrow_value, faults) if array is None else array)
     return rows_or_raise(columns, arrays, table.num_rows, faults)
 
@@ -166,6 +166,17 @@ def check_type(column: Column, field: Any, faults: Faults) -> None:
         reason = f": {family.reason}" if family.reason else ""
         message = f"column {show(column.name)} is of type {describe_type(field)}{reason}; send {column.dtype}"
         faults.add(message, None, column.name, column.dtype)
+
+
+def _convert(column: Column, data: Any) -> Array | None:
+    """Convert a chunked column at once. None if a value must be read with `arrow_value` and `check`."""
+    if is_number(plain_type(data.type)):
+        return convert_numbers(column, data)
+    if pa.types.is_null(plain_type(data.type)):
+        return None
+    arrays = [convert_distinct(column, chunk, arrow_value) for chunk in data.chunks]
+    complete = [array for array in arrays if array is not None]
+    return np.concatenate(complete) if len(complete) == len(arrays) else None
 
 
 def convert_numbers(column: Column, data: Any) -> Array | None:

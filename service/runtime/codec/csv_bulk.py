@@ -28,13 +28,15 @@ from service.runtime.codec.columns import (
     MAX_FAULTS,
     Column,
     Faults,
+    ValueRejected,
     check_names,
-    read_column,
     rows_or_raise,
+    show,
 )
 from service.runtime.codec.csv import MAX_CELL, csv_value, row_limit_message, width_fault
 
 _BOM = b"\xef\xbb\xbf"
+MIN_HALVED = 16  # cells; shorter ranges are read cell by cell
 _QUOTE = 0x22
 _OUTSIDE = np.zeros(256, dtype=bool)  # characters next to a quote that opens or closes a cell
 _OUTSIDE[list(b',\r\n"')] = True
@@ -66,7 +68,8 @@ def decode_bulk(body: bytes, columns: Sequence[Column], max_rows: int) -> Rows |
     faults.raise_any()
     arrays = []
     for column in columns:
-        arrays.append(_convert(column, table.column(names.index(column.name)).combine_chunks(), faults))
+        pieces = _convert(column, table.column(names.index(column.name)).combine_chunks(), 0, faults)
+        arrays.append(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
         if faults.full:
             break
     return rows_or_raise(columns, arrays, table.num_rows, faults)
@@ -144,12 +147,29 @@ def _has_long_cell(table: Any) -> bool:
     return any(length is not None and length > MAX_CELL for length in lengths)
 
 
-def _convert(column: Column, texts: Any, faults: Faults) -> Array | None:
+def _convert(column: Column, texts: Any, first_row: int, faults: Faults) -> list[Array]:
+    """Convert cells at once, or in halves until those that cannot be are isolated. Faults have no value."""
     if column.dtype in ("string", "bool"):
         array = convert_distinct(column, texts, csv_value)
     else:
         array = parse_numbers(column, texts)
-    return read_column(column, texts.to_pylist(), csv_value, faults) if array is None else array
+    if array is not None:
+        return [array]
+    if len(texts) <= MIN_HALVED:
+        return [_read_cells(column, texts.to_pylist(), first_row, faults)]
+    half = len(texts) // 2
+    pieces = _convert(column, texts.slice(0, half), first_row, faults)
+    return pieces if faults.full else pieces + _convert(column, texts.slice(half), first_row + half, faults)
+
+
+def _read_cells(column: Column, texts: Sequence[str], first_row: int, faults: Faults) -> Array:
+    values = []
+    for row, text in enumerate(texts, first_row):
+        try:
+            values.append(column.check(csv_value(text, column)))
+        except ValueRejected as error:
+            faults.add(f"{show(column.name)} {error}", row, column.name, column.expected)
+    return column.array(values)
 
 
 def parse_numbers(column: Column, text: Any) -> Array | None:

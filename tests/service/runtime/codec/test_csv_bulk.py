@@ -36,10 +36,10 @@ GOOD = ["1.5", "", "7", "true", "é, x", "a"]
 MAX_ROWS = 9
 
 
-def outcome(decode: Any, body: bytes, columns: Any = COLUMNS) -> Any:
+def outcome(decode: Any, body: bytes, columns: Any = COLUMNS, max_rows: int = MAX_ROWS) -> Any:
     """Return the decoded values, or the faults."""
     try:
-        rows: Rows | None = decode(body, columns, MAX_ROWS)
+        rows: Rows | None = decode(body, columns, max_rows)
     except Invalid as error:
         return str(error), error.errors
     if rows is None:
@@ -127,6 +127,16 @@ def test_a_body_is_decoded_by_arrow_with_the_outcome_of_the_definition(body: byt
 )
 def test_a_body_that_parsers_may_divide_differently_is_left_to_the_definition(body: bytes) -> None:
     assert outcome(decode_bulk, body) is None
+
+
+@pytest.mark.parametrize("bad_rows", [[], [0], [17, 18, 300], [*range(0, 400, 3)]], ids=len)
+def test_invalid_cells_among_many_rows_have_the_faults_of_the_definition(bad_rows: list[int]) -> None:
+    rows = [list(GOOD) for _ in range(401)]
+    rows[40][2] = "\u00a07"  # valid, and only the definition can read it
+    for position, row in enumerate(bad_rows):
+        rows[row][position % 6] = ["x", "x", "1.5", "maybe", "", "d"][position % 6]
+    body = table(rows)
+    assert outcome(decode_bulk, body, max_rows=401) == outcome(decode_cells, body, max_rows=401)
 
 
 def test_many_wrong_rows_give_the_first_faults() -> None:
