@@ -109,6 +109,8 @@ class TensorRows:
         width = len(self._columns)
         for column, source in zip(self._columns, layout.sources, strict=True):
             _check_datatype(column, heads[source], layout.is_matrix, faults)
+            if layout.is_matrix:  # one fault: all columns have the same datatype
+                faults.raise_any()
         faults.raise_any()
         arrays = []
         for j, (column, source) in enumerate(zip(self._columns, layout.sources, strict=True)):
@@ -147,8 +149,10 @@ class TensorRows:
         for name, count in Counter(head.name for head in heads).items():
             if count > 1:
                 faults.add(f"the input {show(name)} occurs {count} times; send it once", None, name)
-            if name not in self._positions:
-                faults.add_unknown("is not an input of this model", name, [c.name for c in missing])
+        faults.raise_any()
+        for head in heads:
+            if head.name not in self._positions:
+                faults.add_unknown("is not an input of this model", head.name, [c.name for c in missing])
         for column in missing:
             datatype = DATATYPE_OF[column.dtype]
             message = f"the input {show(column.name)} is missing; send {datatype} of shape [rows]"
