@@ -48,6 +48,7 @@ from tuf.api.exceptions import (
     DownloadHTTPError,
     ExpiredMetadataError,
     RepositoryError,
+    UnsignedMetadataError,
 )
 from tuf.api.metadata import Metadata, TargetFile
 from tuf.ngclient import FetcherInterface, Updater
@@ -58,7 +59,7 @@ SIGNATURE_WAIT_S = 15.0  # a promotion is signed within a second, unless the tar
 MAX_BACKOFF_S = 3600.0
 MAX_REJECTED = 20  # sha256 of files that failed their self-test, as many as are remembered
 MAX_DEVICE_LENGTH = 200  # characters that the server accepts
-RESERVE_BYTES = 1024 * 1024  # stay free for the state and the signed documents
+RESERVE_BYTES = 256 * 1024  # stay free for the state and the signed documents
 DAY_S = 86400.0  # validity of a signed timestamp: older answers of a proxy are refused
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -276,9 +277,9 @@ class ModelUpdater:
         )
         try:
             updater.refresh()
-        except BadVersionNumberError as error:
+        except (BadVersionNumberError, UnsignedMetadataError) as error:
             raise UpdateRefused(
-                f"the server's signed documents are older than those that this device has seen ({error}); if "
+                f"the server's signed documents do not continue those that this device trusts ({error}); if "
                 "the server was restored from a backup, run `trivium tuf recover` there"
             ) from error
         except ExpiredMetadataError as error:
@@ -542,9 +543,10 @@ def deleted_if_unusable(part: Path) -> Iterator[None]:
         part.unlink(missing_ok=True)
         raise
     except OSError as error:
-        if error.errno in DISK_FULL:
-            part.unlink(missing_ok=True)
-        raise
+        if error.errno not in DISK_FULL:
+            raise
+        part.unlink(missing_ok=True)
+        raise UpdateRefused(f"the disk is full; the part of the download was deleted: {error}") from error
 
 
 @contextlib.contextmanager
@@ -680,7 +682,10 @@ def option_problems(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def request_headers(args: argparse.Namespace) -> dict[str, str]:
     """Return the headers of all requests. Headers are ASCII, so the device's name is percent-encoded."""
-    key = args.key_file.read_text().strip() if args.key_file else os.environ.get("TRIVIUM_API_KEY", "")
+    try:
+        key = args.key_file.read_text().strip() if args.key_file else os.environ.get("TRIVIUM_API_KEY", "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"the file of the API key cannot be read: {error}") from error
     if not key:
         raise SystemExit("an API key is required: set TRIVIUM_API_KEY or pass --key-file")
     if not re.fullmatch("[!-~]+", key):
@@ -723,7 +728,7 @@ def main(argv: list[str] | None = None) -> int:
         headers = request_headers(args)
         with locked(args.dir), httpx.Client(base_url=args.url, headers=headers, timeout=TIMEOUT_S) as client:
             return run(ModelUpdater(args, client), stopped)
-    except (UpdateRefused, OSError, UnicodeDecodeError) as error:
+    except (UpdateRefused, OSError) as error:
         log.error("%s: %s", type(error).__name__, error)
         return EXIT_FAILED
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.harness.server import Server, serving
 from tests.service.edge.tuf_registry import Registry
 
 BIG = os.urandom(600_000)  # more than two blocks
+SHA256 = hashlib.sha256(BIG).hexdigest()
 Forgery = Callable[[httpx.Request], httpx.Response]
 
 
@@ -89,6 +92,42 @@ class Device:
         for client in self._clients:
             client.close()
         self.network.close()
+
+
+class Blocks(httpx.SyncByteStream):
+    """The bytes of a response in blocks; `sent` counts them."""
+
+    def __init__(self, block: bytes, count: int) -> None:
+        self._block, self._count, self.sent = block, count, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(self._count):
+            self.sent += len(self._block)
+            yield self._block
+
+
+def answer(status: int, content: bytes) -> Callable[[httpx.Request], httpx.Response]:
+    return lambda _: httpx.Response(status, stream=Blocks(content, 1))
+
+
+def partial(device: Device, content: bytes | None = None, sha256: str = SHA256) -> Path:
+    """Return the file of an unfinished download; create it with `content`."""
+    file = device.folder / "incoming" / f"{sha256}.part"
+    if content is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return file
+
+
+def forge_manifest(device: Device, **fields: Any) -> None:
+    """Replace fields of the server's manifest on its way to the device."""
+
+    def forged(request: httpx.Request) -> httpx.Response:
+        response = device.network.server(request)
+        manifest = json.loads(response.read()) | fields
+        return httpx.Response(200, json=manifest, headers={"ETag": '"forged"'})
+
+    device.network.forged["/v1/edge/m"] = forged
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,9 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -24,10 +23,18 @@ from scripts import edge_pull
 from scripts.edge_pull import UpdateRefused
 from service.edge.rollout import rollout_position
 from tests.harness.durability import Event, recorded
-from tests.scripts.conftest import BIG, Device, ServedRegistry
+from tests.scripts.conftest import (
+    BIG,
+    SHA256,
+    Blocks,
+    Device,
+    ServedRegistry,
+    answer,
+    forge_manifest,
+    partial,
+)
 from tests.service.edge.tuf_registry import Registry
 
-SHA256 = hashlib.sha256(BIG).hexdigest()
 FAILS = f"{sys.executable} -c 'raise SystemExit(\"no such operator\")'"
 
 
@@ -62,42 +69,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing signature is refused at once."""
     monkeypatch.setattr(edge_pull, "SIGNATURE_WAIT_S", 0.0)
-
-
-class Blocks(httpx.SyncByteStream):
-    """The bytes of a response in blocks; `sent` counts them."""
-
-    def __init__(self, block: bytes, count: int) -> None:
-        self._block, self._count, self.sent = block, count, 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for _ in range(self._count):
-            self.sent += len(self._block)
-            yield self._block
-
-
-def answer(status: int, content: bytes) -> Callable[[httpx.Request], httpx.Response]:
-    return lambda _: httpx.Response(status, stream=Blocks(content, 1))
-
-
-def partial(device: Device, content: bytes | None = None, sha256: str = SHA256) -> Path:
-    """Return the file of an unfinished download; create it with `content`."""
-    file = device.folder / "incoming" / f"{sha256}.part"
-    if content is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    return file
-
-
-def forge_manifest(device: Device, **fields: Any) -> None:
-    """Replace fields of the server's manifest on its way to the device."""
-
-    def forged(request: httpx.Request) -> httpx.Response:
-        response = device.network.server(request)
-        manifest = json.loads(response.read()) | fields
-        return httpx.Response(200, json=manifest, headers={"ETag": '"forged"'})
-
-    device.network.forged["/v1/edge/m"] = forged
 
 
 # ---- installation ----
@@ -278,7 +249,7 @@ def test_the_root_option_must_match_the_servers_root(
     other.sign()
     (other_root := tmp_path / "other.json").write_bytes(other.first_root())
     other.engine.dispose()
-    with pytest.raises(RepositoryError):
+    with pytest.raises(UpdateRefused, match="do not continue those that this device trusts"):
         device.poll("--root", str(other_root))
     assert not device.file.exists()
     assert device.poll("--root", str(own_root))
