@@ -5,8 +5,8 @@
      "outputs": [{"name": "values", "classes": ["north", "south"]}]}
 
 For a model without feature names, published without an example, the inputs name its features in order.
-`closed` and the outputs' dtypes and shapes are measured: they may be given, but must not contradict the
-measured values.
+`closed`, `enforced` and the outputs' dtypes and shapes are measured: they may be given, so that a whole
+signature can be passed, but change nothing; another dtype or shape of an output is rejected.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class InputCorrection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minimum: float | None = None
     maximum: float | None = None
     example: Scalar | None = None
+    enforced: bool | None = None
 
 
 class OutputCorrection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from msgspec.structs import replace
 
+from registry.errors import Refused
 from registry.rows import Array, Rows
 from registry.signature import DType, Input, Output, Signature
 from service.compiler.example import ExampleTable
@@ -66,11 +67,7 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     inputs = acceptance.measure_nullable(probe, inputs, first, may_miss)
     nullable = {i.name for i in inputs if i.nullable}
     encoders.require_one_missing_value(encoded, names, nullable)
-    if ambiguous := sorted(nullable & encoders.features_with_empty_text(encoded, names)):
-        warnings.append(
-            f"the model distinguishes the empty text of {list_names(ambiguous)} from a missing value, and "
-            "CSV does not: an empty cell is missing there; JSON, Arrow and Parquet can hold both"
-        )
+    _check_empty_texts(nullable & encoders.features_with_empty_text(encoded, names), sample, warnings)
     outputs = corrections.check_outputs(answers.outputs(model, task, answered))
     truth = _true_values(sample, outputs, usable)
     return Described(Signature(task, inputs, outputs), rows, truth, usable, warnings)
@@ -104,6 +101,25 @@ def _inputs(
         )
         inputs = tuple(replace(i, nullable=i.nullable and i.name not in empty) for i in inputs)
     return corrections.apply(inputs)
+
+
+def _check_empty_texts(names: set[str], sample: ExampleTable | None, warnings: list[str]) -> None:
+    """Warn of features whose empty text is not their missing value: CSV cannot distinguish them.
+
+    Raises `Refused` where a CSV example has empty cells there.
+    """
+    if not names:
+        return
+    listed = list_names(sorted(names))
+    if sample is not None and any(sample.column(n, "string").null_count for n in names if n in sample.texts):
+        raise Refused(
+            f"the model distinguishes the empty text of {listed} from a missing value, and CSV does not; "
+            "publish the example as Parquet or JSON"
+        )
+    warnings.append(
+        f"the model distinguishes the empty text of {listed} from a missing value, and CSV does not: an empty "
+        "cell is missing there; JSON, Arrow and Parquet can hold both"
+    )
 
 
 def _true_values(

@@ -226,3 +226,6 @@ def test_a_model_of_both_the_empty_text_and_missing_values_has_a_warning(tmp_pat
     model, frame = fitted(IGNORED, ["", None, "y", "z"])
     (warning,) = built_with(tmp_path, model, frame, "parquet").report["warnings"]
     assert 'the empty text of "c" from a missing value, and CSV does not' in warning
+    (tmp_path / "csv").mkdir()
+    as_csv = built_with(tmp_path / "csv", model, frame, "csv")
+    assert "publish the example as Parquet or JSON" in as_csv.report["reason"]

@@ -10,8 +10,9 @@ import pytest
 
 from registry.errors import Refused
 from registry.rows import Rows
-from registry.signature import MAX_SAFE_INTEGER, Input
+from registry.signature import MAX_SAFE_INTEGER, Input, Signature
 from service.compiler.example import ExampleTable
+from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.inputs import (
     MAX_CATEGORIES,
     describe_input,
@@ -127,3 +128,9 @@ def test_one_value_of_a_row_is_replaced_in_a_copy() -> None:
     nan = with_value(columns, mixed, "n", None).columns
     assert nan is not None
     assert np.isnan(nan[1]).all()
+
+
+def test_a_whole_signature_with_enforced_bounds_can_be_passed_back() -> None:
+    limited = Input("a", "int64", minimum=0, maximum=255, enforced=True)
+    given = Signature("regression", (limited,), ()).to_json()
+    assert Corrections.read(given).apply((limited,)) == (limited,)
