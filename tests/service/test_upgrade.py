@@ -111,6 +111,29 @@ async def test_a_version_that_nothing_answers_as_measured_is_refused_with_the_re
         assert (await api.client.put("/v1/models/flag/aliases/other", json={"version": 1})).status_code == 503
 
 
+async def test_a_table_of_nodes_that_does_not_load_is_replaced_in_batch_jobs_alone(home: Path) -> None:
+    def another_table(session: Session) -> None:
+        row = measured_with_older_libraries(session, "forest")
+        row.forest = row.servable
+
+    edit(home, another_table)
+    async with running_app(Settings(home=home)) as api:
+        checks = (await checked(api, "forest"))["verification"]
+        assert (checks["state"], checks["fallback"]) == ("differs", "online")
+        assert checks["figures"]["onnx"]["label_mismatches"] == 0
+        assert checks["reason"].startswith("forest: ")
+
+
+async def test_a_version_that_is_not_in_use_is_measured_when_it_is_loaded(home: Path) -> None:
+    edit(home, lambda session: measured_with_older_libraries(session, number=2))
+    async with running_app(Settings(home=home)) as api:
+        before = (await api.client.get("/v1/models/flag/versions/2")).json()["verification"]
+        assert (before["state"], before["figures"]) == ("agreed", {})
+        answer = await api.client.post("/v1/models/flag/versions/2/predict", json={"instances": [ROW]})
+        assert answer.status_code == 200
+        assert (await checked(api, number=2))["verification"]["libraries"]["onnxruntime"] != "1.26.0"
+
+
 async def test_an_export_that_litert_answers_differently_is_withdrawn_from_devices(home: Path) -> None:
     settings = Settings(home=home)
     async with running_app(settings) as api:

@@ -38,7 +38,7 @@ def save(folder: Path, kinds: dict[str, Rows], answer: AnswerRows) -> str | None
 
     Rows that the model does not accept are left out.
     """
-    limit = MAX_ROWS
+    limit = min(MAX_ROWS, max(1, MAX_BYTES // _row_bytes(kinds)))
     while limit:
         blocks = parity.reference(answer, _sampled(kinds, limit))
         content = msgspec.msgpack.encode([_packed(block) for block in blocks])
@@ -107,6 +107,12 @@ def _accept_ties(
         if abs(values[row, ours] - values[row, theirs]) <= 2 * tolerance:
             labels[row] = expected[label][row]
     answers[label] = labels
+
+
+def _row_bytes(kinds: dict[str, Rows]) -> int:
+    """About the size of a row without its answers."""
+    first = next((rows.take(slice(0, 1)) for rows in kinds.values() if len(rows)), None)
+    return 1 if first is None else len(msgspec.msgpack.encode(isolated_protocol.pack_rows(first)))
 
 
 def _sampled(kinds: dict[str, Rows], limit: int) -> dict[str, Rows]:

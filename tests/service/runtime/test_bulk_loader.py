@@ -71,3 +71,24 @@ def test_a_version_without_a_table_of_nodes_uses_the_online_runtime(
 def test_a_version_that_was_deleted_is_not_ready(sessions: db.Sessions, store: Store) -> None:
     with pytest.raises(NotReady, match="deleted"):
         BulkLoader(sessions, store, NO_CHILDREN)(10**6)
+
+
+def test_a_table_of_nodes_that_differs_is_not_used(home: Path) -> None:
+    settings = Settings(home=home)
+    engine = db.connect(settings.url)
+    sessions, store = db.sessions(engine), Store(settings.blobs)
+    load, version_id = BulkLoader(sessions, store, NO_CHILDREN), version(sessions, "forest")
+
+    def fall_back(fallback: str) -> None:
+        with sessions.begin() as session:
+            session.get_one(VersionRow, version_id).fallback = fallback
+
+    fall_back("online")
+    assert isinstance(load(version_id), OnnxRuntime)
+    fall_back("isolated")
+    with pytest.raises(Unavailable, match="this test starts no child"):
+        load(version_id)
+    fall_back("none")
+    with pytest.raises(Unavailable, match="forest:1 is not served: since a library was upgraded"):
+        load(version_id)
+    engine.dispose()

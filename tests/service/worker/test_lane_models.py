@@ -36,7 +36,10 @@ class LaneModelBench:
 
     def __init__(self) -> None:
         self.runtimes: list[StubRuntime] = []
-        self.lane_models = LaneModels(self._load, lambda runtime: self.number(runtime) <= 100)
+        self.fallbacks: dict[int, str | None] = {}
+        self.lane_models = LaneModels(
+            self._load, lambda runtime: self.number(runtime) <= 100, self.fallbacks.get
+        )
 
     def _load(self, version_id: int) -> ModelRuntime:
         if version_id == 13:
@@ -135,3 +138,14 @@ def test_close_closes_each_runtime_once(bench: LaneModelBench) -> None:
     bench.lane_models.close()
     bench.lane_models.close()
     assert [r.times_closed for r in bench.runtimes] == [1] * 5
+
+
+@pytest.mark.parametrize("version_id", [1, 101])
+def test_a_version_with_another_fallback_is_loaded_again(bench: LaneModelBench, version_id: int) -> None:
+    with bench.lane_models.using(version_id):
+        bench.fallbacks[version_id] = "isolated"
+        bench.use(version_id)
+        assert (bench.loaded[version_id], bench.closed) == (2, [])  # the first is still in use
+    assert bench.closed == [version_id]
+    bench.use(version_id)
+    assert bench.loaded[version_id] == 2
