@@ -117,8 +117,8 @@ def _check_empty_texts(names: set[str], sample: ExampleTable | None, warnings: l
             "publish the example as Parquet or JSON"
         )
     warnings.append(
-        f"the model distinguishes the empty text of {listed} from a missing value, and CSV does not: an empty "
-        "cell is missing there; JSON, Arrow and Parquet can hold both"
+        f"the model distinguishes the empty text of {listed} from a missing value, and CSV does not: an "
+        "empty cell is missing there; JSON, Arrow and Parquet can hold both"
     )
 
 
