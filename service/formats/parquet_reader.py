@@ -63,6 +63,12 @@ def read_schema(file: InputFile) -> Any:
     return schema
 
 
+def count_rows(file: InputFile) -> int:
+    """Return the number of rows. Raises `Invalid` if it is not a complete Parquet file."""
+    with OpenedFile(file) as opened:
+        return int(_open(opened).metadata.num_rows)
+
+
 def split_file(dataset: Dataset, index: int) -> list[FileRange]:
     """Combine small row groups up to `PART_ROWS` and `PART_BYTES`, and divide larger ones."""
     with OpenedFile(dataset.files[index]) as opened:

@@ -37,6 +37,7 @@ from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, sh
 
 MAX_MESSAGES = 5  # messages per row in the errors file
 MAX_BLANK_BYTES = 4096  # larger files are not searched for a first character
+MAX_EMPTY_PARQUET_BYTES = 1 << 16  # the rows of larger files are not counted before planning
 UTF8_BOM = b"\xef\xbb\xbf"
 MAX_ID = 10_000  # characters of a row's id in the errors file: CSV readers limit the length of a cell
 
@@ -123,8 +124,9 @@ def _read_schemas(
     if not files:
         raise invalid_input(_describe_empty(listed))
     schemas = {file.name: _read_schema(reader, media_type, file) for file in files}
-    if len(files) > 1:  # a Parquet file that pandas writes for no rows may have no columns
-        files = [file for file in files if len(schemas[file.name])] or files[:1]
+    if len(files) > 1 and media_type == PARQUET:
+        # pandas writes a table without rows with other types, or without columns
+        files = [file for file in files if _may_have_rows(file)] or files[:1]
     return files, {file.name: schemas[file.name] for file in files}
 
 
@@ -159,6 +161,10 @@ def _is_empty(file: InputFile, media_type: str) -> bool:
         return False
     with OpenedFile(file) as opened:
         return not open_text(opened).read(MAX_BLANK_BYTES).removeprefix(UTF8_BOM).strip()
+
+
+def _may_have_rows(file: InputFile) -> bool:
+    return file.bytes > MAX_EMPTY_PARQUET_BYTES or parquet_reader.count_rows(file) > 0
 
 
 def _describe_empty(files: Sequence[InputFile]) -> str:
@@ -299,7 +305,10 @@ def read_record_batches(dataset: Dataset, part: FileRange, columns: Sequence[str
     """
     _require_columns(dataset, (), columns)
     schema = schema_of(dataset, columns)
-    own = pa.schema([schema.field(name) for name in key_columns.own_columns(dataset, columns)])
+    own_names = (
+        key_columns.own_columns(dataset, columns) or key_columns.own_columns(dataset, dataset.columns)[:1]
+    )
+    own = schema_of(dataset, own_names)
     with OpenedFile(dataset.files[part.file]) as opened:
         for batch in _reader_of(dataset.media_type).read_record_batches(opened, part, own):
             if dataset.keys:

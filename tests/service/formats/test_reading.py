@@ -95,12 +95,13 @@ def test_rows_are_numbered_over_the_batches_of_a_part(
     assert [b.extra.column(0).to_pylist() for b in batches] == [["1"], ["4"], [], ["7"]]
 
 
-def test_parts_without_rows_are_left_out_unless_it_is_the_only_one(tmp_path: Path) -> None:
+def test_files_without_rows_are_left_out_unless_it_is_the_only_one(tmp_path: Path) -> None:
     empty, full = pa.table({"a": pa.array([], pa.float64())}), pa.table({"a": [1.0]})
     for name, table in (("0", empty), ("1", full), ("2", empty), ("3", full)):
         pq.write_table(table, tmp_path / f"{name}.parquet")
     dataset = reading.open_dataset(str(tmp_path), PARQUET)
-    assert [(p.file, p.rows) for p in reading.split(dataset)] == [(1, 1), (3, 1)]
+    assert [file.name for file in dataset.files] == ["1.parquet", "3.parquet"]
+    assert [(p.file, p.rows) for p in reading.split(dataset)] == [(0, 1), (1, 1)]
     for name in ("1", "3"):
         pq.write_table(empty, tmp_path / f"{name}.parquet")
     dataset = reading.open_dataset(str(tmp_path), PARQUET)
@@ -135,7 +136,7 @@ def test_files_that_hold_nothing_have_no_rows(
     elif media_type == PARQUET:
         pq.write_table(pa.table({"a": [1.0]}), full)
         pq.write_table(pa.table({}), tmp_path / "7.parquet")  # of pandas, for a table without rows
-        pq.write_table(pa.table({"a": pa.array([], pa.null())}), tmp_path / "8.parquet")
+        pq.write_table(pa.table({"a": pa.array([], pa.string()), "b": []}), tmp_path / "8.parquet")
     else:
         with pa.OSFile(str(full), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"a": "f8"})) as writer:
             writer.write_table(pa.table({"a": [1.0]}))
