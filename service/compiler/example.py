@@ -17,10 +17,11 @@ from registry.errors import Refused
 from registry.media_types import CSV, EXAMPLE_TYPES, JSON, PARQUET
 from registry.rows import Array
 from registry.signature import MAX_SAFE_INTEGER, DType
-from registry.text_tables import CODE_PATTERN, is_missing, other_separator
+from registry.text_tables import other_separator
 from service.runtime.codec import arrow_types
 from service.runtime.codec.arrow_types import TypeNotSupported
 from service.runtime.codec.columns import show
+from service.runtime.codec.csv_cells import typed_cells, without_empty, without_missing_words
 
 MAX_ROWS = 10_000
 """Rows of an example after this many are not read."""
@@ -63,9 +64,9 @@ class ExampleTable:
         if name not in self.texts:
             return cast_column(name, self.columns[name], dtype)
         if dtype == "string":
-            return _without_empty(self.texts[name])
+            return without_empty(self.texts[name])
         if own == "string":  # cells that were not all numbers, or looked like codes
-            return cast_column(name, _without_missing_words(self.texts[name]), dtype)
+            return cast_column(name, without_missing_words(self.texts[name]), dtype)
         return cast_column(name, self.columns[name], dtype)
 
 
@@ -92,7 +93,7 @@ def _example_table(table: pa.Table, media_type: str | None, target: str | None) 
     columns = {name: _plain_array(table.column(name)) for name in names}
     texts: dict[str, pa.Array] = {}
     if media_type == CSV:
-        texts, columns = columns, {name: _typed_cells(cells) for name, cells in columns.items()}
+        texts, columns = columns, {name: typed_cells(cells) for name, cells in columns.items()}
     truth = None if target is None else _true_values(target, columns.pop(target))
     target_text = None if target is None else texts.pop(target, None)
     fields = {name: table.schema.field(name) for name in columns} if media_type == PARQUET else {}
@@ -124,41 +125,6 @@ def _read_csv(path: Path) -> pa.Table:
     options = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     parse = pacsv.ParseOptions(newlines_in_values=True)
     return pacsv.read_csv(path, parse_options=parse, convert_options=options)
-
-
-def _typed_cells(cells: pa.Array) -> pa.Array:
-    """The cells of a CSV column as int64, float64 or bool when all of them are, apart from missing ones.
-
-    Every other column is text: dates, codes such as 01067, and words beside numbers that are not missing
-    values. A column without values is null.
-    """
-    present = _without_missing_words(cells)
-    if present.null_count == len(cells):
-        return pa.nulls(len(cells)) if pc.all(pc.equal(cells, "")).as_py() else _without_empty(cells)
-    if pc.any(pc.match_substring_regex(cells, CODE_PATTERN)).as_py():
-        return _without_empty(cells)
-    lower = pc.utf8_lower(present)
-    if pc.all(pc.is_in(lower.drop_null(), pa.array(["true", "false"]))).as_py():
-        return pc.equal(lower, "true")
-    for dtype in (pa.int64(), pa.float64()):
-        try:
-            return present.cast(dtype)
-        except pa.ArrowInvalid:
-            continue
-    return _without_empty(cells)
-
-
-def _without_missing_words(cells: pa.Array) -> pa.Array:
-    """Trimmed cells for a column of numbers or booleans, with null for the words of missing values."""
-    encoded = cells.dictionary_encode()
-    texts = encoded.dictionary.to_pylist()
-    trimmed = [None if is_missing(text) else text.strip().removeprefix("+") for text in texts]
-    return pa.array(trimmed, pa.string()).take(encoded.indices)
-
-
-def _without_empty(cells: pa.Array) -> pa.Array:
-    """Null for empty cells, which are the missing values of a column of text."""
-    return pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
 
 
 def _json_column(name: str, values: list[Any]) -> pa.Array:

@@ -42,11 +42,11 @@ from service.formats.text_records import (
 )
 from service.runtime.codec.columns import Column, show
 from service.runtime.codec.csv import csv_value
+from service.runtime.codec.csv_cells import cast_cells, typed_cells
 
 _SAMPLE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _NAN_PAYLOAD = re.compile(rb"nan\(", re.IGNORECASE)  # pyarrow parses nan(...) as a number, the codec does not
-_SIMPLE_TYPES = (pa.null(), pa.int64(), pa.float64(), pa.bool_())
 
 
 class CsvHeader(NamedTuple):
@@ -65,13 +65,8 @@ def read_schema(file: InputFile) -> Any:
     rows = header.form.complete_records(sample, _SAMPLE_BYTES).decode(errors="replace").encode()
     if not rows.strip():
         return pa.schema([(name, pa.null()) for name in header.names])
-    batch, _ = _read_batch(rows, header.names, {}, header.names)
-    codes = _find_codes(rows, header.names, batch.schema)
-    return pa.schema([(f.name, _inferred_type(f, codes)) for f in batch.schema])
-
-
-def _inferred_type(field: Any, codes: Mapping[str, str]) -> Any:
-    return pa.string() if field.name in codes or field.type not in _SIMPLE_TYPES else field.type
+    batch, _ = _read_batch(rows, header.names, dict.fromkeys(header.names, pa.string()), header.names)
+    return pa.schema([(name, typed_cells(batch.column(name)).type) for name in header.names])
 
 
 def _find_codes(data: bytes, names: Sequence[str], schema: Any) -> dict[str, str]:
@@ -153,7 +148,7 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
     name = opened.file.name
     for data in read_records(stream, size, header.form, name):
         try:
-            batch, malformed = _read_batch(data, header.names, types, schema.names, nulls=True)
+            batch, malformed = _read_typed(data, header.names, types)
         except pa.ArrowInvalid as error:
             if not is_utf8(data):
                 raise not_utf8(name) from error
@@ -167,6 +162,34 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
                 + column_types.SET_DTYPE_HINT
             )
         yield batch
+
+
+def _has_nan_payload(data: bytes) -> bool:
+    return b"(" in data and _NAN_PAYLOAD.search(data) is not None
+
+
+def _read_typed(data: bytes, names: Sequence[str], types: Mapping[str, Any]) -> tuple[Any, dict[int, str]]:
+    """Return a record batch of the columns `types`, and messages as `_read_batch` does.
+
+    pyarrow parses most columns. Where it does not accept a cell, such as a missing word between spaces, the
+    cells are read as text and converted. Raises `pa.ArrowInvalid` as `_read_batch` does.
+    """
+    include = list(types)
+    try:
+        if _has_nan_payload(data):
+            raise pa.ArrowInvalid("pyarrow parses nan(...) as a number")
+        batch, malformed = _read_batch(data, names, types, include)
+    except pa.ArrowInvalid:
+        batch, malformed = _read_batch(data, names, dict.fromkeys(include, pa.string()), include)
+    columns = []
+    for name, column in zip(include, batch.columns, strict=True):
+        try:
+            columns.append(cast_cells(column, types[name]) if pa.types.is_string(column.type) else column)
+        except pa.ArrowInvalid as error:
+            value = re.search(r"'.*'", str(error), re.DOTALL)
+            reason = f"invalid value {value[0]}" if value else str(error)
+            raise pa.ArrowInvalid(f"In CSV column #{names.index(name)}: {reason}") from error
+    return pa.RecordBatch.from_arrays(columns, names=include), malformed
 
 
 def _open_part(opened: OpenedFile, part: FileRange) -> tuple[CsvHeader, ByteStream, int | None]:
@@ -186,7 +209,7 @@ def _read_block(data: bytes, names: Sequence[str], columns: Sequence[Column], ex
     for name in extra:
         number_types.pop(name, None)
     checked = None
-    if number_types and not (b"(" in data and _NAN_PAYLOAD.search(data)):
+    if number_types and not _has_nan_payload(data):
         try:
             batch, malformed = _read_batch(data, names, text_types | number_types, include)
             checked = accept_parsed_csv(columns, batch.select(features))
@@ -207,16 +230,16 @@ def _read_block(data: bytes, names: Sequence[str], columns: Sequence[Column], ex
 
 
 def _read_batch(
-    data: bytes, names: Sequence[str], types: Mapping[str, Any], include: Sequence[str], nulls: bool = False
+    data: bytes, names: Sequence[str], types: Mapping[str, Any], include: Sequence[str]
 ) -> tuple[Any, dict[int, str]]:
     """Return one record batch, and a message for each row with a wrong number of cells, by row number.
 
-    With `nulls`, empty strings are null. Raises `pa.ArrowInvalid` for cells that do not have their type.
+    Raises `pa.ArrowInvalid` for cells that do not have their type.
     """
     if is_utf8(data):
-        return _parse(data, names, types, include, nulls, "utf8")
+        return _parse(data, names, types, include, "utf8")
     # pyarrow decodes a row with a wrong number of cells, and fails without its number if it is not UTF-8
-    batch, malformed = _parse(data, names, types, include, nulls, "latin1")
+    batch, malformed = _parse(data, names, types, include, "latin1")
     columns = [_undo_latin1(c) if pa.types.is_binary(c.type) else c for c in batch.columns]
     if any(pa.types.is_string(c.type) and not _is_ascii(c) for c in columns):
         raise pa.ArrowInvalid("some bytes are not valid UTF-8")
@@ -237,7 +260,6 @@ def _parse(
     names: Sequence[str],
     types: Mapping[str, Any],
     include: Sequence[str],
-    nulls: bool,
     encoding: str,
 ) -> tuple[Any, dict[int, str]]:
     malformed: dict[int, str] = {}
@@ -259,19 +281,8 @@ def _parse(
             strings_can_be_null=False,
         ),
     )
-    if nulls:
-        table = _with_missing_texts(table)
     batches = table.combine_chunks().to_batches()
     return (batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)), malformed
-
-
-def _with_missing_texts(table: Any) -> Any:
-    """Replace empty texts by null."""
-    for position, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            texts = table.column(position)
-            table = table.set_column(position, field, pac.if_else(pac.equal(texts, ""), None, texts))
-    return table
 
 
 def _open_after_header(opened: OpenedFile, header: CsvHeader) -> ByteStream:

@@ -174,6 +174,22 @@ def test_missing_words_are_the_same_on_all_csv_roads(
         assert read(dtype) == values, road
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [["NA", "None"], ["+3", "1"], [" NA ", "+1.50"], [" ", "2"], ["", "nan"], ["-nan", "true"], ["1_0"],
+     ["TRUE", "False", ""], ["0", "False"], ["1", "true"], ["\u00a05"], ["nan(1)", "1"], ["1e999", "1"],
+     ["0x10"], ["007", "7"], ["9223372036854775807", "1"], ["9223372036854775808"], ["1,5", "2"],
+     ["9007199254740993", "1.5"], ["yes", "no"]],
+    ids=str,
+)  # fmt: skip
+def test_types_of_a_csv_are_inferred_alike_for_an_example_and_a_training(
+    tmp_path: Path, cells: list[str]
+) -> None:
+    roads = dict(csv_roads(tmp_path, cells))
+    dtype = example.read(tmp_path / "d.csv", CSV).dtype("d")
+    assert repr(roads["example CSV"](dtype)) == repr(roads["training CSV"](dtype))
+
+
 def test_a_declared_string_keeps_the_text_of_a_csv_on_all_roads(tmp_path: Path) -> None:
     cells = ["1.50", "1.5", "True", "NA", " 7", "2026-01-01"]
     for kept in (cells, ["1.50", "2.00"], ["True", "false"], ["007", "7"]):

@@ -64,7 +64,7 @@ CELLS = st.sampled_from(
 ROW = st.lists(CELLS, min_size=6, max_size=6) | st.just(GOOD) | st.lists(CELLS, min_size=1, max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(rows=st.lists(ROW, min_size=1, max_size=11), eol=st.sampled_from(["\n", "\r\n", "\r"]))
 def test_tables_have_the_rows_and_faults_of_the_definition(rows: list[list[str]], eol: str) -> None:
     body = table(rows, eol=eol)
@@ -77,7 +77,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     pieces=st.lists(PIECES, max_size=20),
     start=st.sampled_from(["f,s\n", "\n\r\nf,s\r\n", "\ufefff,s\n", "s\r"]),
