@@ -34,10 +34,12 @@ from service.formats.sources import OpenedFile, list_files
 from service.formats.text_records import open_text
 from service.runtime.codec.arrow import check_type
 from service.runtime.codec.columns import MAX_HINTS, Column, Faults, rows_of, show
+from service.runtime.codec.json import read_json
 
 MAX_MESSAGES = 5  # messages per row in the errors file
 MAX_BLANK_BYTES = 4096  # larger files are not searched for a first character
 MAX_EMPTY_PARQUET_BYTES = 1 << 16  # the rows of larger files are not counted before planning
+MAX_NESTED_BYTES = 1 << 16  # of the first row, in which a missing column is searched for
 UTF8_BOM = b"\xef\xbb\xbf"
 MAX_ID = 10_000  # characters of a row's id in the errors file: CSV readers limit the length of a cell
 
@@ -323,8 +325,7 @@ def _require_columns(dataset: Dataset, columns: Sequence[Column], extra: Sequenc
     unused = set(dataset.columns) - {c.name for c in columns}
     for column in columns:
         if column.name not in dataset.columns:
-            close = _close_name(column.name, unused) if len(faults) < MAX_HINTS else None
-            hint = f"did you mean {show(close)}?" if close else column.advice
+            hint = _missing_hint(dataset, column, unused) if len(faults) < MAX_HINTS else column.advice
             faults.add(f"column {show(column.name)} is missing; {hint}", None, column.name, column.expected)
     for name in extra:
         if name not in dataset.columns:
@@ -333,6 +334,31 @@ def _require_columns(dataset: Dataset, columns: Sequence[Column], extra: Sequenc
         check_separator(dataset)
         _reject_other_kind(dataset.files[0], dataset.media_type)
     faults.raise_any()
+
+
+def _missing_hint(dataset: Dataset, column: Column, unused: Collection[str]) -> str:
+    if (close := _close_name(column.name, unused)) is not None:
+        return f"did you mean {show(close)}?"
+    if (parent := _nested_in(dataset, column.name)) is not None:
+        return f"it is inside of the column {show(parent)}: write nested values to columns of their own"
+    return column.advice
+
+
+def _nested_in(dataset: Dataset, name: str) -> str | None:
+    """Return the column with objects that have the key `name`, or None."""
+    if dataset.media_type == NDJSON:
+        with OpenedFile(dataset.files[0]) as opened:
+            line = open_text(opened).read(MAX_NESTED_BYTES).strip().partition(b"\n")[0]
+        try:
+            first = read_json(line)
+        except Invalid:
+            return None
+        items = first.items() if isinstance(first, dict) else ()
+        return next((key for key, value in items if isinstance(value, dict) and name in value), None)
+    fields = column_types.unpack_schema(dataset.schema)
+    return next(
+        (f.name for f in fields if pa.types.is_struct(f.type) and f.type.get_field_index(name) >= 0), None
+    )
 
 
 def _close_name(name: str, candidates: Collection[str]) -> str | None:

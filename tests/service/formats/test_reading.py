@@ -177,6 +177,15 @@ def test_the_types_of_features_are_checked_in_every_file(tmp_path: Path) -> None
         reading.open_dataset(str(tmp_path), PARQUET, features=[A])
 
 
+def test_a_missing_column_inside_of_objects_is_named(tmp_path: Path) -> None:
+    nested = {"order": [{"a": 1.5}]}
+    pq.write_table(pa.table(nested), tmp_path / "1.parquet")
+    write(tmp_path / "1.jsonl", '{"order": {"a": 1.5}}\n')
+    for name, media_type in (("1.parquet", PARQUET), ("1.jsonl", NDJSON)):
+        with pytest.raises(Invalid, match='column "a" is missing; it is inside of the column "order"'):
+            read_all(tmp_path / name, media_type, [A])
+
+
 def test_five_differing_columns_are_named(tmp_path: Path) -> None:
     write(tmp_path / "0.csv", "a\n1\n")
     write(tmp_path / "1.csv", "a," + ",".join(f"c{i}" for i in range(6)) + "\n1" + ",1" * 6 + "\n")
