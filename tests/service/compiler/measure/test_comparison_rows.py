@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeRegressor
 
-from registry.rows import Rows
+from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.compiler.measure import comparison_rows
 from service.compiler.measure.comparison_rows import (
+    accepted_rows,
     rows_by_kind,
     with_neighbours,
 )
@@ -182,3 +183,45 @@ def test_neighbours_are_the_next_numbers_of_both_precisions() -> None:
         [single - 2.0**-27],
         [single + 2.0**-27],
     ]
+
+
+# ---- integers with enforced bounds ----
+
+BYTE = Input("a", "int64", minimum=0, maximum=255, enforced=True)
+
+
+def test_integers_at_their_bounds_are_compared() -> None:
+    signature = Signature("regression", (BYTE, Input("b", "float64")), OUTPUTS)
+    matrix = rows_by_kind(None, signature, None)["extreme"].matrix
+    assert matrix is not None
+    assert matrix[:2, 0].tolist() == [0, 255]
+    assert set(matrix[:, 0].tolist()) - {0.0, 1.0, 2.0, 3.0} == {254.0, 255.0}
+    assert len(np.unique(matrix[:, 1])) > 2
+
+
+def test_random_integers_stay_within_the_example_and_never_leave_the_bounds() -> None:
+    signature = Signature("regression", (BYTE,), OUTPUTS)
+    kinds = rows_by_kind(None, signature, Rows(np.array([[7.0], [9.0], [200.0]])))
+    assert kinds["random"].matrix is not None
+    assert kinds["wide"].matrix is not None
+    assert (kinds["random"].matrix.min(), kinds["random"].matrix.max()) == (7, 200)
+    assert kinds["wide"].matrix.min() >= 0
+    assert kinds["wide"].matrix.max() <= 255
+
+
+def test_the_accepted_rows_are_some_of_each_kind() -> None:
+    kinds = {
+        "example": Rows(np.arange(1000.0)[:, None]),
+        "wide": Rows(np.full((10, 1), -1.0)),
+        "extreme": Rows(np.full((10, 1), -2.0)),
+    }
+
+    def answer(rows: Rows) -> Outputs:
+        assert rows.matrix is not None
+        if (rows.matrix == 0).any():
+            raise ValueError
+        return {"value": rows.matrix[:, 0]}
+
+    accepted = accepted_rows(answer, kinds).matrix
+    assert accepted is not None
+    assert accepted[:, 0].tolist() == [*np.linspace(0, 999, 64).astype(int)[1:], *[-2.0] * 10]
