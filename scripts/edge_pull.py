@@ -222,10 +222,12 @@ class ModelUpdater:
         """Put the newest file in place that passed its self-test and is whole; record which one it is.
 
         A file that is neither the installed nor the previous one is removed: a runtime does not notice
-        damage, and would give wrong answers.
+        damage, and would give wrong answers. A previous file of a later version was taken back.
         """
         state = self.state
-        versions = {state.previous_sha256: state.previous_version, state.sha256: state.version}
+        versions = {state.sha256: state.version}
+        if state.previous_version is not None and state.previous_version < (state.version or 0):
+            versions[state.previous_sha256] = state.previous_version
         digest = file_sha256(self.current)
         if digest is None or digest not in versions:
             digest = file_sha256(self.previous)

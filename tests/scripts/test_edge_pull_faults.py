@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry import db
+from registry import aliases, db
 from registry.tables import TufMetadataRow
 from scripts import edge_pull
 from scripts.edge_pull import UpdateRefused
@@ -333,6 +333,24 @@ def test_the_previous_file_stands_in_while_the_server_cannot_be_reached(
     device.network.forged.clear()
     assert device.poll()
     assert (device.state().version, device.file.read_bytes()) == (number, b"the next one")
+
+
+def test_a_version_that_was_taken_back_does_not_stand_in(device: Device, registry: ServedRegistry) -> None:
+    assert device.poll()
+    first = device.state().version
+    registry.provide(b"taken back later")
+    assert device.poll()
+    with registry.sessions.begin() as session:
+        aliases.rollback(session, "m", "champion", by="test")
+    registry.sign()
+    registry.show()
+    assert device.poll()
+    assert (device.state().version, device.previous.read_bytes()) == (first, b"taken back later")
+    device.file.unlink()
+    device.network.forged["/"] = answer(503, b"")
+    with pytest.raises(UpdateRefused, match="503"):
+        device.poll()
+    assert not device.file.exists()
 
 
 def test_a_damaged_file_without_a_whole_previous_one_is_removed(
