@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_iris
 
+from registry.build_messages import VerifyRequest
 from service.compiler.tflite.metadata import read_metadata
+from service.compiler.verify import verify_runtime
 from tests.service.compiler.keras import keras_models
 from tests.service.compiler.keras.keras_models import (
     Published,
@@ -53,6 +55,22 @@ def test_a_cnn_gives_the_same_answers_on_litert_as_in_keras(published_cnn: Publi
     expected = predict(cnn, pixels)
     np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-5)
     assert (outputs["label"] == expected.argmax(axis=1)).all()
+
+
+def test_the_stored_rows_are_answered_as_at_the_build(published_cnn: Published) -> None:
+    folder, built = published_cnn
+    assert built.signature is not None
+    checked = verify_runtime(
+        VerifyRequest(
+            runtime="tflite",
+            file=str(folder / "out" / (built.servable or "")),
+            measured=str(folder / "out" / (built.measured or "")),
+            signature=built.signature,
+            tolerance=2e-4,
+            out=str(folder),
+        )
+    )
+    assert (checked.state, checked.report["largest_difference"]) == ("ready", 0.0)
 
 
 def test_the_file_names_its_features_and_classes(published_cnn: Published) -> None:
