@@ -30,8 +30,8 @@ from service.formats.text_records import (
     open_text,
     read_records,
 )
-from service.runtime.codec.columns import Column, Faults, instance_struct, rows_of
-from service.runtime.codec.json import JsonRows, RepeatedKey, read_json
+from service.runtime.codec.columns import Column, Faults, instance_struct, rows_of, show
+from service.runtime.codec.json import JsonRows, NonFiniteLiteral, RepeatedKey, read_json
 
 _LINES = RecordFormat(quotes=False)
 _SAMPLE_BYTES = 1 << 20
@@ -73,7 +73,7 @@ def _split_lines(data: bytes) -> list[bytes]:
 
 
 def _arrow_type(types: set[type]) -> Any:
-    types = types - {type(None)}
+    types = types - {type(None), NonFiniteLiteral}
     if not types.isdisjoint((dict, RepeatedKey, list)):
         return _NESTED  # text in an id or passthrough column, refused as a feature of a training
     if not types:
@@ -119,8 +119,7 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
     inferred = pa.schema([f for f in schema if not column_types.is_explicit(f)])
     options = pj.ParseOptions(explicit_schema=inferred, unexpected_field_behavior="ignore")
     for data in _read_part(opened, part):
-        if not is_utf8(data):  # pyarrow would copy the bytes
-            raise not_utf8(opened.file.name)
+        _require_plain_json(data, opened.file.name)
         one_block = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
         try:
             table = pj.read_json(pa.BufferReader(data), one_block, options) if len(inferred) else pa.table({})
@@ -130,6 +129,29 @@ def read_record_batches(opened: OpenedFile, part: FileRange, schema: Any) -> Ite
         if explicit:
             table = _add_columns(table, explicit, data, opened.file).select(schema.names)
         yield from table.combine_chunks().to_batches()
+
+
+def _require_plain_json(data: bytes, file: str) -> None:
+    """Raise `Invalid` for bytes that are not UTF-8, repeated keys and NaN, all of which pyarrow accepts."""
+    if not is_utf8(data):
+        raise not_utf8(file)
+    if b"NaN" not in data and b"Infinity" not in data:
+        try:
+            if JsonRows.has_keys(data, sum(map(len, _RAW_OBJECT.decode_lines(data)))):
+                return
+        except _DECODE_ERRORS:
+            pass
+    for line in _split_lines(data):
+        try:
+            value = read_json(line)
+        except Invalid as error:
+            raise invalid_input(f"a line of {file!r} is not valid JSON: {error}") from error
+        if isinstance(value, RepeatedKey):
+            raise invalid_input(f"a line of {file!r} repeats the key {show(value.key)}; write it once")
+        for key, item in value.items() if isinstance(value, dict) else ():
+            if isinstance(item, NonFiniteLiteral):
+                message = f"column {show(key)} of {file!r} holds {item.text}, which is not valid JSON"
+                raise invalid_input(f"{message}; write null for a missing value")
 
 
 def _add_columns(table: Any, fields: Sequence[Any], data: bytes, file: InputFile) -> Any:

@@ -156,3 +156,25 @@ def test_integers_in_json_lines_are_exact_or_faults(write: Write) -> None:
     assert result.columns[0] == [int(t) for t in texts[:4]] + [2**53]
     assert [(f.row, f.id) for f in result.faults] == [(4, texts[4]), (5, texts[5]), (6, texts[6])]
     assert read_all(path, NDJSON, [safe]).fault_rows == [*range(1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"a": NaN, "b": "x"}', 'column "a" of .* holds NaN, which is not valid JSON; write null'),
+        ('{"a": -Infinity, "b": "x"}', 'column "a" of .* holds -Infinity'),
+        ('{"a": 1, "b": "x", "b": "y"}', 'repeats the key "b"; write it once'),
+        ('{"a": 1, "b": "x: y", "c": 1, "c": 2}', 'repeats the key "c"'),
+        ('{"a": 1, "b": "x"', "is not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("dtypes", [{}, {"b": "string"}])
+def test_a_training_refuses_what_a_scoring_refuses(
+    tmp_path: Path, line: str, message: str, dtypes: dict[str, str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1, "b": "NaN: x"}\n' + line + "\n")
+    dataset = reading.open_dataset(str(path), NDJSON, uniform=True, dtypes=dtypes)
+    (part,) = reading.split(dataset)
+    with pytest.raises(Invalid, match=message):
+        list(reading.read_record_batches(dataset, part, ["a", "b"]))
