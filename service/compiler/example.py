@@ -22,6 +22,7 @@ from service.runtime.codec import arrow_types
 from service.runtime.codec.arrow_types import TypeNotSupported
 from service.runtime.codec.columns import show
 from service.runtime.codec.csv_cells import typed_cells, without_empty, without_missing_words
+from service.runtime.codec.json import JsonRows, RepeatedKey, read_json
 
 MAX_ROWS = 10_000
 """Rows of an example after this many are not read."""
@@ -111,12 +112,22 @@ def _read_table(path: Path, media_type: str | None) -> pa.Table:
     if media_type == PARQUET:
         return pq.read_table(path)
     if media_type == JSON:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
+        rows = _read_json_rows(path.read_bytes())
         names = list(dict.fromkeys(name for row in rows for name in row))
         return pa.table({name: _json_column(name, [row.get(name) for row in rows]) for name in names})
     raise Refused(
         f"an example of type {media_type!r} is not supported; supported are {', '.join(EXAMPLE_TYPES)}"
     )
+
+
+def _read_json_rows(data: bytes) -> list[dict[str, Any]]:
+    """Raises `Refused` for a row that repeats a key, of which one value would be lost."""
+    rows = msgspec.json.decode(data, type=list[dict[str, Any]])
+    if not JsonRows.has_keys(data, sum(map(len, rows))):
+        for number, row in enumerate(read_json(data)):
+            if isinstance(row, RepeatedKey):
+                raise Refused(f"row {number} of the example repeats the key {show(row.key)}; write it once")
+    return rows
 
 
 def _read_csv(path: Path) -> pa.Table:

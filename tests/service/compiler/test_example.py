@@ -313,3 +313,10 @@ def test_columns_become_arrays_with_nan_and_none_for_missing_values() -> None:
         array = to_numpy(column, dtype)
         assert (str(array.dtype), str(array.tolist())) == (numpy_dtype, str(expected))
         assert array.flags.writeable
+
+
+def test_a_json_row_that_repeats_a_key_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "example.json"
+    path.write_text('[{"a": 1, "b": ": "}, {"a": 1, "a": 2, "b": "x"}]')
+    with pytest.raises(Refused, match='row 1 of the example repeats the key "a"; write it once'):
+        read(path, "application/json")
