@@ -98,10 +98,12 @@ def _load(request: BuildRequest, report: BuildReport) -> tuple[Any, str | None]:
     """
     model = safeload.load(request.artifact)
     recorded = lineage.recorded_versions(Path(request.artifact))
+    if request.answers is None:
+        other_versions.require_compared(recorded["scikit-learn"])
     made_by, contradictions = lineage.merge_versions(recorded, request.lineage)
     report.lineage["made_by"] = made_by
     report.warnings.extend(contradictions)
-    if (warning := lineage.version_warning(made_by)) is not None:
+    if (warning := lineage.version_warning(made_by, compared=request.answers is not None)) is not None:
         report.warnings.append(warning)
     return model, recorded["scikit-learn"]
 

@@ -72,14 +72,20 @@ def merge_versions(recorded: Versions, stated: dict[str, Any]) -> tuple[dict[str
     return made_by, contradictions
 
 
-def version_warning(made_by: dict[str, Any]) -> str | None:
-    """A warning when the model was made by another scikit-learn than the installed one."""
+def version_warning(made_by: dict[str, Any], compared: bool) -> str | None:
+    """A warning when the model was made by another scikit-learn than the installed one.
+
+    `compared`: the build compares the answers with those that the model gave where it was trained.
+    """
     version = (made_by["scikit-learn"] or {}).get("version")
     if version is None or version == sklearn.__version__:
         return None
+    warning = f"made by scikit-learn {version}, built and measured with {sklearn.__version__}"
+    if compared:
+        return warning
     return (
-        f"made by scikit-learn {version}, built and measured with {sklearn.__version__}: "
-        "its answers may differ from those in the environment where it was trained"
+        f"{warning}: its answers may differ from those in the environment where it was trained; "
+        "publish it with --answers to have them compared"
     )
 
 

@@ -25,6 +25,9 @@ from sklearn.tree import BaseDecisionTree
 from registry.errors import Refused, TriviumError, describe_error
 from service.compiler.object_graph import Member
 
+OLDEST_COMPARED = (1, 2)
+"""Between this release and the installed one, the changes below are known."""
+
 
 class OtherVersion(Refused):
     """A model cannot be served because another version of scikit-learn made it."""
@@ -50,6 +53,17 @@ def ways_out(version: str) -> str:
     return (
         f"retrain the model with {sklearn.__version__}; or convert it to ONNX with skl2onnx where "
         f"scikit-learn {version} is installed, and publish the .onnx with --answers"
+    )
+
+
+def require_compared(version: str | None) -> None:
+    """Raise `OtherVersion` for a version whose answers were never compared with the installed one's."""
+    if version is None or OLDEST_COMPARED <= _release(version) <= _release(sklearn.__version__):
+        return
+    raise OtherVersion(
+        f"the model was fitted by scikit-learn {version}, whose answers were never compared with those of the "
+        f"installed {sklearn.__version__}: publish it with --answers, what it answered there to the example; "
+        f"or {ways_out(version)}"
     )
 
 

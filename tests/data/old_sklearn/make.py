@@ -48,7 +48,7 @@ def mixed() -> pd.DataFrame:
     frame = WINES.assign(
         shade=np.where(WINES["hue"] > 1, "red", np.where(WINES["ash"] > 2.4, "brown", "pale"))
     )
-    frame.loc[::7, "alcohol"] = np.nan
+    frame.loc[::5, "alcohol"] = np.nan
     return frame.astype({"shade": object})
 
 

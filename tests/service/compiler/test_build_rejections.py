@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from sklearn.cluster import DBSCAN
 from sklearn.datasets import load_iris
 from sklearn.decomposition import NMF
@@ -20,6 +22,7 @@ from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, scale
 
+from registry.build_messages import BuildResult
 from tests.service.compiler.helpers import build_file, build_model
 
 FRAME = pd.DataFrame({"age": [20.0, 30.0, 40.0, 50.0], "height": [1.5, 1.8, 1.7, 1.6]})
@@ -157,19 +160,39 @@ def test_a_target_of_another_type_than_the_labels_adds_a_warning(tmp_path: Path)
     assert any("accuracy" in w for w in built.report["warnings"])
 
 
-def test_a_pickle_of_another_scikit_learn_is_served_with_a_warning(tmp_path: Path) -> None:
+def publish_as_of(folder: Path, version: str, **options: Any) -> BuildResult:
+    """Build a pickle that records another version of scikit-learn."""
     content = pickle.dumps(fitted(), protocol=2)
-    import sklearn
+    installed, recorded = (
+        f"X{struct.pack('<I', len(v)).decode()}{v}".encode() for v in (sklearn.__version__, version)
+    )
+    artifact = folder / "model.joblib"
+    artifact.write_bytes(content.replace(installed, recorded))
+    return build_file(folder, artifact, FRAME, **options)
 
-    installed = sklearn.__version__.encode()
-    other_version = b"1.0.9".ljust(len(installed), b"9")[: len(installed)]
-    artifact = tmp_path / "model.joblib"
-    artifact.write_bytes(content.replace(installed, other_version))
-    built = build_file(tmp_path, artifact, FRAME)
+
+def test_a_pickle_of_another_scikit_learn_is_served_with_a_warning(tmp_path: Path) -> None:
+    built = publish_as_of(tmp_path, "1.8.0")
     assert built.state == "ready"
-    assert built.lineage["made_by"]["scikit-learn"] == {"version": other_version.decode(), "said_by": "file"}
+    assert built.lineage["made_by"]["scikit-learn"] == {"version": "1.8.0", "said_by": "file"}
     assert built.lineage["built_by"]["scikit-learn"] == sklearn.__version__
-    assert any(other_version.decode() in w for w in built.report["warnings"])
+    (warning,) = built.report["warnings"]
+    assert warning.startswith("made by scikit-learn 1.8.0, built and measured with ")
+    assert warning.endswith("publish it with --answers to have them compared")
+
+
+@pytest.mark.parametrize("version", ["0.24.2", "1.1.3", "99.0.1"])
+def test_a_pickle_of_a_version_that_was_never_compared_needs_answers(tmp_path: Path, version: str) -> None:
+    built = publish_as_of(tmp_path, version)
+    assert built.state == "rejected"
+    assert f"fitted by scikit-learn {version}" in built.report["reason"]
+    assert "publish it with --answers" in built.report["reason"]
+    answers = tmp_path / "answers.csv"
+    pd.DataFrame({"label": fitted().predict(FRAME)}).to_csv(answers, index=False)
+    (tmp_path / "proven").mkdir()
+    proven = publish_as_of(tmp_path / "proven", version, answers=str(answers), answers_media_type="text/csv")
+    assert proven.state == "ready", proven.report
+    assert not any("may differ" in warning for warning in proven.report["warnings"])
 
 
 def test_a_model_that_centres_each_block_of_rows_is_rejected(tmp_path: Path) -> None:
@@ -192,3 +215,13 @@ def test_a_factorization_that_stops_early_for_all_rows_together_is_rejected_with
     rows = load_iris(as_frame=True).data
     model = NMF(max_iter=500, random_state=0).fit(rows)
     assert "fit NMF with a smaller tol and a larger max_iter" in reason(tmp_path, model, rows)
+
+
+def test_a_text_that_the_model_cannot_read_is_named_with_its_column(tmp_path: Path) -> None:
+    frame = FRAME.assign(height=["1.5", "NA", "unknown", "1.6"])
+    text = reason(tmp_path, fitted_on_both(), frame)
+    assert text.endswith('; text columns of the example: "height"')
+
+
+def fitted_on_both() -> HistGradientBoostingClassifier:
+    return HistGradientBoostingClassifier(max_iter=2).fit(FRAME, LABELS)

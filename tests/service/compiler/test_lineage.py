@@ -112,6 +112,10 @@ def test_a_build_records_the_version_and_source_of_each_library(tmp_path: Path) 
 
 
 def test_another_scikit_learn_than_the_installed_one_adds_a_warning() -> None:
-    assert lineage.version_warning({"scikit-learn": None}) is None
-    assert lineage.version_warning({"scikit-learn": stated_by("file", INSTALLED)}) is None
-    assert "1.0.9" in (lineage.version_warning({"scikit-learn": stated_by("file", "1.0.9")}) or "")
+    for compared in (False, True):
+        assert lineage.version_warning({"scikit-learn": None}, compared) is None
+        assert lineage.version_warning({"scikit-learn": stated_by("file", INSTALLED)}, compared) is None
+    other = {"scikit-learn": stated_by("file", "1.0.9")}
+    assert "1.0.9" in (text := lineage.version_warning(other, compared=False) or "")
+    assert "publish it with --answers" in text
+    assert "--answers" not in (lineage.version_warning(other, compared=True) or "")
