@@ -171,3 +171,15 @@ def test_a_revision_waits_for_the_one_before_it(sessions: Sessions) -> None:
         lambda session: revision.record_change(session, "model", "second"),
     )
     assert outcome == 2
+
+
+def test_a_new_registry_id_makes_every_reader_load_everything(sessions: Sessions) -> None:
+    _record(sessions, "fraud")
+    before = _revision(sessions)
+    with sessions.begin() as session:
+        old, new = revision.registry_id(session), revision.renew_registry_id(session)
+        assert old != new == revision.registry_id(session)
+    assert _since(sessions, before) is None
+    _record(sessions, "fraud")
+    assert _since(sessions, before) is None
+    assert _since(sessions, before + 1) == (before + 2, {"fraud"}, set())

@@ -48,6 +48,12 @@ def test_a_document_that_is_not_stored_is_named_in_the_error(sessions: Sessions)
                 tuf_documents.get(session, role, version)
 
 
+def test_versions_before_a_jump_are_kept(sessions: Sessions) -> None:
+    """Clients in the middle of an update request them, also after `trivium tuf recover`."""
+    add(sessions, "targets", *range(1, 51), 100)
+    assert stored(sessions, "targets", 100) == [*range(2, 51), 100]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_50_versions_are_kept_and_every_root(sessions: Sessions, role: str) -> None:
     others = [other for other in ROLES if other != role]

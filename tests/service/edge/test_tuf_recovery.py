@@ -13,7 +13,7 @@ from tuf.api.exceptions import BadVersionNumberError, DownloadHTTPError, Unsigne
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
-from registry import db, revision, tuf_documents
+from registry import db, tuf_documents
 from registry.errors import Conflict, NotFound
 from service.edge.tuf_keys import RoleKeys, read_signer
 from service.edge.tuf_repository import Recovery, TufRepository, sign_targets
@@ -304,14 +304,3 @@ def test_a_rotation_lets_devices_forget_the_versions_that_a_thief_of_keys_signed
     for role in ("snapshot", "timestamp"):
         change(registry, lambda repository, role=role: repository.rotate(role))  # type: ignore[misc]
     assert device.look() == 1
-
-
-def test_a_new_registry_id_makes_every_reader_load_everything(registry: Registry) -> None:
-    with registry.sessions.begin() as session:
-        before, seen = revision.registry_id(session), revision.current(session)
-        identifier = revision.renew_registry_id(session)
-        assert identifier not in (before, "")
-        assert revision.registry_id(session) == identifier
-        assert revision.changes_since(session, seen) is None
-        revision.record_change(session, "model", "m")
-        assert revision.changes_since(session, seen) is None

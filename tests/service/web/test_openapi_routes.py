@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from registry import revision
 from service.config import Settings
 from tests.service.api import Api, check_problem, running_app
 from tests.service.estimators import sign_classifier
@@ -64,6 +65,16 @@ async def test_weak_tags_and_lists_of_tags_match(own_api: Api, path: str, condit
     headers = {"If-None-Match": condition.format(etag=etag)}
     assert (await own_api.client.get(path, headers=headers)).status_code == 304
     assert (await own_api.client.get(path, headers={"If-None-Match": 'W/"other"'})).status_code == 200
+
+
+async def test_a_recovery_changes_the_entity_tag(own_api: Api):
+    """After a restore from a backup, its revisions are used again for other documents."""
+    condition = {"If-None-Match": (await own_api.client.get("/openapi.json")).headers["etag"]}
+    with own_api.services.sessions.begin() as session:
+        identifier = revision.renew_registry_id(session)
+    own_api.services.snapshot.refresh()
+    answer = await own_api.client.get("/openapi.json", headers=condition)
+    assert (answer.status_code, identifier in answer.headers["etag"]) == (200, True)
 
 
 async def test_an_upgrade_changes_the_entity_tag(own_api: Api, monkeypatch: pytest.MonkeyPatch):
