@@ -111,6 +111,8 @@ class PartWriter:
         if media_type not in _ENCODERS:
             message = f"the output's media type {media_type!r} is not supported"
             raise invalid_input(message, "output.media_type", "one of " + ", ".join(_ENCODERS))
+        if media_type != PARQUET:
+            _require_time_zones(schema)
         self._output = _AtomicFile(path)
         self._rows, self._copied = 0, 0 if media_type == NDJSON else copied
         try:
@@ -160,6 +162,19 @@ class ErrorWriter:
     def close(self) -> str | None:
         """Return the file's name, or None if the partition has no faults."""
         return None if self._output is None else self._output.commit(self._rows).file
+
+
+def _require_time_zones(schema: Any) -> None:
+    """Raise `Invalid` for a time zone that is not in the machine's database: times cannot become text."""
+    for field in schema:
+        if pa.types.is_timestamp(field.type) and field.type.tz is not None:
+            try:
+                pa.array([0], field.type).cast(pa.string())
+            except pa.ArrowInvalid as error:
+                message = (
+                    f"column {show(field.name)} has the time zone {field.type.tz!r}, which is not known here"
+                )
+                raise invalid_input(f"{message}; write the output as Parquet") from error
 
 
 def csv_line(cells: tuple[Any, ...]) -> bytes:

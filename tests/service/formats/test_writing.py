@@ -344,6 +344,19 @@ def test_a_date_that_text_cannot_express_is_refused(tmp_path: Path, media_type: 
         assert find_unwritable_rows(batch, PARQUET) == {}
 
 
+def test_a_time_zone_that_is_not_known_is_named(tmp_path: Path) -> None:
+    schema = pa.schema([("at", pa.timestamp("us", "Foo/Bar"))])
+    for media_type in (CSV, NDJSON):
+        with pytest.raises(
+            Invalid, match="column \"at\" has the time zone 'Foo/Bar', which is not known here"
+        ):
+            PartWriter(tmp_path / "part", media_type, schema)
+    with PartWriter(tmp_path / "part", PARQUET, schema, copied=1) as writer:
+        writer.write(pa.record_batch([pa.array([1], schema.field(0).type)], schema=schema))
+        writer.close()
+    assert pq.read_table(tmp_path / "part").schema.equals(schema)
+
+
 def test_dates_of_every_century_are_written(tmp_path: Path) -> None:
     days = ["-32767-01-01", "1600-01-01", "9999-12-31", "32767-12-31"]
     dates = pa.array(np.array(days, "datetime64[D]"))
