@@ -61,8 +61,9 @@ def require_compared(version: str | None) -> None:
     if version is None or OLDEST_COMPARED <= _release(version) <= _release(sklearn.__version__):
         return
     raise OtherVersion(
-        f"the model was fitted by scikit-learn {version}, whose answers were never compared with those of the "
-        f"installed {sklearn.__version__}: publish it with --answers, what it answered there to the example; "
+        f"the model was fitted by scikit-learn {version}, whose answers were never compared with those of "
+        f"the installed {sklearn.__version__}: publish it with --answers, what it answered there to the "
+        f"example; "
         f"or {ways_out(version)}"
     )
 
