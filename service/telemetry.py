@@ -78,7 +78,7 @@ SNAPSHOT_AGE = Gauge(
 )
 BUILD_QUEUE = Gauge(
     "trivium_build_queue_depth",
-    "Builds and exports that are queued or running",
+    "Builds, exports and checks that are queued or running",
     multiprocess_mode="livemostrecent",
 )
 

@@ -13,9 +13,9 @@ import msgspec
 from registry.errors import describe_error
 from service.builds.protocol import (
     BUILD,
+    CHECK,
     EXPORT,
     FIT,
-    VERIFY,
     ChildResult,
     Crash,
     OneShotRole,
@@ -104,6 +104,6 @@ ROLES: dict[Role, Callable[[socket.socket], None]] = {
     "build": partial(run_once, BUILD, build.build_version),
     "export": partial(run_once, EXPORT, export.export_version),
     "fit": partial(run_once, FIT, steps.run),
-    "verify": partial(run_once, VERIFY, verify.verify_runtime),
+    "check": partial(run_once, CHECK, verify.verify_runtime),
     "isolated": serve_isolated,
 }

@@ -1,4 +1,4 @@
-"""Messages between the server, the template, and the children that build, export, fit or verify.
+"""Messages between the server, the template, and the children that build, export, fit or check.
 
 The template receives `Fork` and `EndChild` and answers each of them. A one-shot child receives one
 request and sends `ChildResult` or `Crash`. The requests and results of each role are the table below;
@@ -22,7 +22,7 @@ from registry.build_messages import (
 )
 from service.compiler.fit.fit_records import FitResult, FitStep
 
-Role = Literal["build", "export", "fit", "verify", "isolated"]
+Role = Literal["build", "export", "fit", "check", "isolated"]
 
 RequestRecord = TypeVar("RequestRecord", BuildRequest, ExportRequest, FitStep, VerifyRequest)
 ResultRecord = TypeVar("ResultRecord", BuildResult, ExportResult, FitResult, VerifyResult)
@@ -40,7 +40,7 @@ class OneShotRole(Generic[RequestRecord, ResultRecord]):
 BUILD = OneShotRole("build", BuildRequest, BuildResult)
 EXPORT = OneShotRole("export", ExportRequest, ExportResult)
 FIT = OneShotRole("fit", FitStep, FitResult)
-VERIFY = OneShotRole("verify", VerifyRequest, VerifyResult)
+CHECK = OneShotRole("check", VerifyRequest, VerifyResult)
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):

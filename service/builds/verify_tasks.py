@@ -29,7 +29,7 @@ from registry.vocabulary import (
 from service import telemetry
 from service.builds import oneshot
 from service.builds.forkserver import ForkServer
-from service.builds.protocol import VERIFY
+from service.builds.protocol import CHECK
 from service.builds.task_kinds import store_file
 from service.config import Settings
 from service.runtime import libraries, measured_bounds
@@ -90,7 +90,7 @@ class VerifyTasks:
             )
         except (NotFound, Damaged, OSError) as error:
             return VerifyResult(state="rejected", report={"reason": str(error)})
-        return oneshot.run(self._forks, VERIFY, request, self._settings.build_timeout_s, beat)
+        return oneshot.run(self._forks, CHECK, request, self._settings.build_timeout_s, beat)
 
     def store_measured(self, out: Path, file: str) -> str:
         return store_file(self._store, out, file).sha256

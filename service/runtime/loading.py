@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 import msgspec
 from prometheus_client import Counter, Histogram
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from registry import db, schema, verification
 from registry.artifacts import Store
@@ -25,6 +26,8 @@ from service.runtime.codec import Codec
 from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
 from service.runtime.onnx_runtime import OnnxRuntime
 from service.runtime.tflite_runtime import TfliteRuntime
+
+log = telemetry.logger(__name__)
 
 INLINE_S = 0.001
 """Calls faster than this run on the event loop: moving to a thread and back costs about 0.1 ms."""
@@ -195,8 +198,11 @@ def request_check_if_outdated(sessions: db.Sessions, version_id: int, spec: Runt
     """
     if spec.libraries is None or not libraries.changed(json.loads(spec.libraries)):
         return
-    with contextlib.suppress(NotReady, NotFound, Conflict), sessions.begin() as session:
-        verification.request(session, version_id)
+    try:
+        with contextlib.suppress(NotFound, Conflict), sessions.begin() as session:
+            verification.request(session, version_id)
+    except SQLAlchemyError as error:  # the version is loaded all the same
+        log.warning("verification.not_requested", version_id=version_id, error=str(error))
 
 
 def start_bulk_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:

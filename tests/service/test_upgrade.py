@@ -14,9 +14,12 @@ import pytest
 from sqlalchemy.orm import Session
 
 from registry import db, versions
+from registry.artifacts import Store
 from registry.tables import ExportRow, VersionRow
 from service.config import Settings
+from tests.harness.models import pickle_model
 from tests.service.api import BUILD_S, Api, check_problem, running_app
+from tests.service.builds.misbehaving_models import CrashesOnLoad
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +112,21 @@ async def test_a_version_that_nothing_answers_as_measured_is_refused_with_the_re
         problem = check_problem(await predicted(api, 503), 503)
         assert "trivium verify flag:1 --accept" in problem["detail"]
         assert (await api.client.put("/v1/models/flag/aliases/other", json={"version": 1})).status_code == 503
+
+
+async def test_a_runtime_that_crashes_differs(home: Path) -> None:
+    store = Store(Settings(home=home).blobs)
+
+    def crashing_estimator(session: Session) -> None:
+        row = measured_with_older_libraries(session)
+        row.runtime, row.servable = "isolated", None
+        row.artifact = store.put([pickle_model(CrashesOnLoad())]).sha256
+
+    edit(home, crashing_estimator)
+    async with running_app(Settings(home=home)) as api:
+        checks = (await checked(api))["verification"]
+        assert (checks["state"], checks["fallback"]) == ("differs", "none")
+        assert checks["reason"].startswith("isolated: the check's process crashed with SIG")
 
 
 async def test_a_table_of_nodes_that_does_not_load_is_replaced_in_batch_jobs_alone(home: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -16,9 +15,8 @@ from registry.errors import Refused
 from registry.media_types import CSV, EXAMPLE_TYPES, JSON, PARQUET
 from registry.rows import Array
 from registry.signature import DType
-from registry.text_tables import other_separator
+from registry.text_tables import is_missing, other_separator
 
-MISSING_WORDS = pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "#N/A"])
 MAX_LISTED = 10
 """Names of columns in a message."""
 
@@ -93,8 +91,6 @@ def _exact(cell: Any, value: float) -> int:
 def numbers(name: str, column: pa.Array) -> Array:
     """`column` as float64, NaN where it is missing. Raises `Refused`, naming column and row."""
     if _is_text(column):
-        missing = pc.is_in(pc.utf8_trim_whitespace(column), MISSING_WORDS)
-        column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
         return _parsed(name, column)
     kind = column.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -107,7 +103,7 @@ def numbers(name: str, column: pa.Array) -> Array:
 def _parsed(name: str, column: pa.Array) -> Array:
     values = np.full(len(column), np.nan)
     for row, text in enumerate(column.to_pylist()):
-        if text is not None:
+        if text is not None and not is_missing(text):
             try:
                 values[row] = float(text)
             except ValueError:
@@ -122,7 +118,7 @@ def _booleans(name: str, column: pa.Array) -> list[Any]:
     values = []
     for row, value in enumerate(column.to_pylist()):
         text = str(value).strip().lower()
-        if text not in meanings and value not in (None, *MISSING_WORDS.to_pylist()):
+        if text not in meanings and value is not None and not is_missing(str(value)):
             raise _cannot_read(name, row, value, "true or false")
         values.append(meanings.get(text))
     return values
