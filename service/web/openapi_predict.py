@@ -145,7 +145,12 @@ def _instances_schema(instance: Schema) -> Schema:
         "additionalProperties": False,
         "required": ["instances"],
         "properties": {
-            "instances": {"type": "array", "minItems": 1, "maxItems": MAX_INSTANCES, "items": instance}
+            "instances": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_INSTANCES,
+                "items": {"anyOf": [instance, {"$ref": "#/components/schemas/InstanceList"}]},
+            }
         },
     }
 
@@ -233,6 +238,11 @@ _SCHEMAS: Schema = {
         "type": "object",
         "description": "All of the model's features by name, and no other fields.",
         "additionalProperties": {"type": ["number", "string", "boolean", "null"]},
+    },
+    "InstanceList": {
+        "type": "array",
+        "description": "The values of all features, in the order of the model's features.",
+        "items": {"type": ["number", "string", "boolean", "null"]},
     },
     "PredictedBy": {
         "type": "object",

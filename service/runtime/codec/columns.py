@@ -317,14 +317,19 @@ def describe_value(value: object) -> str:
     return f"the boolean {show(value)}" if isinstance(value, bool) else f"the number {show(value)}"
 
 
-def instance_struct(columns: Sequence[Column], strict: bool = True) -> type[msgspec.Struct] | None:
+def instance_struct(
+    columns: Sequence[Column], strict: bool = True, as_list: bool = False
+) -> type[msgspec.Struct] | None:
     """Define a msgspec struct with one field per column, in order. `strict` forbids other fields.
 
-    None if a name holds a quote, a backslash or a control character, which msgspec cannot rename a field to.
+    `as_list`: it is a JSON list instead of an object. None if a name holds a quote, a backslash or a control
+    character, which msgspec cannot rename a field to.
     """
     fields = [(f"f{i}", c.type) for i, c in enumerate(columns)]
-    rename = {f"f{i}": c.name for i, c in enumerate(columns)}
+    rename = {} if as_list else {f"f{i}": c.name for i, c in enumerate(columns)}
     try:
-        return msgspec.defstruct("Instance", fields, rename=rename, forbid_unknown_fields=strict, gc=False)
+        return msgspec.defstruct(
+            "Instance", fields, rename=rename, forbid_unknown_fields=strict, array_like=as_list, gc=False
+        )
     except ValueError:
         return None

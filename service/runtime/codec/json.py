@@ -1,4 +1,7 @@
-"""Decodes the rows of a JSON predict body, `{"instances": [{feature: value, ...}, ...]}`."""
+"""Decodes the rows of a JSON predict body, `{"instances": [{feature: value, ...}, ...]}`.
+
+An instance may also be a list of values in the order of the features.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
@@ -32,6 +36,9 @@ _LOCATION = re.compile(r" - at `\$\.instances\[(\d+)\](?:\.(.*))?`$", re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"(\s*:)?', re.DOTALL)
 """A JSON string, with the colon after it if it is a key."""
 
+_OF_LISTS = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[')
+"""The beginning of a body whose first instance is a list."""
+
 MAX_SLOW_BYTES = 8 * 2**20
 """Larger bodies are not decoded slowly: 64 MB of hostile JSON took 9 s and 2 GB."""
 
@@ -54,10 +61,14 @@ class JsonRows:
         self.closed = [
             j for j, c in enumerate(columns) if c.closed_categories is not None and c.dtype != "string"
         ]
-        self.decoder = self._compile()
+        self.decoder = self._compile(as_list=False)
 
-    def _compile(self) -> msgspec.json.Decoder[Any] | None:
-        instance = instance_struct(self.columns)
+    @cached_property
+    def list_decoder(self) -> msgspec.json.Decoder[Any] | None:
+        return self._compile(as_list=True)
+
+    def _compile(self, as_list: bool) -> msgspec.json.Decoder[Any] | None:
+        instance = instance_struct(self.columns, as_list=as_list)
         if instance is None:
             return None
         bound = msgspec.Meta(min_length=1, max_length=self.max_instances)
@@ -71,9 +82,7 @@ class JsonRows:
         try:
             rows = self.decode_fast(body)
         except FAST_DECODER_ERRORS as error:
-            if len(body) > MAX_SLOW_BYTES:
-                raise _first_fault(error, self.max_instances) from error
-            rows = None
+            rows = self._decode_lists(body, error)
         return self.decode_slowly(body) if rows is None else rows
 
     def decode_fast(self, body: bytes) -> Rows | None:
@@ -86,6 +95,18 @@ class JsonRows:
         instances = self.decoder.decode(body).instances
         expected = 1 + len(instances) * len(self.columns)
         return self.rows(instances) if self.has_keys(body, expected) else None
+
+    def _decode_lists(self, body: bytes, error: Exception) -> Rows | None:
+        """Decode a body of lists, which `decode_fast` rejected with `error`, as it decodes objects."""
+        if self.list_decoder is not None and _OF_LISTS.match(body):
+            try:
+                instances = self.list_decoder.decode(body).instances
+                return self.rows(instances) if self.has_keys(body, 1) else None
+            except FAST_DECODER_ERRORS as list_error:
+                error = list_error
+        if len(body) > MAX_SLOW_BYTES:
+            raise _first_fault(error, self.max_instances) from error
+        return None
 
     @staticmethod
     def has_keys(body: bytes, expected: int) -> bool:
@@ -123,7 +144,10 @@ class JsonRows:
         faults = Faults()
         values: list[list[Any]] = [[] for _ in self.columns]
         for index, instance in enumerate(instances):
-            self.read_instance(index, instance, values, faults)
+            if isinstance(instance, list):
+                self._read_list(index, instance, values, faults)
+            else:
+                self.read_instance(index, instance, values, faults)
             if faults.full:
                 break
         faults.raise_any()
@@ -152,6 +176,18 @@ class JsonRows:
             faults.add(_count_message(len(instances), self.max_instances), None, "instances", expected)
         faults.raise_any()
         return instances  # type: ignore[return-value]
+
+    def _read_list(self, index: int, instance: list[Any], values: list[list[Any]], faults: Faults) -> None:
+        """Read an instance whose values are in the order of the features."""
+        if len(instance) == len(self.columns):
+            named = dict(zip((c.name for c in self.columns), instance, strict=True))
+            self.read_instance(index, named, values, faults)
+            return
+        names = ", ".join(c.name for c in self.columns[:20]) + (", ..." if len(self.columns) > 20 else "")
+        expected = f"{len(self.columns)} values"
+        faults.add(
+            f"the instance has {len(instance)} values; send {expected}: {names}", index, None, expected
+        )
 
     def read_instance(
         self, index: int, instance: object, values: list[list[Any]], faults: Faults, strict: bool = True

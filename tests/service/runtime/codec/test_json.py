@@ -222,7 +222,7 @@ def test_open_categories_accept_every_value() -> None:
         (b'{"instances":{}}', '"instances" is an object'),
         (b'{"instances":[]}', "there are no instances"),
         (b'{"instances":[{"age":1}],"instance":1}', 'did you mean "instances"?'),
-        (b'{"instances":[[1]]}', "the instance is a list"),
+        (b'{"instances":[[1,2]]}', "the instance has 2 values"),
         (b'{"instances":[{"age":1}],"\\ud800":1}', "is not a field of this call"),
         (b'{"instances":[{"age":1,"\\udfff":1}]}', "not a feature of this model"),
     ],
@@ -343,3 +343,42 @@ def test_reading_ends_after_a_hundred_faults_of_one_instance() -> None:
     errors = faults(codec(AGE), body({"age": 1} | unknown, {"age": "x"}))
     assert len(errors) == 100
     assert {f.instance for f in errors} == {0}
+
+
+def test_instances_may_be_lists_in_the_order_of_the_features() -> None:
+    decoder = codec(Input("b", "float64", nullable=True), Input("a", "int64"), Input("c", "bool"))
+    expected = [[1.5, 2.0, 1.0], [2.0, 3.0, 0.0]]
+    assert matrix(decoder.decode_json(body([1.5, 2, True], [2, 3, False]))) == expected
+    assert matrix(decoder.decode_json(body([1.5, 2, True], {"c": False, "a": 3, "b": 2}))) == expected
+    text = codec(Input("b", "string"), Input("a", "float32")).decode_json(body(["x:y", 0.5]))
+    assert text.columns is not None
+    assert [column.tolist() for column in text.columns] == [["x:y"], [0.5]]
+
+
+@pytest.mark.parametrize(
+    ("instance", "message", "field"),
+    [
+        ([1.0], "the instance has 1 values; send 2 values: b, a", None),
+        ([1.0, 2, 3], "the instance has 3 values; send 2 values: b, a", None),
+        ([], "the instance has 0 values", None),
+        ([1.0, 2.5], '"a" is 2.5, not a whole number', "a"),
+        ([None, 2], '"b" is null', "b"),
+        ([[1.0], 2], '"b" is a list', "b"),
+    ],
+    ids=str,
+)
+def test_an_invalid_list_is_rejected_with_its_place(instance: Any, message: str, field: str | None) -> None:
+    decoder = codec(Input("b", "float64"), Input("a", "int64"))
+    found = fault(decoder, body([1.0, 2], instance))
+    assert (found.instance, found.field) == (1, field)
+    assert message in found.message
+
+
+def test_lists_are_decoded_fast_and_repeated_keys_beside_them_are_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = codec(Input("b", "float64"), Input("a", "float64"))
+    repeated = b'{"instances":[[1,2]],"instances":[[1,3]]}'
+    assert "repeated" in fault(decoder, repeated).message
+    monkeypatch.setattr(json_codec.JsonRows, "decode_slowly", None)
+    assert matrix(decoder.decode_json(body([1, 2]))) == [[1.0, 2.0]]
