@@ -46,6 +46,7 @@ class Probe:
         except Exception as error:
             raise Refused(
                 f"{type(self.model).__name__} cannot answer the example's own rows: {describe_error(error)}"
+                f"{_text_columns_hint(error, inputs)}"
             ) from error
 
     def accepts(self, rows: Rows, inputs: tuple[Input, ...]) -> bool:
@@ -57,6 +58,14 @@ class Probe:
                 raise
             return False
         return True
+
+
+def _text_columns_hint(error: Exception, inputs: tuple[Input, ...]) -> str:
+    """Name the text columns: scikit-learn names the value that is no number, but not its column."""
+    texts = [i.name for i in inputs if i.dtype == "string"]
+    if not texts or "convert string" not in str(error):
+        return ""
+    return f"; text columns of the example: {list_names(texts)}"
 
 
 def made_up_rows(probe: Probe, inputs: tuple[Input, ...]) -> Rows:

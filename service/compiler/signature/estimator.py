@@ -159,9 +159,10 @@ def _from_series(form: InputForm, columns: list[pd.Series]) -> Any:
     frame = pd.DataFrame({str(c.name): c for c in columns}, columns=[str(c.name) for c in columns])
     if form == "frame":
         return frame
-    numbers = frame.to_numpy()
-    has_strings = any(c.dtype == object or pd.api.types.is_string_dtype(c.dtype) for c in columns)
-    return frame if numbers.dtype == object and not has_strings else numbers  # pandas' own nullable types
+    has_objects = any(c.dtype == object or pd.api.types.is_string_dtype(c.dtype) for c in columns)
+    if has_objects or frame.to_numpy().dtype != object:
+        return frame.to_numpy()
+    return frame.to_numpy(np.float64, na_value=np.nan)  # pandas' own nullable types
 
 
 def _columns(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) -> list[Array]:

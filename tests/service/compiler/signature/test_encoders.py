@@ -19,16 +19,24 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from registry.build_messages import BuildResult
 from registry.errors import Refused
 from registry.rows import Rows
+from registry.signature import Signature
+from service.compiler import example
+from service.compiler.measure import metrics
 from service.compiler.signature.corrections import Corrections
-from service.compiler.signature.describe import describe
-from tests.service.compiler.helpers import build_file, runtime
+from service.compiler.signature.describe import Described, describe
+from service.compiler.signature.estimator import EstimatorRuntime
+from tests.service.compiler.helpers import build_model, runtime
 
 NUMBERS = np.arange(24.0)
 POSITION = np.arange(24) % 4
 TARGET = NUMBERS + 10 * POSITION
+MEDIA_TYPES = {
+    "csv": "text/csv",
+    "parquet": "application/vnd.apache.parquet",
+    "json": "application/json",
+}
 IGNORED = OneHotEncoder(handle_unknown="ignore")
 
 
@@ -39,16 +47,8 @@ def fitted(encoder: Any, values: list[Any], dtype: Any = object) -> tuple[Pipeli
     return make_pipeline(prepare, LinearRegression()).fit(frame, TARGET), frame
 
 
-def built_with(folder: Path, model: Any, frame: pd.DataFrame, suffix: str, **options: Any) -> BuildResult:
-    """Build with an example in the format of `suffix`; its target is `y`."""
-    import joblib
-
-    joblib.dump(model, folder / "model.joblib")
-    media_types = {
-        "csv": "text/csv",
-        "parquet": "application/vnd.apache.parquet",
-        "json": "application/json",
-    }
+def write(folder: Path, frame: pd.DataFrame, suffix: str) -> dict[str, str]:
+    """Write the frame with its target as an example; return the fields of a build request."""
     path = folder / f"example.{suffix}"
     frame = frame.assign(y=TARGET)
     if suffix == "csv":
@@ -57,21 +57,37 @@ def built_with(folder: Path, model: Any, frame: pd.DataFrame, suffix: str, **opt
         frame.to_json(path, orient="records")
     else:
         frame.to_parquet(path)
-    options |= {"example": str(path), "example_media_type": media_types[suffix], "target": "y"}
-    return build_file(folder, folder / "model.joblib", **options)
+    return {"example": str(path), "example_media_type": MEDIA_TYPES[suffix], "target": "y"}
 
 
-def answer(folder: Path, built: BuildResult, values: list[Any]) -> list[float]:
-    """The served answers for a = 1 and each value of c; None is missing."""
-    assert built.signature is not None
-    string = built.signature.inputs[1].dtype == "string"
+def described_with(folder: Path, model: Any, frame: pd.DataFrame, suffix: str) -> Described:
+    fields = write(folder, frame, suffix)
+    return describe(model, example.read(*fields.values()), Corrections())
+
+
+def score(model: Any, described: Described) -> float:
+    """R2 on the example, as a build measures it."""
+    assert described.rows is not None
+    assert described.truth is not None
+    answers = EstimatorRuntime(model, described.signature).run(described.rows)
+    return metrics.measure(described.signature, answers, described.truth)["r2"]
+
+
+def answer(serving: Any, signature: Signature, values: list[Any]) -> list[float]:
+    """The answers for a = 1 and each value of c; None is missing."""
     numbers = np.ones(len(values))
-    if string:
+    if signature.inputs[1].dtype == "string":
         rows = Rows(columns=(numbers, np.array(values, dtype=object)))
     else:
         rows = Rows(matrix=np.column_stack([numbers, np.array(values, dtype=float)]))
-    served: list[float] = runtime(folder, built).run(rows)["value"].tolist()
+    served: list[float] = serving.run(rows)["value"].tolist()
     return served
+
+
+def own_answers(model: Any, values: list[Any]) -> Any:
+    """The estimator's own answers to the same rows, with the values of the fit."""
+    frame = pd.DataFrame({"a": 1.0, "c": pd.Series(values, dtype=object)})
+    return pytest.approx(model.predict(frame))
 
 
 @pytest.mark.parametrize("missing", [None, np.nan])
@@ -93,39 +109,47 @@ def test_a_missing_text_is_the_one_that_the_encoder_was_fitted_on(
     if isinstance(encoder, Pipeline) and missing is not None:
         return  # this imputer refuses NaN
     model, frame = fitted(encoder, [missing, "x", "y", "z"])
-    built = built_with(tmp_path, model, frame, suffix)
-    assert built.state == "ready", built.report
-    assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET), abs=1e-9)
-    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([missing, "y"], dtype=object)}))
-    assert answer(tmp_path, built, [None, "y"]) == pytest.approx(own)
+    described = described_with(tmp_path, model, frame, suffix)
+    assert score(model, described) == pytest.approx(model.score(frame, TARGET), abs=1e-9)
+    estimator = EstimatorRuntime(model, described.signature)
+    assert answer(estimator, described.signature, [None, "y"]) == own_answers(model, [missing, "y"])
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_the_served_form_answers_missing_text_as_the_estimator_does(tmp_path: Path, missing: Any) -> None:
+    model, frame = fitted(IGNORED, [missing, "x", "y", "z"])
+    built = build_model(tmp_path, model, **write(tmp_path, frame, "parquet"))
+    assert built.metrics["r2"] == pytest.approx(1.0)
+    assert built.signature is not None
+    served = answer(runtime(tmp_path, built), built.signature, [None, "y"])
+    assert served == own_answers(model, [missing, "y"])
 
 
 def test_a_boolean_with_none_reaches_the_encoder_as_objects(tmp_path: Path) -> None:
     model, frame = fitted(IGNORED, [None, True, False, False])
-    built = built_with(tmp_path, model, frame, "parquet")
-    assert built.signature is not None
-    feature = built.signature.inputs[1]
+    signature = described_with(tmp_path, model, frame, "parquet").signature
+    feature = signature.inputs[1]
     assert (feature.dtype, feature.nullable, feature.categories) == ("bool", True, (False, True))
-    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([None, True], dtype=object)}))
-    assert answer(tmp_path, built, [np.nan, 1.0]) == pytest.approx(own)
+    answered = answer(EstimatorRuntime(model, signature), signature, [np.nan, 1.0])
+    assert answered == own_answers(model, [None, True])
 
 
 def test_integers_with_none_reach_the_encoder_as_objects(tmp_path: Path) -> None:
     model, frame = fitted(OneHotEncoder(), [None, 1, 2, 3])
-    built = built_with(tmp_path, model, frame, "parquet")
-    assert built.metrics["r2"] == pytest.approx(1.0)
-    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([None, 2], dtype=object)}))
-    assert answer(tmp_path, built, [np.nan, 2.0]) == pytest.approx(own)
+    described = described_with(tmp_path, model, frame, "parquet")
+    assert score(model, described) == pytest.approx(1.0)
+    estimator = EstimatorRuntime(model, described.signature)
+    assert answer(estimator, described.signature, [np.nan, 2.0]) == own_answers(model, [None, 2])
 
 
 @pytest.mark.parametrize("missing", [None, pd.NA, np.nan], ids=["None", "NA", "NaN"])
 def test_an_imputer_receives_the_missing_value_that_it_looks_for(tmp_path: Path, missing: Any) -> None:
     imputer = SimpleImputer(missing_values=missing, strategy="constant", fill_value="none")
     model, frame = fitted(make_pipeline(imputer, OneHotEncoder()), [missing, "x", "y", "z"])
-    built = built_with(tmp_path, model, frame, "parquet")
-    assert built.metrics["r2"] == pytest.approx(1.0)
-    own = model.predict(pd.DataFrame({"a": 1.0, "c": pd.Series([missing, "y"], dtype=object)}))
-    assert answer(tmp_path, built, [None, "y"]) == pytest.approx(own)
+    described = described_with(tmp_path, model, frame, "parquet")
+    assert score(model, described) == pytest.approx(1.0)
+    estimator = EstimatorRuntime(model, described.signature)
+    assert answer(estimator, described.signature, [None, "y"]) == own_answers(model, [missing, "y"])
 
 
 @pytest.mark.parametrize("encoder", [IGNORED, OneHotEncoder()], ids=["ignored", "closed"])
@@ -141,9 +165,8 @@ def test_a_feature_is_nullable_if_its_encoder_was_fitted_on_missing_values(
 
 def test_an_encoder_of_both_none_and_nan_is_rejected_by_name(tmp_path: Path) -> None:
     model, frame = fitted(IGNORED, [None, np.nan, "x", "y"])
-    built = built_with(tmp_path, model, frame, "parquet")
-    assert built.state == "rejected"
-    assert 'OneHotEncoder of "c" was fitted on None and on NaN' in built.report["reason"]
+    with pytest.raises(Refused, match='OneHotEncoder of "c" was fitted on None and on NaN'):
+        described_with(tmp_path, model, frame, "parquet")
 
 
 @pytest.mark.parametrize(
@@ -165,12 +188,10 @@ def test_a_csv_column_has_the_type_that_its_encoder_knows(
     tmp_path: Path, values: list[Any], text: bool, encoder: Any
 ) -> None:
     model, frame = fitted(encoder, values, dtype=None)
-    built = built_with(tmp_path, model, frame, "csv")
-    assert built.state == "ready", built.report
-    assert built.signature is not None
-    feature = built.signature.inputs[1]
+    described = described_with(tmp_path, model, frame, "csv")
+    feature = described.signature.inputs[1]
     assert ((feature.dtype == "string"), feature.nullable) == (text, False)
-    assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET), abs=1e-9)
+    assert score(model, described) == pytest.approx(model.score(frame, TARGET), abs=1e-9)
 
 
 def test_text_of_a_csv_reaches_a_vectorizer_as_it_is_written() -> None:
@@ -206,26 +227,23 @@ def test_categories_that_no_column_holds_are_rejected_by_name(
 def test_the_categories_of_histogram_boosting_are_those_of_its_own_encoder(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": NUMBERS, "c": pd.Categorical(np.array(["x", "y", "z", "10"])[POSITION])})
     model = HistGradientBoostingRegressor(categorical_features="from_dtype", min_samples_leaf=1)
-    built = built_with(tmp_path, model.fit(frame, TARGET), frame, "csv")
-    assert built.signature is not None
-    assert built.signature.inputs[1].categories == ("10", "x", "y", "z")
-    assert built.metrics["r2"] == pytest.approx(model.score(frame, TARGET))
+    described = described_with(tmp_path, model.fit(frame, TARGET), frame, "csv")
+    assert described.signature.inputs[1].categories == ("10", "x", "y", "z")
+    assert score(model, described) == pytest.approx(model.score(frame, TARGET))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
 def test_numbers_reach_an_encoder_of_float32_in_float32(tmp_path: Path, suffix: str) -> None:
     model, frame = fitted(OneHotEncoder(), [0.1, 0.2, 0.3, 0.7], dtype="float32")
-    built = built_with(tmp_path, model, frame, suffix)
-    assert built.signature is not None
-    assert built.signature.inputs[1].dtype == "float32"
-    assert built.metrics["r2"] == pytest.approx(1.0)
+    described = described_with(tmp_path, model, frame, suffix)
+    assert described.signature.inputs[1].dtype == "float32"
+    assert score(model, described) == pytest.approx(1.0)
     assert describe(model, None, Corrections()).signature.inputs[1].dtype == "float32"
 
 
 def test_a_model_of_both_the_empty_text_and_missing_values_has_a_warning(tmp_path: Path) -> None:
     model, frame = fitted(IGNORED, ["", None, "y", "z"])
-    (warning,) = built_with(tmp_path, model, frame, "parquet").report["warnings"]
+    (warning,) = described_with(tmp_path, model, frame, "parquet").warnings
     assert 'the empty text of "c" from a missing value, and CSV does not' in warning
-    (tmp_path / "csv").mkdir()
-    as_csv = built_with(tmp_path / "csv", model, frame, "csv")
-    assert "publish the example as Parquet or JSON" in as_csv.report["reason"]
+    with pytest.raises(Refused, match="publish the example as Parquet or JSON"):
+        described_with(tmp_path, model, frame, "csv")
