@@ -132,10 +132,33 @@ def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell, publ
     assert "scoring service" in keys
 
 
+def test_the_commands_of_the_open_inference_protocol_page_do_what_it_describes(
+    shell: Shell, published_iris: str
+) -> None:
+    infer, score, predict = shell.run_page("docs/howto/open-inference-protocol.md")
+    metadata, answer = map(json.loads, infer.replace("}{", "}\n{").splitlines())
+    assert metadata["inputs"][0]["shape"] == [-1, 4]
+    documented = json.loads(blocks("docs/howto/open-inference-protocol.md", "json")[0])
+    assert answer | {"model_version": "1"} == documented
+    assert score == '{"predictions":["setosa","virginica"]}{"predictions":["setosa","setosa"]}'
+    assert json.loads(predict)["predictions"][0]["label"] == "setosa"
+
+
 def test_the_commands_of_the_answers_page_do_what_it_describes(shell: Shell) -> None:
     (publish,) = shell.run_page("docs/howto/answers.md")
     assert "wine:1 is ready" in publish
     assert "publisher's answers: 178 rows compared: 0 label mismatches" in publish
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm", "catboost"])
+def test_the_command_of_the_page_on_other_models_publishes_converted_ones(shell: Shell, library: str) -> None:
+    data = ROOT / "tests/data/boosted"
+    for name, file in (("model.onnx", f"{library}.onnx"), ("answers.csv", f"{library}.answers.csv")):
+        shutil.copyfile(data / file, shell.directory / name)
+    shutil.copyfile(data / "rows.csv", shell.directory / "rows.csv")
+    (publish,) = shell.run_page("docs/howto/models-from-elsewhere.md")
+    assert "is ready on onnx" in publish
+    assert "publisher's answers: 30 rows compared: 0 label mismatches" in publish
 
 
 def test_the_commands_of_the_upgrade_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
