@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from registry.build_messages import BuildRequest, BuildResult
-from registry.errors import Refused
+from registry.errors import Invalid, Refused
 from registry.vocabulary import AnsweringRuntime, Format
 from service.compiler import example, foreign_files, sandbox
 from service.compiler.build_sklearn import build_sklearn
@@ -78,7 +78,10 @@ def _compare_answers(request: BuildRequest, report: BuildReport) -> None:
         rows = example.count_rows(request.example, request.example_media_type)
     table = published_answers.read(Path(request.answers), request.answers_media_type, rows)
     tolerance = published_answers.TOLERANCES[request.format]
-    answers = served.answer(served.rows)
+    try:
+        answers = served.answer(served.rows)
+    except (Invalid, ValueError, TypeError) as error:  # an estimator's own errors
+        raise Refused(f"the model refuses rows of the example, so it gives no answers: {error}") from error
     figures = published_answers.compare(table, served.usable, answers, served.signature, tolerance)
     report.fields["answers"] = figures.to_json()
     if not figures.within:

@@ -11,7 +11,7 @@ from skl2onnx import to_onnx
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 from registry.build_messages import BuildResult
 from service.compiler.signature.corrections import Corrections
@@ -120,3 +120,15 @@ def test_an_example_longer_than_what_is_read_has_answers_for_all_its_rows(tmp_pa
     assert (
         build_model(tmp_path, model, frame, **written(tmp_path, answers)).report["answers"]["rows"] == 10_000
     )
+
+
+def test_rows_that_the_model_refuses_reject_the_answers_with_its_reason(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"city": ["Bern", "Genf"] * 20})
+    model = make_pipeline(OneHotEncoder(), FunctionTransformer(abs), LogisticRegression())
+    model.fit(frame, [0, 1] * 20)
+    answers = pd.DataFrame({"label": model.predict(frame)})
+    example = frame.copy()
+    example.loc[30, "city"] = "Chur"  # after the rows that the description of the model looks at
+    built = build_model(tmp_path, model, example, **written(tmp_path, answers))
+    assert built.state == "rejected"
+    assert "Chur" in built.report["reason"]
