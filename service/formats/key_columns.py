@@ -14,11 +14,13 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from registry.errors import FieldError, Invalid
 from registry.rows import Array, Rows
+from service.formats.cells import PLACEHOLDERS
 from service.formats.column_types import find_code, to_text
 from service.formats.dataset import Block, Dataset, InputFile, Keys, invalid_input
 from service.runtime.codec.columns import Column, ValueRejected, rows_of, show
@@ -156,9 +158,9 @@ def _add_feature(
         value = column.check(None if text is None else csv_value(text, column))
     except ValueRejected as error:
         message = f"{show(column.name)} {error} (in the path {file.name!r})"
-        arrays[column.name] = column.array([_placeholder(column)] * length)
+        arrays[column.name] = np.repeat(column.array([PLACEHOLDERS[column.dtype]]), length)
         return FieldError(message, None, column.name, column.expected)
-    array = column.array([value] * length)
+    array = np.repeat(column.array([value]), length)
     own = arrays.get(column.name)
     if own is not None and not all(
         row in invalid or a == b or (a != a and b != b)
@@ -167,10 +169,6 @@ def _add_feature(
         raise _contradiction(column.name, text, file)
     arrays[column.name] = array
     return None
-
-
-def _placeholder(column: Column) -> Any:
-    return "" if column.dtype == "string" else 0
 
 
 def _add_extra(
