@@ -123,9 +123,11 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _with_missing(column: pd.Series, form: ColumnForm) -> pd.Series:
-    """`column` with the estimator's missing value instead of the one that pandas chose for it."""
-    present = column.notna()
+    """`column` with the estimator's missing value instead of the one that pandas chose for it.
+
+    As Python objects where the estimator was fitted on those.
+    """
     is_text = column.dtype == object or pd.api.types.is_string_dtype(column.dtype)
-    if present.all() or not (is_text or form.missing is None):
-        return column
-    return column.astype(object).where(present, form.missing)
+    if form.as_objects or (is_text and column.isna().any()):
+        return column.astype(object).where(column.notna(), form.missing)
+    return column
