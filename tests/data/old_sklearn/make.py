@@ -148,7 +148,7 @@ def models() -> dict[str, tuple[object, pd.DataFrame, np.ndarray]]:
             frame[["shade"]],
             CULTIVAR,
         ),
-        "kernel_ridge_scaled": (
+        "log_target": (
             compose.TransformedTargetRegressor(linear_model.Ridge(), func=np.log, inverse_func=np.exp),
             PATIENTS,
             PROGRESSION,
