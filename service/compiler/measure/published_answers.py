@@ -62,7 +62,7 @@ class AnswerFigures:
             "probabilities": {"absolute": self.tolerance},
             "numbers": {"relative": self.tolerance},
         }
-        if self.rounding > self.tolerance:
+        if self.rounding:
             bounds["rounding"] = self.rounding
         return {
             "rows": self.rows,
@@ -229,7 +229,8 @@ def _compare_numbers(
     relative = difference / size
     finite = relative[np.isfinite(relative)]
     figures.largest_difference = max(figures.largest_difference, float(finite.max(initial=0.0)))
-    figures.rounding = max(figures.rounding, float((rounding / size).max(initial=0.0)))
+    rounded = ~beyond & (difference > figures.tolerance * size)
+    figures.rounding = max(figures.rounding, float((rounding / size)[rounded].max(initial=0.0)))
     figures.beyond += int(beyond.sum())
     severity = np.where(np.isfinite(difference), difference / allowed, np.finfo(float).max)
     faults.add(name, expected.tolist(), actual.tolist(), np.where(beyond, severity, 0.0))

@@ -80,6 +80,11 @@ def test_numbers_are_compared_as_far_as_they_were_written(tmp_path: Path) -> Non
     assert [w["row"] for w in figures.worst] == [0]
 
 
+def test_rounding_is_reported_only_where_it_was_needed(tmp_path: Path) -> None:
+    figures = compare("probability.yes\n0.15\n0.95\n", classified(0.15, 0.95), folder=tmp_path)
+    assert "rounding" not in figures.to_json()["bounds"]
+
+
 def test_significant_digits_count_as_written_too(tmp_path: Path) -> None:
     served = {"value": np.array([1234.567, 0.0012344])}
     assert compare("value\n1.235e3\n1.234e-3\n", served, REGRESSOR, folder=tmp_path).within
