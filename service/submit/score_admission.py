@@ -123,8 +123,8 @@ class ScoreAdmission(JobAdmission):
 def none_scorable(rows: int, reason: str) -> str:
     """Return the message for an input whose first rows cannot be scored. `reason`: of the first one."""
     return (
-        f"none of the first {rows} rows can be scored: {reason}; if later rows can be, set error_threshold "
-        "(--error-threshold), the share of rows that may fail"
+        f"none of the first {rows} rows can be scored: {reason.rstrip('.')}; if later rows can be, set "
+        "error_threshold (--error-threshold), the share of rows that may fail"
     )
 
 
