@@ -159,7 +159,7 @@ def _read_request(body: bytes) -> _Request:
     value = read_body(body)
     try:
         request = msgspec.convert(value, _Request)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the second of half a surrogate pair
         raise invalid_field(None, f"the request is not valid: {escape_surrogates(str(error))}") from error
     if request.id is not None and escape_surrogates(request.id) != request.id:
         raise invalid_field("id", "the id is not valid Unicode: it holds half of a surrogate pair")

@@ -345,6 +345,7 @@ def test_what_would_change_the_answer_and_is_not_supported_is_rejected(
         b"{}",
         b'{"inputs": 1}',
         b'{"inputs": [1]}',
+        b'{"inputs": "\\ud800"}',
         b"\xff",
         b'{"inputs":' + b"[" * 100_000,
         b'{"inputs":[],"inputs":[]}',
