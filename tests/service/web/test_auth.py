@@ -36,6 +36,7 @@ SCOPES_BY_CALL = {
     "PATCH /v1/models/{name}/versions/{version}": "publish",
     "DELETE /v1/models/{name}/versions/{version}": "admin",
     "GET /v1/models/{name}/versions/{version}/artifact": "publish",
+    "POST /v1/models/{name}/versions/{version}/verify": "publish",
     "PUT /v1/models/{name}/aliases/{alias}": "promote",
     "DELETE /v1/models/{name}/aliases/{alias}": "promote",
     "POST /v1/models/{name}/aliases/{alias}/rollback": "promote",
