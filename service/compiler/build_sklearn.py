@@ -48,6 +48,8 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
         with other_versions.explained(fitted_by):
             described = describe(model, sample, corrections)
         report.warnings.extend(described.warnings)
+        if described.encoders:
+            report.fields["encoders"] = described.encoders
     signature = described.signature
     runtime = EstimatorRuntime(model, signature)
     out = Path(request.out)

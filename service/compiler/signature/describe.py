@@ -35,6 +35,7 @@ class Described:
     truth: pa.Array | None  # the true values of those rows, where the example has them
     usable: Array | None  # which rows of the example `rows` are, bool [n]
     warnings: list[str]
+    encoders: list[dict[str, Any]]  # for the report: which of the example's values each encoder knows
 
 
 def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) -> Described:
@@ -50,11 +51,13 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     probe = acceptance.Probe(model, form, task, encoders.column_forms(model, len(names)))
     rows = example_rows(inputs, sample) if sample is not None else None
     usable: Array | None = None
+    shares: list[dict[str, Any]] = []
     if rows is not None:
         inputs, usable = acceptance.leave_out_missing(probe, inputs, rows, warnings)
         rows = rows.take(usable)
         first_rows = rows.take(slice(0, MAX_ENCODED_ROWS))
-        require_known_categories(model, probe.arrange(first_rows, inputs), names, warnings)
+        arranged = probe.arrange(first_rows, inputs)
+        shares = require_known_categories(model, arranged, names, warnings)
         probed = rows.take(slice(0, acceptance.MAX_PROBED_ROWS))
     else:
         probed = acceptance.made_up_rows(probe, inputs)
@@ -70,7 +73,7 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     _check_empty_texts(nullable & encoders.features_with_empty_text(encoded, names), sample, warnings)
     outputs = corrections.check_outputs(answers.outputs(model, task, answered))
     truth = _true_values(sample, outputs, usable)
-    return Described(Signature(task, inputs, outputs), rows, truth, usable, warnings)
+    return Described(Signature(task, inputs, outputs), rows, truth, usable, warnings, shares)
 
 
 def _inputs(

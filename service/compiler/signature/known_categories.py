@@ -19,6 +19,7 @@ from service.compiler.signature.encoders import EncodedColumn, describe_column, 
 from service.runtime.codec.columns import show
 
 MAX_SHOWN = 5
+NOT_REACHED = "it receives the answers of other estimators, or a step before it fails"
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,30 @@ class KnownShare:
     column: EncodedColumn
     values: int  # without missing ones
     known: int
-    unknown: list[Any]  # some of the values that are no category
+    unknown: list[Any]  # the other values, each once
+    is_measured: bool = True  # False: no rows reach the encoder
+
+    def to_json(self, names: list[str]) -> dict[str, Any]:
+        entry: dict[str, Any] = {"encoder": describe_column(self.column, names)}
+        if not self.is_measured:
+            return entry | {
+                "skipped": "it receives the answers of other estimators, or a step before it fails"
+            }
+        return entry | {"values": self.values, "known": self.known}
 
 
 def known_shares(model: Any, rows: Any, names: list[str]) -> Iterator[KnownShare]:
     """The shares of all encoders inside `model`, for rows in the form that it takes.
 
-    The rows pass through the steps before an encoder. An encoder behind a step that fails is left out, and
-    one that receives the answers of other estimators.
+    The rows pass through the steps before an encoder. Encoders that no rows reach are those behind a step
+    that fails, and those that receive the answers of other estimators.
     """
     received = {id(estimator): values for estimator, values in composites.walk_rows(model, rows)}
     for column in encoded_columns(model, len(names)):
+        if not column.categories:
+            continue
         values = received.get(id(column.encoder))
-        if values is not None and column.categories:
-            yield _share(column, _column_values(values, column, names))
+        yield _share(column, None if values is None else _column_values(values, column, names))
 
 
 def _column_values(rows: Any, column: EncodedColumn, names: list[str]) -> list[Any]:
@@ -53,19 +64,24 @@ def _column_values(rows: Any, column: EncodedColumn, names: list[str]) -> list[A
     return list((array if array.ndim == 1 else array[:, column.position]).tolist())
 
 
-def _share(column: EncodedColumn, values: list[Any]) -> KnownShare:
+def _share(column: EncodedColumn, values: list[Any] | None) -> KnownShare:
+    if values is None:
+        return KnownShare(column, 0, 0, [], is_measured=False)
     categories = set(column.categories)
     present = [v for v in values if not is_missing(v)]
     unknown = [v for v in present if v not in categories]
     return KnownShare(column, len(present), len(present) - len(unknown), list(dict.fromkeys(unknown)))
 
 
-def require_known_categories(model: Any, rows: Any, names: list[str], warnings: list[str]) -> None:
+def require_known_categories(
+    model: Any, rows: Any, names: list[str], warnings: list[str]
+) -> list[dict[str, Any]]:
     """Raise `Refused`, naming the column, when an encoder knows none of the example's values.
 
-    Appends a warning for an encoder that knows only a part of them.
+    Appends a warning for an encoder that knows only a part of them. Returns the shares for the report.
     """
-    for share in known_shares(model, rows, names):
+    shares = list(known_shares(model, rows, names))
+    for share in shares:
         if share.known == share.values:
             continue
         place = describe_column(share.column, names)
@@ -89,6 +105,7 @@ def require_known_categories(model: Any, rows: Any, names: list[str], warnings: 
         )
         if warning not in warnings:  # the members of an ensemble have the same encoder
             warnings.append(warning)
+    return [share.to_json(names) for share in shares]
 
 
 def _listed(values: list[Any]) -> str:

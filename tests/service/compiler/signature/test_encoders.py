@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import KFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
@@ -247,3 +248,13 @@ def test_a_model_of_both_the_empty_text_and_missing_values_has_a_warning(tmp_pat
     assert 'the empty text of "c" from a missing value, and CSV does not' in warning
     with pytest.raises(Refused, match="publish the example as Parquet or JSON"):
         described_with(tmp_path, model, frame, "csv")
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["1.50", "NA"], ["True", "False"], ["null", "01"]])
+def test_labels_of_text_are_compared_with_the_text_of_a_csv(tmp_path: Path, labels: list[str]) -> None:
+    frame = pd.DataFrame({"a": NUMBERS, "y": np.array(labels)[POSITION % 2]})
+    model = KNeighborsClassifier(1).fit(frame[["a"]], frame.y)
+    frame.to_csv(tmp_path / "e.csv", index=False)
+    described = describe(model, example.read(tmp_path / "e.csv", "text/csv", "y"), Corrections())
+    assert described.truth is not None
+    assert described.truth.to_pylist() == frame.y.tolist()

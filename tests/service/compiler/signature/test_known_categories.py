@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import BaggingRegressor, HistGradientBoostingRegressor
+from sklearn.ensemble import BaggingRegressor, HistGradientBoostingRegressor, StackingRegressor
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
@@ -28,6 +28,7 @@ from registry.errors import Refused
 from service.compiler.example import ExampleTable
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
+from service.compiler.signature.known_categories import NOT_REACHED
 
 NUMBERS = np.arange(12.0) + 0.5
 FRAME = pd.DataFrame({"a": NUMBERS, "c": pd.Series(["x", "y", "z"] * 4, dtype=object)})
@@ -113,3 +114,14 @@ def test_categories_of_records_and_labels_are_compared() -> None:
     table = ExampleTable({"value": pa.array(["X", "Y"])})
     with pytest.raises(Refused, match='LabelBinarizer of "value" knows none'):
         describe(LabelBinarizer().fit(FRAME.c), table, Corrections())
+
+
+def test_the_report_has_the_share_of_each_encoder_and_names_those_that_no_row_reaches() -> None:
+    members = [("encoded", encoded(IGNORING))]
+    final = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LinearRegression())
+    model = StackingRegressor(members, final, cv=2).fit(FRAME, NUMBERS)
+    table = ExampleTable({"a": pa.array([0.5, 1.5]), "c": pa.array(["x", "w"])})
+    assert describe(model, table, Corrections()).encoders == [
+        {"encoder": 'the OneHotEncoder of "c"', "values": 2, "known": 1},
+        {"encoder": "the OneHotEncoder of its column 0", "skipped": NOT_REACHED},
+    ]
