@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from registry.signature import DType
+from registry.signature import MAX_SAFE_INTEGER, DType
 from service import startup
 
 startup.import_pyarrow()
@@ -135,6 +135,8 @@ ARROW_TYPES: dict[DType, Any] = {
 }
 """The Arrow type of a feature's decoded column."""
 
+_MAX_EXACT_POWER = 22  # float64 represents the powers of ten up to this one exactly
+
 EXTENSION_NAME = b"ARROW:extension:name"
 """Metadata of a field whose extension type this process does not know. pandas registers its own types, such
 as periods, only where it is imported; elsewhere the column looks like the integers that it stores."""
@@ -224,5 +226,30 @@ def to_dtype(data: Any, dtype: DType) -> Any:
 
 
 def decimals_to_float64(data: Any) -> Any:
-    """Return the float64 nearest to each decimal. Arrow's own cast is off by one unit in one of ten."""
-    return data.cast(pa.string()).cast(pa.float64())
+    """Return the float64 nearest to each decimal. Arrow's own cast is off by one unit in one of ten.
+
+    The digits of most decimals, as an integer, and the power of ten are exact floats, so that one division
+    rounds correctly (Clinger 1990). Other decimals are converted through text, ten times slower.
+    """
+    if isinstance(data, pa.ChunkedArray):
+        return pa.chunked_array([decimals_to_float64(chunk) for chunk in data.chunks], pa.float64())
+    digits = _decimal_digits(data)
+    if digits is None or abs(data.type.scale) > _MAX_EXACT_POWER:
+        return data.cast(pa.string()).cast(pa.float64())
+    power = 10.0 ** abs(data.type.scale)
+    numbers = digits / power if data.type.scale >= 0 else digits * power
+    return pa.array(numbers, mask=data.is_null().to_numpy(zero_copy_only=False))
+
+
+def _decimal_digits(data: Any) -> Any:
+    """Return the unscaled integers of decimals, 0 for null; None if one is too large for an exact float."""
+    if not len(data):
+        return None
+    width = max(1, data.type.bit_width // 64)  # words of a decimal, the lowest one first
+    words = np.frombuffer(data.buffers()[1], dtype=np.int32 if data.type.bit_width == 32 else np.int64)
+    words = words[data.offset * width : (data.offset + len(data)) * width].reshape(-1, width)
+    words = np.where(data.is_valid().to_numpy(zero_copy_only=False)[:, None], words, 0)
+    low = words[:, 0].astype(np.int64)
+    is_small = (low <= MAX_SAFE_INTEGER) & (low >= -MAX_SAFE_INTEGER)
+    has_one_word = words[:, 1:] == (low >> 63)[:, None]
+    return low if is_small.all() and has_one_word.all() else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,30 @@ def test_an_extension_type_that_is_not_registered_is_no_integer() -> None:
         feature_dtype(period)
 
 
-def test_decimals_become_the_nearest_float() -> None:
-    texts = [f"{n}.{n % 100:02d}" for n in range(1, 40_000, 7)] + ["-0.07", "99999999999999999999.01"]
-    for kind in (pa.decimal128(38, 2), pa.decimal256(76, 2)):
-        floats = to_dtype(pa.array(map(Decimal, texts), kind), "float64").to_pylist()
-        assert floats == [float(text) for text in texts]
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [
+        (pa.decimal32(9, 2), 10**9 - 1),
+        (pa.decimal64(18, 2), 10**15),
+        (pa.decimal64(18, 6), 10**18 - 1),
+        (pa.decimal128(38, 0), 2**53),
+        (pa.decimal128(38, 0), 2**63),
+        (pa.decimal128(38, 22), 2**53 - 1),
+        (pa.decimal128(38, 30), 10**15),
+        (pa.decimal128(38, 10), 10**38 - 1),
+        (pa.decimal128(20, -3), 10**15),
+        (pa.decimal256(76, 4), 10**60),
+    ],
+    ids=str,
+)
+def test_decimals_become_the_nearest_float(kind: Any, largest: int) -> None:
+    random = np.random.default_rng(0)
+    digits = [int(largest * share) for share in [*random.uniform(-1, 1, 500).tolist(), 0, 1, -1]]
+    decimals = [Decimal(n).scaleb(-kind.scale, Context(prec=100)) for n in digits]
+    array = pa.array([None, *decimals, None], kind)
+    for data in (array, array.slice(3, 90), pa.chunked_array([array.slice(7), array.slice(0, 0), array])):
+        expected = [None if v is None else float(v) for v in data.to_pylist()]
+        assert to_dtype(data, "float64").to_pylist() == expected
 
 
 @pytest.mark.parametrize(
