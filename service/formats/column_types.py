@@ -190,6 +190,8 @@ def cast_batch(batch: Any, schema: Any, file: InputFile) -> Any:
             message = (
                 f"column {show(field.name)} of {file.name!r} cannot be converted to {field.type}: {reason}"
             )
+            if pa.types.is_timestamp(field.type):
+                message += "; write all timestamps of the column in one unit that holds them, or leave it out"
             raise Invalid(message, [FieldError(message, field=field.name)]) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
