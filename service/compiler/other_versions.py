@@ -9,6 +9,7 @@ answers that they gave there. `docs/howto/models-from-elsewhere.md` has the tabl
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -23,10 +24,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.tree import BaseDecisionTree
 
 from registry.errors import Refused, TriviumError, describe_error
-from service.compiler.object_graph import Member
+from service.compiler.object_graph import Member, members
 
 OLDEST_COMPARED = (1, 2)
 """Between this release and the installed one, the changes below are known."""
+_UNSET = ("deprecated", "warn")
+"""Values of parameters that a version deprecated, where they were not given."""
 
 
 class OtherVersion(Refused):
@@ -65,6 +68,46 @@ def require_compared(version: str | None) -> None:
         f"the installed {sklearn.__version__}: publish it with --answers, what it answered there to the "
         f"example; "
         f"or {ways_out(version)}"
+    )
+
+
+def require_parameters(estimator: Any, version: str) -> None:
+    """Raise `OtherVersion` when training would drop or lack a parameter that `version` gave an estimator."""
+    for member in members(estimator):
+        value = member.value
+        if not isinstance(value, BaseEstimator) or not type(value).__module__.startswith("sklearn."):
+            continue
+        present = vars(value)
+        missing = sorted(set(value._get_param_names()) - present.keys())
+        unknown = [
+            n for n in present if _is_parameter(n, present[n]) and n not in _all_parameters(type(value))
+        ]
+        if missing or unknown:
+            fault = (
+                f"without the parameter {missing[0]!r} of" if missing else f"with {unknown[0]!r}, unknown to"
+            )
+            raise OtherVersion(
+                f"{member.path()} was made by scikit-learn {version} {fault} the installed "
+                f"{sklearn.__version__}: create the estimator with {sklearn.__version__}"
+            )
+
+
+def _all_parameters(kind: type) -> set[str]:
+    """Of the class and its base classes, whose parameters some estimators set themselves."""
+    initializers = (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base))
+    return {name for function in initializers if inspect.isfunction(function) for name in _names(function)}
+
+
+def _names(function: Callable[..., Any]) -> Iterable[str]:
+    return inspect.signature(function).parameters
+
+
+def _is_parameter(name: str, value: Any) -> bool:
+    """Whether an attribute is a parameter that was given, and not a fitted attribute."""
+    return (
+        not name.startswith("_")
+        and not name.endswith("_")
+        and not (isinstance(value, str) and value in _UNSET)
     )
 
 

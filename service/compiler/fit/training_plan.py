@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 
 from registry.errors import Refused
 from registry.vocabulary import Strategy
-from service.compiler import safeload
+from service.compiler import other_versions, pickle_file, safeload
 from service.compiler.fit import merging
 from service.compiler.fit.fit_records import SEED, FitPlan, FitStep
 from service.compiler.fit.sampling import seeded_generator
@@ -29,6 +29,9 @@ def load_estimator(step: FitStep) -> Any:
     estimator = safeload.load(step.estimator)
     if isinstance(estimator, type) or not hasattr(estimator, "fit") or not hasattr(estimator, "get_params"):
         raise Refused(f"the file holds {type(estimator).__name__!r}, not a scikit-learn estimator")
+    version, _ = pickle_file.recorded_versions(step.estimator)
+    if version is not None and other_versions.is_other(version):
+        other_versions.require_parameters(estimator, version)
     return set_seeds(clone(estimator))
 
 

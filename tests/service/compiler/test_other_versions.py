@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from registry.errors import Refused
 from service.compiler import other_versions
+from service.compiler.fit import training_plan
+from service.compiler.fit.fit_records import FitStep
 from service.compiler.object_graph import members
 from service.compiler.other_versions import OtherVersion
 
@@ -96,6 +100,34 @@ def test_a_model_whose_answers_changed_is_refused_by_version(
 )
 def test_a_model_whose_answers_are_the_same_passes(model: Callable[[], Any], version: str) -> None:
     check(model(), version)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        (as_before(LogisticRegression(), multi_class="ovr"), "with 'multi_class', unknown to the installed"),
+        (
+            GridSearchCV(as_before(AdaBoostClassifier(), algorithm="SAMME.R"), {}),
+            "with 'algorithm', unknown to",
+        ),
+    ],
+)
+def test_an_estimator_to_train_keeps_all_of_its_parameters_or_is_refused(estimator: Any, words: str) -> None:
+    with pytest.raises(OtherVersion, match="create the estimator with") as caught:
+        other_versions.require_parameters(estimator, "1.5.2")
+    assert words in str(caught.value)
+
+
+def test_an_estimator_without_a_newer_parameter_is_not_trained() -> None:
+    file = Path(__file__).parents[2] / "data/old_sklearn/1.5.2/pipeline.joblib"
+    step = FitStep(do="check", estimator=str(file), strategy="single", target="y")
+    with pytest.raises(OtherVersion, match=r"Pipeline was made by scikit-learn 1\.5\.2 without the parameter"):
+        training_plan.load_estimator(step)
+
+
+def test_parameters_at_their_deprecated_default_are_no_difference() -> None:
+    unset = as_before(make_pipeline(LogisticRegression()), multi_class="deprecated")
+    other_versions.require_parameters(unset, "1.7.2")
 
 
 class Incomplete(BaseEstimator):
