@@ -99,5 +99,6 @@ class VerifyResult(msgspec.Struct, kw_only=True):
 
     state: Literal["ready", "rejected"]
     report: dict[str, Any]
+    measurable: bool = True  # False: the stored rows cannot be read, by this release of Trivium
     measured: str | None = None  # the same rows with the answers of now; None if there are none
     libraries: dict[str, str] = msgspec.field(default_factory=dict)

@@ -64,6 +64,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     reason: str | None = None
     measured: str | None = None  # the blob of the accepted answers
     exports: dict[int, CheckedExport] = {}
+    measurable: bool = True  # False: the stored rows cannot be read, so the version is served as before
 
 
 def refusal(model: str, number: int) -> Unavailable:
@@ -130,7 +131,8 @@ def finish(session: Session, version_id: int, result: CheckResult) -> VersionRow
         version.measured = result.measured
         accepted = {"by": earlier.get("accept_by"), "at": now().isoformat()}
     version.libraries = versions.libraries_text(result.libraries)
-    version.fallback = result.fallback
+    if result.measurable:
+        version.fallback = result.fallback
     version.verification = {
         "state": result.state,
         "at": now().isoformat(),

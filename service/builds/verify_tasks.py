@@ -37,6 +37,10 @@ from service.runtime import libraries, measured_bounds
 Beat = Callable[[], None]
 
 
+class NotMeasurable(Exception):
+    """The stored rows are damaged, or another release of Trivium wrote them in another form."""
+
+
 class VerifyTasks:
     """Measure a version, and its exports, on the rows of their builds."""
 
@@ -54,10 +58,10 @@ class VerifyTasks:
             version = verification.inputs(session, subject)
         try:
             self._store.verified_path(version.measured)
-        except (NotFound, Damaged, OSError) as error:  # nothing to measure with: it is served as before
+            return VersionCheck(self, version, out, beat).run()
+        except (NotMeasurable, NotFound, Damaged, OSError) as error:
             reason = f"the measured rows cannot be read ({error}); publish the version again"
-            return CheckResult(DIFFERS, {}, {}, reason=reason)
-        return VersionCheck(self, version, out, beat).run()
+            return CheckResult(DIFFERS, {}, {}, reason=reason, measurable=False)
 
     def record(self, session: Session, subject: int, result: CheckResult) -> str:
         version = verification.finish(session, subject, result)
@@ -148,6 +152,8 @@ class VersionCheck:
         result = self._tasks.measure(
             self._version, runtime, blob, self._measured, tolerance, self._out, self._beat
         )
+        if not result.measurable:
+            raise NotMeasurable(result.report["reason"])
         self._note(runtime, result, libraries.versions_for([runtime]))
         if result.state == READY:
             return None
@@ -164,7 +170,7 @@ class VersionCheck:
         )
         installed = result.libraries or libraries.versions_for(["tflite"])
         self._figures[f"export {export.id}"] = result.report
-        if result.state == READY:
+        if result.state == READY or not result.measurable:
             return CheckedExport(installed, None)
         reason = f"LiteRT here no longer gives the answers of this file: {result.report['reason']}"
         return CheckedExport(installed, f"{reason}; export the version again")

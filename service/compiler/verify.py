@@ -38,7 +38,10 @@ def verify_runtime(request: VerifyRequest) -> VerifyResult:
 
 
 def _measure(request: VerifyRequest) -> VerifyResult:
-    blocks = measured_rows.read(Path(request.measured))
+    try:
+        blocks = measured_rows.read(Path(request.measured))
+    except Refused as error:
+        return VerifyResult(state="rejected", report={"reason": str(error)}, measurable=False)
     runtime = _start(request)
     figures = measured_rows.compare(blocks, runtime.run, request.signature, request.tolerance)
     report = parity.report_entry(figures, request.tolerance)

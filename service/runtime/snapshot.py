@@ -136,13 +136,13 @@ class Snapshot:
         ]
 
     async def find(self, resolve: Callable[[], T]) -> T:
-        """Return what `resolve` returns. If it raises `NotFound` or `NotReady`, refresh and call it again.
+        """Return what `resolve` returns. If it raises an error, refresh and call it again.
 
         Raises what `resolve` raises, and `Unavailable` when the database does not answer.
         """
         try:
             return resolve()
-        except (NotFound, NotReady):
+        except (NotFound, NotReady, Unavailable):
             try:
                 await run_sync(self.refresh)
             except SQLAlchemyError as error:

@@ -114,6 +114,25 @@ async def test_a_version_that_nothing_answers_as_measured_is_refused_with_the_re
         assert (await api.client.put("/v1/models/flag/aliases/other", json={"version": 1})).status_code == 503
 
 
+async def test_a_version_whose_stored_rows_cannot_be_read_is_named_and_served_as_before(home: Path) -> None:
+    store = Store(Settings(home=home).blobs)
+
+    def unreadable_rows(session: Session) -> None:
+        measured_with_older_libraries(session).measured = store.put([b"rows of another release"]).sha256
+
+    edit(home, unreadable_rows)
+    async with running_app(Settings(home=home)) as api:
+        deadline = time.monotonic() + BUILD_S
+        while (record := (await api.client.get("/v1/models/flag/versions/1")).json()["verification"])[
+            "state"
+        ] != "differs":
+            assert time.monotonic() < deadline, record
+            await asyncio.sleep(0.05)
+        assert record["fallback"] is None
+        assert record["reason"].startswith("the measured rows cannot be read")
+        await predicted(api, "yes")
+
+
 async def test_a_runtime_that_crashes_differs(home: Path) -> None:
     store = Store(Settings(home=home).blobs)
 
