@@ -125,7 +125,7 @@ async def test_a_created_schedule_is_returned_at_its_location(batch: ScheduleBen
     assert (record["timezone"], record["last_run"], record["created_by"]) == ("UTC", None, "admin")
     assert [record[k] for k in ("catch_up", "overlap", "paused")] == [False] * 3
     assert {k: record["job"][k] for k in batch.job} == batch.job | {
-        "input": {"artifact": None, "media_type": None, **batch.job["input"]}
+        "input": {"artifact": None, "media_type": None, "file_name": None, **batch.job["input"]}
     }
     assert record["job"]["alias"] is None  # each run resolves the default alias
     assert datetime.fromisoformat(record["next_at"]).strftime("%a %H:%M") == "Mon 03:00"
