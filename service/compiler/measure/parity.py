@@ -177,15 +177,19 @@ def _output_scale(output: Output, blocks: list[ReferenceBlock]) -> Any:
     return np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1)
 
 
-def run_checked(runtime: Any, rows: Rows) -> Outputs:
+def run_checked(runtime: Any, rows: Rows, made_up: bool) -> Outputs:
     """The answers of a published graph, for which a reference does not exist.
 
-    Raises `Refused` when the graph fails or does not return one answer per row.
+    Raises `Refused` when the graph fails or does not return one answer per row. `made_up`: the rows are not
+    those of an example.
     """
     try:
         answers: Outputs = runtime.run(rows)
     except Invalid as error:
-        raise Refused(f"the graph fails on {len(rows)} rows: {error}") from error
+        hint = (
+            ": they are made up, so publish it with an example of the rows that it takes" if made_up else ""
+        )
+        raise Refused(f"the graph fails on {len(rows)} rows{hint} ({error})") from error
     for name, array in answers.items():
         if (count := len(np.atleast_1d(array))) != len(rows):
             raise Refused(

@@ -84,7 +84,8 @@ class TfliteUpload:
         copied = self.write(out, signature)
         runtime = _loaded(load, out if copied else self.path, signature)
         kinds = comparison_rows.rows_by_kind(None, signature, rows)
-        parity.run_checked(runtime, kinds["example"] if rows is not None else kinds["random"])
+        plain = kinds["random"] if rows is None else kinds["example"]
+        parity.run_checked(runtime, plain, made_up=rows is None)
         row_independence.require_independent_rows(
             runtime.run, comparison_rows.accepted_rows(runtime.run, kinds), signature, "the graph", TOLERANCE
         )

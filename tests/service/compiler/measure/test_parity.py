@@ -262,12 +262,12 @@ class Fixed:
 def test_a_graph_must_return_one_answer_per_row() -> None:
     rows = Rows(matrix=np.zeros((2, 1)))
     answers = {"value": np.zeros(2)}
-    assert parity.run_checked(Fixed(answers), rows) is answers
+    assert parity.run_checked(Fixed(answers), rows, made_up=False) is answers
     for wrong in (np.zeros(1), np.zeros(3), np.array(0.0)):
         with pytest.raises(Refused, match="one answer per row"):
-            parity.run_checked(Fixed({"value": wrong}), rows)
-    with pytest.raises(Refused, match="fails on 2 rows: bad rows"):
-        parity.run_checked(Fixed(None), rows)
+            parity.run_checked(Fixed({"value": wrong}), rows, made_up=False)
+    with pytest.raises(Refused, match=r"fails on 2 rows \(bad rows\)"):
+        parity.run_checked(Fixed(None), rows, made_up=False)
 
 
 def test_the_worst_kind_is_the_one_with_the_most_faults_if_there_are_any() -> None:

@@ -235,7 +235,7 @@ def test_made_up_rows_that_fail_ask_for_an_example(tmp_path: Path) -> None:
     table = helper.make_node("Gather", ["t", "x"], ["y"])
     shapes = [value("x", INT64, None)], [value("y", FLOAT, None)]
     model = graph([table], *shapes, t=np.array([7.0, 8.0], np.float32))
-    assert "the rows are made up; publish it with an example" in reason(tmp_path, model)
+    assert "they are made up, so publish it with an example" in reason(tmp_path, model)
     (folder := tmp_path / "example").mkdir()
     built = publish(folder, model, pd.DataFrame({"x": [0, 1, 1]}))
     assert served(folder, built).run(Rows(np.array([[1.0], [0.0]])))["value"].tolist() == [8.0, 7.0]

@@ -183,6 +183,15 @@ def test_fractions_are_refused_for_an_integer_input(tmp_path: Path) -> None:
     )
 
 
+def test_made_up_rows_that_fail_ask_for_an_example(tmp_path: Path) -> None:
+    graph = Graph(1)
+    number = graph.gather(graph.constant(np.arange(10.0)), graph.cast(graph.input, "int32"))
+    content = graph.finish({"y": graph.mul(number, 2.0)}, {})
+    assert "they are made up, so publish it with an example" in reason(tmp_path, content)
+    (folder := tmp_path / "example").mkdir()
+    served(folder, publish(folder, content, pd.DataFrame({"id": [0, 9, 4]})))
+
+
 # ---- several labels ----
 
 
