@@ -1,7 +1,8 @@
 """A column of any type is the same feature on every road, or refused on every road with the same reason.
 
-The types come from the table of column types itself. Roads: the published example, online bodies, files of
-scoring jobs and files of trainings, each in every format that can hold the column.
+The types come from the table of column types itself. Roads: the published example, online bodies (also those
+of the Open Inference Protocol and of MLflow), files of scoring jobs and files of trainings, each in every
+format that can hold the column.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from service.formats.writing import PartWriter
 from service.runtime.codec import Codec
 from service.runtime.codec.arrow_types import FAMILIES, TypeFamily, decode, plain_type, to_dtype
 from service.runtime.codec.columns import Column
+from service.runtime.codec.tensors import DATATYPE_OF
 from tests.service.column_samples import SAMPLES, encodings
 
 Road = Callable[[Any, DType], list[Any]]
@@ -104,12 +106,25 @@ def text_roads(path: Path, values: list[Any]) -> Iterator[tuple[str, Callable[[D
     lines = [json.dumps({"d": v}) for v in values]
     body = f'{{"instances": [{", ".join(lines)}]}}'.encode()
     yield "online JSON", lambda dtype: rows_of_codec(codec_of(dtype).decode_json(body))
+    records = f'{{"dataframe_records": [{", ".join(lines)}]}}'.encode()
+    yield "MLflow", lambda dtype: rows_of_codec(codec_of(dtype).decode_scoring(records))
+    yield (
+        "Open Inference",
+        lambda dtype: rows_of_codec(
+            codec_of(dtype).decode_inference(tensor_body(values, dtype), None, "m", 1)[0]
+        ),
+    )
     (path / "d.jsonl").write_text("\n".join(lines))
     yield "job NDJSON", lambda dtype: from_job(path / "d.jsonl", NDJSON, dtype)
     yield "training NDJSON", lambda dtype: from_training(path / "d.jsonl", NDJSON, dtype)
     (path / "d.json").write_text(f"[{', '.join(lines)}]")
     yield "example JSON", lambda dtype: from_example(path / "d.json", JSON, dtype)
     yield from csv_roads(path, ["" if v is None else str(v) for v in values])
+
+
+def tensor_body(values: list[Any], dtype: DType) -> bytes:
+    tensor = {"name": "d", "shape": [len(values)], "datatype": DATATYPE_OF[dtype], "data": values}
+    return json.dumps({"inputs": [tensor]}).encode()
 
 
 def csv_roads(path: Path, cells: list[str]) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
@@ -214,6 +229,8 @@ def test_an_integer_outside_the_bounds_is_refused_on_all_roads(tmp_path: Path, v
     for read, body in (
         (codec.decode_json, b'{"instances": [{"d": 7}, {"d": %d}]}' % value),
         (codec.decode_csv, b"d\n7\n%d\n" % value),
+        (codec.decode_scoring, b'{"dataframe_records": [{"d": 7}, {"d": %d}]}' % value),
+        (lambda body: codec.decode_inference(body, None, "m", 1), tensor_body([7, value], "int64")),
         (codec.decode_arrow, ipc(table, pa.ipc.new_stream)),
     ):
         with pytest.raises(Invalid, match=r"the model's input holds uint8: 0 to 255"):
