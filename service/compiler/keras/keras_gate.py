@@ -33,7 +33,6 @@ _VALUE_KINDS = frozenset(
     {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
 )
 _FOREIGN_CODE_LAYERS = frozenset({"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"})
-_HDF5_MAGIC, _CONVERT_HDF5 = b"\x89HDF", 'keras.models.load_model("old.h5").save("new.keras")'
 
 
 class KerasArchive(msgspec.Struct, frozen=True):
@@ -48,9 +47,6 @@ def check_archive(path: Path, memory_mb: int) -> KerasArchive:
 
     The unpacked size of all its files together is limited to half of `memory_mb`.
     """
-    with path.open("rb") as file:
-        if file.read(4) == _HDF5_MAGIC:
-            raise Refused(f"the file is a legacy HDF5 model; save it again as .keras: {_CONVERT_HDF5}")
     try:
         with zipfile.ZipFile(path) as archive:
             _check_entries(archive, memory_mb // 2)

@@ -121,7 +121,7 @@ def test_an_estimator_to_train_keeps_all_of_its_parameters_or_is_refused(estimat
 def test_an_estimator_without_a_newer_parameter_is_not_trained() -> None:
     file = Path(__file__).parents[2] / "data/old_sklearn/1.5.2/pipeline.joblib"
     step = FitStep(do="check", estimator=str(file), strategy="single", target="y")
-    with pytest.raises(OtherVersion, match="Pipeline was made .* without the parameter"):
+    with pytest.raises(OtherVersion, match=r"Pipeline was made .* without the parameter"):
         training_plan.load_estimator(step)
 
 

@@ -90,11 +90,6 @@ def test_custom_objects_are_refused_by_name(tmp_path: Path, child: Any, message:
     assert message in reason(archive(tmp_path / "m", model(child)))
 
 
-def test_a_legacy_h5_file_is_refused_with_a_hint(tmp_path: Path) -> None:
-    (tmp_path / "m.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    assert "legacy HDF5 model; save it again as .keras" in reason(tmp_path / "m.h5")
-
-
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"anything at all"])
 def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m").write_bytes(content)
