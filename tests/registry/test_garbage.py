@@ -40,8 +40,8 @@ def _collect(sessions: Sessions, store: Store, **options: object) -> garbage.Gar
 
 
 def test_orphans_are_deleted_after_a_day_and_blobs_of_versions_stay(sessions: Sessions, store: Store) -> None:
-    contents = (b"example", b"answers", b"graph", b"table")
-    example, answers, servable, table = (_put_old(store, content) for content in contents)
+    contents = (b"example", b"answers", b"graph", b"table", b"rows")
+    example, answers, servable, table, measured = (_put_old(store, content) for content in contents)
     publish(
         sessions,
         store,
@@ -50,16 +50,17 @@ def test_orphans_are_deleted_after_a_day_and_blobs_of_versions_stay(sessions: Se
         answers={"artifact": answers, "media_type": "text/csv"},
     )
     ready = BuildResult(state="ready", report={}, signature=SIGNATURE, runtime="onnx")
-    build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table))
+    build(sessions, msgspec.structs.replace(ready, servable=servable, forest=table, measured=measured))
     for blob in store:
         _age(store, blob.sha256)
     orphan, new_blob = _put_old(store, b"orphan"), _put_old(store, b"new", 0.9)
     assert _collect(sessions, store, dry_run=True).blobs == [orphan]
     assert store.path(orphan).is_file()
     report = _collect(sessions, store)
-    assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 6)
+    assert (report.blobs, report.bytes, report.kept) == ([orphan], 6, 7)
     model = store.put([b"model"]).sha256
-    assert {b.sha256 for b in store} == {example, answers, servable, table, new_blob, model}
+    kept = {example, answers, servable, table, measured, new_blob, model}
+    assert {b.sha256 for b in store} == kept
     assert _collect(sessions, store).blobs == []
 
 
@@ -166,16 +167,18 @@ def test_an_empty_store_has_no_garbage(sessions: Sessions, store: Store, dry_run
 
 
 def test_the_files_and_calibration_rows_of_exports_stay(sessions: Sessions, store: Store) -> None:
-    names = ("calibration", "file", "compressed")
+    names = ("calibration", "file", "compressed", "rows")
     blobs = {name: _put_old(store, name.encode()) for name in names}
     publish_ready(sessions, store)
     new = exports.NewExport("int8", {"artifact": blobs["calibration"], "media_type": "text/csv"})
     with sessions.begin() as session:
         export_id = exports.create(session, store, "fraud", 1, new, by="ann").id
     _age(store, blobs["calibration"])
-    assert set(_collect(sessions, store).blobs) == {blobs["file"], blobs["compressed"]}
+    assert set(_collect(sessions, store).blobs) == {blobs[name] for name in names[1:]}
     blobs = {name: _put_old(store, name.encode()) for name in names}
-    ready = exports.FinishedExport("ready", {}, blobs["file"], 4, blobs["compressed"], "1.0")
+    ready = exports.FinishedExport(
+        "ready", {}, blobs["file"], 4, blobs["compressed"], "1.0", measured=blobs["rows"]
+    )
     with sessions.begin() as session:
         exports.finish(session, export_id, ready)
     assert _collect(sessions, store).blobs == []
