@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
-from registry.names import NAME_PATTERN, check_name
+from registry.names import NAME_PATTERN, check_name, clean_file_name, is_hidden_file
 
 
 @pytest.mark.parametrize("name", ["a", "0", "fraud-eu_2.1", "a" * 63, "a..", "1-"])
@@ -34,3 +34,28 @@ def test_the_check_and_the_published_pattern_agree(name: str) -> None:
     except Invalid:
         passes = False
     assert passes is bool(re.fullmatch(NAME_PATTERN.strip("^$"), name))
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("orders.csv", "orders.csv"),
+        ("/home/ann/orders.csv", "orders.csv"),
+        ("C:\\data\\orders.csv", "orders.csv"),
+        ("new\norders\x1b[31m.csv", "new?orders?[31m.csv"),
+        ("y\udcff.csv", "y?.csv"),
+        ("größe 1%.csv", "größe 1%.csv"),
+        ("x" * 300, "x" * 255),
+        ("dir/", ""),
+    ],
+)
+def test_a_users_file_name_is_cleaned_for_messages(name: str, cleaned: str) -> None:
+    assert clean_file_name(name) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [("_SUCCESS", True), (".part.crc", True), ("._x=1", True), ("_day=1", False), ("part-0.csv", False)],
+)
+def test_files_beside_the_data_are_hidden(name: str, hidden: bool) -> None:
+    assert is_hidden_file(name) is hidden
