@@ -72,7 +72,10 @@ def _read_batches(opened: OpenedFile, part: FileRange, names: Sequence[str]) -> 
     reader = _open(opened, sorted(columns.index(name) for name in names))
     size = batch_rows(len(names))
     try:
-        batches = map(reader.get_batch, range(part.start, part.stop)) if _is_file(opened) else reader
+        batches = reader
+        if _is_file(opened):
+            stop = min(part.stop, reader.num_record_batches)  # a file without rows may have no batch
+            batches = map(reader.get_batch, range(part.start, stop))
         for batch in batches:
             batch.validate(full=True)  # before slicing: the offsets of a damaged file may be arbitrary
             for start in range(0, batch.num_rows, size):

@@ -12,7 +12,7 @@ from registry.errors import Invalid
 from registry.media_types import ARROW
 from service.formats import arrow_reader, reading
 from service.formats.dataset import Dataset
-from tests.service.formats.read_all import N
+from tests.service.formats.read_all import N, read_all
 
 TABLE = pa.table({"n": [*range(10)], "text": [f"text {n}" for n in range(10)]})
 
@@ -88,3 +88,11 @@ def test_a_stream_without_its_end_is_incomplete(tmp_path: Path, lost: int) -> No
     path.write_bytes(data[:-lost])
     with pytest.raises(Invalid, match=r"'input\.arrows' is (incomplete|not a complete Arrow)"):
         reading.open_dataset(str(path), ARROW)
+
+
+def test_a_file_without_record_batches_has_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "none.arrow"
+    with pa.ipc.new_file(path, pa.schema([("n", pa.int64())])):
+        pass
+    assert read_all(path, ARROW, [N]).length == 0
+    assert reading.read_head(reading.open_dataset(str(path), ARROW), [N], [], None, 10).length == 0
