@@ -15,7 +15,7 @@ from service.compiler.signature.acceptance import UNKNOWN_CATEGORY
 from service.compiler.signature.inputs import pack_rows
 
 MAX_EXAMPLE_ROWS, RANDOM_ROWS, WIDE_ROWS, MISSING_ROWS, UNKNOWN_ROWS = 1000, 500, 200, 200, 100
-EXTREME_ROWS = 16
+EXTREME_ROWS = 64
 MAX_ACCEPTED_ROWS = 64
 """Of each kind: a published graph may take a tenth of a second per row."""
 MAX_THRESHOLDS = 200
@@ -152,19 +152,23 @@ def _with_unknown(feature: Input, column: Array, random: np.random.Generator) ->
 
 
 def _extreme_rows(inputs: tuple[Input, ...], base: list[Array], random: np.random.Generator) -> Rows:
-    """Integers at their enforced bounds: all features at once, then some of each row."""
-    columns = []
-    for feature, column in zip(inputs, base, strict=True):
-        column = column[:EXTREME_ROWS].copy()
-        if feature.enforced:
-            low, high = feature.minimum, feature.maximum
-            column[:2] = low, high
-            chosen = random.choice(np.array([low, high, low + 1, high - 1]), EXTREME_ROWS)  # type: ignore[operator]
-            at_bound = random.random(EXTREME_ROWS) < 0.5
-            at_bound[:2] = False
-            column = np.where(at_bound, chosen, column)
-        columns.append(column)
+    """Integers at their enforced bounds: all features at once, then some of each row; then between them."""
+    columns = [
+        _extreme_column(i, c[:EXTREME_ROWS], random) if i.enforced else c[:EXTREME_ROWS]
+        for i, c in zip(inputs, base, strict=True)
+    ]
     return pack_rows(inputs, columns)
+
+
+def _extreme_column(feature: Input, column: Array, random: np.random.Generator) -> Array:
+    low, high = feature.minimum, feature.maximum
+    assert low is not None
+    assert high is not None
+    near_bounds = random.choice(np.array([low, high, low + 1, high - 1]), EXTREME_ROWS)
+    extreme = np.where(random.random(EXTREME_ROWS) < 0.5, near_bounds, column)
+    extreme[:2] = low, high
+    extreme[EXTREME_ROWS // 2 :] = np.rint(random.uniform(low, high, EXTREME_ROWS // 2))
+    return extreme
 
 
 def accepted_rows(answer: AnswerRows, kinds: dict[str, Rows]) -> Rows:

@@ -170,7 +170,7 @@ def test_the_bounds_are_those_of_the_input_and_of_float32(
     built = publish(tmp_path, sequence(layers.Rescaling(1 / 255), shape=(2,), dtype=dtype))
     assert built.signature is not None
     assert built.signature.inputs[0] == Input("x0", "int64", minimum=low, maximum=high, enforced=True)
-    assert built.report["parity"]["rows"]["extreme"] == 16
+    assert built.report["parity"]["rows"]["extreme"] == 64
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,12 @@ def test_integers_at_their_bounds_are_compared() -> None:
     matrix = rows_by_kind(None, signature, None)["extreme"].matrix
     assert matrix is not None
     assert matrix[:2, 0].tolist() == [0, 255]
-    assert set(matrix[:, 0].tolist()) - {0.0, 1.0, 2.0, 3.0} == {254.0, 255.0}
+    assert set(matrix[:32, 0].tolist()) - {0.0, 1.0, 2.0, 3.0} == {254.0, 255.0}
     assert len(np.unique(matrix[:, 1])) > 2
+    between = matrix[32:, 0]
+    assert (between == np.rint(between)).all()
+    assert len(np.unique(between)) > 20
+    assert between.min() < 50 < 200 < between.max()
 
 
 def test_random_integers_stay_within_the_example_and_never_leave_the_bounds() -> None:
