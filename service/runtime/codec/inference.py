@@ -22,7 +22,7 @@ from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.runtime.codec.columns import Column, describe_value, escape_surrogates, show
 from service.runtime.codec.json import NonFiniteLiteral
-from service.runtime.codec.strict_json import read_body
+from service.runtime.codec.strict_json import max_items, read_body
 from service.runtime.codec.tensors import DATATYPES, TensorHead, TensorOutputs, TensorRows, TensorValues
 
 EXTENSION = "binary_tensor_data"
@@ -84,6 +84,7 @@ class InferenceCodec:
     def __init__(self, signature: Signature, columns: Sequence[Column], max_rows: int) -> None:
         self._rows = TensorRows(columns, max_rows)
         self._outputs = TensorOutputs(signature)
+        self._max_items = max_items(max_rows, len(columns))
 
     def decode(self, body: bytes, json_bytes: int | None, name: str, version: int) -> tuple[Rows, AnswerForm]:
         """Return the rows, and the form of the answer.
@@ -94,7 +95,7 @@ class InferenceCodec:
         if json_bytes is not None and json_bytes > len(body):
             message = f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes"
             raise invalid_field("Inference-Header-Content-Length", message)
-        request = _read_request(body if json_bytes is None else body[:json_bytes])
+        request = _read_request(body if json_bytes is None else body[:json_bytes], self._max_items)
         _check_model(request, name, version)
         by_column = _check_request_parameters(request.parameters)
         heads = [TensorHead(i.name, i.datatype, i.shape) for i in request.inputs]
@@ -155,8 +156,8 @@ class InferenceCodec:
 # The JSON --------------------------------------------------------------------------------------------------
 
 
-def _read_request(body: bytes) -> _Request:
-    value = read_body(body)
+def _read_request(body: bytes, limit: int) -> _Request:
+    value = read_body(body, limit)
     try:
         request = msgspec.convert(value, _Request)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the second of half a surrogate pair

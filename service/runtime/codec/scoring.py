@@ -25,7 +25,7 @@ from service.runtime.codec.columns import (
     show,
 )
 from service.runtime.codec.json import NonFiniteLiteral
-from service.runtime.codec.strict_json import read_body
+from service.runtime.codec.strict_json import max_items, read_body
 
 FORMATS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 _USAGE = f"send one of {', '.join(FORMATS)}"
@@ -44,6 +44,7 @@ class ScoringCodec:
         self._columns = columns
         self._names = [c.name for c in columns]
         self._max_rows = max_rows
+        self._max_items = max_items(max_rows, len(columns))
         self._predicted = [o.name for o in signature.outputs if o.name.rpartition(".")[2] in _PREDICTED]
         self._readers: dict[str, Callable[[str, Any], Rows]] = {
             "dataframe_split": self._read_split,
@@ -54,7 +55,7 @@ class ScoringCodec:
 
     def decode(self, body: bytes) -> Rows:
         """Raises `Invalid`; each fault names the row and the feature."""
-        value = read_body(body)
+        value = read_body(body, self._max_items)
         if not isinstance(value, dict):
             raise invalid_field(None, f"the body is {describe_value(value)}; {_USAGE}", "object")
         for name, reason in _REFUSED_FIELDS.items():

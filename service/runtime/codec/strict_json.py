@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import msgspec
@@ -16,22 +17,50 @@ from service.runtime.codec.json import (
     read_json,
 )
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_ITEM_MARKS = (b",", b"[", b"{")
 
-def read_body(body: bytes) -> Any:
+
+def max_items(rows: int, features: int) -> int:
+    """Return how many items `read_body` accepts for a table: each value alone in a list, and each row."""
+    return rows * (2 * features + 3) + 20 * features + 1000
+
+
+def read_body(body: bytes, limit: int) -> Any:
     """Return the JSON value, in which NaN and Infinity are `NonFiniteLiteral`.
 
     They are not JSON, but Python's encoder writes them, so clients of other servers send them. Raises
-    `Invalid`, also for repeated keys, whose meaning RFC 8259 leaves open.
+    `Invalid`: if there are more than `limit` items (64 MB of empty lists would take a minute and 1.6 GB), and
+    for repeated keys, whose meaning RFC 8259 leaves open.
     """
+    if len(body) > limit and _has_more_items(body, limit):
+        message = "the body has more values than the rows of one call can have; send fewer rows"
+        raise invalid_field(None, message, f"at most {limit} values, lists and objects")
     try:
         value = msgspec.json.decode(body)
     except FAST_DECODER_ERRORS as error:
         if len(body) > MAX_SLOW_BYTES:
-            raise invalid_field(None, f"the body cannot be read as JSON: {error}", "JSON in UTF-8") from error
+            message = f"the body cannot be read as JSON: {error}; send null for NaN, or fewer rows"
+            raise invalid_field(None, message, "JSON in UTF-8") from error
         value = read_json(body)
     if not JsonRows.has_keys(body, _count_keys(value)):
         _reject_repeated_key(body)
     return value
+
+
+def _has_more_items(body: bytes, limit: int) -> bool:
+    """Report whether the JSON has more than `limit` items, by the marks that begin or separate them.
+
+    Marks within strings do not count. Takes time for at most `limit` strings: each is an item, too.
+    """
+    items = sum(map(body.count, _ITEM_MARKS))
+    if items <= limit:
+        return False
+    for strings, string in enumerate(_STRING.finditer(body)):
+        items -= sum(map(string[0].count, _ITEM_MARKS))
+        if items <= limit or strings > limit:
+            break
+    return items > limit
 
 
 def _count_keys(value: Any) -> int:
