@@ -57,8 +57,8 @@ def read_schema(file: InputFile) -> Any:
     with OpenedFile(file) as opened:
         schema = _open(opened).schema_arrow
         if names := _int96_columns(_open(opened)):
-            first = next(_read_batches(opened, FileRange(0, 0, 1), names))
-            for field in first.schema:
+            first = next(_read_batches(opened, FileRange(0, 0, 1), names), None)
+            for field in () if first is None else first.schema:  # None: the file is damaged
                 schema = schema.set(schema.get_field_index(field.name), field)
     return schema
 
