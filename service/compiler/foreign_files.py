@@ -191,14 +191,18 @@ def _markup_kind(start: bytes) -> FileKind | None:
     if lower.startswith(b"<?xml"):
         return FileKind("an XML document", _DUMP)
     if re.match(rb"[{\[]\s*[\"{\[\d\]}]", start):
-        if b'"learner"' in start or b'"tree_info"' in start:
-            is_xgboost = b'"learner"' in start
-            return FileKind(
-                "an XGBoost model (.json)" if is_xgboost else "a LightGBM model (.json)",
-                _XGBOOST if is_xgboost else _LIGHTGBM,
-            )
+        if (kind := next((k for key, k in _JSON_MODELS.items() if key in start), None)) is not None:
+            return kind
         return FileKind("a JSON document", _DUMP)
     return None
+
+
+_JSON_MODELS = {
+    b'"learner"': FileKind("an XGBoost model (.json)", _XGBOOST),
+    b'"tree_info"': FileKind("a LightGBM model (.json)", _LIGHTGBM),
+    b'"features_info"': FileKind("a CatBoost model (.json)", _CATBOOST),
+}
+"""Models as JSON documents, by a key of the document."""
 
 
 def _zip_kind(path: Path) -> FileKind:

@@ -101,6 +101,7 @@ FOREIGN = {
     ),
     "lightgbm": (b"tree\nversion=v4\nnum_class=1\n", "a LightGBM model (.txt)", "convert_lightgbm"),
     "catboost": (b"CBM1" + bytes(60), "a CatBoost model (.cbm)", 'format="onnx"'),
+    "catboost json": (b'{"features_info": {}}', "a CatBoost model (.json)", 'format="onnx"'),
     "json": (b'{"a": [1, 2]}', "a JSON document", "joblib.dump"),
     "pmml": (b'<?xml version="1.0"?>\n<PMML version="4.4">', "a PMML document", "joblib.dump"),
     "xml": (b'<?xml version="1.0"?><net/>', "an XML document", "joblib.dump"),
