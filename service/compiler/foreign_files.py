@@ -223,7 +223,8 @@ _ZIPS: list[tuple[Callable[[list[PurePosixPath]], bool], FileKind]] = [
     (
         _has("schema.json"),
         FileKind(
-            "a skops archive", 'load it with skops.io.load and write it with joblib.dump(model, "m.joblib")'
+            "a skops archive",
+            'load it with skops.io.load, write it with joblib.dump(model, "model.joblib") and publish that',
         ),
     ),
     (_has("data.pkl"), FileKind("a PyTorch file (.pt)", _TORCH)),

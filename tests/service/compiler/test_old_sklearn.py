@@ -119,6 +119,9 @@ def test_a_model_that_would_fail_or_answer_otherwise_is_refused_by_version(
 
 def test_the_page_names_the_models_that_are_served() -> None:
     """The table's columns are versions, its first column the models of `make.py`."""
+    assert f"are served by scikit-learn {sklearn.__version__}" in PAGE.read_text(encoding="utf-8"), (
+        "compare again"
+    )
     head, *lines = re.findall(r"^\| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     columns = [cell.strip() for cell in head.split("|")]
     served = {}
