@@ -30,7 +30,14 @@ from service.formats.text_records import (
     open_text,
     read_records,
 )
-from service.runtime.codec.columns import Column, Faults, instance_struct, rows_of, show
+from service.runtime.codec.columns import (
+    Column,
+    Faults,
+    escape_surrogates,
+    instance_struct,
+    rows_of,
+    show,
+)
 from service.runtime.codec.json import JsonRows, NonFiniteLiteral, RepeatedKey, read_json
 
 _LINES = RecordFormat(quotes=False)
@@ -65,6 +72,9 @@ def read_schema(file: InputFile) -> Any:
             raise not_utf8(file.name)
         reason = first_error or "its first lines contain no object with a key"
         raise invalid_input(f"{file.name!r} is not JSON lines: {reason}", expected="one object per line")
+    if invalid := next((key for key in types if escape_surrogates(key) != key), None):
+        message = f"{file.name!r} has a key that is not valid Unicode, {show(invalid)}; rename it"
+        raise invalid_input(message, expected="UTF-8")
     return pa.schema([(key, _arrow_type(value_types)) for key, value_types in types.items()])
 
 

@@ -178,3 +178,10 @@ def test_a_training_refuses_what_a_scoring_refuses(
     (part,) = reading.split(dataset)
     with pytest.raises(Invalid, match=message):
         list(reading.read_record_batches(dataset, part, ["a", "b"]))
+
+
+def test_a_key_with_half_of_a_surrogate_pair_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1, "\\ud800": 2}\n')
+    with pytest.raises(Invalid, match=r"a key that is not valid Unicode, .*ud800.*; rename it"):
+        reading.open_dataset(str(path), NDJSON)
