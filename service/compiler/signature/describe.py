@@ -66,7 +66,12 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
         warnings.append(f"each answer holds {answered['vector'].shape[1]} numbers")
     first = probed.take(slice(0, 1))
     inputs = acceptance.measure_closed(probe, inputs, first)
-    may_miss = encoders.features_with_missing(encoded, names) - corrections.with_nullable
+    may_miss = encoders.features_with_missing(encoded, names)
+    # An empty CSV cell would else be the empty text, and not a missing value that the imputer replaces.
+    may_miss |= encoders.imputed_features(model, names) & {
+        i.name for i in inputs if i.dtype == "string" or sample is None
+    }
+    may_miss -= corrections.with_nullable
     inputs = acceptance.measure_nullable(probe, inputs, first, may_miss)
     nullable = {i.name for i in inputs if i.nullable}
     encoders.require_one_missing_value(encoded, names, nullable)

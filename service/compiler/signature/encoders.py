@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.utils import get_tags
@@ -167,6 +168,19 @@ def categories_by_feature(columns: list[EncodedColumn], names: list[str]) -> dic
 def features_with_missing(columns: list[EncodedColumn], names: list[str]) -> set[str]:
     """The features whose encoders were fitted on missing values too."""
     return {names[c.feature] for c in columns if c.feature is not None and (c.has_none or c.has_nan)}
+
+
+def imputed_features(model: Any, names: list[str]) -> set[str]:
+    """The features whose own missing values an imputer replaces."""
+    return {
+        names[source.feature]
+        for visit in _visits(model, len(names))
+        if type(visit.estimator).__module__.startswith("sklearn.impute")
+        and not isinstance(visit.estimator, MissingIndicator)
+        and pd.isna(visit.estimator.missing_values)
+        for source in visit.sources
+        if source is not None and not source.steps
+    }
 
 
 def features_with_empty_text(columns: list[EncodedColumn], names: list[str]) -> set[str]:

@@ -180,7 +180,9 @@ def _typed(column: Array, feature: Input, form: ColumnForm) -> Array:
         objects = np.empty(len(column), dtype=object)
         objects[:] = [form.missing if is_missing(v) else kind(v) for v in column.tolist()]
         return objects
-    if feature.dtype in ("int64", "bool") and column.dtype.kind == "f" and np.isnan(column).any():
+    # Of a nullable feature float64 in every block: its type must not depend on the other rows.
+    is_float64 = feature.dtype in ("int64", "bool") and column.dtype.kind == "f"
+    if is_float64 and (feature.nullable or np.isnan(column).any()):
         return column
     return column.astype(NUMPY_DTYPES[feature.dtype], copy=False)
 
@@ -190,7 +192,8 @@ def _matrix(rows: Rows, inputs: tuple[Input, ...], forms: Sequence[ColumnForm]) 
     dtypes = {i.dtype for i in inputs}
     if rows.matrix is not None and not any(f.as_objects for f in forms):
         dtype = NUMPY_DTYPES[dtypes.pop()] if len(dtypes) == 1 else np.float64
-        fits = np.issubdtype(dtype, np.floating) or not np.isnan(rows.matrix).any()
+        may_miss = any(i.nullable for i in inputs) or np.isnan(rows.matrix).any()
+        fits = np.issubdtype(dtype, np.floating) or not may_miss
         return rows.matrix.astype(dtype, copy=False) if fits else rows.matrix
     matrix = np.empty((len(rows), len(inputs)), dtype=object)
     for i, column in enumerate(_columns(rows, inputs, forms)):

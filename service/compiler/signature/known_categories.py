@@ -35,9 +35,7 @@ class KnownShare:
     def to_json(self, names: list[str]) -> dict[str, Any]:
         entry: dict[str, Any] = {"encoder": describe_column(self.column, names)}
         if not self.is_measured:
-            return entry | {
-                "skipped": "it receives the answers of other estimators, or a step before it fails"
-            }
+            return entry | {"skipped": NOT_REACHED}
         return entry | {"values": self.values, "known": self.known}
 
 

@@ -258,3 +258,21 @@ def test_labels_of_text_are_compared_with_the_text_of_a_csv(tmp_path: Path, labe
     described = describe(model, example.read(tmp_path / "e.csv", "text/csv", "y"), Corrections())
     assert described.truth is not None
     assert described.truth.to_pylist() == frame.y.tolist()
+
+
+def test_a_feature_is_nullable_if_an_imputer_replaces_its_missing_values() -> None:
+    imputed = make_pipeline(SimpleImputer(strategy="most_frequent"), IGNORED)
+    model, _ = fitted(imputed, [np.nan, "x", "y", "z"])
+    assert [i.nullable for i in describe(model, None, Corrections()).signature.inputs] == [False, True]
+    complete = make_pipeline(SimpleImputer(missing_values=-1), IGNORED)
+    other, _ = fitted(complete, [-1, 1, 2, 3], dtype=None)
+    assert not describe(other, None, Corrections()).signature.inputs[1].nullable
+
+
+def test_the_type_of_a_nullable_column_does_not_depend_on_the_rows_of_a_block(tmp_path: Path) -> None:
+    imputed = make_pipeline(SimpleImputer(strategy="most_frequent"), IGNORED)
+    model, frame = fitted(imputed, [None, True, False, True], dtype="boolean")
+    described = described_with(tmp_path, model, frame, "parquet")
+    estimator = EstimatorRuntime(model, described.signature)
+    together = answer(estimator, described.signature, [1.0, np.nan])
+    assert answer(estimator, described.signature, [1.0]) == pytest.approx(together[:1])
