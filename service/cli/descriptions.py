@@ -148,8 +148,8 @@ def _describe_input(column: Record) -> str:
     categories = f": {_join_list(column['categories'])}" if column.get("categories") else ""
     value_range = ""
     if column.get("minimum") is not None:
-        verb = "only" if column.get("enforced") else "seen"
-        value_range = f", {verb} {column['minimum']:g} to {column['maximum']:g}"
+        verb, form = ("only", ".10g") if column.get("enforced") else ("seen", "g")
+        value_range = f", {verb} {column['minimum']:{form}} to {column['maximum']:{form}}"
     nullable = ", may be missing" if column["nullable"] else ""
     return f"{column['name']} {column['dtype']}{nullable}{value_range}{categories}"
 
