@@ -17,6 +17,7 @@ from registry.build_messages import BuildResult
 from registry.rows import Rows
 from registry.signature import Signature
 from service.compiler import safeload
+from service.compiler.measure import comparison_rows
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
 from tests.service.compiler.helpers import build_file
@@ -115,6 +116,23 @@ def test_a_model_that_would_fail_or_answer_otherwise_is_refused_by_version(
     assert f"retrain the model with {sklearn.__version__}" in reason
     assert "convert it to ONNX" in reason
     assert "_loss" not in reason
+
+
+def test_a_model_whose_comparison_fails_is_served_by_the_isolated_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_by_kind = comparison_rows.rows_by_kind
+
+    def fail_for_models(model: Any, *arguments: Any) -> dict[str, Rows]:
+        if model is not None:
+            raise AttributeError("'Pipeline' object has no attribute 'transform_input'")
+        return rows_by_kind(model, *arguments)
+
+    monkeypatch.setattr(comparison_rows, "rows_by_kind", fail_for_models)
+    built = build(tmp_path, "1.5.2", "pipeline")
+    assert built.runtime == "isolated"
+    assert "transform_input" in (built.runtime_reason or "")
+    assert_answers_as_recorded(tmp_path, "1.5.2", "pipeline", built)
 
 
 def test_the_page_names_the_models_that_are_served() -> None:

@@ -203,3 +203,16 @@ def test_models_that_no_graph_can_answer_for_have_no_candidates() -> None:
     quantiles = make_pipeline(QuantileTransformer(n_quantiles=2), LogisticRegression())
     with pytest.raises(Refused, match="QuantileTransformer takes up to a minute"):
         layouts(quantiles.fit(FRAME[["size"]], [0, 1] * 3), NUMBER)
+
+
+def test_a_model_that_cannot_be_compared_is_not_converted(tmp_path: Path) -> None:
+    def incomplete() -> list[ReferenceBlock]:
+        raise AttributeError("'Pipeline' object has no attribute 'transform_input'")
+
+    choice = candidates.choose(MODEL, SIGNATURE, incomplete, tmp_path, OnnxRuntime)
+    assert choice.chosen is None
+    assert choice.reason.startswith(
+        "it cannot be compared with an ONNX form (AttributeError: 'Pipeline' object"
+    )
+    choice = candidates.choose(MODEL, SIGNATURE, list, tmp_path, OnnxRuntime)
+    assert (choice.chosen, choice.reason.split(" rows")[0]) == (None, "it answers none of the")
