@@ -196,8 +196,10 @@ def _check_request_parameters(parameters: Parameters) -> bool:
 
 def _check_input_parameters(tensor: _Input) -> bool:
     """Return whether the input is a column of a data frame. Raises `Invalid`."""
+    if not tensor.parameters:
+        return False
     by_column, owner = False, f"the input {show(tensor.name)}"
-    for name, value in (tensor.parameters or {}).items():
+    for name, value in tensor.parameters.items():
         if name == "content_type":
             by_column = _read_content_type(value, owner)
         elif name != "binary_data_size":
@@ -362,9 +364,14 @@ def _read_floats(head: TensorHead, values: list[Any]) -> TensorValues:
         array = np.array(values, dtype=np.float64)
     except OverflowError:  # of an integer
         array = np.array([_float_or_infinity(v) for v in values])
-    with np.errstate(over="ignore"):
-        converted = array.astype(DATATYPES[head.datatype])
-    for index in np.flatnonzero(np.isinf(converted)).tolist():
+    if head.datatype == "FP64":
+        converted = array
+    else:
+        with np.errstate(over="ignore"):
+            converted = array.astype(DATATYPES[head.datatype])
+    infinite = np.isinf(converted)
+    if infinite.any():
+        index = int(infinite.argmax())
         _reject_value(head, index, values[index], f"outside the range of {head.datatype}")
     return converted
 

@@ -19,6 +19,7 @@ from service.runtime.codec.json import (
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ITEM_MARKS = (b",", b"[", b"{")
+_CONTAINERS = {dict, list, RepeatedKey}
 
 
 def max_items(rows: int, features: int) -> int:
@@ -65,14 +66,14 @@ def _has_more_items(body: bytes, limit: int) -> bool:
 
 def _count_keys(value: Any) -> int:
     """Count the keys of all objects in a JSON value."""
-    count, pending = 0, [value]
+    count, pending = 0, [value] if type(value) in _CONTAINERS else []
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
             count += len(item)
-            pending += item.values()
-        elif isinstance(item, list) and not {dict, list, RepeatedKey}.isdisjoint(map(type, item)):
-            pending += item
+            item = item.values()
+        if not _CONTAINERS.isdisjoint(map(type, item)):
+            pending += [part for part in item if type(part) in _CONTAINERS]
     return count
 
 

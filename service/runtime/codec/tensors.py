@@ -79,6 +79,48 @@ class OutputTensor(NamedTuple):
         return list(self.values.shape)
 
 
+class NumberMatrix:
+    """Converts tensors of numbers at once, for a signature of float64 and int64 features.
+
+    It accepts only what `Column.numbers` accepts for each column; `convert` returns None for all else.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._nullable = np.array([c.nullable for c in columns])
+        self._integers = [j for j, c in enumerate(columns) if c.dtype == "int64"]
+        self._low = np.array([columns[j].min_int for j in self._integers], dtype=np.float64)
+        self._end = np.array([columns[j].max_int + 1 for j in self._integers], dtype=np.float64)
+
+    @staticmethod
+    def fits(columns: Sequence[Column]) -> bool:
+        return all(c.dtype in ("float64", "int64") and c.closed_categories is None for c in columns)
+
+    def convert(self, layout: Layout, values: Sequence[TensorValues]) -> Array | None:
+        arrays = [v for v in values if not isinstance(v, list) and v.dtype.kind in "iuf"]
+        if len(arrays) < len(values):
+            return None
+        matrix = np.empty((layout.rows, len(layout.sources)), dtype=np.float64)
+        if layout.is_matrix:
+            matrix[:] = arrays[0].reshape(matrix.shape)
+        else:
+            for j, source in enumerate(layout.sources):
+                matrix[:, j] = arrays[source]
+        finite = np.isfinite(matrix)
+        if not finite.all():
+            if not (finite | self._nullable).all():
+                return None
+            matrix[~finite] = np.nan
+        return matrix if self._has_integers(matrix) else None
+
+    def _has_integers(self, matrix: Array) -> bool:
+        """Report whether the columns of integers hold integers within their bounds, or NaN."""
+        if not self._integers:
+            return True
+        numbers = matrix[:, self._integers]
+        in_bounds = (numbers >= self._low) & (numbers < self._end) & (numbers == np.floor(numbers))
+        return bool((in_bounds | np.isnan(numbers)).all())
+
+
 class TensorRows:
     """A decoder for one signature."""
 
@@ -87,6 +129,7 @@ class TensorRows:
         self._max_rows = max_rows
         self._numeric = all(c.dtype != "string" for c in columns)
         self._positions = {c.name: j for j, c in enumerate(columns)}
+        self._number_matrix = NumberMatrix(columns) if NumberMatrix.fits(columns) else None
 
     def layout(self, heads: Sequence[TensorHead], by_column: bool) -> Layout:
         """Assign the tensors to the features, and check their names, datatypes and shapes.
@@ -105,6 +148,10 @@ class TensorRows:
 
     def rows(self, heads: Sequence[TensorHead], layout: Layout, values: Sequence[TensorValues]) -> Rows:
         """Convert the values of the tensors, one entry each. Raises `Invalid` with every fault."""
+        if self._number_matrix is not None:
+            matrix = self._number_matrix.convert(layout, values)
+            if matrix is not None:
+                return Rows(matrix=matrix)
         faults = Faults()
         width = len(self._columns)
         for column, source in zip(self._columns, layout.sources, strict=True):

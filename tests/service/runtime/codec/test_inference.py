@@ -15,7 +15,7 @@ from registry.rows import Rows
 from registry.signature import Input, Output, Signature
 from service.runtime.codec import Codec
 from service.runtime.codec.inference import InferenceAnswer
-from service.runtime.codec.tensors import DATATYPES, describe_inputs, describe_outputs
+from service.runtime.codec.tensors import DATATYPES, NumberMatrix, describe_inputs, describe_outputs
 
 NUMERIC = Codec(
     Signature(
@@ -168,6 +168,47 @@ def test_nan_in_json_is_null_as_tritonclient_sends_it() -> None:
     body = b'{"inputs":[{"name":"input","shape":[1,3],"datatype":"FP64","data":[1.0,NaN,0.0]}]}'
     rows = NUMERIC.decode_inference(body, None, "m", 3)[0]
     np.testing.assert_array_equal(matrix(rows), [[1, math.nan, 0]])
+
+
+NUMBERS = (
+    Input("a", "float64"),
+    Input("b", "float64", nullable=True),
+    Input("c", "int64"),
+    Input("d", "int64", nullable=True, minimum=-128, maximum=127, enforced=True),
+)
+
+
+@pytest.mark.parametrize("datatype", ["FP64", "FP32", "FP16", "INT8", "INT64", "UINT64"])
+@pytest.mark.parametrize(
+    "value", [0.0, 1.5, -1.0, 127.0, 128.0, 2.0**53 - 1, 2.0**53, -(2.0**53), 1e300, math.nan, math.inf]
+)
+def test_numbers_are_converted_at_once_as_they_are_one_by_one(
+    datatype: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put the value in each feature in turn, as a matrix and as columns."""
+    signature = Signature("regression", NUMBERS, (Output("value", "float64", (-1,)),))
+
+    def rows_of(values: Any, by_name: bool) -> Any:
+        tensors = [binary("t", [2, 4], datatype, values.nbytes)]
+        data = values.tobytes()
+        if by_name:
+            tensors = [binary(i.name, [2], datatype, values.nbytes // 4) for i in NUMBERS]
+            data = values.T.tobytes()
+        try:
+            return matrix(decode(Codec(signature), *tensors, binary=data)).tolist()
+        except Invalid as error:
+            return str(error)
+
+    for column in range(len(NUMBERS)):
+        with np.errstate(all="ignore"):
+            numbers = np.zeros((2, 4))
+            numbers[1, column] = value
+            values = numbers.astype(DATATYPES[datatype])
+        for by_name in (False, True):
+            at_once = rows_of(values, by_name)
+            with monkeypatch.context() as patched:
+                patched.setattr(NumberMatrix, "fits", lambda columns: False)
+                assert repr(rows_of(values, by_name)) == repr(at_once)
 
 
 def test_ten_thousand_rows_are_accepted_and_one_more_is_not() -> None:
