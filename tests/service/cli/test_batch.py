@@ -143,7 +143,7 @@ def test_a_server_on_this_machine_reads_files_below_its_batch_roots_in_place(
 def test_a_directory_outside_of_the_batch_roots_is_refused_with_the_remedy(live, published, data, tmp_path):
     result = live("batch", "score", tmp_path, "--model", f"{published}:1", "--out", tmp_path / "s.csv")
     assert (result.code, result.out) == (2, "")
-    assert "TRIVIUM_BATCH_ROOTS" in result.err
+    assert "(TRIVIUM_BATCH_ROOTS): move it into one of them" in result.err
 
 
 def test_a_dry_run_checks_the_first_rows_and_starts_nothing(live, published, data, tmp_path):

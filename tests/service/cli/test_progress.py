@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.cli.descriptions import failure_lines
 from service.cli.progress import job_progress, phase, progress_line
 
 QUEUED = {
@@ -56,3 +57,11 @@ def test_a_line_is_printed_when_the_phase_changes():
     assert [line.split(",")[0] for line in lines] == [
         f"job 7: {phase(record)}" for record in (QUEUED, PLANNING, SCORING, ASSEMBLING, DONE)
     ]
+
+
+def test_a_job_that_has_to_be_started_anew_is_not_said_to_continue():
+    failed = {"id": 7, "state": "failed", "errors": None}
+    retryable = list(failure_lines(failed | {"error": "the store does not respond"}))
+    assert "`trivium jobs resume 7` continues it" in retryable
+    changed = list(failure_lines(failed | {"error": "'a.csv' changed: it is gone; start a new job"}))
+    assert not any("resume" in line for line in changed)
