@@ -123,7 +123,7 @@ class HotPath:
 
 
 def _run(loaded: LoadedModel, rows: Rows, call_format: CallFormat, prediction_id: str) -> Answer:
-    return call_format.encode(loaded, loaded.runtime.run(rows), prediction_id)
+    return call_format.encode(loaded, loaded.run(rows), prediction_id)
 
 
 def _decode_and_run(

@@ -15,20 +15,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from registry import db, schema, verification
 from registry.artifacts import Store
-from registry.errors import Conflict, Invalid, NotFound, NotReady
+from registry.errors import Conflict, Invalid, NotFound, NotReady, Unavailable
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
-from registry.vocabulary import Runtime
+from registry.vocabulary import FALLBACK_FORMATS, Runtime
 from service import startup, telemetry
-from service.runtime import libraries
+from service.runtime import libraries, row_refusals
 from service.runtime.codec import Codec
+from service.runtime.codec.columns import MAX_FAULTS
 from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
 from service.runtime.onnx_runtime import OnnxRuntime
+from service.runtime.row_refusals import RowScorer
 from service.runtime.tflite_runtime import TfliteRuntime
 
 log = telemetry.logger(__name__)
 
+SEARCH_S = 1.0
+"""Longest search for the rows that a model refuses."""
 INLINE_S = 0.001
 """Calls faster than this run on the event loop: moving to a thread and back costs about 0.1 ms."""
 
@@ -53,9 +57,11 @@ class LoadedModel:
         signature: Signature,
         runtime: ModelRuntime,
         fallback: str | None = None,
+        requires_finite: bool = False,
     ) -> None:
         self.name, self.number, self.kind, self.runtime = name, number, kind, runtime
         self.fallback = fallback  # the version's when it was loaded
+        self._requires_finite = requires_finite
         self.codec = Codec(signature)
         self.headers = [(b"x-model-name", name.encode()), (b"x-model-version", b"%d" % number)]
         self.row_s = float("inf")  # seconds per row; infinite: never run on the event loop
@@ -72,6 +78,31 @@ class LoadedModel:
         if self.thread is not None:
             self.thread.shutdown(wait=False)
 
+    def run(self, rows: Rows) -> Outputs:
+        """Return the answers. Raises `Invalid`, naming the rows that the model refuses."""
+        try:
+            outputs = self.runtime.run(rows)
+        except Invalid as error:
+            raise self._name_refused_rows(rows, error) from error
+        if self._requires_finite and not row_refusals.are_finite(outputs):
+            raise self._name_refused_rows(rows, Invalid("the model answers some of the rows with infinity"))
+        return outputs
+
+    def _name_refused_rows(self, rows: Rows, error: Invalid) -> Invalid:
+        """Return the error with the rows; `error` itself if they are not found within `SEARCH_S`."""
+        deadline = time.monotonic() + SEARCH_S
+
+        def check_time() -> None:
+            if time.monotonic() > deadline:
+                raise error
+
+        scorer = RowScorer(self.runtime.run, self._requires_finite)
+        try:
+            refused = scorer.run(rows, check_time, MAX_FAULTS).refused
+        except (Invalid, Unavailable):
+            return error
+        return row_refusals.refusal(refused) if refused else error
+
     def is_cheap(self, rows: int) -> bool:
         """Whether a call with this many rows may run on the event loop."""
         return rows * self.row_s < INLINE_S
@@ -84,7 +115,7 @@ class LoadedModel:
             rows = self.codec.decode_json(body)
             for _ in range(3 if self.kind == "onnx" else 1):
                 start = time.perf_counter()
-                self.runtime.run(rows)
+                self.run(rows)
                 fastest = min(fastest, time.perf_counter() - start)
         except Invalid:  # the model rejects the generated values: its cost stays unknown
             return
@@ -107,6 +138,15 @@ class RuntimeSpec(NamedTuple):
     signature: Signature
     fallback: str | None = None
     libraries: str | None = None
+
+    @property
+    def requires_finite(self) -> bool:
+        """Whether an infinite or missing answer means that the estimator refuses the row.
+
+        Scikit-learn checks what each step hands to the next one; the converted model computes on.
+        """
+        is_converted = self.format in FALLBACK_FORMATS and self.runtime != "isolated"
+        return is_converted and self.signature.task != "transform"
 
 
 def read_runtime_spec(sessions: db.Sessions, version_id: int) -> RuntimeSpec:
@@ -169,7 +209,9 @@ class ModelLoader:
         spec = read_runtime_spec(self._sessions, version_id)
         runtime = start_runtime(spec, self._store, self._isolation)
         request_check_if_outdated(self._sessions, version_id, spec)
-        return LoadedModel(spec.name, spec.number, spec.runtime, spec.signature, runtime, spec.fallback)
+        return LoadedModel(
+            spec.name, spec.number, spec.runtime, spec.signature, runtime, spec.fallback, spec.requires_finite
+        )
 
 
 class BulkLoader:

@@ -19,6 +19,7 @@ import numpy as np
 
 from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Array, Outputs, Rows
+from service.runtime.codec.columns import Faults
 from service.runtime.isolated_runtime import CallFailed, RestartPending
 
 BLOCKS = 8
@@ -147,6 +148,23 @@ class RowScorer:
                 refused.setdefault(block.start + index, FieldError(message))
         accepted = np.logical_and.reduce(list(finite.values()))
         return {name: array[accepted] for name, array in outputs.items()}
+
+
+def are_finite(outputs: Outputs) -> bool:
+    """Whether no answer is infinite or NaN."""
+    return all(bool(np.isfinite(a).all()) for a in outputs.values() if a.dtype.kind == "f")
+
+
+def refusal(refused: dict[int, FieldError]) -> Invalid:
+    """Return the error of a call with refused rows, by their index."""
+    faults = Faults()
+    for instance, fault in sorted(refused.items()):
+        faults.add(fault.message, instance, fault.field, fault.expected)
+    try:
+        faults.raise_any()
+    except Invalid as error:
+        return error
+    raise ValueError("no row is refused")
 
 
 def _row_message(error: Exception) -> str:

@@ -22,7 +22,7 @@ from registry.media_types import SUFFIXES
 from registry.rows import NUMPY_DTYPES, Array, Outputs
 from registry.signature import Signature
 from registry.tables import VersionRow
-from registry.vocabulary import FALLBACK_FORMATS, RAY, READY
+from registry.vocabulary import RAY, READY
 from service.builds.forkserver import ForkServer
 from service.formats import assembly, reading
 from service.formats.assembly import PartErrors
@@ -89,7 +89,7 @@ class ScoreWork:
                 return
             except Invalid:
                 pass
-            scorer = RowScorer(runtime.run, _requires_finite_answers(version))
+            scorer = RowScorer(runtime.run, version.requires_finite)
             scored = scorer.run(head.rows, lambda: None)
         if not scored.accepted.any():
             reason = none_scorable(head.length, scored.refused[0].message)
@@ -110,7 +110,7 @@ class ScoreWork:
                 msgspec.convert(row.part, FileRange),
                 job.spec,
                 signature,
-                RowScorer(runtime.run, _requires_finite_answers(version)),
+                RowScorer(runtime.run, version.requires_finite),
                 directory / f"part-{row.number:06d}-{fence}",
                 report_progress,
                 max_failed,
@@ -247,7 +247,7 @@ class ActorScorer:
             msgspec.convert(part, FileRange),
             shared.spec,
             shared.version.signature,
-            RowScorer(self._runtime.run, _requires_finite_answers(shared.version)),
+            RowScorer(self._runtime.run, shared.version.requires_finite),
             base,
             lambda rows, failed: None,  # Ray ends an actor whose job was cancelled
             max_failed,
@@ -319,15 +319,6 @@ def score_range(
         "seconds": round(time.monotonic() - started, 3),
     }
     return PartitionResult(rows, failed, result)
-
-
-def _requires_finite_answers(version: RuntimeSpec) -> bool:
-    """Whether an infinite or missing answer means that the estimator refuses the row.
-
-    Scikit-learn checks what each step hands to the next one; the converted model computes on.
-    """
-    is_converted = version.format in FALLBACK_FORMATS and version.runtime != "isolated"
-    return is_converted and version.signature.task != "transform"
 
 
 def _output_schema(dataset: Dataset, copied: Sequence[str], table: dict[str, Array]) -> Any:
