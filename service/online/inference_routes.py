@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from importlib.metadata import version as version_of
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel
 
 from registry import db, versions
+from registry.errors import NotFound
 from registry.signature import Signature
 from registry.vocabulary import READY, Runtime
 from service.runtime.codec.inference import EXTENSION
@@ -19,10 +21,16 @@ from service.runtime.snapshot import SnapshotVersion
 from service.web.deps import ServicesDep, require_scope
 from service.web.health import run_checks
 from service.web.problems import v2_error_responses
-from service.web.request_models import ModelName, VersionNumber
+from service.web.request_models import MAX_NUMBER
 from service.web.services import Services
 
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+
 router = APIRouter(tags=["inference protocol"])
+
+# Any text: the protocol has no 400 here, so a name or version that cannot exist is not found.
+Name = Annotated[str, Path(description="the model's name")]
+Version = Annotated[str, Path(description="the version's number")]
 
 PLATFORMS: dict[Runtime, str] = {
     "onnx": "onnxruntime_onnx",
@@ -101,41 +109,44 @@ def get_ready(services: ServicesDep, response: Response) -> ServerReady:
 
 
 @router.get("/v2/models/{name}", **_responses(404, 409))
-async def get_model_metadata(name: ModelName, services: ServicesDep) -> ModelMetadata:
+async def get_model_metadata(name: Name, services: ServicesDep) -> ModelMetadata:
     """Return the inputs and outputs of the version that the alias `champion` points to."""
     return await _metadata(services, name, None)
 
 
 @router.get("/v2/models/{name}/versions/{version}", **_responses(404, 409))
-async def get_version_metadata(
-    name: ModelName, version: VersionNumber, services: ServicesDep
-) -> ModelMetadata:
+async def get_version_metadata(name: Name, version: Version, services: ServicesDep) -> ModelMetadata:
     """Return the inputs and outputs of a version."""
     return await _metadata(services, name, version)
 
 
 @router.get("/v2/models/{name}/ready", **_responses(404, 409))
-async def get_model_ready(name: ModelName, services: ServicesDep) -> ModelReady:
+async def get_model_ready(name: Name, services: ServicesDep) -> ModelReady:
     """Return 200 if the alias `champion` points to a version that answers."""
     await _resolve(services, name, None)
     return ModelReady(name=name, ready=True)
 
 
 @router.get("/v2/models/{name}/versions/{version}/ready", **_responses(404, 409))
-async def get_version_ready(name: ModelName, version: VersionNumber, services: ServicesDep) -> ModelReady:
+async def get_version_ready(name: Name, version: Version, services: ServicesDep) -> ModelReady:
     """Return 200 if the version answers."""
     await _resolve(services, name, version)
     return ModelReady(name=name, ready=True)
 
 
-async def _resolve(services: Services, name: str, number: int | None) -> SnapshotVersion:
+async def _resolve(services: Services, name: str, version: str | None) -> SnapshotVersion:
     """Return the version, as `infer` does. Raises `NotFound`, `NotReady`."""
+    number = None
+    if version is not None:
+        number = int(version) if _NUMBER.fullmatch(version) else 0
+        if not 1 <= number <= MAX_NUMBER:
+            raise NotFound("version", f"{name}:{version}", "a version is an integer from 1")
     return await services.snapshot.find(partial(services.snapshot.resolve, name, number=number))
 
 
-async def _metadata(services: Services, name: str, number: int | None) -> ModelMetadata:
-    version = await _resolve(services, name, number)
-    signature, runtime = await run_sync(_read_signature, services, version.id)
+async def _metadata(services: Services, name: str, version: str | None) -> ModelMetadata:
+    resolved = await _resolve(services, name, version)
+    signature, runtime = await run_sync(_read_signature, services, resolved.id)
     numbers = [v.number for v in services.snapshot.state.models[name].versions.values() if v.state == READY]
     return ModelMetadata(
         name=name,

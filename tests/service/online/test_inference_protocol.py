@@ -107,8 +107,9 @@ async def test_a_model_describes_its_versions_and_inputs(api: Api) -> None:
 async def test_a_model_is_ready_if_the_version_answers(api: Api) -> None:
     for path in ("/v2/models/flag/ready", "/v2/models/flag/versions/2/ready"):
         assert (await api.client.get(path)).json() == {"name": "flag", "ready": True}
-    check_v2_error(await api.client.get("/v2/models/missing/ready"), 404)
-    check_v2_error(await api.client.get("/v2/models/flag/versions/3/ready"), 404)
+    for path in ("missing", "NO NAME", "flag/versions/3", "flag/versions/x", f"flag/versions/{2**40}"):
+        for suffix in ("", "/ready"):
+            check_v2_error(await api.client.get(f"/v2/models/{path}{suffix}"), 404)
 
 
 async def test_the_version_in_the_path_answers(api: Api) -> None:
