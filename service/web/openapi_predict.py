@@ -133,7 +133,7 @@ def _request_body(
     if csv_example is not None:
         as_csv["example"] = csv_example
     return {
-        "description": "When a JSON object contains a key twice, the last one counts.",
+        "description": "A JSON object with a repeated key is rejected.",
         "required": True,
         "content": {JSON: as_json, CSV: as_csv, ARROW: {"schema": {"type": "string", "format": "binary"}}},
     }
