@@ -186,3 +186,31 @@ def test_only_a_regular_file_in_the_directory_of_the_child_is_stored(store: Stor
     (out / "secret").write_bytes(b"of the child")
     blob = store_file(store, out, "../secret")
     assert store.path(blob.sha256).read_bytes() == b"of the child"
+
+
+@pytest.mark.parametrize(("ended", "attempts"), [(True, [True, False]), (False, [True])])
+def test_a_conversion_that_took_too_long_is_left_out_and_one_that_crashed_rejects(
+    supervisor: Supervisor,
+    sessions: db.Sessions,
+    store: Store,
+    use_child: UseChild,
+    ended: bool,
+    attempts: list[bool],
+) -> None:
+    tried: list[bool] = []
+
+    def fail_to_convert(request: Request) -> BuildResult:
+        assert isinstance(request, BuildRequest)
+        tried.append(request.convert)
+        if not request.convert:
+            return BuildResult(state="ready", report={}, signature=SIGNATURE, runtime="isolated")
+        report = (
+            {"reason": "the build was ended after 1 s", "ended": True} if ended else {"reason": "it crashed"}
+        )
+        return BuildResult(state="rejected", report=report)
+
+    publish(sessions, store)
+    use_child(fail_to_convert)
+    assert supervisor.step()
+    assert tried == attempts
+    assert _version(sessions).state == ("ready" if ended else "rejected")
