@@ -31,6 +31,7 @@ class KnownShare:
     known: int
     unknown: list[Any]  # the other values, each once
     is_measured: bool = True  # False: no rows reach the encoder
+    other_missing: bool = False  # missing values reach it as NaN, and it knows None, or the other way round
 
     def to_json(self, names: list[str]) -> dict[str, Any]:
         entry: dict[str, Any] = {"encoder": describe_column(self.column, names)}
@@ -68,7 +69,18 @@ def _share(column: EncodedColumn, values: list[Any] | None) -> KnownShare:
     categories = set(column.categories)
     present = [v for v in values if not is_missing(v)]
     unknown = [v for v in present if v not in categories]
-    return KnownShare(column, len(present), len(present) - len(unknown), list(dict.fromkeys(unknown)))
+    gets_none = any(v is None for v in values)
+    gets_nan = any(v != v for v in values if isinstance(v, float))
+    other = (gets_nan and column.has_none > column.has_nan) or (
+        gets_none and column.has_nan > column.has_none
+    )
+    return KnownShare(
+        column,
+        len(present),
+        len(present) - len(unknown),
+        list(dict.fromkeys(unknown)),
+        other_missing=(gets_nan and only_none) or (gets_none and only_nan),
+    )
 
 
 def require_known_categories(
@@ -80,9 +92,15 @@ def require_known_categories(
     """
     shares = list(known_shares(model, rows, names))
     for share in shares:
+        place = describe_column(share.column, names)
+        if share.other_missing:
+            known, received = ("None", "NaN") if share.column.has_none else ("NaN", "None")
+            raise Refused(
+                f"{place} was fitted on {known} as a missing value and receives {received}, because the "
+                f"steps before it do not show which feature it is; replace {known} by a text before fitting"
+            )
         if share.known == share.values:
             continue
-        place = describe_column(share.column, names)
         examples = _listed(share.unknown)
         rejects = getattr(share.column.encoder, "handle_unknown", None) == "error"
         if share.known and rejects:

@@ -125,3 +125,11 @@ def test_the_report_has_the_share_of_each_encoder_and_names_those_that_no_row_re
         {"encoder": 'the OneHotEncoder of "c"', "values": 2, "known": 1},
         {"encoder": "the OneHotEncoder of its column 0", "skipped": NOT_REACHED},
     ]
+
+
+def test_a_missing_value_of_the_other_kind_is_rejected() -> None:
+    frame = FRAME.assign(c=pd.Series(["x", None, "z"] * 4, dtype=object))
+    model = make_pipeline(FunctionTransformer(np.copy), encoded(IGNORING, 1)).fit(frame, NUMBERS)
+    assert warnings_of(model, ["x", "z"]) == []
+    with pytest.raises(Refused, match=r"OneHotEncoder of its column 0 was fitted on None .* receives NaN"):
+        warnings_of(model, ["x", None])
