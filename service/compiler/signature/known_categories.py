@@ -71,9 +71,8 @@ def _share(column: EncodedColumn, values: list[Any] | None) -> KnownShare:
     unknown = [v for v in present if v not in categories]
     gets_none = any(v is None for v in values)
     gets_nan = any(v != v for v in values if isinstance(v, float))
-    other = (gets_nan and column.has_none > column.has_nan) or (
-        gets_none and column.has_nan > column.has_none
-    )
+    only_none = column.has_none and not column.has_nan
+    only_nan = column.has_nan and not column.has_none
     return KnownShare(
         column,
         len(present),
