@@ -124,7 +124,7 @@ async def test_the_errors_file_names_the_input_file_and_the_row_in_it(scorings: 
 
 async def test_an_uploaded_file_has_the_name_that_its_user_gave(scorings: Scorings) -> None:
     uploaded = await scorings.api.upload(b"id,x0,x1,x2\n1,0,0,0\n8,odd,0,0\n")
-    location = {"artifact": uploaded, "media_type": CSV, "file_name": "/home/ann/new\norders.csv"}
+    location = {"artifact": uploaded, "media_type": CSV, "file_name": "/data/ann/new\norders.csv"}
     record = await scorings.finish(await scorings.start(Path(), input=location))
     (line,) = csv.reader((await scorings.text(record["errors"])).splitlines()[1:])
     assert (line[0], *line[4:]) == ("1", "new?orders.csv", "1")

@@ -433,9 +433,13 @@ def test_excluded_columns_are_not_features(trainings: Trainings, suffix: str) ->
         part.insert(0, "patient", [f"P{n}" for n in range(len(part))])
         part["seen"] = pd.Timestamp("2026-01-02").date()
     model = RandomForestClassifier(2)
-    job = trainings.run(trainings.start(model, parts, suffix, strategy="ensemble", max_attempts=1))
-    assert job.state == "failed"
-    assert "text columns: 'patient', 'seen': exclude those that are not features" in str(job.error)
+    if suffix == ".parquet":
+        with pytest.raises(Invalid, match='column "seen" is of type date32'):
+            trainings.start(model, parts, suffix, strategy="ensemble")
+    else:
+        job = trainings.run(trainings.start(model, parts, suffix, strategy="ensemble", max_attempts=1))
+        assert job.state == "failed"
+        assert "text columns: 'patient', 'seen': exclude those that are not features" in str(job.error)
 
     fields = {"strategy": "ensemble", "exclude": ["patient", "seen"]}
     job = trainings.run(trainings.start(model, parts, suffix, **fields))
