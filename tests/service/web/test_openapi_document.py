@@ -148,7 +148,7 @@ def test_the_document_of_a_hundred_models_is_smaller_than_1_MB() -> None:
 def test_the_description_mentions_repeated_keys() -> None:
     document = server_document(base(), [doc(alias="champion")])
     for path in ("/v1/models/fraud/predict", "/v1/models/{name}/predict"):
-        assert "the last one counts" in operation(document, path)["requestBody"]["description"]
+        assert "a repeated key is rejected" in operation(document, path)["requestBody"]["description"]
 
 
 def test_every_operation_except_the_probes_requires_a_key() -> None:
