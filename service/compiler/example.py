@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from registry.errors import Refused
 from registry.media_types import CSV, EXAMPLE_TYPES, JSON, PARQUET
 from registry.rows import Array
-from registry.signature import MAX_SAFE_INTEGER, DType
+from registry.signature import MAX_SAFE_INTEGER, DType, Output
 from registry.text_tables import other_separator
 from service.runtime.codec import arrow_types
 from service.runtime.codec.arrow_types import TypeNotSupported
@@ -40,6 +41,11 @@ class ExampleTable:
     texts: dict[str, pa.Array] = field(default_factory=dict)  # of a CSV: the cells as they are written
     target_text: pa.Array | None = None  # likewise
     fields: dict[str, pa.Field] = field(default_factory=dict)  # of a Parquet file
+
+    def true_values(self, outputs: Sequence[Output]) -> pa.Array | None:
+        """The target's values, if any. Labels that are text are compared with the text of a CSV."""
+        is_text = outputs[0].name == "label" and outputs[0].dtype == "string"
+        return self.target_text if is_text and self.target_text is not None else self.target
 
     @property
     def has_column_types(self) -> bool:

@@ -57,6 +57,7 @@ def describe_model(
     if rows is not None:
         signature, usable = _usable_rows(model, heads, signature, rows, warnings)
         rows = rows.take(usable)
+        truth = sample.true_values(outputs) if sample is not None else None
         truth = truth.filter(pa.array(usable)) if truth is not None else None
     return KerasDescription(signature, heads, rows, truth, usable, warnings)
 

@@ -38,7 +38,7 @@ def save(folder: Path, kinds: dict[str, Rows], answer: AnswerRows) -> str | None
 
     Rows that the model does not accept are left out.
     """
-    limit = min(MAX_ROWS, max(1, MAX_BYTES // _row_bytes(kinds)))
+    limit = min(MAX_ROWS, MAX_BYTES // _row_bytes(kinds, answer))
     while limit:
         blocks = parity.reference(answer, _sampled(kinds, limit))
         content = msgspec.msgpack.encode([_packed(block) for block in blocks])
@@ -109,10 +109,12 @@ def _accept_ties(
     answers[label] = labels
 
 
-def _row_bytes(kinds: dict[str, Rows]) -> int:
-    """About the size of a row without its answers."""
-    first = next((rows.take(slice(0, 1)) for rows in kinds.values() if len(rows)), None)
-    return 1 if first is None else len(msgspec.msgpack.encode(isolated_protocol.pack_rows(first)))
+def _row_bytes(kinds: dict[str, Rows], answer: AnswerRows) -> int:
+    """About the size of a row with its answers, of which a text vectorizer gives a million."""
+    for kind, rows in kinds.items():
+        if blocks := parity.reference(answer, {kind: rows.take(slice(0, 1))}):
+            return len(msgspec.msgpack.encode(_packed(blocks[0])))
+    return 1
 
 
 def _sampled(kinds: dict[str, Rows], limit: int) -> dict[str, Rows]:

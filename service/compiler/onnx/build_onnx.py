@@ -43,6 +43,7 @@ def build_onnx(request: BuildRequest, report: BuildReport) -> BuildResult:
         runtime_reason="published as ONNX; there is no estimator to compare it with",
         servable=SERVABLE,
     )
-    if sample is not None and sample.target is not None and rows is not None:
-        built.metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
+    truth = None if sample is None else sample.true_values(signature.outputs)
+    if truth is not None and rows is not None:
+        built.metrics = measure_metrics(signature, runtime.run(rows), truth, report)
     return built

@@ -125,17 +125,15 @@ def _check_empty_texts(names: set[str], sample: ExampleTable | None, warnings: l
             "publish the example as Parquet or JSON"
         )
     warnings.append(
-        f"the model distinguishes the empty text of {listed} from a missing value, and CSV does not: an "
-        "empty cell is missing there; JSON, Arrow and Parquet can hold both"
+        f"the model distinguishes the empty text of {listed} from a missing value, and CSV does not: empty "
+        "cells are refused there; JSON, Arrow and Parquet can hold both"
     )
 
 
 def _true_values(
     sample: ExampleTable | None, outputs: tuple[Output, ...], usable: Array | None
 ) -> pa.Array | None:
-    """Of the usable rows. Labels that are text are compared with the text of a CSV, not with numbers."""
-    if sample is None or sample.target is None:
+    """The target's values of the usable rows."""
+    if sample is None or (truth := sample.true_values(outputs)) is None:
         return None
-    is_text = outputs[0].name == "label" and outputs[0].dtype == "string"
-    truth = sample.target_text if is_text and sample.target_text is not None else sample.target
     return truth.filter(pa.array(usable))

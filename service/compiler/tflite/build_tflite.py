@@ -34,8 +34,9 @@ def build_tflite(request: BuildRequest, report: BuildReport) -> BuildResult:
         lambda: comparison_rows.rows_by_kind(None, signature, rows),
     )
     metrics = {}
-    if sample is not None and sample.target is not None and rows is not None:
-        metrics = measure_metrics(signature, runtime.run(rows), sample.target, report)
+    truth = None if sample is None else sample.true_values(signature.outputs)
+    if truth is not None and rows is not None:
+        metrics = measure_metrics(signature, runtime.run(rows), truth, report)
     return BuildResult(
         state="ready",
         report={},

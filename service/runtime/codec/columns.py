@@ -104,6 +104,8 @@ class Column:
         self.nullable = spec.nullable
         self.min_int, self.max_int = integer_bounds(spec, max_int)
         self.enforced = spec.enforced
+        # Whether the model distinguishes the empty text from a missing value, which CSV cannot.
+        self.distinguishes_empty = spec.nullable and "" in (spec.categories or ())
         holds_nan = spec.nullable and spec.dtype in ("int64", "bool")
         self.storage = np.dtype(
             "float64" if holds_nan else "object" if spec.dtype == "string" else spec.dtype

@@ -2,7 +2,8 @@
 
 CSV here is RFC 4180 in UTF-8: comma, double quotes, any line end, and a header with the features' names in
 any order. An empty cell is null, except in a string column that is not nullable, where it is the empty
-string. (So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it.)
+string. (So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it. A
+column whose model knows both refuses an empty cell.)
 In columns of numbers and booleans `registry.text_tables.MISSING_WORDS` are null too, and infinity is null
 where the column is nullable. Blank lines are skipped.
 """
@@ -21,7 +22,14 @@ import numpy as np
 from registry.errors import invalid_field
 from registry.rows import Array, Rows
 from registry.text_tables import MISSING_WORDS, is_missing
-from service.runtime.codec.columns import Column, Faults, check_names, read_column, rows_or_raise
+from service.runtime.codec.columns import (
+    Column,
+    Faults,
+    ValueRejected,
+    check_names,
+    read_column,
+    rows_or_raise,
+)
 
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
@@ -120,6 +128,11 @@ def _convert_column(column: Column, texts: Sequence[str]) -> Array | None:
 def csv_value(text: str, column: Column) -> Any:
     """Return the cell's value as in JSON; a text that the column's type cannot read stays text."""
     if column.dtype == "string":
+        if not text and column.distinguishes_empty:
+            raise ValueRejected(
+                "is an empty cell: the model distinguishes the empty text from a missing value, and CSV "
+                "does not; send JSON or Arrow, or score Parquet or JSON lines"
+            )
         return None if column.nullable and not text else text
     text = text.strip()
     if is_missing(text):

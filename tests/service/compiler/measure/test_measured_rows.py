@@ -96,3 +96,15 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(Refused, match="measured rows cannot be read"):
         measured_rows.read(file)
+
+
+def test_few_rows_are_answered_at_once_where_an_answer_is_wide(tmp_path: Path) -> None:
+    counts = []
+
+    def vectors(rows: Rows) -> Outputs:
+        counts.append(len(rows))
+        return {"vector": np.zeros((len(rows), 2**16))}
+
+    measured_rows.save(tmp_path, {"random": rows(500)}, vectors)
+    assert max(counts) <= measured_rows.MAX_BYTES // (8 * 2**16)
+    assert (tmp_path / measured_rows.FILE).stat().st_size <= measured_rows.MAX_BYTES

@@ -69,6 +69,13 @@ def test_the_example_names_the_features_and_measures_the_accuracy(tmp_path: Path
     assert built.metrics["accuracy"] > 0.9
 
 
+def test_labels_that_are_text_of_numbers_are_compared_with_the_text_of_a_csv(tmp_path: Path) -> None:
+    labels = np.where(LABELS == "high", "1", "2")
+    model = LogisticRegression().fit(ROWS, labels)
+    built = publish_onnx(tmp_path, model, FRAME.assign(size=labels), target="size")
+    assert built.metrics["accuracy"] == (model.predict(ROWS) == labels).mean()
+
+
 @pytest.mark.parametrize(
     ("model", "task", "outputs"),
     [

@@ -283,3 +283,10 @@ def test_a_missing_word_is_text_in_a_column_of_text(word: str, nullable: bool) -
     rows = codec(Input("x", "string", nullable=nullable)).decode_csv(f"x\n{word}\n".encode())
     assert rows.columns is not None
     assert rows.columns[0].tolist() == [word]
+
+
+def test_an_empty_cell_is_refused_where_the_model_distinguishes_it_from_a_missing_value() -> None:
+    town = Input("town", "string", nullable=True, categories=("", "Bern"))
+    fault = csv_fault(codec(town, Input("age", "float64")), "town,age\nBern,1\n,2\n")
+    assert (fault.instance, fault.field) == (1, "town")
+    assert "is an empty cell: the model distinguishes the empty text" in fault.message
