@@ -83,7 +83,7 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
     choice = NOT_CONVERTED
     with report.step("compile"):
         if request.convert:
-            choice = candidates.choose(model, signature, reference, out, OnnxRuntime)
+            choice = candidates.choose(model, signature, runtime.run, reference, out, OnnxRuntime)
     report.fields["candidates"] = [t.to_json() for t in choice.trials]
     built = BuildResult(
         state="ready", report={}, signature=signature, runtime="isolated", runtime_reason=choice.reason

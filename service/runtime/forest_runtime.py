@@ -14,6 +14,7 @@ from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
 from service.runtime import column_steps, forest_kernel, node_file
+from service.runtime.float32_range import require_float32
 from service.runtime.nodes import NodeTable, round_down
 
 BLOCK = 256
@@ -55,7 +56,7 @@ class ForestRuntime:
             raise Unavailable(str(error)) from error
         self._table = _kernel_table(self._nodes)
         self.bytes = sum(a.nbytes for a in self._table)
-        self._outputs = signature.outputs
+        self._inputs, self._outputs = signature.inputs, signature.outputs
         self._classes = {o.name: _classes(o) for o in signature.outputs if _is_class(o)}
         self._check_signature()
 
@@ -63,8 +64,11 @@ class ForestRuntime:
         """Do nothing: the table needs no cleanup."""
 
     def run(self, rows: Rows) -> Outputs:
-        """Answer `rows`. Raises `Invalid` for rows of another width."""
-        raw = self._raw(column_steps.apply_steps(self._steps, _matrix(rows, self._width)))
+        """Answer `rows`. Raises `Invalid` for rows of another width, or that the trees themselves refuse."""
+        matrix = column_steps.apply_steps(self._steps, _matrix(rows, self._width))
+        if self._nodes.rounded:
+            require_float32(Rows(matrix=matrix), self._inputs)
+        raw = self._raw(matrix)
         answered = _LINKS[self._nodes.link](self._nodes, raw)
         return {o.name: self._typed(o, answered[o.name]) for o in self._outputs}
 

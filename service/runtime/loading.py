@@ -83,6 +83,8 @@ class LoadedModel:
         try:
             outputs = self.runtime.run(rows)
         except Invalid as error:
+            if any(fault.instance is not None for fault in error.errors):
+                raise
             raise self._name_refused_rows(rows, error) from error
         if self._requires_finite and not row_refusals.are_finite(outputs):
             raise self._name_refused_rows(rows, Invalid("the model answers some of the rows with infinity"))

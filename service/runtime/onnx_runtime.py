@@ -12,7 +12,8 @@ import onnxruntime as ort
 from registry.errors import Invalid, Unavailable, first_line
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
-from service.runtime.graph_conventions import INPUT_SUFFIX, MISSING_STRING
+from service.runtime.float32_range import require_float32
+from service.runtime.graph_conventions import FLOAT32_RANGE, INPUT_SUFFIX, MISSING_STRING
 
 TENSOR_DTYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
@@ -60,13 +61,17 @@ class OnnxRuntime:
             raise Unavailable(f"the ONNX graph has no output {missing[0]!r}")
         self._converters = [_output_converter(o) for o in signature.outputs]
         self._feed = _graph_feed(self._session.get_inputs(), signature)
+        self._inputs = signature.inputs
+        self._requires_float32 = FLOAT32_RANGE in self._session.get_modelmeta().custom_metadata_map
         self._row_by_row = any(i.shape and i.shape[0] == 1 for i in self._session.get_inputs())
 
     def close(self) -> None:
         """Do nothing: the session is freed with its last user."""
 
     def run(self, rows: Rows) -> Outputs:
-        """Raises `Invalid` when the graph rejects these rows."""
+        """Raises `Invalid` when the graph, or the estimator that it was made of, rejects these rows."""
+        if self._requires_float32:
+            require_float32(rows, self._inputs)
         try:
             feed = self._feed(rows)
             arrays = (
@@ -130,7 +135,7 @@ def _cast(array: Array, dtype: Any) -> Array:
         if dtype is not np.object_:
             return array
         return np.array([MISSING_STRING if v is None else v for v in array.tolist()], dtype=object)
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinity, as in scikit-learn's trees
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinity
         return array.astype(dtype)
 
 

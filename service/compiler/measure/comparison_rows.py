@@ -12,8 +12,9 @@ from service.compiler.measure import parity, tree_thresholds
 from service.compiler.measure.parity import AnswerRows
 from service.compiler.measure.tree_thresholds import SplitPoints
 from service.compiler.signature.acceptance import UNKNOWN_CATEGORY
-from service.compiler.signature.inputs import pack_rows
+from service.compiler.signature.inputs import pack_rows, with_value
 
+BEYOND_FLOAT32 = 1e39
 MAX_EXAMPLE_ROWS, RANDOM_ROWS, WIDE_ROWS, MISSING_ROWS, UNKNOWN_ROWS = 1000, 500, 200, 200, 100
 EXTREME_ROWS = 64
 MAX_ACCEPTED_ROWS = 64
@@ -133,6 +134,21 @@ def _with_missing(feature: Input, column: Array, random: np.random.Generator) ->
     column = column.copy() if feature.dtype == "string" else column.astype(np.float64)
     column[missing] = None if feature.dtype == "string" else np.nan
     return column
+
+
+def refuses_beyond_float32(answer: AnswerRows, accepted: Rows, inputs: tuple[Input, ...]) -> bool:
+    """Whether the model that answers `accepted` refuses a number that becomes infinite in float32."""
+    if not any(i.dtype == "float64" and not i.categories for i in inputs):
+        return False
+    row = accepted.take(slice(0, 1))
+    for feature in inputs:
+        if feature.dtype == "float64" and not feature.categories:
+            row = with_value(row, inputs, feature.name, BEYOND_FLOAT32)
+    try:
+        answer(row)
+    except Exception:  # an estimator may raise anything for rows it does not accept
+        return True
+    return False
 
 
 def _takes_unknown(feature: Input) -> bool:

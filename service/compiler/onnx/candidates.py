@@ -14,7 +14,9 @@ from registry.errors import Refused, Unavailable, summarize_error
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service.compiler.measure import parity
+from service.compiler.measure.comparison_rows import refuses_beyond_float32
 from service.compiler.onnx import convert, gate
+from service.runtime.graph_conventions import FLOAT32_RANGE
 
 
 class ServingRuntime(Protocol):
@@ -64,15 +66,17 @@ class CandidateChoice:
 def choose(
     model: Any,
     signature: Signature,
+    answer: parity.AnswerRows,
     reference: Callable[[], list[parity.ReferenceBlock]],
     out: Path,
     load: LoadRuntime,
 ) -> CandidateChoice:
     """Try the candidates in order and stop at the first one within the bounds.
 
-    `reference` is called only when there is a candidate to compare. `load` loads a graph into the runtime
-    that serves it, so that the served code itself is measured. Never raises because of the model: it answers
-    already, and an estimator that another version of scikit-learn fitted may lack any attribute.
+    `answer` is the estimator; `reference` is called only when there is a candidate to compare. `load` loads a
+    graph into the runtime that serves it, so that the served code itself is measured. Never raises because of
+    the model: it answers already, and an estimator that another version of scikit-learn fitted may lack any
+    attribute.
     """
     trials: list[CandidateTrial] = []
     try:
@@ -86,8 +90,10 @@ def choose(
         return CandidateChoice(None, f"it cannot be compared with an ONNX form ({summarize_error(error)})")
     if not blocks:
         return CandidateChoice(None, "it answers none of the rows on which an ONNX form would be compared")
+    float32_only = refuses_beyond_float32(answer, blocks[0].rows, signature.inputs)
     for number, candidate in enumerate(candidates):
-        trial = _try(model, signature, blocks, candidate, out / f"candidate-{number}.onnx", load)
+        path = out / f"candidate-{number}.onnx"
+        trial = _try(model, signature, blocks, candidate, path, load, float32_only)
         trials.append(trial)
         if trial.file is not None:
             return CandidateChoice(trial, f"answers as scikit-learn does, fed as {candidate.title}", trials)
@@ -101,11 +107,14 @@ def _try(
     candidate: convert.Candidate,
     path: Path,
     load: LoadRuntime,
+    float32_only: bool,
 ) -> CandidateTrial:
     trial = CandidateTrial(candidate)
     started = time.perf_counter()
     try:
         graph = convert.convert(model, signature, candidate)
+        if float32_only:
+            graph.metadata_props.add(key=FLOAT32_RANGE, value="1")
         gate.check(graph)
         trial.bytes = convert.save(graph, path)
         runtime = load(path, signature)

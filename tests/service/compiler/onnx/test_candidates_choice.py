@@ -31,10 +31,12 @@ SIGNATURE = signature_of(MODEL)
 DOUBLE, SINGLE = Candidate("float64", "tensor"), Candidate("float32", "tensor")
 
 
+def answer(rows: Rows) -> Outputs:
+    return {"value": MODEL.predict(rows.matrix)}
+
+
 def blocks() -> list[ReferenceBlock]:
-    return parity.reference(
-        lambda rows: {"value": MODEL.predict(rows.matrix)}, {"random": Rows(ROWS), "wide": Rows(ROWS * 10)}
-    )
+    return parity.reference(answer, {"random": Rows(ROWS), "wide": Rows(ROWS * 10)})
 
 
 class Shifted:
@@ -50,7 +52,7 @@ class Shifted:
 def choose(folder: Path, *shifts: float) -> CandidateChoice:
     remaining = list(shifts)
     return candidates.choose(
-        MODEL, SIGNATURE, blocks, folder, lambda path, signature: Shifted(path, signature, remaining)
+        MODEL, SIGNATURE, answer, blocks, folder, lambda path, signature: Shifted(path, signature, remaining)
     )
 
 
@@ -148,7 +150,7 @@ def test_a_candidate_that_does_not_load_has_an_error_and_no_file(
         assert path.exists()
         raise error
 
-    choice = candidates.choose(MODEL, SIGNATURE, blocks, tmp_path, load)
+    choice = candidates.choose(MODEL, SIGNATURE, answer, blocks, tmp_path, load)
     assert choice.chosen is None
     assert [t.to_json()["outcome"] for t in choice.trials] == ["failed", "failed"]
     assert all(message in t.to_json()["error"] for t in choice.trials)
@@ -209,10 +211,10 @@ def test_a_model_that_cannot_be_compared_is_not_converted(tmp_path: Path) -> Non
     def incomplete() -> list[ReferenceBlock]:
         raise AttributeError("'Pipeline' object has no attribute 'transform_input'")
 
-    choice = candidates.choose(MODEL, SIGNATURE, incomplete, tmp_path, OnnxRuntime)
+    choice = candidates.choose(MODEL, SIGNATURE, answer, incomplete, tmp_path, OnnxRuntime)
     assert choice.chosen is None
     assert choice.reason.startswith(
         "it cannot be compared with an ONNX form (AttributeError: 'Pipeline' object"
     )
-    choice = candidates.choose(MODEL, SIGNATURE, list, tmp_path, OnnxRuntime)
+    choice = candidates.choose(MODEL, SIGNATURE, answer, list, tmp_path, OnnxRuntime)
     assert (choice.chosen, choice.reason.split(" rows")[0]) == (None, "it answers none of the")
