@@ -92,8 +92,10 @@ def verification_lines(record: Record) -> Iterator[str]:
     for runtime, figures in verification["figures"].items():
         if "rows" in figures:
             yield f"  {runtime}: {parity_line(figures)}"
+    if accepted := verification["accepted"]:
+        yield f"  other answers were accepted by {accepted['by']} at {format_time(accepted['at'])} UTC"
     if verification["fallback"]:
-        yield f"  {FALLBACKS[verification['fallback']]}"
+        yield f"  now: {FALLBACKS[verification['fallback']]}"
 
 
 def version_lines(record: Record) -> Iterator[str]:

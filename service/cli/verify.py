@@ -47,6 +47,10 @@ def verify(
         results = [_verify(client, name, version, accept) for name, version in versions]
     agreed = all(r["verification"] and r["verification"]["state"] == "agreed" for r in results)
     print_record(json, {"agreed": agreed, "versions": results}, lambda: _print(results))
+    if accept and not all(map(_own_runtime_answers, results)):
+        print_message(
+            "nothing was accepted: the version's runtime fails. Publish it again or promote another"
+        )
     if not agreed:
         raise Exit(FAILURE)
 
@@ -84,6 +88,11 @@ def _verify(client: Client, name: str, version: int, accept: bool) -> Record:
     with build_progress(f"measuring {name}:{version}") as show:
         record = client.wait_verified(name, version, show, print_message)
     return {"model": name, "version": version, "verification": record["verification"], "error": None}
+
+
+def _own_runtime_answers(result: Record) -> bool:
+    """Whether a check that accepts could compare the version's own runtime, or was not made at all."""
+    return result["verification"] is None or result["verification"]["fallback"] in (None, "online")
 
 
 def _print(results: list[Record]) -> None:

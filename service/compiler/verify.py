@@ -44,9 +44,9 @@ def _measure(request: VerifyRequest) -> VerifyResult:
         return VerifyResult(state="rejected", report={"reason": str(error)}, measurable=False)
     runtime = _start(request)
     figures = measured_rows.compare(blocks, runtime.run, request.signature, request.tolerance)
+    if figures.error is not None:  # no figures: nothing was compared
+        return VerifyResult(state="rejected", report={"reason": f"it fails on {figures.error}"})
     report = parity.report_entry(figures, request.tolerance)
-    if figures.error is not None:
-        return VerifyResult(state="rejected", report={**report, "reason": f"it fails on {figures.error}"})
     if figures.within:
         return VerifyResult(state="ready", report=report)
     measured = measured_rows.save(Path(request.out), {b.kind: b.rows for b in blocks}, runtime.run)

@@ -58,6 +58,20 @@ def test_a_version_that_differs_fails_the_command_and_doctor_until_it_is_accepte
     assert (accepted.code, accepted.record["agreed"]) == (0, True), accepted.err
     assert accepted.record["versions"][0]["verification"]["figures"]["onnx"]["accepted"]
     assert name not in live("doctor").out
+    assert "other answers were accepted by admin at " in live("verify", name).out
+
+
+def test_answers_of_a_runtime_that_fails_are_not_accepted(live, server, published):
+    settings = Settings(home=server.home)
+    store, engine = Store(settings.blobs), db.connect(settings.url)
+    with db.sessions(engine).begin() as session:
+        versions.get(session, published, 1).servable = store.put([b"no graph"]).sha256
+    engine.dispose()
+    result = live("verify", f"{published}:1", "--accept")
+    assert result.code == 1
+    assert "nothing was accepted: the version's runtime fails" in result.err
+    assert "  now: " in result.out
+    assert live("delete", f"{published}", "--yes").code == 0
 
 
 def test_a_version_without_measured_rows_cannot_be_verified(live, server, published):

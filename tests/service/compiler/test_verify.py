@@ -71,6 +71,18 @@ def test_another_model_differs_and_its_answers_are_saved_for_an_acceptance(
     assert checked.measured is not None
 
 
+def test_a_runtime_that_fails_on_the_rows_has_no_figures(
+    built: tuple[Path, BuildResult], tmp_path: Path
+) -> None:
+    folder, result = built
+    wider = FRAME.assign(d=1.0)
+    other = RandomForestClassifier(5, random_state=0).fit(wider, FRAME["b"] > 0)
+    file = tmp_path / "out" / (build_model(tmp_path, other, wider).servable or "")
+    checked = verify(folder, result, "onnx", file)
+    assert (checked.state, list(checked.report)) == ("rejected", ["reason"])
+    assert checked.report["reason"].startswith("it fails on example rows: ")
+
+
 def test_a_runtime_that_cannot_load_its_file_differs(built: tuple[Path, BuildResult]) -> None:
     folder, result = built
     for runtime in ("onnx", "forest", "isolated", "tflite"):
