@@ -118,7 +118,8 @@ def _class_labels(model: Any, target: int | None, label: Array) -> Array | None:
 def scalars(values: Array) -> tuple[Scalar, ...]:
     """`values` as JSON's own types: str, bool, int, float."""
     dtype = _signature_dtype(values)
-    return tuple(str(v) if dtype == "string" else v for v in values.tolist())
+    listed = [v.item() if isinstance(v, np.generic) else v for v in values.tolist()]  # of an array of objects
+    return tuple(str(v) if dtype == "string" else v for v in listed)
 
 
 def _signature_dtype(values: Array) -> DType:

@@ -95,7 +95,7 @@ def _encoded_column(encoder: Any, position: int, feature: int | None, values: Ar
     if values.dtype.kind in "mM":  # `tolist` would give integers for some units
         present = list(values[~np.isnat(values)])
         return EncodedColumn(encoder, position, feature, present)
-    listed = values.tolist()
+    listed = [_python_value(v) for v in values.tolist()]
     return EncodedColumn(
         encoder,
         position,
@@ -106,6 +106,12 @@ def _encoded_column(encoder: Any, position: int, feature: int | None, values: Ar
         holds_objects=values.dtype == object,
         is_float32=values.dtype == np.float32,
     )
+
+
+def _python_value(value: Any) -> Any:
+    """`value` as Python's own type: an array of objects may hold numpy's `str_` and `int64`."""
+    is_scalar = isinstance(value, np.generic) and value.dtype.kind not in "mM"
+    return value.item() if is_scalar else value
 
 
 def is_missing(value: Any) -> bool:

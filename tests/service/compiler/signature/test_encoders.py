@@ -225,6 +225,18 @@ def test_categories_that_no_column_holds_are_rejected_by_name(
         describe(model, None, Corrections())
 
 
+@pytest.mark.parametrize("values", [["01", "2", "x", "y"], [1, 2, 3, 4], [1.5, 2.5, 3.5, 4.5]])
+def test_categories_and_classes_that_are_numpy_scalars_become_python_values(values: list[Any]) -> None:
+    scalars = list(np.array(values))
+    encoder, frame = fitted(OneHotEncoder(), scalars)
+    model = make_pipeline(encoder[0], KNeighborsClassifier(1)).fit(frame, POSITION)
+    model.steps[-1][1].classes_ = np.array(scalars, dtype=object)
+    signature = describe(model, None, Corrections()).signature
+    classes = next(o.classes for o in signature.outputs if o.classes)
+    assert signature.inputs[1].categories == classes == tuple(values)
+    assert {type(v) for v in (*signature.inputs[1].categories, *classes)} == {type(values[0])}
+
+
 def test_the_categories_of_histogram_boosting_are_those_of_its_own_encoder(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": NUMBERS, "c": pd.Categorical(np.array(["x", "y", "z", "10"])[POSITION])})
     model = HistGradientBoostingRegressor(categorical_features="from_dtype", min_samples_leaf=1)
