@@ -101,7 +101,8 @@ def _output_format(out: Path | None, required: bool) -> dict[str, str] | None:
 def _dry_run_lines(report: Record) -> list[str]:
     checked = report["rows_checked"]
     good = checked - report["rows_failed"]
-    line = f"{report['model']}:{report['version']} can score {good:,} of the first {checked:,} rows"
+    name = f"{report['model']}:{report['version']}"
+    line = f"{good:,} of the first {checked:,} rows fit the signature of {name}; the model did not run"
     return [line, *(f"warning: {warning}" for warning in report["warnings"])]
 
 

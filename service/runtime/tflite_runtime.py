@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ MEMORY_PER_BYTE = 3
 
 SIGMOIDS = "sigmoids"
 """The output of a file with several independent labels: the probability of each, [rows, labels]."""
+
+FAILED_NODE = re.compile(r"(?<=\S)(Node number \d+ )")
+"""LiteRT appends this to an operator's own message, without a space."""
 
 TensorDetail = dict[str, Any]
 OutputConverter = Callable[[Outputs], Array]
@@ -74,7 +78,7 @@ class TfliteRuntime:
                 blocks = [self._run_block(matrix[i : i + self._block_rows]) for i in starts]
             except (RuntimeError, ValueError) as error:
                 self._load()  # the interpreter would repeat this error's text in all later ones
-                raise Invalid(f"the model refuses these rows: {first_line(error)}") from error
+                raise Invalid(f"the model refuses these rows: {_reason(error)}") from error
         raw = (
             blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
         )
@@ -101,6 +105,11 @@ class TfliteRuntime:
         self._interpreter.reset_all_variables()  # a recurrent operator keeps its state from call to call
         self._interpreter.invoke()
         return {n: _dequantize(self._interpreter.get_tensor(d["index"]), d) for n, d in self._outputs.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Return the operator's message: `gather index out of bounds; Node number 4 (GATHER) failed ...`."""
+    return FAILED_NODE.sub(r"; \1", first_line(error))
 
 
 def _matrix(rows: Rows) -> Array:

@@ -148,7 +148,8 @@ def test_a_directory_outside_of_the_batch_roots_is_refused_with_the_remedy(live,
 
 def test_a_dry_run_checks_the_first_rows_and_starts_nothing(live, published, data, tmp_path):
     result = live("batch", "score", data, "--model", f"{published}:1", "--dry-run")
-    assert (result.code, result.out) == (0, f"{published}:1 can score 100 of the first 100 rows\n")
+    expected = f"100 of the first 100 rows fit the signature of {published}:1; the model did not run\n"
+    assert (result.code, result.out) == (0, expected)
     assert live("jobs", "--model", published, "--json").record["items"] == []
 
 
