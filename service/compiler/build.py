@@ -20,6 +20,7 @@ from service.compiler.keras.build_keras import build_keras
 from service.compiler.measure import measured_rows, published_answers
 from service.compiler.onnx.build_onnx import build_onnx
 from service.compiler.report import BuildReport, rejected_build
+from service.compiler.signature.corrections import Corrections
 from service.compiler.tflite.build_tflite import build_tflite
 from service.runtime import libraries
 
@@ -43,6 +44,7 @@ def build_version(request: BuildRequest) -> BuildResult:
         try:
             foreign_files.check(request.artifact, request.format)
             built = BUILDERS[request.format](request, report)
+            _warn_of_corrections_without_effect(request, report)
             if request.answers is not None:
                 with report.step("answers"):
                     _compare_answers(request, report)
@@ -55,6 +57,12 @@ def build_version(request: BuildRequest) -> BuildResult:
     built.report = {**built.report, **report.to_json()}
     built.lineage = report.lineage
     return built
+
+
+def _warn_of_corrections_without_effect(request: BuildRequest, report: BuildReport) -> None:
+    assert report.served is not None
+    inputs = report.served.signature.inputs
+    report.warnings.extend(Corrections.read(request.signature).without_effect(inputs))
 
 
 def _save_measured_rows(request: BuildRequest, report: BuildReport, built: BuildResult) -> None:

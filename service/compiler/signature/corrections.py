@@ -6,7 +6,8 @@
 
 For a model without feature names, published without an example, the inputs name its features in order.
 `closed`, `enforced` and the outputs' dtypes and shapes are measured: they may be given, so that a whole
-signature can be passed, but change nothing; another dtype or shape of an output is rejected.
+signature can be passed, but change nothing: other values are a warning, and another dtype or shape of an
+output is rejected.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             corrections = msgspec.convert(value or {}, cls)
         except msgspec.ValidationError as error:
-            raise Refused(f"the given signature is not one: {error}") from error
+            raise Refused(f"the given signature cannot be read: {error}") from error
         names = corrections.names
         if repeated := sorted({n for n in names if names.count(n) > 1}):
             raise Refused(f"the given signature names the input {show(repeated[0])} more than once")
@@ -80,6 +81,17 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         by_name = {i.name: i for i in self.inputs}
         return tuple(_corrected_input(i, by_name[i.name]) if i.name in by_name else i for i in inputs)
 
+    def without_effect(self, inputs: tuple[Input, ...]) -> list[str]:
+        """Warnings about given fields that are measured, and were measured otherwise in `inputs`."""
+        measured = {i.name: i for i in inputs}
+        return [
+            f'"{field}" of the input {show(c.name)} is measured and stays {_as_json(not given)}; '
+            f"the given {_as_json(given)} has no effect"
+            for c in self.inputs
+            for field, given in (("closed", c.closed), ("enforced", c.enforced))
+            if given is not None and c.name in measured and given != getattr(measured[c.name], field)
+        ]
+
     def pick_task(self, model: str, possible: tuple[Task, ...]) -> Task:
         """The given task, else the first possible one. Raises `Refused` for a task that is not possible."""
         if self.task is None:
@@ -101,6 +113,10 @@ class Corrections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
             by_name[correction.name] = _corrected_output(by_name[correction.name], correction)
         return tuple(by_name.values())
+
+
+def _as_json(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _corrected_input(feature: Input, correction: InputCorrection) -> Input:

@@ -131,10 +131,11 @@ def test_a_clusterer_may_be_served_as_a_transformer(tmp_path: Path) -> None:
 
 def test_a_correction_changes_the_named_fields_only(tmp_path: Path) -> None:
     frame = FRAME.assign(c=np.arange(60) % 3)
-    correction = {"inputs": [{"name": "c", "dtype": "float64", "maximum": 10}]}
+    correction = {"inputs": [{"name": "c", "dtype": "float64", "maximum": 10, "closed": True}]}
     built = build_model(tmp_path, LinearRegression().fit(frame, FRAME["a"]), frame, signature=correction)
     a, _, c = signature(built).inputs
-    assert (c.dtype, c.minimum, c.maximum) == ("float64", 0, 10)
+    assert (c.dtype, c.minimum, c.maximum, c.closed) == ("float64", 0, 10, False)
+    assert [w for w in built.report["warnings"] if "has no effect" in w] != []
     assert a.minimum == pytest.approx(frame["a"].min())
 
 
