@@ -168,7 +168,7 @@ def test_corrected_classes_name_the_targets_of_a_regression(tmp_path: Path) -> N
     [
         ({"inputs": [{"name": "z"}]}, '"z"'),
         ({"inputs": [{"name": "a"}, {"name": "a"}]}, '"a" more than once'),
-        ({"inputs": [{"name": "a", "dtype": "complex"}]}, "not one"),
+        ({"inputs": [{"name": "a", "dtype": "complex"}]}, "cannot be read"),
         ({"inputs": [{"name": "a", "dtype": "int64"}]}, '"a"'),
         ({"inputs": [{"name": "a", "colour": "red"}]}, "colour"),
         ({"inputs": [{"name": "a", "categories": ["x"]}]}, '"a"'),
