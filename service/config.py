@@ -5,15 +5,20 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PREFIX = "TRIVIUM_"
+CLIENT_VARIABLES = {"TRIVIUM_URL", "TRIVIUM_API_KEY"}
+"""Read by the command line and other clients, not by `Settings`."""
+
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="TRIVIUM_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     home: Path = Field(default=Path(".trivium"), description="data directory: database, blobs, admin.key")
     database_url: str | None = Field(default=None, description="postgresql+psycopg://...; unset: SQLite")
@@ -108,3 +113,9 @@ class Settings(BaseSettings):
     @property
     def admin_key_file(self) -> Path:
         return self.home / "admin.key"
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Return the names with our prefix that nothing reads: a misspelt setting has no effect."""
+    known = CLIENT_VARIABLES | {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)

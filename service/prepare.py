@@ -8,7 +8,7 @@ from pathlib import Path
 from registry import db, keys
 from registry.artifacts import create_directory
 from service import telemetry
-from service.config import Settings
+from service.config import Settings, unknown_variables
 
 log = telemetry.logger(__name__)
 
@@ -19,6 +19,8 @@ def prepare(settings: Settings) -> None:
     Several processes may call it at the same time. Raises `TriviumError` when the database needs
     `trivium migrate`.
     """
+    for name in unknown_variables(os.environ):
+        log.warning("setting.unknown", variable=name, settings="docs/settings.md")
     for root in settings.roots:
         if "://" not in root and not Path(root).is_dir():
             log.warning("batch_root.missing", root=root, setting="TRIVIUM_BATCH_ROOTS")

@@ -57,6 +57,7 @@ def doctor(json: Json = False) -> None:
     settings = read_settings()
     results = [
         *_check_versions(),
+        *_check_variables(),
         *_check_data_directory(settings),
         *_check_database(settings),
         *_check_answers(settings),
@@ -89,6 +90,14 @@ def _check_versions() -> Iterator[CheckResult]:
     if missing:
         yield CheckResult("libraries", WRONG, f"not installed: {', '.join(missing)}; run scripts/setup")
     yield CheckResult("libraries", OK, ", ".join(installed))
+
+
+def _check_variables() -> Iterator[CheckResult]:
+    from service.config import unknown_variables
+
+    if unknown := unknown_variables(os.environ):
+        note = "no setting has this name, so it has no effect; docs/settings.md lists the settings"
+        yield CheckResult("settings", WARNING, f"{', '.join(unknown)}: {note}")
 
 
 def _check_data_directory(settings: Settings) -> Iterator[CheckResult]:

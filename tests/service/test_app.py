@@ -195,6 +195,17 @@ def test_the_log_is_json_with_the_request_id(server: Server):
     )
 
 
+def test_a_variable_that_is_no_setting_is_logged_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIVIUM_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TRIVIUM_URL", "http://127.0.0.1:8080")
+    prepare(Settings(home=tmp_path / "home"))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "setting.unknown" in line]
+    assert len(warnings) == 1
+    assert "TRIVIUM_DATA_DIR" in warnings[0]
+
+
 def test_a_missing_batch_root_is_logged_at_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

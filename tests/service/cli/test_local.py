@@ -91,6 +91,14 @@ def test_doctor_prints_the_versions_of_libraries_and_sqlite(local):
     assert ("WAL-reset bug" in description) == (sqlite3.sqlite_version_info < (3, 51, 3))
 
 
+def test_doctor_names_a_variable_that_is_no_setting(local, monkeypatch):
+    monkeypatch.setenv("TRIVIUM_BATCH_ROOT", "/data")
+    result = local("doctor")
+    assert "warning  settings: TRIVIUM_BATCH_ROOT: no setting has this name" in result.out
+    monkeypatch.delenv("TRIVIUM_BATCH_ROOT")
+    assert "settings" not in statuses(local("doctor", "--json"))
+
+
 def test_doctor_reports_an_admin_key_that_others_can_read(local, home):
     local("migrate")
     (home / "admin.key").write_text("secret")
