@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,14 @@ def answers_line(answers: Record) -> str:
 
 def _worst_answer_lines(report: Record) -> list[str]:
     return [
-        f"  row {w['row']}, {w['column']}: {w['actual']!r}, the answers have {w['expected']!r}"
+        f"  row {w['row']}, {w['column']}: {_as_json(w['actual'])}, "
+        f"the answers have {_as_json(w['expected'])}"
         for w in report.get("answers", {}).get("worst", ())
     ]
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 FALLBACKS = {

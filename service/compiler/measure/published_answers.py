@@ -23,6 +23,7 @@ from registry.signature import Output, Signature
 from registry.vocabulary import Format
 from service.compiler.measure import answer_table, parity
 from service.runtime.codec.answer_encoder import AnswerEncoder
+from service.runtime.codec.columns import show
 
 TOLERANCES: dict[Format, float] = {"sklearn-joblib": 1e-5, "onnx": 1e-3, "keras": 1e-3, "tflite": 1e-3}
 """Of a probability: absolute. Of another number: as in `parity.TOLERANCE`.
@@ -48,7 +49,9 @@ class AnswerFigures:
     label_mismatches: int = 0
     ties: int = 0  # other labels whose class has the same probability
     largest_difference: float = 0.0
-    beyond: int = 0  # numbers outside the tolerance
+    beyond: int = 0  # numbers outside the tolerance, and those that only one side has
+    missing: int = 0  # of `beyond`: numbers that only one side has
+    coarse: list[str] = field(default_factory=list)  # columns with too few digits to be compared as rounded
     rounding: float = 0.0  # the largest difference that was accepted because of how numbers were written
     worst: list[dict[str, Any]] = field(default_factory=list)  # row, column, expected, actual
 
@@ -79,15 +82,25 @@ class AnswerFigures:
         faults = []
         if self.label_mismatches:
             faults.append(f"{self.label_mismatches} labels differ")
-        if self.beyond:
-            faults.append(f"{self.beyond} numbers are off by up to {self.largest_difference:.2g}")
+        if off := self.beyond - self.missing:
+            faults.append(f"{off} numbers are off by up to {self.largest_difference:.2g}")
+        if self.missing:
+            faults.append(f"{self.missing} numbers are missing on one side")
         worst = self.worst[0]
         return (
             f"the version does not give the publisher's answers: {' and '.join(faults)} in {self.rows} rows; "
-            f"in row {worst['row']} (the first is 0) {worst['column']} is {worst['actual']!r}, the answers "
-            f"have {worst['expected']!r}. Check that the answers belong to this model and are in the "
-            "example's order. A model made with other library versions has to be trained with those of this "
-            "server, or converted where it was made and published as .onnx"
+            f"in row {worst['row']} (the first is 0) {worst['column']} is {show(worst['actual'])}, the "
+            f"answers have {show(worst['expected'])}. Check that the answers belong to this model and are in "
+            f"the example's order.{self._explain_coarse()} A model made with other library versions has to "
+            "be trained with those of this server, or converted where it was made and published as .onnx"
+        )
+
+    def _explain_coarse(self) -> str:
+        if not self.coarse:
+            return ""
+        return (
+            f" The numbers of {show(self.coarse[0])} have fewer than {MIN_DECIMALS} decimals and "
+            f"{MIN_DIGITS} digits, so they are taken as exact: if they were rounded, write them with more."
         )
 
 
@@ -222,7 +235,8 @@ def _compare_numbers(
     size = np.where(np.isfinite(size) & (size > 0), size, 1.0)
     # NaN and infinity are missing in an answer, and therefore also in a table of answers
     same = (expected == actual) | (np.isnan(expected) & ~np.isfinite(actual))
-    rounding = np.minimum(_rounding(expected), MAX_ROUNDING * size)
+    written = _rounding(expected)
+    rounding = np.minimum(np.zeros(len(expected)) if written is None else written, MAX_ROUNDING * size)
     difference = np.where(same, 0.0, np.abs(expected - actual))
     allowed = figures.tolerance * size + rounding
     beyond = ~(difference <= allowed)
@@ -232,6 +246,9 @@ def _compare_numbers(
     rounded = ~beyond & (difference > figures.tolerance * size)
     figures.rounding = max(figures.rounding, float((rounding / size)[rounded].max(initial=0.0)))
     figures.beyond += int(beyond.sum())
+    figures.missing += int((beyond & ~np.isfinite(difference)).sum())
+    if written is None and beyond.any() and (expected != np.round(expected)).any():
+        figures.coarse.append(name)
     severity = np.where(np.isfinite(difference), difference / allowed, np.finfo(float).max)
     faults.add(name, expected.tolist(), actual.tolist(), np.where(beyond, severity, 0.0))
 
@@ -244,8 +261,10 @@ def _scale(output: Output, actual: Array) -> float:
     return float(finite.mean()) if len(finite) else 0.0
 
 
-def _rounding(values: Array) -> Array:
+def _rounding(values: Array) -> Array | None:
     """By how much rounding to the digits that `values` were written with may have changed each, float [n].
+
+    None when they have so few digits that the column is taken as exact.
 
     A writer rounds a column to some decimals or to some significant digits; trailing zeros are not written.
     So the number with the most decimals, and the one with the most digits, show what was kept.
@@ -256,7 +275,7 @@ def _rounding(values: Array) -> Array:
     digits = max((d for d, _ in written), default=0)
     decimals = max((d for _, d in written), default=0)
     if digits < MIN_DIGITS and decimals < MIN_DECIMALS:
-        return np.zeros(len(values))
+        return None
     exponents = np.floor(np.log10(np.abs(np.where(finite, values, 1.0))))
     by_digits = np.where(finite, 10.0 ** (exponents - digits + 1), 0.0)
     # 0.51: a number halfway between two may have been rounded in binary

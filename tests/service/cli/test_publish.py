@@ -135,7 +135,7 @@ def test_answers_of_the_model_are_compared_and_other_answers_reject_the_version(
     wrong = live("publish", files.model, *options)
     assert (wrong.code, wrong.out) == (1, "")
     assert "answered:2 is rejected: the version does not give the publisher's answers" in wrong.err
-    assert "  row 0, label: 'no', the answers have 'yes'" in wrong.err
+    assert '  row 0, label: "no", the answers have "yes"' in wrong.err
 
 
 def test_answers_without_an_example_are_wrong_usage(trivium, files):

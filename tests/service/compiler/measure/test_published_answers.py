@@ -61,7 +61,7 @@ def test_a_label_that_differs_is_listed_with_its_row(tmp_path: Path) -> None:
     figures = compare("label\nno\nno\n", classified(0.2, 0.9), folder=tmp_path)
     assert (figures.within, figures.label_mismatches) == (False, 1)
     assert figures.worst == [{"row": 1, "column": "label", "expected": "no", "actual": "yes"}]
-    assert "in row 1 (the first is 0) label is 'yes', the answers have 'no'" in figures.explain()
+    assert 'in row 1 (the first is 0) label is "yes", the answers have "no"' in figures.explain()
 
 
 def test_at_most_ten_rows_are_listed_the_worst_first(tmp_path: Path) -> None:
@@ -106,6 +106,21 @@ def test_a_missing_number_equals_nan_and_infinity_alone(tmp_path: Path) -> None:
     figures = compare('value\n""\nNA\nnull\n', served, REGRESSOR, folder=tmp_path)
     assert [w["row"] for w in figures.worst] == [2]
     assert figures.worst[0]["expected"] is None
+
+
+def test_missing_numbers_are_counted_apart_from_those_that_are_off(tmp_path: Path) -> None:
+    served = {"value": np.array([1.0, 2.0, 3.0])}
+    reason = compare("value\n1.001\nNA\n3\n", served, REGRESSOR, folder=tmp_path).explain()
+    assert "1 numbers are off by up to 0.0005 and 1 numbers are missing on one side in 3 rows" in reason
+    assert "in row 1 (the first is 0) value is 2.0, the answers have null" in reason
+
+
+def test_the_reason_names_a_column_with_too_few_digits(tmp_path: Path) -> None:
+    served = classified(0.12, 0.9)
+    reason = compare("probability.yes\n0.1\n0.9\n", served, folder=tmp_path).explain()
+    assert 'The numbers of "probability.yes" have fewer than 2 decimals and 3 digits' in reason
+    reason = compare("probability.yes\n0.125\n0.9\n", served, folder=tmp_path).explain()
+    assert "taken as exact" not in reason
 
 
 def test_rows_that_the_model_does_not_accept_stay_aligned(tmp_path: Path) -> None:
