@@ -197,7 +197,7 @@ def _given_independence(corrections: Corrections, heads: int) -> bool | None:
 
 def _label_warnings(heads: tuple[OutputHead, ...]) -> list[str]:
     return [
-        f"the output {head.name!r} has {head.width} sigmoids: each is a label of its own, true above 0.5; if "
+        f"the output {head.name!r} has {head.width} sigmoids: each is a label of its own, 1 above 0.5; if "
         "they are the classes of one label, give a signature with the output label and its classes"
         for head in heads
         if head.labels > 1

@@ -256,7 +256,7 @@ class TfliteUpload:
     def _label_outputs(self, count: int) -> tuple[Output, ...]:
         """Two classes for each of several sigmoids."""
         self.warnings.append(
-            f"the graph ends in {count} sigmoids: each is a label of its own, true above 0.5; if they are "
+            f"the graph ends in {count} sigmoids: each is a label of its own, 1 above 0.5; if they are "
             "the classes of one label, give a signature with the output label and its classes"
         )
         corrected = {o.name: o.classes for o in self.corrections.outputs}
