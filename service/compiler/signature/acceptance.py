@@ -20,6 +20,8 @@ from service.compiler.signature.inputs import pack_rows, with_value
 
 MAX_PROBED_ROWS = 16
 """Example rows that are answered to see the shapes and dtypes of the outputs."""
+BLOCK_ROWS = 1000
+"""Example rows that are answered in one call, to see whether the model accepts them all."""
 UNKNOWN_CATEGORY = "a value the model has never seen"
 FILL_VALUES = (0.5, 1.0, 0.0, 2.0, -1.0)
 """Values of the numeric features of made-up rows, tried in this order."""
@@ -37,7 +39,9 @@ class Probe:
     def arrange(self, rows: Rows, inputs: tuple[Input, ...]) -> Any:
         return arrange(self.form, rows, inputs, self.columns)
 
-    def answer(self, rows: Rows, inputs: tuple[Input, ...]) -> Outputs:
+    def answer(
+        self, rows: Rows, inputs: tuple[Input, ...], subject: str = "the example's own rows"
+    ) -> Outputs:
         """Raises `Refused`, with the model's own error, when the model does not accept `rows`."""
         try:
             return answers.answer(self.model, self.task, self.arrange(rows, inputs))
@@ -45,8 +49,8 @@ class Probe:
             raise
         except Exception as error:
             raise Refused(
-                f"{type(self.model).__name__} cannot answer the example's own rows: {describe_error(error)}"
-                f"{_text_columns_hint(error, inputs)}"
+                f"{type(self.model).__name__} cannot answer {subject}: {describe_error(error)}"
+                f"{_columns_hint(error, rows, inputs)}"
             ) from error
 
     def accepts(self, rows: Rows, inputs: tuple[Input, ...]) -> bool:
@@ -60,12 +64,42 @@ class Probe:
         return True
 
 
-def _text_columns_hint(error: Exception, inputs: tuple[Input, ...]) -> str:
-    """Name the text columns: scikit-learn names the value that is no number, but not its column."""
-    texts = [i.name for i in inputs if i.dtype == "string"]
-    if not texts or "convert string" not in str(error):
-        return ""
-    return f"; text columns of the example: {list_names(texts)}"
+def _columns_hint(error: Exception, rows: Rows, inputs: tuple[Input, ...]) -> str:
+    """Name the columns that the error is about: scikit-learn names a value or a dtype, but not its column."""
+    text = str(error)
+    if "convert string" in text and (names := [i.name for i in inputs if i.dtype == "string"]):
+        return f"; text columns of the example: {list_names(names)}"
+    if "infinity" in text and (names := _infinite_columns(rows, inputs)):
+        return f"; {list_names(names)} has infinite values; replace them, or leave out their rows"
+    if "dtype bool" in text and (names := [i.name for i in inputs if i.dtype == "bool"]):
+        return f"; boolean columns of the example: {list_names(names)}; fit the model on numbers instead"
+    return ""
+
+
+def _infinite_columns(rows: Rows, inputs: tuple[Input, ...]) -> list[str]:
+    columns = rows.matrix.T if rows.matrix is not None else rows.columns
+    assert columns is not None
+    named = zip(inputs, columns, strict=True)
+    return [i.name for i, c in named if i.dtype != "string" and np.isinf(c.astype(np.float64)).any()]
+
+
+def require_answers(probe: Probe, rows: Rows, inputs: tuple[Input, ...], numbers: Array) -> None:
+    """Raise `Refused`, naming the first row that the model does not accept.
+
+    `numbers` [n] are those of `rows` in the example.
+    """
+    for start in range(0, len(rows), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(rows))
+        if probe.accepts(rows.take(slice(start, stop)), inputs):
+            continue
+        while stop - start > 1:
+            middle = (start + stop) // 2
+            if probe.accepts(rows.take(slice(start, middle)), inputs):
+                start = middle
+            else:
+                stop = middle
+        row = rows.take(slice(start, stop))
+        probe.answer(row, inputs, f"row {numbers[start]} of the example (the first is 0)")
 
 
 def made_up_rows(probe: Probe, inputs: tuple[Input, ...]) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from msgspec.structs import replace
 
@@ -62,6 +63,8 @@ def describe(model: Any, sample: ExampleTable | None, corrections: Corrections) 
     else:
         probed = acceptance.made_up_rows(probe, inputs)
     answered = probe.answer(probed, inputs)
+    if rows is not None and usable is not None:
+        acceptance.require_answers(probe, rows, inputs, np.flatnonzero(usable))
     if "vector" in answered and answered["vector"].shape[1] > WIDE_VECTOR:
         warnings.append(f"each answer holds {answered['vector'].shape[1]} numbers")
     first = probed.take(slice(0, 1))

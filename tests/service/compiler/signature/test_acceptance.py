@@ -12,7 +12,7 @@ import pytest
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.impute import SimpleImputer
+from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
@@ -115,6 +115,26 @@ def test_an_example_without_a_complete_row_is_refused() -> None:
     with pytest.raises(Refused, match='every row of the example lacks a value that the model needs, in "a"'):
         described(linear(), sample(a=list(range(40))))
     assert row_numbers(described(linear(), sample(a=list(range(39)))))[1] == [39]
+
+
+@pytest.mark.parametrize("row", [0, 30])
+def test_a_row_of_the_example_that_the_model_refuses_is_named_with_its_column(row: int) -> None:
+    table = sample(b=[3])
+    values = table.columns["a"].to_pylist()
+    values[row] = float("inf")
+    infinite = ExampleTable(table.columns | {"a": pa.array(values, pa.float64())}, table.target)
+    model = LinearRegression().fit(COMPLETE, LABELS)
+    subject = "the example's own rows" if row == 0 else rf"row {row} of the example \(the first is 0\)"
+    with pytest.raises(Refused, match=f'cannot answer {subject}: .*; "a" has infinite values; replace'):
+        described(model, infinite)
+
+
+def test_boolean_columns_that_an_estimator_refuses_are_named() -> None:
+    flags = pd.DataFrame({"a": [True, False], "b": [1, 2]})
+    model = MissingIndicator().fit(flags.astype(float))
+    table = ExampleTable({"a": pa.array([True, False]), "b": pa.array([True, True])})
+    with pytest.raises(Refused, match='boolean columns of the example: "a", "b"; fit the model on numbers'):
+        described(model, table)
 
 
 @pytest.mark.parametrize("classifier", [True, False])
