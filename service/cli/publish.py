@@ -52,8 +52,9 @@ Answers = Annotated[
     Option(
         exists=True,
         dir_okay=False,
-        help="What the model answered to the example where it was trained: label, probability.<class>, "
-        "value, ... in the example's order. Other answers here reject the version.",
+        help="The model's answers to the example where it was trained: "
+        f"{' '.join(EXAMPLE_TYPE_BY_SUFFIX)} with columns label, probability.<class>, value, ..., and the "
+        "example's rows in the same order. The version is rejected when it answers differently here.",
     ),
 ]
 FormatOption = Annotated[
@@ -118,6 +119,7 @@ def publish(
         print_record(json, record, lambda: None)
         print_message("\n".join(lines))
         raise Exit(FAILURE)
+    lines += [f"{name}@{moved} is version {record['version']}" for moved in record["aliases"]]
     print_record(json, record, lambda: echo("\n".join(lines)))
 
 

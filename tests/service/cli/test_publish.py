@@ -11,10 +11,12 @@ import pytest
 
 def test_a_published_model_is_ready_when_the_command_ends(live, files):
     result = live(
-        "publish", files.model, "--name", "one-line", "--example", files.example, "--target", "good"
+        *("publish", files.model, "--name", "one-line", "--example", files.example, "--target", "good"),
+        *("--alias", "champion"),
     )
     assert result.code == 0, result.err
     assert "one-line:1 is ready on onnx" in result.out
+    assert "one-line@champion is version 1" in result.out
     assert "label mismatches" in result.out
 
 
