@@ -95,7 +95,13 @@ class InferenceCodec:
         if json_bytes is not None and json_bytes > len(body):
             message = f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes"
             raise invalid_field("Inference-Header-Content-Length", message)
-        request = _read_request(body if json_bytes is None else body[:json_bytes], self._max_items)
+        try:
+            request = _read_request(body if json_bytes is None else body[:json_bytes], self._max_items)
+        except Invalid as error:
+            if json_bytes is None and b"binary_data_size" in body:
+                message = f"{error}; a body with binary data needs the header Inference-Header-Content-Length"
+                raise invalid_field("Inference-Header-Content-Length", message) from error
+            raise
         _check_model(request, name, version)
         by_column = _check_request_parameters(request.parameters)
         heads = [TensorHead(i.name, i.datatype, i.shape) for i in request.inputs]

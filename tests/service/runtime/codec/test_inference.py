@@ -327,6 +327,12 @@ def test_malformed_strings_are_rejected(data: bytes, message: str) -> None:
     assert f'the input "city" {message}' in text or f'the input "city" holds {message}' in text
 
 
+def test_binary_data_without_the_length_of_the_json_names_the_header() -> None:
+    body = json.dumps({"inputs": [binary("t", [1, 3], "FP64", 24)]}).encode() + np.ones(3).tobytes()
+    with pytest.raises(Invalid, match="needs the header Inference-Header-Content-Length"):
+        NUMERIC.decode_inference(body, None, "m", 3)
+
+
 def test_the_sizes_of_binary_data_must_match() -> None:
     rows = np.zeros((1, 3))
     head = binary("t", [1, 3], "FP64", 16)
