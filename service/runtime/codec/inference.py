@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 import numpy as np
 
-from registry.errors import invalid_field
+from registry.errors import Invalid, invalid_field
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.runtime.codec.columns import Column, describe_value, escape_surrogates, show
