@@ -82,7 +82,8 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     try:
         table = _read_table(Path(path), media_type).slice(0, MAX_ROWS).combine_chunks()
     except (pa.ArrowException, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Refused(f"the example is not readable as {media_type}: {error}") from error
+        hint = _reading_hint(Path(path), media_type)
+        raise Refused(f"the example is not readable as {media_type}: {error}{hint}") from error
     if not table.num_rows or not table.num_columns:
         raise Refused("the example has no rows")
     names = table.column_names
@@ -93,6 +94,22 @@ def read(path: str | Path, media_type: str | None, target: str | None = None) ->
     if target is not None and target not in names:
         raise Refused(f"the target {show(target)} is not a column of the example; it has {', '.join(names)}")
     return _example_table(table, media_type, target)
+
+
+def _reading_hint(path: Path, media_type: str | None) -> str:
+    """The usual causes of a file of text that cannot be read."""
+    if media_type not in (CSV, JSON):
+        return ""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return "; it is not UTF-8, perhaps Latin-1 or Windows-1252: save it as UTF-8"
+    header, _, _ = text.partition("\n")
+    if media_type == CSV and "," not in header and (separator := other_separator(header)):
+        return f"; its header has {separator}: separate columns by commas, write decimals with a point"
+    if media_type == JSON and text.lstrip().startswith("{"):
+        return "; write the rows as one list of objects: [{...}, {...}]"
+    return ""
 
 
 def _example_table(table: pa.Table, media_type: str | None, target: str | None) -> ExampleTable:

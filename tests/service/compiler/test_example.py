@@ -136,6 +136,28 @@ def test_a_target_that_is_not_a_column_is_rejected_with_the_columns(tmp_path: Pa
         read(tmp_path / "example.csv", "text/csv", "y")
 
 
+@pytest.mark.parametrize(
+    ("content", "media_type", "remedy"),
+    [
+        (
+            "a;b\n1,5;2\n",
+            "text/csv",
+            "has semicolons: separate columns by commas, .* with a point",
+        ),
+        ("a,ä\n1,2\n".encode("latin-1"), "text/csv", "is not UTF-8, perhaps Latin-1 .*: save it as UTF-8"),
+        ('[{"a": "ä"}]'.encode("latin-1"), "application/json", "is not UTF-8, .*: save it as UTF-8"),
+        ('{"a": 1}\n{"a": 2}\n', "application/json", "write the rows as one list of objects"),
+    ],
+)
+def test_a_file_of_text_that_cannot_be_read_is_refused_with_the_remedy(
+    tmp_path: Path, content: str | bytes, media_type: str, remedy: str
+) -> None:
+    path = tmp_path / "example"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(Refused, match=f"not readable as {media_type}: .*{remedy}"):
+        read(path, media_type)
+
+
 def test_times_in_a_csv_file_stay_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "example.csv").write_text("at,n\n2024-01-01T10:00:00Z,1\n,2\n")
     assert read(tmp_path / "example.csv", "text/csv").columns["at"].to_pylist() == [
