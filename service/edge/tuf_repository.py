@@ -41,6 +41,9 @@ RECOVERED_VERSIONS_SINCE = datetime(2020, 1, 1, tzinfo=UTC)
 devices have seen: fewer documents are signed than seconds pass."""
 RECOVERED_ROOTS = 10
 """Versions of root that `recover` signs. Devices verify all of them in turn, so these cannot be skipped."""
+MAX_SIGNED_WHILE_PREPARED = 1000
+"""Versions of snapshot that may be signed between `prepare` and `submit`, for which 90 days remain. `recover`
+raises them by more, so that a document prepared before it is refused: devices have seen newer ones."""
 ONLINE_ROLES = ("snapshot", "timestamp")
 
 
@@ -127,6 +130,7 @@ class TufRepository:
         document = _verify_targets(content, current.root)
         version, next_version = document.signed.version, self._next_targets_version(current)
         newest = current.targets.signed.version if current.targets else 0
+        newest = max(newest, next_version - MAX_SIGNED_WHILE_PREPARED)
         if not newest < version <= next_version or document.signed.is_expired():
             raise Conflict(
                 f"the document is version {version}, the next version is {next_version}; prepare it again"

@@ -222,12 +222,16 @@ def test_targets_with_an_offline_key_are_signed_there(
     assert device.look() == 3
     backup.restore()
     change(registry, lambda repository: repository.move_offline("targets", tmp_path / "stick"))
+    key = read_signer(tmp_path / "stick" / "targets.pem")
+    with registry.sessions.begin() as session:
+        before_recovery = TufRepository(session, registry.keys).prepare()
     assert recover(registry).waiting == ["targets"]
     with pytest.raises(BadVersionNumberError):
         device.look()
     with registry.sessions.begin() as session:
         repository = TufRepository(session, registry.keys)
-        key = read_signer(tmp_path / "stick" / "targets.pem")
+        with pytest.raises(Conflict, match="prepare it again"):
+            repository.submit(sign_targets(before_recovery, key))
         version = repository.submit(sign_targets(repository.prepare(), key))
     assert version == registry.versions()["targets"] > 1_000_000
     assert device.look() == 1
