@@ -9,20 +9,15 @@ import signal
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer
-from sklearn.ensemble import RandomForestClassifier
 
-from service.compiler.signature.corrections import Corrections
-from service.compiler.signature.describe import describe
-from service.compiler.tflite import conversion
 from tests.service.builds.processes import wait_for_end
 
 DEMO = Path(__file__).parents[3] / "scripts" / "demo.py"
@@ -171,12 +166,30 @@ def test_a_cnn_is_served_and_exported_and_its_int8_file_is_a_third_as_large(
 
 
 def test_the_demo_fails_when_the_device_answers_differently(second_output: str, stopped: Demo) -> None:
-    pulled = stopped.folder / ".trivium/demo/device/breast-cancer/breast-cancer.tflite"
-    wrong_model = RandomForestClassifier(1, max_depth=1, random_state=0)
-    wrong_model.fit(*load_breast_cancer(return_X_y=True, as_frame=True))
-    wrong_model.classes_ = np.array(["malignant", "benign"])
-    signature = describe(wrong_model, None, Corrections()).signature
-    pulled.write_bytes(conversion.convert(wrong_model, signature))
-    failed = subprocess.run([*COMMAND, "--once"], cwd=stopped.folder, env=ENV, capture_output=True, text=True)
-    assert failed.returncode == 1
+    # A device replaces a damaged file, so a program that runs another one stands in for it.
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+
+        sys.path.insert(0, str(Path(sys.argv[1])))
+        import demo
+        from demo_steps import edge
+
+        run_on_device = edge.run_on_device
+
+        def run_wrongly(client, name, quantize, rows):
+            run = run_on_device(client, name, quantize, rows)
+            first = run.predictions[0]
+            first["label"] = next(c for c in first["probabilities"] if c != first["label"])
+            return run
+
+        edge.run_on_device = run_wrongly
+        sys.argv = ["demo.py", *sys.argv[2:]]
+        sys.exit(demo.main())
+        """
+    )
+    command = [sys.executable, "-c", program, str(DEMO.parent), *COMMAND[2:], "--once"]
+    failed = subprocess.run(command, cwd=stopped.folder, env=ENV, capture_output=True, text=True)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "Failed     the device's answers differ from scikit-learn's" in failed.stdout

@@ -235,7 +235,8 @@ def test_nested_values_of_json_lines_are_not_features(tmp_path: Path) -> None:
 
 
 def test_a_pandas_period_is_no_integer(tmp_path: Path) -> None:
-    field = pa.field("p", pa.int64(), metadata={"ARROW:extension:name": "pandas.period"})
+    metadata = {"ARROW:extension:name": "pandas.period", "ARROW:extension:metadata": '{"freq": "D"}'}
+    field = pa.field("p", pa.int64(), metadata=metadata)
     pq.write_table(pa.table([pa.array([671])], schema=pa.schema([field])), tmp_path / "p.parquet")
     dataset = reading.open_dataset(str(tmp_path / "p.parquet"), PARQUET)
     for uses in (
