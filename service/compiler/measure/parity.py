@@ -177,6 +177,18 @@ def _output_scale(output: Output, blocks: list[ReferenceBlock]) -> Any:
     return np.where(finite, values, 0.0).sum(axis=0) / np.maximum(count, 1)
 
 
+def _refused_row(answer: AnswerRows, rows: Rows) -> int | None:
+    """A row that is refused alone; None when the rows are refused only together."""
+    start, stop = 0, len(rows)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        if _try_answer(answer, rows.take(slice(start, middle))) is None:
+            stop = middle
+        else:
+            start = middle
+    return start if _try_answer(answer, rows.take(slice(start, stop))) is None else None
+
+
 def run_checked(runtime: Any, rows: Rows, made_up: bool) -> Outputs:
     """The answers of a published graph, for which a reference does not exist.
 
@@ -186,9 +198,11 @@ def run_checked(runtime: Any, rows: Rows, made_up: bool) -> Outputs:
     try:
         answers: Outputs = runtime.run(rows)
     except Invalid as error:
-        hint = (
-            ": they are made up, so publish it with an example of the rows that it takes" if made_up else ""
-        )
+        hint = ""
+        if made_up:
+            hint = ": they are made up, so publish it with an example of the rows that it takes"
+        elif (row := _refused_row(runtime.run, rows)) is not None:
+            hint = f": it refuses row {row} of the example (the first is 0)"
         raise Refused(f"the graph fails on {len(rows)} rows{hint} ({error})") from error
     for name, array in answers.items():
         if (count := len(np.atleast_1d(array))) != len(rows):

@@ -266,7 +266,7 @@ def test_a_graph_must_return_one_answer_per_row() -> None:
     for wrong in (np.zeros(1), np.zeros(3), np.array(0.0)):
         with pytest.raises(Refused, match="one answer per row"):
             parity.run_checked(Fixed({"value": wrong}), rows, made_up=False)
-    with pytest.raises(Refused, match=r"fails on 2 rows \(bad rows\)"):
+    with pytest.raises(Refused, match=r"fails on 2 rows: it refuses row 0 .*\(bad rows\)"):
         parity.run_checked(Fixed(None), rows, made_up=False)
 
 

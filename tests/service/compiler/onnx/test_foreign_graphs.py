@@ -241,6 +241,16 @@ def test_made_up_rows_that_fail_ask_for_an_example(tmp_path: Path) -> None:
     assert served(folder, built).run(Rows(np.array([[1.0], [0.0]])))["value"].tolist() == [8.0, 7.0]
 
 
+def test_a_row_of_the_example_that_the_graph_refuses_is_named(tmp_path: Path) -> None:
+    table = helper.make_node("Gather", ["t", "x"], ["y"])
+    shapes = [value("x", INT64, None)], [value("y", FLOAT, None)]
+    model = graph([table], *shapes, t=np.array([7.0, 8.0], np.float32))
+    frame = pd.DataFrame({"x": [0, 1, 0, 0, 1, 5, 1]})
+    assert "fails on 7 rows: it refuses row 5 of the example (the first is 0)" in reason(
+        tmp_path, model, frame
+    )
+
+
 def test_outputs_that_are_not_served_are_named(tmp_path: Path) -> None:
     nodes = [helper.make_node("Neg", ["x"], ["price"]), helper.make_node("Abs", ["x"], ["size"])]
     outputs = [value("price", FLOAT, None, 1), value("size", FLOAT, None, 1)]
