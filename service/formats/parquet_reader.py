@@ -216,6 +216,8 @@ def _open(opened: OpenedFile, int96_unit: str | None = None) -> Any:
             page_checksum_verification=True,
             coerce_int96_timestamp_unit=int96_unit,
         )
+    except UnicodeDecodeError:  # a column's name: the caller names it
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: of an extension type's own reader
         message = f"{opened.file.name!r} {_describe(error, 'is not a complete Parquet file')}"
         raise invalid_input(message) from error

@@ -20,7 +20,6 @@ from service.compiler.signature.inputs import pack_rows, with_value
 
 MAX_PROBED_ROWS = 16
 """Example rows that are answered to see the shapes and dtypes of the outputs."""
-MAX_INFINITE_ROWS = 100
 BLOCK_ROWS = 1000
 """Example rows that are answered in one call, to see whether the model accepts them all."""
 UNKNOWN_CATEGORY = "a value the model has never seen"
@@ -70,14 +69,15 @@ def _columns_hint(error: Exception, rows: Rows, inputs: tuple[Input, ...]) -> st
     text = str(error)
     if "convert string" in text and (names := [i.name for i in inputs if i.dtype == "string"]):
         return f"; text columns of the example: {list_names(names)}"
-    if "infinity" in text and (names := _infinite_columns(rows, inputs)):
+    if "infinity" in text and (names := infinite_columns(rows, inputs)):
         return f"; {list_names(names)} has infinite values; replace them, or leave out their rows"
     if "dtype bool" in text and (names := [i.name for i in inputs if i.dtype == "bool"]):
         return f"; boolean columns of the example: {list_names(names)}; fit the model on numbers instead"
     return ""
 
 
-def _infinite_columns(rows: Rows, inputs: tuple[Input, ...]) -> list[str]:
+def infinite_columns(rows: Rows, inputs: tuple[Input, ...]) -> list[str]:
+    """The names of the features that are infinite in one of the rows."""
     columns = rows.matrix.T if rows.matrix is not None else rows.columns
     assert columns is not None
     named = zip(inputs, columns, strict=True)
@@ -101,34 +101,6 @@ def require_answers(probe: Probe, rows: Rows, inputs: tuple[Input, ...], numbers
                 stop = middle
         row = rows.take(slice(start, stop))
         probe.answer(row, inputs, f"row {numbers[start]} of the example (the first is 0)")
-
-
-def require_infinity_is_missing(probe: Probe, rows: Rows, inputs: tuple[Input, ...]) -> None:
-    """Raise `Refused` for a nullable column of the example whose infinite values mean something else.
-
-    In requests and files, infinity is missing where a feature is nullable.
-    """
-    columns = rows.columns if rows.matrix is None else tuple(rows.matrix.T)
-    assert columns is not None
-    infinite = _infinite_columns(rows, inputs)
-    for index, feature in enumerate(inputs):
-        if not feature.nullable or feature.name not in infinite:
-            continue
-        found = np.flatnonzero(np.isinf(columns[index]))[:MAX_INFINITE_ROWS]
-        as_missing = [c[found] for c in columns]
-        as_missing[index] = np.full(len(found), np.nan, columns[index].dtype)
-        own = probe.answer(rows.take(found), inputs)
-        served = probe.answer(pack_rows(inputs, as_missing), inputs)
-        if any(not np.array_equal(own[name], served[name], _is_float(own[name])) for name in own):
-            raise Refused(
-                f"the example's column {list_names([feature.name])} has infinite and missing values, and the "
-                "model answers them differently; requests hold both as missing: replace infinity by a "
-                "number before fitting"
-            )
-
-
-def _is_float(array: Array) -> bool:
-    return bool(array.dtype.kind == "f")
 
 
 def made_up_rows(probe: Probe, inputs: tuple[Input, ...]) -> Rows:

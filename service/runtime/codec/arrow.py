@@ -248,9 +248,9 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def arrow_value(value: Any, column: Column) -> Any:
-    """NaN is null; infinity is null where the column is nullable. A whole decimal is an integer."""
+    """NaN is null. A whole decimal is an integer."""
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and column.nullable)):
+    if isinstance(value, float) and math.isnan(value):
         return None
     return value

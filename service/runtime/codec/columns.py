@@ -220,7 +220,7 @@ class Column:
             values = values.astype(np.float64, copy=False)
         finite = np.isfinite(values)
         if not finite.all():
-            if not self.nullable:
+            if not self.nullable or np.isinf(values).any():
                 return None
             values = np.where(finite, values, np.nan)
         present = values[finite]

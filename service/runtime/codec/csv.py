@@ -4,8 +4,7 @@ CSV here is RFC 4180 in UTF-8: comma, double quotes, any line end, and a header 
 any order. An empty cell is null, except in a string column that is not nullable, where it is the empty
 string. (So the empty string cannot be sent as CSV to a nullable string column; JSON and Arrow can send it. A
 column whose model knows both refuses an empty cell.)
-In columns of numbers and booleans `registry.text_tables.MISSING_WORDS` are null too, and infinity is null
-where the column is nullable. Blank lines are skipped.
+In columns of numbers and booleans `registry.text_tables.MISSING_WORDS` are null too. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ def csv_value(text: str, column: Column) -> Any:
     if column.dtype == "bool":
         return _BOOLEANS.get(text.lower(), text)
     if _INFINITE.fullmatch(text):
-        return None if column.nullable else float(text)
+        return float(text)
     if not _NUMBER.fullmatch(text):
         return text
     try:

@@ -107,7 +107,7 @@ class NumberMatrix:
                 matrix[:, j] = arrays[source]
         finite = np.isfinite(matrix)
         if not finite.all():
-            if not (finite | self._nullable).all():
+            if np.isinf(matrix).any() or not (finite | self._nullable).all():
                 return None
             matrix[~finite] = np.nan
         return matrix if self._has_integers(matrix) else None
@@ -266,8 +266,8 @@ def _convert(column: Column, values: TensorValues, faults: Faults) -> Array | No
 
 
 def _read_value(value: Any, column: Column) -> Any:
-    """NaN is null, and infinity where the column is nullable. In a boolean column 0 and 1 are booleans."""
-    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and column.nullable)):
+    """NaN is null. In a boolean column 0 and 1 are booleans."""
+    if isinstance(value, float) and math.isnan(value):
         return None
     if column.dtype == "bool" and not isinstance(value, bool) and value in (0, 1):
         return bool(value)
