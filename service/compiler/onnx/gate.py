@@ -42,7 +42,7 @@ def check(model: ModelProto) -> None:
         for node in graph.node:
             if node.domain not in DOMAINS:
                 raise Refused(f"the graph uses {node.op_type} of the unknown domain {node.domain!r}")
-            _check_inference(node)
+            _check_inference(node, graph)
             if node.op_type.startswith("TreeEnsemble"):
                 _check_trees(node)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), MIN_OPSET)
@@ -63,7 +63,7 @@ def check(model: ModelProto) -> None:
         raise Refused(f"the graph is not valid ONNX: {first}") from error
 
 
-def _check_inference(node: NodeProto) -> None:
+def _check_inference(node: NodeProto, graph: GraphProto) -> None:
     """Raise `Refused` for operators that draw random numbers or take statistics from the rows of a call."""
     if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
         raise Refused(
@@ -76,6 +76,20 @@ def _check_inference(node: NodeProto) -> None:
             "the graph has BatchNormalization in training mode, which takes the mean of all rows of a call; "
             "export the model in inference mode"
         )
+    if node.op_type == "Dropout" and len(node.input) > 2 and not _is_false(node.input[2], graph):
+        raise Refused(
+            "the graph has Dropout in training mode, which removes values by chance; export the model in "
+            "inference mode"
+        )
+
+
+def _is_false(name: str, graph: GraphProto) -> bool:
+    """Whether the value `name` is absent, or is false in every call."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    return not name or (name in constants and not onnx.numpy_helper.to_array(constants[name]).any())
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -72,10 +72,6 @@ def over_rows(operator: str) -> onnx.ModelProto:
         ],
         "CumSum": [helper.make_node("CumSum", ["x", "axis"], ["y"])],
         "Softmax": [helper.make_node("Softmax", ["x"], ["y"], axis=0)],
-        "Dropout": [
-            helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))),
-            helper.make_node("Dropout", ["x", "", "yes"], ["y"]),
-        ],
     }[operator]
     shape = [value("x", FLOAT, None, 3)], [value("y", FLOAT, None, 3)]
     return graph(nodes, *shape, axes=np.array([0]), axis=np.array(0))
@@ -87,7 +83,6 @@ def over_rows(operator: str) -> onnx.ModelProto:
         ("ReduceMean", "calculated from all rows of a call"),
         ("CumSum", "in another order, or with other rows beside it"),
         ("Softmax", "in another order, or with other rows beside it"),
-        ("Dropout", "it draws random numbers, or keeps a state"),
     ],
 )
 def test_a_graph_that_calculates_with_all_rows_is_refused(
@@ -107,6 +102,21 @@ def test_batch_normalization_in_training_mode_is_refused(tmp_path: Path) -> None
     constants: dict[str, Any] = {name: np.ones(3, np.float32) for name in names}
     model = graph([node], [value("x", FLOAT, None, 3)], [value("y", FLOAT, None, 3)], **constants)
     assert "BatchNormalization in training mode" in reason(tmp_path, model)
+
+
+@pytest.mark.parametrize(("training", "refused"), [(True, True), (False, False), (None, False)])
+def test_dropout_is_refused_in_training_mode_alone(
+    tmp_path: Path, training: bool | None, refused: bool
+) -> None:
+    nodes = [helper.make_node("Dropout", ["x"] if training is None else ["x", "", "training"], ["y"])]
+    if training is not None:
+        mode = numpy_helper.from_array(np.array(training))
+        nodes.insert(0, helper.make_node("Constant", [], ["training"], value=mode))
+    model = graph(nodes, [value("x", FLOAT, None, 3)], [value("y", FLOAT, None, 3)])
+    if refused:
+        assert "Dropout in training mode" in reason(tmp_path, model)
+    else:
+        assert publish(tmp_path, model).state == "ready"
 
 
 def test_a_normalization_of_each_row_is_served(tmp_path: Path) -> None:
