@@ -56,6 +56,7 @@ class SplitCounts(msgspec.Struct, frozen=True):
     rows: int
     failed: int  # rows without a target
     counts: tuple[tuple[Scalar | None, tuple[int, ...]], ...]
+    missing: tuple[str, ...]  # features with missing values
 
 
 def split_partition(
@@ -91,11 +92,13 @@ class _Splitter:
         self._codes: dict[Scalar | None, int] = {}  # by class, in the order of their first rows
         self._quotas: dict[int, Quota] = {}
         self._counts: list[Array] = []
+        self._missing: set[str] = set()
         self.rows = self.failed = 0
 
     def split(self, block: Any) -> Iterator[Any]:
         """Yield one record batch for each slot."""
         block = self._with_target(block)
+        self._missing |= {f.name for f in self._layout.features if self._has_missing(block, f.name)}
         codes = self._class_codes(block)
         slots = self._assign(codes)
         for slot in range(self._layout.slots):
@@ -106,7 +109,14 @@ class _Splitter:
 
     def result(self) -> SplitCounts:
         counts = tuple((v, tuple(self._counts[code].tolist())) for v, code in self._codes.items())
-        return SplitCounts(self.rows, self.failed, counts)
+        return SplitCounts(self.rows, self.failed, counts, tuple(sorted(self._missing)))
+
+    def _has_missing(self, block: Any, feature: str) -> bool:
+        if feature in self._missing:
+            return False  # is known
+        column = block.column(feature)
+        is_float = pa.types.is_floating(column.type)
+        return bool(column.null_count or (is_float and pc.any(pc.is_nan(column)).as_py()))
 
     def _with_target(self, block: Any) -> Any:
         target = block.column(self._layout.target.name)

@@ -75,6 +75,8 @@ def _publish_version(
         format="sklearn-joblib",
         example={"artifact": _store_example(store, plan, directory), "media_type": PARQUET},
         target=plan.layout.target.name if plan.layout.validation else None,
+        # The example is a sample, which may lack the rows with missing values.
+        signature={"inputs": [{"name": n, "nullable": True} for n in plan.missing]} if plan.missing else None,
         metrics=plan.metrics,
         tags=spec["publish"]["tags"],
         description=f"trained by job {job.id}",

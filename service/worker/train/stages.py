@@ -47,6 +47,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     fitted: int = 0  # training rows after sampling
     without_target: int = 0
     held_out: int = 0
+    missing: tuple[str, ...] = ()  # features with missing values, in any of the rows
     transformers: str | None = None
     members: tuple[str, ...] = ()  # fitted models to merge
     model: str | None = None
@@ -121,6 +122,7 @@ def _with_split_files(
         training_files=tuple(number for number, count in enumerate(rows) if count),
         rows=sum(rows),
         held_out=held_out,
+        missing=tuple(sorted({name for r in results for name in r["missing"]})),
         classes=classes,
     )
 

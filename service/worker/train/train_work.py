@@ -261,7 +261,8 @@ def _split_input(
     except (Refused, Invalid) as error:
         name = dataset.files[file_range.file].name
         raise PermanentFailure(f"partition {row.number} ({name}): {error}") from error
-    result = {"counts": msgspec.to_builtins(split.counts)} | _sync_file(path)
+    facts = {"counts": msgspec.to_builtins(split.counts), "missing": list(split.missing)}
+    result = facts | _sync_file(path)
     return PartitionResult(split.rows, split.failed, result)
 
 

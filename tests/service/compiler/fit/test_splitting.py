@@ -95,6 +95,14 @@ def test_a_partition_with_other_columns_is_refused_and_the_column_named(tmp_path
     assert counts.rows == 1, "columns may be in any order, and integers are valid float64 values"
 
 
+def test_features_with_missing_values_are_named_wherever_the_rows_go(tmp_path: Path) -> None:
+    layout = make_layout(pd.DataFrame({"x": [1.0], "z": [1.0], "city": ["Rome"], "y": [1]}), "y", True)
+    columns = {"x": [1.0, float("nan")], "z": [1.0, 2.0], "city": ["Rome", None], "y": [1, 0]}
+    assert split_columns(tmp_path, layout, columns).missing == ("city", "x")
+    without_target = {"x": [1.0, None], "z": [1.0, 2.0], "city": ["Rome", "Bern"], "y": [1, None]}
+    assert split_columns(tmp_path, layout, without_target).missing == ()
+
+
 def test_a_numeric_target_of_a_classifier_is_refused(tmp_path: Path) -> None:
     table = pd.DataFrame({"x": np.zeros(20_000), "y": np.arange(20_000) / 7})
     with pytest.raises(Refused, match="more than 10000 classes; if it holds numbers, use a regressor"):

@@ -450,6 +450,17 @@ def test_excluded_columns_are_not_features(trainings: Trainings, suffix: str) ->
     assert version.lineage["training"]["excluded"] == ["patient", "seen"]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_feature_with_one_missing_value_is_nullable(trainings: Trainings, suffix: str) -> None:
+    parts = split_frame(cancer(), 2)
+    feature = str(parts[0].columns[0])
+    parts[0].loc[parts[0].index[1], feature] = np.nan  # a row that is not held out
+    job = trainings.run(trainings.start(RandomForestClassifier(2), parts, suffix, strategy="single"))
+    assert job.state == "done", job.error
+    inputs = (trainings.version().signature or {})["inputs"]
+    assert [i["name"] for i in inputs if i["nullable"]] == [feature]
+
+
 def test_hashed_texts_are_learned_partition_by_partition(trainings: Trainings) -> None:
     random = np.random.default_rng(0)
     words = {"spam": ["win", "money", "now"], "ham": ["see", "you", "soon"]}
