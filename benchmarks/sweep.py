@@ -1,4 +1,4 @@
-"""Every estimator and encoder on every kind of column, over every road that rows take to a model.
+"""Every estimator and encoder on every kind of column, over every interface that rows take to a model.
 
     python -m benchmarks.sweep [--only TEXT] [--jobs N] [--json] [--write]
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.service.column_sweep import (
     EXAMPLES,
-    ROADS,
+    INTERFACES,
     TOLERANCE,
     Case,
     Row,
@@ -48,11 +48,11 @@ def cell(row: Row | None) -> str:
         return "refused at publish"
     if row.silent:
         return "**differs**"
-    refused = [road for road, o in row.roads.items() if o.state == "refused"]
-    partly = [road for road, o in row.roads.items() if o.state == "own" and o.rows]
+    refused = [interface for interface, o in row.interfaces.items() if o.state == "refused"]
+    partly = [interface for interface, o in row.interfaces.items() if o.state == "own" and o.rows]
     parts = (
         ["own" if not refused else "own, not " + ", ".join(refused)]
-        if len(refused) < len(ROADS)
+        if len(refused) < len(INTERFACES)
         else ["refused"]
     )
     if partly:
@@ -60,30 +60,32 @@ def cell(row: Row | None) -> str:
     return "; ".join(parts)
 
 
-INTRODUCTION = """# Columns of every kind, over every road
+INTRODUCTION = """# Kinds of columns, models and interfaces
 
 Every estimator of scikit-learn, and encoders and imputers before a regressor, fitted on frames with columns
-of one kind, and published with that frame. The same rows then come as JSON, CSV and Arrow bodies, as Parquet
-and CSV files of a job, and on a device. Written by `scripts/bench sweep --write`.
+of one kind, and published with that frame. The same rows are then sent as JSON, CSV and Arrow bodies, scored
+as a job from Parquet and CSV files, and run on a device. Written by `scripts/bench sweep --write`.
 
-{fitted} models could be fitted; {refused} of them are refused at publish with the reason. On {own} roads the
-others give the model's own answers (numbers within {tolerance:g}), {road_refused} roads refuse the rows,
-naming column and remedy, and {silent} differ without a word.
+{fitted} models could be fitted; {refused} of them are refused at publish with the reason. For the others,
+each interface was compared with the model's own answers. Of {compared} comparisons, {own} give the same
+answers (numbers within {tolerance:g}), {refused_interfaces} refuse the rows and name the column and the
+remedy, and {silent} differ silently.
 
-- `own`: the model's own answers on every road; `own, not .tflite`: that road refuses.
+- `own`: the model's own answers on every interface; `own, not .tflite`: that interface refuses.
 - An empty cell: the model cannot be fitted on such columns.
 """
 
 
 def document(rows: dict[Case, Row | None]) -> str:
     fitted = [row for row in rows.values() if row]
-    states = Counter("silent" if o.silent else o.state for row in fitted for o in row.roads.values())
+    states = Counter("silent" if o.silent else o.state for row in fitted for o in row.interfaces.values())
     introduction = INTRODUCTION.format(
         fitted=len(fitted),
         refused=sum(row.publish.state != "own" for row in fitted),
+        compared=states.total(),
         own=states["own"],
         tolerance=TOLERANCE,
-        road_refused=states["refused"],
+        refused_interfaces=states["refused"],
         silent=states["silent"],
     )
     tables = [
@@ -140,11 +142,11 @@ def main() -> None:
             for fault in measured.silent if measured else ():
                 print(f"{' x '.join(case)}: {fault}", file=sys.stderr, flush=True)
             if options.json and measured:
-                roads = {road: o._asdict() for road, o in measured.roads.items()}
+                interfaces = {interface: o._asdict() for interface, o in measured.interfaces.items()}
                 line = {
                     **case._asdict(),
                     "publish": measured.publish._asdict(),
-                    "roads": roads,
+                    "interfaces": interfaces,
                 }
                 print(json.dumps(line), flush=True)
     unnamed = unnamed_refusals(rows)

@@ -1,4 +1,4 @@
-"""Models fitted on columns of one kind, and what each road that rows take does with the same rows.
+"""Models fitted on columns of one kind, and what each interface that rows take does with the same rows.
 
 Each model is fitted on a pandas frame and published with that frame as its example. The same rows are
 then decoded from JSON, CSV and Arrow bodies, scored from Parquet and CSV files, and run on a device, each by
@@ -69,7 +69,7 @@ CHILD_MEMORY_MB, CHILD_DEADLINE_S = 8192, 30.0
 
 Table = dict[str, Array]
 EXAMPLES = ("Parquet", "CSV", "JSON")
-ROADS = ("JSON", "CSV", "Arrow", "batch Parquet", "batch CSV", ".tflite")
+INTERFACES = ("JSON", "CSV", "Arrow", "batch Parquet", "batch CSV", ".tflite")
 
 
 # --- columns ---------------------------------------------------------------------------------------------
@@ -230,11 +230,11 @@ def fit(model: Any, name: str, frame: pd.DataFrame) -> Any:
     return model.fit(frame, y)
 
 
-# --- roads -----------------------------------------------------------------------------------------------
+# --- interfaces -----------------------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
-    """What one road did with the rows: `own` answers, `refused` or `differs`; `rows` were refused."""
+    """What one interface did with the rows: `own` answers, `refused` or `differs`; `rows` were refused."""
 
     state: str
     reason: str = ""
@@ -354,9 +354,9 @@ BODIES: dict[str, tuple[Callable[[pd.DataFrame], bytes], str]] = {
 }
 
 
-def predict_online(published: Published, road: str) -> Outcome:
+def predict_online(published: Published, interface: str) -> Outcome:
     """Send all rows; when some are refused, send the others again."""
-    encode, decoder = BODIES[road]
+    encode, decoder = BODIES[interface]
     codec = Codec(published.signature)
     kept = np.ones(len(published.frame), dtype=bool)
     reason = ""
@@ -478,11 +478,11 @@ class Row(NamedTuple):
     """The outcomes of one model on one kind of column. `publish` is why it is not served, if so."""
 
     publish: Outcome
-    roads: dict[str, Outcome]
+    interfaces: dict[str, Outcome]
 
     @property
     def silent(self) -> list[str]:
-        return [f"{road}: {o.state}: {o.reason}" for road, o in self.roads.items() if o.silent]
+        return [f"{interface}: {o.state}: {o.reason}" for interface, o in self.interfaces.items() if o.silent]
 
 
 @contextlib.contextmanager
@@ -535,11 +535,11 @@ def measure(model: Any, case: Case, folder: Path) -> Row | None:
     with _runtimes(folder, built) as (online, bulk):
         expected = outputs_table(signature, own)
         published = Published(folder, frame, example, signature, online, bulk, expected)
-        roads = {road: predict_online(published, road) for road in BODIES}
-        roads["batch Parquet"] = score_batch(published, PARQUET)
-        roads["batch CSV"] = score_batch(published, CSV)
-        roads[".tflite"] = run_on_device(published, model)
-    return Row(Outcome("own", built.runtime_reason or ""), roads)
+        interfaces = {interface: predict_online(published, interface) for interface in BODIES}
+        interfaces["batch Parquet"] = score_batch(published, PARQUET)
+        interfaces["batch CSV"] = score_batch(published, CSV)
+        interfaces[".tflite"] = run_on_device(published, model)
+    return Row(Outcome("own", built.runtime_reason or ""), interfaces)
 
 
 def measure_case(case: Case) -> Row | str | None:

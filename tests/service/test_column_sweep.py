@@ -1,4 +1,4 @@
-"""A part of `benchmarks/sweep.py`: encoders on kinds of columns that systems confuse, on every road."""
+"""A part of `benchmarks/sweep.py`: encoders on kinds of columns that systems confuse, on every interface."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ def measured(case: Case) -> Row:
 
 
 @pytest.mark.parametrize("case", SERVED, ids=" ".join)
-def test_every_road_gives_the_models_own_answers(case: Case) -> None:
+def test_every_interface_gives_the_models_own_answers(case: Case) -> None:
     row = measured(case)
     assert row.publish.state == "own", row.publish.reason
-    device = row.roads.pop(".tflite")
+    device = row.interfaces.pop(".tflite")
     assert device.state in ("own", "refused"), device.reason
-    assert {road: outcome for road, outcome in row.roads.items() if outcome != ("own", "", 0)} == {}
+    assert {
+        interface: outcome for interface, outcome in row.interfaces.items() if outcome != ("own", "", 0)
+    } == {}
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=" ".join)

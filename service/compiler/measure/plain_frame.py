@@ -104,7 +104,7 @@ class _Comparison:
         return (
             f"the estimator answers differently to the example as pandas reads it ({faults} in "
             f"{len(self.rows)} rows), because of {listed}; convert the column before fitting, so that its "
-            "values are the same on every road"
+            "values are the same in every format"
         )
 
     def _difference(self, j: int) -> str:

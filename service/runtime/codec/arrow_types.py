@@ -1,6 +1,6 @@
 """The table of column types: what a column of each Arrow type becomes, as a feature and as a copied column.
 
-Every road reads this table: the published example, online Arrow bodies, batch files and training. The page
+All readers use this table: the published example, online Arrow bodies, batch files and training. The page
 docs/column-types.md shows it. CSV and JSON have no column types; there the signature's dtype decides.
 
 A feature becomes one of the five dtypes of a signature, or its type is refused with the reason and the

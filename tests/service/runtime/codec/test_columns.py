@@ -328,7 +328,7 @@ ENFORCED = Column(Input("n", "int64", minimum=0, maximum=255, enforced=True), MA
 
 
 @pytest.mark.parametrize("value", [0, 255, 255.0, -1, 256, -0.5, 256.0, 2**53, -(2**63), 2**64])
-def test_enforced_bounds_limit_integers_on_every_road(value: float) -> None:
+def test_enforced_bounds_limit_integers_on_every_interface(value: float) -> None:
     inside = 0 <= value <= 255
     assert accepts(ENFORCED, value) == inside
     assert json_accepts(ENFORCED, value) == inside

@@ -1,8 +1,8 @@
-"""A column of any type is the same feature on every road, or refused on every road with the same reason.
+"""A column of any type is the same feature on every interface, or refused everywhere with the same reason.
 
-The types come from the table of column types itself. Roads: the published example, online bodies (also those
-of the Open Inference Protocol and of MLflow), files of scoring jobs and files of trainings, each in every
-format that can hold the column.
+The types come from the table of column types itself. Interfaces: the published example, online bodies (also
+those of the Open Inference Protocol and of MLflow), files of scoring jobs and files of trainings, each
+in every format that can hold the column.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from service.runtime.codec.columns import Column
 from service.runtime.codec.tensors import DATATYPE_OF
 from tests.service.column_samples import SAMPLES, encodings
 
-Road = Callable[[Any, DType], list[Any]]
+Interface = Callable[[Any, DType], list[Any]]
 """Returns the values of the feature `d` as the model receives them, missing ones as None."""
 
 
@@ -84,7 +84,7 @@ def ipc(table: Any, open_writer: Any) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def typed_roads(path: Path, array: Any) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
+def typed_interfaces(path: Path, array: Any) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
     table = pa.table({"d": array})
     yield (
         "online Arrow",
@@ -102,7 +102,7 @@ def typed_roads(path: Path, array: Any) -> Iterator[tuple[str, Callable[[DType],
     yield "example Parquet", lambda dtype: from_example(path / "d.parquet", PARQUET, dtype)
 
 
-def text_roads(path: Path, values: list[Any]) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
+def text_interfaces(path: Path, values: list[Any]) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
     lines = [json.dumps({"d": v}) for v in values]
     body = f'{{"instances": [{", ".join(lines)}]}}'.encode()
     yield "online JSON", lambda dtype: rows_of_codec(codec_of(dtype).decode_json(body))
@@ -119,7 +119,7 @@ def text_roads(path: Path, values: list[Any]) -> Iterator[tuple[str, Callable[[D
     yield "training NDJSON", lambda dtype: from_training(path / "d.jsonl", NDJSON, dtype)
     (path / "d.json").write_text(f"[{', '.join(lines)}]")
     yield "example JSON", lambda dtype: from_example(path / "d.json", JSON, dtype)
-    yield from csv_roads(path, ["" if v is None else str(v) for v in values])
+    yield from csv_interfaces(path, ["" if v is None else str(v) for v in values])
 
 
 def tensor_body(values: list[Any], dtype: DType) -> bytes:
@@ -127,7 +127,7 @@ def tensor_body(values: list[Any], dtype: DType) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-def csv_roads(path: Path, cells: list[str]) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
+def csv_interfaces(path: Path, cells: list[str]) -> Iterator[tuple[str, Callable[[DType], list[Any]]]]:
     text = io.StringIO()
     csv.writer(text).writerows([["d"], *([cell] for cell in cells)])
     body = text.getvalue().encode()
@@ -145,19 +145,22 @@ def expected_values(array: Any, dtype: DType) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.title)
-def test_a_typed_column_is_the_same_on_all_roads(tmp_path: Path, family: TypeFamily) -> None:
+def test_a_typed_column_is_the_same_on_all_interfaces(tmp_path: Path, family: TypeFamily) -> None:
     for array in SAMPLES[family.title]:
         # Arrow cannot read dictionaries of extension types, and forgets that a dictionary holds durations
         plain_only = pa.types.is_duration(array.type) or isinstance(array.type, pa.BaseExtensionType)
         for encoded in [array] if plain_only else encodings(array):
-            for road, read in typed_roads(tmp_path, encoded):
+            for interface, read in typed_interfaces(tmp_path, encoded):
                 if family.dtype is not None:
-                    assert read(family.dtype) == expected_values(array, family.dtype), (road, encoded.type)
+                    assert read(family.dtype) == expected_values(array, family.dtype), (
+                        interface,
+                        encoded.type,
+                    )
                     continue
                 with pytest.raises((Invalid, Refused)) as caught:
                     read("float64")
-                assert '"d" is of type' in str(caught.value), road
-                assert family.reason in str(caught.value), (road, encoded.type)
+                assert '"d" is of type' in str(caught.value), interface
+                assert family.reason in str(caught.value), (interface, encoded.type)
 
 
 @pytest.mark.parametrize(
@@ -174,19 +177,19 @@ def test_a_typed_column_is_the_same_on_all_roads(tmp_path: Path, family: TypeFam
     ],
     ids=str,
 )  # fmt: skip
-def test_text_becomes_the_same_on_all_roads(tmp_path: Path, dtype: DType, values: list[Any]) -> None:
-    for road, read in text_roads(tmp_path, values):
-        assert read(dtype) == values, road
+def test_text_becomes_the_same_on_all_interfaces(tmp_path: Path, dtype: DType, values: list[Any]) -> None:
+    for interface, read in text_interfaces(tmp_path, values):
+        assert read(dtype) == values, interface
 
 
 @pytest.mark.parametrize("word", MISSING_WORDS[1:])
 @pytest.mark.parametrize(("dtype", "cells"), [("float64", ["1.5", "2"]), ("bool", ["true", "false"])])
-def test_missing_words_are_the_same_on_all_csv_roads(
+def test_missing_words_are_the_same_on_all_csv_interfaces(
     tmp_path: Path, dtype: DType, cells: list[str], word: str
 ) -> None:
     values = [json.loads(cells[0]), None, json.loads(cells[1])]
-    for road, read in csv_roads(tmp_path, [cells[0], word, cells[1]]):
-        assert read(dtype) == values, road
+    for interface, read in csv_interfaces(tmp_path, [cells[0], word, cells[1]]):
+        assert read(dtype) == values, interface
 
 
 @pytest.mark.parametrize(
@@ -200,16 +203,16 @@ def test_missing_words_are_the_same_on_all_csv_roads(
 def test_types_of_a_csv_are_inferred_alike_for_an_example_and_a_training(
     tmp_path: Path, cells: list[str]
 ) -> None:
-    roads = dict(csv_roads(tmp_path, cells))
+    interfaces = dict(csv_interfaces(tmp_path, cells))
     dtype = example.read(tmp_path / "d.csv", CSV).dtype("d")
-    assert repr(roads["example CSV"](dtype)) == repr(roads["training CSV"](dtype))
+    assert repr(interfaces["example CSV"](dtype)) == repr(interfaces["training CSV"](dtype))
 
 
-def test_a_declared_string_keeps_the_text_of_a_csv_on_all_roads(tmp_path: Path) -> None:
+def test_a_declared_string_keeps_the_text_of_a_csv_on_all_interfaces(tmp_path: Path) -> None:
     cells = ["1.50", "1.5", "True", "NA", " 7", "2026-01-01"]
     for kept in (cells, ["1.50", "2.00"], ["True", "false"], ["007", "7"]):
-        roads = dict(csv_roads(tmp_path, kept))
-        assert roads["online CSV"]("string") == roads["job CSV"]("string") == kept
+        interfaces = dict(csv_interfaces(tmp_path, kept))
+        assert interfaces["online CSV"]("string") == interfaces["job CSV"]("string") == kept
         assert example.read(tmp_path / "d.csv", CSV).column("d", "string").to_pylist() == kept
         dataset = reading.open_dataset(str(tmp_path / "d.csv"), CSV, uniform=True, dtypes={"d": "string"})
         (part,) = reading.split(dataset)
@@ -218,7 +221,7 @@ def test_a_declared_string_keeps_the_text_of_a_csv_on_all_roads(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", [2**24 + 1, 256, -1])
-def test_an_integer_outside_the_bounds_is_refused_on_all_roads(tmp_path: Path, value: int) -> None:
+def test_an_integer_outside_the_bounds_is_refused_on_all_interfaces(tmp_path: Path, value: int) -> None:
     feature = Input("d", "int64", minimum=0, maximum=255, enforced=True)
     codec = Codec(Signature("regression", (feature,), (Output("value", "float64", (-1,)),)))
     table = pa.table({"d": pa.array([7, value])})
