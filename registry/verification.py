@@ -24,7 +24,7 @@ from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow, now
 from registry.vocabulary import DIFFERS, FALLBACK_FORMATS, PENDING, READY, REJECTED, VERIFY_TASK, Fallback
 
 PRIORITY = -10
-"""Builds and exports, which somebody waits for, go first."""
+"""Lower than that of builds and exports, because a user waits for those."""
 ATTEMPTS = 10
 
 

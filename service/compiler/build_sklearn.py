@@ -22,7 +22,7 @@ from service.compiler.onnx.candidates import CandidateChoice, CandidateTrial
 from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
 from service.compiler.signature import composites
 from service.compiler.signature.corrections import Corrections
-from service.compiler.signature.describe import describe
+from service.compiler.signature.describe import Described, describe
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.trees.forest_table import build_forest_table
 from service.runtime.onnx_runtime import OnnxRuntime
@@ -75,11 +75,7 @@ def build_sklearn(request: BuildRequest, report: BuildReport) -> BuildResult:
     with report.step("rows"):
         _require_independent_rows(runtime, measured_kinds())
     if request.example is not None and request.example_media_type == PARQUET:
-        assert described.rows is not None
-        assert described.usable is not None
-        with report.step("plain frame"):
-            path = Path(request.example)
-            plain_frame.compare(runtime, path, described.rows, described.usable, report.warnings)
+        _compare_plain_frame(runtime, Path(request.example), described, report)
     choice = NOT_CONVERTED
     with report.step("compile"):
         if request.convert:
@@ -117,6 +113,16 @@ def _load(request: BuildRequest, report: BuildReport) -> tuple[Any, str | None]:
     if (warning := lineage.version_warning(made_by, compared=request.answers is not None)) is not None:
         report.warnings.append(warning)
     return model, recorded["scikit-learn"]
+
+
+def _compare_plain_frame(
+    runtime: EstimatorRuntime, example: Path, described: Described, report: BuildReport
+) -> None:
+    """Raise `Refused`, naming the column, where the example as pandas reads it gets other answers."""
+    assert described.rows is not None
+    assert described.usable is not None
+    with report.step("plain frame"):
+        plain_frame.compare(runtime, example, described.rows, described.usable, report.warnings)
 
 
 def _require_independent_rows(runtime: EstimatorRuntime, kinds: dict[str, Rows]) -> None:

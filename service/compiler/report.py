@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from registry.build_messages import BuildRequest, BuildResult, ExportRequest
@@ -16,7 +17,7 @@ from registry.errors import Refused
 from registry.rows import Array, Outputs, Rows
 from registry.signature import Signature
 from service.compiler import example, lineage
-from service.compiler.measure import metrics
+from service.compiler.measure import comparison_rows, metrics
 from service.compiler.measure.parity import AnswerRows
 from service.runtime.codec.columns import show
 
@@ -69,6 +70,24 @@ def read_example(request: BuildRequest | ExportRequest) -> example.ExampleTable 
             )
         return None
     return example.read(request.example, request.example_media_type, request.target)
+
+
+def record_upload(
+    signature: Signature,
+    answer: AnswerRows,
+    rows: Rows | None,
+    sample: example.ExampleTable | None,
+    report: BuildReport,
+) -> dict[str, float]:
+    """Set `report.served` for a graph that is served as published; return its metrics on the example."""
+    usable = np.ones(len(rows), dtype=bool) if rows is not None else None
+    report.served = ServedForm(
+        signature, answer, rows, usable, lambda: comparison_rows.rows_by_kind(None, signature, rows)
+    )
+    truth = None if sample is None else sample.true_values(signature.outputs)
+    if truth is None or rows is None:
+        return {}
+    return measure_metrics(signature, answer(rows), truth, report)
 
 
 def measure_metrics(

@@ -245,7 +245,7 @@ def request_check_if_outdated(sessions: db.Sessions, version_id: int, spec: Runt
     try:
         with contextlib.suppress(NotFound, Conflict), sessions.begin() as session:
             verification.request(session, version_id)
-    except SQLAlchemyError as error:  # the version is loaded all the same
+    except SQLAlchemyError as error:  # loading does not depend on the check
         log.warning("verification.not_requested", version_id=version_id, error=str(error))
 
 

@@ -156,15 +156,11 @@ def are_finite(outputs: Outputs) -> bool:
 
 
 def refusal(refused: dict[int, FieldError]) -> Invalid:
-    """Return the error of a call with refused rows, by their index."""
+    """Return the error of a call with at least one refused row, by their index."""
     faults = Faults()
     for instance, fault in sorted(refused.items()):
         faults.add(fault.message, instance, fault.field, fault.expected)
-    try:
-        faults.raise_any()
-    except Invalid as error:
-        return error
-    raise ValueError("no row is refused")
+    return faults.to_error()
 
 
 def _row_message(error: Exception) -> str:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from registry.build_messages import BuildRequest, BuildResult
-from service.compiler.measure import comparison_rows
 from service.compiler.onnx.upload import OnnxUpload
-from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
+from service.compiler.report import BuildReport, read_example, record_upload
 from service.compiler.signature.corrections import Corrections
 from service.runtime.onnx_runtime import OnnxRuntime
 
@@ -27,23 +24,12 @@ def build_onnx(request: BuildRequest, report: BuildReport) -> BuildResult:
         signature, rows, runtime = upload.prepare(file, OnnxRuntime)
     report.warnings.extend(upload.warnings)
     report.bytes["onnx"] = file.stat().st_size
-    usable = np.ones(len(rows), dtype=bool) if rows is not None else None
-    report.served = ServedForm(
-        signature,
-        runtime.run,
-        rows,
-        usable,
-        lambda: comparison_rows.rows_by_kind(None, signature, rows),
-    )
-    built = BuildResult(
+    return BuildResult(
         state="ready",
         report={},
         signature=signature,
         runtime="onnx",
         runtime_reason="published as ONNX; there is no estimator to compare it with",
+        metrics=record_upload(signature, runtime.run, rows, sample, report),
         servable=SERVABLE,
     )
-    truth = None if sample is None else sample.true_values(signature.outputs)
-    if truth is not None and rows is not None:
-        built.metrics = measure_metrics(signature, runtime.run(rows), truth, report)
-    return built

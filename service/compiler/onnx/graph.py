@@ -44,7 +44,7 @@ def name_values(model: ModelProto, signature: Signature, columns: bool) -> None:
 
 
 def drop_weight_inputs(model: ModelProto) -> None:
-    """Remove the weights from the graph's inputs: IR 3 lists them there, as defaults that nobody sends."""
+    """Remove the weights from the graph's inputs: IR 3 lists them there as default values."""
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) == len(model.graph.input):

@@ -39,7 +39,7 @@ def limit_integers(feature: Input, limits: tuple[int, int] | None) -> Input:
     for value in (feature.minimum, feature.maximum):
         if value is not None and not low <= value <= high:
             remedy = (
-                "number the values anew, from 0 on, before training"
+                "replace the values by numbers from 0 on before training"
                 if high == MAX_FLOAT32_INTEGER
                 else "correct the column, or train the model with a wider input type"
             )

@@ -124,7 +124,7 @@ def require_known_categories(
 
 
 def _listed(values: list[Any]) -> str:
-    """Example: "text "0", "1"", so that text and numbers are told apart."""
+    """Return the values with their kind, which distinguishes text from numbers: `text "0", "1"`."""
     kinds = sorted({_kind(v) for v in values})
     shown = ", ".join(show(getattr(v, "item", lambda v=v: v)()) for v in values[:MAX_SHOWN])
     more = ", ..." if len(values) > MAX_SHOWN else ""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from registry.build_messages import BuildRequest, BuildResult
-from service.compiler.measure import comparison_rows
-from service.compiler.report import BuildReport, ServedForm, measure_metrics, read_example
+from service.compiler.report import BuildReport, read_example, record_upload
 from service.compiler.signature.corrections import Corrections
 from service.compiler.tflite.tflite_upload import TfliteUpload
 from service.runtime.tflite_runtime import TfliteRuntime
@@ -25,24 +22,12 @@ def build_tflite(request: BuildRequest, report: BuildReport) -> BuildResult:
     with report.step("trial"):
         signature, rows, runtime, copied = upload.serve(file, TfliteRuntime)
     report.warnings.extend(upload.warnings)
-    usable = np.ones(len(rows), dtype=bool) if rows is not None else None
-    report.served = ServedForm(
-        signature,
-        runtime.run,
-        rows,
-        usable,
-        lambda: comparison_rows.rows_by_kind(None, signature, rows),
-    )
-    metrics = {}
-    truth = None if sample is None else sample.true_values(signature.outputs)
-    if truth is not None and rows is not None:
-        metrics = measure_metrics(signature, runtime.run(rows), truth, report)
     return BuildResult(
         state="ready",
         report={},
         signature=signature,
         runtime="tflite",
         runtime_reason="published as .tflite; there is no other model to compare it with",
-        metrics=metrics,
+        metrics=record_upload(signature, runtime.run, rows, sample, report),
         servable=SERVABLE if copied else None,
     )

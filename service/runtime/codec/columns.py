@@ -80,13 +80,16 @@ class Faults(list[FieldError]):
         self.add(f"{show(name)} {predicate}; {hint}", instance, name)
 
     def raise_any(self) -> None:
-        """Raises `Invalid` if there is a fault; its message is the first one."""
-        if not self:
-            return
+        """Raises `Invalid` if there is a fault."""
+        if self:
+            raise self.to_error()
+
+    def to_error(self) -> Invalid:
+        """Return the error of at least one fault; its message is the first one."""
         first = self[0]
         where = "" if first.instance is None else f"instance {first.instance}: "
         more = f" (and {'at least ' if self.full else ''}{len(self) - 1} more)" if len(self) > 1 else ""
-        raise Invalid(f"{where}{first.message}{more}", self)
+        return Invalid(f"{where}{first.message}{more}", self)
 
 
 def columns_of(signature: Signature) -> tuple[Column, ...]:

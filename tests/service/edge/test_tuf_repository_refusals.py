@@ -311,7 +311,7 @@ def test_only_a_targets_document_is_accepted(signed: Registry, offline_key: Cryp
 
 
 def test_only_a_targets_document_is_signed_offline(signed: Registry, offline_key: CryptoSigner) -> None:
-    """An attacker who controls the server could send a root document to the machine with the root key."""
+    """Whoever controls the server can pass any root document to the machine that holds the root key."""
     for content in (b"", b"{}", b"\xff", *(signed.document(r).to_bytes() for r in ROLES if r != "targets")):
         with pytest.raises(Invalid, match="not a targets document"):
             sign_targets(content, offline_key)
