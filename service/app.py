@@ -24,6 +24,7 @@ from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.edge.tuf_signing import TufSigning
 from service.online.hotpath import HotPath
+from service.online.predictor import Predictor
 from service.runtime import libraries
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
@@ -68,9 +69,8 @@ def create_app(settings: Settings, forks: ForkServer | None = None) -> App:
     router = _PublicRouter(
         public_routes, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services)
     )
-    predictions = HotPath(
-        router, services.snapshot, services.pool, services.executor, settings.predict_deadline_s
-    )
+    predictor = Predictor(services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
+    predictions = HotPath(router, predictor)
     limited = BodyLimits(predictions, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
     return App(Guard(limited, services.snapshot), services, management)
 

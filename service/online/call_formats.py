@@ -1,20 +1,19 @@
 """The wire formats of a predict call: how its body becomes rows, and how its outputs become an answer.
 
-`HotPath` runs every call; a format only decodes and encodes. This module imports no numpy: the codec of the
+`Predictor` runs every call; a format only decodes and encodes. This module imports no numpy: the codec of the
 loaded model does the work (see service/startup.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
 
 from registry.errors import invalid_field
 from registry.media_types import CSV, JSON
-from service.online.negotiation import MEDIA_TYPES, negotiate
+from service.online.negotiation import MEDIA_TYPES, media_type_of, negotiate
 
 if TYPE_CHECKING:
     from registry.rows import Outputs, Rows
@@ -74,9 +73,9 @@ class TableFormat:
 _TABLE_FORMATS = {(body, answer): TableFormat(body, answer) for body in MEDIA_TYPES for answer in MEDIA_TYPES}
 
 
-def table_format(scope: Scope) -> CallFormat:
+def table_format(headers: Mapping[bytes, bytes]) -> CallFormat:
     """Return the format that the headers ask for. Raises 415 and 406."""
-    return _TABLE_FORMATS[negotiate(scope)]
+    return _TABLE_FORMATS[negotiate(headers)]
 
 
 class InferenceFormat:
@@ -100,20 +99,19 @@ class InferenceFormat:
         return Answer(answer.body, [(b"content-type", BINARY.encode()), (JSON_LENGTH, length)])
 
 
-def inference_format(scope: Scope) -> CallFormat:
+def inference_format(headers: Mapping[bytes, bytes]) -> CallFormat:
     """Return the format of a request. Without a Content-Type, as tritonclient sends it, it is JSON.
 
     Accept is ignored, as other servers of the protocol do: the request states the form of the answer. Raises
     415 and `Invalid`.
     """
     json_bytes = None
-    for name, value in scope["headers"]:
-        if name == JSON_LENGTH:
-            if not (value.isdigit() and len(value) <= 18):
-                message = f"Inference-Header-Content-Length is {value.decode('latin-1')!r}; send a number"
-                raise invalid_field("Inference-Header-Content-Length", message, "a number of bytes")
-            json_bytes = int(value)
-    _require_content_type(scope, (JSON, BINARY))
+    if (value := headers.get(JSON_LENGTH)) is not None:
+        if not (value.isdigit() and len(value) <= 18):
+            message = f"Inference-Header-Content-Length is {value.decode('latin-1')!r}; send a number"
+            raise invalid_field("Inference-Header-Content-Length", message, "a number of bytes")
+        json_bytes = int(value)
+    _require_content_type(headers, (JSON, BINARY))
     return InferenceFormat(json_bytes)
 
 
@@ -136,23 +134,20 @@ class ScoringFormat:
 _SCORING_FORMATS = {JSON: ScoringFormat(JSON), CSV: ScoringFormat(CSV)}
 
 
-def scoring_format(scope: Scope) -> CallFormat:
+def scoring_format(headers: Mapping[bytes, bytes]) -> CallFormat:
     """Return the format of the Content-Type, JSON or CSV. Raises 415."""
-    return _SCORING_FORMATS[_require_content_type(scope, (JSON, CSV))]
+    return _SCORING_FORMATS[_require_content_type(headers, (JSON, CSV))]
 
 
-def _require_content_type(scope: Scope, accepted: tuple[str, ...]) -> str:
+def _require_content_type(headers: Mapping[bytes, bytes], accepted: tuple[str, ...]) -> str:
     """Return the media type of the body, JSON without a header. Raises 415."""
-    content_type = JSON
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value.decode("latin-1").partition(";")[0].strip().lower()
+    content_type = media_type_of(headers.get(b"content-type"))
     if content_type not in accepted:
         raise HTTPException(415, f"cannot read {content_type!r}; send one of {', '.join(accepted)}")
     return content_type
 
 
-_ACTIONS: dict[tuple[str, str], Callable[[Scope], CallFormat]] = {
+_ACTIONS: dict[tuple[str, str], Callable[[Mapping[bytes, bytes]], CallFormat]] = {
     ("/v1", "/predict"): table_format,
     ("/v1", "/invocations"): scoring_format,
     ("/v2", "/infer"): inference_format,
@@ -163,7 +158,7 @@ class Door(NamedTuple):
     """A path that predicts: its template, and the function that selects the format of a call."""
 
     route: str
-    select_format: Callable[[Scope], CallFormat]
+    select_format: Callable[[Mapping[bytes, bytes]], CallFormat]
 
 
 DOORS = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
 
 from registry.media_types import ARROW, CSV, JSON
 from service.web.header_values import parse_qualities
@@ -14,30 +14,36 @@ MEDIA_TYPES = (JSON, CSV, ARROW)
 """In the server's order of preference."""
 
 
-def negotiate(scope: Scope) -> tuple[str, str]:
+def negotiate(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
     """Return the media types of the body and of the answer; JSON without a header. Raises 415 and 406."""
-    content_type, accept = JSON, ""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value.decode("latin-1").partition(";")[0].strip().lower()
-        elif name == b"accept":
-            accept = f"{accept},{value.decode('latin-1')}" if accept else value.decode("latin-1")
+    content_type = media_type_of(headers.get(b"content-type"))
     if content_type not in MEDIA_TYPES:
         hint = "; with curl: -H 'Content-Type: application/json'" if "form" in content_type else ""
         raise HTTPException(415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}{hint}")
-    answer_type = acceptable_type(accept) if accept else JSON
+    answer_type = acceptable_type(headers.get(b"accept"))
     if answer_type is None:
+        accept = headers[b"accept"].decode("latin-1")
         raise HTTPException(406, f"cannot answer as {accept!r}; accept one of {', '.join(MEDIA_TYPES)}")
     return content_type, answer_type
 
 
 @lru_cache(maxsize=256)  # callers repeat the same header
-def acceptable_type(accept: str) -> str | None:
-    """Return the media type that the header `accept` prefers, or None if it excludes all.
+def media_type_of(content_type: bytes | None) -> str:
+    """Return the media type of a Content-Type without its parameters, in lower case; JSON without one."""
+    if content_type is None:
+        return JSON
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()
+
+
+@lru_cache(maxsize=256)  # callers repeat the same header
+def acceptable_type(accept: bytes | None) -> str | None:
+    """Return the media type that the header `accept` prefers, JSON without one, or None if it excludes all.
 
     Among types of equal quality, the one that the header names first is preferred.
     """
-    ranges = parse_qualities(accept)
+    if not accept:
+        return JSON
+    ranges = parse_qualities(accept.decode("latin-1"))
     candidates = []
     for preference, media_type in enumerate(MEDIA_TYPES):
         major = media_type.partition("/")[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from starlette.exceptions import HTTPException
@@ -22,7 +22,7 @@ from registry.keys import Key
 from service import telemetry
 from service.runtime.snapshot import Snapshot
 from service.web.problems import INTERNAL_ERROR, ProblemResponse, build_problem, status_of
-from service.web.request_context import RequestContext
+from service.web.request_context import RequestContext, combine_headers
 
 RequiredScope = vocabulary.Scope | Literal["any"]
 """What a route requires of the caller's key; "any": any valid key is enough."""
@@ -73,8 +73,9 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         start = time.perf_counter()
-        authorization, request_id = _read_headers(scope)
-        context = RequestContext(request_id, self._key(authorization))
+        headers = combine_headers(scope["headers"])
+        authorization = headers.get(b"authorization", b"")
+        context = RequestContext(_request_id(headers), self._key(authorization), headers)
         scope["context"] = context
         response = _TrackedSend(context, send)
         try:
@@ -120,17 +121,12 @@ class _TrackedSend:
         await self._send(message)
 
 
-def _read_headers(scope: Scope) -> tuple[bytes, str]:
-    """Return the Authorization header and the request id: the client's if well-formed, else a new one."""
-    authorization, request_id = b"", b""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            authorization = value
-        elif name == b"x-request-id":
-            request_id = value
-    if _REQUEST_ID.match(request_id):
-        return authorization, request_id.decode()
-    return authorization, telemetry.make_id("req")
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    """Return the client's request id if it is well-formed, else a new one."""
+    request_id = headers.get(b"x-request-id")
+    if request_id is not None and _REQUEST_ID.match(request_id):
+        return request_id.decode()
+    return telemetry.make_id("req")
 
 
 def _is_public(scope: Scope) -> bool:

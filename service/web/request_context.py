@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from registry.keys import Key
@@ -11,12 +12,24 @@ from registry.keys import Key
 class RequestContext:
     """Stored in `scope["context"]` by `auth.Guard`.
 
-    `route` is the path's template, for metrics and logs. A `quiet` request is logged only when it fails or is
-    slow.
+    `headers` are those of `combine_headers`. `route` is the path's template, for metrics and logs. A `quiet`
+    request is logged only when it fails or is slow.
     """
 
     request_id: str
     key: Key | None
+    headers: Mapping[bytes, bytes]
     route: str | None = None
     quiet: bool = False
     status: int = 500
+
+
+def combine_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return the headers by name. The values of a repeated one are joined by commas (RFC 9110, 5.3)."""
+    pairs = list(headers)
+    combined = dict(pairs)
+    if len(combined) < len(pairs):
+        combined = {}
+        for name, value in pairs:
+            combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
+    return combined

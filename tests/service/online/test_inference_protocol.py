@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.online.hotpath import INLINE_BYTES
+from service.online.predictor import INLINE_BYTES
 from tests.service.api import Api, check_problem, check_v2_error
 from tests.service.online.test_recorded_clients import outputs_of
 
