@@ -8,7 +8,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, MetaData, String, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    String,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -152,13 +162,61 @@ class AliasEventRow(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     alias: Mapped[str]
     version: Mapped[int | None]  # the version number; None if the alias was deleted
-    action: Mapped[str]  # promote, rollback, delete, rollout, halt
+    action: Mapped[str]  # promote, rollback, delete, rollout, halt, traffic
     at: Mapped[datetime] = mapped_column(default=now)
     by: Mapped[str]
     reason: Mapped[str | None]
     previous_id: Mapped[int | None] = mapped_column(  # the event that a rollback goes to
         ForeignKey("alias_events.id"), index=True
     )
+    traffic: Mapped[dict[str, Any] | None]  # the split after the event; None: `version` answers every call
+
+
+class AliasTrafficRow(Base):
+    """The traffic of an alias whose calls are split over versions, or are answered by a shadow too.
+
+    See `registry/traffic.py`. Without a row, the alias's version answers every call.
+    """
+
+    __tablename__ = "alias_traffic"
+    __table_args__ = (ForeignKeyConstraint(["model_id", "alias"], ["aliases.model_id", "aliases.name"]),)
+
+    model_id: Mapped[int] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    put_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)  # the newest request
+    event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)  # the newest change
+    weights: Mapped[dict[str, Any]]  # version number -> percent of the calls; the sum is 100
+    sticky_header: Mapped[str | None]
+    error_rate: Mapped[float | None]  # bounds of the canaries, a share and milliseconds
+    p99_ms: Mapped[float | None]
+    shadow_version: Mapped[int | None]  # the shadow is a version, or what an alias points at
+    shadow_alias: Mapped[str | None]
+    shadow_id: Mapped[int | None] = mapped_column(  # the event that set the shadow
+        ForeignKey("alias_events.id"), index=True
+    )
+
+    event: Mapped[AliasEventRow] = relationship(lazy="joined", innerjoin=True, foreign_keys=event_id)
+
+
+class ShadowResultRow(Base):
+    """What a shadow version answered, compared with the version that answered the callers."""
+
+    __tablename__ = "shadow_results"
+
+    shadow_id: Mapped[int] = mapped_column(  # the event that set the shadow
+        ForeignKey("alias_events.id", ondelete="CASCADE"), primary_key=True
+    )
+    version: Mapped[int] = mapped_column(primary_key=True)
+    shadow_version: Mapped[int] = mapped_column(primary_key=True)
+    rows: Mapped[int] = mapped_column(BigInteger)  # compared
+    agreed: Mapped[int] = mapped_column(BigInteger)  # of `rows`
+    largest_difference: Mapped[float]
+    failed: Mapped[int] = mapped_column(BigInteger)  # rows that the shadow could not answer
+    shed: Mapped[int] = mapped_column(BigInteger)  # rows that were dropped under load
+    last_error: Mapped[str | None]
+    latency: Mapped[dict[str, Any]]  # histograms of both versions
+    since: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class ExportRow(Base):
