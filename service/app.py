@@ -123,6 +123,7 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
         asyncio.create_task(_keep_pool_current(services, pool_event)),
         asyncio.create_task(TufSigning(services).run(signing_event)),
         asyncio.create_task(_maintain(services)),
+        asyncio.create_task(telemetry.flush_periodically()),
         asyncio.create_task(_verify_outdated(services)),
     ]
     try:

@@ -79,8 +79,7 @@ class Predictor:
             answer, rows = await self._answer(loaded, call_format, body, prediction_id)
         finally:
             self._pool.release(entry)
-        loaded.seconds.observe(time.perf_counter() - start)
-        loaded.rows.inc(rows)
+        loaded.meter.observe(time.perf_counter() - start, rows)
         return Prediction(answer, loaded, prediction_id)
 
     async def _answer(

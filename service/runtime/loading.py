@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, cast
 
 import msgspec
-from prometheus_client import Counter, Histogram
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -68,9 +67,7 @@ class LoadedModel:
         # An isolated model and LiteRT's interpreter take one call at a time. Calls wait in this thread's
         # queue, where they block neither the event loop nor the calls of other models.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"{kind} {name}") if kind != "onnx" else None
-        labels = (name, str(number), kind)
-        self.seconds: Histogram = telemetry.PREDICT_SECONDS.labels(*labels)
-        self.rows: Counter = telemetry.PREDICTED_ROWS.labels(*labels)
+        self.meter = telemetry.predict_meter(name, number, kind)
         self._run_example(signature)
 
     def close(self) -> None:

@@ -164,7 +164,7 @@ def _log_error(error: Exception, scope: Scope, context: RequestContext) -> None:
 def _record_request(scope: Scope, context: RequestContext, seconds: float) -> None:
     """Count the request, and log it unless it is quiet, fast and successful."""
     route = context.route or getattr(scope.get("route"), "path_format", None) or "unknown"
-    telemetry.count_request(route, scope["method"], context.status, seconds)
+    telemetry.request_meter(route, scope["method"], context.status).observe(seconds)
     quiet = context.quiet or scope["path"] in _QUIET_PATHS
     if context.status >= 500 or seconds > SLOW_S or not quiet:
         log.info(
