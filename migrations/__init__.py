@@ -2,7 +2,7 @@
 
 import logging
 
-HEAD = "0009"
+HEAD = "0010"
 """The newest revision. A server compares it with the database's, without importing Alembic."""
 
 # Callers of `migrate` log themselves. Set here, because Alembic logs its plugins while it is imported.

@@ -16,7 +16,15 @@ from registry.errors import InUse, NotFound
 from registry.jobs.tables import JobRow
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
-from registry.tables import AliasEventRow, AliasRow, DeviceReportRow, ModelRow, TagRow, VersionRow
+from registry.tables import (
+    AliasEventRow,
+    AliasRow,
+    DeviceReportRow,
+    ModelRow,
+    PredictionLogRow,
+    TagRow,
+    VersionRow,
+)
 from registry.vocabulary import BUILD_TASK, BUILDING
 
 T = TypeVar("T")
@@ -119,7 +127,7 @@ def with_tags(query: Select[T], tags: list[tuple[str, str]]) -> Select[T]:
 
 
 def remove(session: Session, name: str) -> None:
-    """Delete the model, its versions and its history.
+    """Delete the model, its versions and its history. A worker deletes its prediction log soon after.
 
     Raises `NotFound`, `InUse` while an alias exists, an open job scores with the model or trains it, or a
     version is published at the same moment.
@@ -136,6 +144,7 @@ def remove(session: Session, name: str) -> None:
     require_no_open_job(session, f"{name} cannot be deleted", JobRow.model == name)
     session.execute(delete(AliasEventRow).where(AliasEventRow.model_id == model.id))
     session.execute(delete(DeviceReportRow).where(DeviceReportRow.model_id == model.id))
+    session.execute(delete(PredictionLogRow).where(PredictionLogRow.model_id == model.id))
     session.execute(delete(VersionRow).where(VersionRow.model_id == model.id))
     session.execute(delete(ModelRow).where(ModelRow.id == model.id))
     revision.record_change(session, "model", name)

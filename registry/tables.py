@@ -340,6 +340,31 @@ class ChangeRow(Base):
     subject: Mapped[str]  # the model's name, the key's id
 
 
+class PredictionLogRow(Base):
+    """What is recorded of a model's predictions; see `registry/prediction_logs.py`. No row: nothing."""
+
+    __tablename__ = "prediction_logs"
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    sample: Mapped[float]  # share of the calls that are recorded
+    keep_days: Mapped[int | None]  # None: no limit
+    max_mb: Mapped[int | None]
+    changed_at: Mapped[datetime] = mapped_column(default=now)
+    changed_by: Mapped[str]
+
+
+class LabelRow(Base):
+    """The true value of one row of a prediction, as the holder of one key reported it."""
+
+    __tablename__ = "labels"
+
+    prediction_id: Mapped[str] = mapped_column(primary_key=True)
+    row: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key_id: Mapped[str] = mapped_column(primary_key=True)  # decides which models the label can belong to
+    label: Mapped[str]  # as JSON
+    at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+
 class IdempotencyRow(Base):
     """The response to a POST with an `Idempotency-Key`, stored for a day."""
 
