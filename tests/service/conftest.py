@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,9 @@ from tests.harness.server import Server, serving
 from tests.service.api import Api, running_app
 from tests.service.estimators import models_of_every_task, sign_classifier
 from tests.service.shared_template import shared_template
+
+NUMBERS = itertools.count(1)
+"""Of the models that tests publish: the start of a name may occur twice."""
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +66,20 @@ def home(published_home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published_home, tmp_path / "home"))
 
 
+@pytest.fixture
+def unique_name(request: pytest.FixtureRequest) -> str:
+    """A name for a model that only this test uses, and only this run of it."""
+    return f"{request.node.originalname.lower()[:56]}-{next(NUMBERS)}"
+
+
 @pytest.fixture(scope="session")
 async def api(
     anyio_backend: str, published_home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Api]:
-    """The application that tests share: they do not change the models of `published_home`."""
+    """The application that tests share.
+
+    They do not change the models of `published_home`, and their own models have names of their own.
+    """
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("api") / "home")
     async with running_app(Settings(home=home)) as api:
         yield api
@@ -74,7 +87,7 @@ async def api(
 
 @pytest.fixture(scope="session")
 def server(published_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server process that tests share."""
+    """A server process that tests share, as `api`."""
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("served") / "home")
     with serving(home) as server:
         yield server

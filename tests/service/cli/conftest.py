@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +20,6 @@ from service.client import Client
 from tests.harness import machine
 from tests.harness.server import Server
 from tests.service.model_rows import copy_version
-
-NUMBERS = itertools.count(1)
-"""Of the models that tests publish: the start of a name may occur twice."""
 
 
 class CommandServer(Server):
@@ -145,10 +141,9 @@ def prototype(server, files) -> str:
 
 
 @pytest.fixture
-def published(server, prototype, request) -> str:
+def published(server, prototype, unique_name) -> str:
     """Copy version 1 of the prototype to a model that only this test uses, and return the model's name."""
-    name = f"{request.node.originalname.lower()[:56]}-{next(NUMBERS)}"
-    copy_version(server.home, prototype, name)
-    while server.call("POST", f"/v1/models/{name}/versions/1/predict", b"{}")[0] == 404:
+    copy_version(server.home, prototype, unique_name)
+    while server.call("POST", f"/v1/models/{unique_name}/versions/1/predict", b"{}")[0] == 404:
         time.sleep(0.01)  # the server looks for changes every 100 ms
-    return name
+    return unique_name

@@ -11,7 +11,7 @@ import pytest
 ROWS = [{"age": 25, "income": 1.5}, {"age": 66, "income": 7.0}]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(server, files) -> str:
     with server.connect() as client:
         example = {"artifact": client.upload(files.example), "media_type": "text/csv"}

@@ -27,7 +27,7 @@ ROWS = 5_000
 NAME = "flag"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("waiting") / "rows.csv"
     number = pd.Series(range(ROWS))
@@ -59,7 +59,7 @@ def server_without_worker(published_home, tmp_path_factory) -> Iterator[CommandS
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def done_job(server, data):
     """The record of a finished job."""
     server.publish(NAME, sign_classifier().model, b"x0,x1,x2\n1.5,0.5,0.5\n-1.5,0.5,0.5\n")

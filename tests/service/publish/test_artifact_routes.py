@@ -14,8 +14,8 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-async def test_a_second_upload_of_the_same_file_is_200(api: Api):
-    content = b"some bytes of a model"
+async def test_a_second_upload_of_the_same_file_is_200(api: Api, unique_name: str):
+    content = unique_name.encode()
     first = await api.client.put(f"/v1/artifacts/{digest(content)}", content=content)
     second = await api.client.put(f"/v1/artifacts/{digest(content)}", content=content)
     assert (first.status_code, second.status_code) == (201, 200)
@@ -68,10 +68,10 @@ async def test_a_client_that_goes_away_during_an_upload_is_no_server_error(
     assert list(api.services.store.incoming.iterdir()) == []
 
 
-async def test_keys_with_publish_or_batch_may_upload(api: Api):
+async def test_keys_with_publish_or_batch_may_upload(api: Api, unique_name: str):
     for scope in ("publish", "batch"):
         async with api.with_key(await api.key(scope)) as client:
-            content = scope.encode()
+            content = f"{unique_name} {scope}".encode()
             answer = await client.put(f"/v1/artifacts/{digest(content)}", content=content)
             assert answer.status_code == 201
 

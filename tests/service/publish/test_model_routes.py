@@ -18,6 +18,7 @@ from tests.harness.models import pickle_model
 from tests.registry import helpers
 from tests.service.api import BUILD_S, Api, check_problem, running_app
 from tests.service.estimators import sign_classifier
+from tests.service.model_rows import copy_version
 
 pytestmark = pytest.mark.anyio
 
@@ -27,15 +28,17 @@ FIELDS = {
 }
 
 
-async def test_a_published_version_is_built_and_then_predicts(api: Api):
+async def test_a_published_version_is_built_and_then_predicts(api: Api, unique_name: str):
     body = await api.publication(sign_classifier())
-    accepted = await api.client.post("/v1/models/born/versions", json=body)
+    accepted = await api.client.post(f"/v1/models/{unique_name}/versions", json=body)
     assert accepted.status_code == 202
-    assert accepted.headers["location"] == "/v1/models/born/versions/1"
+    assert accepted.headers["location"] == f"/v1/models/{unique_name}/versions/1"
     record = accepted.json()
     assert set(record) >= FIELDS
     assert (record["state"], record["version"], record["created_by"]) == ("building", 1, "admin")
-    early_answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": []})
+    early_answer = await api.client.post(
+        f"/v1/models/{unique_name}/versions/1/predict", json={"instances": []}
+    )
     assert early_answer.status_code in (409, 422)  # still building, or already built
     ready = await api.wait_for_build(accepted.headers["location"])
     assert (ready["state"], ready["runtime"]) == ("ready", "onnx")
@@ -43,9 +46,9 @@ async def test_a_published_version_is_built_and_then_predicts(api: Api):
     assert ready["lineage"]
     assert ready["created_at"].endswith("Z")
     row = {"x0": 1.0, "x1": 0.0, "x2": 0.0}
-    answer = await api.client.post("/v1/models/born/versions/1/predict", json={"instances": [row]})
+    answer = await api.client.post(f"/v1/models/{unique_name}/versions/1/predict", json={"instances": [row]})
     assert answer.json()["predictions"][0]["label"] == "yes"
-    check_problem(await api.predict("born", row), 404)  # no champion yet
+    check_problem(await api.predict(unique_name, row), 404)  # no champion yet
 
 
 async def test_a_version_that_another_process_publishes_is_built_at_once(
@@ -64,32 +67,40 @@ async def test_a_version_that_another_process_publishes_is_built_at_once(
     assert record["state"] == "rejected"
 
 
-async def test_the_alias_of_a_publication_moves_when_the_version_is_ready(api: Api):
-    record = await api.publish("heir", sign_classifier(), alias="champion")
+async def test_the_alias_of_a_publication_moves_when_the_version_is_ready(api: Api, unique_name: str):
+    record = await api.publish(unique_name, sign_classifier(), alias="champion")
     assert record["aliases"] == ["champion"]
-    events = (await api.client.get("/v1/models/heir/aliases/champion/history")).json()["items"]
+    events = (await api.client.get(f"/v1/models/{unique_name}/aliases/champion/history")).json()["items"]
     assert [(m["version"], m["by"]) for m in events] == [(1, "admin")]
 
 
-async def test_a_file_that_cannot_be_loaded_is_rejected_with_a_reason_and_never_served(api: Api):
+async def test_a_file_that_cannot_be_loaded_is_rejected_with_a_reason_and_never_served(
+    api: Api, unique_name: str
+):
     blob = await api.upload(b"this is not a pickle")
     body = {"artifact": blob, "format": "sklearn-joblib", "alias": "champion"}
-    accepted = await api.client.post("/v1/models/broken/versions", json=body)
+    accepted = await api.client.post(f"/v1/models/{unique_name}/versions", json=body)
     record = await api.wait_for_build(accepted.headers["location"])
     assert record["state"] == "rejected"
     assert record["report"]["reason"]
     row = {"instances": [{"x0": 1.0}]}
-    problem = check_problem(await api.client.post("/v1/models/broken/versions/1/predict", json=row), 409)
+    problem = check_problem(
+        await api.client.post(f"/v1/models/{unique_name}/versions/1/predict", json=row), 409
+    )
     assert "rejected" in problem["detail"]
-    check_problem(await api.client.post("/v1/models/broken/predict", json=row), 404)
-    check_problem(await api.client.put("/v1/models/broken/aliases/champion", json={"version": 1}), 409)
-    check_problem(await api.client.patch("/v1/models/broken/versions/1", json={"archived": True}), 409)
+    check_problem(await api.client.post(f"/v1/models/{unique_name}/predict", json=row), 404)
+    check_problem(
+        await api.client.put(f"/v1/models/{unique_name}/aliases/champion", json={"version": 1}), 409
+    )
+    check_problem(
+        await api.client.patch(f"/v1/models/{unique_name}/versions/1", json={"archived": True}), 409
+    )
 
 
-async def test_the_record_has_the_library_versions_and_their_sources(api: Api):
+async def test_the_record_has_the_library_versions_and_their_sources(api: Api, unique_name: str):
     environment = {"scikit-learn": sklearn.__version__, "numpy": "2.4.0", "python": "3.11.7"}
     record = await api.publish(
-        "lineage", sign_classifier(), made_by={"python": "3.12.1"}, published_from=environment
+        unique_name, sign_classifier(), made_by={"python": "3.12.1"}, published_from=environment
     )
     assert record["lineage"]["made_by"] == {
         "scikit-learn": {"version": sklearn.__version__, "said_by": "file"},
@@ -149,45 +160,49 @@ async def test_the_downloaded_artifact_is_identical_to_the_upload(api: Api):
     assert answer.headers["content-type"] == "application/octet-stream"
 
 
-async def test_only_tags_description_and_archived_can_be_edited(api: Api):
-    await api.publish("edited", sign_classifier(), tags={"team": "risk", "stage": "dev"}, description="first")
-    url = "/v1/models/edited/versions/1"
+async def test_only_tags_description_and_archived_can_be_edited(api: Api, unique_name: str):
+    await api.publish(
+        unique_name, sign_classifier(), tags={"team": "risk", "stage": "dev"}, description="first"
+    )
+    url = f"/v1/models/{unique_name}/versions/1"
     record = (await api.client.patch(url, json={"tags": {"team": "fraud"}})).json()
     assert (record["tags"], record["description"]) == ({"team": "fraud"}, "first")
     record = (await api.client.patch(url, json={"description": "second"})).json()
     assert (record["tags"], record["description"]) == ({"team": "fraud"}, "second")
     assert (await api.client.patch(url, json={"archived": True})).json()["state"] == "archived"
-    check_problem(await api.client.put("/v1/models/edited/aliases/champion", json={"version": 1}), 409)
+    check_problem(
+        await api.client.put(f"/v1/models/{unique_name}/aliases/champion", json={"version": 1}), 409
+    )
     assert (await api.client.patch(url, json={"archived": False})).json()["state"] == "ready"
     assert (await api.client.patch(url, json={})).json()["state"] == "ready"
     for invalid in ({"state": "ready"}, {"artifact": "0" * 64}, {"archived": "yes"}, {"tags": "a"}):
         check_problem(await api.client.patch(url, json=invalid), 422)
-    check_problem(await api.client.patch("/v1/models/edited/versions/9", json={}), 404)
+    check_problem(await api.client.patch(f"/v1/models/{unique_name}/versions/9", json={}), 404)
 
 
-async def test_a_refused_delete_names_the_alias_or_rollback_that_needs_the_version(api: Api):
+async def test_a_refused_delete_names_the_alias_or_rollback_that_needs_the_version(
+    api: Api, unique_name: str
+):
     for _ in range(3):
-        await api.publish("kept", sign_classifier())
-    await api.promote("kept", 1)
-    await api.promote("kept", 2)
-    delete = api.client.delete
-    assert "kept:2 is champion" in check_problem(await delete("/v1/models/kept/versions/2"), 409)["detail"]
-    assert (
-        "rollback target of champion"
-        in check_problem(await delete("/v1/models/kept/versions/1"), 409)["detail"]
-    )
-    archive = await api.client.patch("/v1/models/kept/versions/2", json={"archived": True})
+        copy_version(api.settings.home, "flag", unique_name)
+    api.services.snapshot.refresh()
+    await api.promote(unique_name, 1)
+    await api.promote(unique_name, 2)
+    url, delete = f"/v1/models/{unique_name}", api.client.delete
+    assert f"{unique_name}:2 is champion" in check_problem(await delete(f"{url}/versions/2"), 409)["detail"]
+    assert "rollback target of champion" in check_problem(await delete(f"{url}/versions/1"), 409)["detail"]
+    archive = await api.client.patch(f"/v1/models/{unique_name}/versions/2", json={"archived": True})
     assert "champion" in check_problem(archive, 409)["detail"]
-    assert "champion" in check_problem(await delete("/v1/models/kept"), 409)["detail"]
-    assert (await delete("/v1/models/kept/versions/3")).status_code == 204
-    check_problem(await api.client.get("/v1/models/kept/versions/3"), 404)
-    check_problem(await delete("/v1/models/kept/versions/3"), 404)
-    assert (await api.publish("kept", sign_classifier()))["version"] == 4  # 3 is not reused
-    assert (await delete("/v1/models/kept/aliases/champion")).status_code == 204
-    assert (await delete("/v1/models/kept")).status_code == 204
-    check_problem(await api.client.get("/v1/models/kept"), 404)
-    check_problem(await api.client.get("/v1/models/kept/versions"), 404)
-    check_problem(await delete("/v1/models/kept"), 404)
+    assert "champion" in check_problem(await delete(f"{url}"), 409)["detail"]
+    assert (await delete(f"{url}/versions/3")).status_code == 204
+    check_problem(await api.client.get(f"/v1/models/{unique_name}/versions/3"), 404)
+    check_problem(await delete(f"{url}/versions/3"), 404)
+    assert (await api.publish(unique_name, sign_classifier()))["version"] == 4  # 3 is not reused
+    assert (await delete(f"{url}/aliases/champion")).status_code == 204
+    assert (await delete(f"{url}")).status_code == 204
+    check_problem(await api.client.get(f"/v1/models/{unique_name}"), 404)
+    check_problem(await api.client.get(f"/v1/models/{unique_name}/versions"), 404)
+    check_problem(await delete(f"{url}"), 404)
 
 
 async def test_a_models_record_summarizes_its_versions_and_aliases(api: Api):

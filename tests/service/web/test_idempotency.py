@@ -12,80 +12,86 @@ from sqlalchemy import select, update
 from registry.tables import IdempotencyRow, now
 from service.web.idempotency import RETENTION
 from tests.service.api import Api, check_problem
-from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
 
 async def publication(api: Api) -> dict[str, object]:
-    return await api.publication(sign_classifier())
+    """The body that publishes a file that is not a model: its builds end soon."""
+    return {"artifact": await api.upload(b"no model"), "format": "sklearn-joblib"}
 
 
-async def test_the_same_key_and_body_give_the_same_answer(api: Api):
+async def test_the_same_key_and_body_give_the_same_answer(api: Api, unique_name: str):
     body = await publication(api)
-    headers = {"Idempotency-Key": "publish-1"}
-    first = await api.client.post("/v1/models/once/versions", json=body, headers=headers)
+    headers = {"Idempotency-Key": unique_name}
+    first = await api.client.post(f"/v1/models/{unique_name}/versions", json=body, headers=headers)
     await api.wait_for_build(first.headers["location"])
-    second = await api.client.post("/v1/models/once/versions", json=body, headers=headers)
+    second = await api.client.post(f"/v1/models/{unique_name}/versions", json=body, headers=headers)
     assert (second.status_code, second.json()) == (202, first.json())
     assert second.headers["location"] == first.headers["location"]
-    assert (await api.client.get("/v1/models/once")).json()["versions"] == 1
+    assert (await api.client.get(f"/v1/models/{unique_name}")).json()["versions"] == 1
 
 
-async def test_the_same_key_with_another_body_or_path_is_422(api: Api):
+async def test_the_same_key_with_another_body_or_path_is_422(api: Api, unique_name: str):
     body = await publication(api)
-    headers = {"Idempotency-Key": "publish-2"}
+    headers = {"Idempotency-Key": unique_name}
     assert (
-        await api.client.post("/v1/models/once-2/versions", json=body, headers=headers)
+        await api.client.post(f"/v1/models/{unique_name}/versions", json=body, headers=headers)
     ).status_code == 202
     other = body | {"description": "another"}
-    for path, request_body in (("once-2", other), ("once-3", body)):
+    for path, request_body in ((unique_name, other), (f"{unique_name}-b", body)):
         answer = await api.client.post(f"/v1/models/{path}/versions", json=request_body, headers=headers)
         assert check_problem(answer, 422)["errors"][0]["field"] == "Idempotency-Key"
 
 
-async def test_the_same_key_of_another_caller_is_independent(api: Api):
+async def test_the_same_key_of_another_caller_is_independent(api: Api, unique_name: str):
     body = await publication(api)
-    headers = {"Idempotency-Key": "publish-3"}
+    headers = {"Idempotency-Key": unique_name}
     async with api.with_key(await api.key("publish")) as other:
         numbers = [
-            (await c.post("/v1/models/once-4/versions", json=body, headers=headers)).json()["version"]
+            (await c.post(f"/v1/models/{unique_name}/versions", json=body, headers=headers)).json()["version"]
             for c in (api.client, other)
         ]
     assert numbers == [1, 2]
 
 
-async def test_a_rejected_request_can_be_corrected_with_the_same_key(api: Api):
+async def test_a_rejected_request_can_be_corrected_with_the_same_key(api: Api, unique_name: str):
     body = await publication(api)
-    headers = {"Idempotency-Key": "publish-4"}
+    headers = {"Idempotency-Key": unique_name}
     unknown_artifact = body | {"artifact": "0" * 64}
     check_problem(
-        await api.client.post("/v1/models/once-5/versions", json=unknown_artifact, headers=headers), 422
+        await api.client.post(f"/v1/models/{unique_name}/versions", json=unknown_artifact, headers=headers),
+        422,
     )
-    answer = await api.client.post("/v1/models/once-5/versions", json=body, headers=headers)
+    answer = await api.client.post(f"/v1/models/{unique_name}/versions", json=body, headers=headers)
     assert answer.status_code == 202
 
 
-async def test_twenty_concurrent_requests_create_one_version(api: Api):
+async def test_twenty_concurrent_requests_create_one_version(api: Api, unique_name: str):
     body = await publication(api)
-    headers = {"Idempotency-Key": "publish-5"}
+    headers = {"Idempotency-Key": unique_name}
     answers = await asyncio.gather(
-        *(api.client.post("/v1/models/once-6/versions", json=body, headers=headers) for _ in range(20))
+        *(
+            api.client.post(f"/v1/models/{unique_name}/versions", json=body, headers=headers)
+            for _ in range(20)
+        )
     )
     assert {(a.status_code, a.json()["version"]) for a in answers} == {(202, 1)}
-    assert (await api.client.get("/v1/models/once-6")).json()["versions"] == 1
+    assert (await api.client.get(f"/v1/models/{unique_name}")).json()["versions"] == 1
 
 
-async def test_without_a_key_each_request_creates_a_version(api: Api):
+async def test_without_a_key_each_request_creates_a_version(api: Api, unique_name: str):
     body = await publication(api)
     answers = await asyncio.gather(
-        *(api.client.post("/v1/models/many/versions", json=body) for _ in range(10))
+        *(api.client.post(f"/v1/models/{unique_name}/versions", json=body) for _ in range(10))
     )
     assert sorted(a.json()["version"] for a in answers) == list(range(1, 11))
 
 
-async def test_a_repeated_key_creation_returns_the_same_secret_which_is_not_stored(api: Api):
-    headers = {"Idempotency-Key": "a key"}
+async def test_a_repeated_key_creation_returns_the_same_secret_which_is_not_stored(
+    api: Api, unique_name: str
+):
+    headers = {"Idempotency-Key": unique_name}
     body = {"name": "a", "scopes": ["predict"]}
     answers = [(await api.client.post("/v1/keys", json=body, headers=headers)).json() for _ in range(2)]
     assert answers[0] == answers[1]
@@ -96,7 +102,7 @@ async def test_a_repeated_key_creation_returns_the_same_secret_which_is_not_stor
     database.close()
     assert answers[0]["id"] in dump
     assert answers[0]["key"].split("_", 2)[2] not in dump
-    headers = {"Idempotency-Key": "another key"}
+    headers = {"Idempotency-Key": f"{unique_name}-b"}
     other = (await api.client.post("/v1/keys", json=body, headers=headers)).json()
     assert other["key"].split("_", 2)[2] != answers[0]["key"].split("_", 2)[2]
 
@@ -130,14 +136,14 @@ def stored_keys(api: Api) -> set[str]:
         return set(session.scalars(select(IdempotencyRow.key)))
 
 
-async def test_an_answer_is_stored_for_a_day(api: Api):
-    first = await create_key(api, "kept")
-    age_stored_answer(api, "kept", RETENTION - timedelta(minutes=1))
-    assert await create_key(api, "kept") == first
-    age_stored_answer(api, "kept", RETENTION + timedelta(minutes=1))
-    second = await create_key(api, "kept")
+async def test_an_answer_is_stored_for_a_day(api: Api, unique_name: str):
+    first = await create_key(api, unique_name)
+    age_stored_answer(api, unique_name, RETENTION - timedelta(minutes=1))
+    assert await create_key(api, unique_name) == first
+    age_stored_answer(api, unique_name, RETENTION + timedelta(minutes=1))
+    second = await create_key(api, unique_name)
     assert second != first
-    assert await create_key(api, "kept") == second  # for another day
+    assert await create_key(api, unique_name) == second  # for another day
     assert timedelta(days=1) == RETENTION
 
 

@@ -33,7 +33,7 @@ async def every_page(api: Api, url: str) -> list[list[Any]]:
     return pages
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def listed_models(api: Api) -> None:
     """Models `listed-0` to `listed-4`; the first has versions 1 to 5, tagged by their parity."""
     blob = await api.upload(pickle_model(sign_classifier().model))
