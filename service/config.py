@@ -107,6 +107,10 @@ class Settings(BaseSettings):
         return self.jobs_directory.absolute() / str(job_id)
 
     @property
+    def predictions_directory(self) -> Path:
+        return self.home / "predictions"
+
+    @property
     def blobs(self) -> Path:
         return self.home / "blobs"
 

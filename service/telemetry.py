@@ -67,6 +67,12 @@ PREDICT_SECONDS = BulkHistogram(
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 PREDICTED_ROWS = Counter("trivium_predicted_rows_total", "Rows predicted", ["model", "version", "runtime"])
+LOGGED_ROWS = Counter("trivium_prediction_log_rows_total", "Rows written to prediction logs", ["model"])
+DROPPED_ROWS = Counter(
+    "trivium_prediction_log_dropped_rows_total",
+    "Rows that prediction logs lack: queue_full, not_written (disk) or not_converted",
+    ["model", "reason"],
+)
 BUILDS = Counter("trivium_builds_total", "Finished builds by state", ["state", "runtime"])
 BUILD_SECONDS = Histogram(
     "trivium_build_seconds", "Duration of a build", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)

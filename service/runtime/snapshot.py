@@ -28,7 +28,7 @@ from registry.aliases import CHAMPION, alias_not_found
 from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
 from registry.models import model_not_found
-from registry.tables import AliasRow, ExportRow, ModelRow, VersionRow
+from registry.tables import AliasRow, ExportRow, ModelRow, PredictionLogRow, VersionRow
 from registry.versions import version_not_found
 from registry.vocabulary import READY
 from service import telemetry
@@ -69,8 +69,16 @@ class SnapshotRollout(msgspec.Struct, frozen=True):
     previous: int | None
 
 
+class SnapshotLog(msgspec.Struct, frozen=True):
+    """`sample` is the share of the model's calls that are recorded; it is more than 0."""
+
+    model_id: int
+    sample: float
+
+
 class SnapshotModel(msgspec.Struct, frozen=True):
     name: str
+    log: SnapshotLog | None = None  # None: no call is recorded
     versions: dict[int, SnapshotVersion] = {}
     aliases: dict[str, int] = {}
     exports: dict[int, list[SnapshotExport]] = {}  # by version number, newest first
@@ -226,10 +234,13 @@ def _reload(session: Session, old: SnapshotState) -> SnapshotState:
 
 def _read_models(session: Session, names: Collection[str] | None = None) -> dict[str, SnapshotModel]:
     """Read the models called `names`, or all. Reads only the columns that resolving needs, no signatures."""
-    selected = select(ModelRow.id, ModelRow.name)
+    selected = select(ModelRow.id, ModelRow.name, PredictionLogRow.sample).outerjoin(PredictionLogRow)
     if names is not None:
         selected = selected.where(ModelRow.name.in_(names))
-    models = {row.id: SnapshotModel(row.name) for row in session.execute(selected)}
+    models = {
+        model_id: SnapshotModel(name, SnapshotLog(model_id, sample) if sample else None)
+        for model_id, name, sample in session.execute(selected)
+    }
     versions = select(
         VersionRow.model_id, VersionRow.id, VersionRow.number, VersionRow.state, VersionRow.fallback
     )

@@ -14,6 +14,8 @@ strict_json      the JSON of those two
 
 from __future__ import annotations
 
+import math
+
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service.runtime.codec.answer_encoder import AnswerEncoder
@@ -39,6 +41,10 @@ class Codec:
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
         self.columns = columns_of(signature)
+        self.row_bytes = 8 * (
+            len(self.columns) + sum(math.prod(map(abs, o.shape)) for o in signature.outputs)
+        )
+        """Memory of the numbers of one row and of its outputs."""
         self._json = JsonRows(self.columns, MAX_INSTANCES)
         self._answers = AnswerEncoder(signature)
         self._inference = InferenceCodec(signature, self.columns, MAX_INSTANCES)
