@@ -41,8 +41,9 @@ class Key(msgspec.Struct, frozen=True):
     models: frozenset[str] | None
     expires_at: datetime | None
 
-    def allows(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+    def allows(self, *scopes: str) -> bool:
+        """Report whether the key holds one of `scopes`."""
+        return "admin" in self.scopes or not self.scopes.isdisjoint(scopes)
 
     def reaches(self, model: str) -> bool:
         """Report whether the key may access `model`."""
@@ -144,6 +145,28 @@ def active_keys(session: Session, ids: set[str] | None = None) -> dict[str, Key]
         )
         for row in session.scalars(query)
     }
+
+
+class Verifier:
+    """Verifies keys that are presented again and again: computes the digest of each valid one once.
+
+    Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._active: dict[str, Key] = {}
+        self._verified: dict[str, Key] = {}
+
+    def verify(self, presented: str, active: dict[str, Key]) -> Key | None:
+        """Return what `verify` returns. `active` must be replaced when it changes, not modified."""
+        if active is not self._active:
+            self._active, self._verified = active, {}
+        key = self._verified.get(presented)
+        if key is not None:
+            return None if _is_expired(key) else key
+        if (key := verify(presented, active)) is not None:
+            self._verified[presented] = key  # one text for each active key
+        return key
 
 
 def verify(presented: str, active: dict[str, Key]) -> Key | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +25,7 @@ Outputs = dict[str, Array]
 `str`; numbers are int64, float64, float32 or bool, as in the signature."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(msgspec.Struct, frozen=True, eq=False):
     """`n` rows for a model, with the features in the signature's order.
 
     Exactly one of the two is set. `matrix` (float64 `[n, features]`, C order, missing = NaN) if every feature
@@ -49,3 +49,18 @@ class Rows:
             return Rows(matrix=np.ascontiguousarray(self.matrix[index]))
         assert self.columns is not None
         return Rows(columns=tuple(c[index] for c in self.columns))
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """The dtypes of the columns, empty for a matrix: rows of the same layout can be joined exactly."""
+        return () if self.columns is None else tuple(c.dtype for c in self.columns)
+
+
+def join_rows(requests: Sequence[Rows]) -> Rows:
+    """Return the rows of several requests of the same layout, in their order."""
+    if len(requests) == 1:
+        return requests[0]
+    if requests[0].matrix is not None:
+        return Rows(matrix=np.concatenate([rows.matrix for rows in requests if rows.matrix is not None]))
+    columns = zip(*(rows.columns for rows in requests if rows.columns is not None), strict=True)
+    return Rows(columns=tuple(np.concatenate(parts) for parts in columns))

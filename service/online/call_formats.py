@@ -75,7 +75,7 @@ _TABLE_FORMATS = {(body, answer): TableFormat(body, answer) for body in MEDIA_TY
 
 def table_format(headers: Mapping[bytes, bytes]) -> CallFormat:
     """Return the format that the headers ask for. Raises 415 and 406."""
-    return _TABLE_FORMATS[negotiate(headers)]
+    return _TABLE_FORMATS[negotiate(headers.get(b"content-type"), headers.get(b"accept"))]
 
 
 class InferenceFormat:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 from starlette.exceptions import HTTPException
@@ -14,20 +13,20 @@ MEDIA_TYPES = (JSON, CSV, ARROW)
 """In the server's order of preference."""
 
 
-def negotiate(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
+@lru_cache(maxsize=256)  # callers repeat the same headers
+def negotiate(content_type_header: bytes | None, accept: bytes | None) -> tuple[str, str]:
     """Return the media types of the body and of the answer; JSON without a header. Raises 415 and 406."""
-    content_type = media_type_of(headers.get(b"content-type"))
+    content_type = media_type_of(content_type_header)
     if content_type not in MEDIA_TYPES:
         hint = "; with curl: -H 'Content-Type: application/json'" if "form" in content_type else ""
         raise HTTPException(415, f"cannot read {content_type!r}; send one of {', '.join(MEDIA_TYPES)}{hint}")
-    answer_type = acceptable_type(headers.get(b"accept"))
+    answer_type = acceptable_type(accept)
     if answer_type is None:
-        accept = headers[b"accept"].decode("latin-1")
-        raise HTTPException(406, f"cannot answer as {accept!r}; accept one of {', '.join(MEDIA_TYPES)}")
+        text = (accept or b"").decode("latin-1")
+        raise HTTPException(406, f"cannot answer as {text!r}; accept one of {', '.join(MEDIA_TYPES)}")
     return content_type, answer_type
 
 
-@lru_cache(maxsize=256)  # callers repeat the same header
 def media_type_of(content_type: bytes | None) -> str:
     """Return the media type of a Content-Type without its parameters, in lower case; JSON without one."""
     if content_type is None:
@@ -35,7 +34,6 @@ def media_type_of(content_type: bytes | None) -> str:
     return content_type.decode("latin-1").partition(";")[0].strip().lower()
 
 
-@lru_cache(maxsize=256)  # callers repeat the same header
 def acceptable_type(accept: bytes | None) -> str | None:
     """Return the media type that the header `accept` prefers, JSON without one, or None if it excludes all.
 

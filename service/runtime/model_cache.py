@@ -83,6 +83,16 @@ class ModelCache(Generic[Model]):
             self._run(lambda: self._load_entry(entry))
         return entry
 
+    def acquire_loaded(self, key: int) -> CacheEntry[Model] | None:
+        """Return the entry for `key` and count the caller as a user, or return None if it is not loaded."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.is_loaded:
+                return None
+            self._entries.move_to_end(key)
+            entry.users += 1
+            return entry
+
     def release(self, entry: CacheEntry[Model]) -> None:
         with self._lock:
             entry.users -= 1

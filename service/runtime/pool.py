@@ -65,6 +65,10 @@ class Pool:
                 raise
         return entry
 
+    def acquire_loaded(self, version_id: int) -> CacheEntry[LoadedModel] | None:
+        """Return what `acquire` returns if the version is loaded, otherwise None: without a coroutine."""
+        return self._cache.acquire_loaded(version_id)
+
     def release(self, entry: CacheEntry[LoadedModel]) -> None:
         self._cache.release(entry)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.web.request_context import RequestContext
+
 BODY_HEADERS = (b"content-length", b"content-encoding")
 """Headers of the encoded body, which the application behind does not see."""
 ARTIFACTS = "/v1/artifacts/"
@@ -28,37 +30,36 @@ class BodyLimits:
             await self._app(scope, receive, send)
             return
         limit = self._max_artifact_bytes if scope["path"].startswith(ARTIFACTS) else self._max_body_bytes
-        length, coding = _body_headers(scope)
-        if length > limit:
+        context: RequestContext = scope["context"]
+        length = context.headers.get(b"content-length", b"")
+        is_announced = length.isdigit()
+        if is_announced and int(length) > limit:
             raise _too_large(limit)
-        received = 0
+        coding = context.headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+        if coding not in ("", "identity"):
+            from service.web.content_coding import DecodedBody  # few requests are compressed
 
-        async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise _too_large(limit)
-            return message
-
-        if coding in ("", "identity"):
-            await self._app(scope, limited_receive, send)
-            return
-        from service.web.content_coding import DecodedBody  # few requests are compressed
-
-        scope["headers"] = [header for header in scope["headers"] if header[0] not in BODY_HEADERS]
-        await self._app(scope, DecodedBody(limited_receive, coding, limit), send)
+            scope["headers"] = [header for header in scope["headers"] if header[0] not in BODY_HEADERS]
+            await self._app(scope, DecodedBody(_limited(receive, limit), coding, limit), send)
+        elif is_announced:  # the server's parser ends the body there
+            await self._app(scope, receive, send)
+        else:
+            await self._app(scope, _limited(receive, limit), send)
 
 
-def _body_headers(scope: Scope) -> tuple[int, str]:
-    """Return the Content-Length, 0 if it is missing, and the Content-Encoding in lower case."""
-    length, codings = 0, []
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            length = int(value) if value.isdigit() else 0
-        elif name == b"content-encoding":
-            codings.append(value)
-    return length, b", ".join(codings).decode("latin-1").strip().lower()
+def _limited(receive: Receive, limit: int) -> Receive:
+    """Return a `receive` that raises HTTPException 413 once the body is larger than `limit`."""
+    received = 0
+
+    async def limited_receive() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
+
+    return limited_receive
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -126,17 +126,17 @@ class JsonRows:
             matrix = np.array(tuples, dtype=np.float64)
             if self.float32:
                 matrix[:, self.float32] = matrix[:, self.float32].astype(np.float32)
-            closed = [matrix[:, j] for j in self.closed]
             rows = Rows(matrix=matrix)
         else:
             values = zip(*tuples, strict=True)
-            columns = tuple(c.array(v) for c, v in zip(self.columns, values, strict=True))
-            closed = [columns[j] for j in self.closed]
-            rows = Rows(columns=columns)
-        in_categories = all(
-            self.columns[j].in_categories(array) for j, array in zip(self.closed, closed, strict=True)
-        )
-        return rows if in_categories else None
+            rows = Rows(columns=tuple(c.array(v) for c, v in zip(self.columns, values, strict=True)))
+        return None if self.closed and not self._in_categories(rows) else rows
+
+    def _in_categories(self, rows: Rows) -> bool:
+        """Whether all values of columns with closed categories are among them."""
+        arrays = rows.columns if rows.matrix is None else rows.matrix.T
+        assert arrays is not None
+        return all(self.columns[j].in_categories(arrays[j]) for j in self.closed)
 
     def decode_slowly(self, body: bytes) -> Rows:
         """Raises `Invalid` with up to `MAX_FAULTS` faults."""

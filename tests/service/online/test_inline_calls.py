@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
-from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
@@ -15,10 +14,11 @@ from registry.errors import Invalid
 from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.online import hotpath
-from service.online.call_formats import TableFormat
-from service.online.negotiation import acceptable_type, negotiate
-from service.online.predictor import INLINE_BYTES, Predictor, Target
-from service.runtime.codec import Codec
+from service.online.call_formats import TableFormat, table_format
+from service.online.negotiation import acceptable_type
+from service.online.predictor import INLINE_BYTES, INLINE_ROWS, Predictor, Target
+from service.runtime.call_cost import INLINE_S, CallCost
+from service.runtime.loading import LoadedModel
 from service.runtime.snapshot import SnapshotVersion
 from service.web.request_context import combine_headers
 
@@ -27,31 +27,34 @@ SIGNATURE = Signature("regression", (Input("x", "float64"),), (Output("value", "
 CHEAP_ROWS = 2
 
 
-class DoublingModel:
-    """A loaded model that doubles its feature and is cheap for up to `CHEAP_ROWS` rows."""
+class Doubling:
+    """Doubles its feature, and counts the rows."""
 
-    def __init__(self) -> None:
-        self.name, self.number, self.thread = "m", 3, None
-        self.codec, self.runtime = Codec(SIGNATURE), self
-        self.seconds, self.rows = Histogram("seconds", "", registry=None), Counter("rows", "", registry=None)
-        self.answered = 0
-
-    def is_cheap(self, rows: int) -> bool:
-        return rows <= CHEAP_ROWS
+    bytes = answered = 0
 
     def run(self, rows: Rows) -> Outputs:
         assert rows.matrix is not None
         self.answered += len(rows)
         return {"value": 2 * rows.matrix[:, 0]}
 
+    def close(self) -> None:
+        pass
+
 
 class OneModelPool:
-    """A pool of one loaded model that counts the calls in progress. It is its own entry."""
+    """A pool of one loaded model that counts the calls in progress. It is its own entry.
 
-    def __init__(self) -> None:
-        self.model, self.in_use = DoublingModel(), 0
+    The model is cheap for up to `CHEAP_ROWS` rows.
+    """
 
-    async def acquire(self, version_id: int) -> OneModelPool:
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self.runtime, self.in_use = Doubling(), 0
+        self.model = LoadedModel("m", 3, "onnx", SIGNATURE, self.runtime)
+        self.model.set_cost(CallCost(0.0, INLINE_S / (CHEAP_ROWS + 0.5)))
+        self.model.threads = threads
+        self.runtime.answered = 0
+
+    def acquire_loaded(self, version_id: int) -> OneModelPool:
         self.in_use += 1
         return self
 
@@ -71,8 +74,8 @@ class CountingExecutor(ThreadPoolExecutor):
 
 def predict(body: bytes, content_type: str = JSON, answer_type: str = JSON) -> tuple[int, list[str]]:
     """Return the number of rows that were answered, and the functions that ran in a thread."""
-    pool = OneModelPool()
     with CountingExecutor() as executor:
+        pool = OneModelPool(executor)
         predictor = Predictor(cast(Any, None), cast(Any, pool), executor, 1.0)
         target = Target(SnapshotVersion(1, 3, "ready"))
         try:
@@ -81,7 +84,7 @@ def predict(body: bytes, content_type: str = JSON, answer_type: str = JSON) -> t
             assert pool.in_use == 0, "the model is released"
     assert prediction.answer.body
     assert prediction.loaded == cast(Any, pool.model)
-    return pool.model.answered, executor.calls
+    return pool.runtime.answered, executor.calls
 
 
 def instances(rows: int, size: int) -> bytes:
@@ -96,14 +99,18 @@ def test_a_small_body_for_a_cheap_model_runs_on_the_event_loop() -> None:
 
 
 def test_larger_bodies_and_expensive_calls_run_in_a_thread() -> None:
-    assert predict(instances(1, INLINE_BYTES + 1)) == (1, ["_decode_and_run"])
-    assert predict(instances(CHEAP_ROWS + 1, 1000)) == (CHEAP_ROWS + 1, ["_run"])
+    assert predict(instances(1, INLINE_BYTES + 1)) == (1, ["_decode"])
+    assert predict(instances(CHEAP_ROWS + 1, 1000)) == (CHEAP_ROWS + 1, ["run_each"])
+    rows = CHEAP_ROWS + 1
+    assert predict(instances(rows, INLINE_BYTES + 1)) == (rows, ["_decode", "run_each"])
+    assert predict(instances(INLINE_ROWS + 1, INLINE_BYTES)) == (INLINE_ROWS + 1, ["run_each", "encode"])
 
 
 def test_tables_are_decoded_and_encoded_in_a_thread() -> None:
-    assert predict(b"x\n1\n2\n", CSV) == (2, ["_decode_and_run"])
-    assert predict(instances(1, 100), JSON, CSV) == (1, ["_run"])
-    assert predict(instances(1, 100), JSON, ARROW) == (1, ["_run"])
+    assert predict(b"x\n1\n2\n", CSV) == (2, ["_decode"])
+    assert predict(b"x\n1\n2\n3\n", CSV, CSV) == (3, ["_decode", "run_each", "encode"])
+    assert predict(instances(1, 100), JSON, CSV) == (1, ["encode"])
+    assert predict(instances(1, 100), JSON, ARROW) == (1, ["encode"])
 
 
 @pytest.mark.parametrize(("body", "content_type"), [(b"{", JSON), (b"", CSV), (b"x", ARROW)])
@@ -193,9 +200,10 @@ def test_several_accept_headers_are_one_list() -> None:
         (b"content-type", b" Text/CSV ; charset=utf-8"),
         (b"accept", b"text/csv"),
     ]
-    assert negotiate(combine_headers(headers)) == (CSV, CSV)
-    assert negotiate({}) == (JSON, JSON)
+    assert table_format(combine_headers(headers)) is table_format(
+        {b"content-type": b"text/csv", b"accept": b"text/csv"}
+    )
     for name, status in ((b"content-type", 415), (b"accept", 406)):
         with pytest.raises(HTTPException) as caught:
-            negotiate({name: b"image/png"})
+            table_format({name: b"image/png"})
         assert caught.value.status_code == status
