@@ -211,7 +211,7 @@ def test_output_without_a_file_is_written_to_stdout(live, published, data, tmp_p
 
 
 def test_finished_partitions_of_a_failed_job_can_be_downloaded(live, server, published, rows):
-    folder = server.root / "half"
+    folder = server.root / f"{published} half"
     folder.mkdir()
     for number in range(2):
         rows[["age", "income"]].to_parquet(folder / f"{number}.parquet")

@@ -20,6 +20,7 @@ def client(server):
 @pytest.fixture
 def bad_network(server):
     with unreliable_proxy(server.url) as proxy, Client(proxy.url, server.key) as client:
+        client.call("GET", "/readyz")  # later calls are repeated longer, because the server has answered once
         yield proxy, client
 
 
@@ -60,31 +61,31 @@ def test_an_invalid_address_is_rejected_at_once(url):
         Client(url, None)
 
 
-def test_a_publish_whose_response_was_lost_creates_one_version(bad_network, request_for):
+def test_a_publish_whose_response_was_lost_creates_one_version(bad_network, request_for, unique_name):
     proxy, client = bad_network
     proxy.faults.extend(["lose", "lose"])
-    created = client.publish("lost-answer", request_for)
+    created = client.publish(unique_name, request_for)
     assert not proxy.faults
-    versions = client.pages(path("models", "lost-answer", "versions"))["items"]
+    versions = client.pages(path("models", unique_name, "versions"))["items"]
     assert [version["version"] for version in versions] == [created["version"]] == [1]
 
 
-def test_a_first_attempt_that_still_runs_is_waited_for(bad_network, request_for):
+def test_a_first_attempt_that_still_runs_is_waited_for(bad_network, request_for, unique_name):
     proxy, client = bad_network
     proxy.faults.extend(["lose", "busy", "busy"])
-    assert client.publish("still-running", request_for)["version"] == 1
+    assert client.publish(unique_name, request_for)["version"] == 1
     assert not proxy.faults
 
 
-def test_an_upload_and_a_wait_survive_lost_connections(bad_network, files, request_for):
+def test_an_upload_and_a_wait_survive_lost_connections(bad_network, files, request_for, unique_name):
     proxy, client = bad_network
     proxy.faulty_method = "PUT"
     proxy.faults.extend(["lose", "lose"])
     assert client.upload(files.model) == request_for["artifact"]
-    created = client.publish("outlasting", request_for)
+    created = client.publish(unique_name, request_for)
     proxy.faulty_method = "GET"
     proxy.faults.extend(["lose", "lose"])
-    assert client.wait("outlasting", created["version"])["state"] == "ready"
+    assert client.wait(unique_name, created["version"])["state"] == "ready"
     assert not proxy.faults
 
 
@@ -105,8 +106,8 @@ def test_a_prediction_is_not_repeated_after_a_lost_connection(bad_network):
         client.predict(ModelRef("missing"), b'{"instances": []}')
 
 
-def test_two_identical_publishes_create_two_versions(client, request_for):
-    numbers = [client.publish("twice", request_for)["version"] for _ in range(2)]
+def test_two_identical_publishes_create_two_versions(client, request_for, unique_name):
+    numbers = [client.publish(unique_name, request_for)["version"] for _ in range(2)]
     assert numbers == [1, 2]
 
 
@@ -126,10 +127,10 @@ def test_an_upload_reports_its_progress_and_can_be_repeated(client, tmp_path):
     assert client.upload(file) == client.upload(file)
 
 
-def test_a_list_is_read_to_its_last_page(client, request_for):
+def test_a_list_is_read_to_its_last_page(client, request_for, unique_name):
     for _ in range(3):
-        client.publish("paged", request_for)
-    page = client.pages(path("models", "paged", "versions"), {"page_size": 1})
+        client.publish(unique_name, request_for)
+    page = client.pages(path("models", unique_name, "versions"), {"page_size": 1})
     assert [version["version"] for version in page["items"]] == [3, 2, 1]
     assert page["next_page_token"] is None
 

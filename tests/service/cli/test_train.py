@@ -14,9 +14,9 @@ from tests.service.compiler.fit.datasets import cancer, split_frame
 
 
 @pytest.fixture
-def data(server, request):
+def data(server, unique_name):
     """Two files below the server's batch root."""
-    folder = server.root / request.node.name
+    folder = server.root / unique_name
     folder.mkdir()
     for number, part in enumerate(split_frame(cancer(), 2)):
         part.to_csv(folder / f"part-{number}.csv", index=False)
@@ -32,30 +32,30 @@ def save(tmp_path):
     return save
 
 
-def test_a_training_publishes_a_version_that_predicts(live, save, data, tmp_path):
+def test_a_training_publishes_a_version_that_predicts(live, save, data, tmp_path, unique_name):
     result = live(
         *("train", save(make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss"))), data),
-        *("--name", "trained", "--target", "y", "--strategy", "partial_fit", "--alias", "champion"),
+        *("--name", unique_name, "--target", "y", "--strategy", "partial_fit", "--alias", "champion"),
         *("--tag", "from=files"),
     )
     assert result.code == 0, result.err
-    assert result.out.startswith("trained:1 was trained on 45")
+    assert result.out.startswith(f"{unique_name}:1 was trained on 45")
     assert "in 2 partitions; on 11" in result.out
     assert "accuracy=0.9" in result.out
     assert result.err.endswith(": done\n")  # without a terminal, lines replace the progress bar
-    description = live("show", "trained@champion").out
+    description = live("show", f"{unique_name}@champion").out
     assert "trained by job" in description
     assert "from=files" in description
     rows = tmp_path / "rows.json"
     rows.write_bytes(msgspec.json.encode(cancer().drop(columns="y").head(3).to_dict("records")))
-    assert "malignant" in live("predict", "trained", rows).out
+    assert "malignant" in live("predict", unique_name, rows).out
 
 
-def test_an_uploaded_file_is_split_into_partitions_for_an_ensemble(live, server, save, tmp_path):
+def test_an_uploaded_file_is_split_into_partitions_for_an_ensemble(live, server, save, tmp_path, unique_name):
     file = tmp_path / "rows.parquet"
     cancer().to_parquet(file)
     result = live(
-        *("train", save(RandomForestClassifier(3)), file, "--name", "split", "--target", "y"),
+        *("train", save(RandomForestClassifier(3)), file, "--name", unique_name, "--target", "y"),
         *("--strategy", "ensemble", "--sampling", "stratified", "--partitions", "3", "--json"),
     )
     assert result.code == 0, result.err
@@ -65,33 +65,33 @@ def test_an_uploaded_file_is_split_into_partitions_for_an_ensemble(live, server,
     assert record["manifest"]["metrics"]["roc_auc"] > 0.9
 
 
-def test_excluded_columns_are_not_features(live, save, data):
+def test_excluded_columns_are_not_features(live, save, data, unique_name):
     result = live(
-        *("train", save(RandomForestClassifier(2)), data, "--name", "narrow", "--target", "y"),
+        *("train", save(RandomForestClassifier(2)), data, "--name", unique_name, "--target", "y"),
         *("--strategy", "ensemble", "--exclude", "mean_radius", "--exclude", "mean_area"),
     )
     assert result.code == 0, result.err
-    description = live("show", "narrow:1", "--json")
+    description = live("show", f"{unique_name}:1", "--json")
     inputs = {i["name"] for i in msgspec.json.decode(description.out)["signature"]["inputs"]}
     assert inputs == {*cancer().columns} - {"y", "mean_radius", "mean_area"}
 
 
-def test_an_estimator_without_partial_fit_is_refused_by_name(live, save, data):
+def test_an_estimator_without_partial_fit_is_refused_by_name(live, save, data, unique_name):
     result = live(
         *("train", save(make_pipeline(RobustScaler(), SGDClassifier())), data),
-        *("--name", "refused", "--target", "y", "--strategy", "partial_fit"),
+        *("--name", unique_name, "--target", "y", "--strategy", "partial_fit"),
     )
     assert result.code == 1
     assert "RobustScaler (step 'robustscaler') has no partial_fit" in result.err
 
 
-def test_the_dtype_option_is_validated(live, save, data):
+def test_the_dtype_option_is_validated(live, save, data, unique_name):
     command = (
         "train",
         save(SGDClassifier()),
         data,
         "--name",
-        "typed",
+        unique_name,
         "--strategy",
         "single",
         "--target",
@@ -111,13 +111,13 @@ def test_a_missing_target_column_is_refused_before_a_job_starts(live, save, data
     assert live("jobs", "--model", "nothing", "--json").record["items"] == []
 
 
-def test_a_training_continues_after_its_command_ends(live, save, data):
+def test_a_training_continues_after_its_command_ends(live, save, data, unique_name):
     command = (
         "train",
         save(SGDClassifier()),
         data,
         "--name",
-        "unattended",
+        unique_name,
         "--strategy",
         "single",
         "--target",
@@ -127,13 +127,15 @@ def test_a_training_continues_after_its_command_ends(live, save, data):
     assert result.code == 0, result.err
     job = msgspec.json.decode(result.out)["id"]
     assert live("jobs", "watch", job).code == 0
-    assert "unattended" in live("models").out
-    assert "publishes a version, unattended:1" in live("jobs", "output", job, "--out", "scores.parquet").err
+    assert unique_name in live("models").out
+    assert (
+        f"publishes a version, {unique_name}:1" in live("jobs", "output", job, "--out", "scores.parquet").err
+    )
 
 
-def test_a_schedule_shows_the_scoring_that_follows_its_training(live, save, data, tmp_path):
+def test_a_schedule_shows_the_scoring_that_follows_its_training(live, save, data, tmp_path, unique_name):
     trained = live(
-        *("train", save(SGDClassifier(loss="log_loss")), data, "--name", "nightly", "--target", "y"),
+        *("train", save(SGDClassifier(loss="log_loss")), data, "--name", unique_name, "--target", "y"),
         *("--strategy", "partial_fit", "--no-wait", "--json"),
     )
     spec = trained.record["spec"]
@@ -141,10 +143,10 @@ def test_a_schedule_shows_the_scoring_that_follows_its_training(live, save, data
     job = {k: spec[k] for k in ("kind", "estimator", "input", "target", "strategy", "publish")}
     file = tmp_path / "job.json"
     file.write_bytes(msgspec.json.encode(job | {"then": then}))
-    created = live("schedules", "create", "nightly", "--job", file, "--every", "1d")
+    created = live("schedules", "create", unique_name, "--job", file, "--every", "1d")
     assert created.code == 0, created.err
-    description = live("schedules", "show", "nightly").out
-    assert f"starts: train nightly on {data.as_uri()}" in description
+    description = live("schedules", "show", unique_name).out
+    assert f"starts: train {unique_name} on {data.as_uri()}" in description
     assert f"then scores {data.as_uri()} with the trained version" in description
-    assert live("schedules", "delete", "nightly").code == 0
+    assert live("schedules", "delete", unique_name).code == 0
     live("jobs", "cancel", trained.record["id"])  # its result is not used
