@@ -2,13 +2,15 @@
 
 The history is a list of events, which only `record_event` adds. Each event refers to the event that it
 replaced, and `rollback` follows these references into the past: after promoting 1, 2 and 3, two rollbacks
-lead to 2 and then to 1.
+lead to 2 and then to 1. Each move ends the alias's traffic (`registry/traffic.py`): afterwards the alias's
+version answers every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -17,7 +19,7 @@ from registry import models, revision
 from registry.errors import Conflict, NotFound, NotReady
 from registry.names import check_name
 from registry.pages import Page, decode_token, make_page
-from registry.tables import AliasEventRow, AliasRow, ModelRow, VersionRow, now
+from registry.tables import AliasEventRow, AliasRow, AliasTrafficRow, ModelRow, VersionRow, now
 from registry.vocabulary import READY, AliasAction
 
 CHAMPION = "champion"
@@ -39,7 +41,10 @@ def promote(
     reason: str | None = None,
     edge_percent: int | None = None,
 ) -> AliasRow:
-    """Point `alias` at version `number`. If it points there already, only a changed rollout is recorded.
+    """Point `alias` at version `number`, and end the alias's traffic.
+
+    If it points there already, only a changed rollout or the end of the traffic is recorded; with
+    `edge_percent`, only the rollout changes.
 
     Raises `NotFound`, `NotReady`, `Invalid` (the alias's name), and `Conflict` for a share of the devices if
     all devices get the version already and there is no ready version for the others.
@@ -55,6 +60,7 @@ def promote(
         raise NotReady(f"{model}:{number} is {version.state}; only a ready version can be {alias}")
     row = session.get(AliasRow, (owner.id, alias), populate_existing=True)  # re-read under the lock
     if row is not None and row.version_id == version.id:
+        ended = edge_percent is None and end_traffic(session, row)
         if (row.edge_percent, row.edge_halted) != (edge_percent, None):
             if not is_rolling_out(row) and is_partial(edge_percent):
                 _require_version_outside_rollout(session, owner, row)
@@ -62,6 +68,9 @@ def promote(
             share = "all" if edge_percent is None else f"{edge_percent} %"
             note = reason or f"for {share} of the devices"
             record_event(session, owner.id, alias, number, "rollout", by, note, None)  # not a move
+            revision.record_change(session, "model", model)
+        elif ended:
+            record_event(session, owner.id, alias, number, "traffic", by, reason, None)
             revision.record_change(session, "model", model)
         return row
     event = record_event(session, owner.id, alias, version.number, "promote", by, reason, row)
@@ -131,6 +140,7 @@ def remove(session: Session, model: str, alias: str, *, by: str) -> None:
     """Delete the alias. Its history stays. Raises `NotFound`."""
     owner = models.lock(session, model)
     row = _get(session, owner, alias)
+    end_traffic(session, row)
     record_event(session, owner.id, alias, None, "delete", by, None, None)
     session.delete(row)
     revision.record_change(session, "model", model)
@@ -190,13 +200,17 @@ def record_event(
     by: str,
     reason: str | None,
     replaced: AliasRow | None,
+    traffic: dict[str, Any] | None = None,
 ) -> AliasEventRow:
     """Add an event to the history of an alias, in the transaction that changes the alias.
 
-    `action` is promote, rollback, delete, rollout (another share of the devices) or halt. A webhook on moves
-    begins here: for the actions it reports, insert a task in the same transaction. It also needs a task kind
-    in `registry/vocabulary.py`, and a thread that claims tasks of that kind.
+    `action` is promote, rollback, delete, rollout (another share of the devices), halt or traffic; `traffic`
+    is the split that it sets, and events of rollouts repeat the one in force. A webhook on moves begins here:
+    for the actions it reports, insert a task in the same transaction. It also needs a task kind in
+    `registry/vocabulary.py`, and a thread that claims tasks of that kind.
     """
+    if action in ("rollout", "halt"):
+        traffic = _current_traffic(session, model_id, alias)
     event = AliasEventRow(
         model_id=model_id,
         alias=alias,
@@ -206,10 +220,26 @@ def record_event(
         by=by,
         reason=reason,
         previous_id=replaced.event_id if replaced else None,
+        traffic=traffic,
     )
     session.add(event)
     session.flush()
     return event
+
+
+def _current_traffic(session: Session, model_id: int, alias: str) -> dict[str, Any] | None:
+    query = select(AliasEventRow.traffic).join(AliasTrafficRow, AliasTrafficRow.event_id == AliasEventRow.id)
+    return session.scalar(query.where(AliasTrafficRow.model_id == model_id, AliasTrafficRow.alias == alias))
+
+
+def end_traffic(session: Session, row: AliasRow) -> bool:
+    """Delete the traffic of an alias. Return whether there was any."""
+    traffic = session.get(AliasTrafficRow, (row.model_id, row.name), populate_existing=True)
+    if traffic is None:
+        return False
+    session.delete(traffic)
+    session.flush()
+    return True
 
 
 def _point(
@@ -223,8 +253,10 @@ def _point(
     if row is None:
         row = AliasRow(model_id=owner.id, name=event.alias)
         session.add(row)
-    elif not is_rolling_out(row):
-        row.edge_previous = row.version.number
+    else:
+        end_traffic(session, row)
+        if not is_rolling_out(row):
+            row.edge_previous = row.version.number
     row.version, row.event = version, event
     row.edge_percent, row.edge_halted = edge_percent, None
     revision.record_change(session, "model", owner.name)

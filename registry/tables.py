@@ -56,6 +56,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON(none_as_null=True),
         list[str]: JSON(none_as_null=True),
         list[dict[str, Any]]: JSON(none_as_null=True),
+        list[list[int]]: JSON(none_as_null=True),
         datetime: UTCDateTime(),
     }
     metadata = MetaData(
@@ -186,6 +187,7 @@ class AliasTrafficRow(Base):
     put_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)  # the newest request
     event_id: Mapped[int] = mapped_column(ForeignKey("alias_events.id"), index=True)  # the newest change
     weights: Mapped[dict[str, Any]]  # version number -> percent of the calls; the sum is 100
+    segments: Mapped[list[list[int]]]  # [limit, version number]: the version of each hash; see `select`
     sticky_header: Mapped[str | None]
     error_rate: Mapped[float | None]  # bounds of the canaries, a share and milliseconds
     p99_ms: Mapped[float | None]
@@ -210,6 +212,7 @@ class ShadowResultRow(Base):
     shadow_version: Mapped[int] = mapped_column(primary_key=True)
     rows: Mapped[int] = mapped_column(BigInteger)  # compared
     agreed: Mapped[int] = mapped_column(BigInteger)  # of `rows`
+    difference_sum: Mapped[float]  # of the largest difference of each row's numbers
     largest_difference: Mapped[float]
     failed: Mapped[int] = mapped_column(BigInteger)  # rows that the shadow could not answer
     shed: Mapped[int] = mapped_column(BigInteger)  # rows that were dropped under load

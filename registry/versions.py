@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from registry import aliases, models, queue, revision
+from registry import aliases, models, queue, revision, traffic
 from registry.artifacts import Store, check_sha256
 from registry.build_messages import BuildResult
 from registry.errors import InUse, NotFound, NotReady, invalid_field
@@ -222,7 +222,7 @@ def edit(
 def remove(session: Session, model: str, number: int) -> None:
     """Delete the version. Garbage collection deletes its blobs later.
 
-    Raises `NotFound`, `InUse` with the alias, rollback or job that needs the version.
+    Raises `NotFound`, `InUse` with the alias, rollback, traffic or job that needs the version.
     """
     # Lock the task before the model, in the same order as the end of a build; the other order could deadlock.
     version_id = select(VersionRow.id).join(ModelRow)
@@ -303,3 +303,5 @@ def _require_not_in_use(session: Session, owner: ModelRow, version: VersionRow, 
         target = aliases.rollback_target(session, row)
         if target is not None and target[1].id == version.id:
             raise InUse(f"{name} is the rollback target of {row.name} and cannot be {action}")
+        if (use := traffic.describe_use(session, row, version.number)) is not None:
+            raise InUse(f"{name} {use} and cannot be {action}; change the traffic of {row.name} first")

@@ -56,6 +56,7 @@ AliasAction = Literal[
     "delete",  # removed
     "rollout",  # the share of devices that receive the version was changed
     "halt",  # the rollout was stopped because too many devices failed
+    "traffic",  # the calls were split over versions in another way, or are no longer split
 ]
 Strategy = Literal["partial_fit", "ensemble", "single"]
 Sampling = Literal["none", "balanced", "stratified"]
@@ -85,7 +86,7 @@ DIFFERS: Final = "differs"
 SCOPES: dict[Scope, str] = {
     "predict": "run online predictions",
     "publish": "upload artifacts, publish and edit versions, export",
-    "promote": "move, roll back and delete aliases",
+    "promote": "move, roll back, split and delete aliases",
     "edge": "download files for devices, and report from devices",
     "batch": "create and manage jobs and schedules",
     "admin": "all of these, and manage keys, deletions and garbage collection",
