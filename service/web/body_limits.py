@@ -14,9 +14,9 @@ ARTIFACTS = "/v1/artifacts/"
 
 
 class BodyLimits:
-    """ASGI middleware. Raises HTTPException 413 when the announced or the received size exceeds the limit.
+    """ASGI middleware behind `Guard`. Raises HTTPException 413 for a body above its limit.
 
-    The limit also applies to the decoded size of a compressed body. The application behind sees no
+    The announced size counts if there is one, otherwise the received size. The limit also applies to the decoded size of a compressed body. The application behind sees no
     Content-Encoding. Raises as `DecodedBody`.
     """
 

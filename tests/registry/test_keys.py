@@ -275,3 +275,27 @@ def test_without_a_durable_admin_key_file_no_key_is_created(
         assert session.scalars(select(KeyRow)).all() == []
         assert keys.ensure_admin_key(session, tmp_path / "admin.key")
     assert _verify(sessions, (tmp_path / "admin.key").read_text().strip()) is not None
+
+
+def test_a_verifier_forgets_a_key_that_is_no_longer_active(sessions: Sessions) -> None:
+    issued = _create(sessions, "predict")
+    verifier = keys.Verifier()
+    with db.reading(sessions) as session:
+        active = keys.active_keys(session)
+    for _ in range(2):
+        assert verifier.verify(issued.key, active) == active[issued.row.id]
+        assert verifier.verify(issued.key + "x", active) is None
+    assert verifier.verify(issued.key, {}) is None
+    assert verifier.verify(issued.key, active) == active[issued.row.id]
+
+
+def test_a_verifier_does_not_accept_a_key_after_its_expiry(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = _create(sessions, "predict", expires_in_s=60)
+    verifier = keys.Verifier()
+    with db.reading(sessions) as session:
+        active = keys.active_keys(session)
+    assert verifier.verify(issued.key, active) is not None
+    monkeypatch.setattr(keys, "now", lambda: now() + timedelta(seconds=61))
+    assert verifier.verify(issued.key, active) is None

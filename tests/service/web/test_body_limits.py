@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.config import Settings
 from service.web.body_limits import BodyLimits
+from service.web.request_context import RequestContext, combine_headers
 from tests.service.api import Api, check_problem, running_app
 
 pytestmark = pytest.mark.anyio
@@ -95,7 +96,8 @@ async def test_an_invalid_content_length_does_not_bypass_the_limit(small: Api):
 
 def http(method: str, path: str, content_length: bytes | None = None) -> dict[str, Any]:
     headers = [] if content_length is None else [(b"accept", b"99"), (b"content-length", content_length)]
-    return {"type": "http", "method": method, "path": path, "headers": headers}
+    context = RequestContext("req-1", None, combine_headers(headers))
+    return {"type": "http", "method": method, "path": path, "headers": headers, "context": context}
 
 
 async def received(scope: dict[str, Any], *chunks: bytes) -> int:
