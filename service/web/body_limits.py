@@ -16,8 +16,9 @@ ARTIFACTS = "/v1/artifacts/"
 class BodyLimits:
     """ASGI middleware behind `Guard`. Raises HTTPException 413 for a body above its limit.
 
-    The announced size counts if there is one, otherwise the received size. The limit also applies to the decoded size of a compressed body. The application behind sees no
-    Content-Encoding. Raises as `DecodedBody`.
+    The announced size counts if there is one, otherwise the received size. The limit also applies to the
+    decoded size of a compressed body. The application behind sees no Content-Encoding. Raises as
+    `DecodedBody`.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, max_artifact_bytes: int) -> None:
