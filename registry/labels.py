@@ -80,6 +80,15 @@ def of_predictions(
     return labels
 
 
+def labelled(session: Session, prediction_ids: Collection[str]) -> set[str]:
+    """Return the predictions that have a label."""
+    ids: set[str] = set()
+    for chunk in _chunks(prediction_ids):
+        query = select(LabelRow.prediction_id).where(LabelRow.prediction_id.in_(chunk)).distinct()
+        ids.update(session.scalars(query))
+    return ids
+
+
 def delete_of_predictions(session: Session, prediction_ids: Collection[str]) -> int:
     """Delete every label of these predictions and return their number."""
     return sum(

@@ -56,11 +56,8 @@ def is_sampled(prediction_id: str, sample: float) -> bool:
     return mixed < sample * 2**32
 
 
-class _Queued(NamedTuple):
-    log: SnapshotLog
-    loaded: LoadedModel
-    bytes: int
-    call: tuple[Any, ...]  # the fields of a `RecordedCall`
+_Queued = tuple["SnapshotLog", "LoadedModel", int, tuple[Any, ...]]
+"""Settings, model, estimated bytes, and the fields of a `RecordedCall`. Not a class: its creation is slow."""
 
 
 class _Dropped(NamedTuple):
@@ -118,7 +115,7 @@ class Recorder:
             return
         size = CALL_BYTES + row_count * loaded.codec.row_bytes
         call = (time.time(), prediction_id, alias, request_id, row_count, rows, outputs)
-        self._queue.append(_Queued(settings, loaded, size, call))
+        self._queue.append((settings, loaded, size, call))
         self._added += size
         if self._idle:
             self._start()
@@ -174,7 +171,8 @@ class Recorder:
             remaining -= len(calls)
             groups: dict[tuple[int, int], list[_Queued]] = {}
             for queued in calls:
-                groups.setdefault((queued.log.model_id, queued.loaded.number), []).append(queued)
+                settings, loaded, *_ = queued
+                groups.setdefault((settings.model_id, loaded.number), []).append(queued)
             for key, group in groups.items():
                 self._convert_calls(key, group)
             if self._is_due():
@@ -193,7 +191,7 @@ class Recorder:
         while self._queue and len(calls) < SLICE_CALLS and size < SLICE_BYTES:
             queued = self._queue.popleft()
             calls.append(queued)
-            size += queued.bytes
+            size += queued[2]
         self._taken += size
         return calls
 
@@ -201,16 +199,17 @@ class Recorder:
         from service.prediction_log.log_tables import LogTable, RecordedCall  # see the module's docstring
 
         settings, loaded, *_ = queued[0]
+        calls = [RecordedCall(*call) for *_, call in queued]
         try:
             buffer = self._buffers.get(key)
             if buffer is None:
                 directory = log_files.model_directory(self._root, loaded.name, settings.model_id)
                 table = LogTable(loaded.number, loaded.codec.signature)
                 buffer = self._buffers[key] = _Buffer(directory / str(loaded.number), loaded.name, table)
-            batch = buffer.table.batch([RecordedCall(*q.call) for q in queued])
+            batch = buffer.table.batch(calls)
         except Exception:
             log.exception("prediction_log.not_converted", model=loaded.name, version=loaded.number)
-            self._drop(loaded.name, "not_converted", sum(q.call[4] for q in queued))
+            self._drop(loaded.name, "not_converted", sum(c.row_count for c in calls))
             return
         if not self._buffered_bytes:
             self._buffered_since = time.monotonic()
