@@ -1,29 +1,37 @@
 """Codec between predict bodies and numpy: JSON, CSV and Arrow bodies to rows, outputs to answers.
 
-columns          the rule of one feature: the values it accepts, and the array they become
-json             JSON body -> Rows
-csv              CSV body -> Rows; csv_bulk does the same for large bodies
-arrow_types      the table of column types
-arrow            Arrow stream -> Rows, table of outputs -> Arrow stream
-answer_encoder   Outputs -> JSON, CSV, table
-tensors          tensors of the Open Inference Protocol -> Rows, Outputs -> tensors
-inference        bodies of the Open Inference Protocol over REST, JSON and binary
-scoring          bodies of MLflow's scoring server
-strict_json      the JSON of those two
+columns            the rule of one feature: the values it accepts, and the array they become
+json               JSON body -> Rows
+csv                CSV body -> Rows; csv_bulk does the same for large bodies
+arrow_types        the table of column types
+arrow              Arrow stream -> Rows, table of outputs -> Arrow stream
+answer_encoder     Outputs -> JSON, CSV, table
+tensors            tensors of the Open Inference Protocol -> Rows, Outputs -> tensors
+inference          its bodies over REST, JSON and binary
+inference_protobuf its messages over gRPC, whose types are in inference_messages
+inference_request  the parameters and binary values of both
+scoring            bodies of MLflow's scoring server
+strict_json        the JSON of those two
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service.runtime.codec.answer_encoder import AnswerEncoder
 from service.runtime.codec.columns import columns_of
 from service.runtime.codec.csv import decode_csv
-from service.runtime.codec.inference import AnswerForm, InferenceAnswer, InferenceCodec
+from service.runtime.codec.inference import InferenceAnswer, InferenceCodec
+from service.runtime.codec.inference_request import AnswerForm
 from service.runtime.codec.json import JsonRows
 from service.runtime.codec.scoring import ScoringCodec
+
+if TYPE_CHECKING:
+    from service.runtime.codec.inference_protobuf import MessageCodec
 
 __all__ = ["MAX_INSTANCES", "Codec"]
 
@@ -89,6 +97,13 @@ class Codec:
     ) -> InferenceAnswer:
         """Encode the answer in the form that the request wants."""
         return self._inference.encode(outputs, form, name, version, prediction_id)
+
+    @cached_property
+    def messages(self) -> MessageCodec:
+        """The codec of the Open Inference Protocol over gRPC."""
+        from service.runtime.codec.inference_protobuf import MessageCodec  # protobuf: only with gRPC
+
+        return MessageCodec(self.signature, self.columns, MAX_INSTANCES)
 
     def decode_scoring(self, body: bytes) -> Rows:
         """Decode a JSON body of MLflow's scoring server."""

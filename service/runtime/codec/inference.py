@@ -3,14 +3,10 @@
 A body is a JSON object, and after it the values of the tensors that have `binary_data_size`, in their order.
 The header `Inference-Header-Content-Length` is then the length of the JSON. An answer has the same form: in
 JSON, or with the values of the outputs that the request wants in binary.
-
-Parameters that would change the answer and are not implemented are rejected, not ignored.
 """
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,9 +14,20 @@ import msgspec
 import numpy as np
 
 from registry.errors import Invalid, invalid_field
-from registry.rows import Array, Outputs, Rows
+from registry.rows import Outputs, Rows
 from registry.signature import Signature
 from service.runtime.codec.columns import Column, describe_value, escape_surrogates, show
+from service.runtime.codec.inference_request import (
+    AnswerForm,
+    Parameters,
+    RequestedOutput,
+    check_input_parameters,
+    check_request_parameters,
+    read_answer_form,
+    read_binary_values,
+    size_of,
+    to_binary,
+)
 from service.runtime.codec.json import NonFiniteLiteral
 from service.runtime.codec.strict_json import max_items, read_body
 from service.runtime.codec.tensors import DATATYPES, TensorHead, TensorOutputs, TensorRows, TensorValues
@@ -30,17 +37,6 @@ EXTENSION = "binary_tensor_data"
 
 MAX_NESTING = 4
 """Levels of lists in JSON data: a shape has at most two sizes."""
-
-Parameters = dict[str, Any] | None
-_CONTENT_TYPES = ("np", "pd", "str")
-"""How MLServer's clients mark what a tensor was made of. Only `pd` changes how it is read."""
-_UNUSED_PARAMETERS = ("headers", "priority", "timeout")
-"""Parameters of requests that concern scheduling and tracing: no answer depends on them."""
-_CONTENT_TYPE_USAGE = "only np, pd and str are supported"
-_UNSUPPORTED_PREFIXES = {
-    "shared_memory_": "shared memory is not supported; send the values in the request",
-    "sequence_": "models have no state between requests; leave it out",
-}
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
@@ -63,13 +59,6 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     parameters: Parameters = None
     model_name: str | None = None
     model_version: str | None = None
-
-
-class AnswerForm(NamedTuple):
-    """What a request wants in its answer: the outputs by name, True for those in binary."""
-
-    id: str | None
-    outputs: dict[str, bool]
 
 
 class InferenceAnswer(NamedTuple):
@@ -103,10 +92,11 @@ class InferenceCodec:
                 raise invalid_field("Inference-Header-Content-Length", message) from error
             raise
         _check_model(request, name, version)
-        by_column = _check_request_parameters(request.parameters)
+        by_column = check_request_parameters(request.parameters)
         heads = [TensorHead(i.name, i.datatype, i.shape) for i in request.inputs]
-        by_column |= any(_check_input_parameters(i) for i in request.inputs)
-        form = self._answer_form(request)
+        by_column |= any(check_input_parameters(i.name, i.parameters) for i in request.inputs)
+        requested = (RequestedOutput(o.name, o.parameters) for o in request.outputs or ())
+        form = read_answer_form(request.id, request.parameters, requested, self._outputs.names)
         layout = self._rows.layout(heads, by_column)
         binary = b"" if json_bytes is None else body[json_bytes:]
         return self._rows.rows(heads, layout, _read_values(request.inputs, heads, binary)), form
@@ -125,7 +115,7 @@ class InferenceCodec:
                 "shape": tensor.shape,
             }
             if is_binary:
-                buffers.append(_to_binary(tensor.values))
+                buffers.append(to_binary(tensor.values))
                 entry["parameters"] = {"binary_data_size": len(buffers[-1])}
             else:
                 entry["data"] = tensor.values.ravel().tolist()
@@ -141,22 +131,6 @@ class InferenceCodec:
         return (
             InferenceAnswer(b"".join((head, *buffers)), len(head)) if buffers else InferenceAnswer(head, None)
         )
-
-    def _answer_form(self, request: _Request) -> AnswerForm:
-        default = bool((request.parameters or {}).get("binary_data_output", False))
-        if not request.outputs:
-            return AnswerForm(request.id, dict.fromkeys(self._outputs.names, default))
-        outputs: dict[str, bool] = {}
-        for output in request.outputs:
-            label = f"the output {show(output.name)}"
-            expected = ", ".join(self._outputs.names)
-            if output.name not in self._outputs.names:
-                message = f"{label} is not an output of this model; it has {expected}"
-                raise invalid_field(output.name, message, expected)
-            if output.name in outputs:
-                raise invalid_field(output.name, f"{label} is requested twice; request it once")
-            outputs[output.name] = _check_output_parameters(output, label, default)
-        return AnswerForm(request.id, outputs)
 
 
 # The JSON --------------------------------------------------------------------------------------------------
@@ -184,71 +158,6 @@ def _check_model(request: _Request, name: str, version: int) -> None:
             raise invalid_field(field, message, expected)
 
 
-# Parameters ------------------------------------------------------------------------------------------------
-
-
-def _check_request_parameters(parameters: Parameters) -> bool:
-    """Return whether the inputs are the columns of a data frame. Raises `Invalid`."""
-    by_column = False
-    for name, value in (parameters or {}).items():
-        if name == "content_type":
-            by_column = _read_content_type(value, "the request")
-        elif name == "binary_data_output":
-            _require_boolean(name, value, "the request")
-        elif name not in _UNUSED_PARAMETERS:
-            _reject_parameter(name, "the request")
-    return by_column
-
-
-def _check_input_parameters(tensor: _Input) -> bool:
-    """Return whether the input is a column of a data frame. Raises `Invalid`."""
-    if not tensor.parameters:
-        return False
-    by_column, owner = False, f"the input {show(tensor.name)}"
-    for name, value in tensor.parameters.items():
-        if name == "content_type":
-            by_column = _read_content_type(value, owner)
-        elif name != "binary_data_size":
-            _reject_parameter(name, owner)
-    return by_column
-
-
-def _check_output_parameters(output: _RequestedOutput, owner: str, is_binary: bool) -> bool:
-    """Return whether the output is wanted in binary. Raises `Invalid`."""
-    for name, value in (output.parameters or {}).items():
-        if name == "binary_data":
-            is_binary = _require_boolean(name, value, owner)
-        elif name == "content_type":
-            _read_content_type(value, owner)
-        elif name == "classification":
-            message = f"{owner} has the parameter classification, which is not supported; send no parameter"
-            raise invalid_field(output.name, f"{message}, and request the output probabilities")
-        else:
-            _reject_parameter(name, owner)
-    return is_binary
-
-
-def _read_content_type(value: Any, owner: str) -> bool:
-    """Return whether it is `pd`: the inputs are columns of a data frame. Raises `Invalid`."""
-    if value is not None and value not in _CONTENT_TYPES:
-        message = f"{owner} has the content_type {show(value)}; {_CONTENT_TYPE_USAGE}"
-        raise invalid_field("content_type", message, ", ".join(_CONTENT_TYPES))
-    return bool(value == "pd")
-
-
-def _require_boolean(name: str, value: Any, owner: str) -> bool:
-    if not isinstance(value, bool):
-        message = f"{owner} has the parameter {name} {describe_value(value)}; send true or false"
-        raise invalid_field(name, message, "true or false")
-    return value
-
-
-def _reject_parameter(name: str, owner: str) -> NoReturn:
-    reasons = (reason for prefix, reason in _UNSUPPORTED_PREFIXES.items() if name.startswith(prefix))
-    reason = next(reasons, "it is not supported; leave it out")
-    raise invalid_field(name, f"{owner} has the parameter {show(name)}: {reason}")
-
-
 # Values ----------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +170,7 @@ def _read_values(inputs: Sequence[_Input], heads: Sequence[TensorHead], binary: 
         if size is None:
             values.append(_read_json_values(head, tensor.data))
         else:
-            values.append(_read_binary_values(head, memoryview(binary)[start : start + size]))
+            values.append(read_binary_values(head, memoryview(binary)[start : start + size]))
             start += size
     if start != len(binary):
         message = f"{len(binary) - start} bytes follow the binary data of the inputs"
@@ -289,49 +198,10 @@ def _binary_size(tensor: _Input, head: TensorHead, available: int) -> int | None
     return size
 
 
-def _size_of(head: TensorHead) -> int:
-    return math.prod(head.shape)
-
-
-def _read_binary_values(head: TensorHead, data: memoryview) -> TensorValues:
-    if head.datatype == "BYTES":
-        return _read_strings(head, data)
-    dtype = DATATYPES[head.datatype]
-    expected = _size_of(head) * dtype.itemsize
-    if len(data) != expected:
-        message = f"{head.label} has the binary_data_size {len(data)}"
-        advice = f"{head.datatype} of shape {list(head.shape)} has {expected} bytes"
-        raise invalid_field(head.name, f"{message}; {advice}", f"{expected} bytes")
-    array: Array = np.frombuffer(data, dtype=dtype)
-    if dtype.kind == "b" and (np.frombuffer(data, dtype=np.uint8) > 1).any():
-        raise invalid_field(head.name, f"{head.label} holds a BOOL that is not 0 or 1", "0 or 1")
-    return array
-
-
-def _read_strings(head: TensorHead, data: memoryview) -> list[str]:
-    """Read BYTES: each string is its length, a little-endian uint32, and its bytes."""
-    strings, at, count = [], 0, _size_of(head)
-    for index in range(count):
-        length = struct.unpack_from("<I", data, at)[0] if at + 4 <= len(data) else 0
-        if at + 4 + length > len(data):
-            message = f"{head.label} has {index} strings in its {len(data)} bytes; its shape needs {count}"
-            raise invalid_field(head.name, message, f"{count} strings")
-        at += 4 + length
-        try:
-            strings.append(str(data[at - length : at], "utf-8"))
-        except UnicodeDecodeError as error:
-            message = f"{head.label} holds bytes that are not UTF-8, in the value {index}"
-            raise invalid_field(head.name, message, "UTF-8") from error
-    if at != len(data):
-        message = f"{head.label} has {len(data) - at} bytes after its {count} strings"
-        raise invalid_field(head.name, message, f"{at} bytes")
-    return strings
-
-
 def _read_json_values(head: TensorHead, data: Any) -> TensorValues:
     """Read `data`: a list, flat in row-major order or nested as the shape is."""
     flat = _flatten(head, data)
-    expected = _size_of(head)
+    expected = size_of(head)
     if len(flat) != expected:
         message = f"{head.label} has {len(flat)} values; its shape {list(head.shape)} needs {expected}"
         raise invalid_field(head.name, message, f"{expected} values")
@@ -444,13 +314,3 @@ _JSON_READERS = {
 def _reject_value(head: TensorHead, index: int, value: Any, fault: str) -> NoReturn:
     text = value.text if isinstance(value, NonFiniteLiteral) else describe_value(value)
     raise invalid_field(head.name, f"the value {index} of {head.label} is {text}, {fault}", head.datatype)
-
-
-def _to_binary(values: Array) -> bytes:
-    if values.dtype.kind != "O":
-        return values.tobytes()
-    return b"".join(_packed(text.encode()) for text in values.ravel().tolist())
-
-
-def _packed(data: bytes) -> bytes:
-    return struct.pack("<I", len(data)) + data
