@@ -17,7 +17,7 @@ from service.online.negotiation import MEDIA_TYPES, media_type_of, negotiate
 
 if TYPE_CHECKING:
     from registry.rows import Outputs, Rows
-    from service.runtime.codec.inference import AnswerForm
+    from service.runtime.codec.inference_request import AnswerForm
     from service.runtime.loading import LoadedModel
 
 Headers = list[tuple[bytes, bytes]]
