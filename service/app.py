@@ -25,6 +25,7 @@ from service.config import Settings
 from service.edge.tuf_signing import TufSigning
 from service.online.hotpath import HotPath
 from service.online.predictor import Predictor
+from service.prediction_log.recorder import Recorder
 from service.runtime import libraries
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
@@ -94,8 +95,9 @@ def _create_services(settings: Settings, forks: ForkServer | None) -> Services:
     snapshot = Snapshot(engine)
     supervisor = Supervisor(settings, sessions, store, snapshot.refresh, forks)
     executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
+    recorder = Recorder(settings.predictions_directory)
     pool = Pool(_model_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB)
-    return Services(settings, engine, sessions, store, snapshot, pool, supervisor, executor)
+    return Services(settings, engine, sessions, store, snapshot, pool, supervisor, recorder, executor)
 
 
 def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor: Supervisor) -> Load:
@@ -196,4 +198,5 @@ def _shut_down(services: Services) -> None:
     services.snapshot.stop()
     services.supervisor.stop(services.settings.shutdown_grace_s)
     services.executor.shutdown(wait=True)
+    services.recorder.close()
     services.engine.dispose()

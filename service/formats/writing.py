@@ -1,4 +1,4 @@
-"""Output and errors files of a partition. A file is complete at its final path, or absent.
+"""Output and errors files of a partition, and streams of rows. A file is complete at its path, or absent.
 
 Files are written to a temporary file in the same directory, hashed while they are written, synced to disk and
 renamed; then the directory is synced. NaN and infinity of the model's answers become null; copied columns
@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,10 +92,49 @@ class _AtomicFile:
                 self._temporary.unlink(missing_ok=True)
 
 
+class _Output(Protocol):
+    """What an encoder writes to; it never seeks. `closed`: it ignores what is written."""
+
+    closed: bool
+
+    def write(self, data: Any) -> int: ...
+
+    def tell(self) -> int: ...
+
+    def flush(self) -> None: ...
+
+
+class _Chunks:
+    """The bytes that an encoder wrote since they were taken."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: Any) -> int:
+        part = bytes(data)
+        self._parts.append(part)
+        self._size += len(part)
+        return len(part)
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        pass
+
+    def take(self) -> bytes:
+        chunk = b"".join(self._parts)
+        self._parts = []
+        return chunk
+
+
 class _Encoder(Protocol):
     """Writes record batches to a file in one format."""
 
-    def __init__(self, output: _AtomicFile, schema: Any) -> None: ...
+    def __init__(self, output: _Output, schema: Any) -> None: ...
 
     def write(self, batch: Any) -> None: ...
 
@@ -135,6 +175,19 @@ class PartWriter:
         """Move the file to its path. No more batches can be written."""
         self._encoder.close()
         return self._output.commit(self._rows)
+
+
+def encode_stream(batches: Iterable[Any], schema: Any, media_type: str) -> Iterator[bytes]:
+    """Yield record batches of `schema` as CSV, Parquet or JSON lines, in chunks that are not empty."""
+    output = _Chunks()
+    encoder = _ENCODERS[media_type](output, schema)
+    for batch in batches:
+        encoder.write(batch)
+        if chunk := output.take():
+            yield chunk
+    encoder.close()
+    if chunk := output.take():
+        yield chunk
 
 
 class ErrorWriter:
@@ -194,7 +247,7 @@ def _replace_non_finite(batch: Any, copied: int) -> Any:
 
 
 class _CsvEncoder:
-    def __init__(self, output: _AtomicFile, schema: Any) -> None:
+    def __init__(self, output: _Output, schema: Any) -> None:
         self._output = output
         self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(output, mode="w"), schema)
 
@@ -217,7 +270,7 @@ class _CsvEncoder:
 
 
 class _NdjsonEncoder:
-    def __init__(self, output: _AtomicFile, schema: Any) -> None:
+    def __init__(self, output: _Output, schema: Any) -> None:
         self._output = output
 
     def write(self, batch: Any) -> None:
@@ -302,7 +355,7 @@ def _beyond_calendar(column: Any) -> list[int]:
 class _ParquetEncoder:
     """Row groups of `GROUP_ROWS`, or of fewer rows if they reach `GROUP_BYTES`."""
 
-    def __init__(self, output: _AtomicFile, schema: Any) -> None:
+    def __init__(self, output: _Output, schema: Any) -> None:
         self._schema = schema
         dictionary_columns = [f.name for f in schema if not pa.types.is_floating(f.type)]
         file = pa.PythonFile(output, mode="w")

@@ -34,16 +34,17 @@ def media_type_of(content_type: bytes | None) -> str:
     return content_type.decode("latin-1").partition(";")[0].strip().lower()
 
 
-def acceptable_type(accept: bytes | None) -> str | None:
-    """Return the media type that the header `accept` prefers, JSON without one, or None if it excludes all.
+def acceptable_type(accept: bytes | None, available: tuple[str, ...] = MEDIA_TYPES) -> str | None:
+    """Return the media type that the header `accept` prefers, or None if it excludes all of `available`.
 
-    Among types of equal quality, the one that the header names first is preferred.
+    Without the header, it is the first one. Among types of equal quality, the one that the header names first
+    is preferred.
     """
     if not accept:
-        return JSON
+        return available[0]
     ranges = parse_qualities(accept.decode("latin-1"))
     candidates = []
-    for preference, media_type in enumerate(MEDIA_TYPES):
+    for preference, media_type in enumerate(available):
         major = media_type.partition("/")[0]
         for media_range in (media_type, f"{major}/*", "*/*"):  # the most specific range decides
             matches = [(-quality, i) for i, (name, quality) in enumerate(ranges) if name == media_range]
@@ -51,4 +52,4 @@ def acceptable_type(accept: bytes | None) -> str | None:
                 candidates.append((*min(matches), preference))
                 break
     best = min((candidate for candidate in candidates if candidate[0] < 0), default=None)
-    return None if best is None else MEDIA_TYPES[best[2]]
+    return None if best is None else available[best[2]]

@@ -13,6 +13,7 @@ This module imports no numpy and no pyarrow: the thread imports them when the fi
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
@@ -47,7 +48,14 @@ CALL_BYTES = 1024
 
 Reason = Literal["queue_full", "not_written", "not_converted"]
 
+_PREDICTION_ID = re.compile(r"pred-[0-9a-f]{10}-[0-9a-f]{1,16}")
+
 log = telemetry.logger(__name__)
+
+
+def is_prediction_id(text: str) -> bool:
+    """Whether `text` has the form of the ids that `Predictor` makes."""
+    return _PREDICTION_ID.fullmatch(text) is not None
 
 
 def is_sampled(prediction_id: str, sample: float) -> bool:

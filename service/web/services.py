@@ -12,6 +12,7 @@ from registry import db
 from registry.artifacts import Store
 from service.builds.supervisor import Supervisor
 from service.config import Settings
+from service.prediction_log.recorder import Recorder
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot
 
@@ -27,5 +28,6 @@ class Services:
     snapshot: Snapshot
     pool: Pool
     supervisor: Supervisor
+    recorder: Recorder
     executor: Executor  # for predictions and model loads that run outside the event loop
     shutting_down: threading.Event = field(default_factory=threading.Event)  # ends endless responses
