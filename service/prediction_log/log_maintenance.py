@@ -5,23 +5,19 @@ Each step is safe to kill and to run in several workers: one of them holds a mod
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from secrets import token_hex
 
-import pyarrow.parquet as pq
-
 from registry import db, labels, prediction_logs
 from registry.prediction_logs import LogSettings
 from service import telemetry
 from service.prediction_log import log_files
 from service.prediction_log.log_files import LogFile
-from service.prediction_log.log_parquet import merge_files
 
-STEP_S = 30.0
+LOG_STEP_S = 30.0
 """Pause between two steps."""
 MERGE_FILES = 16
 """As many files of one level and day become one file of the next level. A row is merged log16 times."""
@@ -44,12 +40,6 @@ class LogMaintenance:
     def __init__(self, root: Path, sessions: db.Sessions) -> None:
         self._root = root
         self._sessions = sessions
-        self._next_step = 0.0
-
-    def step_if_due(self) -> None:
-        if time.monotonic() >= self._next_step:
-            self._next_step = time.monotonic() + STEP_S
-            self.step()
 
     def step(self) -> None:
         """Maintain all logs once. Failures are logged and do not stop the maintenance of other logs."""
@@ -88,6 +78,8 @@ class LogMaintenance:
             self._delete_files(directory, expired)
             for files in _files(directory).values():
                 for group in mergeable_files(files, datetime.now(UTC)):
+                    from service.prediction_log.log_parquet import merge_files  # see service/startup.py
+
                     merge_files(group, f"{token_hex(5)}-0")
 
     def _delete_log(self, directory: Path) -> None:
@@ -108,6 +100,8 @@ class LogMaintenance:
 
     def _delete_labels_of(self, path: Path) -> None:
         """Delete the labels of the predictions in a file, which is deleted next."""
+        import pyarrow.parquet as pq  # see service/startup.py
+
         for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["id"]):
             with db.reading(self._sessions) as session:
                 labelled = labels.labelled(session, set(batch.column("id").to_pylist()))

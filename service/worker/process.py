@@ -17,6 +17,7 @@ from service import startup, telemetry
 from service.builds.forkserver import ForkServer
 from service.builds.process_signals import end_with_parent, stop_signal
 from service.config import Settings
+from service.prediction_log.log_maintenance import LOG_STEP_S, LogMaintenance
 from service.prepare import prepare
 from service.runtime.isolated_runtime import Isolation
 from service.runtime.loading import BulkLoader, is_shared
@@ -62,9 +63,11 @@ def run(
     worker = Worker(settings, sessions, works, run_on_ray, nice)
     start_job = scheduled_job_starter(store)
     maintenance = Maintenance(settings, engine, sessions, store)
+    log_maintenance = LogMaintenance(settings.predictions_directory, sessions)
     periodic_threads = [
         PeriodicThread("schedules", lambda: scheduler.step(sessions, start_job), scheduler.POLL_S),
         PeriodicThread("maintenance", maintenance.step, MAINTENANCE_S),
+        PeriodicThread("prediction-logs", log_maintenance.step, LOG_STEP_S),
     ]
     worker.start()
     for thread in periodic_threads:
