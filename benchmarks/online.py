@@ -1,187 +1,290 @@
-"""Single-row predictions of a forest over HTTP, compared with other ways to serve it.
+"""Single rows over HTTP: this server, the bare limit and other servers of models, on one core each.
 
-    python -m benchmarks.online [--seconds 4] [--litserve PYTHON] [--json]
+    python -m benchmarks.online [--quick] [--models NAME ...] [--servers NAME ...] [--concurrency N ...]
+                                [--seconds N] [--rounds N] [--resume] [--json] [--write] [--render]
 
-All servers are uvicorn with uvloop and httptools in one process. They get the same row over 32 keep-alive
-connections, in turns and twice; the turn with less CPU time counts. CPU microseconds per request, of the
-server alone, can be compared between machines; latencies cannot, and they include the load generator's work.
+For each model, all servers are started, their answers are compared with scikit-learn's, and then each is
+measured in turn, `--rounds` times; the figures are medians over the rounds. A server whose turn it is not is
+stopped (SIGSTOP), so that it takes no time from the others. `wrk` sends 64 rows in turn, one in each request.
+The server has one core, wrk another.
 
-- `echo`: plain ASGI that reads the body and returns it
-- `asgi + onnx`: plain ASGI with the same ONNX session, without keys, types and metrics: the lower limit
-- `fastapi + onnx`: a route with a pydantic body and the same ONNX session, which returns a dict
-- `fastapi + joblib`: a route that calls `RandomForestClassifier.predict_proba`, as in many articles
+Without `--models`, `--servers` and `--concurrency`, all servers are measured at 1, 32 and 256 connections on
+the forest for the breast-cancer data, and at 32 connections, with batching where they have it, on the other
+models. A server that cannot be installed or started, or that answers wrongly, is named with the reason, and
+the run goes on. Every measurement is saved at once in tmp/online/; `--resume` continues an interrupted run.
+`--write` writes docs/performance/online.json, the figure and the section of docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import json
-import socket
-import sqlite3
+import math
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import joblib
-import numpy as np
-import psutil
-import pyarrow as pa
+from benchmarks.serving import machine, plot, report, wrk
+from benchmarks.serving.environments import ROOT, InstallationFailed
+from benchmarks.serving.machine import Cores
+from benchmarks.serving.models import HEADLINE, MODELS
+from benchmarks.serving.results import Described, Failure, Measurement, ResultsFile, summarize
+from benchmarks.serving.servers import SPECS, Running, ServerFailed, ServerSet, ServerSpec
 
-from tests.harness.load import LoadReport, for_seconds, generate_load, post_request
-from tests.harness.machine import describe_machine, free_port
-from tests.harness.models import cancer_forest
-from tests.harness.server import Server
+RESULTS = ROOT / "tmp" / "online"
+CONCURRENCY = [1, 32, 256]
+QUICK = ["bare", "granian-rsgi", "granian-asgi", "trivium"]
+OTHER_MODELS = ["bare", "trivium", "flask", "fastapi", "mlserver-batching", "bentoml-batching"]
+OTHER_MODELS += ["litserve-batching", "mlflow"]
+LONGEST_S = 12
+"""How long a slow server is measured at most, so that each connection gets two answers."""
+EXPECTED = (
+    ServerFailed,
+    InstallationFailed,
+    wrk.WrkFailed,
+    OSError,
+    RuntimeError,
+    subprocess.SubprocessError,
+)
+"""What may go wrong with one server without ending the run."""
 
-PEERS = Path(__file__).parent / "peers"
-Address = tuple[int, psutil.Process]
+
+@dataclass(frozen=True)
+class Cell:
+    """One server at one number of connections, for one model."""
+
+    model: str
+    spec: ServerSpec
+    concurrency: int
 
 
-@contextlib.contextmanager
-def peer(name: str, *arguments: object, python: str = sys.executable) -> Iterator[Address]:
-    """Start one of `benchmarks/peers` and wait until it listens."""
-    port = free_port()
-    process = subprocess.Popen([python, PEERS / f"{name}.py", str(port), *map(str, arguments)])
+@dataclass
+class Run:
+    """What all measurements share. `per_s` holds the last rate of each cell, to choose a duration."""
+
+    file: ResultsFile
+    cores: Cores
+    seconds: int
+    rounds: int
+    per_s: dict[Cell, float]
+
+
+def plan(options: argparse.Namespace) -> list[Cell]:
+    """Return what to measure, models and servers in the order of their tables."""
+    chosen = options.models or options.servers or options.concurrency
+    models = options.models or (list(MODELS) if not options.quick else [HEADLINE])
+    cells = []
+    for model in models:
+        reduced = not chosen and not options.quick and model != HEADLINE
+        names = options.servers or (QUICK if options.quick else OTHER_MODELS if reduced else list(SPECS))
+        concurrency = options.concurrency or ([32] if reduced else [1, 32] if options.quick else CONCURRENCY)
+        cells += [Cell(model, SPECS[name], n) for name in SPECS if name in names for n in concurrency]
+    return cells
+
+
+def measure_model(run: Run, name: str, cells: list[Cell]) -> None:
+    """Measure all cells of one model. Problems become failures in the results."""
+    missing = [c for c in cells if any(_is_missing(run, c, round_) for round_ in range(run.rounds))]
+    if not missing:
+        return
+    _log(f"{name}: train and publish")
     try:
-        _wait_for(port, process)
-        yield port, psutil.Process(process.pid)
+        with tempfile.TemporaryDirectory(prefix="online-") as folder:
+            model = MODELS[name]()
+            with ServerSet(model, Path(folder), run.cores.server) as running:
+                body = running.own.request.bodies[0]
+                runtime = running.version["runtime"]
+                run.file.add(Described(name, model.title, runtime, len(body), len(running.answer)))
+                failed = _start_all(run, running, missing)
+                for round_ in range(run.rounds):
+                    _measure_round(run, running, missing, failed, round_)
+    except EXPECTED as error:
+        _fail(run, name, "trivium", error)
+
+
+def _is_missing(run: Run, cell: Cell, round_: int) -> bool:
+    return not run.file.results.has(cell.model, cell.spec.name, cell.concurrency, round_)
+
+
+def _start_all(run: Run, running: ServerSet, cells: list[Cell]) -> set[str]:
+    """Start the servers of these cells; return the names of those that failed."""
+    failed = set()
+    for spec in dict.fromkeys(cell.spec for cell in cells):
+        if spec.numbers_only and running.model.columns is not None:
+            continue
+        started = time.monotonic()
+        try:
+            running.get(spec).tree.suspend()
+            _log(f"{running.model.name}: {spec.name} answers correctly ({time.monotonic() - started:.0f} s)")
+        except EXPECTED as error:
+            failed.add(spec.name)
+            _fail(run, running.model.name, spec.name, error)
+    return failed
+
+
+def _measure_round(run: Run, running: ServerSet, cells: list[Cell], failed: set[str], round_: int) -> None:
+    for cell in cells:
+        skipped = cell.spec.numbers_only and running.model.columns is not None
+        if cell.spec.name in failed or skipped or not _is_missing(run, cell, round_):
+            continue
+        try:
+            measurement = measure(run, running.get(cell.spec), running.folder, cell, round_)
+        except EXPECTED as error:
+            failed.add(cell.spec.name)
+            _fail(run, cell.model, cell.spec.name, error)
+            running.drop(cell.spec)
+            continue
+        run.file.add(measurement)
+        _log(
+            f"{cell.model} {round_ + 1}/{run.rounds} {cell.spec.name} x{cell.concurrency}: "
+            f"{measurement.per_s:,.0f}/s, p50 {measurement.p50_ms:.2f} ms, p99 {measurement.p99_ms:.2f} ms, "
+            f"CPU {measurement.cpu_us:,.0f} us"
+        )
+
+
+def measure(run: Run, server: Running, folder: Path, cell: Cell, round_: int) -> Measurement:
+    """Load one server. Raises `ServerFailed` when an answer was not 2xx or 3xx."""
+    script = folder / f"{cell.spec.name}.lua"
+    if not script.exists():
+        script.write_text(wrk.script(server.request))
+    server.tree.resume()
+    try:
+        if cell not in run.per_s:
+            warm_up = wrk.run(server.port, script, cell.concurrency, 1, run.cores.load)
+            run.per_s[cell] = warm_up.per_s
+        server.tree.await_idle(0.1, 60)
+        seconds = _duration(run.per_s[cell], cell.concurrency, run.seconds)
+        cpu_before = server.tree.cpu_seconds()
+        load = wrk.run(server.port, script, cell.concurrency, seconds, run.cores.load)
+        cpu_s = server.tree.cpu_seconds() - cpu_before
+        memory = server.tree.memory()
+        server.tree.await_idle(0.1, 60)
     finally:
-        children = psutil.Process(process.pid).children(recursive=True)
-        for each in [*children, process]:  # some peers do not end their child processes
-            each.kill()
-        process.wait()
+        server.tree.suspend()
+    if load.failures or not load.requests:
+        raise ServerFailed(f"{load.failures} of {load.requests} answers under load failed")
+    run.per_s[cell] = load.per_s
+    return Measurement(
+        cell.model,
+        cell.spec.name,
+        cell.concurrency,
+        round_,
+        load.requests,
+        load.failures,
+        load.per_s,
+        load.p50_ms,
+        load.p99_ms,
+        cpu_s / load.requests * 1e6,
+        memory.uss_mb,
+        memory.rss_mb,
+        memory.processes,
+    )
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"a peer ended with {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
+def _duration(per_s: float, concurrency: int, seconds: int) -> int:
+    """Return the seconds in which each connection gets two answers, within bounds."""
+    needed = math.ceil(2 * concurrency / per_s) if per_s else LONGEST_S
+    return max(seconds, min(needed, LONGEST_S))
 
 
-def run(
-    port: int, content: bytes, process: psutil.Process, seconds: float, concurrency: int = 32
-) -> LoadReport:
-    async def both() -> LoadReport:
-        await generate_load(port, content, concurrency=concurrency, keep_going=for_seconds(seconds / 4))
-        return await generate_load(
-            port, content, concurrency=concurrency, keep_going=for_seconds(seconds), process=process
-        )
-
-    load = asyncio.run(both())
-    if load.errors:
-        raise RuntimeError(f"{len(load.errors)} errors, the first: {load.errors[0][:500]!r}")
-    return load
+def _fail(run: Run, model: str, server: str, error: Exception) -> None:
+    words = " ".join(str(error).split()) or type(error).__name__
+    reason = words if len(words) <= 300 else f"{words[:120]} ... {words[-170:]}"
+    run.file.add(Failure(model, server, reason))
+    _log(f"{model}: {server} FAILED: {reason}")
 
 
-def one_row(servers: dict[str, tuple[Address, bytes]], seconds: float) -> dict[str, dict[str, float]]:
-    """Return figures by the name of each server."""
-    figures: dict[str, dict[str, float]] = {}
-    for _ in range(2):
-        for name, ((port, process), content) in servers.items():
-            load = run(port, content, process, seconds)
-            if name not in figures or load.cpu_us < figures[name]["cpu_us"]:
-                figures[name] = {
-                    "cpu_us": load.cpu_us,
-                    "p50_ms": load.percentile(50),
-                    "p99_ms": load.percentile(99),
-                    "per_s": load.requests / load.wall_s,
-                }
-    return figures
+def _log(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def all_servers(
-    server: Server, folder: Path, model: Any, row: dict[str, float], litserve: str | None
-) -> Iterator[dict[str, tuple[Address, bytes]]]:
-    """Start all servers; yield their addresses and the request for each."""
-    body = json.dumps({"instances": [row]}).encode()
-    names, pickle, graph = folder / "names.json", folder / "model.joblib", servable(server.home)
-    names.write_text(json.dumps(list(row)))
-    joblib.dump(model, pickle)
-
-    def plain(address: Address, path: str = "/predict") -> tuple[Address, bytes]:
-        return address, post_request(address[0], path, body, Content_Type="application/json")
-
-    own_address = server.port, psutil.Process(server.process.pid)
-    with contextlib.ExitStack() as running:
-        servers = {
-            "echo": plain(running.enter_context(peer("echo"))),
-            "asgi + onnx": plain(running.enter_context(peer("asgi_onnx", graph, names))),
-            "trivium": (own_address, post_request(server.port, "/v1/models/demo/predict", body, server.key)),
-            "fastapi + onnx": plain(running.enter_context(peer("fastapi_onnx", graph, names))),
-            "fastapi + joblib": plain(running.enter_context(peer("fastapi_joblib", pickle, names))),
-        }
-        if litserve:
-            litserve_url = running.enter_context(peer("litserve_joblib", pickle, python=litserve))
-            servers["litserve + joblib"] = plain(litserve_url)
-        yield servers
-
-
-def servable(home: Path) -> Path:
-    """Return the ONNX file that the build wrote."""
-    with contextlib.closing(sqlite3.connect(home / "registry.db")) as database:
-        (sha256,) = database.execute("SELECT servable FROM versions WHERE servable NOT NULL").fetchone()
-    return home / "blobs" / sha256[:2] / str(sha256)
-
-
-def many_rows(server: Server, rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median milliseconds of 1,000 rows by format, one request at a time."""
-    thousand = (rows * 2)[:1000]
-    names = list(rows[0])
-    lines = [",".join(names), *(",".join(str(v) for v in row.values()) for row in thousand)]
-    table = pa.table({n: np.array([row[n] for row in thousand]) for n in names})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    bodies = {
-        "application/json": json.dumps({"instances": thousand}).encode(),
-        "text/csv": "\n".join(lines).encode(),
-        "application/vnd.apache.arrow.stream": sink.getvalue().to_pybytes(),
+def conditions(options: argparse.Namespace, cores: Cores) -> dict[str, Any]:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"]
+    revision = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    return {
+        "run": {"seconds": options.seconds, "rounds": options.rounds, "revision": revision},
+        "date": date.today().isoformat(),
+        "machine": machine.describe(cores).record(),
+        "wrk": wrk.version(),
+        "servers": [
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "role": spec.role,
+                "package": spec.package,
+                "version": spec.version(),
+                "batching": spec.batching,
+            }
+            for spec in SPECS.values()
+        ],
     }
-    process, figures = psutil.Process(server.process.pid), {}
-    for kind, body in bodies.items():
-        content = post_request(
-            server.port, "/v1/models/demo/predict", body, server.key, Content_Type=kind, Accept=kind
-        )
-        figures[kind] = run(server.port, content, process, 2.0, concurrency=1).percentile(50)
-    return figures
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the limits and this server, one model")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), metavar="NAME", help=", ".join(MODELS))
+    parser.add_argument("--servers", nargs="+", choices=list(SPECS), metavar="NAME", help=", ".join(SPECS))
+    parser.add_argument("--concurrency", nargs="+", type=int, metavar="N", help="connections")
+    parser.add_argument("--seconds", type=int, default=2, help="of one measurement (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--resume", action="store_true", help="continue the last run")
+    parser.add_argument("--json", action="store_true", help="print the medians as JSON")
+    parser.add_argument(
+        "--write", action="store_true", help="write the page, the figure and the JSON in docs/"
+    )
+    parser.add_argument("--render", action="store_true", help="write page and figure from the JSON in docs/")
+    options = parser.parse_args(arguments)
+    if options.seconds < 1 or options.rounds < 1 or any(n < 1 for n in options.concurrency or ()):
+        parser.error("--seconds, --rounds and --concurrency are at least 1")
+    if options.write and (options.quick or options.models or options.servers or options.concurrency):
+        parser.error("--write takes a run of all models and servers")
+    return options
+
+
+def write_docs(summary: dict[str, Any]) -> None:
+    report.JSON.parent.mkdir(exist_ok=True)
+    report.JSON.write_text(report.dump(summary))
+    report.PAGE.write_text(report.insert(report.PAGE.read_text(), report.section(summary)))
+    for theme in plot.THEMES:
+        plot.path(theme).write_text(plot.draw(summary, theme))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--litserve", metavar="PYTHON", help="a Python that has litserve and scikit-learn")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    model, example, rows = cancer_forest()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with Server(folder / "home", folder / "log") as server:
-            server.start()
-            server.publish("demo", model, example, alias="champion")
-            with all_servers(server, folder, model, rows[0], options.litserve) as servers:
-                row_figures = one_row(servers, options.seconds)
-            thousand_row_ms = many_rows(server, rows)
-    if options.json:
-        print(json.dumps({"one_row": row_figures, "thousand_rows_p50_ms": thousand_row_ms}))
+    options = parse()
+    if options.render:
+        write_docs(json.loads(report.JSON.read_text()))
         return
-    print(describe_machine())
-    print(f"{'one row':<20}{'CPU us':>10}{'x echo':>8}{'p50 ms':>9}{'p99 ms':>9}{'per s':>9}")
-    for name, f in row_figures.items():
-        ratio = f["cpu_us"] / row_figures["echo"]["cpu_us"]
-        print(
-            f"{name:<20}{f['cpu_us']:>10.0f}{ratio:>8.2f}{f['p50_ms']:>9.2f}{f['p99_ms']:>9.2f}{f['per_s']:>9.0f}"
-        )
-    for kind, ms in thousand_row_ms.items():
-        print(f"1,000 rows, {kind:<40}{ms:>8.2f} ms p50")
+    wrk.require()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
+    cells = plan(options)
+    cores = machine.choose_cores()
+    if os.getloadavg()[0] > machine.BUSY:
+        _log(f"load {os.getloadavg()[0]:.1f}: other work disturbs the figures")
+    path = RESULTS / ("quick.jsonl" if options.quick else "full.jsonl")
+    run = Run(
+        ResultsFile(path, conditions(options, cores), options.resume),
+        cores,
+        options.seconds,
+        options.rounds,
+        {},
+    )
+    for model in dict.fromkeys(cell.model for cell in cells):
+        measure_model(run, model, [cell for cell in cells if cell.model == model])
+    summary = summarize(run.file.results)
+    if options.write:
+        write_docs(summary)
+    print(report.dump(summary) if options.json else report.terminal(summary))
+    sys.exit(1 if any(f.server in ("trivium", "bare") for f in run.file.results.failures) else 0)
 
 
 if __name__ == "__main__":
