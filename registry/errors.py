@@ -13,7 +13,8 @@
     ├── TooLarge            the input exceeds a documented limit
     ├── Refused             a build rejects the uploaded model; its report contains the reason
     └── Unavailable         the model cannot answer now: its process died, or it cannot be loaded
-        └── DeadlineExceeded
+        ├── DeadlineExceeded
+        └── Overloaded      too many calls wait for the model
 
 Errors with a fixed message build it themselves. They contain no HTTP: the table of status codes is
 `service/web/problems.py`.
@@ -138,3 +139,11 @@ class Unavailable(TriviumError):
 
 class DeadlineExceeded(Unavailable):
     pass
+
+
+class Overloaded(Unavailable):
+    def __init__(self, model: str, waiting: int) -> None:
+        super().__init__(
+            f"the model {model} is overloaded: {waiting} calls wait for it; try again later with fewer calls "
+            "at a time, or start more processes (`trivium serve --workers`)"
+        )

@@ -73,6 +73,40 @@ DROPPED_ROWS = Counter(
     "Rows that prediction logs lack: queue_full, not_written (disk) or not_converted",
     ["model", "reason"],
 )
+JOINT_CALLS = BulkHistogram(
+    "trivium_joint_call_requests",
+    "Requests that were answered by one call of a model with a queue",
+    ["model", "version"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)
+QUEUED_CALLS = Gauge(
+    "trivium_queued_calls",
+    "Predict calls that wait for the model",
+    ["model", "version"],
+    multiprocess_mode="livesum",
+)
+SHED_CALLS = Counter(
+    "trivium_shed_calls_total", "Predict calls refused because the queue is full", ["model", "version"]
+)
+MISSED_DEADLINES = Counter(
+    "trivium_missed_deadlines_total", "Predict calls that passed their deadline", ["model", "version"]
+)
+WITHDRAWN_CANARIES = Counter(
+    "trivium_withdrawn_canaries_total",
+    "Canaries that passed a bound and went back",
+    ["model", "alias", "version", "bound"],
+)
+SHADOW_ROWS = Counter(
+    "trivium_shadow_rows_total",
+    "Rows for shadow versions: agreed, differed, failed, or shed under load",
+    ["model", "version", "outcome"],
+)
+LOGGED_ROWS = Counter("trivium_prediction_log_rows_total", "Rows written to prediction logs", ["model"])
+DROPPED_ROWS = Counter(
+    "trivium_prediction_log_dropped_rows_total",
+    "Rows that prediction logs lack: queue_full, not_written (disk) or not_converted",
+    ["model", "reason"],
+)
 BUILDS = Counter("trivium_builds_total", "Finished builds by state", ["state", "runtime"])
 BUILD_SECONDS = Histogram(
     "trivium_build_seconds", "Duration of a build", buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -169,7 +203,25 @@ class PredictMeter:
             self._histogram.observe_all(seconds)
 
 
-_meters: list[RequestMeter | PredictMeter] = []
+class QueueMeter:
+    """Counts the calls of one version that go through a queue."""
+
+    __slots__ = ("_gauge", "_histogram", "_pending", "observe", "shed", "waiting")
+
+    def __init__(self, histogram: BulkHistogram, gauge: Gauge, shed: Counter) -> None:
+        self._histogram, self._gauge, self.shed = histogram, gauge, shed
+        self._pending: list[float] = []
+        self.observe: Callable[[float], None] = self._pending.append
+        """Count one joint call of that many requests."""
+        self.waiting = 0
+
+    def flush(self) -> None:
+        self._gauge.set(self.waiting)
+        if requests := _take(self._pending):
+            self._histogram.observe_all(requests)
+
+
+_meters: list[RequestMeter | PredictMeter | QueueMeter] = []
 _flushing = threading.Lock()
 
 
@@ -191,6 +243,15 @@ def predict_meter(model: str, version: int, runtime: str) -> PredictMeter:
     """Return the meter of a version's predict calls, always the same one."""
     labels = (model, str(version), runtime)
     meter = PredictMeter(PREDICTED_ROWS.labels(*labels), PREDICT_SECONDS.labels(*labels))
+    _meters.append(meter)
+    return meter
+
+
+@cache
+def queue_meter(model: str, version: int) -> QueueMeter:
+    """Return the meter of a version's queue, always the same one."""
+    labels = (model, str(version))
+    meter = QueueMeter(JOINT_CALLS.labels(*labels), QUEUED_CALLS.labels(*labels), SHED_CALLS.labels(*labels))
     _meters.append(meter)
     return meter
 

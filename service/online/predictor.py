@@ -1,39 +1,55 @@
 """Predictions, without a transport: from a call to its answer. `hotpath` serves them over HTTP.
 
 A call uses no database: it resolves its version in the snapshot. Small bodies for cheap models are decoded,
-run and encoded on the event loop; all others in a thread.
+run and encoded on the event loop. Expensive calls go through the queue of their model (`batching`). Large
+bodies and tables are decoded and encoded in threads that no expensive call uses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple, Unpack
 
 from registry.errors import DeadlineExceeded, NotFound, NotReady, Unavailable
 from service import telemetry
+from service.online.batching import AwaitDeparture, ModelQueues
 from service.online.call_formats import Answer, CallFormat
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot, SnapshotVersion
 
 if TYPE_CHECKING:  # see service/startup.py
-    from registry.rows import Rows
+    from registry.rows import Outputs, Rows
     from service.runtime.loading import LoadedModel
+    from service.runtime.model_cache import CacheEntry
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 INLINE_BYTES = 16 * 1024
 """Larger bodies are decoded in a thread: 16 KB of JSON take about 0.1 ms."""
+INLINE_ROWS = 256
+"""Longer answers of expensive models are encoded in a thread."""
+CHILD_S = 0.2
+"""How much longer than its process a call with the server's own deadline waits, to report what ended it."""
 
 
 class Target(NamedTuple):
     """What answers a call."""
 
     version: SnapshotVersion
+
+
+class Answered(NamedTuple):
+    """The rows of a call, and their answer."""
+
+    rows: Rows
+    outputs: Outputs
+    answer: Answer
 
 
 class Prediction(NamedTuple):
@@ -49,7 +65,8 @@ class Predictor:
         self._snapshot = snapshot
         self._pool = pool
         self._executor = executor
-        self._deadline_s = deadline_s + 0.2  # a running call reports its own deadline first
+        self._deadline_s = deadline_s
+        self._queues = ModelQueues()
 
     async def resolve(
         self, model: str, alias: str | None, number: int | None, headers: Mapping[bytes, bytes]
@@ -60,58 +77,136 @@ class Predictor:
         `NotReady`, `Unavailable`.
         """
         try:
-            return Target(self._snapshot.resolve(model, alias, number))
+            return self.resolve_now(model, alias, number, headers)
         except (NotFound, NotReady, Unavailable):  # the snapshot may be older than what the caller has read
-            resolve = partial(self._snapshot.resolve, model, alias, number)
-            return Target(await self._snapshot.find(resolve))
+            return await self._snapshot.find(partial(self.resolve_now, model, alias, number, headers))
+
+    def resolve_now(
+        self, model: str, alias: str | None, number: int | None, headers: Mapping[bytes, bytes]
+    ) -> Target:
+        """Return what `resolve` returns, from the snapshot as it is."""
+        return Target(self._snapshot.resolve(model, alias, number))
 
     async def predict(
-        self, target: Target, call_format: CallFormat, body: bytes, deadline: float | None = None
+        self,
+        target: Target,
+        call_format: CallFormat,
+        body: bytes,
+        deadline: float | None = None,
+        departure: AwaitDeparture | None = None,
     ) -> Prediction:
         """Return the answer. `deadline`: time of `time.monotonic` after which the caller no longer waits.
 
-        Raises `Invalid`, `Unavailable`, `DeadlineExceeded`.
+        A deadline after the server's own is replaced by that. `departure` ends the call when its caller
+        leaves, while it is queued. Raises `Invalid`, `Unavailable`, `DeadlineExceeded`.
         """
         start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
-        entry = await self._pool.acquire(target.version.id)
+        version_id = target.version.id
+        entry = self._pool.acquire_loaded(version_id) or await self._load(version_id, deadline)
         loaded = entry.model
         try:
-            answer, rows = await self._answer(loaded, call_format, body, prediction_id)
+            answered = _run_inline(loaded, body, call_format, prediction_id)
+            if not isinstance(answered, Answered):
+                limit = self._limit(deadline)
+                async with self._until(limit, deadline, "it is busy with other calls, or this one is slow"):
+                    answered = await self._run_queued(
+                        loaded, answered, body, call_format, prediction_id, limit, departure
+                    )
+        except DeadlineExceeded:
+            telemetry.MISSED_DEADLINES.labels(loaded.name, str(loaded.number)).inc()
+            raise
         finally:
             self._pool.release(entry)
-        loaded.meter.observe(time.perf_counter() - start, rows)
-        return Prediction(answer, loaded, prediction_id)
+        return _finish(loaded, answered, prediction_id, start)
 
-    async def _answer(
-        self, loaded: LoadedModel, call_format: CallFormat, body: bytes, prediction_id: str
-    ) -> tuple[Answer, int]:
-        """Return the answer and the number of rows."""
-        if call_format.inline_body and len(body) <= INLINE_BYTES:
-            rows = call_format.decode(loaded, body)
-            if call_format.inline_answer and loaded.is_cheap(len(rows)):
-                return _run(loaded, rows, call_format, prediction_id), len(rows)
-            return await self._in_thread(loaded, _run, loaded, rows, call_format, prediction_id), len(rows)
-        return await self._in_thread(loaded, _decode_and_run, loaded, body, call_format, prediction_id)
+    def predict_now(self, target: Target, call_format: CallFormat, body: bytes) -> Prediction | None:
+        """Return the answer of a call that needs no thread and no wait, None for any other.
 
-    async def _in_thread(self, loaded: LoadedModel, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
-        loop = asyncio.get_running_loop()
-        if loaded.thread is None:
-            return await loop.run_in_executor(self._executor, function, *args)
+        A call without an answer is not counted. Raises `Invalid`.
+        """
+        start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
+        if (entry := self._pool.acquire_loaded(target.version.id)) is None:
+            return None
         try:
-            async with asyncio.timeout(self._deadline_s):  # of the wait for the thread; the call has its own
-                return await loop.run_in_executor(loaded.thread, function, *args)
+            answered = _run_inline(entry.model, body, call_format, prediction_id)
+        finally:
+            self._pool.release(entry)
+        if not isinstance(answered, Answered):
+            return None
+        return _finish(entry.model, answered, prediction_id, start)
+
+    async def _run_queued(
+        self,
+        loaded: LoadedModel,
+        rows: Rows | None,
+        body: bytes,
+        call_format: CallFormat,
+        prediction_id: str,
+        deadline: float,
+        departure: AwaitDeparture | None,
+    ) -> Answered:
+        """Answer in threads, or in a joint call. `rows` are those of `body`, None: not yet decoded."""
+        if rows is None:
+            decoded = await self._in_thread(_decode, loaded, body, call_format, prediction_id)
+            if isinstance(decoded, Answered):
+                return decoded
+            rows = decoded
+        outputs = await self._queues.run(loaded, rows, deadline, departure)
+        if call_format.inline_answer and len(rows) <= INLINE_ROWS:
+            return Answered(rows, outputs, call_format.encode(loaded, outputs, prediction_id))
+        answer = await self._in_thread(call_format.encode, loaded, outputs, prediction_id)
+        return Answered(rows, outputs, answer)
+
+    async def _in_thread(self, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+    async def _load(self, version_id: int, deadline: float | None) -> CacheEntry[LoadedModel]:
+        limit = self._limit(deadline)
+        async with self._until(limit, deadline, "it is still being loaded"):
+            return await self._pool.acquire(version_id)
+
+    def _limit(self, deadline: float | None) -> float:
+        """Return the time of `time.monotonic` at which a call ends."""
+        limit = time.monotonic() + self._deadline_s + CHILD_S
+        return limit if deadline is None else min(deadline, limit)
+
+    @asynccontextmanager
+    async def _until(self, limit: float, deadline: float | None, reason: str) -> AsyncIterator[None]:
+        """Raises `DeadlineExceeded` at the time `limit`."""
+        try:
+            async with asyncio.timeout(limit - time.monotonic()):
+                yield
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the model did not answer within {self._deadline_s:g} s: it is busy with other calls"
-            ) from error
+            within = (
+                "by the deadline of the request" if limit == deadline else f"within {self._deadline_s:g} s"
+            )
+            raise DeadlineExceeded(f"the model did not answer {within}: {reason}") from error
 
 
-def _run(loaded: LoadedModel, rows: Rows, call_format: CallFormat, prediction_id: str) -> Answer:
-    return call_format.encode(loaded, loaded.run(rows), prediction_id)
+def _finish(loaded: LoadedModel, answered: Answered, prediction_id: str, start: float) -> Prediction:
+    """Count an answered call, which began at the time `start` of `time.perf_counter`."""
+    loaded.meter.observe(time.perf_counter() - start, len(answered.rows))
+    return Prediction(answered.answer, loaded, prediction_id)
 
 
-def _decode_and_run(
+def _run_inline(
     loaded: LoadedModel, body: bytes, call_format: CallFormat, prediction_id: str
-) -> tuple[Answer, int]:
+) -> Answered | Rows | None:
+    """Return the answer if the event loop can wait for it, otherwise the rows, None: not decoded."""
+    if not call_format.inline_body or len(body) > INLINE_BYTES:
+        return None
     rows = call_format.decode(loaded, body)
-    return _run(loaded, rows, call_format, prediction_id), len(rows)
+    if call_format.inline_answer and loaded.runs_at_once(len(rows)):
+        return _run(loaded, rows, call_format, prediction_id)
+    return rows
+
+
+def _run(loaded: LoadedModel, rows: Rows, call_format: CallFormat, prediction_id: str) -> Answered:
+    outputs = loaded.run(rows)
+    return Answered(rows, outputs, call_format.encode(loaded, outputs, prediction_id))
+
+
+def _decode(loaded: LoadedModel, body: bytes, call_format: CallFormat, prediction_id: str) -> Rows | Answered:
+    """Return the rows, or their answer if the model is cheap: that needs no other thread."""
+    rows = call_format.decode(loaded, body)
+    return _run(loaded, rows, call_format, prediction_id) if loaded.runs_at_once(len(rows)) else rows

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, cast
 
@@ -14,16 +16,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from registry import db, schema, verification
 from registry.artifacts import Store
-from registry.errors import Conflict, Invalid, NotFound, NotReady, Unavailable
-from registry.rows import Outputs, Rows
+from registry.errors import Conflict, DeadlineExceeded, Invalid, NotFound, NotReady, Unavailable
+from registry.rows import Outputs, Rows, join_rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
 from registry.vocabulary import FALLBACK_FORMATS, Runtime
 from service import startup, telemetry
-from service.runtime import libraries, row_refusals
+from service.runtime import call_cost, libraries, row_refusals
+from service.runtime.call_cost import CallCost
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import MAX_FAULTS
-from service.runtime.isolated_runtime import IsolatedRuntime, Isolation
+from service.runtime.isolated_runtime import CallFailed, IsolatedRuntime, Isolation, RestartPending
 from service.runtime.onnx_runtime import OnnxRuntime
 from service.runtime.row_refusals import RowScorer
 from service.runtime.tflite_runtime import TfliteRuntime
@@ -32,8 +35,8 @@ log = telemetry.logger(__name__)
 
 SEARCH_S = 1.0
 """Longest search for the rows that a model refuses."""
-INLINE_S = 0.001
-"""Calls faster than this run on the event loop: moving to a thread and back costs about 0.1 ms."""
+MAX_SLOTS = 4
+"""Most calls of one model at the same time, if they run in this process: others wait in its queue."""
 
 
 class ModelRuntime(Protocol):
@@ -43,6 +46,17 @@ class ModelRuntime(Protocol):
     def bytes(self) -> int: ...
     def run(self, rows: Rows) -> Outputs: ...
     def close(self) -> None: ...
+
+
+class PendingCall(Protocol):
+    """One of several concurrent calls. `deadline` is a time of `time.monotonic`."""
+
+    @property
+    def rows(self) -> Rows: ...
+    @property
+    def deadline(self) -> float: ...
+    def is_abandoned(self) -> bool:
+        """Whether the caller no longer waits for the answer."""
 
 
 class LoadedModel:
@@ -63,17 +77,17 @@ class LoadedModel:
         self._requires_finite = requires_finite
         self.codec = Codec(signature)
         self.headers = [(b"x-model-name", name.encode()), (b"x-model-version", b"%d" % number)]
-        self.row_s = float("inf")  # seconds per row; infinite: never run on the event loop
-        # An isolated model and LiteRT's interpreter take one call at a time. Calls wait in this thread's
-        # queue, where they block neither the event loop nor the calls of other models.
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"{kind} {name}") if kind != "onnx" else None
+        # The model's own threads, so that its calls delay no other model's. An isolated model and LiteRT's
+        # interpreter take one call at a time.
+        self.slots = min(MAX_SLOTS, max(2, call_cost.usable_cores() - 1)) if kind == "onnx" else 1
+        self.threads = ThreadPoolExecutor(self.slots, thread_name_prefix=f"{kind} {name}")
+        self.set_cost(call_cost.UNKNOWN)
         self.meter = telemetry.predict_meter(name, number, kind)
-        self._run_example(signature)
+        self._measure(signature)
 
     def close(self) -> None:
         self.runtime.close()
-        if self.thread is not None:
-            self.thread.shutdown(wait=False)
+        self.threads.shutdown(wait=False)
 
     def run(self, rows: Rows) -> Outputs:
         """Return the answers. Raises `Invalid`, naming the rows that the model refuses."""
@@ -102,24 +116,63 @@ class LoadedModel:
             return error
         return row_refusals.refusal(refused) if refused else error
 
+    def run_each(self, calls: Sequence[PendingCall]) -> list[Outputs | Exception]:
+        """Return the answer or the error of each call: of one joint call, or alone if that fails.
+
+        A call that ends the model's process, or that the model refuses, fails no other.
+        """
+        if len(calls) == 1:
+            return [self._attempt(calls[0])]
+        try:
+            return [*self._run_joint([call.rows for call in calls])]
+        except Exception as error:
+            if isinstance(error, Unavailable) and not isinstance(error, CallFailed):
+                return [error] * len(calls)
+            log.info("model.joint_call_failed", model=self.name, version=self.number, error=str(error))
+            return [self._attempt(call, waits=True) for call in calls]
+
+    def _attempt(self, call: PendingCall, waits: bool = False) -> Outputs | Exception:
+        """Run one call. `waits`: until the deadline for a process whose restart is delayed."""
+        while not call.is_abandoned():
+            try:
+                return self.run(call.rows)
+            except RestartPending as error:
+                if not waits or time.monotonic() + error.delay_s > call.deadline:
+                    return error
+                time.sleep(error.delay_s)
+            except Exception as error:
+                return error
+        return DeadlineExceeded("the caller no longer waits")
+
+    def _run_joint(self, requests: Sequence[Rows]) -> list[Outputs]:
+        """Raises `Invalid`, naming no rows."""
+        outputs = self.runtime.run(join_rows(requests))
+        if self._requires_finite and not row_refusals.are_finite(outputs):
+            raise Invalid("the model answers some of the rows with infinity")
+        ends = list(itertools.accumulate(map(len, requests)))
+        bounds = zip([0, *ends], ends, strict=False)
+        return [{name: array[start:end] for name, array in outputs.items()} for start, end in bounds]
+
     def is_cheap(self, rows: int) -> bool:
         """Whether a call with this many rows may run on the event loop."""
-        return rows * self.row_s < INLINE_S
+        return rows <= self.inline_rows
 
-    def _run_example(self, signature: Signature) -> None:
-        """Run the signature's example: warms up the model, and measures ONNX models, which run in-process."""
+    def runs_at_once(self, rows: int) -> bool:
+        """Whether a call with this many rows runs on the event loop without being joined with others."""
+        return rows <= self._at_once_rows
+
+    def set_cost(self, cost: CallCost) -> None:
+        """Decide where calls run, and how many rows are joined into one (0: requests are not joined)."""
+        self.cost = cost
+        self.inline_rows = cost.inline_rows if self.kind == "onnx" else 0
+        self.joint_rows = cost.joint_rows
+        self._at_once_rows = 0 if self.joint_rows else self.inline_rows
+
+    def _measure(self, signature: Signature) -> None:
+        """Measure calls with the signature's example, which also warms up the model."""
         body = msgspec.json.encode({"instances": [schema.instance_example(signature)]})
-        fastest = float("inf")
-        try:
-            rows = self.codec.decode_json(body)
-            for _ in range(3 if self.kind == "onnx" else 1):
-                start = time.perf_counter()
-                self.run(rows)
-                fastest = min(fastest, time.perf_counter() - start)
-        except Invalid:  # the model rejects the generated values: its cost stays unknown
-            return
-        if self.kind == "onnx":
-            self.row_s = fastest
+        with contextlib.suppress(Invalid):  # the model refuses the generated values: its cost stays unknown
+            self.set_cost(call_cost.measure(self.run, self.codec.decode_json(body)))
 
 
 class RuntimeSpec(NamedTuple):
