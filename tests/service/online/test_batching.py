@@ -510,6 +510,7 @@ async def _play(operations: list[tuple[str, int, str]], site: Site) -> None:
             expected = {"refused": Invalid, "expired": DeadlineExceeded}[outcome]
             assert isinstance(result, expected)
     assert site.waiting == 0
-    queue = site.queues._queues[site.loaded]
-    assert (queue._running, queue._rows) == (0, 0)
+    for queue in site.queues._queues.values():
+        assert (queue._running, queue._rows) == (0, 0)
+    await turns()
     assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing watches a caller any more"
