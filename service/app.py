@@ -70,7 +70,13 @@ def create_app(settings: Settings, forks: ForkServer | None = None) -> App:
     router = _PublicRouter(
         public_routes, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services)
     )
-    predictor = Predictor(services.snapshot, services.pool, services.executor, settings.predict_deadline_s)
+    predictor = Predictor(
+        services.snapshot,
+        services.pool,
+        services.executor,
+        settings.predict_deadline_s,
+        services.recorder,
+    )
     predictions = HotPath(router, predictor)
     limited = BodyLimits(predictions, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
     return App(Guard(limited, services.snapshot), services, management)

@@ -15,12 +15,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple, Unpack
 
+from registry.aliases import CHAMPION
 from registry.errors import DeadlineExceeded, NotFound, NotReady, Unavailable
 from service import telemetry
 from service.online.batching import AwaitDeparture, ModelQueues
 from service.online.call_formats import Answer, CallFormat
+from service.prediction_log.recorder import Recorder
 from service.runtime.pool import Pool
-from service.runtime.snapshot import Snapshot, SnapshotVersion
+from service.runtime.snapshot import Snapshot, SnapshotLog, SnapshotVersion
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
@@ -42,6 +44,9 @@ class Target(NamedTuple):
     """What answers a call."""
 
     version: SnapshotVersion
+    alias: str | None = None  # None: the call names the version
+    log: SnapshotLog | None = None  # None: the call is not recorded
+    request_id: bytes | None = None  # the caller's, of a call that is recorded
 
 
 class Answered(NamedTuple):
@@ -61,10 +66,13 @@ class Prediction(NamedTuple):
 class Predictor:
     """Answers calls with the loaded models of `pool`."""
 
-    def __init__(self, snapshot: Snapshot, pool: Pool, executor: Executor, deadline_s: float) -> None:
+    def __init__(
+        self, snapshot: Snapshot, pool: Pool, executor: Executor, deadline_s: float, recorder: Recorder
+    ) -> None:
         self._snapshot = snapshot
         self._pool = pool
         self._executor = executor
+        self._recorder = recorder
         self._deadline_s = deadline_s
         self._queues = ModelQueues()
 
@@ -85,7 +93,12 @@ class Predictor:
         self, model: str, alias: str | None, number: int | None, headers: Mapping[bytes, bytes]
     ) -> Target:
         """Return what `resolve` returns, from the snapshot as it is."""
-        return Target(self._snapshot.resolve(model, alias, number))
+        version = self._snapshot.resolve(model, alias, number)
+        called_alias = (alias or CHAMPION) if number is None else None
+        entry = self._snapshot.state.models.get(model)
+        if entry is None or entry.log is None:
+            return Target(version, called_alias)
+        return Target(version, called_alias, entry.log, headers.get(b"x-request-id"))
 
     async def predict(
         self,
@@ -117,7 +130,7 @@ class Predictor:
             raise
         finally:
             self._pool.release(entry)
-        return _finish(loaded, answered, prediction_id, start)
+        return self._finish(target, loaded, answered, prediction_id, start)
 
     def predict_now(self, target: Target, call_format: CallFormat, body: bytes) -> Prediction | None:
         """Return the answer of a call that needs no thread and no wait, None for any other.
@@ -133,7 +146,24 @@ class Predictor:
             self._pool.release(entry)
         if not isinstance(answered, Answered):
             return None
-        return _finish(entry.model, answered, prediction_id, start)
+        return self._finish(target, entry.model, answered, prediction_id, start)
+
+    def _finish(
+        self, target: Target, loaded: LoadedModel, answered: Answered, prediction_id: str, start: float
+    ) -> Prediction:
+        """Count and record an answered call, which began at the time `start` of `time.perf_counter`."""
+        loaded.meter.observe(time.perf_counter() - start, len(answered.rows))
+        if target.log is not None:
+            self._recorder.record(
+                target.log,
+                loaded,
+                prediction_id,
+                target.alias,
+                target.request_id,
+                answered.rows,
+                answered.outputs,
+            )
+        return Prediction(answered.answer, loaded, prediction_id)
 
     async def _run_queued(
         self,
@@ -181,12 +211,6 @@ class Predictor:
                 "by the deadline of the request" if limit == deadline else f"within {self._deadline_s:g} s"
             )
             raise DeadlineExceeded(f"the model did not answer {within}: {reason}") from error
-
-
-def _finish(loaded: LoadedModel, answered: Answered, prediction_id: str, start: float) -> Prediction:
-    """Count an answered call, which began at the time `start` of `time.perf_counter`."""
-    loaded.meter.observe(time.perf_counter() - start, len(answered.rows))
-    return Prediction(answered.answer, loaded, prediction_id)
 
 
 def _run_inline(

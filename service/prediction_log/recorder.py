@@ -43,6 +43,7 @@ SLICE_CALLS = 256
 SLICE_BYTES = 2**20
 PAUSE_S = 0.001
 REPORT_S = 60.0
+MAX_REQUEST_ID = 128
 CALL_BYTES = 1024
 """Memory of a call besides the values of its rows."""
 
@@ -110,7 +111,7 @@ class Recorder:
         loaded: LoadedModel,
         prediction_id: str,
         alias: str | None,
-        request_id: str | None,
+        request_id: bytes | None,
         rows: Rows,
         outputs: Outputs,
     ) -> None:
@@ -122,7 +123,8 @@ class Recorder:
             self._drop(loaded.name, "queue_full", row_count)
             return
         size = CALL_BYTES + row_count * loaded.codec.row_bytes
-        call = (time.time(), prediction_id, alias, request_id, row_count, rows, outputs)
+        text = None if request_id is None else request_id[:MAX_REQUEST_ID].decode("latin-1")
+        call = (time.time(), prediction_id, alias, text, row_count, rows, outputs)
         self._queue.append((settings, loaded, size, call))
         self._added += size
         if self._idle:
