@@ -76,7 +76,9 @@ def predict(body: bytes, content_type: str = JSON, answer_type: str = JSON) -> t
     """Return the number of rows that were answered, and the functions that ran in a thread."""
     with CountingExecutor() as executor:
         pool = OneModelPool(executor)
-        predictor = Predictor(cast(Any, None), cast(Any, pool), executor, 1.0)
+        predictor = Predictor(
+            cast(Any, None), cast(Any, pool), executor, 1.0, cast(Any, None), cast(Any, None)
+        )
         target = Target(SnapshotVersion(1, 3, "ready"))
         try:
             prediction = asyncio.run(predictor.predict(target, TableFormat(content_type, answer_type), body))
