@@ -8,6 +8,9 @@ from registry.errors import invalid_field
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 LIBRARY_VERSION_PATTERN = r"^[0-9]+(\.[0-9]+)+[0-9A-Za-z.+-]*$"
+NUMBER_PATTERN = r"^[1-9][0-9]{0,8}$"
+"""Of a version number as text, as in the keys of an object."""
+HEADER_NAME_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")  # `$` would accept a trailing newline
 
 MAX_FILE_NAME = 255

@@ -12,6 +12,7 @@ versions. A change of weights reassigns as few points as possible, so that few c
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
@@ -194,6 +195,12 @@ def results(session: Session, model: str, alias: str) -> list[ShadowResultRow]:
     )
     query = select(ShadowResultRow).where(ShadowResultRow.shadow_id == newest)
     return list(session.scalars(query.order_by(ShadowResultRow.version, ShadowResultRow.shadow_version)))
+
+
+def add_latency(histogram: LatencyHistogram, seconds: float) -> None:
+    """Count a call."""
+    histogram.counts[bisect_left(LATENCY_LIMITS_S, seconds)] += 1
+    histogram.seconds += seconds
 
 
 def percentile(histogram: LatencyHistogram, share: float) -> float | None:

@@ -23,8 +23,11 @@ from service.builds.forkserver import ForkServer
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.edge.tuf_signing import TufSigning
+from service.online.canary import Canaries
 from service.online.hotpath import HotPath
 from service.online.predictor import Predictor
+from service.online.shadow import Shadows
+from service.online.traffic_split import SplitCalls
 from service.prediction_log.recorder import Recorder
 from service.runtime import libraries
 from service.runtime.pool import Load, Pool
@@ -64,11 +67,16 @@ def create_app(settings: Settings, forks: ForkServer | None = None) -> App:
     public probes and docs pages; predictions; limits of request bodies; access control.
     """
     services = _create_services(settings, forks)
+    shadows = Shadows(services.snapshot, services.pool, services.sessions)
+    canaries = Canaries(services.sessions, services.snapshot.refresh, services.executor)
     management = LazyApp(lambda: _create_management(services))
     public_routes = [*health.health_routes(services), *docs_routes()]
     check_public(public_routes)
     router = _PublicRouter(
-        public_routes, redirect_slashes=False, default=management, lifespan=lambda _: _lifespan(services)
+        public_routes,
+        redirect_slashes=False,
+        default=management,
+        lifespan=lambda _: _lifespan(services, shadows),
     )
     predictor = Predictor(
         services.snapshot,
@@ -76,6 +84,7 @@ def create_app(settings: Settings, forks: ForkServer | None = None) -> App:
         services.executor,
         settings.predict_deadline_s,
         services.recorder,
+        SplitCalls(canaries, shadows),
     )
     predictions = HotPath(router, predictor)
     limited = BodyLimits(predictions, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
@@ -121,7 +130,7 @@ def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, super
 
 
 @asynccontextmanager
-async def _lifespan(services: Services) -> AsyncIterator[None]:
+async def _lifespan(services: Services, shadows: Shadows) -> AsyncIterator[None]:
     """Run the background tasks while the server runs."""
     pool_event, signing_event = _change_event(services), _change_event(services)
     services.snapshot.on_change.append(services.supervisor.wake)  # another process may have published
@@ -140,6 +149,7 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(shadows.stop)
         await services.pool.close()
         await asyncio.to_thread(_shut_down, services)
 
@@ -157,14 +167,15 @@ def _change_event(services: Services) -> asyncio.Event:
 
 
 async def _keep_pool_current(services: Services, changed: asyncio.Event) -> None:
-    """When the registry changes, load the champions and unload versions that are no longer ready."""
+    """When the registry changes, load the versions in use, and unload those that are no longer ready."""
     while True:
         await changed.wait()
         changed.clear()
         state = services.snapshot.state
         versions = [v for m in state.models.values() for v in m.versions.values()]
         services.pool.keep_only({v.id: v.fallback for v in versions if v.state == READY})
-        await services.pool.warm([v.id for v in services.snapshot.champions() if v.fallback != "none"])
+        used = [*services.snapshot.champions(), *services.snapshot.split_versions()]
+        await services.pool.warm([v.id for v in used if v.fallback != "none"])
 
 
 async def _verify_outdated(services: Services) -> None:

@@ -13,13 +13,13 @@ from fastapi import FastAPI
 from service.batch import job_routes, schedule_routes
 from service.edge import device_routes, export_routes, report_routes, tuf_routes
 from service.online import inference_routes, prediction_log_routes
-from service.publish import alias_routes, artifact_routes, key_routes, model_routes
+from service.publish import alias_routes, artifact_routes, key_routes, model_routes, traffic_routes
 from service.web import metrics_routes, openapi_routes
 from service.web.deps import check_guarded
 from service.web.problems import install_handlers
 from service.web.services import Services
 
-PUBLISH = (artifact_routes, model_routes, alias_routes, key_routes)
+PUBLISH = (artifact_routes, model_routes, alias_routes, traffic_routes, key_routes)
 ONLINE = (inference_routes, prediction_log_routes)
 BATCH = (job_routes, schedule_routes)
 EDGE = (export_routes, device_routes, report_routes, tuf_routes)

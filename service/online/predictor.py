@@ -20,9 +20,11 @@ from registry.errors import DeadlineExceeded, NotFound, NotReady, Unavailable
 from service import telemetry
 from service.online.batching import AwaitDeparture, ModelQueues
 from service.online.call_formats import Answer, CallFormat
+from service.online.shadow import SplitCall
+from service.online.traffic_split import SplitCalls, select_version
 from service.prediction_log.recorder import Recorder
 from service.runtime.pool import Pool
-from service.runtime.snapshot import Snapshot, SnapshotLog, SnapshotVersion
+from service.runtime.snapshot import Snapshot, SnapshotLog, SnapshotTraffic, SnapshotVersion
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
@@ -47,6 +49,8 @@ class Target(NamedTuple):
     alias: str | None = None  # None: the call names the version
     log: SnapshotLog | None = None  # None: the call is not recorded
     request_id: bytes | None = None  # the caller's, of a call that is recorded
+    traffic: SnapshotTraffic | None = None  # of the alias, if other versions answer too
+    is_random: bool = False  # resolved again, the same call may get another version
 
 
 class Answered(NamedTuple):
@@ -67,12 +71,19 @@ class Predictor:
     """Answers calls with the loaded models of `pool`."""
 
     def __init__(
-        self, snapshot: Snapshot, pool: Pool, executor: Executor, deadline_s: float, recorder: Recorder
+        self,
+        snapshot: Snapshot,
+        pool: Pool,
+        executor: Executor,
+        deadline_s: float,
+        recorder: Recorder,
+        split_calls: SplitCalls,
     ) -> None:
         self._snapshot = snapshot
         self._pool = pool
         self._executor = executor
         self._recorder = recorder
+        self._split_calls = split_calls
         self._deadline_s = deadline_s
         self._queues = ModelQueues()
 
@@ -93,12 +104,21 @@ class Predictor:
         self, model: str, alias: str | None, number: int | None, headers: Mapping[bytes, bytes]
     ) -> Target:
         """Return what `resolve` returns, from the snapshot as it is."""
-        version = self._snapshot.resolve(model, alias, number)
+        state = self._snapshot.state
         called_alias = (alias or CHAMPION) if number is None else None
-        entry = self._snapshot.state.models.get(model)
+        traffic, is_random = None, False
+        if called_alias is not None and state.traffic:
+            traffic = state.traffic.get((model, called_alias))
+        if traffic is None:
+            version = self._snapshot.resolve(model, alias, number)
+        else:
+            number, is_random = select_version(traffic, headers)
+            version = state.models[model].versions[number]  # one that cannot answer fails in `predict`
+        entry = state.models.get(model)
         if entry is None or entry.log is None:
-            return Target(version, called_alias)
-        return Target(version, called_alias, entry.log, headers.get(b"x-request-id"))
+            return Target(version, called_alias, None, None, traffic, is_random)
+        request_id = headers.get(b"x-request-id")
+        return Target(version, called_alias, entry.log, request_id, traffic, is_random)
 
     async def predict(
         self,
@@ -113,6 +133,25 @@ class Predictor:
         A deadline after the server's own is replaced by that. `departure` ends the call when its caller
         leaves, while it is queued. Raises `Invalid`, `Unavailable`, `DeadlineExceeded`.
         """
+        if target.traffic is None:
+            return await self._predict(target, call_format, body, deadline, departure)
+        start = time.perf_counter()
+        try:
+            return await self._predict(target, call_format, body, deadline, departure)
+        except Exception as error:
+            seconds, has_deadline = time.perf_counter() - start, deadline is not None
+            call = SplitCall(target.traffic, target.version.number, call_format, body, seconds)
+            self._split_calls.failed(call, error, has_deadline)
+            raise
+
+    async def _predict(
+        self,
+        target: Target,
+        call_format: CallFormat,
+        body: bytes,
+        deadline: float | None,
+        departure: AwaitDeparture | None,
+    ) -> Prediction:
         start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
         version_id = target.version.id
         entry = self._pool.acquire_loaded(version_id) or await self._load(version_id, deadline)
@@ -130,7 +169,7 @@ class Predictor:
             raise
         finally:
             self._pool.release(entry)
-        return self._finish(target, loaded, answered, prediction_id, start)
+        return self._finish(target, call_format, body, loaded, answered, prediction_id, start)
 
     def predict_now(self, target: Target, call_format: CallFormat, body: bytes) -> Prediction | None:
         """Return the answer of a call that needs no thread and no wait, None for any other.
@@ -146,13 +185,24 @@ class Predictor:
             self._pool.release(entry)
         if not isinstance(answered, Answered):
             return None
-        return self._finish(target, entry.model, answered, prediction_id, start)
+        return self._finish(target, call_format, body, entry.model, answered, prediction_id, start)
 
     def _finish(
-        self, target: Target, loaded: LoadedModel, answered: Answered, prediction_id: str, start: float
+        self,
+        target: Target,
+        call_format: CallFormat,
+        body: bytes,
+        loaded: LoadedModel,
+        answered: Answered,
+        prediction_id: str,
+        start: float,
     ) -> Prediction:
         """Count and record an answered call, which began at the time `start` of `time.perf_counter`."""
-        loaded.meter.observe(time.perf_counter() - start, len(answered.rows))
+        seconds = time.perf_counter() - start
+        loaded.meter.observe(seconds, len(answered.rows))
+        if target.traffic is not None:
+            call = SplitCall(target.traffic, loaded.number, call_format, body, seconds)
+            self._split_calls.answered(call, answered.outputs, len(answered.rows))
         if target.log is not None:
             self._recorder.record(
                 target.log,

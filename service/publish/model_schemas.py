@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from registry import traffic
 from registry.aliases import CHAMPION
 from registry.media_types import ExampleType
 from registry.models import ModelSummary
-from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
-from registry.tables import AliasEventRow, AliasRow, KeyRow, VersionRow
+from registry.names import HEADER_NAME_PATTERN, LIBRARY_VERSION_PATTERN, NAME_PATTERN, NUMBER_PATTERN
+from registry.tables import AliasEventRow, AliasRow, KeyRow, ShadowResultRow, VersionRow
+from registry.traffic import AliasTraffic, LatencyHistogram
 from registry.vocabulary import (
     SCOPES,
     AliasAction,
@@ -103,6 +105,64 @@ class PromoteBody(RequestBody):
 
 
 class RollbackBody(RequestBody):
+    reason: Reason = None
+
+
+def _require_version_or_alias(value: Any) -> Any:
+    """Reject other kinds of values with one error, not one for each type of the union."""
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise ValueError("not a version number or an alias")
+    return value
+
+
+Shadow = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_NUMBER)] | Name | None,
+    BeforeValidator(_require_version_or_alias),
+    Field(description="a version number or an alias that answers too; its answers are compared only"),
+]
+
+
+class TrafficBounds(RequestBody):
+    """At least one bound."""
+
+    error_rate: Annotated[
+        float | None, Field(ge=0, lt=1, description="share of the calls that may fail", examples=[0.02])
+    ] = None
+    p99_ms: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="99th percentile of the latency", examples=[50]),
+    ] = None
+
+    @model_validator(mode="after")
+    def _require_one(self) -> TrafficBounds:
+        if self.error_rate is None and self.p99_ms is None:
+            raise ValueError("not error_rate, p99_ms or both")
+        return self
+
+
+class TrafficBody(RequestBody):
+    weights: Annotated[
+        dict[Annotated[str, Field(pattern=NUMBER_PATTERN)], Annotated[float, Field(ge=0, le=100)]] | None,
+        Field(
+            max_length=100,
+            description="percent of the calls by version number, with up to 4 decimals; the sum is 100. "
+            "Unset: the alias's version answers every call",
+            examples=[{"1": 90, "2": 10}],
+        ),
+    ] = None
+    sticky_header: Annotated[
+        str | None,
+        Field(
+            pattern=HEADER_NAME_PATTERN,
+            max_length=100,
+            description="calls with the same value of this header get the same version",
+            examples=["X-User"],
+        ),
+    ] = None
+    bounds: Annotated[
+        TrafficBounds | None, Field(description="of canaries: one that passes a bound gets no more calls")
+    ] = None
+    shadow: Shadow = None
     reason: Reason = None
 
 
@@ -247,6 +307,104 @@ class AliasRecord(BaseModel):
         )
 
 
+class BoundsRecord(BaseModel):
+    error_rate: float | None
+    p99_ms: float | None
+
+
+class TrafficSettings(BaseModel):
+    weights: dict[str, float]
+    sticky_header: str | None
+    bounds: BoundsRecord | None
+    shadow: int | str | None
+
+
+class LatencyRecord(BaseModel):
+    """Milliseconds; percentiles are at most 26 % too high. Null without calls."""
+
+    calls: int
+    mean: float | None
+    p50: float | None
+    p99: float | None
+
+    @classmethod
+    def of(cls, histogram: LatencyHistogram) -> LatencyRecord:
+        calls = sum(histogram.counts)
+        p50, p99 = (traffic.percentile(histogram, share) for share in (0.5, 0.99))
+        mean = histogram.seconds / calls if calls else None
+        return cls(calls=calls, mean=_milliseconds(mean), p50=_milliseconds(p50), p99=_milliseconds(p99))
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else float(f"{seconds * 1000:.4g}")
+
+
+class ShadowRecord(BaseModel):
+    """The answers of `shadow_version` compared with those of `version`, in rows; see docs/howto/canary.md."""
+
+    version: int
+    shadow_version: int
+    rows: int
+    agreement: Annotated[float | None, Field(description="share of the compared rows")]
+    mean_difference: float | None
+    largest_difference: float
+    failed: Annotated[int, Field(description="rows that the shadow could not answer")]
+    last_error: str | None
+    shed: Annotated[int, Field(description="rows that were dropped under load, or before it was loaded")]
+    latency_ms: Annotated[LatencyRecord, Field(description="of the calls that were compared")]
+    shadow_latency_ms: Annotated[LatencyRecord, Field(description="of the calls that the shadow ran alone")]
+    since: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, row: ShadowResultRow) -> ShadowRecord:
+        result = traffic.result_of(row)
+        return cls(
+            version=row.version,
+            shadow_version=row.shadow_version,
+            rows=row.rows,
+            agreement=row.agreed / row.rows if row.rows else None,
+            mean_difference=row.difference_sum / row.rows if row.rows else None,
+            largest_difference=row.largest_difference,
+            failed=row.failed,
+            last_error=row.last_error,
+            shed=row.shed,
+            latency_ms=LatencyRecord.of(result.latency),
+            shadow_latency_ms=LatencyRecord.of(result.shadow_latency),
+            since=row.since,
+            updated_at=row.updated_at,
+        )
+
+
+class TrafficRecord(TrafficSettings):
+    """`version` is the alias's own. `at`, `by` and `reason` are those of the newest change."""
+
+    model: str
+    alias: str
+    version: int
+    at: datetime
+    by: str
+    reason: str | None
+    shadow_report: list[ShadowRecord]
+
+    @classmethod
+    def of(cls, model: str, current: AliasTraffic, results: list[ShadowResultRow]) -> TrafficRecord:
+        alias, row = current
+        number = alias.version.number
+        split = {"weights": {str(number): 100.0}, "sticky_header": None, "bounds": None, "shadow": None}
+        event = alias.event if row is None else row.event
+        return cls(
+            model=model,
+            alias=alias.name,
+            version=number,
+            at=event.at,
+            by=event.by,
+            reason=event.reason,
+            shadow_report=[ShadowRecord.of(result) for result in results],
+            **(split if row is None else traffic.describe(row)),
+        )
+
+
 class MoveRecord(BaseModel):
     """An entry of an alias's history; `version` is null when the alias was deleted."""
 
@@ -255,10 +413,22 @@ class MoveRecord(BaseModel):
     by: str
     reason: str | None
     action: AliasAction
+    traffic: Annotated[
+        TrafficSettings | None,
+        Field(description="the split since then; null: `version` answers every call"),
+    ]
 
     @classmethod
     def of(cls, row: AliasEventRow) -> MoveRecord:
-        return cls(version=row.version, at=row.at, by=row.by, reason=row.reason, action=row.action)  # type: ignore[arg-type]
+        split = None if row.traffic is None else TrafficSettings.model_validate(row.traffic)
+        return cls(
+            version=row.version,
+            at=row.at,
+            by=row.by,
+            reason=row.reason,
+            action=row.action,  # type: ignore[arg-type]
+            traffic=split,
+        )
 
 
 class KeyRecord(BaseModel):

@@ -23,8 +23,9 @@ Model = TypeVar("Model", bound=Closable)
 class CacheEntry(Generic[Model]):
     """A cached model, or one that is being loaded."""
 
-    def __init__(self, key: int) -> None:
+    def __init__(self, key: int, is_spare: bool = False) -> None:
         self.key = key
+        self.is_spare = is_spare  # loaded only as far as it takes no memory from others
         self.model: Model  # set when the load succeeds
         self.is_loaded = False
         self.users = 0  # callers that use the model or wait for its load
@@ -64,8 +65,10 @@ class ModelCache(Generic[Model]):
         with self._lock:
             return [entry for entry in self._entries.values() if entry.is_loaded]
 
-    def acquire(self, key: int) -> CacheEntry[Model]:
+    def acquire(self, key: int, *, is_spare: bool = False) -> CacheEntry[Model]:
         """Return the entry for `key` and count the caller as a user; start the load of a new entry.
+
+        An entry is spare while all calls of this method for it were.
 
         The caller waits for `entry.load`, and calls `release` in every case. Raises the error of `close` once
         the cache is closed.
@@ -76,9 +79,10 @@ class ModelCache(Generic[Model]):
             entry = self._entries.get(key)
             is_new = entry is None
             if entry is None:
-                entry = self._entries[key] = CacheEntry(key)
+                entry = self._entries[key] = CacheEntry(key, is_spare)
             self._entries.move_to_end(key)
             entry.users += 1
+            entry.is_spare &= is_spare
         if is_new:
             self._run(lambda: self._load_entry(entry))
         return entry

@@ -69,6 +69,20 @@ class Pool:
         """Return what `acquire` returns if the version is loaded, otherwise None: without a coroutine."""
         return self._cache.acquire_loaded(version_id)
 
+    async def load_spare(self, version_id: int) -> None:
+        """Load the version, if it fits into the memory without the eviction of another one.
+
+        It is evicted before all others until a caller uses it or `get` returns it. Raises what `Load` raises,
+        and `Unavailable`.
+        """
+        entry = self._cache.acquire(version_id, is_spare=True)
+        try:
+            await asyncio.wrap_future(entry.load)
+            if entry.retired:
+                raise Unavailable("the version does not fit into the memory beside the loaded ones")
+        finally:
+            self._cache.release(entry)
+
     def release(self, entry: CacheEntry[LoadedModel]) -> None:
         self._cache.release(entry)
 
@@ -76,6 +90,7 @@ class Pool:
         """Load these versions until memory is full. Logs the versions that cannot be loaded."""
         for version_id in version_ids:
             if version_id in self._cache:
+                self._cache.release(self._cache.acquire(version_id))  # it may have been a spare one
                 continue
             count = len(self._cache.entries())
             try:
@@ -132,10 +147,17 @@ class Pool:
         return model
 
     def _evict(self, loaded: CacheEntry[LoadedModel]) -> None:
-        """Drop the least recently used versions, except `loaded`, until the remaining ones fit."""
+        """Drop spare versions, then the least recently used ones, until the remaining ones fit.
+
+        `loaded` stays, unless it is a spare one.
+        """
         with self._evicting:
             excess = self.bytes - self._limit
-            for entry in self._cache.entries():
+            entries = self._cache.entries()
+            if loaded.is_spare and excess > 0:
+                self._unload(loaded)
+                return
+            for entry in sorted(entries, key=lambda entry: not entry.is_spare):
                 if excess <= 0:
                     return
                 if entry is not loaded:

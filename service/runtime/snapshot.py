@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -28,7 +28,14 @@ from registry.aliases import CHAMPION, alias_not_found
 from registry.errors import NotFound, NotReady, Unavailable
 from registry.keys import Key
 from registry.models import model_not_found
-from registry.tables import AliasRow, ExportRow, ModelRow, PredictionLogRow, VersionRow
+from registry.tables import (
+    AliasRow,
+    AliasTrafficRow,
+    ExportRow,
+    ModelRow,
+    PredictionLogRow,
+    VersionRow,
+)
 from registry.versions import version_not_found
 from registry.vocabulary import READY
 from service import telemetry
@@ -76,6 +83,22 @@ class SnapshotLog(msgspec.Struct, frozen=True):
     sample: float
 
 
+class SnapshotTraffic(msgspec.Struct, frozen=True):
+    """How the calls of an alias are answered; see `registry/traffic.py`. `shadow` is a version number."""
+
+    model: str
+    alias: str
+    own: int  # the version of the alias
+    limits: list[int]  # of the segments
+    numbers: list[int]  # the version of each segment
+    sticky_header: bytes | None  # in lower case
+    error_rate: float | None
+    p99_ms: float | None
+    put_id: int  # the fence of withdrawals
+    shadow: int | None
+    shadow_id: int | None
+
+
 class SnapshotModel(msgspec.Struct, frozen=True):
     name: str
     log: SnapshotLog | None = None  # None: no call is recorded
@@ -83,6 +106,7 @@ class SnapshotModel(msgspec.Struct, frozen=True):
     aliases: dict[str, int] = {}
     exports: dict[int, list[SnapshotExport]] = {}  # by version number, newest first
     rollouts: dict[str, SnapshotRollout] = {}  # by alias, where not every device gets its version
+    traffic: dict[str, SnapshotTraffic] = {}  # by alias, where other versions answer too
 
 
 class SnapshotState(msgspec.Struct, frozen=True):
@@ -90,6 +114,8 @@ class SnapshotState(msgspec.Struct, frozen=True):
     models: dict[str, SnapshotModel]
     keys: dict[str, Key]
     registry_id: str = ""
+    traffic: dict[tuple[str, str], SnapshotTraffic] = {}
+    """That of all models, by model and alias: it is empty unless there is any."""
 
 
 EMPTY = SnapshotState(revision=-1, models={}, keys={})
@@ -141,6 +167,16 @@ class Snapshot:
             m.versions[number]
             for m in self.state.models.values()
             if (number := m.aliases.get(CHAMPION)) is not None and number in m.versions
+        ]
+
+    def split_versions(self) -> list[SnapshotVersion]:
+        """Return the versions that answer a share of an alias's calls."""
+        state = self.state
+        return [
+            state.models[name].versions[number]
+            for (name, _), traffic in state.traffic.items()
+            for number in set(traffic.numbers)
+            if number in state.models[name].versions
         ]
 
     async def find(self, resolve: Callable[[], T]) -> T:
@@ -219,17 +255,27 @@ def _reload(session: Session, old: SnapshotState) -> SnapshotState:
     if changes is None:
         current = revision.current(session)
         registry_id = revision.registry_id(session)
-        return SnapshotState(current, _read_models(session), keys.active_keys(session), registry_id)
+        models = _read_models(session)
+        return SnapshotState(
+            current, models, keys.active_keys(session), registry_id, _traffic_of(models.values())
+        )
     if changes.revision == old.revision:
         return old
-    models, active_keys = old.models, old.keys
+    models, active_keys, traffic = old.models, old.keys, old.traffic
     if changes.models:
         unchanged = {n: m for n, m in old.models.items() if n not in changes.models}
-        models = unchanged | _read_models(session, changes.models)
+        changed = _read_models(session, changes.models)
+        models = unchanged | changed
+        unchanged_traffic = {key: t for key, t in old.traffic.items() if key[0] not in changes.models}
+        traffic = unchanged_traffic | _traffic_of(changed.values())
     if changes.keys:
         unchanged_keys = {i: k for i, k in old.keys.items() if i not in changes.keys}
         active_keys = unchanged_keys | keys.active_keys(session, changes.keys)
-    return SnapshotState(changes.revision, models, active_keys, old.registry_id)
+    return SnapshotState(changes.revision, models, active_keys, old.registry_id, traffic)
+
+
+def _traffic_of(models: Iterable[SnapshotModel]) -> dict[tuple[str, str], SnapshotTraffic]:
+    return {(model.name, alias): traffic for model in models for alias, traffic in model.traffic.items()}
 
 
 def _read_models(session: Session, names: Collection[str] | None = None) -> dict[str, SnapshotModel]:
@@ -258,6 +304,7 @@ def _read_models(session: Session, names: Collection[str] | None = None) -> dict
             models[model_id].aliases[alias] = number
     _add_exports(session, models, all_models=names is None)
     _add_rollouts(session, models, all_models=names is None)
+    _add_traffic(session, models, all_models=names is None)
     return {m.name: m for m in models.values()}
 
 
@@ -296,3 +343,29 @@ def _add_rollouts(session: Session, models: dict[int, SnapshotModel], all_models
     for model_id, alias, percent, previous in session.execute(rollouts):
         if model_id in models:
             models[model_id].rollouts[alias] = SnapshotRollout(percent or 0, previous)
+
+
+def _add_traffic(session: Session, models: dict[int, SnapshotModel], all_models: bool) -> None:
+    """Add the traffic of aliases. An alias as the shadow is the version that it points at now."""
+    query = select(AliasTrafficRow)
+    if not all_models:
+        query = query.where(AliasTrafficRow.model_id.in_(models))
+    for row in session.scalars(query):
+        if (model := models.get(row.model_id)) is None or row.alias not in model.aliases:
+            continue
+        shadow = row.shadow_version
+        if row.shadow_alias is not None:
+            shadow = model.aliases.get(row.shadow_alias)
+        model.traffic[row.alias] = SnapshotTraffic(
+            model.name,
+            row.alias,
+            model.aliases[row.alias],
+            [limit for limit, _ in row.segments],
+            [number for _, number in row.segments],
+            None if row.sticky_header is None else row.sticky_header.lower().encode(),
+            row.error_rate,
+            row.p99_ms,
+            row.put_id,
+            shadow,
+            row.shadow_id,
+        )

@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry import errors
 from registry.errors import FieldError, TriviumError
-from registry.names import LIBRARY_VERSION_PATTERN, NAME_PATTERN
+from registry.names import HEADER_NAME_PATTERN, LIBRARY_VERSION_PATTERN, NAME_PATTERN, NUMBER_PATTERN
 from service import telemetry
 from service.web.request_context import RequestContext
 
@@ -323,6 +323,8 @@ _PATTERN_DESCRIPTIONS = {
     NAME_PATTERN: "1 to 63 of a-z 0-9 _ . - that start with a letter or digit",
     "^[0-9a-f]{64}$": "a sha256, 64 digits of 0-9 a-f",
     LIBRARY_VERSION_PATTERN: "a version such as 3.11.7",
+    NUMBER_PATTERN: "a version number from 1",
+    HEADER_NAME_PATTERN: "the name of a header",
 }
 
 
