@@ -35,7 +35,7 @@ from benchmarks.serving import machine, plot, report, wrk
 from benchmarks.serving.environments import ROOT, InstallationFailed
 from benchmarks.serving.machine import Cores
 from benchmarks.serving.models import HEADLINE, MODELS
-from benchmarks.serving.results import Described, Failure, Measurement, ResultsFile, summarize
+from benchmarks.serving.results import Counters, Described, Failure, Measurement, ResultsFile, summarize
 from benchmarks.serving.servers import SPECS, Running, ServerFailed, ServerSet, ServerSpec
 
 RESULTS = ROOT / "tmp" / "online"
@@ -105,6 +105,7 @@ def measure_model(run: Run, name: str, cells: list[Cell]) -> None:
                 failed = _start_all(run, running, missing)
                 for round_ in range(run.rounds):
                     _measure_round(run, running, missing, failed, round_)
+                _read_counters(run, running, missing, failed)
     except EXPECTED as error:
         _fail(run, name, "trivium", error)
 
@@ -147,6 +148,19 @@ def _measure_round(run: Run, running: ServerSet, cells: list[Cell], failed: set[
             f"{measurement.per_s:,.0f}/s, p50 {measurement.p50_ms:.2f} ms, p99 {measurement.p99_ms:.2f} ms, "
             f"CPU {measurement.cpu_us:,.0f} us"
         )
+
+
+def _read_counters(run: Run, running: ServerSet, cells: list[Cell], failed: set[str]) -> None:
+    for spec in dict.fromkeys(cell.spec for cell in cells):
+        if not spec.counters or spec.name in failed:
+            continue
+        try:
+            server = running.get(spec)
+            server.tree.resume()
+            server.tree.await_idle(WRITTEN_S, 60)
+            run.file.add(Counters(running.model.name, spec.name, server.read_counters()))
+        except EXPECTED as error:
+            _fail(run, running.model.name, spec.name, error)
 
 
 def measure(run: Run, server: Running, folder: Path, cell: Cell, round_: int) -> Measurement:

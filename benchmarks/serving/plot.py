@@ -53,7 +53,7 @@ def bars(figures: Figures, model: str = HEADLINE) -> list[Bar]:
             figures.get(model, name, 1, "p50_ms"),
         )
         for name in figures.measured_servers(model)
-        if name == "bare" or figures.servers[name]["role"] != "limit"
+        if name == "bare" or figures.servers[name]["role"] not in ("limit", "own variant")
         if (rate := figures.get(model, name, 32, "per_s"))
     ]
     return sorted(rows, key=lambda bar: -bar.per_s)

@@ -54,8 +54,22 @@ class Described:
     answer_bytes: int
 
 
-Line = Measurement | Failure | Described
-KINDS: dict[str, type[Line]] = {"measurement": Measurement, "failure": Failure, "model": Described}
+@dataclass(frozen=True)
+class Counters:
+    """The metrics of a variant of this server after its measurements."""
+
+    model: str
+    server: str
+    sums: dict[str, int]
+
+
+Line = Measurement | Failure | Described | Counters
+KINDS: dict[str, type[Line]] = {
+    "measurement": Measurement,
+    "failure": Failure,
+    "model": Described,
+    "counters": Counters,
+}
 
 
 @dataclass
@@ -66,12 +80,15 @@ class Results:
     measurements: list[Measurement] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     models: dict[str, Described] = field(default_factory=dict)
+    counters: list[Counters] = field(default_factory=list)
 
     def add(self, line: Line) -> None:
         if isinstance(line, Measurement):
             self.measurements.append(line)
         elif isinstance(line, Failure):
             self.failures.append(line)
+        elif isinstance(line, Counters):
+            self.counters.append(line)
         else:
             self.models[line.model] = line
 
@@ -93,7 +110,8 @@ class ResultsFile:
             self.results.failures.clear()  # these servers are tried again
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.results.conditions) + "\n")
-        lines: list[Line] = [*self.results.models.values(), *self.results.measurements]
+        r = self.results
+        lines: list[Line] = [*r.models.values(), *r.measurements, *r.counters]
         for line in lines:
             self._append(line)
 
@@ -149,6 +167,7 @@ def summarize(results: Results) -> dict[str, Any]:
         **results.conditions,
         "models": [asdict(model) for model in results.models.values()],
         "cells": cells,
+        "counters": [asdict(counters) for counters in results.counters],
         "failures": [asdict(failure) for failure in results.failures],
     }
 

@@ -7,6 +7,8 @@ import http.client
 import importlib.metadata
 import json
 import os
+import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -81,13 +83,17 @@ class ServerSpec:
     name: str
     title: str
     package: str
-    role: Literal["limit", "own", "by hand", "peer"]
+    role: Literal["limit", "own", "own variant", "by hand", "peer"]
     command: Callable[[Launch], list[str]] = lambda launch: []
     request: Callable[[Model], Request] = protocols.lists
     environment: str | None = None
     batching: bool | None = None
     variables: dict[str, str] = field(default_factory=dict, hash=False)
     numbers_only: bool = False
+    configure: Callable[[Server, Model], None] | None = None
+    """What a variant of this server switches on."""
+    counters: tuple[str, ...] = ()
+    """Metrics that show whether the variant did its work."""
 
     def version(self) -> str:
         if self.environment:
@@ -113,6 +119,17 @@ def _tool(name: str, *arguments: str) -> Callable[[Launch], list[str]]:
         str(launch.python.with_name(name)),
         *(argument.format(launch=launch, peers=environments.PEERS) for argument in arguments),
     ]
+
+
+def _record_predictions(server: Server, model: Model) -> None:
+    server.call_json("PUT", f"/v1/models/{model.name}/prediction-log", {"sample": 1.0})
+
+
+def _let_a_shadow_answer(server: Server, model: Model) -> None:
+    """Publish the model once more, as the shadow of the first version."""
+    version = server.publish(model.name, model.fitted, model.example)
+    path = f"/v1/models/{model.name}/aliases/champion/traffic"
+    server.call_json("PUT", path, {"shadow": version["version"]})
 
 
 def _mlserver(launch: Launch) -> list[str]:
@@ -193,6 +210,22 @@ ALL = [
         environment="granian",
     ),
     ServerSpec("trivium", "Trivium", "trivium", "own"),
+    ServerSpec(
+        "trivium-log",
+        "Trivium, every prediction in the log",
+        "trivium",
+        "own variant",
+        configure=_record_predictions,
+        counters=("trivium_prediction_log_rows_total", "trivium_prediction_log_dropped_rows_total"),
+    ),
+    ServerSpec(
+        "trivium-shadow",
+        "Trivium, with a shadow version",
+        "trivium",
+        "own variant",
+        configure=_let_a_shadow_answer,
+        counters=("trivium_shadow_rows_total",),
+    ),
     ServerSpec(
         "asgi-onnx",
         "ASGI + ONNX Runtime, by hand",
@@ -357,8 +390,33 @@ class Running:
             if answer.shape != (len(expected),) or not np.allclose(answer, expected, rtol=0, atol=TOLERANCE):
                 raise ServerFailed(f"row {number}: answered {answer.tolist()}, scikit-learn {expected}")
 
+    def read_counters(self) -> dict[str, int]:
+        """Return the metrics that show whether a variant did its work, summed up to the outcome or reason."""
+        headers = {"Connection": "close"} | self.request.headers
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", "/metrics", headers=headers)
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        return sum_counters(text, self.spec.counters)
+
     def stop(self) -> None:
         self.tree.stop()
+
+
+COUNTER = re.compile(r"^(\w+)\{(.*)\} ([0-9.e+]+)$", re.MULTILINE)
+
+
+def sum_counters(text: str, names: tuple[str, ...]) -> dict[str, int]:
+    """Sum Prometheus counters by name and outcome: {"trivium_shadow_rows_total agreed": 12}."""
+    sums: dict[str, int] = {}
+    for name, labels, value in COUNTER.findall(text):
+        if name in names:
+            outcome = re.search(r'(?:outcome|reason)="(\w+)"', labels)
+            key = f"{name} {outcome[1]}" if outcome else name
+            sums[key] = sums.get(key, 0) + int(float(value))
+    return sums
 
 
 class ServerSet:
@@ -381,7 +439,6 @@ class ServerSet:
         self._save_graph()
         self.own = self.start(SPECS["trivium"])
         try:
-            self.own.tree.await_idle(QUIET_S, SETTLE_S)
             self.answer = max((self.own.call(body) for body in self.own.request.bodies), key=len)
         except BaseException:
             self.own.stop()
@@ -415,7 +472,8 @@ class ServerSet:
         folder = self.folder / spec.name
         folder.mkdir(exist_ok=True)
         log = folder / "log"
-        running = self._start_own(spec, log) if spec.role == "own" else self._start_peer(spec, folder, log)
+        is_own = spec.role in ("own", "own variant")
+        running = self._start_own(spec, folder, log) if is_own else self._start_peer(spec, folder, log)
         self._running[spec.name] = running
         try:
             running.await_ready()
@@ -426,12 +484,25 @@ class ServerSet:
             raise
         return running
 
-    def _start_own(self, spec: ServerSpec, log: Path) -> Running:
-        """Start this project's server as `trivium serve` does, with its default settings."""
-        server = Server(self._home, log, environment=ONE_THREAD)
+    def _start_own(self, spec: ServerSpec, folder: Path, log: Path) -> Running:
+        """Start this project's server as `trivium serve` does; a variant on a copy of the data directory."""
+        home = self._home
+        if spec.configure:
+            home = folder / "home"
+            shutil.copytree(self._home, home)
+        server = Server(home, log, environment=ONE_THREAD)
         with on_core(self.core):
             server.start()
-        return Running(spec, server.port, server.process.pid, protocols.trivium(self.model, server.key), log)
+        request = protocols.trivium(self.model, server.key)
+        running = Running(spec, server.port, server.process.pid, request, log)
+        try:
+            if spec.configure:
+                spec.configure(server, self.model)
+            running.tree.await_idle(QUIET_S, SETTLE_S)
+        except BaseException:
+            running.stop()
+            raise
+        return running
 
     def _start_peer(self, spec: ServerSpec, folder: Path, log: Path) -> Running:
         launch = Launch(spec.python(), free_port(), self.model, folder, spec.batching)
