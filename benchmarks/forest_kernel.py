@@ -33,6 +33,7 @@ from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.trees import flatten
 from service.runtime import node_file
 from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.kernel_code import load_or_compile
 from service.runtime.onnx_runtime import OnnxRuntime
 from tests.harness.machine import describe_machine
 
@@ -63,7 +64,7 @@ def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
 
     chosen = candidates.choose(model, signature, reference, folder, OnnxRuntime).chosen
     onnx = OnnxRuntime(chosen.file, signature) if chosen and chosen.file else None
-    return ForestRuntime(folder / "forest.npz", signature), onnx
+    return ForestRuntime(folder / "forest.npz", signature, load_or_compile()), onnx
 
 
 def scoring_functions(

@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 Format = Literal["sklearn-joblib", "onnx", "keras", "tflite"]
 Runtime = Literal["onnx", "tflite", "isolated"]
 AnsweringRuntime = Literal["onnx", "tflite", "isolated", "forest"]
-"""A runtime of versions, or the table of nodes that batch jobs use."""
+"""A runtime of versions, or the table of nodes that answers instead if the build wrote one."""
 Quantize = Literal["none", "float16", "dynamic", "int8"]
 JobKind = Literal["score", "train"]
 Engine = Literal["local", "ray"]
@@ -29,7 +29,7 @@ VerificationState = Literal[
     "differs",  # a runtime gives other answers; `fallback` is how the version is served
 ]
 Fallback = Literal[
-    "online",  # batch jobs use the runtime of predictions, not the table of nodes
+    "online",  # the version's runtime answers, not the table of nodes
     "isolated",  # the estimator itself answers, in an isolated process
     "none",  # nothing gives the measured answers: predictions and jobs are refused
 ]
@@ -62,7 +62,7 @@ Strategy = Literal["partial_fit", "ensemble", "single"]
 Sampling = Literal["none", "balanced", "stratified"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+ANSWERING_RUNTIMES: tuple[AnsweringRuntime, ...] = get_args(AnsweringRuntime)
 QUANTIZE_MODES: tuple[Quantize, ...] = get_args(Quantize)
 FALLBACK_FORMATS: tuple[Format, ...] = ("sklearn-joblib",)
 """Formats whose uploads run in isolation when they cannot be converted."""

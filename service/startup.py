@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,21 @@ def import_numba() -> None:
     """
     with hidden("scipy"):
         import numba.np.arraymath  # noqa: F401
+
+
+def import_llvmlite() -> None:
+    """Import llvmlite without holding the GIL while its library is loaded and linked, which takes 20 ms.
+
+    llvmlite loads it again, which then only returns it.
+    """
+    import ctypes
+    import importlib.util
+    from pathlib import Path
+
+    package = importlib.util.find_spec("llvmlite")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for library in Path(folder).glob("binding/libllvmlite.*"):
+            ctypes.CDLL(None).dlopen(str(library).encode(), os.RTLD_NOW)
 
 
 def pause_collector() -> None:

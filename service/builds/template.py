@@ -15,12 +15,13 @@ import os
 import signal
 import socket
 import sys
+import traceback
 import types
 from typing import NoReturn
 
 from service.builds.process_signals import end_with_parent, outlive_parent
 from service.builds.protocol import ChildEnded, EndChild, Fork, Forked, Role
-from service.runtime import message_channel
+from service.runtime import kernel_code, message_channel
 from service.runtime.message_channel import ChannelBroken
 
 PRELOAD: tuple[str, ...] = (
@@ -54,12 +55,24 @@ def main() -> None:
     end_with_parent(int(sys.argv[2]))  # the imports take seconds, during which no socket is read
     for module in PRELOAD:
         importlib.import_module(module)
+    _load_kernel()
     gc.collect()
     gc.freeze()  # a collection in a child does not write to, and so does not copy, the shared objects
     outlive_parent()
     with contextlib.suppress(ChannelBroken):  # the server ended meanwhile
         message_channel.send(control, Forked(0))
         serve(control)
+
+
+def _load_kernel() -> None:
+    """Load the kernel for tables of nodes, for all children. Without a file, compile it and write the file.
+
+    Without it, builds give the reason why a version has no table.
+    """
+    try:
+        kernel_code.load_or_compile()
+    except Exception:  # numba and LLVM do not support every machine
+        traceback.print_exc()
 
 
 def serve(control: socket.socket) -> None:

@@ -16,7 +16,8 @@ from registry.errors import Invalid, Refused, Unavailable
 from service.compiler import safeload, sandbox
 from service.compiler.measure import measured_rows, parity
 from service.compiler.signature.estimator import EstimatorRuntime
-from service.runtime import libraries
+from service.runtime import kernel_code, libraries
+from service.runtime.forest_runtime import ForestRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
 from service.runtime.tflite_runtime import TfliteRuntime
 
@@ -65,6 +66,4 @@ def _start(request: VerifyRequest) -> Any:
         return TfliteRuntime(file, request.signature)
     if request.runtime == "isolated":
         return EstimatorRuntime(safeload.load(file), request.signature)
-    from service.runtime.forest_runtime import ForestRuntime  # numba takes 0.3 s
-
-    return ForestRuntime(file, request.signature)
+    return ForestRuntime(file, request.signature, kernel_code.load_or_compile())

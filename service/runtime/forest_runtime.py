@@ -1,134 +1,122 @@
-"""Runtime for tree ensembles in batch scoring: a table of nodes in memory.
-
-Imports numpy and numba. Importing numba takes 0.3 s, so web processes do not import this module.
-"""
+"""Runtime for tree ensembles, online and in batch jobs: a table of nodes in memory, and compiled code."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from registry.errors import Invalid, Refused, Unavailable
 from registry.rows import NUMPY_DTYPES, Array, Outputs, Rows
 from registry.signature import Output, Signature
-from service.runtime import column_steps, forest_kernel, node_file
+from service.runtime import column_steps, node_file
 from service.runtime.float32_range import require_float32
-from service.runtime.nodes import NodeTable, round_down
+from service.runtime.kernel_code import Kernel
+from service.runtime.kernel_table import BEYOND_FLOAT32, NOT_FINITE, kernel_record, kernel_table
+from service.runtime.nodes import NodeTable
 
-BLOCK = 256
-"""Rows per block. With 30 features, a block and one tree fit into a core's second-level cache."""
-BLOCK_NUMBERS = 1 << 17
-"""Limit of the numbers in a block: blocks of wide rows have fewer rows."""
-UNBALANCED = 1.5
-"""A tree this many times as deep as its mean leaf is unbalanced.
+HOLD_GIL_STEPS = 40_000
+"""Calls with fewer steps down a tree, which take up to 50 us, hold the GIL.
 
-In unbalanced trees, only the rows that are not at a leaf yet go below the mean depth.
+Releasing it costs nothing while it is free, but a thread that computes gives it back only after 5 ms.
 """
 
+_FLOAT64 = np.dtype(np.float64)
 
-class KernelTable(NamedTuple):
-    """The arguments of `forest_kernel.add_leaves` between `rows` and `block`."""
-
-    feature: Array
-    threshold: Array
-    left: Array
-    missing_right: Array
-    values: Array
-    root: Array
-    target: Array
-    shallow: Array
-    depth: Array
+OutputBuilder = Callable[[Array, Array], Array]
+"""An output's array, from `labels` int64 [n, targets] and `numbers` float64 [n, answers]."""
 
 
 class ForestRuntime:
-    """Thread-safe: a call uses one thread, without a lock or the GIL. `bytes` is the size of the table."""
+    """Thread-safe: a call uses one thread, without a lock. `bytes` is the size of the table."""
 
-    def __init__(self, path: Path, signature: Signature) -> None:
-        """Raises `Unavailable` when the file is damaged or does not fit the signature."""
+    def __init__(
+        self, path: Path, signature: Signature, kernel: Kernel, requires_finite: bool = False
+    ) -> None:
+        """Raises `Unavailable` when the file is damaged or does not fit the signature.
+
+        `requires_finite`: refuse rows with an infinite or missing answer.
+        """
         if not signature.numeric:
             raise Unavailable("a table of nodes does not support text features")
         self._width = len(signature.inputs)
         try:
-            self._nodes, self._steps = node_file.load(path, self._width)
+            nodes, self._steps = node_file.load(path, self._width)
         except Refused as error:
             raise Unavailable(str(error)) from error
-        self._table = _kernel_table(self._nodes)
-        self.bytes = sum(a.nbytes for a in self._table)
-        self._inputs, self._outputs = signature.inputs, signature.outputs
-        self._classes = {o.name: _classes(o) for o in signature.outputs if _is_class(o)}
-        self._check_signature()
+        self._inputs = signature.inputs
+        self._table = kernel_table(nodes, self._steps, self._width)
+        self._record = kernel_record(nodes, self._table, self._width)  # addresses in `_table`
+        self.bytes = sum(a.nbytes for a in self._table) + self._record.nbytes
+        record = self._record[0]
+        self._address = self._record.ctypes.data
+        self._outputs, self._answers, self._labels = (
+            int(record[name]) for name in ("outputs", "answers", "labels")
+        )
+        self._lane_rows, self._few_rows = int(record["block_rows"]), int(record["few_rows"])
+        self._trees = nodes.trees
+        self._row_steps = int(self._table.shallow.sum())
+        self._number_bytes = self._table.threshold.itemsize
+        self._few_scratch = self._scratch_size(1, self._trees)
+        self._answer = kernel.float32 if nodes.rounded else kernel.float64
+        self._refused_bits = BEYOND_FLOAT32 | (NOT_FINITE if requires_finite else 0)
+        try:
+            self._builders = [(o.name, _output_builder(o, nodes)) for o in signature.outputs]
+            self._check_signature(signature)
+        except (KeyError, ValueError, IndexError) as error:
+            raise Unavailable("the table of nodes does not give the outputs of the signature") from error
 
     def close(self) -> None:
         """Do nothing: the table needs no cleanup."""
 
     def run(self, rows: Rows) -> Outputs:
         """Answer `rows`. Raises `Invalid` for rows of another width, or that the trees themselves refuse."""
-        matrix = column_steps.apply_steps(self._steps, _matrix(rows, self._width))
-        if self._nodes.rounded:
-            require_float32(Rows(matrix=matrix), self._inputs)
-        raw = self._raw(matrix)
-        answered = _LINKS[self._nodes.link](self._nodes, raw)
-        return {o.name: self._typed(o, answered[o.name]) for o in self._outputs}
+        matrix = rows.matrix
+        if (
+            matrix is None
+            or matrix.dtype is not _FLOAT64
+            or matrix.ndim != 2
+            or matrix.shape[1] != self._width
+            or not (matrix.flags.c_contiguous and matrix.flags.aligned)
+        ):
+            matrix = _matrix(rows, self._width)
+        count = len(matrix)
+        numbers = np.empty((count, self._answers))
+        raw = numbers if self._answers == self._outputs else np.empty((count, self._outputs))
+        labels = np.empty((count, self._labels), np.int64)
+        if count < self._few_rows:
+            scratch = np.empty(self._few_scratch)
+        else:
+            lanes = min(count, self._lane_rows)
+            scratch = np.empty(self._scratch_size(lanes, lanes))
+        if count * self._row_steps < HOLD_GIL_STEPS:
+            answer = self._answer.holding_gil
+        else:
+            answer = self._answer.releasing_gil
+        bits = answer(self._address, matrix, count, raw, numbers, labels, scratch)
+        if bits & self._refused_bits:
+            self._refuse(matrix, bits)
+        return {name: build(labels, numbers) for name, build in self._builders}
 
-    def _raw(self, matrix: Array) -> Array:
-        """Raw answers, float64 [rows, outputs]."""
-        nodes = self._nodes
-        out = np.empty((len(matrix), nodes.outputs))
-        out[:] = nodes.base * nodes.divisor
-        size = max(1, min(BLOCK, BLOCK_NUMBERS // self._width))
-        block = np.empty((size, self._width), self._table.threshold.dtype)
-        forest_kernel.add_leaves(matrix, *self._table, block, out)
-        if nodes.weight is not None:
-            out /= nodes.divisor
-        return out
+    def _scratch_size(self, rows: int, lanes: int) -> int:
+        """Numbers of 8 bytes: the prepared rows, and two uint32 for each lane."""
+        return (rows * self._width * self._number_bytes + 2 * lanes * 4 + 7) // 8
 
-    def _typed(self, output: Output, answer: Array) -> Array:
-        """Convert to the signature's dtype and shape, and class indices to classes."""
-        if output.name in self._classes:
-            return self._classes[output.name][answer]
-        return answer.reshape(-1, *output.shape[1:]).astype(NUMPY_DTYPES[output.dtype], copy=False)
+    def _refuse(self, matrix: Array, bits: int) -> None:
+        if bits & BEYOND_FLOAT32:
+            require_float32(Rows(matrix=column_steps.apply_steps(self._steps, matrix)), self._inputs)
+        raise Invalid(
+            "the model refuses these rows: an answer is not finite; the rows hold values that are too large "
+            "for the model, or missing ones"
+        )
 
-    def _check_signature(self) -> None:
-        """Raises `Unavailable` when the table does not give the outputs of the signature."""
-        try:
-            answered = self.run(Rows(matrix=np.zeros((2, self._width))))
-            if any(len(a) != 2 for a in answered.values()):
-                raise ValueError("the number of answers differs from the number of rows")
-        except (KeyError, ValueError, IndexError, TypeError) as error:
-            raise Unavailable("the table of nodes does not give the outputs of the signature") from error
-
-
-def _kernel_table(nodes: NodeTable) -> KernelTable:
-    missing_right = np.empty(0, np.bool_) if nodes.missing_left.all() else ~nodes.missing_left
-    target = np.empty(0, np.int32) if nodes.target is None else nodes.target
-    depth, mean = _depths(nodes)
-    shallow = np.where(depth > UNBALANCED * mean, mean, depth)
-    # Views do not copy the large arrays. All values are 0 or above.
-    feature, left, root, target = (a.view(np.uint32) for a in (nodes.feature, nodes.left, nodes.root, target))
-    threshold = round_down(nodes.threshold) if nodes.rounded else nodes.threshold
-    levels = shallow.astype(np.uint32), depth.astype(np.uint32)
-    return KernelTable(feature, threshold, left, missing_right, nodes.values, root, target, *levels)
-
-
-def _depths(nodes: NodeTable) -> tuple[Array, Array]:
-    """The depth of each tree, and the mean depth of its leaves: float64 [trees] each."""
-    leaf = nodes.leaf
-    depth, steps, leaves = np.zeros((3, nodes.trees))
-    level, owner = nodes.root, np.arange(nodes.trees)
-    below = 0
-    while len(level):
-        depth[owner] = below
-        counts = np.bincount(owner[leaf[level]], minlength=nodes.trees)
-        leaves += counts
-        steps += below * counts
-        inner = ~leaf[level]
-        level, owner = level[inner], owner[inner]
-        level = np.concatenate([nodes.left[level], nodes.left[level] + 1])
-        owner = np.concatenate([owner, owner])
-        below += 1
-    return depth, steps / leaves
+    def _check_signature(self, signature: Signature) -> None:
+        """Raises `ValueError` when an output has another shape than the signature's."""
+        answered = self.run(Rows(matrix=np.zeros((2, self._width))))
+        for output in signature.outputs:
+            if answered[output.name].shape != (2, *output.shape[1:]):
+                raise ValueError(output.name)
 
 
 def _matrix(rows: Rows, width: int) -> Array:
@@ -143,60 +131,47 @@ def _matrix(rows: Rows, width: int) -> Array:
     return np.require(matrix, np.float64, ["C", "A"])
 
 
-def _is_class(output: Output) -> bool:
-    return output.classes is not None and output.name.rpartition(".")[2] == "label"
+def _output_builder(output: Output, nodes: NodeTable) -> OutputBuilder:
+    """Raises `KeyError`, `ValueError` if the table does not give the output."""
+    blocks = _blocks(nodes)
+    for i, block in enumerate(blocks):
+        prefix = f"y{i}." if len(blocks) > 1 else ""
+        if output.name == f"{prefix}label":
+            return _label_builder(output, i, block.stop - block.start)
+        if output.name == f"{prefix}probabilities":
+            return _numbers_builder(output, block)
+    part = {"identity": ("value", "values"), "exp": ("value", "values"), "isolation": ("label", "score")}[
+        nodes.link
+    ]
+    if output.name not in part:
+        raise KeyError(output.name)
+    return _label_builder(output, 0, 0) if output.name == "label" else _numbers_builder(output, slice(None))
 
 
-def _classes(output: Output) -> Array:
-    return np.array(output.classes, dtype=NUMPY_DTYPES[output.dtype])
+def _blocks(nodes: NodeTable) -> list[slice]:
+    """The columns of each target's probabilities; none without classes."""
+    if nodes.link not in ("fractions", "sigmoid", "softmax"):
+        return []
+    sizes = nodes.blocks if nodes.link == "fractions" else (max(2, nodes.outputs),)
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _values(nodes: NodeTable, raw: Array) -> Outputs:
-    return {"value": raw[:, 0], "values": raw}
+def _label_builder(output: Output, target: int, count: int) -> OutputBuilder:
+    """The labels of a target: of its `count` classes, or the kernel's own if the output has no classes."""
+    dtype = NUMPY_DTYPES[output.dtype]
+    if output.classes is None:
+        return lambda labels, numbers: labels[:, target].astype(dtype, copy=False)
+    if len(output.classes) != count:
+        raise ValueError(f"{len(output.classes)} classes instead of {count}")
+    if output.dtype == "int64" and output.classes == tuple(range(count)):
+        return lambda labels, numbers: labels[:, target]
+    classes = np.array(output.classes, dtype=dtype)
+    return lambda labels, numbers: classes.take(labels[:, target])
 
 
-def _exponentials(nodes: NodeTable, raw: Array) -> Outputs:
-    return _values(nodes, np.exp(raw))
-
-
-def _fractions(nodes: NodeTable, raw: Array) -> Outputs:
-    ends = np.cumsum(nodes.blocks)[:-1]
-    answered: Outputs = {}
-    for i, probabilities in enumerate(np.split(raw, ends, axis=1)):
-        prefix = f"y{i}." if len(nodes.blocks) > 1 else ""
-        answered |= {
-            f"{prefix}label": probabilities.argmax(axis=1),
-            f"{prefix}probabilities": probabilities,
-        }
-    return answered
-
-
-def _sigmoid(nodes: NodeTable, raw: Array) -> Outputs:
-    with np.errstate(over="ignore"):
-        second = 1.0 / (1.0 + np.exp(-nodes.slope * raw[:, 0]))
-    probabilities = np.column_stack([1.0 - second, second])
-    return {"label": _above_cut(nodes, raw).astype(np.intp), "probabilities": probabilities}
-
-
-def _softmax(nodes: NodeTable, raw: Array) -> Outputs:
-    powers = np.exp(nodes.slope * (raw - raw.max(axis=1, keepdims=True)))
-    return {"label": raw.argmax(axis=1), "probabilities": powers / powers.sum(axis=1, keepdims=True)}
-
-
-def _isolation(nodes: NodeTable, raw: Array) -> Outputs:
-    label = np.where(_above_cut(nodes, raw), 1, -1)
-    return {"label": label, "score": nodes.cut_score - 2.0 ** (-nodes.slope * raw[:, 0])}
-
-
-def _above_cut(nodes: NodeTable, raw: Array) -> Array:
-    return np.asarray(raw[:, 0] >= nodes.cut if nodes.inclusive else raw[:, 0] > nodes.cut)
-
-
-_LINKS = {
-    "identity": _values,
-    "exp": _exponentials,
-    "fractions": _fractions,
-    "sigmoid": _sigmoid,
-    "softmax": _softmax,
-    "isolation": _isolation,
-}
+def _numbers_builder(output: Output, columns: slice) -> OutputBuilder:
+    dtype = NUMPY_DTYPES[output.dtype]
+    if len(output.shape) == 1:
+        return lambda labels, numbers: numbers[:, 0].astype(dtype, copy=False)
+    return lambda labels, numbers: numbers[:, columns].astype(dtype, copy=False)

@@ -16,18 +16,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from registry import db, schema, verification
 from registry.artifacts import Store
-from registry.errors import Conflict, DeadlineExceeded, Invalid, NotFound, NotReady, Unavailable
+from registry.errors import Conflict, Damaged, DeadlineExceeded, Invalid, NotFound, NotReady, Unavailable
 from registry.rows import Outputs, Rows, join_rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
-from registry.vocabulary import FALLBACK_FORMATS, Runtime
-from service import startup, telemetry
+from registry.vocabulary import FALLBACK_FORMATS, AnsweringRuntime, Runtime
+from service import telemetry
 from service.runtime import call_cost, libraries, row_refusals
 from service.runtime.call_cost import CallCost
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import MAX_FAULTS
 from service.runtime.isolated_runtime import CallFailed, IsolatedRuntime, Isolation, RestartPending
-from service.runtime.onnx_runtime import OnnxRuntime
 from service.runtime.row_refusals import RowScorer
 from service.runtime.tflite_runtime import TfliteRuntime
 
@@ -35,6 +34,8 @@ log = telemetry.logger(__name__)
 
 SEARCH_S = 1.0
 """Longest search for the rows that a model refuses."""
+IN_PROCESS: tuple[AnsweringRuntime, ...] = ("onnx", "forest")
+"""Runtimes that take any number of calls at the same time, and may run on the event loop."""
 MAX_SLOTS = 4
 """Most calls of one model at the same time, if they run in this process: others wait in its queue."""
 
@@ -66,20 +67,22 @@ class LoadedModel:
         self,
         name: str,
         number: int,
-        kind: Runtime,
+        kind: AnsweringRuntime,
         signature: Signature,
         runtime: ModelRuntime,
         fallback: str | None = None,
         requires_finite: bool = False,
+        waits_for_kernel: bool = False,
     ) -> None:
         self.name, self.number, self.kind, self.runtime = name, number, kind, runtime
         self.fallback = fallback  # the version's when it was loaded
         self._requires_finite = requires_finite
+        self.waits_for_kernel = waits_for_kernel  # its table of nodes answers once the kernel is compiled
         self.codec = Codec(signature)
         self.headers = [(b"x-model-name", name.encode()), (b"x-model-version", b"%d" % number)]
         # The model's own threads, so that its calls delay no other model's. An isolated model and LiteRT's
         # interpreter take one call at a time.
-        self.slots = min(MAX_SLOTS, max(2, call_cost.usable_cores() - 1)) if kind == "onnx" else 1
+        self.slots = min(MAX_SLOTS, max(2, call_cost.usable_cores() - 1)) if kind in IN_PROCESS else 1
         self.threads = ThreadPoolExecutor(self.slots, thread_name_prefix=f"{kind} {name}")
         self.set_cost(call_cost.UNKNOWN)
         self.meter = telemetry.predict_meter(name, number, kind)
@@ -164,7 +167,7 @@ class LoadedModel:
     def set_cost(self, cost: CallCost) -> None:
         """Decide where calls run, and how many rows are joined into one (0: requests are not joined)."""
         self.cost = cost
-        self.inline_rows = cost.inline_rows if self.kind == "onnx" else 0
+        self.inline_rows = cost.inline_rows if self.kind in IN_PROCESS else 0
         self.joint_rows = cost.joint_rows
         self._at_once_rows = 0 if self.joint_rows else self.inline_rows
 
@@ -244,6 +247,8 @@ def start_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> Mode
     """Start the runtime that serves the version. Raises `Unavailable`, `Damaged`."""
     path = store.verified_path(spec.blob)
     if spec.runtime == "onnx":
+        from service.runtime.onnx_runtime import OnnxRuntime  # a server of forests never imports ONNX Runtime
+
         return OnnxRuntime(path, spec.signature)
     if spec.runtime == "tflite":
         return TfliteRuntime(path, spec.signature)
@@ -259,15 +264,44 @@ class ModelLoader:
     def __call__(self, version_id: int) -> LoadedModel:
         """Raises `NotReady` when the version was deleted or is not built, `Unavailable` if it cannot load."""
         spec = read_runtime_spec(self._sessions, version_id)
-        runtime = start_runtime(spec, self._store, self._isolation)
+        runtime, waits_for_kernel = self._start_forest(spec)
+        kind: AnsweringRuntime = "forest"
+        if runtime is None:
+            runtime, kind = start_runtime(spec, self._store, self._isolation), spec.runtime
         request_check_if_outdated(self._sessions, version_id, spec)
         return LoadedModel(
-            spec.name, spec.number, spec.runtime, spec.signature, runtime, spec.fallback, spec.requires_finite
+            spec.name,
+            spec.number,
+            kind,
+            spec.signature,
+            runtime,
+            spec.fallback,
+            spec.requires_finite and kind != "forest",  # a table refuses such rows itself
+            waits_for_kernel,
         )
+
+    def _start_forest(self, spec: RuntimeSpec) -> tuple[ModelRuntime | None, bool]:
+        """Start the table of nodes, or return None and whether its kernel is not compiled yet.
+
+        Then, and without a usable table, the version's own runtime answers. See docs/adr/0033.
+        """
+        if spec.forest is None:
+            return None, False
+        from service.runtime import kernel_code  # a server without forests never imports llvmlite
+        from service.runtime.forest_runtime import ForestRuntime
+
+        try:
+            path, kernel = self._store.verified_path(spec.forest), kernel_code.load()
+            return ForestRuntime(path, spec.signature, kernel, spec.requires_finite), False
+        except kernel_code.NotCompiled:
+            return None, True
+        except (Unavailable, Damaged, NotFound) as error:
+            log.warning("forest.not_loaded", model=spec.name, version=spec.number, error=str(error))
+            return None, False
 
 
 class BulkLoader:
-    """Loads versions for batch scoring, in worker processes: a web process does not import numba."""
+    """Loads versions for batch scoring, in worker processes: they compile the kernel if necessary."""
 
     def __init__(self, sessions: db.Sessions, store: Store, isolation: Isolation) -> None:
         self._sessions, self._store, self._isolation = sessions, store, isolation
@@ -300,14 +334,17 @@ def request_check_if_outdated(sessions: db.Sessions, version_id: int, spec: Runt
 
 
 def start_bulk_runtime(spec: RuntimeSpec, store: Store, isolation: Isolation) -> ModelRuntime:
-    """Start the fastest runtime: the forest kernel if the build wrote a table of nodes, otherwise the runtime
-    of predict calls. Raises `Unavailable`."""
+    """Start the fastest runtime: the table of nodes if the build wrote one, otherwise the version's runtime.
+
+    Raises `Unavailable`.
+    """
     if spec.forest is None:
         return start_runtime(spec, store, isolation)
-    startup.import_numba()
-    from service.runtime.forest_runtime import ForestRuntime  # numba takes 0.3 s and 70 MB: only if needed
+    from service.runtime import kernel_code
+    from service.runtime.forest_runtime import ForestRuntime
 
-    return ForestRuntime(store.verified_path(spec.forest), spec.signature)
+    path, kernel = store.verified_path(spec.forest), kernel_code.load_or_compile()
+    return ForestRuntime(path, spec.signature, kernel)
 
 
 def is_shared(runtime: ModelRuntime) -> bool:

@@ -115,6 +115,13 @@ class ModelCache(Generic[Model]):
             self._run(entry.model.close)
         return True
 
+    def reload(self, entry: CacheEntry[Model]) -> None:
+        """Load the model of an entry again, then replace the entry. Its last user closes the old model.
+
+        If the load fails, the old model stays.
+        """
+        self._run(lambda: self._reload_entry(entry))
+
     def retire_unused(self, max_unused: int) -> None:
         """Remove the least recently used entries without users, except for the last `max_unused`."""
         with self._lock:
@@ -163,6 +170,26 @@ class ModelCache(Generic[Model]):
             with self._lock:
                 if not entry.load.done():
                     entry.load.set_result(None)
+
+    def _reload_entry(self, old: CacheEntry[Model]) -> None:
+        new: CacheEntry[Model] = CacheEntry(old.key, old.is_spare)
+        try:
+            new.model, new.is_loaded = self._load(old.key), True
+        except Exception:  # the version was deleted meanwhile, or the memory is full
+            return
+        new.load.set_result(None)
+        with self._lock:
+            is_current = self._entries.get(old.key) is old
+            if is_current:
+                self._entries[old.key] = new
+                old.retired = True
+            closes = is_current and self._closes_now(old)
+        if not is_current:
+            new.model.close()
+            return
+        if closes:
+            old.model.close()
+        self._after_load(new)
 
     def _remove(self, entry: CacheEntry[Model]) -> None:
         entry.retired = True

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from registry.errors import TriviumError, Unavailable
-from registry.vocabulary import RUNTIMES
+from registry.vocabulary import ANSWERING_RUNTIMES
 from service import telemetry
 from service.runtime.model_cache import CacheEntry, ModelCache
 
@@ -109,6 +109,21 @@ class Pool:
             if entry.key not in fallbacks or entry.model.fallback != fallbacks[entry.key]:
                 self._unload(entry)
 
+    def use_compiled_kernel(self) -> None:
+        """Load the versions again that wait for the compiled kernel, once it is there.
+
+        Calls are answered by the loaded version meanwhile.
+        """
+        waiting = [entry for entry in self._cache.entries() if entry.model.waits_for_kernel]
+        if not waiting:
+            return
+        from service.runtime import kernel_code  # the first load of such a version imported it
+
+        if kernel_code.is_compiled():
+            for entry in waiting:
+                entry.model.waits_for_kernel = False
+                self._cache.reload(entry)
+
     @property
     def bytes(self) -> int:
         return sum(model.runtime.bytes for model in self.loaded())
@@ -116,7 +131,7 @@ class Pool:
     def count_by_runtime(self) -> dict[str, int]:
         """Count the loaded versions of each runtime."""
         kinds = [model.kind for model in self.loaded()]
-        return {runtime: kinds.count(runtime) for runtime in RUNTIMES}
+        return {runtime: kinds.count(runtime) for runtime in ANSWERING_RUNTIMES}
 
     def loaded(self) -> list[LoadedModel]:
         """Return the loaded versions, least recently used first."""

@@ -5,6 +5,7 @@ It imports neither FastAPI nor Starlette.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -91,6 +92,10 @@ def _warm_up() -> None:
     startup.import_numba()
     import service.formats.fast_csv.blocks
     import service.runtime.forest_runtime  # noqa: F401
+    from service.runtime import kernel_code
+
+    with contextlib.suppress(kernel_code.NotCompiled):  # the template or the first job compiles it
+        kernel_code.load()
 
 
 def run_child(parent: int, started_fd: int) -> None:

@@ -18,6 +18,7 @@ from registry.signature import Input
 from service.runtime.codec.columns import FLOAT32_MAX
 from service.runtime.float32_range import require_float32
 from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.kernel_code import load_or_compile
 from tests.service.compiler.helpers import build_model, runtime
 
 INPUTS = (Input("a", "float64"), Input("b", "float64", nullable=True))
@@ -60,7 +61,7 @@ def test_a_converted_forest_refuses_what_scikit_learn_refuses(tmp_path: Path, sc
     beyond = Rows(matrix=np.array([[0.0, 0.0], [0.0, 1e39]]))
     with pytest.raises(ValueError, match="infinity or a value too large"):
         model.predict(pd.DataFrame(beyond.matrix, columns=["a", "b"]))
-    bulk = ForestRuntime(tmp_path / "out" / built.forest, built.signature)
+    bulk = ForestRuntime(tmp_path / "out" / built.forest, built.signature, load_or_compile())
     for served in (runtime(tmp_path, built), bulk):
         with pytest.raises(Invalid, match=r'^instance 1: "b" is') as error:
             served.run(beyond)

@@ -32,9 +32,11 @@ from service.compiler.signature.describe import describe
 from service.compiler.signature.estimator import EstimatorRuntime
 from service.compiler.trees.flatten import flatten
 from service.compiler.trees.tree_pipeline import split_forest_pipeline
-from service.runtime import forest_kernel, node_file
+from service.runtime import node_file
 from service.runtime.codec.columns import FLOAT32_MAX
-from service.runtime.forest_runtime import BLOCK, ForestRuntime
+from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.kernel_code import load_or_compile
+from service.runtime.kernel_table import BLOCK, FEW_ROWS
 from service.runtime.nodes import NodeTable
 from tests.service.compiler.tflite import cases
 
@@ -58,7 +60,7 @@ def signature_of(model: Any) -> Signature:
 def served(folder: Path, model: Any) -> ForestRuntime:
     steps, last = split_forest_pipeline(model)
     node_file.save(flatten(last), folder / "forest.npz", steps)
-    return ForestRuntime(folder / "forest.npz", signature_of(model))
+    return ForestRuntime(folder / "forest.npz", signature_of(model), load_or_compile())
 
 
 def rows_around_thresholds(model: Any, rows: Array, limit: int = 2000) -> Array:
@@ -115,7 +117,9 @@ def test_ties_go_to_the_class_that_scikit_learn_predicts(tmp_path: Path) -> None
     assert (answered["probabilities"] == probabilities).all()
 
 
-@pytest.mark.parametrize("rows", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 511, 512, 513, 5 * BLOCK + 3])
+@pytest.mark.parametrize(
+    "rows", [0, 1, FEW_ROWS - 1, FEW_ROWS, FEW_ROWS + 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3]
+)
 def test_any_number_of_rows_is_supported(tmp_path: Path, rows: int) -> None:
     model = RandomForestRegressor(7, random_state=0).fit(DATA.x, DATA.values)
     all_rows = np.resize(DATA.x, (rows, cases.FEATURES))
@@ -223,7 +227,6 @@ def test_concurrent_threads_get_their_own_answers(tmp_path: Path) -> None:
         thread.join()
     for i, part in enumerate(parts):
         assert answers[i]["label"].tolist() == model.predict(part).tolist()
-    assert forest_kernel.add_leaves.targetoptions["nogil"], "the kernel must release the GIL"
 
 
 MATCHING = Signature("regression", (Input("a", "float64"),) * 8, (Output("value", "float64", (-1,)),))
@@ -239,16 +242,16 @@ TARGETS = Signature("regression", MATCHING.inputs, (Output("values", "float64", 
 def test_a_table_that_does_not_fit_the_signature_is_unavailable(tmp_path: Path, signature: Signature) -> None:
     path = tmp_path / "forest.npz"
     node_file.save(flatten(RandomForestRegressor(2, random_state=0).fit(DATA.x, DATA.value)), path)
-    assert ForestRuntime(path, MATCHING).bytes > 0
+    assert ForestRuntime(path, MATCHING, load_or_compile()).bytes > 0
     with pytest.raises(Unavailable, match="table of nodes"):
-        ForestRuntime(path, signature)
+        ForestRuntime(path, signature, load_or_compile())
 
 
 def test_a_missing_or_invalid_file_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "nonsense").write_bytes(b"nonsense")
     for name in ("nonsense", "missing"):
         with pytest.raises(Unavailable, match="cannot be read"):
-            ForestRuntime(tmp_path / name, MATCHING)
+            ForestRuntime(tmp_path / name, MATCHING, load_or_compile())
 
 
 def test_loading_the_runtime_imports_no_scikit_learn() -> None:

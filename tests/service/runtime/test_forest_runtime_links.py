@@ -12,9 +12,10 @@ import pytest
 from registry.errors import Invalid
 from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
-from service.runtime import forest_runtime, node_file
+from service.runtime import kernel_table, node_file
 from service.runtime.column_steps import ColumnStep
 from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.kernel_code import load_or_compile
 from service.runtime.nodes import NodeTable
 
 INPUTS = (Input("a", "float64"),)
@@ -44,7 +45,7 @@ def table(*leaves: list[float], **fields: Any) -> NodeTable:
 def answers(folder: Path, nodes: NodeTable, *outputs: Output, rows: Any = AT, steps: Any = ()) -> Outputs:
     task = "regression" if outputs == VALUE else "classification"
     node_file.save(nodes, folder / "forest.npz", steps)
-    runtime = ForestRuntime(folder / "forest.npz", Signature(task, INPUTS, outputs))  # type: ignore[arg-type]
+    runtime = ForestRuntime(folder / "forest.npz", Signature(task, INPUTS, outputs), load_or_compile())  # type: ignore[arg-type]
     return runtime.run(Rows(matrix=rows))
 
 
@@ -70,7 +71,9 @@ def test_an_outlier_detector_labels_by_its_cut_and_scores_by_its_slope(tmp_path:
     nodes = table([3.0], [4.0], [8.0], link="isolation", cut=4.0, cut_score=0.75, slope=0.25, inclusive=True)
     outputs = (Output("label", "int64", (-1,)), Output("score", "float64", (-1,)))
     node_file.save(nodes, tmp_path / "forest.npz")
-    answered = ForestRuntime(tmp_path / "forest.npz", Signature("outlier", INPUTS, outputs)).run(Rows(AT))
+    answered = ForestRuntime(
+        tmp_path / "forest.npz", Signature("outlier", INPUTS, outputs), load_or_compile()
+    ).run(Rows(AT))
     assert answered["label"].tolist() == [-1, 1, 1]
     assert answered["score"].tolist() == [0.75 - 2.0**-0.75, 0.75 - 0.5, 0.75 - 0.25]
 
@@ -130,16 +133,19 @@ def test_rows_of_another_width_or_form_are_refused(tmp_path: Path, width: int) -
 
 
 def test_the_depths_of_trees_and_of_their_mean_leaves() -> None:
-    depth, mean = forest_runtime._depths(table([1.0], [2.0], [3.0]))
+    depth, mean = kernel_table.tree_depths(table([1.0], [2.0], [3.0]))
     assert (depth.tolist(), mean.tolist()) == ([2.0], [5 / 3])
 
 
 def test_the_size_of_a_table_is_that_of_its_arrays(tmp_path: Path) -> None:
     node_file.save(table([1.0], [2.0], [3.0]), tmp_path / "forest.npz")
     signature = Signature("regression", INPUTS, VALUE)
-    runtime = ForestRuntime(tmp_path / "forest.npz", signature)
+    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile())
     per_node = 4 + 4 + 4 + 8  # feature, threshold in float32, left child, one value
-    assert runtime.bytes == 5 * per_node + 3 * 4  # and root, shallow and deep levels of the tree
+    per_tree = 3 * 4  # root, shallow and deep levels
+    assert (
+        runtime.bytes == 5 * per_node + per_tree + 2 * 8 + kernel_table.RECORD.itemsize
+    )  # one base, one block
 
 
 def test_missing_values_go_right_only_where_the_table_has_such_a_node(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from service.compiler.trees.flatten import flatten
 from service.compiler.trees.tree_pipeline import split_forest_pipeline
 from service.runtime import node_file
 from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.kernel_code import load_or_compile
 from service.runtime.onnx_runtime import OnnxRuntime
 
 ROWS = np.array([[0.0, 5.0], [1.0, np.nan], [2.0, 7.0], [np.nan, 9.0]])
@@ -64,7 +65,7 @@ def test_an_imputed_value_equal_to_a_threshold_goes_left_in_onnx_and_in_the_tabl
     assert in_onnx(tmp_path, model, rows)["label"].tolist() == expected
     column_steps, last = split_forest_pipeline(model)
     node_file.save(flatten(last), tmp_path / "forest.npz", column_steps)
-    table = ForestRuntime(tmp_path / "forest.npz", signature_of(model))
+    table = ForestRuntime(tmp_path / "forest.npz", signature_of(model), load_or_compile())
     assert table.run(Rows(matrix=rows))["label"].tolist() == expected
 
 

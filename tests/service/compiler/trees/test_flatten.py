@@ -30,6 +30,7 @@ from service.compiler.tflite import conversion
 from service.compiler.trees.flatten import flatten, is_forest
 from service.runtime import node_file
 from service.runtime.forest_runtime import ForestRuntime
+from service.runtime.kernel_code import load_or_compile
 from service.runtime.onnx_runtime import OnnxRuntime
 from tests.service.compiler.tflite.litert_helpers import device_rows, loaded, signature_of
 
@@ -43,7 +44,7 @@ def all_answers(folder: Path, model: Any, rows: Array) -> dict[str, Outputs]:
     node_file.save(flatten(model), folder / "forest.npz")
     forms: dict[str, Any] = {
         "estimator": EstimatorRuntime(model, signature),
-        "table": ForestRuntime(folder / "forest.npz", signature),
+        "table": ForestRuntime(folder / "forest.npz", signature, load_or_compile()),
         "tflite": loaded(folder, conversion.convert(model, signature), signature),
     }
     if not isinstance(model, AdaBoostClassifier):  # converted by skl2onnx itself

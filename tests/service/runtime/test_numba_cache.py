@@ -1,4 +1,4 @@
-"""The cache of compiled code: its place, its use, and damaged entries."""
+"""numba's cache of compiled code: its place, its use, and damaged entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numba.core import event
 from service import prepare
 from service.builds import forkserver
 from service.config import Settings
-from service.runtime import forest_kernel
 
 KERNEL = """
 from numba import types
@@ -92,12 +91,6 @@ def test_compiled_code_is_reused_and_a_damaged_cache_is_replaced(
     assert files_in(cache) == [], "a damaged cache is deleted"
     assert import_kernel()
     assert [f.name for f in files_in(cache)] == [f.name for f in files]
-
-
-def test_the_kernel_is_not_compiled_again() -> None:
-    module, is_compiled = import_again(Path(forest_kernel.__file__))
-    assert not is_compiled  # importing `forest_kernel` above has filled the cache
-    assert len(module.add_leaves.signatures) == 2
 
 
 def test_compiled_code_goes_into_the_data_directory_if_the_source_is_read_only(
