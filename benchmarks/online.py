@@ -18,6 +18,7 @@ the run goes on. Every measurement is saved at once in tmp/online/; `--resume` c
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
@@ -45,6 +46,8 @@ OTHER_MODELS = ["bare", "trivium", "flask", "fastapi", "mlserver-batching", "ben
 OTHER_MODELS += ["litserve-batching", "mlflow"]
 LONGEST_S = 12
 """How long a slow server is measured at most, so that each connection gets two answers."""
+WRITTEN_S = 8.0
+"""After this time without work, a server has written what it recorded."""
 EXPECTED = (
     ServerFailed,
     InstallationFailed,
@@ -279,6 +282,12 @@ def main() -> None:
         write_docs(json.loads(report.JSON.read_text()))
         return
     wrk.require()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lock = (RESULTS / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit("online: another run is in progress; two at once disturb each other") from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
     cells = plan(options)
     cores = machine.choose_cores()
