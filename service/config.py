@@ -41,7 +41,10 @@ class Settings(BaseSettings):
         description="memory for loaded models, per web process; the least recently used are evicted",
     )
     predict_deadline_s: float = Field(
-        default=30.0, gt=0, description="time limit of one call of an isolated model"
+        default=30.0,
+        gt=0,
+        description="time limit of a predict request, and of one call of an isolated model; X-Request-Timeout "
+        "sets a shorter one for a request",
     )
 
     build_timeout_s: float = Field(

@@ -123,9 +123,10 @@ def test_the_commands_of_the_readme_do_what_it_describes(
 
 
 def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
-    csv, predict, versions, rollback, keys = shell.run_page("docs/howto/online.md")
+    csv, predict, in_time, versions, rollback, keys = shell.run_page("docs/howto/online.md")
     assert csv.splitlines()[0].startswith("label,probability.setosa")
     assert "setosa" in predict
+    assert json.loads(in_time)["predictions"][0]["label"] == "setosa"
     assert "iris:2 is ready on onnx" in versions
     assert "trained on more data" in versions  # the history
     assert "aliases: champion" in rollback  # iris:1 again

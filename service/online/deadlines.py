@@ -10,7 +10,7 @@ from registry.errors import invalid_field
 
 TIMEOUT = b"x-request-timeout"
 TIMEOUT_FORM = "seconds, a number greater than 0 such as 2 or 0.25"
-_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+_SECONDS = re.compile(rb"[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 
 
 def request_deadline(headers: Mapping[bytes, bytes]) -> float | None:

@@ -37,6 +37,7 @@ _JSON_LENGTH: Schema = {
     "description": "The bytes of JSON before the binary data, if there is any.",
     "schema": {"type": "integer", "minimum": 0},
 }
+TIMEOUT_REF: Schema = {"$ref": "#/components/parameters/RequestTimeout"}  # in openapi_predict.py
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _TEXT: Schema = {"type": "string"}
 _PARAMETERS: Schema = {"type": ["object", "null"], "additionalProperties": True}
@@ -57,7 +58,8 @@ def _object(required: list[str], properties: Schema, **more: Any) -> Schema:
 
 
 def _operation(operation_id: str, tag: str, summary: str, version: bool, **parts: Any) -> Schema:
-    parameters = [_NAME, *([_VERSION] if version else [_ALIAS]), *parts.pop("parameters", ())]
+    which_version = _VERSION if version else _ALIAS
+    parameters = [_NAME, which_version, *parts.pop("parameters", ()), TIMEOUT_REF]
     suffix = "_version" if version else ""
     which = "one version" if version else "the version an alias points to"
     return {

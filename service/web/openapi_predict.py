@@ -18,7 +18,7 @@ from registry.schema import Schema, class_key, instance_example, instance_schema
 from registry.signature import Signature
 from service.runtime.codec import MAX_INSTANCES, Codec
 from service.runtime.codec.answer_encoder import AnswerEncoder
-from service.web.problems import DESCRIPTIONS, MEDIA_TYPE, build_problem, problem_schemas
+from service.web.problems import MEDIA_TYPE, build_problem, describe_status, problem_schemas
 
 PREDICT_TAG = {"name": "predict", "description": "Any model, any version."}
 
@@ -60,6 +60,7 @@ def predict_operation(model: DocumentedModel) -> Schema:
         "tags": [model.name],
         "summary": model.summary,
         "description": _feature_table(instance_schema(model.signature)["properties"]),
+        "parameters": [TIMEOUT_REF],
         "requestBody": _request_body(instance, {"instances": [example]}, _csv_table(example)),
         "responses": {
             "200": _prediction_response(prediction, columns, _model_schema(model)),
@@ -183,11 +184,14 @@ def _error_response(status: int, example: object = None) -> Schema:
     content: Schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     if example is not None:
         content["example"] = example
-    return {"description": DESCRIPTIONS[status], "content": {MEDIA_TYPE: content}}
+    return {**describe_status(status), "content": {MEDIA_TYPE: content}}
 
 
 _ERROR_RESPONSES = {str(s): {"$ref": f"#/components/responses/Predict{s}"} for s in _ERROR_STATUSES}
 _NAME: Schema = {"type": "string", "pattern": NAME_PATTERN}
+
+
+TIMEOUT_REF: Schema = {"$ref": "#/components/parameters/RequestTimeout"}
 
 
 def _parameter(name: str, location: str, schema: Schema) -> Schema:
@@ -203,7 +207,7 @@ def _untyped_operation(operation_id: str, summary: str, parameters: list[Schema]
             "tags": [PREDICT_TAG["name"]],
             "summary": summary,
             "description": "The model's own page, `/v1/models/{name}/docs`, shows its fields.",
-            "parameters": parameters,
+            "parameters": [*parameters, TIMEOUT_REF],
             "requestBody": _request_body({"$ref": "#/components/schemas/Instance"}),
             "responses": {
                 "200": _prediction_response(prediction, "those of the model", model),
@@ -267,6 +271,15 @@ _SCHEMAS: Schema = {
 COMPONENTS: Schema = {
     "schemas": _SCHEMAS,
     "responses": {f"Predict{s}": _error_response(s) for s in _ERROR_STATUSES},  # shared by all models
+    "parameters": {
+        "RequestTimeout": {
+            "name": "X-Request-Timeout",
+            "in": "header",
+            "description": "The seconds in which the caller needs the answer, for example `2` or `0.25`; "
+            "later it is 504. A value above the server's own limit has no effect.",
+            "schema": {"type": "number", "exclusiveMinimum": 0},
+        }
+    },
     "securitySchemes": {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this server."}
     },

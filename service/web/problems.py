@@ -67,8 +67,8 @@ DESCRIPTIONS = {
     415: "The media type or the Content-Encoding of the request body is not supported",
     416: "The range starts after the end of the file",
     422: "The input is invalid; `errors` names each field and what was expected",
-    503: "The database or the model is unavailable; try again",
-    504: "The model did not answer within its deadline",
+    503: "The database or the model is unavailable, or too many calls wait for the model; try again",
+    504: "The model did not answer within the deadline",
 }
 """Descriptions for the OpenAPI document, by status."""
 
@@ -143,11 +143,11 @@ def encode_problem(problem: Problem, path: str) -> EncodedProblem:
     """Encode `problem` for a request to `path`."""
     if path == "/v2" or path.startswith("/v2/"):
         status = V2_STATUS.get(problem.status, problem.status)
-        return EncodedProblem(status, V2_MEDIA_TYPE, msgspec.json.encode({"error": _text_of(problem)}))
+        return EncodedProblem(status, V2_MEDIA_TYPE, msgspec.json.encode({"error": text_of(problem)}))
     return EncodedProblem(problem.status, MEDIA_TYPE, msgspec.json.encode(problem))
 
 
-def _text_of(problem: Problem) -> str:
+def text_of(problem: Problem) -> str:
     """Return the detail, or all faults if there are several: text is all that the protocol's errors have."""
     if len(problem.errors) <= 1:
         return problem.detail
@@ -181,11 +181,19 @@ class ProblemResponse:
 # The OpenAPI document ------------------------------------------------------------------------------------
 
 
+def describe_status(status: int) -> dict[str, Any]:
+    """Return the description and the headers of an error response."""
+    if status not in RETRY_AFTER:
+        return {"description": DESCRIPTIONS[status]}
+    header = {"description": "The seconds after which to try again.", "schema": {"type": "integer"}}
+    return {"description": DESCRIPTIONS[status], "headers": {"Retry-After": header}}
+
+
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Build the `responses=` of a route: `statuses`, and those that every guarded route may return."""
     schema = {"$ref": _SCHEMA_REF.format(name="Problem")}
     return {
-        status: {"description": DESCRIPTIONS[status], "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {**describe_status(status), "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in sorted({401, 403, 422, 503, *statuses})
     }
 
@@ -194,7 +202,7 @@ def v2_error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Build the `responses=` of a route under `/v2`. `default` keeps FastAPI from adding its own 422."""
     content = {V2_MEDIA_TYPE: {"schema": {"$ref": _SCHEMA_REF.format(name="InferenceError")}}}
     responses: dict[int | str, dict[str, Any]] = {
-        status: {"description": DESCRIPTIONS[status], "content": content}
+        status: {**describe_status(status), "content": content}
         for status in sorted({400, 401, 403, 503, *statuses})
     }
     return responses | {"default": {"description": "Another error", "content": content}}

@@ -132,7 +132,7 @@ async def test_a_request_that_ends_the_models_process_fails_none_of_its_neighbou
 
 
 @pytest.mark.parametrize(
-    "value", ["0", "0.0", "-1", "x", "", "nan", "inf", "1e3", "1,2", "1 s", ".5", "9999999999"]
+    "value", ["0", "0.0", "-1", "x", "", "nan", "inf", "1,2", "1 s", ".5", "1e-999", "0x1"]
 )
 async def test_a_timeout_that_is_no_number_of_seconds_is_refused(api: Api, value: str):
     headers = {"X-Request-Timeout": value}
@@ -142,7 +142,7 @@ async def test_a_timeout_that_is_no_number_of_seconds_is_refused(api: Api, value
     check_problem(await api.client.post("/v2/models/flag/infer", json={}, headers=headers), 400)
 
 
-@pytest.mark.parametrize("value", ["30", "20.5", "86400"])
+@pytest.mark.parametrize("value", ["30", "20.5", "1e9"])
 async def test_an_answer_within_the_timeout_is_returned(api: Api, value: str):
     for model in ("flag", "sleeper"):
         answer = await api.predict(model, ROW, headers={"X-Request-Timeout": value})
