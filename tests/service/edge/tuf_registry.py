@@ -9,10 +9,11 @@ from typing import Any
 
 from tuf.api.metadata import Metadata
 
-from registry import aliases, db, exports, tuf_documents, versions
+from registry import aliases, db, exports, queue, tuf_documents, versions
 from registry.artifacts import Store
 from registry.build_messages import BuildResult
 from registry.signature import Signature
+from registry.vocabulary import BUILD_TASK, EXPORT_TASK
 from service.edge.tuf_keys import RoleKeys
 from service.edge.tuf_repository import TufRepository
 
@@ -31,14 +32,19 @@ class Registry:
         self.keys = RoleKeys(home / "tuf")
 
     def export(self, content: bytes, *, promote: bool = True, percent: int | None = None) -> int:
-        """Publish a version with an export of these bytes, and return its number."""
+        """Publish a version with an export of these bytes, and return its number.
+
+        Their tasks are cancelled: a server on the registry would build the version, and reject it.
+        """
         blob = self.store.put([content])
         with self.sessions.begin() as session:
             new = versions.NewVersion("m", blob.sha256, "onnx")
             version = versions.publish(session, self.store, new, by="test")
+            queue.cancel(session, BUILD_TASK, str(version.id))
             result = BuildResult(state="ready", report={}, runtime="onnx", signature=NO_FEATURES)
             versions.finish_build(session, version.id, result)
             row = exports.create(session, self.store, "m", version.number, exports.NewExport(), by="test")
+            queue.cancel(session, EXPORT_TASK, str(row.id))
             finished = exports.FinishedExport("ready", {}, blob.sha256, blob.bytes, None, "2.1.0")
             exports.finish(session, row.id, finished)
             if promote:
