@@ -9,6 +9,7 @@ other, each flattened in C order.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import re
@@ -143,6 +144,7 @@ def as_matrix(rows: Rows) -> Array:
 
 def _libraries() -> tuple[Any, Any]:
     os.environ.update(_SETTINGS)
+    gc.disable()  # collections during the imports cost a quarter of their time, and find next to nothing
     try:
         with _quiet():
             import keras
@@ -152,6 +154,8 @@ def _libraries() -> tuple[Any, Any]:
             "the format keras needs TensorFlow, which is not installed: install the extra keras "
             "(pip install 'trivium[keras]')"
         ) from error
+    finally:
+        gc.enable()
     if keras.backend.backend() != "tensorflow":
         raise Refused(f"Keras runs on {keras.backend.backend()}; the format keras needs TensorFlow")
     with contextlib.suppress(RuntimeError):  # already set when the first model was loaded

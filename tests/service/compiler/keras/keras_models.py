@@ -44,11 +44,13 @@ class LazyModule:
 
 @cache
 def _imported(name: str) -> ModuleType:
+    gc.disable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from TensorFlow's own imports
         module = import_module(name)
     gc.collect()
     gc.freeze()  # as after the collection of the tests, see tests/conftest.py
+    gc.enable()
     return module
 
 
