@@ -185,15 +185,19 @@ def add_result(session: Session, shadow_id: int, result: ShadowResult) -> None:
 
 
 def results(session: Session, model: str, alias: str) -> list[ShadowResultRow]:
-    """Return the results of the alias's newest shadow, by the versions compared. Raises `NotFound`."""
-    owner = models.get(session, model)
-    newest = (
-        select(func.max(ShadowResultRow.shadow_id))
-        .join(AliasEventRow, AliasEventRow.id == ShadowResultRow.shadow_id)
-        .where(AliasEventRow.model_id == owner.id, AliasEventRow.alias == alias)
-        .scalar_subquery()
-    )
-    query = select(ShadowResultRow).where(ShadowResultRow.shadow_id == newest)
+    """Return the results of the alias's shadow, or of its last one, by the versions compared.
+
+    Raises `NotFound`.
+    """
+    alias_row, row = get(session, model, alias)
+    shadow_id = None if row is None else row.shadow_id
+    if shadow_id is None:
+        shadow_id = session.scalar(
+            select(func.max(ShadowResultRow.shadow_id))
+            .join(AliasEventRow, AliasEventRow.id == ShadowResultRow.shadow_id)
+            .where(AliasEventRow.model_id == alias_row.model_id, AliasEventRow.alias == alias)
+        )
+    query = select(ShadowResultRow).where(ShadowResultRow.shadow_id == shadow_id)
     return list(session.scalars(query.order_by(ShadowResultRow.version, ShadowResultRow.shadow_version)))
 
 

@@ -312,6 +312,7 @@ def test_another_shadow_starts_another_report(split: Sessions) -> None:
     put(split, {1: 80, 3: 20}, shadow=2)  # the same shadow: the report goes on
     assert shadow_id(split) == first
     put(split, {1: 100}, shadow=3)
+    assert stored_results(split) == []
     add(split, shadow_id(split), ShadowResult(1, 3, rows=2))
     assert [(r.shadow_version, r.rows) for r in stored_results(split)] == [(3, 2)]
 

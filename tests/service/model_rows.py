@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import inspect, select
 
@@ -31,14 +32,22 @@ def add_models(home: Path, names: Sequence[str], alias: str | None = None) -> No
     engine.dispose()
 
 
-def copy_version(home: Path, source: str, name: str, tags: Mapping[str, str] | None = None) -> None:
-    """Insert version 1 of the model `source`, without its aliases and tags, as the next version of `name`.
+def copy_version(
+    home: Path,
+    source: str,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    number: int = 1,
+    **changes: Any,
+) -> None:
+    """Insert a version of the model `source`, without its aliases and tags, as the next version of `name`.
 
-    The model `name` is created if it does not exist. `tags` are the tags of the copy.
+    The model `name` is created if it does not exist. `tags` are the tags of the copy, `changes` the columns
+    in which it differs.
     """
     engine = db.connect(f"sqlite:///{home / 'registry.db'}")
     with db.sessions(engine).begin() as session:
-        built = versions.get(session, source, 1)
+        built = versions.get(session, source, number)
         own = {"id", "model_id", "number"}
         fields = {c.key: getattr(built, c.key) for c in inspect(VersionRow).column_attrs if c.key not in own}
         owner = session.scalar(select(ModelRow).where(ModelRow.name == name))
@@ -47,7 +56,7 @@ def copy_version(home: Path, source: str, name: str, tags: Mapping[str, str] | N
         owner.last_number += 1
         copied_tags = [TagRow(key=key, value=value) for key, value in (tags or {}).items()]
         session.add_all(
-            [owner, VersionRow(model=owner, number=owner.last_number, tags=copied_tags, **fields)]
+            [owner, VersionRow(model=owner, number=owner.last_number, tags=copied_tags, **fields | changes)]
         )
         session.flush()
         revision.record_change(session, "model", name)
