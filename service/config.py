@@ -24,6 +24,12 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="postgresql+psycopg://...; unset: SQLite")
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of the Open Inference Protocol over gRPC; unset: it is not served",
+    )
     trusted_proxies: str = Field(
         default="",
         description="addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto "

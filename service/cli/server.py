@@ -17,10 +17,16 @@ Port = Annotated[
     Option(min=0, max=65535, help="The port; 0 takes a free one (default: TRIVIUM_PORT, else 8080)."),
 ]
 
+GrpcPort = Annotated[
+    int | None,
+    Option(min=0, max=65535, help="The port for gRPC (default: TRIVIUM_GRPC_PORT, else none)."),
+]
+
 
 def serve(
     host: Host = None,
     port: Port = None,
+    grpc_port: GrpcPort = None,
     workers: Annotated[int, Option(min=1, help="Number of web processes.")] = 1,
     no_worker: Annotated[bool, Option("--no-worker", help="Start no worker for jobs.")] = False,
 ) -> None:
@@ -28,7 +34,8 @@ def serve(
     startup.pause_collector()
     from service.serve import serve as run
 
-    raise Exit(run(read_settings(host=host, port=port), workers=workers, worker=not no_worker))
+    settings = read_settings(host=host, port=port, grpc_port=grpc_port)
+    raise Exit(run(settings, workers=workers, worker=not no_worker))
 
 
 def worker() -> None:

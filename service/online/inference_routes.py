@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from functools import partial
-from importlib.metadata import version as version_of
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel
 
-from registry import db, versions
-from registry.errors import NotFound
-from registry.signature import Signature
-from registry.vocabulary import READY, Runtime
-from service.runtime.codec.inference import EXTENSION
-from service.runtime.codec.tensors import describe_inputs, describe_outputs
-from service.runtime.snapshot import SnapshotVersion
+from service.online.model_metadata import (
+    EXTENSIONS,
+    SERVER_NAME,
+    SERVER_VERSION,
+    describe_model,
+    resolve_version,
+)
 from service.web.deps import ServicesDep, require_scope
 from service.web.health import run_checks
 from service.web.problems import v2_error_responses
-from service.web.request_models import MAX_NUMBER
 from service.web.services import Services
-
-_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
 router = APIRouter(tags=["inference protocol"])
 
 # Any text: the protocol has no 400 here, so a name or version that cannot exist is not found.
 Name = Annotated[str, Path(description="the model's name")]
 Version = Annotated[str, Path(description="the version's number")]
-
-PLATFORMS: dict[Runtime, str] = {
-    "onnx": "onnxruntime_onnx",
-    "tflite": "litert_tflite",
-    "isolated": "scikit-learn_joblib",
-}
-"""The protocol's `platform`, `<project>_<format>`, by the version's runtime."""
 
 
 class ServerMetadata(BaseModel):
@@ -91,7 +77,7 @@ def _responses(*statuses: int) -> dict[str, Any]:
 @router.get("/v2/", include_in_schema=False, **_responses())
 def get_server_metadata() -> ServerMetadata:
     """Return the server's name, version and extensions."""
-    return ServerMetadata(name="trivium", version=version_of("trivium"), extensions=[EXTENSION])
+    return ServerMetadata(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)
 
 
 @router.get("/v2/health/live", **_responses())
@@ -123,41 +109,17 @@ async def get_version_metadata(name: Name, version: Version, services: ServicesD
 @router.get("/v2/models/{name}/ready", **_responses(404, 409))
 async def get_model_ready(name: Name, services: ServicesDep) -> ModelReady:
     """Return 200 if the alias `champion` points to a version that answers."""
-    await _resolve(services, name, None)
+    await resolve_version(services, name, None)
     return ModelReady(name=name, ready=True)
 
 
 @router.get("/v2/models/{name}/versions/{version}/ready", **_responses(404, 409))
 async def get_version_ready(name: Name, version: Version, services: ServicesDep) -> ModelReady:
     """Return 200 if the version answers."""
-    await _resolve(services, name, version)
+    await resolve_version(services, name, version)
     return ModelReady(name=name, ready=True)
 
 
-async def _resolve(services: Services, name: str, version: str | None) -> SnapshotVersion:
-    """Return the version, as `infer` does. Raises `NotFound`, `NotReady`."""
-    number = None
-    if version is not None:
-        number = int(version) if _NUMBER.fullmatch(version) else 0
-        if not 1 <= number <= MAX_NUMBER:
-            raise NotFound("version", f"{name}:{version}", "a version is an integer from 1")
-    return await services.snapshot.find(partial(services.snapshot.resolve, name, number=number))
-
-
 async def _metadata(services: Services, name: str, version: str | None) -> ModelMetadata:
-    resolved = await _resolve(services, name, version)
-    signature, runtime = await run_sync(_read_signature, services, resolved.id)
-    numbers = [v.number for v in services.snapshot.state.models[name].versions.values() if v.state == READY]
-    return ModelMetadata(
-        name=name,
-        versions=[str(number) for number in sorted(numbers)],
-        platform=PLATFORMS[runtime],
-        inputs=[TensorMetadata(**tensor) for tensor in describe_inputs(signature)],
-        outputs=[TensorMetadata(**tensor) for tensor in describe_outputs(signature)],
-    )
-
-
-def _read_signature(services: Services, version_id: int) -> tuple[Signature, Runtime]:
-    with db.reading(services.sessions) as session:
-        row = versions.get_by_id(session, version_id)
-        return versions.signature_of(row), cast(Runtime, row.runtime)
+    description = await describe_model(services, name, version)
+    return ModelMetadata.model_validate(description._asdict())

@@ -34,6 +34,7 @@ class Api:
         self.app = app.asgi
         self.fastapi = fastapi
         self.services: Services = app.services
+        self.grpc = app.grpc
         self.admin = settings.admin_key_file.read_text().strip()
         self.anonymous = self._client()
         self.client = self.with_key(self.admin)

@@ -81,7 +81,7 @@ async def api(
     They do not change the models of `published_home`, and their own models have names of their own.
     """
     home = shutil.copytree(published_home, tmp_path_factory.mktemp("api") / "home")
-    async with running_app(Settings(home=home)) as api:
+    async with running_app(Settings(home=home, grpc_port=0)) as api:
         yield api
 
 

@@ -32,9 +32,6 @@ from service.runtime.codec.json import NonFiniteLiteral
 from service.runtime.codec.strict_json import max_items, read_body
 from service.runtime.codec.tensors import DATATYPES, TensorHead, TensorOutputs, TensorRows, TensorValues
 
-EXTENSION = "binary_tensor_data"
-"""The extension that the server's metadata lists."""
-
 MAX_NESTING = 4
 """Levels of lists in JSON data: a shape has at most two sizes."""
 

@@ -46,7 +46,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "shape": (3, "repeated int64"),
         "parameters": (4, _PARAMETERS),
     },
-    # The fields of ModelInferRequest that tell which model answers: the rest is read once it is known.
+    # The fields of ModelInferRequest that name the model: the rest is read once its version is known.
     "ModelInferTarget": {"model_name": (1, "string"), "model_version": (2, "string")},
     "ModelInferRequest": {
         "model_name": (1, "string"),
@@ -164,13 +164,19 @@ ModelInferRequest = _message("ModelInferRequest")
 ModelInferResponse = _message("ModelInferResponse")
 
 
-def parse(message_type: Any, data: bytes) -> Any:
-    """Return the message. Raises `Invalid`."""
+def parse(message_type: Any, data: bytes, name: str | None = None) -> Any:
+    """Return the message. `name` is that of the type in the protocol, if another. Raises `Invalid`."""
     try:
         message: Message = message_type.FromString(data)
     except DecodeError as error:
-        raise _unreadable(message_type.DESCRIPTOR.name) from error
+        raise _unreadable(name or message_type.DESCRIPTOR.name) from error
     return message
+
+
+def parse_target(data: bytes) -> tuple[str, str]:
+    """Return the name and the version ("": none) of the model of a `ModelInferRequest`. Raises `Invalid`."""
+    target = parse(ModelInferTarget, data, "ModelInferRequest")
+    return target.model_name, target.model_version
 
 
 def _unreadable(name: str) -> Invalid:
