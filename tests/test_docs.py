@@ -145,6 +145,20 @@ def test_the_commands_of_the_open_inference_protocol_page_do_what_it_describes(
     assert json.loads(predict)["predictions"][0]["label"] == "setosa"
 
 
+def test_the_commands_of_the_prediction_log_page_do_what_it_describes(
+    shell: Shell, published_iris: str
+) -> None:
+    on, labelled, sent, read, off = shell.run_page("docs/howto/prediction-log.md")
+    assert on.count("1 of the calls are recorded; rows are kept for 90 days, at most 2,000 MB") == 2
+    assert json.loads(labelled) == {"labels": 1}
+    assert sent == ""
+    lines = (shell.directory / "predictions.csv").read_text().splitlines()
+    label = lines[0].split(",").index('"feedback.label"')
+    assert [line.split(",")[label] for line in lines[-2:]] == ['"setosa"', '"virginica"']
+    assert "'input.sepal length (cm)', 'input.sepal width (cm)'" in read
+    assert "no call is recorded" in off
+
+
 def test_the_commands_of_the_answers_page_do_what_it_describes(shell: Shell) -> None:
     (publish,) = shell.run_page("docs/howto/answers.md")
     assert "wine:1 is ready" in publish
@@ -220,7 +234,7 @@ def command_names() -> set[str]:
 
 def test_the_command_line_page_lists_every_command() -> None:
     text = (ROOT / "docs/command-line.md").read_text()
-    listed = set(re.findall(r"^\| `trivium ([a-z]+(?: [a-z]+)?)", text, re.MULTILINE))
+    listed = set(re.findall(r"^\| `trivium ([a-z-]+(?: [a-z]+)?)", text, re.MULTILINE))
     assert listed == command_names()
 
 

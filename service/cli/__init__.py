@@ -22,6 +22,7 @@ from service.cli import (
     keys,
     models,
     predict,
+    predictions,
     publish,
     schedules,
     server,
@@ -114,6 +115,9 @@ app.command("serve")(server.serve)
 app.command("worker")(server.worker)
 app.command("publish")(publish.publish)
 app.command("predict")(predict.predict)
+app.command("predictions")(predictions.predictions)
+app.command("prediction-log")(predictions.prediction_log)
+app.command("feedback")(predictions.feedback)
 app.command("models")(models.list_models)
 app.command("versions")(models.list_versions)
 app.command("show")(models.show)

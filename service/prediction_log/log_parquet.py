@@ -34,9 +34,8 @@ def from_datetime(moment: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def in_time_order(batches: Sequence[Any], schema: Any) -> Any:
-    """Return a table of the batches. Rows of the same time keep their order."""
-    table = pa.Table.from_batches(batches, schema)
+def in_time_order(table: Any) -> Any:
+    """Return the table in the order of time. Rows of the same time keep their order."""
     times = times_of(table)
     if (np.diff(times) < 0).any():  # the clock was set back
         table = table.take(pa.array(np.argsort(times, kind="stable")))

@@ -1,7 +1,7 @@
 """Recorder: collects the predictions of a process and writes them to files, without delaying an answer.
 
-The event loop appends a tuple of references to a queue. One thread takes them from it, converts many at a
-time to record batches, and writes a file per version every `FLUSH_S` seconds or `FLUSH_BYTES`. A process that
+The event loop appends a tuple of references to a queue. One thread takes them from it, joins many at a
+time, and writes a file per version every `FLUSH_S` seconds or `FLUSH_BYTES`. A process that
 is killed loses what it has not written: the calls of the last `FLUSH_S` seconds and those of the write in
 progress, at most `QUEUE_BYTES` + `FLUSH_BYTES` of them.
 
@@ -28,7 +28,7 @@ from service.prediction_log import log_files
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
-    from service.prediction_log.log_tables import LogTable
+    from service.prediction_log.log_tables import Chunk, LogTable
     from service.runtime.loading import LoadedModel
     from service.runtime.snapshot import SnapshotLog
 
@@ -36,7 +36,7 @@ FLUSH_S = 5.0
 FLUSH_BYTES = 16 * 2**20
 QUEUE_BYTES = 64 * 2**20
 """Estimated memory of the calls that wait for conversion. Calls beyond it are dropped."""
-POLL_S = 0.05
+POLL_S = 0.1
 """Pause between two looks at the queue while there are calls: they are converted many at a time."""
 SLICE_CALLS = 256
 """Calls that are converted without a pause: about 0.5 ms, during which the event loop may have to wait."""
@@ -75,11 +75,11 @@ class _Dropped(NamedTuple):
 
 
 class _Buffer:
-    """The record batches of one version that are not written yet."""
+    """The calls of one version that are not written yet."""
 
     def __init__(self, directory: Path, model: str, table: LogTable) -> None:
         self.directory, self.model, self.table = directory, model, table
-        self.batches: list[Any] = []
+        self.chunks: list[Chunk] = []
 
 
 class Recorder:
@@ -216,36 +216,36 @@ class Recorder:
                 directory = log_files.model_directory(self._root, loaded.name, settings.model_id)
                 table = LogTable(loaded.number, loaded.codec.signature)
                 buffer = self._buffers[key] = _Buffer(directory / str(loaded.number), loaded.name, table)
-            batch = buffer.table.batch(calls)
+            chunk = buffer.table.chunk(calls)
         except Exception:
             log.exception("prediction_log.not_converted", model=loaded.name, version=loaded.number)
             self._drop(loaded.name, "not_converted", sum(c.row_count for c in calls))
             return
         if not self._buffered_bytes:
             self._buffered_since = time.monotonic()
-        buffer.batches.append(batch)
-        self._buffered_bytes += batch.nbytes
+        buffer.chunks.append(chunk)
+        self._buffered_bytes += chunk.rows * buffer.table.row_bytes
 
     def _write(self) -> None:
         """Write a file for each version. A version without calls since the last time loses its buffer."""
         for key, buffer in list(self._buffers.items()):
-            if not buffer.batches:
+            if not buffer.chunks:
                 del self._buffers[key]
                 continue
-            batches, buffer.batches = buffer.batches, []
-            rows = sum(batch.num_rows for batch in batches)
+            chunks, buffer.chunks = buffer.chunks, []
+            rows = sum(chunk.rows for chunk in chunks)
             try:
-                self._write_file(buffer, batches)
+                self._write_file(buffer, chunks)
             except Exception as error:  # the disk is full, or the log was deleted with its model
                 self._drop(buffer.model, "not_written", rows, str(error))
             else:
                 telemetry.LOGGED_ROWS.labels(buffer.model).inc(rows)
         self._buffered_bytes = 0
 
-    def _write_file(self, buffer: _Buffer, batches: list[Any]) -> None:
+    def _write_file(self, buffer: _Buffer, chunks: list[Chunk]) -> None:
         from service.prediction_log.log_parquet import in_time_order, write_table
 
-        table = in_time_order(batches, buffer.table.schema)
+        table = in_time_order(buffer.table.table(chunks))
         write_table(buffer.directory, table, 0, f"{self._writer}-{next(self._numbers):x}")
 
     def _drop(self, model: str, reason: Reason, rows: int, error: str | None = None) -> None:
