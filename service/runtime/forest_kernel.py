@@ -326,6 +326,7 @@ def kernel(dtype: Any) -> Any:
         few = count < record.few_rows
         block_rows = 1 if few else min(record.block_rows, count)
         lanes = trees if few else block_rows
+        one_row = 0 * width  # the stride of lanes that share a row; a literal would be compiled separately
         scratch = data_pointer(scratch_at, offset)
         prepared = carray(scratch, (block_rows, width), dtype)
         flat = carray(scratch, (block_rows * width,), dtype)
@@ -349,7 +350,7 @@ def kernel(dtype: Any) -> Any:
                 for t in range(trees):
                     at[t] = root[t]
                 descend_all(
-                    flat, 0, feature, threshold, left, missing, has_nan,
+                    flat, one_row, feature, threshold, left, missing, has_nan,
                     record.few_shallow, record.few_depth, at, unfinished,
                 )  # fmt: skip
                 add_trees(values, at, target, raw[start])

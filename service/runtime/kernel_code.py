@@ -158,9 +158,8 @@ def _functions(address: int) -> KernelFunction:
     )
 
 
-@cache
 def _target_machine() -> llvm.TargetMachine:
-    """The processor that runs this process."""
+    """Describe the processor that runs this process. An engine frees its own: none is shared."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
