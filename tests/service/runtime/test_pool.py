@@ -24,6 +24,7 @@ from tests.service.estimators import KILL_VALUE, SLEEP_OFFSET
 pytestmark = pytest.mark.anyio
 
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
+FIRST_SPARE_OTHER = (("flag", 1), ("flag", 2), ("forest", 1))
 NUMERIC = ("forest", "ridge", "two-labels", "price", "two-prices", "groups", "outliers", "ranks")
 
 
@@ -490,3 +491,34 @@ async def test_metrics_can_be_read_while_models_are_loaded_and_evicted(home: Pat
             *(call for pair in zip(predictions, metrics, strict=True) for call in pair)
         )
         assert {a.status_code for a in answers} == {200}
+
+
+async def test_a_spare_version_takes_no_memory_from_others(api: Api):
+    snapshot = api.services.snapshot
+    first, spare, other = (snapshot.resolve(name, number=n).id for name, n in FIRST_SPARE_OTHER)
+    pool = Pool(api.services.pool._load, 1 << 40)
+    size = (await pool.get(other)).runtime.bytes
+    pool.keep_only({})
+    await pool.get(first)
+    await pool.load_spare(spare)
+    pool._limit = pool.bytes
+    with pytest.raises(Unavailable, match="does not fit into the memory"):
+        await pool.load_spare(other)
+    assert [f"{m.name}:{m.number}" for m in pool.loaded()] == ["flag:1", "flag:2"]
+    pool._limit = pool.bytes + size - 1
+    await pool.get(other)  # evicts the spare version, although the first one was used earlier
+    assert [f"{m.name}:{m.number}" for m in pool.loaded()] == ["flag:1", "forest:1"]
+    await pool.close()
+
+
+async def test_a_spare_version_that_is_used_is_spare_no_longer(api: Api):
+    snapshot = api.services.snapshot
+    first, spare, other = (snapshot.resolve(name, number=n).id for name, n in FIRST_SPARE_OTHER)
+    pool = Pool(api.services.pool._load, 1 << 40)
+    await pool.get(first)
+    await pool.load_spare(spare)
+    await pool.warm([spare])
+    pool._limit = pool.bytes
+    await pool.get(other)
+    assert "flag:1" not in [f"{m.name}:{m.number}" for m in pool.loaded()]
+    await pool.close()

@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy
 from sqlalchemy.orm import Session
 
-from registry import aliases, db, keys, versions
+from registry import aliases, db, keys, traffic, versions
 from registry.errors import NotFound, NotReady
+from registry.traffic import NewTraffic
 from service.config import Settings
 from service.runtime import snapshot as snapshot_module
 from service.runtime.snapshot import Snapshot, SnapshotState
@@ -69,6 +70,25 @@ def test_an_alias_moved_by_another_connection_is_visible_soon(snapshot: Snapshot
         aliases.promote(session, "flag", "champion", 2, by="another process")
     other.dispose()
     assert becomes_true(lambda: snapshot.resolve("flag").number == 2)
+
+
+def test_a_split_of_another_connection_is_visible_soon_and_ends_with_a_move(snapshot: Snapshot, home: Path):
+    other = db.connect(Settings(home=home).url)
+    sessions = db.sessions(other)
+    with sessions.begin() as session:
+        aliases.promote(session, "flag", "challenger", 2, by="another process")
+        traffic.put(session, "flag", "champion", NewTraffic({1: 80, 2: 20}, shadow="challenger"), by="ann")
+    assert becomes_true(lambda: ("flag", "champion") in snapshot.state.traffic)
+    split = snapshot.state.traffic["flag", "champion"]
+    assert (split.own, split.limits, split.numbers, split.shadow) == (1, [800_000, 1_000_000], [1, 2], 2)
+    assert sorted(v.number for v in snapshot.split_versions()) == [1, 2]
+    with sessions.begin() as session:
+        aliases.promote(session, "flag", "challenger", 1, by="another process")
+    assert becomes_true(lambda: snapshot.state.traffic["flag", "champion"].shadow == 1)
+    with sessions.begin() as session:
+        aliases.promote(session, "flag", "champion", 2, by="another process")
+    other.dispose()
+    assert becomes_true(lambda: not snapshot.state.traffic)
 
 
 def test_a_process_reads_its_own_writes_at_once(snapshot: Snapshot, engine):
