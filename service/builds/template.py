@@ -53,11 +53,13 @@ PRELOAD: tuple[str, ...] = (
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     end_with_parent(int(sys.argv[2]))  # the imports take seconds, during which no socket is read
+    gc.disable()  # during the imports, whose objects are not garbage
     for module in PRELOAD:
         importlib.import_module(module)
     _load_kernel()
     gc.collect()
     gc.freeze()  # a collection in a child does not write to, and so does not copy, the shared objects
+    gc.enable()
     outlive_parent()
     with contextlib.suppress(ChannelBroken):  # the server ended meanwhile
         message_channel.send(control, Forked(0))
