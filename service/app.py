@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVarTuple, Unpack
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import Router
@@ -29,6 +30,7 @@ from service.online.predictor import Predictor
 from service.online.shadow import Shadows
 from service.online.traffic_split import SplitCalls
 from service.prediction_log.recorder import Recorder
+from service.process_group import ProcessGroup
 from service.runtime import libraries
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
@@ -44,9 +46,13 @@ if TYPE_CHECKING:
 
     from service.runtime.loading import LoadedModel
 
+Args = TypeVarTuple("Args")
+
 PREDICT_THREADS = 4
 MAINTENANCE_S = 5.0
 """Interval of `_maintain`."""
+LEAD_S = 1.0
+"""How long no process leads after the leader died."""
 MB = 1 << 20
 
 log = telemetry.logger(__name__)
@@ -60,13 +66,16 @@ class App(NamedTuple):
     management: LazyApp[FastAPI]
 
 
-def create_app(settings: Settings, forks: ForkServer | None = None) -> App:
-    """Build the layers, from the inside out. `forks` is the supervisor's fork server.
+def create_app(settings: Settings, forks: ForkServer | None = None, group: ProcessGroup | None = None) -> App:
+    """Build the layers, from the inside out.
+
+    `forks` is the supervisor's fork server. `group` are the web processes of the server, by default only this
+    one.
 
     FastAPI with the management routes (`service/management.py`, loaded after the server has started); the
     public probes and docs pages; predictions; limits of request bodies; access control.
     """
-    services = _create_services(settings, forks)
+    services = _create_services(settings, forks, group or ProcessGroup.of_one())
     shadows = Shadows(services.snapshot, services.pool, services.sessions)
     canaries = Canaries(services.sessions, services.snapshot.refresh, services.executor)
     management = LazyApp(lambda: _create_management(services))
@@ -103,7 +112,7 @@ def _create_management(services: Services) -> FastAPI:
     return create_management(services)
 
 
-def _create_services(settings: Settings, forks: ForkServer | None) -> Services:
+def _create_services(settings: Settings, forks: ForkServer | None, group: ProcessGroup) -> Services:
     engine = db.connect(settings.url)
     sessions = db.sessions(engine)
     store = Store(settings.blobs)
@@ -112,7 +121,7 @@ def _create_services(settings: Settings, forks: ForkServer | None) -> Services:
     executor = ThreadPoolExecutor(PREDICT_THREADS, thread_name_prefix="predict")
     recorder = Recorder(settings.predictions_directory)
     pool = Pool(_model_loader(settings, sessions, store, supervisor), settings.model_memory_mb * MB)
-    return Services(settings, engine, sessions, store, snapshot, pool, supervisor, recorder, executor)
+    return Services(settings, engine, sessions, store, snapshot, pool, supervisor, recorder, executor, group)
 
 
 def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, supervisor: Supervisor) -> Load:
@@ -135,14 +144,12 @@ async def _lifespan(services: Services, shadows: Shadows) -> AsyncIterator[None]
     pool_event, signing_event = _change_event(services), _change_event(services)
     services.snapshot.on_change.append(services.supervisor.wake)  # another process may have published
     await asyncio.to_thread(services.snapshot.start)
-    services.supervisor.start()
-    tasks = [
+    tasks: list[asyncio.Task[None]] = [
         asyncio.create_task(_keep_pool_current(services, pool_event)),
-        asyncio.create_task(TufSigning(services).run(signing_event)),
-        asyncio.create_task(_maintain(services)),
+        asyncio.create_task(_update_gauges(services)),
         asyncio.create_task(telemetry.flush_periodically()),
-        asyncio.create_task(_verify_outdated(services)),
     ]
+    tasks.append(asyncio.create_task(_lead(services, signing_event, tasks)))
     try:
         yield
     finally:
@@ -178,6 +185,31 @@ async def _keep_pool_current(services: Services, changed: asyncio.Event) -> None
         await services.pool.warm([v.id for v in used if v.fallback != "none"])
 
 
+async def _lead(services: Services, signing_event: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+    """Once this process leads its group, start what a server does once: builds, signatures, maintenance.
+
+    The tasks are appended to `tasks`.
+    """
+    while not services.group.try_to_lead():  # noqa: ASYNC110 - the kernel releases the lock
+        await asyncio.sleep(LEAD_S)
+    if services.group.size > 1:
+        log.info("leading", pid=os.getpid())
+    services.supervisor.start()
+    tasks += [
+        asyncio.create_task(TufSigning(services).run(signing_event)),
+        asyncio.create_task(_checkpoint(services)),
+        asyncio.create_task(_verify_outdated(services)),
+        asyncio.create_task(_report_builder(services)),
+    ]
+
+
+async def _report_builder(services: Services) -> None:
+    """Let the other processes know when no builds can be made: each of them reports whether it is ready."""
+    while True:
+        services.group.builder_problem = services.supervisor.forks.problem()
+        await asyncio.sleep(LEAD_S)
+
+
 async def _verify_outdated(services: Services) -> None:
     """Check the versions in use that were measured with other library versions than the installed ones."""
     try:
@@ -200,15 +232,25 @@ def _request_checks(services: Services) -> int:
     return len(outdated)
 
 
-async def _maintain(services: Services) -> None:
-    """Periodically checkpoint SQLite's log, and set the gauges that other web processes report."""
+async def _checkpoint(services: Services) -> None:
+    """Periodically checkpoint SQLite's log."""
     while True:
-        await asyncio.sleep(MAINTENANCE_S)
-        try:
-            await asyncio.to_thread(db.checkpoint, services.engine, services.settings.home)
-            await asyncio.to_thread(health.update_gauges, services)
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # tried again after the interval
-            log.warning("maintenance.failed", error=str(error))
+        await _maintain(db.checkpoint, services.engine, services.settings.home)
+
+
+async def _update_gauges(services: Services) -> None:
+    """Periodically set the gauges that other web processes report."""
+    while True:
+        await _maintain(health.update_gauges, services)
+
+
+async def _maintain(function: Callable[[Unpack[Args]], None], *args: *Args) -> None:
+    """Call the function after the interval. Errors are logged: it is called again after the next one."""
+    await asyncio.sleep(MAINTENANCE_S)
+    try:
+        await asyncio.to_thread(function, *args)
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        log.warning("maintenance.failed", error=str(error))
 
 
 def _shut_down(services: Services) -> None:

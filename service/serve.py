@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from prometheus_client import multiprocess
 
 from service import startup, telemetry
 from service.builds.process_signals import end_with_parent, stop_signal
 from service.builds.supervised_process import SupervisedProcess
 from service.config import Settings
 from service.prepare import prepare
+from service.process_group import ProcessGroup, create_shared_memory, mark_absent
 
 if TYPE_CHECKING:
     import uvicorn
@@ -37,7 +38,8 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code.
 
     With one of `workers`, requests are served in this process. With more, each web process is a supervised
-    child, and all share the listening socket. With `worker`, a batch worker is a supervised child, too.
+    child, and all share the listening socket (`service/acceptor.py`) and a `ProcessGroup`. With `worker`, a
+    batch worker is a supervised child, too.
     """
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
@@ -71,11 +73,13 @@ def run_web(
     listening: socket.socket,
     when_up: Callable[[], None] = lambda: None,
     when_stopping: Callable[[], None] = lambda: None,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Serve on `listening` in this process until SIGTERM or SIGINT.
 
-    `when_up` is called when all routes are available, `when_stopping` at the signal. Raises the error that
-    prevented the management routes from loading: the server ends without them.
+    `when_up` is called when all routes are available, `when_stopping` at the signal. `group`: the processes
+    that share `listening`. Raises the error that prevented the management routes from loading: the server
+    ends without them.
     """
     startup.pause_collector()
     # While uvicorn serves, it handles these signals: it shuts down and then raises the signal again, which by
@@ -84,19 +88,35 @@ def run_web(
         signal.signal(number, lambda *_: sys.exit(0))
     import uvicorn
 
+    from service.acceptor import Acceptor, CountedConnections
     from service.app import create_app
 
-    app = create_app(settings)
+    app = create_app(settings, group=group)
 
     class Server(uvicorn.Server):
+        acceptor: Acceptor | None = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            await super().startup(sockets if group is None else [])
+            if group is not None:
+                self.server_state.connections = connections = CountedConnections(group)
+                self.acceptor = Acceptor(listening, self._create_protocol, connections, group)
             self.completion = asyncio.create_task(self._complete())
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.services.shutting_down.set()
             when_stopping()
+            if self.acceptor is not None:
+                self.acceptor.close()
             await super().shutdown(sockets)
+
+        def _create_protocol(self) -> asyncio.Protocol:
+            """Create uvicorn's protocol for a connection, as its own `startup` does."""
+            return self.config.http_protocol_class(
+                config=self.config,  # type: ignore[call-arg]
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
 
         async def _complete(self) -> None:
             try:
@@ -169,7 +189,9 @@ def _run_web_processes(
     settings: Settings, listening: socket.socket, count: int, children: list[SupervisedProcess]
 ) -> int:
     metrics = create_metrics_directory(settings.home / "metrics").absolute()
-    processes = [*(_supervised_web_process(n + 1, listening, metrics) for n in range(count)), *children]
+    memory = create_shared_memory(count)
+    web_processes = [_supervised_web_process(n, count, listening, memory, metrics) for n in range(count)]
+    processes = [*web_processes, *children]
     wait_for_stop = stop_signal()
     _start(processes)
     wait_for_stop()
@@ -213,8 +235,9 @@ def _start(processes: list[SupervisedProcess]) -> None:
 def _stop(settings: Settings, processes: list[SupervisedProcess]) -> None:
     """Stop all processes at once, so that their grace periods overlap."""
     _terminate(processes)
+    deadline = time.monotonic() + settings.shutdown_grace_s + 5
     for process in processes:
-        process.stop(settings.shutdown_grace_s + 5)
+        process.stop(max(deadline - time.monotonic(), 0))
 
 
 def _terminate(processes: list[SupervisedProcess]) -> None:
@@ -222,27 +245,46 @@ def _terminate(processes: list[SupervisedProcess]) -> None:
         process.terminate()
 
 
-def _supervised_web_process(number: int, listening: socket.socket, metrics: Path) -> SupervisedProcess:
-    argv = [sys.executable, "-m", "service.serve", str(listening.fileno()), str(os.getpid())]
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    previous: subprocess.Popen[bytes] | None = None
+def _supervised_web_process(
+    number: int, count: int, listening: socket.socket, memory: int, metrics: Path
+) -> SupervisedProcess:
+    """Build the web process with this number (from 0) of `count`.
+
+    Its replacements continue its counters, because the number names the files of its metrics.
+    """
+    descriptors = [listening.fileno(), memory]
+    arguments = [*descriptors, number, count, os.getpid()]
+    argv = [sys.executable, "-m", "service.serve", *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        telemetry.PROCESS_VARIABLE: str(number),
+    }
+    starts = itertools.count()
 
     def start() -> subprocess.Popen[bytes]:
-        nonlocal previous
-        if previous is not None:  # its gauges of loaded models no longer count
-            multiprocess.mark_process_dead(previous.pid, str(metrics))  # type: ignore[no-untyped-call]
-        previous = subprocess.Popen(argv, pass_fds=[listening.fileno()], env=environment)
-        return previous
+        is_replacement = next(starts) > 0
+        return subprocess.Popen([*argv, str(int(is_replacement))], pass_fds=descriptors, env=environment)
 
-    return SupervisedProcess(f"web process {number}", start)
+    def forget() -> str:
+        """Remove what the process reported of itself while it ran."""
+        mark_absent(memory, number)
+        telemetry.delete_gauges(metrics, number)
+        return ""
+
+    return SupervisedProcess(f"web process {number + 1}", start, describe_end=forget)
 
 
-def run_web_process(descriptor: int, parent: int) -> None:
+def run_web_process(
+    descriptor: int, memory: int, number: int, count: int, parent: int, is_replacement: int
+) -> None:
     """Run one of several web processes. When its parent dies, it finishes the running requests and ends."""
     end_with_parent(parent, signal.SIGTERM)
     telemetry.configure_logging()
-    run_web(Settings(), socket.socket(fileno=descriptor))
+    if is_replacement:
+        telemetry.CHILD_RESTARTS.labels("web").inc()
+    run_web(Settings(), socket.socket(fileno=descriptor), group=ProcessGroup(memory, number, count))
 
 
 if __name__ == "__main__":
-    run_web_process(int(sys.argv[1]), int(sys.argv[2]))
+    run_web_process(*map(int, sys.argv[1:]))

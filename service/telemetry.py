@@ -1,7 +1,8 @@
 """Logs and metrics: JSON lines on stderr (colours on a terminal), and Prometheus metrics.
 
 With several web processes, `PROMETHEUS_MULTIPROC_DIR` is set before they start, and one scrape returns the
-metrics of all of them.
+metrics of all of them. Their files are named by the number of the process (`PROCESS_VARIABLE`), not by its
+id: a replaced process continues the counters of the one that ended.
 
 Requests and predictions are counted by meters: an observation appends to a list, which takes 0.1 us. A
 counter and a histogram of prometheus_client take 1 us, and 3 us with several web processes.
@@ -20,6 +21,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -29,6 +31,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
     multiprocess,
+    values,
 )
 from prometheus_client.registry import REGISTRY
 
@@ -39,6 +42,12 @@ with startup.hidden("rich"):  # structlog would import it for coloured traceback
     from structlog.tracebacks import ExceptionDictTransformer
 
 T = TypeVar("T")
+
+PROCESS_VARIABLE = "WEB_PROCESS_NUMBER"
+"""Environment variable: the number of this process among several web processes."""
+if (process_number := os.environ.get(PROCESS_VARIABLE)) is not None:
+    # before the first metric is created
+    values.ValueClass = values.MultiProcessValue(lambda: process_number)  # type: ignore[no-untyped-call]
 
 FLUSH_S = 0.25
 """Interval of `flush_periodically`: what a killed process may lose, and how far other processes may lag."""
@@ -67,12 +76,6 @@ PREDICT_SECONDS = BulkHistogram(
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 PREDICTED_ROWS = Counter("trivium_predicted_rows_total", "Rows predicted", ["model", "version", "runtime"])
-LOGGED_ROWS = Counter("trivium_prediction_log_rows_total", "Rows written to prediction logs", ["model"])
-DROPPED_ROWS = Counter(
-    "trivium_prediction_log_dropped_rows_total",
-    "Rows that prediction logs lack: queue_full, not_written (disk) or not_converted",
-    ["model", "reason"],
-)
 JOINT_CALLS = BulkHistogram(
     "trivium_joint_call_requests",
     "Requests that were answered by one call of a model with a queue",
@@ -139,6 +142,7 @@ EVICTIONS = Counter("trivium_model_evictions_total", "Models evicted from memory
 CHILD_RESTARTS = Counter(
     "trivium_child_restarts_total", "Child processes that died and were replaced", ["kind"]
 )
+WEB_PROCESSES = Gauge("trivium_web_processes", "Web processes that serve", multiprocess_mode="livesum")
 SNAPSHOT_AGE = Gauge(
     "trivium_snapshot_age_seconds",
     "Seconds since the registry's revision was last checked",
@@ -288,6 +292,11 @@ def metrics() -> bytes:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def delete_gauges(directory: Path, process: int) -> None:
+    """Delete the gauges of a web process that ended, from the directory of the metrics of all."""
+    multiprocess.mark_process_dead(process, str(directory))  # type: ignore[no-untyped-call]
 
 
 def configure_logging(level: int = logging.INFO) -> None:

@@ -41,7 +41,10 @@ log = telemetry.logger(__name__)
 
 
 class Supervisor:
-    """Starts, watches and ends every child that handles models. One per server process."""
+    """Starts, watches and ends every child that handles models.
+
+    Each web process has one, for its isolated models. Only that of the leader is started, and builds.
+    """
 
     def __init__(
         self,
@@ -93,8 +96,9 @@ class Supervisor:
                 thread.join(grace_s)
 
     def wake(self) -> None:
-        """Look for a task now: one was enqueued."""
-        self._wake.release()
+        """Look for a task now: one was enqueued. No effect before `start`."""
+        if self._threads[0].ident is not None:
+            self._wake.release()
 
     def step(self) -> bool:
         """Run one build or export, if one is due. Return whether one was."""

@@ -47,6 +47,7 @@ def update_gauges(services: Services) -> None:
     for runtime, count in services.pool.count_by_runtime().items():
         telemetry.LOADED_MODELS.labels(runtime).set(count)
     telemetry.LOADED_BYTES.set(services.pool.bytes)
+    telemetry.WEB_PROCESSES.set(1)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
     _update_differing(services)
     with db.reading(services.sessions) as session:
@@ -79,7 +80,7 @@ def run_checks(services: Services) -> dict[str, str]:
     checks["snapshot"] = (
         "ok" if age < STALE_S else f"the last successful read of the registry is {age:.0f} s old"
     )
-    checks["builder"] = services.supervisor.forks.problem() or "ok"
+    checks["builder"] = services.supervisor.forks.problem() or services.group.builder_problem or "ok"
     checks["data"] = _check_data_directory(services.store.incoming)
     return checks
 

@@ -13,6 +13,7 @@ from registry.artifacts import Store
 from service.builds.supervisor import Supervisor
 from service.config import Settings
 from service.prediction_log.recorder import Recorder
+from service.process_group import ProcessGroup
 from service.runtime.pool import Pool
 from service.runtime.snapshot import Snapshot
 
@@ -30,4 +31,5 @@ class Services:
     supervisor: Supervisor
     recorder: Recorder
     executor: Executor  # for predictions and model loads that run outside the event loop
+    group: ProcessGroup
     shutting_down: threading.Event = field(default_factory=threading.Event)  # ends endless responses

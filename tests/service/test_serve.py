@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -107,7 +108,23 @@ def test_metrics_include_all_processes(several: Server) -> None:
     before = predicted()
     for _ in range(40):
         assert several.call("POST", PREDICT, BODY)[0] == 200
-    assert distinct_results(predicted, 10) == {before + 40}
+    wait_for_all(predicted, before + 40)
+
+
+def test_connections_are_distributed_over_all_processes(several: Server) -> None:
+    address = ("127.0.0.1", several.port)
+    with contextlib.ExitStack() as opened:
+        connections = [opened.enter_context(socket.create_connection(address)) for _ in range(64)]
+        for connection in connections:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        ports = {connection.getsockname()[1] for connection in connections}
+        counts = [
+            sum(bool(c.raddr) and c.raddr.port in ports for c in process.net_connections("tcp"))
+            for process in web_processes(several).values()
+        ]
+    assert sum(counts) == 64
+    assert min(counts) >= 16
 
 
 def test_every_process_serves_requests(several: Server) -> None:
@@ -123,22 +140,33 @@ def test_every_process_serves_requests(several: Server) -> None:
     wait_for(idle_pids, lambda idle: not idle)
 
 
-def test_a_killed_web_process_is_replaced_and_its_models_are_no_longer_counted(several: Server) -> None:
-    def loaded() -> float:
-        text = several.call("GET", "/metrics")[1].decode()
-        return sum(map(float, re.findall(r"trivium_loaded_models\{.*\} (\S+)", text)))
+def leaders(server: Server) -> list[int]:
+    """The processes that have led so far, in order. The leader builds."""
+    return [record["pid"] for record in server.log_records() if record["event"] == "leading"]
 
-    before = web_processes(several)
+
+def test_one_process_builds_and_another_replaces_it_when_it_is_killed(several: Server) -> None:
+    def metric(name: str) -> float:
+        text = several.call("GET", "/metrics")[1].decode()
+        return sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", text, re.M)))
+
+    (leader,) = wait_for(lambda: leaders(several), bool)
+    wait_for(lambda: metric("trivium_web_processes"), lambda count: count == 2)
+    before, rows = web_processes(several), metric("trivium_predicted_rows_total")
     for _ in range(40):
         several.call("POST", PREDICT, BODY)
-    loaded_before = loaded()
-    killed_pid = next(iter(before.values()))
-    children = killed_pid.children(recursive=True)
-    killed_pid.kill()
+    wait_for(lambda: metric("trivium_predicted_rows_total"), lambda count: bool(count == rows + 40))
+    loaded = metric("trivium_loaded_models")
+    children = before[leader].children(recursive=True)
+    before[leader].kill()
     assert psutil.wait_procs(children, timeout=10)[1] == []
     wait_for(lambda: web_processes(several), lambda now: len(now.keys() - before.keys()) == 1)
     assert distinct_results(lambda: several.call("POST", PREDICT, BODY)[0]) == {200}
-    assert loaded() <= loaded_before
+    assert metric("trivium_loaded_models") <= loaded
+    assert metric("trivium_predicted_rows_total") >= rows + 40  # what the killed process counted still counts
+    wait_for(lambda: metric("trivium_web_processes"), lambda count: count == 2)
+    assert metric("trivium_child_restarts_total") >= 1
+    assert wait_for(lambda: leaders(several), lambda pids: len(pids) == 2)[1] in web_processes(several)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
