@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 Args = TypeVarTuple("Args")
 
-PREDICT_THREADS = 4
+PREDICT_THREADS = 2
+"""Threads that decode and encode. They hold Python's lock: more of them take turns from the event loop."""
 MAINTENANCE_S = 5.0
 """Interval of `_maintain`."""
 LEAD_S = 1.0

@@ -180,6 +180,8 @@ class Predictor:
         if (entry := self._pool.acquire_loaded(target.version.id)) is None:
             return None
         try:
+            if not entry.model.runs_at_once(1):  # it would be decoded twice
+                return None
             answered = _run_inline(entry.model, body, call_format, prediction_id)
         finally:
             self._pool.release(entry)
