@@ -104,6 +104,10 @@ def test_an_ensemble_gives_the_answers_of_scikit_learn(tmp_path: Path, name: str
             assert outputs[output].tolist() == answer.tolist()
         else:
             np.testing.assert_allclose(outputs[output], answer, rtol=1e-12, atol=1e-12)
+    some = np.arange(0, len(all_rows), 7)
+    alone = [runtime.run(Rows(matrix=all_rows[i : i + 1])) for i in some.tolist()]
+    for output, answer in outputs.items():
+        assert np.concatenate([a[output] for a in alone]).tolist() == answer[some].tolist(), "to the last bit"
 
 
 def test_ties_go_to_the_class_that_scikit_learn_predicts(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from registry.errors import Invalid
-from registry.rows import Outputs, Rows
+from registry.rows import Array, Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.runtime import kernel_table, node_file
-from service.runtime.column_steps import ColumnStep
+from service.runtime.column_steps import ColumnStep, apply_step
 from service.runtime.forest_runtime import ForestRuntime
 from service.runtime.kernel_code import load_or_compile
+from service.runtime.kernel_table import FEW_ROWS
+from service.runtime.loading import LoadedModel
 from service.runtime.nodes import NodeTable
 
 INPUTS = (Input("a", "float64"),)
@@ -115,6 +117,83 @@ def test_values_are_the_raw_answers_or_their_exponentials(tmp_path: Path) -> Non
     assert powers.tolist() == np.exp([0.5, 1.5, -1.5]).tolist()
     weighted = replace(nodes, weight=np.array([4.0]))
     assert answers(tmp_path, weighted, *VALUE)["value"].tolist() == [0.5, 0.75, 0.0]
+
+
+def test_rows_with_an_infinite_answer_are_refused_where_the_estimator_refuses_them(tmp_path: Path) -> None:
+    nodes = table([0.0], [1000.0], [-2.0], link="exp")
+    assert np.isinf(answers(tmp_path, nodes, *VALUE)["value"]).tolist() == [False, True, False]
+    signature = Signature("regression", INPUTS, VALUE)
+    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile(), requires_finite=True)
+    assert runtime.run(Rows(matrix=AT[[0, 2]]))["value"].tolist() == np.exp([0.0, -2.0]).tolist()
+    model = LoadedModel("m", 1, "forest", signature, runtime)
+    with pytest.raises(Invalid, match=r"^instance 1: the model refuses this row: an answer is not finite"):
+        model.run(Rows(matrix=AT))
+    model.close()
+
+
+def test_numbers_beyond_float32_are_refused_where_the_trees_round_to_it(tmp_path: Path) -> None:
+    nodes = table([10.0], [20.0], [30.0])
+    for beyond in (np.inf, -np.inf, 3.5e38, -1e300):
+        rows = np.vstack([AT, [[beyond]]])
+        with pytest.raises(Invalid, match=r'^instance 3: "a" is .* beyond the range of float32'):
+            answers(tmp_path, nodes, *VALUE, rows=rows)
+        exact = answers(tmp_path, replace(nodes, rounded=False), *VALUE, rows=rows)["value"]
+        assert exact.tolist() == [10, 20, 30, 30 if beyond > 0 else 10]
+
+
+def test_the_range_of_float32_is_that_of_the_numbers_after_the_column_steps(tmp_path: Path) -> None:
+    steps = (ColumnStep("divide", np.array([1e10])),)
+    nodes = table([10.0], [20.0], [30.0])
+    assert answers(tmp_path, nodes, *VALUE, rows=np.full((1, 1), 1e40), steps=steps)["value"].tolist() == [30]
+    enlarge = (ColumnStep("multiply", np.array([1e10])),)
+    with pytest.raises(Invalid, match="beyond the range of float32"):
+        answers(tmp_path, nodes, *VALUE, rows=np.full((1, 1), 1e30), steps=enlarge)
+
+
+def probes(numbers: Array) -> NodeTable:
+    """Three trees per column, each with an answer of its own: is it above the number, above the number before
+    it, and missing?"""
+    trees, below = 3 * len(numbers), np.nextafter(numbers, -np.inf)
+    thresholds = np.column_stack([numbers, below, np.full(len(numbers), np.inf)]).ravel()
+    node = np.arange(3 * trees).reshape(trees, 3)
+    missing_left = np.ones((trees, 3), bool)
+    missing_left[2::3, 0] = False
+    threshold = np.full((trees, 3), np.inf)
+    threshold[:, 0] = np.nan_to_num(thresholds, nan=0.5, posinf=np.inf, neginf=-np.inf)
+    feature = np.zeros((trees, 3), np.int32)
+    feature[:, 0] = np.repeat(np.arange(len(numbers)), 3)
+    return NodeTable(
+        feature=feature.ravel(),
+        threshold=threshold.ravel(),
+        left=np.column_stack([node[:, 1], node[:, 1], node[:, 2]]).astype(np.int32).ravel(),
+        missing_left=missing_left.ravel(),
+        values=np.tile([[0.0], [1.0], [2.0]], (trees, 1)),
+        cover=np.ones(3 * trees),
+        root=node[:, 0].astype(np.int32),
+        depth=1,
+        outputs=trees,
+        link="identity",
+        base=np.zeros(trees),
+        target=np.arange(trees, dtype=np.int32),
+        rounded=False,
+    )
+
+
+@pytest.mark.parametrize("operation", ["add", "subtract", "multiply", "divide", "maximum", "minimum", "fill"])
+def test_a_compiled_column_step_calculates_as_numpy_does(tmp_path: Path, operation: str) -> None:
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.5, -3.0, 5e-324, 1e308, 0.1]
+    values, numbers = map(np.ravel, np.meshgrid(special, special))
+    step = ColumnStep(operation, numbers)
+    expected = apply_step(step, values)
+    nodes = probes(expected)
+    node_file.save(nodes, tmp_path / "forest.npz", (step,))
+    names = tuple(f"y{i}" for i in range(nodes.outputs))
+    outputs = (Output("values", "float64", (-1, nodes.outputs), names),)
+    signature = Signature("regression", INPUTS * len(values), outputs)
+    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile())
+    for count in (1, FEW_ROWS):
+        answered = runtime.run(Rows(matrix=np.tile(values, (count, 1))))["values"]
+        assert answered.tolist() == np.tile(nodes.raw(expected[None]), (count, 1)).tolist()
 
 
 def test_column_steps_come_before_the_trees(tmp_path: Path) -> None:
