@@ -38,6 +38,7 @@ class Model:
         joblib.dump(self.fitted, folder / "model.joblib")
         (folder / "columns.json").write_text(json.dumps(self.columns))
         (folder / "names.json").write_text(json.dumps(list(self.rows[0])))
+        (folder / "rows.json").write_text(json.dumps(self.rows))
 
 
 def iris_forest() -> Model:

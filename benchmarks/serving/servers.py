@@ -34,6 +34,8 @@ QUIET_S, SETTLE_S = 4.0, 60.0
 """This server loads compiled code in the background; it is measured once it was idle for so long."""
 TOLERANCE = 1e-6
 """The largest difference of a probability from scikit-learn's."""
+ALONE = 8
+"""Rows whose answers are also checked without other requests at the same time."""
 MAX_BATCH = 32
 """The largest batch of servers that wait until it is full: the headline's concurrency, their best case."""
 QUIET = {
@@ -376,19 +378,28 @@ class Running:
         return " ".join(lines[-3:])[-300:]
 
     def check_answers(self, model: Model) -> None:
-        """Compare the answers to all rows, many at a time, with scikit-learn's. Raises `ServerFailed`."""
-        read = self.request.read
-        if read is None:
+        """Compare the answers to all rows with scikit-learn's, many at a time and some alone.
+
+        A row must not depend on the rows that share its batch. Raises `ServerFailed`.
+        """
+        if self.request.read is None:
             return
+        bodies = self.request.bodies
         with ThreadPoolExecutor(16) as pool:
-            contents = list(pool.map(self.call, self.request.bodies))
-        for number, (content, expected) in enumerate(zip(contents, model.answers, strict=True)):
+            contents = [*pool.map(self.call, bodies), *map(self.call, bodies[:ALONE])]
+        for number, content in enumerate(contents):
+            row, how = number % len(bodies), "alone" if number >= len(bodies) else "among others"
             try:
-                answer = np.asarray(read(json.loads(content)), np.float64)
+                answer = np.asarray(self.request.read(json.loads(content)), np.float64)
             except (ValueError, TypeError, LookupError) as error:
-                raise ServerFailed(f"row {number}: unexpected answer {content[:200]!r}") from error
+                raise ServerFailed(f"row {row}, sent {how}: unexpected answer {content[:200]!r}") from error
+            expected = model.answers[row]
             if answer.shape != (len(expected),) or not np.allclose(answer, expected, rtol=0, atol=TOLERANCE):
-                raise ServerFailed(f"row {number}: answered {answer.tolist()}, scikit-learn {expected}")
+                row_text = json.dumps(model.rows[row])
+                got, right = ([float(f"{p:.4g}") for p in values] for values in (answer.ravel(), expected))
+                raise ServerFailed(
+                    f"wrong probabilities for the row {row_text}, sent {how}: {got}; scikit-learn: {right}"
+                )
 
     def read_counters(self) -> dict[str, int]:
         """Return the metrics that show whether a variant did its work, summed up to the outcome or reason."""
