@@ -35,6 +35,13 @@ class Demo(NamedTuple):
     process: subprocess.Popen[str]
     output: str
 
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        address = re.search(r"^  (http://127.0.0.1:\d+)/docs$", self.output, re.MULTILINE)
+        assert address is not None, self.output
+        return address[1]
+
 
 def start_demo(folder: Path, *options: str) -> subprocess.Popen[str]:
     """Start a demo without `--once`, whose server keeps running."""
@@ -52,8 +59,46 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.fixture(scope="module")
-def stopped(running: Demo) -> Demo:
-    """The demo after ctrl-C, with its files."""
+def run_with_wrong_device(running: Demo) -> subprocess.CompletedProcess[str]:
+    """A run whose device answers wrongly, on the server of the demo.
+
+    A device replaces a damaged file, so a program that runs another one stands in for it.
+    """
+    program = textwrap.dedent(
+        """
+        import contextlib
+        import sys
+
+        url, *sys.path[:0] = sys.argv[1:]
+        import demo
+        from demo_steps import HOME, edge
+        from service.client import Client
+
+        run_on_device = edge.run_on_device
+
+        def run_wrongly(client, name, quantize, rows):
+            run = run_on_device(client, name, quantize, rows)
+            first = run.predictions[0]
+            first["label"] = next(c for c in first["probabilities"] if c != first["label"])
+            return run
+
+        @contextlib.contextmanager
+        def connected(port):
+            with Client(url, (HOME / "admin.key").read_text().strip()) as client:
+                yield client, None
+
+        edge.run_on_device, demo.serving = run_wrongly, connected
+        sys.argv = ["demo.py", "--port", "0", "--once"]
+        sys.exit(demo.main())
+        """
+    )
+    command = [sys.executable, "-c", program, running.url, str(DEMO.parent)]
+    return subprocess.run(command, cwd=running.folder, env=ENV, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def stopped(running: Demo, run_with_wrong_device: subprocess.CompletedProcess[str]) -> Demo:
+    """The demo after ctrl-C, with its files. Its server is no longer required."""
     running.process.send_signal(signal.SIGINT)
     running.process.send_signal(signal.SIGTERM)  # a second signal, as a closed terminal sends it, is ignored
     running.process.wait(timeout=60)
@@ -89,6 +134,14 @@ def test_a_demo_that_ends_during_the_servers_start_leaves_no_server(tmp_path: Pa
             demo.kill()  # otherwise a demo that ignores the signal would block the whole run
 
 
+def test_the_demo_fails_when_the_device_answers_differently(
+    run_with_wrong_device: subprocess.CompletedProcess[str],
+) -> None:
+    failed = run_with_wrong_device
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "Failed     the device's answers differ from scikit-learn's" in failed.stdout
+
+
 def test_the_commands_that_the_demo_prints_work_until_ctrl_c(
     running: Demo, request: pytest.FixtureRequest
 ) -> None:
@@ -106,9 +159,7 @@ def test_the_commands_that_the_demo_prints_work_until_ctrl_c(
     assert re.search(
         r"^Ran        job \d+, started by breast-cancer-weekly: accuracy 0\.9", output, re.MULTILINE
     )
-    docs = re.search(r"^  (http://127.0.0.1:\d+/docs)$", output, re.MULTILINE)
-    assert docs is not None
-    assert httpx.get(docs[1]).status_code == 200
+    assert httpx.get(f"{running.url}/docs").status_code == 200
     answers = [
         subprocess.run(["bash", "-euc", line], cwd=folder, env=ENV, check=True, capture_output=True).stdout
         for line in re.findall(r"^  (curl .*)$", output, re.MULTILINE)
@@ -125,13 +176,13 @@ def test_the_commands_that_the_demo_prints_work_until_ctrl_c(
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     bearer = {"Authorization": f"Bearer {key.read_text().strip()}"}
     allowed = {"/v1/edge/breast-cancer": 200, "/v1/edge/another": 403, "/v1/keys": 403}
-    responses = {path: httpx.get(docs[1].removesuffix("/docs") + path, headers=bearer) for path in allowed}
+    responses = {path: httpx.get(running.url + path, headers=bearer) for path in allowed}
     assert {path: response.status_code for path, response in responses.items()} == allowed
 
     request.getfixturevalue("stopped")
     assert running.process.returncode == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(docs[1])
+        httpx.get(running.url)
 
 
 def test_a_second_demo_reuses_the_models_and_files_of_the_first(second_output: str) -> None:
@@ -163,33 +214,3 @@ def test_a_cnn_is_served_and_exported_and_its_int8_file_is_a_third_as_large(
     assert second_output.count("Published  already, as version 1") == 2
     assert second_output.count("Exported   already, digits version 1") == 2
     assert len(re.findall(r"^Pulled .*: version 1 is current$", second_output, re.MULTILINE)) == 2
-
-
-def test_the_demo_fails_when_the_device_answers_differently(second_output: str, stopped: Demo) -> None:
-    # A device replaces a damaged file, so a program that runs another one stands in for it.
-    program = textwrap.dedent(
-        """
-        import sys
-        from pathlib import Path
-
-        sys.path.insert(0, str(Path(sys.argv[1])))
-        import demo
-        from demo_steps import edge
-
-        run_on_device = edge.run_on_device
-
-        def run_wrongly(client, name, quantize, rows):
-            run = run_on_device(client, name, quantize, rows)
-            first = run.predictions[0]
-            first["label"] = next(c for c in first["probabilities"] if c != first["label"])
-            return run
-
-        edge.run_on_device = run_wrongly
-        sys.argv = ["demo.py", *sys.argv[2:]]
-        sys.exit(demo.main())
-        """
-    )
-    command = [sys.executable, "-c", program, str(DEMO.parent), *COMMAND[2:], "--once"]
-    failed = subprocess.run(command, cwd=stopped.folder, env=ENV, capture_output=True, text=True)
-    assert failed.returncode == 1, failed.stdout + failed.stderr
-    assert "Failed     the device's answers differ from scikit-learn's" in failed.stdout
