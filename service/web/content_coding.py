@@ -92,7 +92,7 @@ ACCEPTED = "gzip, deflate, zstd"
 
 
 class DecodedBody:
-    """The `receive` of a request whose body is compressed.
+    """The `receive` of a request whose body is compressed. After the body it returns what the server's does.
 
     `receive` is the server's. Calling it raises HTTPException 415 for an unknown coding, 413 when the decoded
     body exceeds `limit` bytes, and `Invalid` when it cannot be decoded or ends early.
@@ -105,7 +105,7 @@ class DecodedBody:
         self._receive, self._coding, self._limit = receive, coding, limit
         self._decompressor = DECOMPRESSORS[coding]()
         self._input = b""
-        self._has_input, self._has_more, self._has_received = False, True, False
+        self._has_input, self._has_more, self._has_received, self._is_complete = False, True, False, False
         self._decoded = 0
 
     async def __call__(self) -> Message:
@@ -115,9 +115,12 @@ class DecodedBody:
                 if block:
                     await asyncio.sleep(0)  # other requests run between two blocks
                     return {"type": "http.request", "body": block, "more_body": True}
+            elif self._is_complete:
+                return await self._receive()
             elif not self._has_more:
                 if self._has_received and not self._decompressor.eof:
                     raise self._invalid("ends early")
+                self._is_complete = True
                 return {"type": "http.request", "body": b"", "more_body": False}
             else:
                 message = await self._receive()

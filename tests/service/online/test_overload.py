@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import time
@@ -192,13 +193,16 @@ async def test_a_full_queue_is_503_with_retry_after_and_drains(api: Api):
     assert (await api.predict("sleeper", ROW)).status_code == 200
 
 
-async def test_a_client_that_disconnects_leaves_the_queue(api: Api):
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_a_client_that_disconnects_leaves_the_queue(api: Api, coding: str):
+    body = json.dumps({"instances": [ROW]}).encode()
+    body = gzip.compress(body) if coding == "gzip" else body
     left, sent = asyncio.Event(), []
 
     async def receive() -> Message:
         if not sent:
             sent.append("request")
-            return {"type": "http.request", "body": json.dumps({"instances": [ROW]}).encode()}
+            return {"type": "http.request", "body": body}
         await left.wait()
         return {"type": "http.disconnect"}
 
@@ -210,7 +214,10 @@ async def test_a_client_that_disconnects_leaves_the_queue(api: Api):
         "method": "POST",
         "path": "/v1/models/sleeper/predict",
         "query_string": b"",
-        "headers": [(b"authorization", f"Bearer {api.admin}".encode())],
+        "headers": [
+            (b"authorization", f"Bearer {api.admin}".encode()),
+            (b"content-encoding", coding.encode()),
+        ],
     }
     async with busy_sleeper(api):
         before = count("trivium_joint_call_requests_sum", "sleeper")

@@ -10,8 +10,10 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from starlette.types import Message
 
 from service.config import Settings
+from service.web.content_coding import DecodedBody
 from tests.service.api import Api, check_problem, running_app
 
 if sys.version_info >= (3, 14):
@@ -61,6 +63,24 @@ async def small(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) ->
 async def byte_by_byte(content: bytes) -> AsyncIterator[bytes]:
     for index in range(len(content)):
         yield content[index : index + 1]
+
+
+@pytest.mark.parametrize("content", [BODY, b""])
+async def test_after_a_compressed_body_comes_what_the_server_receives(content: bytes):
+    messages: list[Message] = [
+        {"type": "http.request", "body": gzip.compress(content)},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    decoded = DecodedBody(receive, "gzip", MB)
+    body, message = b"", await decoded()
+    while message["more_body"]:
+        body, message = body + message["body"], await decoded()
+    assert body == content
+    assert await decoded() == {"type": "http.disconnect"}
 
 
 @pytest.mark.parametrize(("coding", "encode"), ENCODERS)
