@@ -133,6 +133,16 @@ def test_the_commands_of_the_online_page_do_what_it_describes(shell: Shell, publ
     assert "scoring service" in keys
 
 
+def test_the_commands_of_the_canary_page_do_what_it_describes(shell: Shell, published_iris: str) -> None:
+    publish, split, wider, over_http, shadow, end = shell.run_page("docs/howto/canary.md")
+    assert "petals:2 is ready" in publish
+    assert "petals@champion: version 1 answers 90 %, version 2 answers 10 %" in split
+    assert "traffic 1=50 2=50" in wider
+    assert json.loads(over_http)["shadow"] == 2
+    assert "shadow: version 2" in shadow
+    assert end.startswith("petals@champion: version 1 answers every call")
+
+
 def test_the_commands_of_the_open_inference_protocol_page_do_what_it_describes(
     shell: Shell, published_iris: str
 ) -> None:

@@ -26,6 +26,7 @@ from service.cli import (
     publish,
     schedules,
     server,
+    traffic,
     train,
     tuf,
     verify,
@@ -127,6 +128,7 @@ app.command("unarchive")(models.unarchive)
 app.command("delete")(models.delete)
 app.command("promote")(aliases.promote)
 app.command("rollback")(aliases.rollback)
+app.command("traffic")(traffic.traffic)
 app.command("history")(aliases.history)
 app.command("verify")(verify.verify)
 app.command("export")(exports.export)

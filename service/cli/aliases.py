@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from service.cli.connection import connect
+from service.cli.descriptions import event_name
 from service.cli.options import Json, Name, Reason, Version, parse_name, parse_version, without_none
 from service.cli.output import format_time, print_message, print_record, print_table
 
@@ -66,5 +67,5 @@ def history(
         answer = client.call("GET", url, params={"at": at}) if at else client.pages(url)
     events = answer.get("items", [answer])
     columns = ("at (UTC)", "version", "event", "by", "reason")
-    rows = ([format_time(e["at"]), e["version"], e["action"], e["by"], e["reason"]] for e in events)
+    rows = ([format_time(e["at"]), e["version"], event_name(e), e["by"], e["reason"]] for e in events)
     print_record(json, answer, lambda: print_table(columns, rows, f"{alias} was never set"))

@@ -141,6 +141,69 @@ def alias_names(record: Record) -> list[str]:
     return list(aliases)
 
 
+# Traffic
+
+
+def traffic_lines(record: Record) -> Iterator[str]:
+    """Describe how an alias's calls are answered, and how its shadow compares."""
+    yield f"{record['model']}@{record['alias']}: {_join_shares(record)}"
+    if record["sticky_header"]:
+        yield f"sticky: calls with the same {record['sticky_header']} get the same version"
+    if bounds := record["bounds"]:
+        limits = []
+        if bounds["error_rate"] is not None:
+            limits.append(f"{bounds['error_rate']:.4g} of the calls fail")
+        if bounds["p99_ms"] is not None:
+            limits.append(f"the 99th percentile is {bounds['p99_ms']:g} ms")
+        yield f"a canary goes back if more than {' or '.join(limits)}"
+    if record["shadow"] is not None:
+        kind = "version" if isinstance(record["shadow"], int) else "alias"
+        yield f"shadow: {kind} {record['shadow']}"
+    reason = f": {record['reason']}" if record["reason"] else ""
+    yield f"changed by {record['by']} at {format_time(record['at'])} UTC{reason}"
+    for entry in record["shadow_report"]:
+        yield from _shadow_lines(entry)
+
+
+def event_name(event: Record) -> str:
+    """Return the action of an event in an alias's history, with the weights that it set."""
+    if event["action"] != "traffic":
+        return str(event["action"])
+    if event["traffic"] is None:
+        return "traffic ended"
+    weights = " ".join(f"{version}={percent:g}" for version, percent in event["traffic"]["weights"].items())
+    shadow = event["traffic"]["shadow"]
+    return f"traffic {weights}" + ("" if shadow is None else f" shadow={shadow}")
+
+
+def _join_shares(record: Record) -> str:
+    shares = {version: percent for version, percent in record["weights"].items() if percent}
+    if len(shares) == 1:
+        return f"version {next(iter(shares))} answers every call"
+    return ", ".join(f"version {version} answers {percent:g} %" for version, percent in shares.items())
+
+
+def _shadow_lines(entry: Record) -> Iterator[str]:
+    name = f"shadow {entry['shadow_version']} beside version {entry['version']}"
+    if entry["rows"]:
+        yield (
+            f"{name}: {entry['agreement']:.2%} of {entry['rows']:,} rows agree; "
+            f"mean difference {entry['mean_difference']:.2g}, largest {entry['largest_difference']:.2g}"
+        )
+    else:
+        yield f"{name}: no rows were compared"
+    for version, latency in (
+        (entry["version"], entry["latency_ms"]),
+        (entry["shadow_version"], entry["shadow_latency_ms"]),
+    ):
+        if latency["calls"]:
+            yield f"  latency of version {version}: p50 {latency['p50']:g} ms, p99 {latency['p99']:g} ms"
+    if entry["failed"]:
+        yield f"  {entry['failed']:,} rows failed: {entry['last_error']}"
+    if entry["shed"]:
+        yield f"  {entry['shed']:,} rows were not compared: the server was busy, or loaded the shadow"
+
+
 def _describe_libraries(libraries: Record) -> str:
     """Versions by library and where each is known from; null is an unknown version."""
     parts = [

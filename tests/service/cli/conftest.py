@@ -147,3 +147,12 @@ def published(server, prototype, unique_name) -> str:
     while server.call("POST", f"/v1/models/{unique_name}/versions/1/predict", b"{}")[0] == 404:
         time.sleep(0.01)  # the server looks for changes every 100 ms
     return unique_name
+
+
+@pytest.fixture
+def two_versions(server, prototype, published) -> str:
+    """A model with two ready versions and no alias."""
+    copy_version(server.home, prototype, published, {"round": "two"})
+    while server.call("POST", f"/v1/models/{published}/versions/2/predict", b"{}")[0] == 404:
+        time.sleep(0.01)  # the server looks for changes every 100 ms
+    return published

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
-
-import pytest
-
-from tests.service.model_rows import copy_version
-
-
-@pytest.fixture
-def two_versions(server, prototype, published) -> str:
-    """A model with two ready versions and no alias."""
-    copy_version(server.home, prototype, published, {"round": "two"})
-    while server.call("POST", f"/v1/models/{published}/versions/2/predict", b"{}")[0] == 404:
-        time.sleep(0.01)  # the server looks for changes every 100 ms
-    return published
 
 
 def test_models_are_listed_with_their_aliases(live, two_versions):
