@@ -26,6 +26,7 @@ from service.config import Settings
 from service.edge.tuf_signing import TufSigning
 from service.online.canary import Canaries
 from service.online.hotpath import HotPath
+from service.online.lane import Lane
 from service.online.predictor import Predictor
 from service.online.shadow import Shadows
 from service.online.traffic_split import SplitCalls
@@ -35,7 +36,7 @@ from service.runtime import libraries
 from service.runtime.pool import Load, Pool
 from service.runtime.snapshot import Snapshot
 from service.web import health
-from service.web.auth import Guard, check_public
+from service.web.auth import Guard, KeyVerifier, check_public
 from service.web.body_limits import BodyLimits
 from service.web.docs_page import docs_routes
 from service.web.lazy_app import LazyApp
@@ -44,6 +45,7 @@ from service.web.services import Services
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from service.online.grpc_server import GrpcServer
     from service.runtime.loading import LoadedModel
 
 Args = TypeVarTuple("Args")
@@ -60,9 +62,14 @@ log = telemetry.logger(__name__)
 
 
 class App(NamedTuple):
-    """The application: `asgi` is what a server runs."""
+    """The application: `asgi` is what a server runs. It may answer requests with `lane` instead.
+
+    `grpc` listens while the application runs, if it has a port.
+    """
 
     asgi: ASGIApp
+    grpc: GrpcServer | None
+    lane: Lane
     services: Services
     management: LazyApp[FastAPI]
 
@@ -82,12 +89,6 @@ def create_app(settings: Settings, forks: ForkServer | None = None, group: Proce
     management = LazyApp(lambda: _create_management(services))
     public_routes = [*health.health_routes(services), *docs_routes()]
     check_public(public_routes)
-    router = _PublicRouter(
-        public_routes,
-        redirect_slashes=False,
-        default=management,
-        lifespan=lambda _: _lifespan(services, shadows),
-    )
     predictor = Predictor(
         services.snapshot,
         services.pool,
@@ -96,9 +97,17 @@ def create_app(settings: Settings, forks: ForkServer | None = None, group: Proce
         services.recorder,
         SplitCalls(canaries, shadows),
     )
+    grpc = None if settings.grpc_port is None else _create_grpc(services, predictor)
+    router = _PublicRouter(
+        public_routes,
+        redirect_slashes=False,
+        default=management,
+        lifespan=lambda _: _lifespan(services, shadows, grpc),
+    )
     predictions = HotPath(router, predictor)
     limited = BodyLimits(predictions, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
-    return App(Guard(limited, services.snapshot), services, management)
+    lane = Lane(KeyVerifier(services.snapshot), predictor)
+    return App(Guard(limited, services.snapshot), grpc, lane, services, management)
 
 
 class _PublicRouter(Router):
@@ -111,6 +120,12 @@ def _create_management(services: Services) -> FastAPI:
     from service.management import create_management  # imports FastAPI; runs in the thread of `LazyApp`
 
     return create_management(services)
+
+
+def _create_grpc(services: Services, predictor: Predictor) -> GrpcServer:
+    from service.online.grpc_server import GrpcServer  # imports grpc, which only an extra installs
+
+    return GrpcServer(services, predictor)
 
 
 def _create_services(settings: Settings, forks: ForkServer | None, group: ProcessGroup) -> Services:
@@ -140,7 +155,7 @@ def _model_loader(settings: Settings, sessions: db.Sessions, store: Store, super
 
 
 @asynccontextmanager
-async def _lifespan(services: Services, shadows: Shadows) -> AsyncIterator[None]:
+async def _lifespan(services: Services, shadows: Shadows, grpc: GrpcServer | None) -> AsyncIterator[None]:
     """Run the background tasks while the server runs."""
     pool_event, signing_event = _change_event(services), _change_event(services)
     services.snapshot.on_change.append(services.supervisor.wake)  # another process may have published
@@ -148,12 +163,17 @@ async def _lifespan(services: Services, shadows: Shadows) -> AsyncIterator[None]
     tasks: list[asyncio.Task[None]] = [
         asyncio.create_task(_keep_pool_current(services, pool_event)),
         asyncio.create_task(_update_gauges(services)),
+        asyncio.create_task(_use_compiled_kernel(services)),
         asyncio.create_task(telemetry.flush_periodically()),
     ]
     tasks.append(asyncio.create_task(_lead(services, signing_event, tasks)))
+    if grpc is not None:
+        await grpc.start()
     try:
         yield
     finally:
+        if grpc is not None:
+            await grpc.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -243,6 +263,12 @@ async def _update_gauges(services: Services) -> None:
     """Periodically set the gauges that other web processes report."""
     while True:
         await _maintain(health.update_gauges, services)
+
+
+async def _use_compiled_kernel(services: Services) -> None:
+    """Let tables of nodes answer once the template has compiled the kernel, which it does once per machine."""
+    while True:
+        await _maintain(services.pool.use_compiled_kernel)
 
 
 async def _maintain(function: Callable[[Unpack[Args]], None], *args: *Args) -> None:

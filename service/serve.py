@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from service import startup, telemetry
 from service.builds.process_signals import end_with_parent, stop_signal
 from service.builds.supervised_process import SupervisedProcess
-from service.config import Settings
+from service.config import PREFIX, Settings
+from service.online.grpc_port import reserve_port
 from service.prepare import prepare
 from service.process_group import ProcessGroup, create_shared_memory, mark_absent
 
@@ -44,11 +45,17 @@ def serve(settings: Settings, *, workers: int = 1, worker: bool = True) -> int:
     telemetry.configure_logging()
     listening = _bind(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
+    grpc_socket = None if settings.grpc_port is None else reserve_port(settings)  # open until the end
+    if grpc_socket is not None:
+        settings.grpc_port = grpc_socket.getsockname()[1]
+        # for the web processes: the command line may have set others
+        os.environ |= {f"{PREFIX}GRPC_PORT": str(settings.grpc_port), f"{PREFIX}HOST": settings.host}
     prepare(settings)
     log.info(
         "serving",
         url=f"http://{host}:{port}",
         docs=f"http://{host}:{port}/docs",
+        grpc=None if settings.grpc_port is None else f"{host}:{settings.grpc_port}",
         admin_key=str(settings.admin_key_file),
         workers=workers,
     )
@@ -90,6 +97,7 @@ def run_web(
 
     from service.acceptor import Acceptor, CountedConnections
     from service.app import create_app
+    from service.online.protocol import with_lane
 
     app = create_app(settings, group=group)
 
@@ -105,9 +113,11 @@ def run_web(
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.services.shutting_down.set()
+            if app.grpc is not None:
+                app.grpc.begin_stop()
             when_stopping()
             if self.acceptor is not None:
-                self.acceptor.close()
+                await self.acceptor.close()
             await super().shutdown(sockets)
 
         def _create_protocol(self) -> asyncio.Protocol:
@@ -127,17 +137,20 @@ def run_web(
             startup.resume_collector()
             when_up()
 
-    server = Server(web_config(app.asgi, settings))
+    server = Server(web_config(app.asgi, settings, with_lane(app.lane)))
     server.run([listening])
     server.completion.result()
 
 
-def web_config(app: Callable[..., Any], settings: Settings) -> uvicorn.Config:
-    """Return how uvicorn serves the ASGI application `app`."""
+def web_config(
+    app: Callable[..., Any], settings: Settings, protocol: type[asyncio.Protocol] | None = None
+) -> uvicorn.Config:
+    """Return how uvicorn serves the ASGI application `app`, by default with its own HTTP protocol."""
     import uvicorn
 
     return uvicorn.Config(
         app,
+        http=protocol or "auto",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -30,6 +30,8 @@ RequiredScope = vocabulary.Scope | Literal["any"]
 PUBLIC = re.compile(r"/livez|/readyz|/healthz|/docs|/v1/models/[^/]+/docs|/static/[^?]*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}\Z")
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})  # logged on failure or when slow
+UNAUTHORIZED = "unauthorized"
+"""The route of all calls without a valid key, in metrics."""
 SLOW_S = 1.0
 """Quiet requests that take longer are logged. Predictions are quiet: a log line costs more than a row."""
 
@@ -58,13 +60,33 @@ def check_public(routes: Sequence[Route]) -> None:
             raise RuntimeError(f"{route.path}: not public, so it must be a FastAPI route with a scope")
 
 
+class KeyVerifier:
+    """Verifies the keys of calls, `Authorization: Bearer KEY`. Not thread-safe."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._verifier = keys.Verifier()
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> RequestContext:
+        """Return the request's context: its id, and its key if the headers have a valid one."""
+        return RequestContext(
+            request_id_of(headers), self.verify(headers.get(b"authorization", b"")), headers
+        )
+
+    def verify(self, authorization: bytes) -> Key | None:
+        """Return the key, or None if there is none or it is unknown, revoked or expired."""
+        scheme, _, key_text = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+        return self._verifier.verify(key_text.strip().decode("latin-1"), self._snapshot.state.keys)
+
+
 class Guard:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, snapshot: Snapshot) -> None:
         self._app = app
-        self._snapshot = snapshot
-        self._verifier = keys.Verifier()
+        self._keys = KeyVerifier(snapshot)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -74,16 +96,13 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         start = time.perf_counter()
-        headers = combine_headers(scope["headers"])
-        authorization = headers.get(b"authorization", b"")
-        context = RequestContext(_request_id(headers), self._key(authorization), headers)
-        scope["context"] = context
+        context = scope["context"] = self._keys.authenticate(combine_headers(scope["headers"]))
         response = _TrackedSend(context, send)
         try:
             if context.key is not None or _is_public(scope):
                 await self._app(scope, receive, response)
             else:
-                await _unauthorized(scope, context, bool(authorization))(scope, receive, response)
+                await _unauthorized(scope, context)(scope, receive, response)
         except Exception as error:
             if response.finished:  # FastAPI sent a 500 and raised the error again, for the log
                 _log_error(error, scope, context)
@@ -92,13 +111,8 @@ class Guard:
                 raise
             await _error_response(error, scope, context)(scope, receive, response)
         finally:
-            _record_request(scope, context, time.perf_counter() - start)
-
-    def _key(self, authorization: bytes) -> Key | None:
-        scheme, _, key_text = authorization.partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-        return self._verifier.verify(key_text.strip().decode("latin-1"), self._snapshot.state.keys)
+            context.route = context.route or getattr(scope.get("route"), "path_format", None)
+            record_request(context, scope["method"], scope["path"], time.perf_counter() - start)
 
 
 class _TrackedSend:
@@ -113,16 +127,13 @@ class _TrackedSend:
         if message["type"] == "http.response.start":
             self.started = True
             self._context.status = message["status"]
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", self._context.request_id.encode()),
-            ]
+            message["headers"] = [*message.get("headers", ()), self._context.id_header]
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body")
         await self._send(message)
 
 
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     """Return the client's request id if it is well-formed, else a new one."""
     request_id = headers.get(b"x-request-id")
     if request_id is not None and _REQUEST_ID.match(request_id):
@@ -134,14 +145,21 @@ def _is_public(scope: Scope) -> bool:
     return scope["method"] in ("GET", "HEAD") and PUBLIC.fullmatch(scope["path"]) is not None
 
 
-def _unauthorized(scope: Scope, context: RequestContext, has_header: bool) -> ProblemResponse:
-    detail = (
-        "the API key is unknown, revoked or expired"
-        if has_header
-        else "an API key is required: send the header `Authorization: Bearer KEY`"
+def unauthorized_reason(has_header: bool) -> str:
+    """Return why a call without a valid key is denied."""
+    if has_header:
+        return "the API key is unknown, revoked or expired"
+    return "an API key is required: send the header `Authorization: Bearer KEY`"
+
+
+def _unauthorized(scope: Scope, context: RequestContext) -> ProblemResponse:
+    context.route = UNAUTHORIZED
+    problem = build_problem(
+        401,
+        unauthorized_reason(bool(context.headers.get(b"authorization"))),
+        scope["path"],
+        context.request_id,
     )
-    context.route = "unauthorized"
-    problem = build_problem(401, detail, scope["path"], context.request_id)
     return ProblemResponse(problem, [(b"www-authenticate", b"Bearer")])
 
 
@@ -162,17 +180,16 @@ def _log_error(error: Exception, scope: Scope, context: RequestContext) -> None:
     log.error("request.failed", request_id=context.request_id, path=scope["path"], exc_info=error)
 
 
-def _record_request(scope: Scope, context: RequestContext, seconds: float) -> None:
+def record_request(context: RequestContext, method: str, path: str, seconds: float) -> None:
     """Count the request, and log it unless it is quiet, fast and successful."""
-    route = context.route or getattr(scope.get("route"), "path_format", None) or "unknown"
-    telemetry.request_meter(route, scope["method"], context.status).observe(seconds)
-    quiet = context.quiet or scope["path"] in _QUIET_PATHS
+    telemetry.request_meter(context.route or "unknown", method, context.status).observe(seconds)
+    quiet = context.quiet or path in _QUIET_PATHS
     if context.status >= 500 or seconds > SLOW_S or not quiet:
         log.info(
             "request",
             request_id=context.request_id,
-            method=scope["method"],
-            path=scope["path"],
+            method=method,
+            path=path,
             status=context.status,
             ms=round(seconds * 1000, 1),
             key=context.key.id if context.key else None,

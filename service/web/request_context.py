@@ -23,6 +23,10 @@ class RequestContext:
     quiet: bool = False
     status: int = 500
 
+    @property
+    def id_header(self) -> tuple[bytes, bytes]:
+        return b"x-request-id", self.request_id.encode()
+
 
 def combine_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Return the headers by name. The values of a repeated one are joined by commas (RFC 9110, 5.3)."""

@@ -32,6 +32,7 @@ class Api:
     def __init__(self, settings: Settings, app: App, fastapi: FastAPI) -> None:
         self.settings = settings
         self.app = app.asgi
+        self.lane = app.lane
         self.fastapi = fastapi
         self.services: Services = app.services
         self.grpc = app.grpc
