@@ -24,6 +24,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NO_CHROMIUM = "requires Chromium, which is not on PATH"
 NO_TENSORFLOW = "requires TensorFlow, which is not installed"
 NO_PREFECT = "requires Prefect, which is not in .venv/prefect"
+NO_CLIENTS = "requires clients of the Open Inference Protocol, which are not in .venv/clients"
 
 
 class MissingProgram(NamedTuple):
@@ -38,6 +39,9 @@ MISSING_PROGRAMS = {
         "scripts/setup --keras with Python 3.11 to 3.13, on Linux or on macOS with Apple silicon",
     ),
     NO_PREFECT: MissingProgram("Prefect", "scripts/test-prefect, which installs it and runs these tests"),
+    NO_CLIENTS: MissingProgram(
+        "tritonclient, kserve and MLServer", "scripts/test-clients, which installs them and runs these tests"
+    ),
 }
 """Programs that tests require, by the reason of the skip."""
 
@@ -67,6 +71,14 @@ def require_prefect() -> Path:
     python = Path(__file__).parent.parent / ".venv/prefect/bin/python"
     if not python.exists():
         pytest.skip(NO_PREFECT)
+    return python
+
+
+def require_client(name: str) -> Path:
+    """Return the Python of an environment that scripts/test-clients creates; skip the test without it."""
+    python = Path(__file__).parent.parent / f".venv/clients/{name}/bin/python"
+    if not python.exists():
+        pytest.skip(NO_CLIENTS)
     return python
 
 
