@@ -63,11 +63,15 @@ class Acceptor:
         listening.setblocking(False)
         self._listen()
 
-    def close(self) -> None:
-        """Accept no more connections. The socket stays open."""
+    async def close(self) -> None:
+        """Accept no more connections, and wait until those accepted are in `connections`.
+
+        The socket stays open.
+        """
         self._loop.remove_reader(self._listening)
         if self._timer is not None:
             self._timer.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
         self._group.set_connections(ABSENT)
 
     def _listen(self) -> None:

@@ -29,8 +29,8 @@ class Process:
     def _create_protocol(self) -> asyncio.Protocol:
         return Connection(self.connections)
 
-    def close(self) -> None:
-        self.acceptor.close()
+    async def close(self) -> None:
+        await self.acceptor.close()
         self._listening.close()
         for connection in tuple(self.connections):
             connection.transport.abort()
@@ -64,7 +64,7 @@ async def processes(listening: socket.socket) -> AsyncIterator[tuple[Process, Pr
     started = Process(listening, memory, 0), Process(listening, memory, 1)
     yield started
     for process in started:
-        process.close()
+        await process.close()
     os.close(memory)
 
 
@@ -111,7 +111,7 @@ async def test_a_connection_that_no_other_process_accepts_is_accepted_late(
     anyio_backend: str, listening: socket.socket, processes: tuple[Process, Process]
 ) -> None:
     busy, hanging = processes
-    hanging.acceptor.close()
+    await hanging.acceptor.close()
     hanging.group.set_connections(0)  # as if it did not run, but had not ended
     async with await connect(listening, 8):
         assert len(busy.connections) == 8
@@ -125,6 +125,6 @@ async def test_a_process_that_closed_leaves_all_connections_to_the_others(
 ) -> None:
     monkeypatch.setattr(acceptor, "DEFERRAL_S", 60.0)
     closed, open_one = processes
-    closed.acceptor.close()
+    await closed.acceptor.close()
     async with await connect(listening, 8):
         assert len(open_one.connections) == 8

@@ -57,6 +57,13 @@ async def test_a_broken_builder_makes_the_server_unready(api: Api, monkeypatch: 
     assert (await api.anonymous.get("/livez")).status_code == 200
 
 
+async def test_a_broken_builder_of_another_process_makes_each_process_unready(api: Api):
+    api.services.group.builder_problem = "the template of the leader dies"
+    answer = await api.anonymous.get("/readyz")
+    api.services.group.builder_problem = None
+    assert (answer.status_code, answer.json()["checks"]["builder"]) == (503, "the template of the leader dies")
+
+
 def test_a_database_at_another_revision_is_rejected(tmp_path: Path):
     settings = Settings(home=tmp_path / "home")
     prepare(settings)
