@@ -8,11 +8,12 @@ measured in turn, `--rounds` times; the figures are medians over the rounds. A s
 stopped (SIGSTOP), so that it takes no time from the others. `wrk` sends 64 rows in turn, one in each request.
 The server has one core, wrk another.
 
-Without `--models`, `--servers` and `--concurrency`, all servers are measured at 1, 32 and 256 connections on
-the forest for the breast-cancer data, and at 32 connections, with batching where they have it, on the other
-models. A server that cannot be installed or started, or that answers wrongly, is named with the reason, and
-the run goes on. Every measurement is saved at once in tmp/online/; `--resume` continues an interrupted run.
-`--write` writes docs/performance/online.json, the figure and the section of docs/performance.md.
+Without `--models`, `--servers` and `--concurrency`, all servers are measured at 1, 32 and 256 connections
+on the forest for the breast-cancer data (those whose batching is off not at 256), and at 32 connections,
+with batching where they have it and for half as long, on the other models. A server that cannot be
+installed or started, or that answers wrongly, is named with the reason, and the run goes on. Every
+measurement is saved at once in tmp/online/; `--resume` continues an interrupted run. `--write` writes
+docs/performance/online.json, the figure and the section of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ CONCURRENCY = [1, 32, 256]
 QUICK = ["bare", "granian-rsgi", "granian-asgi", "trivium"]
 OTHER_MODELS = ["bare", "trivium", "flask", "fastapi", "mlserver-batching", "bentoml-batching"]
 OTHER_MODELS += ["litserve-batching", "mlflow"]
-LONGEST_S = 12
+LONGEST_S = 8
 """How long a slow server is measured at most, so that each connection gets two answers."""
 WRITTEN_S = 8.0
 """After this time without work, a server has written what it recorded."""
@@ -66,6 +67,7 @@ class Cell:
     model: str
     spec: ServerSpec
     concurrency: int
+    seconds: int
 
 
 @dataclass
@@ -74,7 +76,6 @@ class Run:
 
     file: ResultsFile
     cores: Cores
-    seconds: int
     rounds: int
     per_s: dict[Cell, float]
 
@@ -88,8 +89,13 @@ def plan(options: argparse.Namespace) -> list[Cell]:
         reduced = not chosen and not options.quick and model != HEADLINE
         names = options.servers or (QUICK if options.quick else OTHER_MODELS if reduced else list(SPECS))
         concurrency = options.concurrency or ([32] if reduced else [1, 32] if options.quick else CONCURRENCY)
-        cells += [Cell(model, SPECS[name], n) for name in SPECS if name in names for n in concurrency]
-    return cells
+        seconds = max(options.seconds // 2, 1) if reduced else options.seconds
+        cells += [
+            Cell(model, SPECS[name], n, seconds) for name in SPECS if name in names for n in concurrency
+        ]
+    if chosen:
+        return cells
+    return [cell for cell in cells if cell.concurrency < 256 or cell.spec.batching is not False]
 
 
 def measure_model(run: Run, name: str, cells: list[Cell]) -> None:
@@ -177,7 +183,7 @@ def measure(run: Run, server: Running, folder: Path, cell: Cell, round_: int) ->
             warm_up = wrk.run(server.port, script, cell.concurrency, 1, run.cores.load)
             run.per_s[cell] = warm_up.per_s
         server.tree.await_idle(0.1, 60)
-        seconds = _duration(run.per_s[cell], cell.concurrency, run.seconds)
+        seconds = _duration(run.per_s[cell], cell.concurrency, cell.seconds)
         cpu_before = server.tree.cpu_seconds()
         load = wrk.run(server.port, script, cell.concurrency, seconds, run.cores.load)
         cpu_s = server.tree.cpu_seconds() - cpu_before
@@ -297,7 +303,6 @@ def main() -> None:
     run = Run(
         ResultsFile(path, conditions(options, cores), options.resume),
         cores,
-        options.seconds,
         options.rounds,
         {},
     )
@@ -305,6 +310,8 @@ def main() -> None:
         measure_model(run, model, [cell for cell in cells if cell.model == model])
     summary = summarize(run.file.results)
     if options.write:
+        if HEADLINE not in run.file.results.models:
+            raise SystemExit(f"online: {HEADLINE} was not measured, so nothing was written; try --resume")
         write_docs(summary)
     print(report.dump(summary) if options.json else report.terminal(summary))
     sys.exit(1 if any(f.server in ("trivium", "bare") for f in run.file.results.failures) else 0)

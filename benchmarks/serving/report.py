@@ -193,7 +193,7 @@ def conditions(summary: dict[str, Any]) -> str:
     return (
         f"Measured on {summary['date']}, revision {run['revision']}: {m['processor']}, {m['cores']} cores, "
         f"{m['memory_gb']} GB, {m['system']}, Python {m['python']}, wrk {summary['wrk']}; {m['pinning']}. "
-        f"Medians of {run['rounds']} rounds of {run['seconds']} s (slow servers up to 12 s).{busy}"
+        f"Medians of {run['rounds']} rounds of {run['seconds']} s (slow servers up to 8 s).{busy}"
     )
 
 
@@ -213,7 +213,7 @@ def section(summary: dict[str, Any]) -> str:
         _markdown(*servers_table(figures, HEADLINE)),
         *(["\n".join(f"- {line}" for line in counters(figures))] if counters(figures) else []),
         "### Other models",
-        "Requests per second at 32 connections, peers with batching where they have it:",
+        "Requests per second at 32 connections, with batching where a peer has it, measured half as long:",
         _markdown(*models_table(figures)),
     ]
     if problems := failures(figures):
