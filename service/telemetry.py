@@ -67,8 +67,10 @@ class BulkHistogram(Histogram):
                 start = end
 
 
-REQUESTS = Counter("trivium_requests_total", "HTTP requests", ["route", "method", "status"])
-REQUEST_SECONDS = BulkHistogram("trivium_request_seconds", "Time to answer an HTTP request", ["route"])
+REQUESTS = Counter("trivium_requests_total", "HTTP requests and gRPC calls", ["route", "method", "status"])
+REQUEST_SECONDS = BulkHistogram(
+    "trivium_request_seconds", "Time to answer an HTTP request or gRPC call", ["route"]
+)
 PREDICT_SECONDS = BulkHistogram(
     "trivium_predict_seconds",
     "Time from a complete predict request to its response",
@@ -154,7 +156,7 @@ BUILD_QUEUE = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _ids = itertools.count(1)
