@@ -9,7 +9,6 @@ from registry import db
 from registry.errors import TriviumError
 from service.config import Settings
 from service.prepare import prepare
-from service.web.health import run_checks
 from service.web import health
 from tests.service.api import Api, check_problem, running_app
 
@@ -60,7 +59,7 @@ async def test_a_broken_builder_makes_the_server_unready(api: Api, monkeypatch: 
 
 async def test_a_broken_builder_of_another_process_makes_each_process_unready(api: Api):
     api.services.group.builder_problem = "the template of the leader dies"
-    checks = run_checks(api.services)  # before the event loop updates the problem
+    checks = health.run_checks(api.services)  # before the event loop updates the problem
     api.services.group.builder_problem = None
     assert checks["builder"] == "the template of the leader dies"
 
