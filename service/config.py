@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         description="memory limit of a build, of an export, of one step of a training, and of an isolated "
         "model",
     )
-    build_concurrency: int = Field(default=1, ge=1, description="concurrent builds per server process")
+    build_concurrency: int = Field(default=1, ge=1, description="concurrent builds per server")
 
     batch_roots: str = Field(
         default="",
