@@ -140,17 +140,19 @@ class ProcessTree:
                 return True
         return False
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """End the process with SIGTERM, then all that is left of it with SIGKILL."""
-        self.resume()
-        processes = self.processes()
+
+def stop(trees: list[ProcessTree], grace_s: float = 10.0) -> None:
+    """End all processes at once with SIGTERM, then those that are left with SIGKILL."""
+    processes = [process for tree in trees for process in tree.processes()]
+    for tree in trees:
+        tree.resume()
         with contextlib.suppress(psutil.NoSuchProcess):
-            self.root.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=grace_s)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, timeout=grace_s)
+            tree.root.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=grace_s)
 
 
 @dataclass(frozen=True)

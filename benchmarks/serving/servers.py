@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.serving import environments, protocols
-from benchmarks.serving.machine import ProcessTree, on_core
+from benchmarks.serving.machine import ProcessTree, on_core, stop
 from benchmarks.serving.models import Model
 from benchmarks.serving.protocols import Request
 from tests.harness.machine import free_port
@@ -413,7 +413,7 @@ class Running:
         return sum_counters(text, self.spec.counters)
 
     def stop(self) -> None:
-        self.tree.stop()
+        stop([self.tree])
 
 
 COUNTER = re.compile(r"^(\w+)\{(.*)\} ([0-9.e+]+)$", re.MULTILINE)
@@ -459,8 +459,7 @@ class ServerSet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._running.values():
-            server.stop()
+        stop([server.tree for server in self._running.values()])
 
     def _publish(self) -> dict[str, Any]:
         with Server(self._home, self.folder / "publish.log") as server:
