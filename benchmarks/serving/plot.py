@@ -9,10 +9,10 @@ from typing import Any
 
 from benchmarks.serving.environments import ROOT
 from benchmarks.serving.models import HEADLINE
-from benchmarks.serving.report import Figures, number
+from benchmarks.serving.report import Figures, number, rate_text
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-WIDTH, LABEL, BARS, LINE, TOP = 820, 262, 360, 27, 92
+WIDTH, LABEL, BARS, LINE, TOP = 860, 306, 360, 27, 92
 BAR_HEIGHT = 17
 
 
@@ -38,6 +38,7 @@ def path(theme: str) -> Path:
 @dataclass(frozen=True)
 class Bar:
     title: str
+    version: str
     role: str
     per_s: float
     alone_ms: float | None
@@ -48,6 +49,7 @@ def bars(figures: Figures, model: str = HEADLINE) -> list[Bar]:
     rows = [
         Bar(
             figures.servers[name]["title"],
+            figures.servers[name]["version"],
             figures.servers[name]["role"],
             rate,
             figures.get(model, name, 1, "p50_ms"),
@@ -77,7 +79,7 @@ def draw(summary: dict[str, Any], theme_name: str) -> str:
     where = f"{machine['processor']}, {machine['cores']} cores, loopback"
     note = f"{summary['date']}, {where}. Versions and caveats: docs/performance.md"
     body.append(_text(0, height - 10, note, theme.muted, size=12))
-    description = "; ".join(f"{bar.title}: {number(bar.per_s)} requests per second" for bar in rows)
+    description = "; ".join(f"{bar.title}: {rate_text(bar.per_s)} requests per second" for bar in rows)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
@@ -97,9 +99,9 @@ def _bar(bar: Bar, top: int, scale: float, theme: Theme, alone_x: int) -> list[s
     length = max(bar.per_s * scale, 1.0)
     baseline = top + BAR_HEIGHT - 4
     parts = [
-        _text(LABEL - 10, baseline, bar.title, theme.text, anchor="end", weight=weight),
+        _text(LABEL - 10, baseline, bar.title, theme.text, anchor="end", weight=weight, note=bar.version),
         f'<rect x="{LABEL}" y="{top}" width="{length:.1f}" height="{BAR_HEIGHT}" rx="2" fill="{color}"/>',
-        _text(LABEL + length + 7, baseline, number(bar.per_s), theme.text, weight=weight),
+        _text(LABEL + length + 7, baseline, rate_text(bar.per_s), theme.text, weight=weight),
     ]
     if bar.alone_ms is not None:
         parts.append(_text(alone_x, baseline, f"{number(bar.alone_ms)} ms", theme.muted, anchor="end"))
@@ -107,11 +109,23 @@ def _bar(bar: Bar, top: int, scale: float, theme: Theme, alone_x: int) -> list[s
 
 
 def _text(
-    x: float, y: float, text: str, color: str, *, size: int = 14, weight: int = 400, anchor: str = "start"
+    x: float,
+    y: float,
+    text: str,
+    color: str,
+    *,
+    size: int = 14,
+    weight: int = 400,
+    anchor: str = "start",
+    note: str = "",
 ) -> str:
+    """Return a text element; `note` follows the text in small letters."""
+    small = (
+        f'<tspan dx="6" font-size="11" font-weight="400" opacity="0.7">{escape(note)}</tspan>' if note else ""
+    )
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}" font-size="{size}" font-weight="{weight}" '
-        f'text-anchor="{anchor}">{escape(text)}</text>'
+        f'text-anchor="{anchor}">{escape(text)}{small}</text>'
     )
 
 

@@ -103,12 +103,19 @@ def targets(figures: Figures, model: str = HEADLINE) -> list[Target]:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits without an exponent, with separators; an empty text for None."""
+    """Two or three significant digits without an exponent; an empty text for None."""
     if value is None:
         return ""
     if value >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 or not value else f"{float(f'{value:.2g}'):f}".rstrip("0")
+
+
+def rate_text(per_s: float | None) -> str:
+    """Requests per second, without decimals from 10 on."""
+    return number(per_s) if per_s is None or per_s < 10 or per_s >= 100 else f"{per_s:.0f}"
 
 
 Row = list[str]
@@ -131,14 +138,14 @@ def servers_table(figures: Figures, model: str) -> tuple[Row, list[Row]]:
         server = figures.servers[name]
         at_32, alone, at_256 = (figures.cell(model, name, n) or {} for n in (32, 1, 256))
         memory = at_32 or alone or at_256
-        row = [_emphasize(server["title"], name), server["version"], number(at_32.get("per_s"))]
+        row = [_emphasize(server["title"], name), server["version"], rate_text(at_32.get("per_s"))]
         row += [
             number(ratio(at_32.get("per_s"), bare)),
             number(at_32.get("p50_ms")),
             number(at_32.get("p99_ms")),
         ]
         row += [number(at_32.get("cpu_us")), number(alone.get("p50_ms"))]
-        row += [number(at_256.get("per_s")), number(at_256.get("p99_ms"))]
+        row += [rate_text(at_256.get("per_s")), number(at_256.get("p99_ms"))]
         rows.append([*row, f"{memory['uss_mb']:.0f}", str(memory["processes"])])
     return header, rows
 
@@ -157,7 +164,7 @@ def models_table(figures: Figures) -> tuple[Row, list[Row]]:
     for model in models:
         name = model["model"]
         own, best = figures.get(name, "trivium", 32, "per_s"), figures.best_peer(name, 32)
-        rates = [number(figures.get(name, server, 32, "per_s")) or "-" for server in shown]
+        rates = [rate_text(figures.get(name, server, 32, "per_s")) or "-" for server in shown]
         share = number(ratio(own, figures.get(name, "bare", 32, "per_s")))
         cpu = number(figures.get(name, "trivium", 32, "cpu_us"))
         times = number(ratio(own, best[1] if best else None))

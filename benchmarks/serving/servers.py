@@ -230,7 +230,7 @@ ALL = [
     ),
     ServerSpec(
         "asgi-onnx",
-        "ASGI + ONNX Runtime, by hand",
+        "ASGI + ONNX, by hand",
         "onnxruntime",
         "by hand",
         _script(
@@ -243,7 +243,7 @@ ALL = [
     ),
     ServerSpec(
         "fastapi-onnx",
-        "FastAPI + ONNX Runtime, by hand",
+        "FastAPI + ONNX, by hand",
         "fastapi",
         "by hand",
         _script(

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.serving.machine import on_core
 from benchmarks.serving.protocols import Request
 
 REPORT = "wrk-report "
@@ -94,13 +95,11 @@ def _decimal(character: str) -> str:
 
 def run(port: int, lua: Path, connections: int, seconds: int, core: int | None) -> Load:
     """Load the server. Raises `WrkFailed`."""
-    pinned = ["taskset", "--cpu-list", str(core)] if core is not None and shutil.which("taskset") else []
-    command = [*pinned, require(), "--threads", "1", "--connections", str(connections)]
-    command += ["--duration", f"{seconds}s", "--timeout", f"{TIMEOUT_S}s", "--script", str(lua)]
+    command = [require(), "--threads", "1", "--connections", str(connections), "--script", str(lua)]
+    command += ["--duration", f"{seconds}s", "--timeout", f"{TIMEOUT_S}s", f"http://127.0.0.1:{port}"]
     try:
-        done = subprocess.run(
-            [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, timeout=seconds + 90
-        )
+        with on_core(core):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90)
     except subprocess.TimeoutExpired as error:
         raise WrkFailed(f"wrk did not end within {seconds + 90} s") from error
     if done.returncode:
