@@ -56,7 +56,7 @@ def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
     """Return the kernel and ONNX Runtime as a build creates them; None if the ONNX graph is not
     equivalent."""
     signature = describe.describe(model, None, Corrections.read(None)).signature
-    node_file.save(flatten.flatten(model), folder / "forest.npz")
+    node_file.save(flatten.flatten(model), folder / "forest.nodes")
     answer = EstimatorRuntime(model, signature).run
 
     def reference() -> list[parity.ReferenceBlock]:
@@ -64,7 +64,7 @@ def runtimes(model: Any, folder: Path) -> tuple[Any, Any]:
 
     chosen = candidates.choose(model, signature, reference, folder, OnnxRuntime).chosen
     onnx = OnnxRuntime(chosen.file, signature) if chosen and chosen.file else None
-    return ForestRuntime(folder / "forest.npz", signature, load_or_compile()), onnx
+    return ForestRuntime(folder / "forest.nodes", signature, load_or_compile()), onnx
 
 
 def scoring_functions(

@@ -46,7 +46,7 @@ class ForestRuntime:
         except Refused as error:
             raise Unavailable(str(error)) from error
         self._inputs = signature.inputs
-        self._table = kernel_table(nodes, self._steps, self._width)
+        self._table = kernel_table(nodes, self._steps, self._width)  # arrays in the file
         self._record = kernel_record(nodes, self._table, self._width)  # addresses in `_table`
         self.bytes = sum(a.nbytes for a in self._table) + self._record.nbytes
         record = self._record[0]

@@ -11,13 +11,13 @@ import numpy as np
 
 from registry.rows import Array
 from service.runtime.column_steps import ARITHMETIC, FILL, ColumnStep
-from service.runtime.nodes import Link, NodeTable, round_down
+from service.runtime.nodes import Link, NodeTable
 
 BLOCK = 256
 """Rows per block. With 30 features, a block and one tree fit into a core's second-level cache."""
 BLOCK_NUMBERS = 1 << 17
 """Limit of the numbers in a block: blocks of wide rows have fewer rows."""
-FEW_ROWS = 12
+FEW_ROWS = 10
 """Calls with fewer rows descend all trees of a row together, calls with more all rows of a block."""
 UNBALANCED = 1.5
 """A tree this many times as deep as its mean leaf is unbalanced.
@@ -90,7 +90,7 @@ class KernelTable(NamedTuple):
 
 
 def kernel_table(nodes: NodeTable, steps: tuple[ColumnStep, ...], width: int) -> KernelTable:
-    """Convert a table for rows of `width` numbers. Large arrays that need no change are not copied."""
+    """Convert a table that `node_file` has read, for rows of `width` numbers. Its arrays are not copied."""
     missing_right = np.empty(0, np.bool_) if nodes.missing_left.all() else ~nodes.missing_left
     target = np.empty(0, np.int32) if nodes.target is None else nodes.target
     depth, mean = tree_depths(nodes)
@@ -98,7 +98,7 @@ def kernel_table(nodes: NodeTable, steps: tuple[ColumnStep, ...], width: int) ->
     feature, left, root, target = (a.view(np.uint32) for a in (nodes.feature, nodes.left, nodes.root, target))
     return KernelTable(
         feature=feature,
-        threshold=round_down(nodes.threshold) if nodes.rounded else nodes.threshold,
+        threshold=nodes.threshold,
         left=left,
         missing_right=missing_right,
         values=nodes.values,

@@ -16,7 +16,7 @@ from service.compiler.trees import flatten, tree_pipeline
 from service.runtime import kernel_code, node_file
 from service.runtime.forest_runtime import ForestRuntime
 
-TABLE = "forest.npz"
+TABLE = "forest.nodes"
 
 
 def build_forest_table(

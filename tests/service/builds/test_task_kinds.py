@@ -47,14 +47,14 @@ def use_child(monkeypatch: pytest.MonkeyPatch) -> UseChild:
 
 def _built(request: Request) -> BuildResult:
     (Path(request.out) / "model.onnx").write_bytes(b"servable")
-    (Path(request.out) / "forest.npz").write_bytes(b"nodes")
+    (Path(request.out) / "forest.nodes").write_bytes(b"nodes")
     return BuildResult(
         state="ready",
         report={},
         signature=SIGNATURE,
         runtime="onnx",
         servable="model.onnx",
-        forest="forest.npz",
+        forest="forest.nodes",
     )
 
 
@@ -136,7 +136,7 @@ def test_a_build_leaves_no_file_of_its_child(
     assert list((settings.home / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("missing", ["model.onnx", "forest.npz"])
+@pytest.mark.parametrize("missing", ["model.onnx", "forest.nodes"])
 def test_a_build_that_names_a_file_that_it_did_not_write_is_rejected(
     supervisor: Supervisor, sessions: db.Sessions, store: Store, use_child: UseChild, missing: str
 ) -> None:

@@ -35,9 +35,9 @@ def test_a_forest_with_a_csv_example_is_served_by_onnx(tmp_path: Path) -> None:
     assert built.metrics["accuracy"] > 0.99
     assert built.report["parity"]["label_mismatches"] == 0
     assert set(built.report["parity"]["rows"]) == {"example", "random", "wide", "threshold"}
-    assert (built.forest, built.report["forest"]["label_mismatches"]) == ("forest.npz", 0)
+    assert (built.forest, built.report["forest"]["label_mismatches"]) == ("forest.nodes", 0)
     assert built.report["forest"]["rows"] == built.report["parity"]["rows"]
-    assert built.report["bytes"]["forest"] == (tmp_path / "out" / "forest.npz").stat().st_size
+    assert built.report["bytes"]["forest"] == (tmp_path / "out" / "forest.nodes").stat().st_size
     assert msgspec.json.decode(msgspec.json.encode(built.report)) == built.report
 
     answered = runtime(tmp_path, built).run(Rows(matrix=data.data.to_numpy()))
@@ -66,7 +66,7 @@ def test_the_table_includes_a_scaler_before_the_trees_unless_it_scales_in_float3
     model = make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0))
     model.fit(data.data, data.target)
     built = build_model(tmp_path, model, data.data)
-    assert (built.forest, built.report["forest"]["label_mismatches"]) == ("forest.npz", 0)
+    assert (built.forest, built.report["forest"]["label_mismatches"]) == ("forest.nodes", 0)
     (tmp_path / "again").mkdir()
     single = {"inputs": [{"name": name, "dtype": "float32"} for name in data.data.columns]}
     built = build_model(tmp_path / "again", model, data.data, signature=single)

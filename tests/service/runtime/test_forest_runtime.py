@@ -59,8 +59,8 @@ def signature_of(model: Any) -> Signature:
 
 def served(folder: Path, model: Any) -> ForestRuntime:
     steps, last = split_forest_pipeline(model)
-    node_file.save(flatten(last), folder / "forest.npz", steps)
-    return ForestRuntime(folder / "forest.npz", signature_of(model), load_or_compile())
+    node_file.save(flatten(last), folder / "forest.nodes", steps)
+    return ForestRuntime(folder / "forest.nodes", signature_of(model), load_or_compile())
 
 
 def rows_around_thresholds(model: Any, rows: Array, limit: int = 2000) -> Array:
@@ -244,7 +244,7 @@ TARGETS = Signature("regression", MATCHING.inputs, (Output("values", "float64", 
     "signature", [TEXT, NARROW_SIGNATURE, CLASSES, TARGETS], ids=["text", "narrow", "class", "two"]
 )
 def test_a_table_that_does_not_fit_the_signature_is_unavailable(tmp_path: Path, signature: Signature) -> None:
-    path = tmp_path / "forest.npz"
+    path = tmp_path / "forest.nodes"
     node_file.save(flatten(RandomForestRegressor(2, random_state=0).fit(DATA.x, DATA.value)), path)
     assert ForestRuntime(path, MATCHING, load_or_compile()).bytes > 0
     with pytest.raises(Unavailable, match="table of nodes"):

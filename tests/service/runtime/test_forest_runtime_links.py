@@ -46,8 +46,8 @@ def table(*leaves: list[float], **fields: Any) -> NodeTable:
 
 def answers(folder: Path, nodes: NodeTable, *outputs: Output, rows: Any = AT, steps: Any = ()) -> Outputs:
     task = "regression" if outputs == VALUE else "classification"
-    node_file.save(nodes, folder / "forest.npz", steps)
-    runtime = ForestRuntime(folder / "forest.npz", Signature(task, INPUTS, outputs), load_or_compile())  # type: ignore[arg-type]
+    node_file.save(nodes, folder / "forest.nodes", steps)
+    runtime = ForestRuntime(folder / "forest.nodes", Signature(task, INPUTS, outputs), load_or_compile())  # type: ignore[arg-type]
     return runtime.run(Rows(matrix=rows))
 
 
@@ -72,9 +72,9 @@ def test_a_raw_answer_equal_to_the_cut_is_above_it_where_the_cut_is_inclusive(
 def test_an_outlier_detector_labels_by_its_cut_and_scores_by_its_slope(tmp_path: Path) -> None:
     nodes = table([3.0], [4.0], [8.0], link="isolation", cut=4.0, cut_score=0.75, slope=0.25, inclusive=True)
     outputs = (Output("label", "int64", (-1,)), Output("score", "float64", (-1,)))
-    node_file.save(nodes, tmp_path / "forest.npz")
+    node_file.save(nodes, tmp_path / "forest.nodes")
     answered = ForestRuntime(
-        tmp_path / "forest.npz", Signature("outlier", INPUTS, outputs), load_or_compile()
+        tmp_path / "forest.nodes", Signature("outlier", INPUTS, outputs), load_or_compile()
     ).run(Rows(AT))
     assert answered["label"].tolist() == [-1, 1, 1]
     assert answered["score"].tolist() == [0.75 - 2.0**-0.75, 0.75 - 0.5, 0.75 - 0.25]
@@ -123,7 +123,7 @@ def test_rows_with_an_infinite_answer_are_refused_where_the_estimator_refuses_th
     nodes = table([0.0], [1000.0], [-2.0], link="exp")
     assert np.isinf(answers(tmp_path, nodes, *VALUE)["value"]).tolist() == [False, True, False]
     signature = Signature("regression", INPUTS, VALUE)
-    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile(), requires_finite=True)
+    runtime = ForestRuntime(tmp_path / "forest.nodes", signature, load_or_compile(), requires_finite=True)
     assert runtime.run(Rows(matrix=AT[[0, 2]]))["value"].tolist() == np.exp([0.0, -2.0]).tolist()
     model = LoadedModel("m", 1, "forest", signature, runtime)
     with pytest.raises(Invalid, match=r"^instance 1: the model refuses this row: an answer is not finite"):
@@ -186,11 +186,11 @@ def test_a_compiled_column_step_calculates_as_numpy_does(tmp_path: Path, operati
     step = ColumnStep(operation, numbers)
     expected = apply_step(step, values)
     nodes = probes(expected)
-    node_file.save(nodes, tmp_path / "forest.npz", (step,))
+    node_file.save(nodes, tmp_path / "forest.nodes", (step,))
     names = tuple(f"y{i}" for i in range(nodes.outputs))
     outputs = (Output("values", "float64", (-1, nodes.outputs), names),)
     signature = Signature("regression", INPUTS * len(values), outputs)
-    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile())
+    runtime = ForestRuntime(tmp_path / "forest.nodes", signature, load_or_compile())
     for count in (1, FEW_ROWS):
         answered = runtime.run(Rows(matrix=np.tile(values, (count, 1))))["values"]
         assert answered.tolist() == np.tile(nodes.raw(expected[None]), (count, 1)).tolist()
@@ -217,9 +217,9 @@ def test_the_depths_of_trees_and_of_their_mean_leaves() -> None:
 
 
 def test_the_size_of_a_table_is_that_of_its_arrays(tmp_path: Path) -> None:
-    node_file.save(table([1.0], [2.0], [3.0]), tmp_path / "forest.npz")
+    node_file.save(table([1.0], [2.0], [3.0]), tmp_path / "forest.nodes")
     signature = Signature("regression", INPUTS, VALUE)
-    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile())
+    runtime = ForestRuntime(tmp_path / "forest.nodes", signature, load_or_compile())
     per_node = 4 + 4 + 4 + 8  # feature, threshold in float32, left child, one value
     per_tree = 3 * 4  # root, shallow and deep levels
     assert (

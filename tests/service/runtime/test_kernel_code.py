@@ -45,7 +45,7 @@ def file(code: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_process_without_numba_gives_the_same_answers(tmp_path: Path, code: bytes) -> None:
     model = GradientBoostingClassifier(n_estimators=5, random_state=0).fit(DATA.x, DATA.two)
-    node_file.save(flatten(model), tmp_path / "forest.npz")
+    node_file.save(flatten(model), tmp_path / "forest.nodes")
     np.save(tmp_path / "rows.npy", DATA.x)
     program = f"""
 import sys
@@ -58,7 +58,7 @@ from service.runtime import kernel_code
 from service.runtime.forest_runtime import ForestRuntime
 signature = msgspec.json.decode({msgspec.json.encode(SIGNATURE)!r}, type=Signature)
 folder = Path({str(tmp_path)!r})
-runtime = ForestRuntime(folder / "forest.npz", signature, kernel_code.load())
+runtime = ForestRuntime(folder / "forest.nodes", signature, kernel_code.load())
 np.save(folder / "answers.npy", runtime.run(Rows(matrix=np.load(folder / "rows.npy")))["probabilities"])
 print([name for name in ("numba", "sklearn", "onnxruntime", "scipy") if name in sys.modules])
 """

@@ -16,7 +16,7 @@ from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, Random
 from registry.errors import Refused
 from service.compiler.trees.flatten import flatten
 from service.runtime import node_file
-from service.runtime.nodes import NodeTable
+from service.runtime.nodes import NodeTable, round_down
 from tests.service.compiler.tflite import cases
 
 DATA = cases.data(300)
@@ -27,7 +27,7 @@ BOOSTED = flatten(GradientBoostingClassifier(n_estimators=3, random_state=0).fit
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "forest.npz"
+    path = tmp_path_factory.mktemp("saved") / "forest.nodes"
     node_file.save(FOREST, path)
     return path
 
@@ -38,21 +38,42 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["fractions", "softmax", "isolation"],
 )
 def test_a_loaded_table_equals_the_saved_table(tmp_path: Path, nodes: NodeTable) -> None:
-    size = node_file.save(nodes, tmp_path / "forest.npz")
-    assert size == (tmp_path / "forest.npz").stat().st_size
-    read, steps = node_file.load(tmp_path / "forest.npz", FEATURES)
+    size = node_file.save(nodes, tmp_path / "forest.nodes")
+    assert size == (tmp_path / "forest.nodes").stat().st_size
+    read, steps = node_file.load(tmp_path / "forest.nodes", FEATURES)
     assert steps == ()
     for field in fields(NodeTable):
-        if field.name != "cover":
+        if field.name == "threshold" and nodes.rounded:
+            np.testing.assert_array_equal(read.threshold, round_down(nodes.threshold))
+            assert read.threshold.dtype == np.float32
+        elif field.name != "cover":
             np.testing.assert_array_equal(getattr(read, field.name), getattr(nodes, field.name))
             assert type(getattr(read, field.name)) is type(getattr(nodes, field.name))
 
 
+def test_the_arrays_of_a_file_are_mapped_and_read_only(saved: Path) -> None:
+    read, _ = node_file.load(saved, FEATURES)
+    arrays = (read.feature, read.threshold, read.left, read.missing_left, read.values, read.root)
+    for array in arrays:
+        assert not array.flags.writeable
+        assert array.ctypes.data % node_file.ALIGNMENT == 0
+        while not isinstance(array, np.memmap):
+            assert isinstance(array.base, np.ndarray)
+            array = array.base
+
+
+def test_a_table_stays_usable_when_its_file_is_deleted(tmp_path: Path) -> None:
+    node_file.save(FOREST, tmp_path / "forest.nodes")
+    read, _ = node_file.load(tmp_path / "forest.nodes", FEATURES)
+    (tmp_path / "forest.nodes").unlink()
+    np.testing.assert_array_equal(read.values, FOREST.values)
+
+
 def write_changed(path: Path, copy: Path, **parts: Any) -> Path:
     """Write a copy of the file with other parts. The value None removes a part."""
-    with np.load(path) as file:
-        content = {**file, **parts}
-    np.savez(copy, **{name: part for name, part in content.items() if part is not None})
+    content = {**node_file.read_parts(path), **parts}
+    kept = {name: np.asarray(part) for name, part in content.items() if part is not None}
+    node_file.write_parts(copy, kept)
     return copy
 
 
@@ -86,6 +107,10 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "a column too short": lambda p: {"threshold": p["threshold"][:-1]},
     "another dtype": lambda p: {"left": p["left"].astype(np.int64)},
     "another number of dimensions": lambda p: {"values": p["values"][:, 0]},
+    "thresholds that are not rounded": lambda p: {"threshold": p["threshold"].astype(np.float64)},
+    "a slope of another type": lambda p: {"slope": np.array([1.0])},
+    "a cut of text": lambda p: {"cut": np.array("1.0")},
+    "blocks of fractions": lambda p: {"blocks": p["blocks"].astype(np.float64)},
     "a leaf value missing": lambda p: {"values": p["values"][:-1]},
     "leaf values too wide": lambda p: {"values": np.hstack([p["values"], p["values"]])},
     "leaf values of width 0": lambda p: {"values": p["values"][:, :0]},
@@ -122,8 +147,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_table_is_refused(tmp_path: Path, saved: Path, damage: Callable[[Any], Any]) -> None:
-    with np.load(saved) as file:
-        parts = damage(dict(file))
+    parts = damage(node_file.read_parts(saved))
     with pytest.raises(Refused, match="table of nodes"):
         node_file.load(write_changed(saved, tmp_path / "damaged.npz", **parts), FEATURES)
 
@@ -147,8 +171,7 @@ def of_targets(parts: dict[str, Any], target: list[int]) -> dict[str, Any]:
 def test_each_tree_adds_to_one_of_the_answers(
     tmp_path: Path, saved: Path, target: list[int], accepted: bool
 ) -> None:
-    with np.load(saved) as file:
-        parts = of_targets(dict(file), target)
+    parts = of_targets(node_file.read_parts(saved), target)
     path = write_changed(saved, tmp_path / "targets.npz", **parts)
     if accepted:
         assert node_file.load(path, FEATURES)[0].target is not None
@@ -196,14 +219,13 @@ def test_all_paths_of_a_loaded_table_end_at_a_leaf(
 ) -> None:
     own = np.arange(len(left_children))
     children = np.array(left_children, dtype=np.int32)
-    leaf_count = int((children == own).sum())
     parts = {
         "left": children,
         "root": np.array(root, dtype=np.int32),
         "feature": np.zeros(len(left_children), np.int32),
-        "threshold": np.where(children == own, np.inf, 0.0),
+        "threshold": np.where(children == own, np.inf, 0.0).astype(np.float32),
         "missing_left": np.ones(len(left_children), bool),
-        "values": np.ones((leaf_count, FOREST.outputs)),
+        "values": np.ones((len(left_children), FOREST.outputs)),
         "weight": np.ones(len(root)),
     }
     try:

@@ -64,8 +64,8 @@ def test_an_imputed_value_equal_to_a_threshold_goes_left_in_onnx_and_in_the_tabl
     assert expected[0] == int(above)
     assert in_onnx(tmp_path, model, rows)["label"].tolist() == expected
     column_steps, last = split_forest_pipeline(model)
-    node_file.save(flatten(last), tmp_path / "forest.npz", column_steps)
-    table = ForestRuntime(tmp_path / "forest.npz", signature_of(model), load_or_compile())
+    node_file.save(flatten(last), tmp_path / "forest.nodes", column_steps)
+    table = ForestRuntime(tmp_path / "forest.nodes", signature_of(model), load_or_compile())
     assert table.run(Rows(matrix=rows))["label"].tolist() == expected
 
 

@@ -261,7 +261,7 @@ def test_a_search_over_a_soft_vote_converts_to_onnx(tmp_path: Path) -> None:
 def test_a_forest_inside_a_wrapper_gets_its_table_of_nodes(tmp_path: Path, wrap: Any) -> None:
     scaled = make_pipeline(make_pipeline(SimpleImputer(), StandardScaler()), RandomForestRegressor(3))
     built = build_model(tmp_path, wrap(scaled.fit(FRAME, FRAME.a)), FRAME)
-    assert built.forest == "forest.npz", built.report["forest"]
+    assert built.forest == "forest.nodes", built.report["forest"]
 
 
 def test_a_classifier_in_a_frozen_estimator_keeps_its_labels(tmp_path: Path) -> None:

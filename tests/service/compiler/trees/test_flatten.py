@@ -41,10 +41,10 @@ RANDOM_ROWS = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32).a
 def all_answers(folder: Path, model: Any, rows: Array) -> dict[str, Outputs]:
     """The answers of the estimator itself and of its forms, for rows that float32 holds exactly."""
     signature = signature_of(model)
-    node_file.save(flatten(model), folder / "forest.npz")
+    node_file.save(flatten(model), folder / "forest.nodes")
     forms: dict[str, Any] = {
         "estimator": EstimatorRuntime(model, signature),
-        "table": ForestRuntime(folder / "forest.npz", signature, load_or_compile()),
+        "table": ForestRuntime(folder / "forest.nodes", signature, load_or_compile()),
         "tflite": loaded(folder, conversion.convert(model, signature), signature),
     }
     if not isinstance(model, AdaBoostClassifier):  # converted by skl2onnx itself

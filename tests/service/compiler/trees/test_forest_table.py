@@ -24,9 +24,9 @@ DATA = cases.data(100)
 
 def test_a_table_that_answers_a_row_alone_differently_is_refused(tmp_path: Path) -> None:
     model = RandomForestClassifier(3, random_state=0).fit(DATA.x, DATA.names)
-    node_file.save(flatten(model), tmp_path / "forest.npz")
+    node_file.save(flatten(model), tmp_path / "forest.nodes")
     signature = describe(model, None, Corrections.read(None)).signature
-    runtime = ForestRuntime(tmp_path / "forest.npz", signature, load_or_compile())
+    runtime = ForestRuntime(tmp_path / "forest.nodes", signature, load_or_compile())
     blocks = parity.reference(runtime.run, {"random": Rows(matrix=DATA.x)})
     _require_same_answers_alone(runtime, blocks)
     runtime._record["few_shallow"] = runtime._record["few_depth"] = 0  # calls of few rows stop at the roots

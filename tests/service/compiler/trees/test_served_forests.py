@@ -146,6 +146,6 @@ def test_a_model_that_differs_in_onnx_is_served_by_the_estimator_itself(tmp_path
     assert "threshold rows" in built.runtime_reason
     assert [c["outcome"] for c in built.report["candidates"]] == ["drifts", "drifts"]
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["forest.npz", "measured.msgpack"], "graphs with other answers are deleted"
+    assert files == ["forest.nodes", "measured.msgpack"], "graphs with other answers are deleted"
     answered = runtime(tmp_path, built).run(Rows(matrix=CANCER.data.to_numpy()))
     assert (answered["y1.label"] == model.predict(CANCER.data)[:, 1]).all()
