@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,11 +24,14 @@ from tests.service.api import Api
 from tests.service.estimators import SLEEP_OFFSET
 from tests.service.online.grpc_calls import Client, connect, infer_request, matrix, values_of
 from tests.service.online.test_inference_protocol import ROWS, infer, request
-from tests.service.online.test_recorded_clients import MIXED, outputs_of
+from tests.service.online.test_recorded_clients import MIXED, NUMERIC, outputs_of
 
 pytestmark = pytest.mark.anyio
 
 Code = grpc.StatusCode
+RECORDED: list[dict[str, str]] = json.loads(
+    Path(__file__).with_name("recorded_grpc_requests.json").read_text()
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,26 @@ async def test_each_task_answers_as_over_rest(api: Api, client: Client, model: s
         assert values_of(answer.message) == expected
     assert raw.message.raw_output_contents
     assert not typed.message.raw_output_contents
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda r: f"{r['client']}: {r['name']}")
+async def test_requests_of_unmodified_clients_are_answered_as_predict(
+    api: Api, client: Client, recorded: dict[str, str]
+) -> None:
+    """`recorded_grpc_requests.json` has the messages that clients of other servers sent, in base64."""
+    body = base64.b64decode(recorded["body"])
+    sent = messages.ModelInferRequest.FromString(body)
+    answer = await client.call("ModelInfer", body)
+    assert answer.code == Code.OK, answer.text
+    rows = MIXED if sent.model_name == "mixed" else NUMERIC
+    path = f"/v1/models/{sent.model_name}/versions/{sent.model_version or 1}/predict"
+    predictions = (await api.client.post(path, json={"instances": rows})).json()["predictions"]
+    outputs = values_of(answer.message)
+    assert outputs["label"] == [p["label"] for p in predictions]
+    assert outputs["probabilities"] == [pytest.approx(list(p["probabilities"].values())) for p in predictions]
+    assert answer.message.id == (sent.id or answer.metadata["x-prediction-id"])
+    assert bool(answer.message.raw_output_contents) == bool(sent.raw_input_contents)
+    assert [o.name for o in answer.message.outputs][: len(sent.outputs)] == [o.name for o in sent.outputs]
 
 
 async def test_features_of_several_types_answer_as_predict(api: Api, client: Client) -> None:
