@@ -234,13 +234,13 @@ def _markdown(header: Row, rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
-def insert(page: str, section_text: str) -> str:
+def insert(page: str, section_text: str, start: str = START, end: str = END) -> str:
     """Return the page with this text between the markers. Raises `ValueError` when a marker is missing."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{PAGE.name} needs the lines {START} and {END}")
-    return f"{before}{START}\n\n{section_text}\n\n{END}{after}"
+    before, found_start, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        raise ValueError(f"{PAGE.name} needs the lines {start} and {end}")
+    return f"{before}{start}\n\n{section_text}\n\n{end}{after}"
 
 
 def terminal(summary: dict[str, Any]) -> str:

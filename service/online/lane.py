@@ -39,7 +39,7 @@ class Request(NamedTuple):
 
 class Lane:
     def __init__(self, keys: KeyVerifier, predictor: Predictor) -> None:
-        self._keys, self._predictor = keys, predictor
+        self.keys, self.predictor = keys, predictor
 
     @staticmethod
     def admit(url: bytes, header_pairs: Sequence[tuple[bytes, bytes]]) -> Request | None:
@@ -56,14 +56,14 @@ class Lane:
         """Return the headers and the body of the answer, or None: then nothing was counted or recorded."""
         start = time.perf_counter()
         door, model, alias, number = request.target
-        context = self._keys.authenticate(request.headers)
+        context = self.keys.authenticate(request.headers)
         if context.key is None or denial_reason(context.key, "predict", model=model) is not None:
             return None
         try:
-            target = self._predictor.resolve_now(model, alias, number, request.headers)
+            target = self.predictor.resolve_now(model, alias, number, request.headers)
             if target.is_random:  # another attempt may select another version: it would miss failures
                 return None
-            prediction = self._predictor.predict_now(target, door.select_format(request.headers), body)
+            prediction = self.predictor.predict_now(target, door.select_format(request.headers), body)
         except (TriviumError, HTTPException):
             return None
         if prediction is None:

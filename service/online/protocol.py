@@ -47,7 +47,7 @@ class PredictProtocol(HttpToolsProtocol):
             return
         self._request = None
         headers, body = answer
-        self.transport.write(_response_head([*self.server_state.default_headers, *headers]) + body)
+        self.transport.write(response_head([*self.server_state.default_headers, *headers]) + body)
         self.on_response_complete()
 
     def shutdown(self) -> None:
@@ -79,6 +79,7 @@ def with_lane(lane: Lane) -> type[PredictProtocol]:
     return type("PredictProtocol", (PredictProtocol,), {"lane": lane})
 
 
-def _response_head(headers: Headers) -> bytes:
+def response_head(headers: Headers) -> bytes:
+    """Return the status line and the headers of a successful answer."""
     lines = [b"%b: %b\r\n" % header for header in headers]
     return b"%b%b\r\n" % (STATUS_LINE[200], b"".join(lines))

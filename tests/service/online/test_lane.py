@@ -6,16 +6,14 @@ import asyncio
 import gzip
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import pytest
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from service.online.predictor import INLINE_BYTES
 from service.online.protocol import with_lane
 from service.serve import web_config
+from tests.harness.wire import Wire
 from tests.service.api import Api
 
 pytestmark = pytest.mark.anyio
@@ -25,45 +23,12 @@ BODY = msgspec.json.encode({"instances": [ROW]})
 PREDICT = "/v1/models/forest/predict"
 
 
-class Wire(asyncio.Transport):
-    """A connection to the application with one of the protocols; `sent` is what it answered."""
-
-    def __init__(self, api: Api, protocol: type[HttpToolsProtocol]) -> None:
-        super().__init__()
-        self.sent, self.closed = b"", False
-        config = web_config(api.app, api.settings, protocol)
-        config.load()
-        self.protocol = protocol(config=config, server_state=ServerState(), app_state={})
-        self.protocol.connection_made(self)
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.sent += bytes(data)
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    async def exchange(self, *chunks: bytes) -> bytes:
-        """Send the chunks one after another; return the whole answer."""
-        for chunk in chunks:
-            self.protocol.data_received(chunk)
-            await asyncio.sleep(0)
-        while self.protocol.tasks:
-            await asyncio.wait(self.protocol.tasks)
-        return self.sent
+def application_wire(api: Api) -> Wire:
+    return Wire(web_config(api.app, api.settings))
 
 
 def lane_wire(api: Api) -> Wire:
-    return Wire(api, with_lane(api.lane))
+    return Wire(web_config(api.app, api.settings, with_lane(api.lane)))
 
 
 def request(path: str = PREDICT, body: bytes = BODY, method: str = "POST", **headers: str | None) -> bytes:
@@ -130,7 +95,7 @@ async def test_the_lane_answers_as_the_application_does(api: Api, requested: byt
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\ncontent-length: %d\r\n" % len(body) in head
-    assert comparable(answer) == comparable(await Wire(api, HttpToolsProtocol).exchange(authorized))
+    assert comparable(answer) == comparable(await application_wire(api).exchange(authorized))
 
 
 @pytest.mark.parametrize("requested", LEFT_TO_THE_APPLICATION.values(), ids=list(LEFT_TO_THE_APPLICATION))
@@ -141,7 +106,7 @@ async def test_what_the_lane_does_not_answer_is_answered_by_the_application(
     wire = lane_wire(api)
     answer = await wire.exchange(authorized)
     assert wire.protocol.cycle is not None
-    assert comparable(answer) == comparable(await Wire(api, HttpToolsProtocol).exchange(authorized))
+    assert comparable(answer) == comparable(await application_wire(api).exchange(authorized))
 
 
 @pytest.mark.parametrize("scopes", [("edge",), ("predict",)], ids=["no scope", "another model"])
@@ -151,7 +116,7 @@ async def test_keys_without_access_are_denied_both_ways(api: Api, scopes: Sequen
         requested = request() if key_text is None else _authorize(request(), key_text)
         answer = await lane_wire(api).exchange(requested)
         assert answer.split()[1] == status
-        assert comparable(answer) == comparable(await Wire(api, HttpToolsProtocol).exchange(requested))
+        assert comparable(answer) == comparable(await application_wire(api).exchange(requested))
 
 
 async def test_a_request_in_pieces_is_answered_once_it_is_complete(api: Api) -> None:
@@ -170,7 +135,7 @@ async def test_pipelined_requests_are_answered_in_their_order(api: Api) -> None:
         [at_once, in_the_application, at_once],
     ):
         answers = await lane_wire(api).exchange(b"".join(requests))
-        expected = await Wire(api, HttpToolsProtocol).exchange(b"".join(requests))
+        expected = await application_wire(api).exchange(b"".join(requests))
         assert answers.count(b"HTTP/1.1 200 OK") == len(requests)
         assert comparable(answers) == comparable(expected)
 
