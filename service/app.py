@@ -160,6 +160,7 @@ async def _lifespan(services: Services, shadows: Shadows, grpc: GrpcServer | Non
     pool_event, signing_event = _change_event(services), _change_event(services)
     services.snapshot.on_change.append(services.supervisor.wake)  # another process may have published
     await asyncio.to_thread(services.snapshot.start)
+    telemetry.WEB_PROCESSES.set(1)
     tasks: list[asyncio.Task[None]] = [
         asyncio.create_task(_keep_pool_current(services, pool_event)),
         asyncio.create_task(_update_gauges(services)),

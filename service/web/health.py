@@ -47,7 +47,6 @@ def update_gauges(services: Services) -> None:
     for runtime, count in services.pool.count_by_runtime().items():
         telemetry.LOADED_MODELS.labels(runtime).set(count)
     telemetry.LOADED_BYTES.set(services.pool.bytes)
-    telemetry.WEB_PROCESSES.set(1)
     telemetry.SNAPSHOT_AGE.set(services.snapshot.age_s)
     _update_differing(services)
     with db.reading(services.sessions) as session:
