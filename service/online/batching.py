@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
     from service.runtime.loading import LoadedModel
 
-QUEUE_S = 1.0
-"""A queue is full when its calls would take longer than this: an overloaded server recovers within it."""
-MIN_QUEUE = 16
-"""Calls that a queue holds in any case."""
+QUEUE_S = 0.5
+"""A queue is full when its calls would take longer than this: a second after an overload it is empty."""
+MIN_QUEUE = 4
+"""Calls that a queue holds in any case, also of a model that takes a second for each."""
 MAX_QUEUED_ROWS = 100_000
 
 AwaitDeparture = Callable[[], Awaitable[object]]
@@ -57,6 +57,11 @@ class ModelQueues:
         if queue is None:
             queue = self._queues[loaded] = ModelQueue(loaded)
         return await queue.run(_Call(loaded, rows, deadline, departure))
+
+    def require_space(self, loaded: LoadedModel) -> None:
+        """Raises `Overloaded` if the model's queue is full, before a body is decoded."""
+        if (queue := self._queues.get(loaded)) is not None:
+            queue.require_space(loaded, 0)
 
     def waiting(self, loaded: LoadedModel) -> int:
         """Return the number of calls in a model's queue."""
@@ -121,7 +126,7 @@ class ModelQueue:
         return len(self._calls)
 
     async def run(self, call: _Call) -> Outputs:
-        self._require_space(call)
+        self.require_space(call.loaded, len(call.rows))
         self._calls[call] = None
         self._rows += len(call.rows)
         self._arrived.append(call)
@@ -133,11 +138,11 @@ class ModelQueue:
             if call.answer.done() and not call.answer.cancelled():
                 call.answer.exception()  # the caller may have been cancelled in the turn in which it was set
 
-    def _require_space(self, call: _Call) -> None:
-        """Raises `Overloaded` if the queue is full."""
-        count, rows = len(self._calls), self._rows + len(call.rows)
+    def require_space(self, loaded: LoadedModel, new_rows: int) -> None:
+        """Raises `Overloaded` if the queue cannot take a call with that many rows."""
+        count, rows = len(self._calls), self._rows + new_rows
         if count < MIN_QUEUE or (
-            rows <= MAX_QUEUED_ROWS and self._seconds(call.loaded, count + 1, rows) <= QUEUE_S
+            rows <= MAX_QUEUED_ROWS and self._seconds(loaded, count + 1, rows) <= QUEUE_S
         ):
             return
         self._meter.shed.inc()

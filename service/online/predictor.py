@@ -229,6 +229,7 @@ class Predictor:
     ) -> Answered:
         """Answer in threads, or in a joint call. `rows` are those of `body`, None: not yet decoded."""
         if rows is None:
+            self._queues.require_space(loaded)
             decoded = await self._in_thread(_decode, loaded, body, call_format, prediction_id)
             if isinstance(decoded, Answered):
                 return decoded
