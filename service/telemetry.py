@@ -109,7 +109,7 @@ SHADOW_ROWS = Counter(
 LOGGED_ROWS = Counter("trivium_prediction_log_rows_total", "Rows written to prediction logs", ["model"])
 DROPPED_ROWS = Counter(
     "trivium_prediction_log_dropped_rows_total",
-    "Rows that prediction logs lack: queue_full, not_written (disk) or not_converted",
+    "Rows that prediction logs lack: queue_full, not_written (disk) or not_joined",
     ["model", "reason"],
 )
 BUILDS = Counter("trivium_builds_total", "Finished builds by state", ["state", "runtime"])

@@ -83,12 +83,9 @@ class LogTable:
             columns.append(pa.field(OUTPUT + name, kind))
         labels = msgspec.json.encode(_label_columns(signature))
         self.schema = pa.schema([*CALL_FIELDS, *columns], {_METADATA: labels})
-        width = len(columns) + len(CALL_FIELDS)
-        self.row_bytes = 8 * width
-        """Estimated size of a row in memory."""
 
-    def chunk(self, calls: Sequence[RecordedCall]) -> Chunk:
-        """Join the rows of calls, in their order. The arrays of the calls are no longer used."""
+    def chunk(self, calls: Sequence[tuple[Any, ...]]) -> Chunk:
+        """Join the rows of calls, tuples as `RecordedCall`, in their order."""
         times, ids, aliases, request_ids, counts, rows, outputs = zip(*calls, strict=True)
         total = sum(counts)
         moments = np.rint(np.array(times) * 1e6).astype(np.int64)

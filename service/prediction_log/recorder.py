@@ -1,12 +1,12 @@
 """Recorder: collects the predictions of a process and writes them to files, without delaying an answer.
 
-The event loop appends a tuple of references to a queue. One thread takes them from it, joins many at a
-time, and writes a file per version every `FLUSH_S` seconds or `FLUSH_BYTES`. A process that
-is killed loses what it has not written: the calls of the last `FLUSH_S` seconds and those of the write in
-progress, at most `QUEUE_BYTES` + `FLUSH_BYTES` of them.
+The event loop appends a tuple of references per call. After about 75 small calls it joins their arrays to a
+chunk. That costs 1 us per call, and their memory is reused while it is in the processor's cache. A thread
+joins large calls, and writes a file per version every `FLUSH_S` seconds, earlier above `FLUSH_BYTES`.
 
-When the queue is full or a file cannot be written, rows are dropped, counted by reason
-(`trivium_prediction_log_dropped_rows_total`) and logged once per `REPORT_S`.
+A process that is killed loses what it has not written: the calls of the last `FLUSH_S` seconds and of the
+write in progress, never more than `QUEUE_BYTES`. When that much waits, or when a file cannot be written, rows
+are dropped, counted by reason (`trivium_prediction_log_dropped_rows_total`) and logged once per `REPORT_S`.
 
 This module imports no numpy and no pyarrow: the thread imports them when the first call is recorded.
 """
@@ -23,6 +23,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zlib import crc32
 
+from registry.errors import describe_error
 from service import startup, telemetry
 from service.prediction_log import log_files
 
@@ -35,23 +36,41 @@ if TYPE_CHECKING:  # see service/startup.py
 FLUSH_S = 5.0
 FLUSH_BYTES = 16 * 2**20
 QUEUE_BYTES = 64 * 2**20
-"""Estimated memory of the calls that wait for conversion. Calls beyond it are dropped."""
-POLL_S = 0.1
-"""Pause between two looks at the queue while there are calls: they are converted many at a time."""
+"""Estimated memory of the calls that are not written. Calls beyond it are dropped."""
+JOINED_BYTES = 96 * 1024
+"""Estimated memory of the small calls that become one chunk."""
+LARGE_BYTES = 16 * 1024
 SLICE_CALLS = 256
-"""Calls that are converted without a pause: about 0.5 ms, during which the event loop may have to wait."""
-SLICE_BYTES = 2**20
+"""Calls that the thread joins without a pause: about 0.3 ms, during which the event loop may have to wait."""
 PAUSE_S = 0.001
 REPORT_S = 60.0
 MAX_REQUEST_ID = 128
 CALL_BYTES = 1024
 """Memory of a call besides the values of its rows."""
 
-Reason = Literal["queue_full", "not_written", "not_converted"]
+Reason = Literal["queue_full", "not_written", "not_joined"]
 
 _PREDICTION_ID = re.compile(r"pred-[0-9a-f]{10}-[0-9a-f]{1,16}")
 
 log = telemetry.logger(__name__)
+
+
+_Queued = tuple["SnapshotLog", "LoadedModel", tuple[Any, ...]]
+"""Settings, model, and the fields of a `RecordedCall`. Not a class: its creation is slow."""
+_ROW_COUNT = 4
+_Key = tuple[int, int]
+"""The id of a model and the number of a version."""
+
+
+def _take(calls: deque[_Queued], limit: int) -> list[_Queued]:
+    """Take up to `limit` calls, as many as another thread leaves."""
+    taken: list[_Queued] = []
+    try:
+        for _ in range(limit):
+            taken.append(calls.popleft())
+    except IndexError:  # no more calls
+        pass
+    return taken
 
 
 def is_prediction_id(text: str) -> bool:
@@ -65,21 +84,18 @@ def is_sampled(prediction_id: str, sample: float) -> bool:
     return mixed < sample * 2**32
 
 
-_Queued = tuple["SnapshotLog", "LoadedModel", int, tuple[Any, ...]]
-"""Settings, model, estimated bytes, and the fields of a `RecordedCall`. Not a class: its creation is slow."""
-
-
 class _Dropped(NamedTuple):
     rows: int
     error: str | None
 
 
-class _Buffer:
-    """The calls of one version that are not written yet."""
+class _Joined(NamedTuple):
+    """Calls of one version as a chunk."""
 
-    def __init__(self, directory: Path, model: str, table: LogTable) -> None:
-        self.directory, self.model, self.table = directory, model, table
-        self.chunks: list[Chunk] = []
+    key: _Key
+    model: str
+    table: LogTable
+    chunk: Chunk
 
 
 class Recorder:
@@ -90,15 +106,20 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._queue: deque[_Queued] = deque()
-        self._added = self._taken = 0  # estimated bytes, each written by one thread only
+        self._calls: deque[_Queued] = deque()
+        self._large_calls: deque[_Queued] = deque()
+        self._joined: deque[_Joined] = deque()
+        self._added = 0  # estimated bytes; written by `record` only
+        self._removed = 0  # of them, those that are written or dropped; changed by `flush` only
+        self._unjoined = 0  # bytes of small calls since the last chunk
+        self._tables: dict[_Key, LogTable] = {}
+        self._is_joining = False  # `record` has taken calls that are not in `_joined` yet
+        self._can_join = False  # numpy and pyarrow are imported
         self._idle = True
-        self._wake = threading.Event()
+        self._wake, self._due = threading.Event(), threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._writing = threading.Lock()  # held to convert and to write
-        self._buffers: dict[tuple[int, int], _Buffer] = {}  # by model id and version number
-        self._buffered_bytes, self._buffered_since = 0, 0.0
+        self._writing = threading.Lock()
         self._writer = token_hex(5)
         self._numbers = count(1)
         self._reporting = threading.Lock()
@@ -115,31 +136,49 @@ class Recorder:
         rows: Rows,
         outputs: Outputs,
     ) -> None:
-        """Record a call that was answered, if it belongs to the sample. Never blocks."""
+        """Record a call that was answered, if it belongs to the sample. Never waits."""
         if settings.sample < 1 and not is_sampled(prediction_id, settings.sample):
             return
         row_count = len(rows)
-        if self._added - self._taken >= QUEUE_BYTES:
+        waiting = self._added - self._removed
+        if waiting >= QUEUE_BYTES:
             self._drop(loaded.name, "queue_full", row_count)
             return
         size = CALL_BYTES + row_count * loaded.codec.row_bytes
         text = None if request_id is None else request_id[:MAX_REQUEST_ID].decode("latin-1")
         call = (time.time(), prediction_id, alias, text, row_count, rows, outputs)
-        self._queue.append((settings, loaded, size, call))
         self._added += size
+        if size > LARGE_BYTES:
+            self._large_calls.append((settings, loaded, call))
+        else:
+            self._calls.append((settings, loaded, call))
+            self._unjoined += size
+            if self._unjoined >= JOINED_BYTES and self._can_join:
+                self._unjoined = 0
+                self._is_joining = True
+                self._join(_take(self._calls, SLICE_CALLS))
+                self._is_joining = False
         if self._idle:
             self._start()
+        elif waiting >= FLUSH_BYTES and not self._due.is_set():
+            self._due.set()
 
     def flush(self) -> None:
         """Write every call that was recorded before. Blocks."""
         with self._writing:
-            self._convert()
+            added = self._added
+            self._join_all(self._large_calls, 1)
+            self._join_all(self._calls, SLICE_CALLS)
+            while self._is_joining:
+                time.sleep(PAUSE_S)
             self._write()
+            self._removed = added
 
     def close(self) -> None:
         """Write what is recorded and end the thread."""
         self._stopping = True
         self._wake.set()
+        self._due.set()
         if self._thread is not None:
             self._thread.join()
             self.flush()
@@ -154,99 +193,82 @@ class Recorder:
 
     def _run(self) -> None:
         startup.import_pyarrow()
+        import service.prediction_log.log_parquet
+        import service.prediction_log.log_tables  # noqa: F401
+
+        self._can_join = True
         while not self._stopping:
-            with self._writing:
-                self._convert()
-                if self._is_due():
-                    self._write()
+            self._due.wait(FLUSH_S)
+            self._due.clear()
+            self.flush()
             self._report()
-            if self._queue or self._buffered_bytes:
-                self._wake.wait(POLL_S)
-            else:
+            if self._added == self._removed and not self._stopping:
                 self._sleep()
 
     def _sleep(self) -> None:
         """Wait until `record` wakes the thread."""
         self._idle = True
-        if not self._queue:  # otherwise a call was added before `_idle` was set
+        if self._added == self._removed:  # otherwise a call was added before `_idle` was set
             self._wake.wait(REPORT_S if self._dropped else None)
         self._wake.clear()
         self._idle = False
 
-    def _convert(self) -> None:
-        """Convert the calls that are in the queue now, with a pause after each slice."""
-        remaining = len(self._queue)
-        while remaining > 0:
-            calls = self._take()
-            remaining -= len(calls)
-            groups: dict[tuple[int, int], list[_Queued]] = {}
-            for queued in calls:
-                settings, loaded, *_ = queued
-                groups.setdefault((settings.model_id, loaded.number), []).append(queued)
-            for key, group in groups.items():
-                self._convert_calls(key, group)
-            if self._is_due():
-                self._write()
+    def _join_all(self, calls: deque[_Queued], slice_calls: int) -> None:
+        """Join the calls that are there now, with a pause after each slice."""
+        remaining = len(calls)
+        while remaining > 0 and (taken := _take(calls, min(remaining, slice_calls))):
+            remaining -= len(taken)
+            self._join(taken)
             if remaining > 0 and not self._stopping:
                 time.sleep(PAUSE_S)
 
-    def _is_due(self) -> bool:
-        overdue = time.monotonic() - self._buffered_since >= FLUSH_S
-        return self._buffered_bytes >= FLUSH_BYTES or (self._buffered_bytes > 0 and overdue)
+    def _join(self, queued: list[_Queued]) -> None:
+        """Add the calls to `_joined`, those of each version as one chunk."""
+        groups: dict[int, list[_Queued]] = {}
+        for item in queued:
+            groups.setdefault(id(item[1]), []).append(item)
+        for group in groups.values():
+            settings, loaded, _ = group[0]
+            key, calls = (settings.model_id, loaded.number), [call for _, _, call in group]
+            try:
+                table = self._table(key, loaded)
+                self._joined.append(_Joined(key, loaded.name, table, table.chunk(calls)))
+            except Exception:  # a call must be answered whatever happens here
+                log.exception("prediction_log.not_joined", model=loaded.name, version=loaded.number)
+                self._drop(loaded.name, "not_joined", sum(call[_ROW_COUNT] for call in calls))
 
-    def _take(self) -> list[_Queued]:
-        """Take a slice of calls from the queue. Many rows end the slice early."""
-        calls: list[_Queued] = []
-        size = 0
-        while self._queue and len(calls) < SLICE_CALLS and size < SLICE_BYTES:
-            queued = self._queue.popleft()
-            calls.append(queued)
-            size += queued[2]
-        self._taken += size
-        return calls
+    def _table(self, key: _Key, loaded: LoadedModel) -> LogTable:
+        from service.prediction_log.log_tables import LogTable
 
-    def _convert_calls(self, key: tuple[int, int], queued: list[_Queued]) -> None:
-        from service.prediction_log.log_tables import LogTable, RecordedCall  # see the module's docstring
-
-        settings, loaded, *_ = queued[0]
-        calls = [RecordedCall(*call) for *_, call in queued]
-        try:
-            buffer = self._buffers.get(key)
-            if buffer is None:
-                directory = log_files.model_directory(self._root, loaded.name, settings.model_id)
-                table = LogTable(loaded.number, loaded.codec.signature)
-                buffer = self._buffers[key] = _Buffer(directory / str(loaded.number), loaded.name, table)
-            chunk = buffer.table.chunk(calls)
-        except Exception:
-            log.exception("prediction_log.not_converted", model=loaded.name, version=loaded.number)
-            self._drop(loaded.name, "not_converted", sum(c.row_count for c in calls))
-            return
-        if not self._buffered_bytes:
-            self._buffered_since = time.monotonic()
-        buffer.chunks.append(chunk)
-        self._buffered_bytes += chunk.rows * buffer.table.row_bytes
+        if (table := self._tables.get(key)) is None:
+            table = self._tables[key] = LogTable(loaded.number, loaded.codec.signature)
+        return table
 
     def _write(self) -> None:
-        """Write a file for each version. A version without calls since the last time loses its buffer."""
-        for key, buffer in list(self._buffers.items()):
-            if not buffer.chunks:
-                del self._buffers[key]
-                continue
-            chunks, buffer.chunks = buffer.chunks, []
-            rows = sum(chunk.rows for chunk in chunks)
+        """Write a file for each version. The tables of versions that have no more calls are dropped."""
+        versions: dict[_Key, list[_Joined]] = {}
+        for _ in range(len(self._joined)):
+            joined = self._joined.popleft()
+            versions.setdefault(joined.key, []).append(joined)
+        for key in list(self._tables):
+            if key not in versions:
+                self._tables.pop(key)
+        for parts in versions.values():
+            rows = sum(part.chunk.rows for part in parts)
             try:
-                self._write_file(buffer, chunks)
+                self._write_file(parts)
             except Exception as error:  # the disk is full, or the log was deleted with its model
-                self._drop(buffer.model, "not_written", rows, str(error))
+                self._drop(parts[0].model, "not_written", rows, describe_error(error))
             else:
-                telemetry.LOGGED_ROWS.labels(buffer.model).inc(rows)
-        self._buffered_bytes = 0
+                telemetry.LOGGED_ROWS.labels(parts[0].model).inc(rows)
 
-    def _write_file(self, buffer: _Buffer, chunks: list[Chunk]) -> None:
+    def _write_file(self, parts: list[_Joined]) -> None:
         from service.prediction_log.log_parquet import in_time_order, write_table
 
-        table = in_time_order(buffer.table.table(chunks))
-        write_table(buffer.directory, table, 0, f"{self._writer}-{next(self._numbers):x}")
+        (model_id, number), model, log_table, _ = parts[0]
+        directory = log_files.model_directory(self._root, model, model_id) / str(number)
+        table = in_time_order(log_table.table([part.chunk for part in parts]))
+        write_table(directory, table, 0, f"{self._writer}-{next(self._numbers):x}")
 
     def _drop(self, model: str, reason: Reason, rows: int, error: str | None = None) -> None:
         telemetry.DROPPED_ROWS.labels(model, reason).inc(rows)

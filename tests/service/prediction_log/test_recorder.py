@@ -20,11 +20,13 @@ from service.prediction_log.recorder import Recorder, is_prediction_id, is_sampl
 from service.runtime.snapshot import SnapshotLog
 from tests.service.prediction_log.calls import LOG, inputs, loaded, prediction_id_of, read, simple_call
 
+LOADED = loaded()
+
 
 def record(target: Recorder, *numbers: int, settings: SnapshotLog = LOG, rows: int = 1) -> None:
     for number in numbers:
         call = simple_call(number, rows=rows)
-        target.record(settings, loaded(), call.id, "champion", b"order-7", call.rows, call.outputs)
+        target.record(settings, LOADED, call.id, "champion", b"order-7", call.rows, call.outputs)
 
 
 def counted(counter: Any, *labels: str) -> float:
@@ -54,18 +56,23 @@ def test_flush_writes_every_call_once(tmp_path: Path) -> None:
     assert {(row["alias"], row["request_id"]) for row in rows} == {("champion", "order-7")}
 
 
-def test_the_thread_writes_without_a_flush_and_wakes_up_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = threading.Semaphore(0)
-    write = Recorder._write_file
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released once for each file that a recorder wrote."""
+    semaphore, write = threading.Semaphore(0), Recorder._write_file
 
-    def write_and_signal(self: Recorder, *arguments: Any) -> None:
+    def write_and_release(self: Recorder, *arguments: Any) -> None:
         write(self, *arguments)
-        written.release()
+        semaphore.release()
 
+    monkeypatch.setattr(Recorder, "_write_file", write_and_release)
+    return semaphore
+
+
+def test_the_thread_writes_without_a_flush_and_wakes_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: threading.Semaphore
+) -> None:
     monkeypatch.setattr(recorder, "FLUSH_S", 0.0)
-    monkeypatch.setattr(Recorder, "_write_file", write_and_signal)
     target = Recorder(tmp_path)
     for number in (1, 2):
         record(target, number)
@@ -75,15 +82,29 @@ def test_the_thread_writes_without_a_flush_and_wakes_up_again(
 
 
 def test_a_file_is_written_early_when_many_bytes_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_thread: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: threading.Semaphore
 ) -> None:
+    monkeypatch.setattr(recorder, "FLUSH_S", 3600.0)
     monkeypatch.setattr(recorder, "FLUSH_BYTES", 10_000)
-    monkeypatch.setattr(recorder, "SLICE_CALLS", 100)
     target = Recorder(tmp_path)
     record(target, *range(1, 501))
+    assert written.acquire(timeout=30)
+    target.close()
+    assert sorted(inputs(read(tmp_path))) == list(range(1, 501))
+
+
+def test_chunks_that_the_event_loop_joins_are_written_with_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_thread: None
+) -> None:
+    monkeypatch.setattr(recorder, "JOINED_BYTES", 10 * recorder.CALL_BYTES)
+    target = Recorder(tmp_path)
+    target._can_join = True
+    record(target, *range(1, 26))
+    record(target, 26, rows=5000)
+    assert (len(target._joined), len(target._calls), len(target._large_calls)) == (2, 5, 1)
     target.flush()
-    assert len(list(tmp_path.glob("*/*/*.parquet"))) > 1
-    assert len(read(tmp_path)) == 500
+    rows = inputs(read(tmp_path))
+    assert rows == [*range(1, 26), *[26] * 5000]
 
 
 def test_a_full_queue_drops_calls_and_counts_their_rows(
