@@ -24,6 +24,7 @@ from service.config import Settings
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "http://127.0.0.1:8080"
+GRPC_ADDRESS = "127.0.0.1:8081"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
@@ -36,13 +37,19 @@ def blocks(page: str, language: str) -> list[str]:
 class Shell:
     """Runs commands in a directory laid out like the repository, with a server that may read it."""
 
-    def __init__(self, directory: Path, url: str, environment: dict[str, str]) -> None:
-        self.directory, self.url, self._environment = directory, url, environment
+    def __init__(self, directory: Path, url: str, grpc: str, environment: dict[str, str]) -> None:
+        self.directory, self.url, self.grpc, self._environment = directory, url, grpc, environment
 
     def run(self, block: str) -> str:
         """Standard output of the block. Fails the test when the block fails."""
         process = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.replace(ADDRESS, self.url)],
+            [
+                "bash",
+                "-euo",
+                "pipefail",
+                "-c",
+                block.replace(ADDRESS, self.url).replace(GRPC_ADDRESS, self.grpc),
+            ],
             cwd=self.directory,
             env=self._environment,
             capture_output=True,
@@ -69,14 +76,14 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     log = directory / "server.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
-            [Path(sys.prefix) / "bin" / "trivium", "serve", "--port", "0"],
+            [Path(sys.prefix) / "bin" / "trivium", "serve", "--port", "0", "--grpc-port", "0"],
             cwd=directory,
             env=environment,
             stderr=out,
         )
     try:
-        url = await_url(server, log)
-        yield Shell(directory, url, environment | {"TRIVIUM_URL": url})
+        url, grpc = await_addresses(server, log)
+        yield Shell(directory, url, grpc, environment | {"TRIVIUM_URL": url})
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
@@ -96,11 +103,13 @@ def new_device(shell: Shell) -> Path:
     return device
 
 
-def await_url(server: subprocess.Popen[bytes], log: Path) -> str:
+def await_addresses(server: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """Wait until the server is up; return its URL and its address for gRPC."""
     deadline = time.monotonic() + 60
     while server.poll() is None and time.monotonic() < deadline:
         if "Application startup complete" in (text := log.read_text()):
-            return re.search(r'"url": "(http://127\.0\.0\.1:\d+)"', text)[1]
+            serving = json.loads(next(line for line in text.splitlines() if '"serving"' in line))
+            return serving["url"], serving["grpc"]
         time.sleep(0.05)
     raise AssertionError(log.read_text())
 
@@ -146,11 +155,12 @@ def test_the_commands_of_the_canary_page_do_what_it_describes(shell: Shell, publ
 def test_the_commands_of_the_open_inference_protocol_page_do_what_it_describes(
     shell: Shell, published_iris: str
 ) -> None:
-    infer, score, predict = shell.run_page("docs/howto/open-inference-protocol.md")
+    infer, grpc, score, predict = shell.run_page("docs/howto/open-inference-protocol.md")
     metadata, answer = map(json.loads, infer.replace("}{", "}\n{").splitlines())
     assert metadata["inputs"][0]["shape"] == [-1, 4]
     documented = json.loads(blocks("docs/howto/open-inference-protocol.md", "json")[0])
     assert answer | {"model_version": "1"} == documented
+    assert grpc == blocks("docs/howto/open-inference-protocol.md", "text")[0]
     assert score == '{"predictions":["setosa","virginica"]}{"predictions":["setosa","setosa"]}'
     assert json.loads(predict)["predictions"][0]["label"] == "setosa"
 
