@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator
 
@@ -128,3 +129,26 @@ async def test_a_process_that_closed_leaves_all_connections_to_the_others(
     await closed.acceptor.close()
     async with await connect(listening, 8):
         assert len(open_one.connections) == 8
+
+
+async def test_connections_are_accepted_again_after_a_process_had_too_many_open_files(
+    anyio_backend: str,
+    listening: socket.socket,
+    processes: tuple[Process, Process],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(acceptor, "ERROR_S", 0.01)
+    loop, (soft, hard) = asyncio.get_running_loop(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = asyncio.Event()
+    monkeypatch.setattr(acceptor.log, "warning", lambda *_, **__: refused.set(), raising=False)
+    with socket.socket() as client:
+        client.setblocking(False)
+        next_descriptor = os.dup(client.fileno())
+        os.close(next_descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor, hard))
+        try:
+            await loop.sock_connect(client, listening.getsockname())
+            await refused.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await loop.sock_recv(client, 1) == b"+"
