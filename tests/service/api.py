@@ -62,11 +62,15 @@ class Api:
 
     async def publish(self, name: str, fitted: FittedModel, **fields: Any) -> dict[str, Any]:
         """Publish and wait for the build; return the version's record."""
+        return await self.wait_for_build(await self.start_build(name, fitted, **fields))
+
+    async def start_build(self, name: str, fitted: FittedModel, **fields: Any) -> str:
+        """Publish; return the path of the version's record."""
         answer = await self.client.post(
             f"/v1/models/{name}/versions", json=await self.publication(fitted) | fields
         )
         assert answer.status_code == 202, answer.text
-        return await self.wait_for_build(answer.headers["location"])
+        return answer.headers["location"]
 
     async def publication(self, fitted: FittedModel) -> dict[str, Any]:
         """Upload the artifacts; return the body that publishes them."""

@@ -47,10 +47,14 @@ def published_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def _publish(home: Path) -> None:
     async with asyncio.timeout(300), running_app(Settings(home=home, build_concurrency=4)) as api:
-        names = models_of_every_task()
-        records = await asyncio.gather(*(api.publish(n, f, alias="champion") for n, f in names.items()))
-        records.append(await api.publish("flag", sign_classifier(), alias="champion"))
-        records.append(await api.publish("flag", sign_classifier(swapped=True)))
+        publications = [(n, f, {"alias": "champion"}) for n, f in models_of_every_task().items()]
+        publications += [
+            ("flag", sign_classifier(), {"alias": "champion"}),
+            ("flag", sign_classifier(swapped=True), {}),
+        ]
+        # One after the other: on a busy machine, one of many writers would wait longer than SQLite's timeout.
+        locations = [await api.start_build(n, f, **fields) for n, f, fields in publications]
+        records = await asyncio.gather(*(api.wait_for_build(location) for location in locations))
     assert [r["report"] for r in records if r["state"] != "ready"] == []
 
 
