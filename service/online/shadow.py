@@ -5,8 +5,9 @@ shadow would, so that a shadow with another signature refuses what it would refu
 a batch alone, to measure its time, and the others jointly. The figures are added to the database every
 `FLUSH_S` seconds and at the end of the process.
 
-The callers come first. The thread's share of the time falls to `BUSY_SHARE` when the process is busy; calls
-that do not fit into the queue are dropped and counted as shed. The shadow is loaded like any version, but
+The callers come first. The thread's share of the time falls to `BUSY_SHARE` when the process is busy, because
+the event loop waits whenever the thread holds the interpreter's lock; calls that do not fit into the queue
+are dropped and counted as shed. The shadow is loaded like any version, but
 never evicts another one.
 """
 
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from registry import db, traffic
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # see service/startup.py
     from service.runtime.loading import LoadedModel
     from service.runtime.model_cache import CacheEntry
 
-MAX_CALLS = 1000
+MAX_CALLS = 256
 MAX_BYTES = 16 * 2**20
 """Bounds of the queue."""
 BATCH_CALLS, BATCH_ROWS = 64, 1024
@@ -42,8 +44,10 @@ BATCH_CALLS, BATCH_ROWS = 64, 1024
 POLL_S = 0.02
 FLUSH_S = 5.0
 IDLE_SHARE, BUSY_SHARE = 0.5, 0.02
-"""The thread's share of the time in an idle process, and in one that uses `BUSY_CORES`."""
-BUSY_CORES = 0.8
+"""The thread's share of the time in an idle process, and in one whose event loop is `BUSY` of the time."""
+BUSY = 0.6
+HOLD_S = 0.0002
+"""How long calls are decoded before the event loop gets its turn."""
 MAX_PAUSE_S = 2.0
 MEASURE_S = 0.2
 RUN_S = 30.0
@@ -81,10 +85,14 @@ class ShadowCall(NamedTuple):
 
     @property
     def key(self) -> Key:
-        traffic = self.call.traffic
-        assert traffic.shadow is not None
-        assert traffic.shadow_id is not None
-        return traffic.shadow_id, self.call.number, traffic.shadow
+        return key_of(self.call)
+
+
+def key_of(call: SplitCall) -> Key:
+    split = call.traffic
+    assert split.shadow is not None
+    assert split.shadow_id is not None
+    return split.shadow_id, call.number, split.shadow
 
 
 class RefusedCall(NamedTuple):
@@ -115,8 +123,8 @@ class Shadows:
         self._bytes_in = self._bytes_out = (
             0  # the first is changed by the event loop, the second by the thread
         )
-        self._shed: dict[tuple[str, Key], int] = {}
-        self._shed_lock = threading.Lock()
+        self._shed: dict[tuple[str, Key], int] = {}  # rows; changed by the event loop only, never reset
+        self._shed_counted: dict[tuple[str, Key], int] = {}
         self._figures: dict[tuple[str, Key], ShadowResult] = {}
         self._loads = _Loads(pool)
         self._throttle = _Throttle()
@@ -124,14 +132,15 @@ class Shadows:
         self._stopping = threading.Event()
         self._flushed_at = time.monotonic()
 
-    def offer(self, call: ShadowCall) -> None:
-        """Queue a call, or drop it."""
-        size = len(call.call.body)
+    def offer(self, call: SplitCall, outputs: Outputs, rows: int) -> None:
+        """Queue a call and its answer, or drop it."""
+        size = len(call.body)
         if len(self._calls) >= MAX_CALLS or self._bytes_in - self._bytes_out + size > MAX_BYTES:
-            self._count_shed(call)
+            name = (call.traffic.model, key_of(call))
+            self._shed[name] = self._shed.get(name, 0) + rows
             return
         self._bytes_in += size
-        self._calls.append(call)
+        self._calls.append(ShadowCall(call, outputs, rows))
         if self._thread is None:
             self._start()
 
@@ -150,6 +159,7 @@ class Shadows:
 
     def _start(self) -> None:
         self._loads.loop = asyncio.get_running_loop()
+        self._throttle.watch(threading.get_native_id())
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
 
@@ -179,10 +189,10 @@ class Shadows:
     def flush(self) -> None:
         """Add the figures to the database. What cannot be written is tried again at the next flush."""
         self._flushed_at = time.monotonic()
-        with self._shed_lock:
-            shed, self._shed = self._shed, {}
-        for (model, key), rows in shed.items():
-            self._figures_of(model, key).shed += rows
+        for (model, key), rows in dict(self._shed).items():
+            if new := rows - self._shed_counted.get((model, key), 0):
+                self._shed_counted[model, key] = rows
+                self._figures_of(model, key).shed += new
         for (model, key), result in list(self._figures.items()):
             try:
                 with self._sessions.begin() as session:
@@ -251,11 +261,6 @@ class Shadows:
             figures = self._figures[model, key] = ShadowResult(key[1], key[2])
         return figures
 
-    def _count_shed(self, call: ShadowCall) -> None:
-        name = (call.call.traffic.model, call.key)
-        with self._shed_lock:
-            self._shed[name] = self._shed.get(name, 0) + call.rows
-
 
 class _Loads:
     """Loads of versions for shadows, which run while the thread continues."""
@@ -289,23 +294,37 @@ class _Throttle:
     """The share of the time that the thread may use."""
 
     def __init__(self) -> None:
-        self._busy = 0.0  # cores that the rest of the process uses
-        self._measured = self._usage()
+        self._busy = 0.0
+        self._schedstat = Path("/proc/self/schedstat")
+        self._measured: tuple[float, float, float] | None = None
+
+    def watch(self, thread_id: int) -> None:
+        """Measure the thread of the event loop too."""
+        self._schedstat = Path(f"/proc/self/task/{thread_id}/schedstat")
 
     def pause(self, elapsed_s: float) -> float:
-        """Return how long to wait after a step of this length."""
+        """Return how long to wait after a step of this length. Called by the shadows' thread only."""
         usage = self._usage()
-        wall, others = usage[0] - self._measured[0], usage[1] - self._measured[1]
+        self._measured = self._measured or usage
+        wall, *used = (now - before for now, before in zip(usage, self._measured, strict=True))
         if wall >= MEASURE_S:
-            self._busy, self._measured = others / wall, usage
-        load = min(self._busy / BUSY_CORES, 1.0)
+            self._busy, self._measured = max(used) / wall, usage
+        load = min(self._busy / BUSY, 1.0)
         share = IDLE_SHARE + (BUSY_SHARE - IDLE_SHARE) * load
         return min(elapsed_s * (1 / share - 1), MAX_PAUSE_S)
 
-    @staticmethod
-    def _usage() -> tuple[float, float]:
-        """Return the time, and the CPU time of the process's other threads."""
-        return time.monotonic(), time.process_time() - time.thread_time()
+    def _usage(self) -> tuple[float, float, float]:
+        """Return the time, the CPU time of the process's other threads, and what the event loop needed.
+
+        The last is how long its thread ran, or waited for a core: on a busy machine, a thread that uses half
+        of a core may need all of it. Only Linux knows it.
+        """
+        others = time.process_time() - time.thread_time()
+        try:
+            running_ns, waiting_ns, _ = self._schedstat.read_text().split()
+        except (OSError, ValueError):
+            return time.monotonic(), others, 0.0
+        return time.monotonic(), others, (int(running_ns) + int(waiting_ns)) / 1e9
 
 
 def _compare(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult) -> None:
@@ -344,7 +363,7 @@ def _compare(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult
 
 
 def _decoded(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult) -> list[DecodedCall]:
-    decoded, deadline = [], time.monotonic() + RUN_S
+    decoded, deadline, turn = [], time.monotonic() + RUN_S, time.perf_counter()
     for call in calls:
         try:
             rows = call.call.call_format.decode(loaded, call.call.body)
@@ -352,7 +371,9 @@ def _decoded(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult
             _fail(figures, call, error)
             continue
         decoded.append(DecodedCall(call, rows, deadline))
-        time.sleep(0)  # lets the callers' thread run: decoding holds the interpreter's lock
+        if time.perf_counter() - turn > HOLD_S:
+            time.sleep(0)  # releases the interpreter's lock, which decoding holds
+            turn = time.perf_counter()
     return decoded
 
 

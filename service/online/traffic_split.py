@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from registry.errors import DeadlineExceeded, Invalid, TooLarge, summarize_error
 from registry.traffic import UNITS
 from service.online.canary import Canaries
-from service.online.shadow import RefusedCall, ShadowCall, Shadows, SplitCall
+from service.online.shadow import RefusedCall, Shadows, SplitCall
 from service.runtime.snapshot import SnapshotTraffic
 
 if TYPE_CHECKING:  # see service/startup.py
@@ -68,7 +68,7 @@ class SplitCalls:
         if _is_bounded_canary(call):
             self._canaries.record(traffic, call.number, call.seconds, None)
         if traffic.shadow is not None and traffic.shadow != call.number:
-            self._shadows.offer(ShadowCall(call, outputs, rows))
+            self._shadows.offer(call, outputs, rows)
 
     def failed(self, call: SplitCall, error: Exception, has_deadline: bool) -> None:
         """Observe a call that ended with an error. `has_deadline`: its caller set a deadline.

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from registry import db, traffic
+from registry.rows import Outputs
 from registry.traffic import NewTraffic, ShadowResult
 from service.online.call_formats import TableFormat
-from service.online.shadow import MAX_BYTES, MAX_CALLS, RefusedCall, ShadowCall, Shadows, SplitCall, _Throttle
+from service.online.shadow import MAX_BYTES, MAX_CALLS, RefusedCall, Shadows, SplitCall, _Throttle
 from service.runtime.snapshot import SnapshotTraffic
 from tests.service.api import Api
 from tests.service.model_rows import copy_version
@@ -19,7 +20,7 @@ from tests.service.model_rows import copy_version
 pytestmark = pytest.mark.anyio
 JSON = TableFormat("application/json", "application/json")
 BODY = b'{"instances":[{"x0":2.0,"x1":0.0,"x2":0.0}]}'
-OUTPUTS = {"label": np.array(["yes"], dtype=object), "probabilities": np.array([[0.1, 0.9]])}
+OUTPUTS: Outputs = {"label": np.array(["yes"], dtype=object), "probabilities": np.array([[0.1, 0.9]])}
 
 
 class Idle(Shadows):
@@ -50,8 +51,9 @@ def shadows(api: Api) -> Shadows:
     return Idle(api.services.snapshot, api.services.pool, api.services.sessions)
 
 
-def call(split: SnapshotTraffic, body: bytes = BODY) -> ShadowCall:
-    return ShadowCall(SplitCall(split, 1, JSON, body, 0.001), OUTPUTS, 1)
+def offer(shadows: Shadows, split: SnapshotTraffic, body: bytes = BODY, outputs: Outputs = OUTPUTS) -> None:
+    """Offer a call of one row."""
+    shadows.offer(SplitCall(split, 1, JSON, body, 0.001), outputs, 1)
 
 
 async def stored(api: Api, split: SnapshotTraffic, shadows: Shadows) -> ShadowResult:
@@ -69,24 +71,24 @@ async def test_a_full_queue_drops_calls_and_counts_them(
     api: Api, split: SnapshotTraffic, shadows: Shadows
 ) -> None:
     for _ in range(MAX_CALLS + 3):
-        shadows.offer(call(split))
+        offer(shadows, split)
     assert (await stored(api, split, shadows)).shed == 3
 
 
 async def test_large_bodies_fill_the_queue(api: Api, split: SnapshotTraffic, shadows: Shadows) -> None:
     for _ in range(3):
-        shadows.offer(call(split, bytes(MAX_BYTES // 2)))
+        offer(shadows, split, bytes(MAX_BYTES // 2))
     assert (await stored(api, split, shadows)).shed == 1
 
 
 async def test_calls_are_dropped_while_the_shadow_is_loaded(
     api: Api, split: SnapshotTraffic, shadows: Shadows
 ) -> None:
-    shadows.offer(call(split))
+    offer(shadows, split)
     await asyncio.to_thread(shadows.step)
     assert (await stored(api, split, shadows)).shed == 1
     await load(api, split, 2)
-    shadows.offer(call(split))
+    offer(shadows, split)
     await asyncio.to_thread(shadows.step)
     result = await stored(api, split, shadows)
     assert (result.rows, result.agreed, result.shed) == (1, 0, 1)
@@ -95,7 +97,7 @@ async def test_calls_are_dropped_while_the_shadow_is_loaded(
 async def test_one_bad_call_fails_alone(api: Api, split: SnapshotTraffic, shadows: Shadows) -> None:
     await load(api, split, 2)
     for body in (BODY, b"{}", BODY):
-        shadows.offer(call(split, body))
+        offer(shadows, split, body)
     await asyncio.to_thread(shadows.step)
     result = await stored(api, split, shadows)
     assert (result.rows, result.failed) == (2, 1)
@@ -106,7 +108,7 @@ async def test_figures_that_cannot_be_stored_are_kept(
     api: Api, split: SnapshotTraffic, shadows: Shadows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await load(api, split, 2)
-    shadows.offer(call(split))
+    offer(shadows, split)
     await asyncio.to_thread(shadows.step)
 
     def fail(*_: object) -> None:
@@ -121,7 +123,7 @@ async def test_figures_that_cannot_be_stored_are_kept(
 async def test_a_stop_stores_the_figures(api: Api, split: SnapshotTraffic) -> None:
     shadows = Shadows(api.services.snapshot, api.services.pool, api.services.sessions)
     await load(api, split, 2)
-    shadows.offer(call(split))
+    offer(shadows, split)
     while shadows._calls:  # noqa: ASYNC110 - the thread takes them
         await asyncio.sleep(0.01)
     await asyncio.to_thread(shadows.stop)
@@ -137,7 +139,7 @@ async def test_an_isolated_model_is_a_shadow_too(api: Api, unique_name: str, sha
     split = await put(api, unique_name, NewTraffic(shadow=2))
     await load(api, split, 2)
     for _ in range(3):
-        shadows.offer(call(split)._replace(outputs={"value": np.array([2.0])}))
+        offer(shadows, split, outputs={"value": np.array([2.0])})
     await asyncio.to_thread(shadows.step)
     result = await stored(api, split, shadows)
     assert (result.rows, result.agreed, result.last_error) == (3, 3, None)
