@@ -287,3 +287,4 @@ def _shut_down(services: Services) -> None:
     services.executor.shutdown(wait=True)
     services.recorder.close()
     services.engine.dispose()
+    services.group.leave()

@@ -41,7 +41,7 @@ class ProcessGroup:
     """One process's view of its group."""
 
     def __init__(self, descriptor: int, number: int, size: int) -> None:
-        """`descriptor` is that of `create_shared_memory`; it stays open as long as this process runs."""
+        """`descriptor` is that of `create_shared_memory`; it is closed by `leave`."""
         self.number, self.size = number, size
         self._descriptor = descriptor
         memory = memoryview(mmap.mmap(descriptor, size * 8 + MAX_PROBLEM_BYTES))
@@ -69,6 +69,10 @@ class ProcessGroup:
         except OSError:
             return False
         return True
+
+    def leave(self) -> None:
+        """Let another process lead. The memory stays."""
+        os.close(self._descriptor)
 
     @property
     def builder_problem(self) -> str | None:

@@ -54,3 +54,4 @@ def test_a_process_without_a_group_leads() -> None:
     assert group.try_to_lead()
     group.builder_problem = "ü" * 2000  # longer than the memory
     assert set(group.builder_problem or "") == {"ü"}
+    group.leave()
