@@ -1,7 +1,7 @@
 """The machine code of `forest_kernel`: compiled once per machine, stored beside numba's cache, and loaded.
 
 LLVM alone loads it (`llvmlite`, 40 ms of CPU and 6 MB), so a web process runs compiled code without numba. A
-template or a worker compiles it (3 s), never a web process: see docs/adr/0033. A file is named by the source,
+template or a worker compiles it (5 to 9 s), never a web process: see docs/adr/0033. A file is named by the source,
 the libraries and the processor that it was compiled with, and begins with its own digest, because LLVM ends
 the process over damaged code.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,11 +69,13 @@ def load() -> Kernel:
 def load_or_compile() -> Kernel:
     """Return the kernel, compiled by this process if necessary, which imports numba and takes seconds."""
     global _loaded
-    try:
+    with contextlib.suppress(NotCompiled):
         return load()
-    except NotCompiled:
+    with _single_compiler():
+        with contextlib.suppress(NotCompiled):
+            return load()  # another process has compiled it meanwhile
         code = _compile()
-    _store(code)
+        _store(code)
     with _lock:
         if _loaded is None:
             _loaded = _link(code)
@@ -108,6 +111,17 @@ def _read() -> bytes:
         path.unlink(missing_ok=True)
         raise NotCompiled("the compiled kernel for tables of nodes was damaged")
     return code
+
+
+@contextlib.contextmanager
+def _single_compiler() -> Iterator[None]:
+    """Wait until no other process compiles for the same file. Without a writable folder, none waits."""
+    path = code_file().with_suffix(".lock")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _store(code: bytes) -> None:

@@ -90,7 +90,7 @@ def test_compiled_code_is_stored_for_other_processes(
     monkeypatch.setattr(kernel_code, "_compile", lambda: code[kernel_code.DIGEST_BYTES :])
     kernel = kernel_code.load_or_compile()
     assert kernel_code.load() is kernel
-    assert [f.name for f in file.parent.iterdir()] == ["kernel.o"]
+    assert sorted(f.name for f in file.parent.iterdir()) == ["kernel.lock", "kernel.o"]
     assert file.read_bytes() == code
 
 
