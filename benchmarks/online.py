@@ -47,6 +47,8 @@ OTHER_MODELS = ["bare", "trivium", "flask", "fastapi", "mlserver-batching", "ben
 OTHER_MODELS += ["litserve-batching", "mlflow"]
 LONGEST_S = 8
 """How long a slow server is measured at most, so that each connection gets two answers."""
+IDLE_S, DRAIN_S = 0.2, 60.0
+"""After a load, a server works until it was idle for so long, or the other at most."""
 WRITTEN_S = 8.0
 """After this time without work, a server has written what it recorded."""
 EXPECTED = (
@@ -182,13 +184,13 @@ def measure(run: Run, server: Running, folder: Path, cell: Cell, round_: int) ->
         if cell not in run.per_s:
             warm_up = wrk.run(server.port, script, cell.concurrency, 1, run.cores.load)
             run.per_s[cell] = warm_up.per_s
-        server.tree.await_idle(0.1, 60)
+            server.tree.await_idle(IDLE_S, DRAIN_S)
         seconds = _duration(run.per_s[cell], cell.concurrency, cell.seconds)
         cpu_before = server.tree.cpu_seconds()
         load = wrk.run(server.port, script, cell.concurrency, seconds, run.cores.load)
         cpu_s = server.tree.cpu_seconds() - cpu_before
         memory = server.tree.memory()
-        server.tree.await_idle(0.1, 60)
+        server.tree.await_idle(IDLE_S, DRAIN_S)
     finally:
         server.tree.suspend()
     if load.failures or not load.requests:

@@ -130,15 +130,25 @@ class ProcessTree:
     def await_idle(self, quiet_s: float, limit_s: float) -> bool:
         """Wait until the server uses under 5 % of a core for `quiet_s`; return whether it did in `limit_s`.
 
-        After a load, it still works on requests whose connections the load generator closed.
+        After a load, it still works on requests whose connections the load generator closed. On a busy
+        machine, a thread that waits for a core uses none either, but it is runnable.
         """
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             before = self.cpu_seconds()
             time.sleep(quiet_s)
-            if self.cpu_seconds() - before <= max(0.05 * quiet_s, 0.011):  # a clock tick is 10 ms
+            is_quiet = self.cpu_seconds() - before <= max(0.05 * quiet_s, 0.011)  # a clock tick is 10 ms
+            if is_quiet and not any(map(_has_runnable_thread, self.processes())):
                 return True
         return False
+
+
+def _has_runnable_thread(process: psutil.Process) -> bool:
+    for path in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 def stop(trees: list[ProcessTree], grace_s: float = 10.0) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.environments import ROOT
+from benchmarks.serving.machine import BUSY
 from benchmarks.serving.models import HEADLINE
 from benchmarks.serving.report import Figures, number, rate_text
 
@@ -77,7 +78,8 @@ def draw(summary: dict[str, Any], theme_name: str) -> str:
         body += _bar(bar, TOP + LINE * i, scale, theme, alone_x)
     machine = summary["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, loopback"
-    note = f"{summary['date']}, {where}. Versions and caveats: docs/performance.md"
+    disturbed = f", disturbed by a load of {machine['load_before']}" if machine["load_before"] > BUSY else ""
+    note = f"{summary['date']}, {where}{disturbed}. All figures and caveats: docs/performance.md"
     body.append(_text(0, height - 10, note, theme.muted, size=12))
     description = "; ".join(f"{bar.title}: {rate_text(bar.per_s)} requests per second" for bar in rows)
     return "\n".join(

@@ -224,7 +224,7 @@ def section(summary: dict[str, Any]) -> str:
         _markdown(*models_table(figures)),
     ]
     if problems := failures(figures):
-        parts += ["Not measured:", "\n".join(f"- {problem}" for problem in problems)]
+        parts += ["### Problems", "\n".join(f"- {problem}" for problem in problems)]
     return "\n\n".join([*parts, CAVEATS])
 
 
@@ -250,7 +250,7 @@ def terminal(summary: dict[str, Any]) -> str:
         parts.append(f"{model['title']} (on {model['runtime']})")
         parts.append(_aligned(*servers_table(figures, model["model"])))
     parts += [_aligned(*targets_table(figures)), *counters(figures)]
-    parts += [f"not measured: {problem}" for problem in failures(figures)]
+    parts += [f"problem: {problem}" for problem in failures(figures)]
     return "\n\n".join(parts)
 
 

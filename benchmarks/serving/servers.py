@@ -402,15 +402,25 @@ class Running:
                 )
 
     def read_counters(self) -> dict[str, int]:
-        """Return the metrics that show whether a variant did its work, summed up to the outcome or reason."""
+        """Return the metrics of a variant's work, summed by outcome or reason.
+
+        Raises `ServerFailed` when there are none: a variant that does nothing would look cheap.
+        """
         headers = {"Connection": "close"} | self.request.headers
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/metrics", headers=headers)
-            text = connection.getresponse().read().decode()
+            response = connection.getresponse()
+            text = response.read().decode()
         finally:
             connection.close()
-        return sum_counters(text, self.spec.counters)
+        sums = sum_counters(text, self.spec.counters)
+        if not sums:
+            names = " and ".join(self.spec.counters)
+            raise ServerFailed(
+                f"GET /metrics (status {response.status}) has no {names}: it did not do its work"
+            )
+        return sums
 
     def stop(self) -> None:
         stop([self.tree])
