@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
     from service.runtime.loading import LoadedModel
 
-QUEUE_S = 0.5
+QUEUE_S = 0.75
 """A queue is full when its calls would take longer than this: a second after an overload it is empty."""
 MIN_QUEUE = 4
 """Calls that a queue holds in any case, also of a model that takes a second for each."""
