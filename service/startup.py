@@ -9,10 +9,12 @@ Figures and reasons are in docs/adr/0021-how-a-start-stays-short.md. There are t
    | library               | imported                                   | by                           |
    |-----------------------|--------------------------------------------|------------------------------|
    | FastAPI and the routes| in a thread, once the server answers       | `service/app.py`             |
-   | numpy, ONNX Runtime   | in a thread, with the first model          | `service/app.py`             |
+   | numpy                 | in a thread, with the first model          | `service/app.py`             |
+   | ONNX Runtime          | in a thread, with the first graph          | `runtime/loading.py`         |
    | python-tuf            | in a thread, with the first signed export  | `service/edge/tuf_signing.py`|
    | pyarrow               | with the first Arrow body, large CSV body  | `runtime/codec`, `submit`    |
    |                       | or batch job                               |                              |
+   | llvmlite              | in a thread, with the first tree ensemble  | `runtime/loading.py`         |
    | numba                 | in a thread of the worker                  | `service/worker/process.py`  |
    | Alembic               | with the first migration                   | `registry/db.py`             |
 

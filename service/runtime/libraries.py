@@ -12,7 +12,7 @@ ANSWERING: dict[AnsweringRuntime, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "numpy", "trivium"),
     "tflite": ("ai-edge-litert", "numpy", "trivium"),
     "isolated": ("scikit-learn", "scipy", "pandas", "numpy", "trivium"),
-    "forest": ("numba", "numpy", "trivium"),
+    "forest": ("llvmlite", "numba", "numpy", "trivium"),
 }
 """Distributions by runtime; another release of one may answer differently."""
 

@@ -1,4 +1,4 @@
-"""A tree ensemble as one flat table of nodes, on which edge export and batch scoring run.
+"""A tree ensemble as one flat table of nodes, on which edge export, predictions and batch scoring run.
 
 The children of a node are adjacent, so one step down a tree is
 `i = left[i] + (x[feature[i]] > threshold[i])`. A leaf is its own left child.

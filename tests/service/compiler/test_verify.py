@@ -55,7 +55,7 @@ def test_the_build_records_the_libraries_that_its_answers_depend_on(
     built: tuple[Path, BuildResult],
 ) -> None:
     assert built[1].libraries == libraries.versions_for(["onnx", "forest"])
-    assert {"onnxruntime", "numba", "numpy", "trivium"} == set(built[1].libraries)
+    assert {"onnxruntime", "llvmlite", "numba", "numpy", "trivium"} == set(built[1].libraries)
 
 
 def test_another_model_differs_and_its_answers_are_saved_for_an_acceptance(
