@@ -57,7 +57,7 @@ def put(session: Session, labels: Sequence[NewLabel], *, key_id: str) -> None:
         index_elements=["prediction_id", "row", "key_id"],
         set_={"label": statement.excluded.label, "at": statement.excluded.at},
     )
-    session.execute(statement, list(values.values()))
+    session.execute(statement, [values[place] for place in sorted(values)])  # locks rows in the same order
 
 
 def keys_reaching(session: Session, model: str) -> frozenset[str]:
