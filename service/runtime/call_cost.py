@@ -17,8 +17,10 @@ from registry.rows import Outputs, Rows
 
 INLINE_S = 0.001
 """Calls faster than this run on the event loop: moving to a thread and back costs about 0.1 ms."""
+MAX_INLINE_ROWS = 256
+"""Most rows of a call on the event loop, because answers are encoded there, too."""
 JOIN_S = 0.00005
-"""Least fixed cost at which requests are joined: waiting in a queue and joining cost half of it."""
+"""Least fixed cost at which requests are joined: a queue costs each of them 5 to 15 us."""
 JOIN_SHARE = 0.2
 """Least share of the fixed cost in a call of one row: below it, joining saves little and delays the first."""
 MIN_JOINT_S = 0.01
@@ -26,9 +28,12 @@ MIN_JOINT_S = 0.01
 MAX_JOINT_ROWS = 1024
 
 ROUNDS = 3
-MEASURED_ROWS = 16
-SLOW_S, TOO_SLOW_S = 0.02, 1.0
-"""Of a model whose row takes longer than the first, two rows are measured once; than the second, only one."""
+ROUNDS_S = 0.5
+"""Longest time after which a further round of measurements begins."""
+MEASURED_ROWS = ((0.02, 16), (0.25, 4), (1.0, 2))
+"""The number of rows of the second call, by the seconds of a call with one row below which it is used."""
+MIN_ROW_SHARE = 0.01
+"""Least cost of a row as a share of a call with one: a measured 0 is noise, and would join any number."""
 
 
 class CallCost(NamedTuple):
@@ -43,9 +48,7 @@ class CallCost(NamedTuple):
     @property
     def inline_rows(self) -> int:
         """The most rows of a call on the event loop."""
-        if self.row_s <= 0:
-            return MAX_JOINT_ROWS if self.fixed_s < INLINE_S else 0
-        return max(0, int((INLINE_S - self.fixed_s) / self.row_s))
+        return max(0, min(MAX_INLINE_ROWS, round((INLINE_S - self.fixed_s) / self.row_s)))
 
     @property
     def joint_rows(self) -> int:
@@ -53,7 +56,7 @@ class CallCost(NamedTuple):
         if self.fixed_s < max(JOIN_S, JOIN_SHARE * self.seconds(1)):
             return 0
         budget_s = max(self.fixed_s, MIN_JOINT_S)
-        return MAX_JOINT_ROWS if self.row_s <= 0 else max(2, min(MAX_JOINT_ROWS, int(budget_s / self.row_s)))
+        return max(2, min(MAX_JOINT_ROWS, round(budget_s / self.row_s)))
 
 
 UNKNOWN = CallCost(0.0, 0.01)
@@ -65,18 +68,21 @@ def measure(run: Callable[[Rows], Outputs], row: Rows) -> CallCost:
 
     The numbers of rows alternate: LiteRT allocates its tensors when the number changes.
     """
+    start = time.monotonic()
     one_s = _seconds(run, row)
-    if one_s < 5 * TOO_SLOW_S:
+    if one_s < ROUNDS_S * 10:
         one_s = _seconds(run, row)
-    if one_s > TOO_SLOW_S:
+    count = next((count for limit_s, count in MEASURED_ROWS if one_s < limit_s), 1)
+    if count == 1:
         return CallCost(0.0, one_s)
-    count = MEASURED_ROWS if one_s < SLOW_S else 2
     several = row.take(np.zeros(count, dtype=np.intp))
     several_s = _seconds(run, several)
-    for _ in range(ROUNDS - 1 if one_s < SLOW_S else 0):
+    for _ in range(ROUNDS - 1):
+        if time.monotonic() - start > ROUNDS_S:
+            break
         one_s = min(one_s, _seconds(run, row))
         several_s = min(several_s, _seconds(run, several))
-    row_s = max(0.0, (several_s - one_s) / (count - 1))
+    row_s = max(MIN_ROW_SHARE * one_s, (several_s - one_s) / (count - 1), 1e-9)
     return CallCost(max(0.0, one_s - row_s), row_s)
 
 
