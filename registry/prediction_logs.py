@@ -6,6 +6,8 @@ so recorded rows are deleted when they are due. The files are the service's (`se
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,11 +20,16 @@ DEFAULT_MAX_MB = 10_240
 
 
 class LogSettings(msgspec.Struct, frozen=True):
-    """`sample` is the share of calls from 0 to 1. None as a limit: rows are kept without that limit."""
+    """`sample` is the share of calls from 0 to 1. None as a limit: rows are kept without that limit.
+
+    `changed_at` and `changed_by` are set when settings are read; None: nobody has set them.
+    """
 
     sample: float = 0.0
     keep_days: int | None = DEFAULT_KEEP_DAYS
     max_mb: int | None = DEFAULT_MAX_MB
+    changed_at: datetime | None = None
+    changed_by: str | None = None
 
 
 def get(session: Session, model: str) -> LogSettings:
@@ -41,7 +48,7 @@ def put(session: Session, model: str, settings: LogSettings, *, by: str) -> LogS
     row.changed_at, row.changed_by = now(), by
     revision.record_change(session, "model", model)
     session.flush()
-    return settings
+    return _settings(row)
 
 
 def switch_off(session: Session, model: str, *, by: str) -> LogSettings:
@@ -57,4 +64,6 @@ def by_model(session: Session) -> dict[int, LogSettings]:
 
 
 def _settings(row: PredictionLogRow | None) -> LogSettings:
-    return LogSettings() if row is None else LogSettings(row.sample, row.keep_days, row.max_mb)
+    if row is None:
+        return LogSettings()
+    return LogSettings(row.sample, row.keep_days, row.max_mb, row.changed_at, row.changed_by)

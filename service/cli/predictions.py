@@ -134,7 +134,8 @@ def prediction_log(
     with connect() as client:
         record: Record = client.call("DELETE" if off else "GET", url)
         if changes:
-            record = client.call("PUT", url, {**record, **changes})
+            settings = {field: record[field] for field in ("sample", "keep_days", "max_mb")}
+            record = client.call("PUT", url, settings | changes)
     print_record(json, record, lambda: echo(f"{model}: {_describe(record)}"))
 
 

@@ -63,10 +63,12 @@ class LogSettingsRecord(BaseModel):
     sample: float
     keep_days: int | None
     max_mb: int | None
+    changed_at: datetime | None
+    changed_by: str | None
 
     @classmethod
     def of(cls, settings: LogSettings) -> Self:
-        return cls(sample=settings.sample, keep_days=settings.keep_days, max_mb=settings.max_mb)
+        return cls.model_validate(settings, from_attributes=True)
 
 
 class PredictionsQuery(RequestModel):

@@ -48,16 +48,8 @@ class LabelColumn(msgspec.Struct, frozen=True):
     target: str | None = None
 
 
-class RecordedCall(NamedTuple):
-    """One call. `time` is in seconds since 1970, when it was answered."""
-
-    time: float
-    id: str
-    alias: str | None
-    request_id: str | None
-    row_count: int
-    rows: Rows
-    outputs: Outputs
+RecordedCall = tuple[float, str, str | None, str | None, int, Rows, Outputs]
+"""Time of the answer in seconds since 1970, prediction id, alias, request id, number of rows, rows, outputs."""
 
 
 class Chunk(NamedTuple):
@@ -84,8 +76,8 @@ class LogTable:
         labels = msgspec.json.encode(_label_columns(signature))
         self.schema = pa.schema([*CALL_FIELDS, *columns], {_METADATA: labels})
 
-    def chunk(self, calls: Sequence[tuple[Any, ...]]) -> Chunk:
-        """Join the rows of calls, tuples as `RecordedCall`, in their order."""
+    def chunk(self, calls: Sequence[RecordedCall]) -> Chunk:
+        """Join the rows of calls, in their order."""
         times, ids, aliases, request_ids, counts, rows, outputs = zip(*calls, strict=True)
         total = sum(counts)
         moments = np.rint(np.array(times) * 1e6).astype(np.int64)

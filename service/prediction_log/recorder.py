@@ -29,7 +29,7 @@ from service.prediction_log import log_files
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
-    from service.prediction_log.log_tables import Chunk, LogTable
+    from service.prediction_log.log_tables import Chunk, LogTable, RecordedCall
     from service.runtime.loading import LoadedModel
     from service.runtime.snapshot import SnapshotLog
 
@@ -55,9 +55,8 @@ _PREDICTION_ID = re.compile(r"pred-[0-9a-f]{10}-[0-9a-f]{1,16}")
 log = telemetry.logger(__name__)
 
 
-_Queued = tuple["SnapshotLog", "LoadedModel", tuple[Any, ...]]
-"""Settings, model, and the fields of a `RecordedCall`. Not a class: its creation is slow."""
-_ROW_COUNT = 4
+_Queued = tuple["SnapshotLog", "LoadedModel", "RecordedCall"]
+"""Settings, model and call. Not a class: its creation is slow."""
 _Key = tuple[int, int]
 """The id of a model and the number of a version."""
 
@@ -224,7 +223,7 @@ class Recorder:
 
     def _join(self, queued: list[_Queued]) -> None:
         """Add the calls to `_joined`, those of each version as one chunk."""
-        groups: dict[int, list[_Queued]] = {}
+        groups: dict[int, list[_Queued]] = {}  # by the identity of the loaded model
         for item in queued:
             groups.setdefault(id(item[1]), []).append(item)
         for group in groups.values():
@@ -235,7 +234,7 @@ class Recorder:
                 self._joined.append(_Joined(key, loaded.name, table, table.chunk(calls)))
             except Exception:  # a call must be answered whatever happens here
                 log.exception("prediction_log.not_joined", model=loaded.name, version=loaded.number)
-                self._drop(loaded.name, "not_joined", sum(call[_ROW_COUNT] for call in calls))
+                self._drop(loaded.name, "not_joined", sum(call[4] for call in calls))
 
     def _table(self, key: _Key, loaded: LoadedModel) -> LogTable:
         from service.prediction_log.log_tables import LogTable

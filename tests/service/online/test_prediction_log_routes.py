@@ -115,12 +115,14 @@ async def test_calls_that_fail_and_calls_outside_the_sample_are_not_recorded(api
 async def test_settings_are_off_by_default_replaced_and_switched_off(api: Api, name: str) -> None:
     path = f"/v1/models/{name}/prediction-log"
     assert (await api.client.get("/v1/models/price/prediction-log")).json() == {
-        "sample": 0.0, "keep_days": 30, "max_mb": 10240,
+        "sample": 0.0, "keep_days": 30, "max_mb": 10240, "changed_at": None, "changed_by": None,
     }  # fmt: skip
     changed = {"sample": 0.5, "keep_days": None, "max_mb": 7}
-    assert (await api.client.put(path, json=changed)).json() == changed
-    assert (await api.client.delete(path)).json() == changed | {"sample": 0.0}
-    assert (await api.client.get(path)).json() == changed | {"sample": 0.0}
+    record = (await api.client.put(path, json=changed)).json()
+    assert record == changed | {"changed_at": record["changed_at"], "changed_by": "admin"}
+    switched_off = (await api.client.delete(path)).json()
+    assert switched_off == record | {"sample": 0.0, "changed_at": switched_off["changed_at"]}
+    assert (await api.client.get(path)).json() == switched_off
     for body in ({}, {"sample": 1.1}, {"sample": 1, "keep_days": -1}, {"sample": 1, "days": 3}):
         check_problem(await api.client.put(path, json=body), 422)
     for method in ("GET", "DELETE"):

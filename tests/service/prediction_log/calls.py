@@ -14,12 +14,24 @@ from registry.signature import Input, Output, Signature
 from service.prediction_log import log_files
 from service.prediction_log.log_parquet import from_datetime, in_time_order, write_table
 from service.prediction_log.log_reader import LogReader, Selection
-from service.prediction_log.log_tables import LogTable, RecordedCall
+from service.prediction_log.log_tables import LogTable
 from service.runtime.codec import Codec
 from service.runtime.snapshot import SnapshotLog
 
 LOG = SnapshotLog(7, 1.0)
 SIMPLE = Signature("regression", (Input("x", "float64"),), (Output("value", "float64", (-1,)),))
+
+
+class RecordedCall(NamedTuple):
+    """One call. `time` is in seconds since 1970."""
+
+    time: float
+    id: str
+    alias: str | None
+    request_id: str | None
+    row_count: int
+    rows: Rows
+    outputs: Outputs
 
 
 class Loaded(NamedTuple):

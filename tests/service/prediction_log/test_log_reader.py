@@ -20,9 +20,9 @@ from service.formats.writing import encode_stream
 from service.prediction_log import log_files, log_parquet
 from service.prediction_log.log_parquet import merge_files
 from service.prediction_log.log_reader import LogReader, Selection, typed_label
-from service.prediction_log.log_tables import RecordedCall
 from tests.registry.signatures import SIGNATURES
 from tests.service.prediction_log.calls import (
+    RecordedCall,
     decode,
     inputs,
     outputs_of,

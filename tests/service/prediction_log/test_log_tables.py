@@ -11,10 +11,17 @@ import pytest
 
 from registry.rows import Rows
 from registry.signature import Input, Output, Signature
-from service.prediction_log.log_tables import LogTable, RecordedCall
+from service.prediction_log.log_tables import LogTable
 from service.runtime.codec import Codec
 from tests.registry.signatures import MIXED, SIGNATURES
-from tests.service.prediction_log.calls import decode, outputs_of, read, simple_call, write_calls
+from tests.service.prediction_log.calls import (
+    RecordedCall,
+    decode,
+    outputs_of,
+    read,
+    simple_call,
+    write_calls,
+)
 
 NUMBERS_SENT = [{"x0": 0.1, "x1": None}, {"x0": -3.5, "x1": 1e300}, {"x0": 2, "x1": 7}]
 MIXED_SENT = [
