@@ -40,15 +40,16 @@ MAX_CALLS = 256
 MAX_BYTES = 16 * 2**20
 """Bounds of the queue."""
 BATCH_CALLS, BATCH_ROWS = 64, 1024
-"""Bounds of a joint call. One call may have more rows."""
-POLL_S = 0.02
+"""Bounds of a step. One call may have more rows."""
+STEP_S = 0.002
+"""A longer step takes fewer calls the next time: the event loop waits while it runs."""
+POLL_S, MAX_POLL_S = 0.02, 0.2
+"""How often an empty queue is looked at, while calls come and later."""
 FLUSH_S = 5.0
 IDLE_SHARE, BUSY_SHARE = 0.5, 0.02
 """The thread's share of the time in an idle process, and in one whose event loop is `BUSY` of the time."""
 BUSY = 0.6
-HOLD_S = 0.0002
-"""How long calls are decoded before the event loop gets its turn."""
-MAX_PAUSE_S = 2.0
+MAX_PAUSE_S = 10.0
 MEASURE_S = 0.2
 RUN_S = 30.0
 """How long a joint call is repeated call by call after it failed."""
@@ -126,6 +127,7 @@ class Shadows:
         self._shed: dict[tuple[str, Key], int] = {}  # rows; changed by the event loop only, never reset
         self._shed_counted: dict[tuple[str, Key], int] = {}
         self._figures: dict[tuple[str, Key], ShadowResult] = {}
+        self._batch_calls, self._poll_s = BATCH_CALLS, POLL_S
         self._loads = _Loads(pool)
         self._throttle = _Throttle()
         self._thread: threading.Thread | None = None
@@ -178,13 +180,20 @@ class Shadows:
         if time.monotonic() - self._flushed_at >= FLUSH_S:
             self.flush()
         if not self._calls and not self._refused:
-            return POLL_S
+            self._poll_s = min(self._poll_s * 2, MAX_POLL_S)
+            return self._poll_s
+        self._poll_s = POLL_S
         start = time.perf_counter()
         for _ in range(min(len(self._refused), BATCH_REFUSED)):
             self._check(self._refused.popleft())
         for calls in self._take_batch().values():
             self._answer(calls)
-        return self._throttle.pause(time.perf_counter() - start)
+        elapsed_s = time.perf_counter() - start
+        if elapsed_s > STEP_S:
+            self._batch_calls = max(self._batch_calls // 2, 1)
+        else:
+            self._batch_calls = min(self._batch_calls * 2, BATCH_CALLS)
+        return self._throttle.pause(elapsed_s)
 
     def flush(self) -> None:
         """Add the figures to the database. What cannot be written is tried again at the next flush."""
@@ -207,7 +216,7 @@ class Shadows:
         """Remove calls from the queue, and return them by what they compare."""
         batch: dict[Key, list[ShadowCall]] = {}
         calls = rows = 0
-        while self._calls and calls < BATCH_CALLS and rows < BATCH_ROWS:
+        while self._calls and calls < self._batch_calls and rows < BATCH_ROWS:
             call = self._calls.popleft()
             self._bytes_out += len(call.call.body)
             batch.setdefault(call.key, []).append(call)
@@ -363,7 +372,7 @@ def _compare(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult
 
 
 def _decoded(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult) -> list[DecodedCall]:
-    decoded, deadline, turn = [], time.monotonic() + RUN_S, time.perf_counter()
+    decoded, deadline = [], time.monotonic() + RUN_S
     for call in calls:
         try:
             rows = call.call.call_format.decode(loaded, call.call.body)
@@ -371,9 +380,6 @@ def _decoded(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult
             _fail(figures, call, error)
             continue
         decoded.append(DecodedCall(call, rows, deadline))
-        if time.perf_counter() - turn > HOLD_S:
-            time.sleep(0)  # releases the interpreter's lock, which decoding holds
-            turn = time.perf_counter()
     return decoded
 
 
