@@ -49,7 +49,7 @@ class LabelColumn(msgspec.Struct, frozen=True):
 
 
 RecordedCall = tuple[float, str, str | None, str | None, int, Rows, Outputs]
-"""Time in seconds since 1970, prediction id, alias, request id, number of rows, rows and outputs of a call."""
+"""Time in seconds since 1970, prediction id, alias, request id, number of rows, rows and outputs."""
 
 
 class Chunk(NamedTuple):

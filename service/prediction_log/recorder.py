@@ -146,21 +146,26 @@ class Recorder:
         size = CALL_BYTES + row_count * loaded.codec.row_bytes
         text = None if request_id is None else request_id[:MAX_REQUEST_ID].decode("latin-1")
         call = (time.time(), prediction_id, alias, text, row_count, rows, outputs)
-        self._added += size
         if size > LARGE_BYTES:
             self._large_calls.append((settings, loaded, call))
         else:
             self._calls.append((settings, loaded, call))
             self._unjoined += size
             if self._unjoined >= JOINED_BYTES and self._can_join:
-                self._unjoined = 0
-                self._is_joining = True
-                self._join(_take(self._calls, SLICE_CALLS))
-                self._is_joining = False
+                self._join_small_calls()
+        self._added += size  # after the call is in a queue: otherwise the thread might sleep before it is
         if self._idle:
             self._start()
         elif waiting >= FLUSH_BYTES and not self._due.is_set():
             self._due.set()
+
+    def _join_small_calls(self) -> None:
+        self._unjoined = 0
+        self._is_joining = True
+        try:
+            self._join(_take(self._calls, SLICE_CALLS))
+        finally:
+            self._is_joining = False
 
     def flush(self) -> None:
         """Write every call that was recorded before. Blocks."""
