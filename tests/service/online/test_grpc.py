@@ -310,10 +310,36 @@ async def test_the_deadline_of_the_caller_ends_the_wait(client: Client) -> None:
     assert (await client.call("ModelInfer", slow_request(0.6), timeout=0.1)).code == Code.DEADLINE_EXCEEDED
 
 
+async def test_a_cancelled_call_leaves_the_queue_of_its_model(api: Api, client: Client) -> None:
+    route = "/inference.GRPCInferenceService/ModelInfer"
+    cancelled = f'trivium_requests_total{{method="GRPC",route="{route}",status="499"}}'
+    before = await metric(api, cancelled)
+    running = asyncio.create_task(client.call("ModelInfer", slow_request(0.5)))
+    queued = asyncio.create_task(client.call("ModelInfer", slow_request(0.1)))
+    await arrived(client)
+    queued.cancel()
+    async with asyncio.timeout(30):
+        while await metric(api, cancelled) == before:
+            await client.call("ServerLive")
+    assert await metric(api, 'trivium_queued_calls{model="sleeper",version="1"}') == 0
+    assert (await running).code == Code.OK
+
+
+async def arrived(client: Client) -> None:
+    """Wait until the server has the calls of tasks that were created: they share one connection."""
+    await client.call("ServerLive")  # it may be sent before them
+    await client.call("ServerLive")
+
+
+async def metric(api: Api, series: str) -> float:
+    lines = (await api.client.get("/metrics")).text.splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(series)), 0.0)
+
+
 async def test_running_calls_are_answered_while_the_server_stops(api: Api) -> None:
     async with serving(api.services, api) as server, connect(server.port, api.admin) as client:
         running = asyncio.create_task(client.call("ModelInfer", slow_request(0.3)))
-        await client.call("ServerLive")  # the call above has arrived: they share the connection
+        await arrived(client)
         await server.stop()
         answer = await running
         assert answer.code == Code.OK, answer.text
