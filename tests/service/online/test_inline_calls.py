@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from registry.errors import Invalid
+from registry.errors import DeadlineExceeded, Invalid
 from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
 from service.online import hotpath
@@ -119,6 +120,33 @@ def test_tables_are_decoded_and_encoded_in_a_thread() -> None:
 def test_the_model_is_released_after_an_invalid_body(body: bytes, content_type: str) -> None:
     with pytest.raises(Invalid):
         predict(body, content_type)
+
+
+class LoadingPool:
+    """A pool whose model is never loaded."""
+
+    def acquire_loaded(self, version_id: int) -> None:
+        return None
+
+    async def acquire(self, version_id: int) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "message"),
+    [
+        (0.01, "by the deadline of the request: it is still being loaded"),
+        (None, "within 0.02 s: it is still being loaded"),
+        (3600.0, "within 0.02 s: it is still being loaded"),
+    ],
+)
+def test_the_deadline_includes_the_load_of_the_model(seconds: float | None, message: str) -> None:
+    no_use = cast(Any, None)
+    predictor = Predictor(no_use, cast(Any, LoadingPool()), no_use, 0.02, no_use, no_use)
+    target, body = Target(SnapshotVersion(1, 3, "ready")), instances(1, 100)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    with pytest.raises(DeadlineExceeded, match=message):
+        asyncio.run(predictor.predict(target, TableFormat(JSON, JSON), body, deadline))
 
 
 @pytest.mark.parametrize(

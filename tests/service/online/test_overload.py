@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from service.config import Settings
 from service.online import batching
 from service.runtime.call_cost import CallCost
 from service.runtime.loading import LoadedModel
+from tests.harness.load import post_request
+from tests.harness.server import Server
 from tests.service.api import Api, check_problem, running_app
 from tests.service.estimators import KILL_VALUE, SLEEP_OFFSET
 
@@ -228,3 +231,35 @@ async def test_a_client_that_disconnects_leaves_the_queue(api: Api, coding: str)
         assert count("trivium_queued_calls", "sleeper") == 0
     assert sent == ["request", "400", "None"]
     assert count("trivium_joint_call_requests_sum", "sleeper") == before
+
+
+def test_a_connection_that_is_closed_leaves_the_queue_of_a_server(server: Server) -> None:
+    def request(row: dict[str, float]) -> socket.socket:
+        body = json.dumps({"instances": [row]}).encode()
+        path, media_type = "/v1/models/sleeper/predict", "application/json"
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(post_request(server.port, path, body, server.key, Content_Type=media_type))
+        return connection
+
+    def metric(name: str) -> float:
+        text = server.call("GET", "/metrics")[1].decode()
+        prefix = f'{name}{{model="sleeper",version="1"}} '
+        return next((float(li.split()[-1]) for li in text.splitlines() if li.startswith(prefix)), 0.0)
+
+    def wait(name: str, value: float) -> None:
+        deadline = time.monotonic() + 30
+        while metric(name) != value:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    with request(ROW) as first:
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200")  # the model is loaded
+    before = metric("trivium_joint_call_requests_sum")
+    with request(slow_row(2.0)) as slow:
+        wait("trivium_joint_call_requests_sum", before + 1)
+        queued = request(ROW)
+        wait("trivium_queued_calls", 1)
+        queued.close()
+        wait("trivium_queued_calls", 0)
+        assert slow.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    assert metric("trivium_joint_call_requests_sum") == before + 1
