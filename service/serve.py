@@ -92,7 +92,7 @@ def run_web(
     # While uvicorn serves, it handles these signals: it shuts down and then raises the signal again, which by
     # default would end the process with the signal's number.
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, _exit)
     import uvicorn
 
     from service.acceptor import Acceptor, CountedConnections
@@ -140,6 +140,16 @@ def run_web(
     server = Server(web_config(app.asgi, settings, with_lane(app.lane)))
     server.run([listening])
     server.completion.result()
+
+
+def _exit(*_: object) -> None:
+    """Exit, and ignore SIGTERM from now on.
+
+    The kernel sends the signal of `end_with_parent` for each thread of the parent that ends. One that
+    interrupted the end of the event loop would log a traceback.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def web_config(
