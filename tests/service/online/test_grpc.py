@@ -321,8 +321,8 @@ async def test_a_cancelled_call_leaves_the_queue_of_its_model(api: Api, client: 
     async with asyncio.timeout(30):
         while await metric(api, cancelled) == before:
             await client.call("ServerLive")
-    assert await metric(api, 'trivium_queued_calls{model="sleeper",version="1"}') == 0
     assert (await running).code == Code.OK
+    assert await metric(api, 'trivium_queued_calls{model="sleeper",version="1"}') == 0
 
 
 async def arrived(client: Client) -> None:
