@@ -110,15 +110,20 @@ def measure_model(run: Run, name: str, cells: list[Cell]) -> None:
         with tempfile.TemporaryDirectory(prefix="online-") as folder:
             model = MODELS[name]()
             with ServerSet(model, Path(folder), run.cores.server) as running:
-                body = running.own.request.bodies[0]
-                runtime = running.version["runtime"]
-                run.file.add(Described(name, model.title, runtime, len(body), len(running.answer)))
+                _describe(run, running, running.version["runtime"])
                 failed = _start_all(run, running, missing)
                 for round_ in range(run.rounds):
                     _measure_round(run, running, missing, failed, round_)
                 _read_counters(run, running, missing, failed)
+                running.own.tree.resume()
+                _describe(run, running, running.own.answering_runtime())
     except EXPECTED as error:
         _fail(run, name, "trivium", error)
+
+
+def _describe(run: Run, running: ServerSet, runtime: str) -> None:
+    model, body = running.model, running.own.request.bodies[0]
+    run.file.add(Described(model.name, model.title, runtime, len(body), len(running.answer)))
 
 
 def _is_missing(run: Run, cell: Cell, round_: int) -> bool:

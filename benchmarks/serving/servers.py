@@ -406,35 +406,45 @@ class Running:
 
         Raises `ServerFailed` when there are none: a variant that does nothing would look cheap.
         """
+        sums = sum_counters(self._metrics(), self.spec.counters)
+        if not sums:
+            raise ServerFailed(f"did not do its work: no {' and '.join(self.spec.counters)} in its metrics")
+        return sums
+
+    def answering_runtime(self) -> str:
+        """Return the runtime that answered most rows of this project's server."""
+        sums = sum_counters(self._metrics(), (PREDICTED_ROWS,))
+        if not sums:
+            raise ServerFailed(f"no {PREDICTED_ROWS} in its metrics")
+        return max(sums, key=lambda name: sums[name]).split()[-1]
+
+    def _metrics(self) -> str:
         headers = {"Connection": "close"} | self.request.headers
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/metrics", headers=headers)
             response = connection.getresponse()
-            text = response.read().decode()
+            content = response.read().decode()
         finally:
             connection.close()
-        sums = sum_counters(text, self.spec.counters)
-        if not sums:
-            names = " and ".join(self.spec.counters)
-            raise ServerFailed(
-                f"GET /metrics (status {response.status}) has no {names}: it did not do its work"
-            )
-        return sums
+        if response.status != 200:
+            raise ServerFailed(f"GET /metrics: status {response.status}")
+        return content
 
     def stop(self) -> None:
         stop([self.tree])
 
 
+PREDICTED_ROWS = "trivium_predicted_rows_total"
 COUNTER = re.compile(r"^(\w+)\{(.*)\} ([0-9.e+]+)$", re.MULTILINE)
 
 
 def sum_counters(text: str, names: tuple[str, ...]) -> dict[str, int]:
-    """Sum Prometheus counters by name and outcome: {"trivium_shadow_rows_total agreed": 12}."""
+    """Sum counters by name and outcome, reason or runtime: {"trivium_shadow_rows_total agreed": 12}."""
     sums: dict[str, int] = {}
     for name, labels, value in COUNTER.findall(text):
         if name in names:
-            outcome = re.search(r'(?:outcome|reason)="(\w+)"', labels)
+            outcome = re.search(r'(?:outcome|reason|runtime)="(\w+)"', labels)
             key = f"{name} {outcome[1]}" if outcome else name
             sums[key] = sums.get(key, 0) + int(float(value))
     return sums

@@ -161,7 +161,9 @@ trivium_shadow_rows_total{model="a",outcome="agreed",version="2"} 12.0
 trivium_shadow_rows_total{model="b",outcome="agreed",version="2"} 3.0
 trivium_shadow_rows_total{model="a",outcome="shed",version="2"} 1e+06
 trivium_requests_total{route="x"} 5.0
+trivium_predicted_rows_total{model="a",runtime="forest",version="1"} 7.0
 """
+    assert sum_counters(text, ("trivium_predicted_rows_total",)) == {"trivium_predicted_rows_total forest": 7}
     sums = sum_counters(text, ("trivium_shadow_rows_total",))
     assert sums == {"trivium_shadow_rows_total agreed": 15, "trivium_shadow_rows_total shed": 1_000_000}
 
