@@ -21,7 +21,6 @@ from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Literal, NamedTuple
-from zlib import crc32
 
 from registry.errors import describe_error
 from service import startup, telemetry
@@ -51,6 +50,7 @@ CALL_BYTES = 1024
 Reason = Literal["queue_full", "not_written", "not_joined"]
 
 _PREDICTION_ID = re.compile(r"pred-[0-9a-f]{10}-[0-9a-f]{1,16}")
+_NUMBER_AT = len("pred-0123456789-")
 
 log = telemetry.logger(__name__)
 
@@ -79,8 +79,8 @@ def is_prediction_id(text: str) -> bool:
 
 def is_sampled(prediction_id: str, sample: float) -> bool:
     """Whether a call belongs to the sample of this share. The same id always gives the same result."""
-    mixed = crc32(prediction_id.encode()) * 0x9E3779B1 & 0xFFFFFFFF  # Knuth's multiplicative hash
-    return mixed < sample * 2**32
+    number = int(prediction_id[_NUMBER_AT:], 16)
+    return (number * 0x9E3779B1 & 0xFFFFFFFF) < sample * 2**32  # Knuth's multiplicative hash
 
 
 class _Dropped(NamedTuple):
