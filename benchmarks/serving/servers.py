@@ -30,6 +30,8 @@ from tests.harness.server import Server
 
 START_S = 120.0
 """A server that does not answer after this time has failed."""
+REFUSED_S = 30.0
+"""Nor may it refuse the first row for so long."""
 QUIET_S, SETTLE_S = 4.0, 60.0
 """This server loads compiled code in the background; it is measured once it was idle for so long."""
 TOLERANCE = 1e-6
@@ -357,8 +359,8 @@ class Running:
 
     def await_ready(self) -> None:
         """Wait until the first row is answered with status 200."""
-        deadline, problem = time.monotonic() + START_S, "no answer"
-        while time.monotonic() < deadline:
+        start, problem, refused_since = time.monotonic(), "no answer", None
+        while time.monotonic() < start + START_S:
             if not self.tree.is_running():
                 raise ServerFailed(f"ended at its start: {self.last_words()}")
             try:
@@ -366,9 +368,9 @@ class Running:
                 return
             except (OSError, http.client.HTTPException):
                 pass
-            except ServerFailed as error:  # also while the model is being loaded
-                problem = str(error)
-                if "status 4" in problem and "status 404" not in problem:
+            except ServerFailed as error:  # some servers answer with errors while they load the model
+                problem, refused_since = str(error), refused_since or time.monotonic()
+                if time.monotonic() > refused_since + REFUSED_S:
                     raise
             time.sleep(0.1)
         raise ServerFailed(f"did not start within {START_S:.0f} s: {problem}; {self.last_words()}")
