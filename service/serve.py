@@ -219,6 +219,7 @@ def _run_web_processes(
     _start(processes)
     wait_for_stop()
     _stop(settings, processes)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the interpreter would restore the default while it exits
     listening.close()
     shutil.rmtree(metrics, ignore_errors=True)
     return 0
