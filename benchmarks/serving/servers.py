@@ -144,7 +144,7 @@ def _mlserver(launch: Launch) -> list[str]:
         "http_port": launch.port,
         "grpc_port": free_port(),
         "metrics_port": free_port(),
-        "parallel_workers": 0,
+        "parallel_workers": 0,  # its worker processes fail to start with uvloop 0.23
     }
     own = {
         "name": launch.model.name,
