@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+from typing import Any, cast
 
+import pytest
+from msgspec.structs import replace
+from starlette.exceptions import HTTPException
+
+from registry.errors import DeadlineExceeded, Invalid, NotReady, Overloaded
 from registry.traffic import UNITS
-from service.online.traffic_split import select_version, sticky_point
+from service.online.call_formats import TableFormat
+from service.online.canary import Canaries
+from service.online.shadow import RefusedCall, Shadows, SplitCall
+from service.online.traffic_split import SplitCalls, select_version, sticky_point
 from service.runtime.snapshot import SnapshotTraffic
 
 
@@ -60,3 +69,48 @@ def test_calls_without_the_header_are_random() -> None:
 
 def test_a_single_version_is_not_random() -> None:
     assert select_version(split([[UNITS, 3]], header=None), {}) == (3, False)
+
+
+class Observed(Canaries, Shadows):
+    """Records what would be counted, and what would be checked with the alias's version."""
+
+    def __init__(self) -> None:
+        self.failures: list[str | None] = []
+        self.checked: list[RefusedCall] = []
+
+    def record(self, split: SnapshotTraffic, number: int, seconds: float, failure: str | None) -> None:
+        self.failures.append(failure)
+
+    def check(self, refused: RefusedCall) -> None:
+        self.checked.append(refused)
+
+
+def observe(error: Exception, seconds: float = 0.1, has_deadline: bool = False, number: int = 2) -> Observed:
+    observed = Observed()
+    traffic = replace(TEN_PERCENT, error_rate=0.02)
+    json = TableFormat("application/json", "application/json")
+
+    async def fail() -> None:
+        call = SplitCall(traffic, number, json, b"{}", seconds)
+        SplitCalls(cast(Any, observed), cast(Any, observed)).failed(call, error, has_deadline)
+
+    asyncio.run(fail())
+    return observed
+
+
+def test_every_error_but_a_refusal_counts_against_a_canary() -> None:
+    for error in (NotReady("gone"), Overloaded("flag", 16), DeadlineExceeded("slow"), ValueError("a bug")):
+        assert observe(error).failures == [f"{type(error).__name__}: {error}"]
+        assert observe(error, number=1).failures == []  # the alias's version is no canary
+
+
+def test_a_refused_input_is_checked_with_the_version_of_the_alias() -> None:
+    observed = observe(Invalid("x0 is missing"))
+    assert (observed.failures, [r.call.number for r in observed.checked]) == ([], [2])
+
+
+def test_what_the_caller_caused_does_not_count() -> None:
+    late = DeadlineExceeded("slow")
+    assert observe(late, seconds=0.01, has_deadline=True).failures == []
+    assert observe(late, seconds=1.5, has_deadline=True).failures == ["DeadlineExceeded: slow"]
+    assert observe(HTTPException(400, "the client disconnected")).failures == []
