@@ -28,9 +28,9 @@ from service.runtime import kernel_table
 from service.runtime.kernel_table import BEYOND_FLOAT32, NOT_FINITE
 from service.runtime.numba_cache import inlined
 
-ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, FILL = range(7)
+ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, _, FILL = range(7)
 assert kernel_table.OPERATIONS == ("add", "subtract", "multiply", "divide", "maximum", "minimum", "fill")
-IDENTITY, EXP, FRACTIONS, SIGMOID, SOFTMAX, ISOLATION = range(6)
+_, EXP, FRACTIONS, SIGMOID, SOFTMAX, ISOLATION = range(6)
 assert kernel_table.LINKS == ("identity", "exp", "fractions", "sigmoid", "softmax", "isolation")
 FLOAT32_MAX, FLOAT64_MAX = float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
 
@@ -42,7 +42,7 @@ SIGNATURE = types.int64(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def pointer(typing_context: Any, address: Any) -> Any:
+def pointer(_typing_context: Any, address: Any) -> Any:
     """Convert an address to an untyped pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -52,7 +52,7 @@ def pointer(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def data_pointer(typing_context: Any, array: Any, offset: Any) -> Any:
+def data_pointer(_typing_context: Any, array: Any, offset: Any) -> Any:
     """Read the address of an array's data from the array object at the address `array`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,9 +1,9 @@
 """The machine code of `forest_kernel`: compiled once per machine, stored beside numba's cache, and loaded.
 
 LLVM alone loads it (`llvmlite`, 40 ms of CPU and 6 MB), so a web process runs compiled code without numba. A
-template or a worker compiles it (5 to 9 s), never a web process: see docs/adr/0033. A file is named by the source,
-the libraries and the processor that it was compiled with, and begins with its own digest, because LLVM ends
-the process over damaged code.
+template or a worker compiles it (5 to 9 s), never a web process: see docs/adr/0033. A file is named by the
+source, the libraries and the processor that it was compiled with, and begins with its own digest, because
+LLVM ends the process over damaged code.
 """
 
 from __future__ import annotations
