@@ -16,6 +16,7 @@ Figures and reasons are in docs/adr/0021-how-a-start-stays-short.md. There are t
    |                       | or batch job                               |                              |
    | llvmlite              | in a thread, with the first tree ensemble  | `runtime/loading.py`         |
    | numba                 | in a thread of the worker                  | `service/worker/process.py`  |
+   | grpc, protobuf        | with the application, if it has a port     | `service/app.py`             |
    | Alembic               | with the first migration                   | `registry/db.py`             |
 
    Modules on the way to readiness import the types of such modules under `TYPE_CHECKING` only.

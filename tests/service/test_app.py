@@ -95,6 +95,8 @@ def test_no_heavy_library_is_imported_before_readiness(home: Path):
     assert {"starlette", "sqlalchemy"} <= set(imported)
     assert not {
         "fastapi",
+        "google",
+        "grpc",
         "numpy",
         "onnxruntime",
         "pyarrow",
