@@ -76,7 +76,18 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     # with the default tol their answers depend on the rows of a call
     "MiniBatchNMF": {"n_components": 2, "tol": 1e-10, "max_iter": 2000},
     "NMF": {"n_components": 2, "tol": 1e-10, "max_iter": 20_000},
-    # the default number of trees needs a second
+    # with the defaults, each of these needs up to two seconds
+    "CalibratedClassifierCV": {"cv": 2},
+    "DictionaryLearning": {"n_components": 2, "max_iter": 10},
+    "FeatureHasher": {"n_features": 64},
+    "HashingVectorizer": {"n_features": 64},
+    "HistGradientBoostingClassifier": {"max_iter": 20},
+    "HistGradientBoostingRegressor": {"max_iter": 20},
+    "LatentDirichletAllocation": {"n_components": 2, "max_iter": 2, "max_doc_update_iter": 10},
+    "LogisticRegressionCV": {"Cs": 2, "cv": 2, "max_iter": 500},
+    "MeanShift": {"bandwidth": 1.0, "bin_seeding": True},
+    "MiniBatchDictionaryLearning": {"n_components": 2, "max_iter": 10},
+    "TSNE": {"max_iter": 250},
     **{
         name: {"n_estimators": 20}
         for name in (
