@@ -16,6 +16,7 @@ from service.online.canary import MIN_CALLS
 from service.online.traffic_split import select_version
 from tests.service.api import Api, check_problem
 from tests.service.model_rows import copy_version
+from tests.service.online.grpc_calls import connect, infer_request, matrix
 
 pytestmark = pytest.mark.anyio
 ROW = {"x0": 2.0, "x1": 0.0, "x2": 0.0}
@@ -69,6 +70,7 @@ async def test_calls_are_split_by_weight(api: Api, model: str) -> None:
 
 
 async def test_a_value_of_the_sticky_header_gets_one_version_at_every_door(api: Api, model: str) -> None:
+    assert api.grpc is not None
     await put(api, model, weights={"1": 50, "2": 50}, sticky_header="X-User")
     split = api.services.snapshot.state.traffic[model, "champion"]
     tensor = {"name": "input", "shape": [1, 3], "datatype": "FP64", "data": list(ROW.values())}
@@ -78,15 +80,20 @@ async def test_a_value_of_the_sticky_header_gets_one_version_at_every_door(api: 
         f"/v1/models/{model}/invocations": {"instances": [ROW]},
         f"/v2/models/{model}/infer": {"inputs": [tensor]},
     }
-    seen = set()
-    for user in ("ann", "bob", "eve", "joe", "kim", "lee"):
+    users: dict[int, str] = {}  # one of each version
+    for user in map(str, range(1000)):
         number, is_random = select_version(split, {b"x-user": user.encode()})
         assert not is_random
-        seen.add(number)
+        users[number] = user
+    assert sorted(users) == [1, 2]
+    for number, user in users.items():
         for path, body in doors.items():
             answer = await api.client.post(path, json=body, headers={"X-User": user})
             assert answer.headers["x-model-version"] == str(number), answer.text
-    assert seen == {1, 2}
+        async with connect(api.grpc.port, api.admin) as client:
+            message = infer_request(model, matrix([list(ROW.values())]))
+            reply = await client.call("ModelInfer", message, metadata=[("x-user", user)])
+            assert reply.message.model_version == str(number)
 
 
 async def test_a_call_by_number_is_never_split(api: Api, model: str) -> None:
@@ -191,6 +198,20 @@ async def test_a_shadow_is_compared_with_the_version_that_answered(api: Api, mod
         assert report["latency_ms"]["calls"] == 5
         assert report["shadow_latency_ms"]["p50"] > 0
         assert (report["largest_difference"] > 0.1) == (agreement == 0.0)
+
+
+@pytest.mark.usefixtures("prompt_shadows")
+async def test_a_shadow_answers_calls_of_every_protocol(api: Api, model: str) -> None:
+    assert api.grpc is not None
+    await put(api, model, shadow=2)
+    await api.services.pool.get(api.services.snapshot.resolve(model, number=2).id)
+    tensor = {"name": "input", "shape": [1, 3], "datatype": "FP64", "data": list(ROW.values())}
+    assert (await api.client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})).status_code == 200
+    async with connect(api.grpc.port, api.admin) as client:
+        reply = await client.call("ModelInfer", infer_request(model, matrix([list(ROW.values())])))
+        assert reply.message is not None, reply.text
+    report = await shadow_report(api, model, rows=2)
+    assert (report["rows"], report["failed"], report["agreement"]) == (2, 0, 0.0)
 
 
 @pytest.mark.usefixtures("prompt_shadows")
