@@ -42,6 +42,8 @@ from benchmarks.serving.servers import SPECS, Running, ServerFailed, ServerSet, 
 
 RESULTS = ROOT / "tmp" / "online"
 CONCURRENCY = [1, 32, 256]
+CODE = ["service", "registry", "benchmarks/online.py", "benchmarks/serving", "benchmarks/peers"]
+"""What must not change between a run and its resumption."""
 QUICK = ["bare", "granian-rsgi", "granian-asgi", "trivium"]
 OTHER_MODELS = ["bare", "trivium", "flask", "fastapi", "mlserver-batching", "bentoml-batching"]
 OTHER_MODELS += ["litserve-batching", "mlflow"]
@@ -235,11 +237,22 @@ def _log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True).stdout.strip()
+
+
 def conditions(options: argparse.Namespace, cores: Cores) -> dict[str, Any]:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"]
-    revision = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    revision = _git("rev-parse", "--short=10", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--", *CODE):
+        revision += " with changes"
+    trees = _git("rev-parse", *(f"HEAD:{name}" for name in CODE))
     return {
-        "run": {"seconds": options.seconds, "rounds": options.rounds, "revision": revision},
+        "run": {
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+            "code": [t[:10] for t in trees.split()],
+        },
+        "revision": revision,
         "date": date.today().isoformat(),
         "machine": machine.describe(cores).record(),
         "wrk": wrk.version(),

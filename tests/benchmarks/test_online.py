@@ -38,7 +38,8 @@ MODULES = [
 ]
 SLOW_IMPORTS = {"benchmarks.keras_quantize"}  # TensorFlow
 CONDITIONS: dict[str, Any] = {
-    "run": {"seconds": 2, "rounds": 3, "revision": "abc"},
+    "run": {"seconds": 2, "rounds": 3, "code": ["abc"]},
+    "revision": "abc",
     "date": "2026-12-01",
     "machine": {
         "processor": "a processor",
@@ -126,7 +127,7 @@ def test_an_interrupted_run_resumes_after_its_last_complete_measurement(tmp_path
 def test_a_run_under_other_conditions_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     summary_of(path, measurement("bare"))
-    other = CONDITIONS | {"run": {"seconds": 9, "rounds": 3, "revision": "abc"}}
+    other = CONDITIONS | {"run": {"seconds": 9, "rounds": 3, "code": ["abc"]}}
     with pytest.raises(SystemExit, match="seconds was 2, now 9"):
         ResultsFile(path, other, resume=True)
 
