@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -285,6 +286,44 @@ async def test_a_cancelled_call_leaves_the_queue():
     assert site.runtime.calls == [[1], [3]]
 
 
+async def test_a_call_that_is_cancelled_as_a_slot_becomes_free_does_not_run():
+    site = Site()
+    first = site.call(1)
+    await turns()
+    cancelled, other = site.call(2), site.call(3)
+    await turns()
+    site.threads.end()
+    cancelled.cancel()  # the slot's end is processed before the call has left the queue
+    await site.end()
+    assert (await first, await other) == ([2], [6])
+    assert site.runtime.calls == [[1], [3]]
+
+
+async def test_a_cancelled_call_is_not_repeated_alone():
+    site = Site()
+    calls = [site.call(1), site.call(-2), site.call(3)]
+    await turns()
+    calls[2].cancel()
+    await site.end()
+    assert await calls[0] == [2]
+    assert [call for call in site.runtime.calls if len(call) == 1 and call[0] > 0] == [[1]]
+    with pytest.raises(Invalid):
+        await calls[1]
+
+
+async def test_an_error_for_a_cancelled_caller_is_not_logged_as_lost():
+    site, loop, reports = Site(), asyncio.get_running_loop(), list[Any]()
+    loop.set_exception_handler(lambda _, report: reports.append(report))
+    call = site.call(-1)
+    await turns()
+    site.threads.end()
+    loop.call_soon(call.cancel)  # between the error and the next step of the caller
+    await turns()
+    assert call.cancelled()
+    gc.collect()
+    assert reports == []
+
+
 async def test_a_caller_that_leaves_while_its_call_runs_frees_no_slot_and_fails_no_other():
     site = Site()
     leaving, staying = site.call(1), site.call(2)
@@ -360,14 +399,15 @@ async def test_a_full_queue_refuses_calls_and_accepts_them_when_it_is_shorter():
     assert {(await call)[0] for call in calls} == {2}
 
 
-async def test_a_queue_holds_what_its_model_answers_within_its_bound():
-    site = Site(CallCost(0.0, 0.002))
-    calls = [site.call(1)]
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_queue_holds_what_its_slots_answer_within_its_bound(slots: int):
+    site = Site(CallCost(0.0, 0.002), slots=slots)
+    calls = [site.call(1) for _ in range(slots)]
     await turns()
-    calls += [site.call(1) for _ in range(600)]
+    calls += [site.call(1) for _ in range(800)]
     await turns()
     shed = [call for call in calls if call.done() and isinstance(call.exception(), Overloaded)]
-    assert (site.waiting, len(shed)) == (375, 225)
+    assert (site.waiting, len(shed)) == (375 * slots, 800 - 375 * slots)
     await site.end()
 
 

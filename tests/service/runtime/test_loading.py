@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,24 @@ def test_the_rows_that_a_model_refuses_are_named() -> None:
         loaded().run(rows(1, -1, 2, -2))
     message = "the model refuses this row: math domain error"
     assert error.value.errors == (FieldError(message, 1), FieldError(message, 3))
+
+
+class Call(NamedTuple):
+    rows: Rows
+    deadline: float = float("inf")
+
+    def is_abandoned(self) -> bool:
+        return False
+
+
+def test_of_joint_calls_only_one_with_an_infinite_answer_is_refused() -> None:
+    results = loaded(requires_finite=True).run_each([Call(rows(1, 2)), Call(rows(4, 0)), Call(rows(5))])
+    first, second, third = results
+    assert isinstance(first, dict)
+    assert isinstance(third, dict)
+    assert (first["value"].tolist(), third["value"].tolist()) == ([1.0, 0.5], [0.2])
+    assert isinstance(second, Invalid)
+    assert [fault.instance for fault in second.errors] == [1]
 
 
 def test_a_single_refused_row_is_named() -> None:
