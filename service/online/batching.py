@@ -63,11 +63,6 @@ class ModelQueues:
         if (queue := self._queues.get(loaded)) is not None:
             queue.require_space(loaded, 0)
 
-    def waiting(self, loaded: LoadedModel) -> int:
-        """Return the number of calls in a model's queue."""
-        queue = self._queues.get(loaded)
-        return 0 if queue is None else queue.waiting
-
 
 class _Call:
     """One request in a queue. `answer` is cancelled when the caller no longer waits for it."""
@@ -120,10 +115,6 @@ class ModelQueue:
         self._arrived: list[_Call] = []  # since the last dispatch
         self._pace = 1.0  # observed time of a call, as a multiple of its measured cost
         self._meter = telemetry.queue_meter(loaded.name, loaded.number)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._calls)
 
     async def run(self, call: _Call) -> Outputs:
         self.require_space(call.loaded, len(call.rows))

@@ -102,7 +102,7 @@ class Site:
 
     @property
     def waiting(self) -> int:
-        return self.queues.waiting(self.loaded)
+        return sum(len(queue._calls) for queue in self.queues._queues.values())
 
 
 async def turns() -> None:

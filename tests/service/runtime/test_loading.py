@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from registry.errors import FieldError, Invalid, Unavailable
+from registry.errors import DeadlineExceeded, FieldError, Invalid, Unavailable
 from registry.rows import Outputs, Rows
 from registry.signature import Input, Output, Signature
-from service.runtime import loading
+from service.runtime import call_cost, loading
 from service.runtime.loading import LoadedModel, RuntimeSpec
 
 SIGNATURE = Signature("regression", (Input("a", "float64"),), (Output("value", "float64", (-1,)),))
@@ -45,6 +45,19 @@ def test_the_rows_that_a_model_refuses_are_named() -> None:
         loaded().run(rows(1, -1, 2, -2))
     message = "the model refuses this row: math domain error"
     assert error.value.errors == (FieldError(message, 1), FieldError(message, 3))
+
+
+class Slow(Reciprocal):
+    def run(self, rows: Rows) -> Outputs:
+        if len(rows) > 1:
+            raise DeadlineExceeded("the model did not answer within 0.1 s")
+        return super().run(rows)
+
+
+def test_a_model_whose_cost_cannot_be_measured_within_the_deadline_is_loaded() -> None:
+    model = LoadedModel("m", 1, "isolated", SIGNATURE, Slow())
+    assert model.cost == call_cost.UNKNOWN
+    assert model.run(rows(2.0))["value"].tolist() == [0.5]
 
 
 class Call(NamedTuple):
