@@ -197,9 +197,10 @@ def conditions(summary: dict[str, Any]) -> str:
     m, run = summary["machine"], summary["run"]
     is_busy = m["load_before"] > BUSY
     busy = f" The load before the run was {m['load_before']}: other work disturbed it." if is_busy else ""
+    hardware = f"{m['processor']}, {m['cores']} cores, {m['memory_gb']} GB, {m['system']}"
     return (
-        f"Measured on {summary['date']}, revision {summary['revision']}: {m['processor']}, {m['cores']} "
-        f"cores, {m['memory_gb']} GB, {m['system']}, Python {m['python']}, wrk {summary['wrk']}; {m['pinning']}. "
+        f"Measured on {summary['date']}, revision {summary['revision']}: {hardware}, Python {m['python']}, "
+        f"wrk {summary['wrk']}; {m['pinning']}. "
         f"Medians of {run['rounds']} rounds of {run['seconds']} s (slow servers up to 8 s).{busy}"
     )
 
