@@ -60,7 +60,7 @@ class CallCost(NamedTuple):
 
 
 UNKNOWN = CallCost(0.0, 0.01)
-"""Assumed if the model refuses the example: its calls run in threads and are not joined."""
+"""Assumed if the example is refused or not answered in time: calls run in threads and are not joined."""
 
 
 def measure(run: Callable[[Rows], Outputs], row: Rows) -> CallCost:
