@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from registry.errors import Unavailable
 from service import startup, telemetry
 from service.runtime import kernel_table, libraries
+from service.runtime.kernel_table import NotCompiled
 
 startup.import_llvmlite()
 import llvmlite.binding as llvm  # noqa: E402
@@ -34,10 +35,6 @@ NAMES = ("answer_float32", "answer_float64")
 
 Answer = Callable[[int, Any, int, Any, Any, Any, Any], int]
 """See `forest_kernel.kernel`. It takes array objects, because Python reads an address of data in 1 us."""
-
-
-class NotCompiled(Unavailable):
-    """No process has compiled the kernel on this machine yet."""
 
 
 class KernelFunction(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from registry.errors import Unavailable
 from registry.rows import Array
 from service.runtime.column_steps import ARITHMETIC, FILL, ColumnStep
 from service.runtime.nodes import Link, NodeTable
@@ -63,6 +64,10 @@ RECORD = np.dtype(
     + [(name, np.float64) for name in ("divisor", "slope", "cut", "cut_score")]
 )
 """The kernel's first argument. `data_offset` is the place of the data's address in an array object."""
+
+
+class NotCompiled(Unavailable):
+    """No process has compiled the kernel on this machine yet."""
 
 
 class KernelTable(NamedTuple):

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from registry import db, schema, verification
 from registry.artifacts import Store
-from registry.errors import Conflict, Damaged, DeadlineExceeded, Invalid, NotFound, NotReady, Unavailable
+from registry.errors import Conflict, DeadlineExceeded, Invalid, NotFound, NotReady, Unavailable
 from registry.rows import Outputs, Rows, join_rows
 from registry.signature import Signature
 from registry.tables import ModelRow, VersionRow
@@ -27,6 +27,7 @@ from service.runtime.call_cost import CallCost
 from service.runtime.codec import Codec
 from service.runtime.codec.columns import MAX_FAULTS
 from service.runtime.isolated_runtime import CallFailed, IsolatedRuntime, Isolation, RestartPending
+from service.runtime.kernel_table import NotCompiled
 from service.runtime.row_refusals import RowScorer
 from service.runtime.tflite_runtime import TfliteRuntime
 
@@ -287,15 +288,15 @@ class ModelLoader:
         """
         if spec.forest is None:
             return None, False
-        from service.runtime import kernel_code  # a server without forests never imports llvmlite
-        from service.runtime.forest_runtime import ForestRuntime
-
         try:
+            from service.runtime import kernel_code  # a server without forests never imports llvmlite
+            from service.runtime.forest_runtime import ForestRuntime
+
             path, kernel = self._store.verified_path(spec.forest), kernel_code.load()
             return ForestRuntime(path, spec.signature, kernel, spec.requires_finite), False
-        except kernel_code.NotCompiled:
+        except NotCompiled:
             return None, True
-        except (Unavailable, Damaged, NotFound) as error:
+        except Exception as error:  # a damaged file, or a machine that LLVM does not support
             log.warning("forest.not_loaded", model=spec.name, version=spec.number, error=str(error))
             return None, False
 

@@ -93,8 +93,9 @@ def _warm_up() -> None:
     import service.formats.fast_csv.blocks
     import service.runtime.forest_runtime  # noqa: F401
     from service.runtime import kernel_code
+    from service.runtime.kernel_table import NotCompiled
 
-    with contextlib.suppress(kernel_code.NotCompiled):  # the template or the first job compiles it
+    with contextlib.suppress(NotCompiled):  # the template or the first job compiles it
         kernel_code.load()
 
 

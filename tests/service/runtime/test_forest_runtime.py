@@ -223,6 +223,8 @@ def test_concurrent_threads_get_their_own_answers(tmp_path: Path) -> None:
     def run(i: int) -> None:
         for _ in range(20):
             answers[i] = runtime.run(Rows(matrix=parts[i]))
+            first = runtime.run(Rows(matrix=parts[i][:1]))
+            assert first["probabilities"].tolist() == answers[i]["probabilities"][:1].tolist()
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
     for thread in threads:

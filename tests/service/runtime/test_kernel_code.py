@@ -16,7 +16,7 @@ from registry.errors import Unavailable
 from registry.signature import Input, Output, Signature
 from service.compiler.trees.flatten import flatten
 from service.runtime import kernel_code, libraries, node_file
-from service.runtime.kernel_code import NotCompiled
+from service.runtime.kernel_table import NotCompiled
 from tests.service.compiler.tflite import cases
 
 ROOT = Path(__file__).parents[3]

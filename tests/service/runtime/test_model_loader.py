@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+import service.runtime
 from registry import db
 from registry.artifacts import Store
 from registry.errors import Unavailable
@@ -95,6 +97,15 @@ def test_the_versions_own_runtime_answers_instead_of_a_damaged_table(
     path.unlink()
     assert site.load(site.forest).kind == "onnx"
     assert capsys.readouterr().out.count("forest.not_loaded") == 2
+
+
+def test_the_versions_own_runtime_answers_on_a_machine_that_llvm_does_not_support(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "service.runtime.kernel_code", None)
+    monkeypatch.delattr(service.runtime, "kernel_code")
+    model = site.load(site.forest)
+    assert (model.kind, model.waits_for_kernel) == ("onnx", False)
 
 
 @pytest.mark.anyio
