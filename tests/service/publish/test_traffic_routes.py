@@ -45,7 +45,8 @@ async def test_the_traffic_is_stored_and_returned(api: Api, model: str) -> None:
     assert (record["version"], record["reason"], record["shadow_report"]) == (1, "try it", [])
     assert (await api.client.get(url(model))).json() == record
     history = (await api.client.get(f"/v1/models/{model}/aliases/champion/history")).json()["items"]
-    assert [(event["action"], event["traffic"]) for event in history] == [("traffic", body), ("promote", None)]
+    events = [(event["action"], event["traffic"]) for event in history]
+    assert events == [("traffic", body), ("promote", None)]
 
 
 async def test_the_end_leaves_the_version_of_the_alias(api: Api, model: str) -> None:
