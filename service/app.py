@@ -267,7 +267,7 @@ async def _update_gauges(services: Services) -> None:
 
 
 async def _use_compiled_kernel(services: Services) -> None:
-    """Let tables of nodes answer once the template has compiled the kernel, which it does once per machine."""
+    """Let tables of nodes answer once the template has compiled the kernel, once per machine."""
     while True:
         await _maintain(services.pool.use_compiled_kernel)
 

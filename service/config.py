@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     predict_deadline_s: float = Field(
         default=30.0,
         gt=0,
-        description="time limit of a predict request, and of one call of an isolated model; X-Request-Timeout "
-        "sets a shorter one for a request",
+        description="time limit of a predict request, and of one call of an isolated model; "
+        "X-Request-Timeout sets a shorter one for a request",
     )
 
     build_timeout_s: float = Field(
