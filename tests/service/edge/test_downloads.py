@@ -107,7 +107,7 @@ def test_curl_gets_the_compressed_file(download_server: DownloadServer, tmp_path
 
 @pytest.mark.slow
 def test_concurrent_downloads_during_a_promotion_are_never_mixed(download_server: DownloadServer) -> None:
-    """Each of 100 devices gets the old or the new file: the sha256 is the one in the header."""
+    """Each of 50 devices gets the old or the new file: the sha256 is the one in the header."""
 
     async def pull(client: httpx.AsyncClient, number: int, started: asyncio.Semaphore | None = None) -> int:
         headers = {"Accept-Encoding": "identity", "X-Device-Id": f"device-{number}"}
@@ -136,10 +136,10 @@ def test_concurrent_downloads_during_a_promotion_are_never_mixed(download_server
         ) as client:
             for version in (2, 1):
                 started = asyncio.Semaphore(0)
-                first = [asyncio.create_task(pull(client, n, started)) for n in range(50)]
+                first = [asyncio.create_task(pull(client, n, started)) for n in range(25)]
                 await promote(client, version, started)
-                versions = await asyncio.gather(*first, *(pull(client, n) for n in range(50, 100)))
-                assert Counter(versions).total() == 100
+                versions = await asyncio.gather(*first, *(pull(client, n) for n in range(25, 50)))
+                assert Counter(versions).total() == 50
                 assert set(versions) == {1, 2}
                 deadline = time.monotonic() + 20  # the other process polls every 100 ms
                 while {await pull(client, n) for n in range(20)} != {version}:
@@ -167,7 +167,7 @@ def test_every_process_serves_the_promoted_version(download_server: DownloadServ
 def test_conditional_requests_are_304_and_not_logged(download_server: DownloadServer) -> None:
     headers = {"If-None-Match": download_server.files[1].etag}
     with download_server.server.client() as client:
-        assert {client.get(LATEST, headers=headers).status_code for _ in range(1000)} == {304}
+        assert {client.get(LATEST, headers=headers).status_code for _ in range(200)} == {304}
     logged = [line for line in download_server.server.log_records() if line.get("status") == 304]
     assert [line for line in logged if line["ms"] < 1000] == []
 

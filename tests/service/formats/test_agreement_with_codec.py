@@ -65,7 +65,7 @@ def row_lists(cells: st.SearchStrategy[str], width: int) -> st.SearchStrategy[li
     return st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1, max_size=20)
 
 
-quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def signature(features: list[Input]) -> Signature:

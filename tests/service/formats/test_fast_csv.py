@@ -44,7 +44,7 @@ def parsed(text: str) -> list[float | None]:
     return [None] if rows < 0 else [float(n) for n in numbers[:rows, 0]]
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(BITS.map(repr) | st.floats().map(repr) | DECIMALS | HALF_WAY_NUMBERS | FIXED | SHORT)
 def test_a_parsed_number_is_the_nearest_float(text: str) -> None:
     value = number(text)
@@ -57,7 +57,7 @@ def test_short_numbers_are_always_parsed(text: str) -> None:
     assert number(text) == float(text)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(ANY)
 def test_following_bytes_do_not_change_the_value_of_a_cell(text: str) -> None:
     alone, with_rows = parsed(text), parsed(text + "\n0" * 20)

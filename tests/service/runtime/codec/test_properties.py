@@ -175,7 +175,7 @@ def test_rows_hold_the_values_of_the_body(table: Any) -> None:
                 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_the_fast_decoder_accepts_exactly_what_the_slow_decoder_accepts(data: Any) -> None:
     features = data.draw(inputs())
