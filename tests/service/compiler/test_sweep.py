@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from registry.build_messages import BuildResult
 from registry.rows import Array
 from service.compiler.example import read
 from service.compiler.signature.inputs import example_rows
@@ -82,7 +83,7 @@ def test_every_estimator_is_served_with_its_own_answers_or_rejected_by_name(
             assert actual.tolist() == expected.tolist()
 
 
-def assert_row_is_current(name: str, built: sweep.Built) -> None:
+def assert_row_is_current(name: str, built: BuildResult) -> None:
     """docs/runtimes.md has the same line. Floating point units decide between onnx and drifting results."""
     written = next(line for line in sweep.TABLE.read_text().splitlines() if line.startswith(f"| {name} |"))
     current = sweep.row(name, built)
