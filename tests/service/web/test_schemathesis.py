@@ -17,7 +17,7 @@ from tests.harness.server import serving
 
 ROOT = Path(__file__).parents[3]
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
-EXAMPLES = 10  # per operation, in addition to the coverage phase
+EXAMPLES = 5  # per operation, in addition to the coverage phase
 MODELS = {"flag", "mixed", "price"}  # few, because each has its own operation
 
 
