@@ -21,10 +21,12 @@ import typer.main
 
 from service.cli import app
 from service.config import Settings
+from tests.harness.forked_commands import forked_trivium
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "http://127.0.0.1:8080"
 GRPC_ADDRESS = "127.0.0.1:8081"
+COMMAND = ".venv/bin/trivium "
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
@@ -37,19 +39,18 @@ def blocks(page: str, language: str) -> list[str]:
 class Shell:
     """Runs commands in a directory laid out like the repository, with a server that may read it."""
 
-    def __init__(self, directory: Path, url: str, grpc: str, environment: dict[str, str]) -> None:
-        self.directory, self.url, self.grpc, self._environment = directory, url, grpc, environment
+    def __init__(
+        self, directory: Path, url: str, grpc: str, trivium: Path, environment: dict[str, str]
+    ) -> None:
+        self.directory, self._environment = directory, environment
+        self._replacements = {ADDRESS: url, GRPC_ADDRESS: grpc, COMMAND: f"{trivium} "}
 
     def run(self, block: str) -> str:
         """Standard output of the block. Fails the test when the block fails."""
+        for documented, actual in self._replacements.items():
+            block = block.replace(documented, actual)
         process = subprocess.run(
-            [
-                "bash",
-                "-euo",
-                "pipefail",
-                "-c",
-                block.replace(ADDRESS, self.url).replace(GRPC_ADDRESS, self.grpc),
-            ],
+            ["bash", "-euo", "pipefail", "-c", block],
             cwd=self.directory,
             env=self._environment,
             capture_output=True,
@@ -83,7 +84,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         )
     try:
         url, grpc = await_addresses(server, log)
-        yield Shell(directory, url, grpc, environment | {"TRIVIUM_URL": url})
+        with forked_trivium() as trivium:
+            yield Shell(directory, url, grpc, trivium, environment | {"TRIVIUM_URL": url})
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
