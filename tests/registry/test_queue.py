@@ -48,9 +48,9 @@ def _expire_lease(sessions: Sessions, task: ClaimedTask) -> None:
         session.execute(update(TaskRow).where(TaskRow.id == task.id).values(lease_until=an_hour_ago))
 
 
-def test_four_processes_claim_and_finish_each_of_400_tasks_once(url: str, sessions: Sessions) -> None:
+def test_four_processes_claim_and_finish_each_of_200_tasks_once(url: str, sessions: Sessions) -> None:
     with sessions.begin() as session:
-        ids = [queue.enqueue(session, "score", str(i), max_attempts=3) for i in range(400)]
+        ids = [queue.enqueue(session, "score", str(i), max_attempts=3) for i in range(200)]
     finished = processes(child_actions.finish_all_tasks, [(url, "score")] * 4)
     assert Counter(i for of_process in finished for i in of_process) == Counter(ids)
     with db.reading(sessions) as session:

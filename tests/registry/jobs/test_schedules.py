@@ -536,7 +536,7 @@ def test_four_workers_start_one_job_per_due_time(url: str, sessions: Sessions, c
         add_schedule(
             sessions, name, rule=Recurrence(every_s=5, start_at=NOW), catch_up=catch_up, overlap=True
         )
-    due_at = [NOW + n * 5 * SECOND for n in range(10)]
+    due_at = [NOW + n * 5 * SECOND for n in range(6)]
     processes(schedule_helpers.tick_at, [(url, due_at)] * 4)
     with db.reading(sessions) as session:
         runs = session.scalars(select(ScheduleRunRow).order_by(ScheduleRunRow.job_id)).all()
