@@ -255,8 +255,8 @@ def test_a_table_that_does_not_fit_the_signature_is_unavailable(tmp_path: Path, 
 
 def test_a_missing_or_invalid_file_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "nonsense").write_bytes(b"nonsense")
-    for name in ("nonsense", "missing"):
-        with pytest.raises(Unavailable, match="cannot be read"):
+    for name, message in (("nonsense", "it is too short"), ("missing", "cannot be read")):
+        with pytest.raises(Unavailable, match=message):
             ForestRuntime(tmp_path / name, MATCHING, load_or_compile())
 
 
