@@ -106,7 +106,7 @@ def create_app(settings: Settings, forks: ForkServer | None = None, group: Proce
     )
     predictions = HotPath(router, predictor)
     limited = BodyLimits(predictions, settings.max_body_mb * MB, settings.max_artifact_mb * MB)
-    lane = Lane(KeyVerifier(services.snapshot), predictor)
+    lane = Lane(KeyVerifier(services.snapshot), predictor, services.snapshot)
     return App(Guard(limited, services.snapshot), grpc, lane, services, management)
 
 

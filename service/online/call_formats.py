@@ -43,12 +43,18 @@ class CallFormat(Protocol):
     def inline_answer(self) -> bool:
         """Whether the answer of a cheap model is encoded on the event loop."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several calls may use this object at the same time."""
+
     def decode(self, loaded: LoadedModel, body: bytes) -> Rows: ...
     def encode(self, loaded: LoadedModel, outputs: Outputs, prediction_id: str) -> Answer: ...
 
 
 class TableFormat:
     """`/v1/models/{name}/predict`: JSON, CSV and Arrow bodies, each with any of them as the answer."""
+
+    is_shared = True
 
     def __init__(self, content_type: str, answer_type: str) -> None:
         self.inline_body, self.inline_answer = content_type == JSON, answer_type == JSON
@@ -82,6 +88,7 @@ class InferenceFormat:
     """`/v2/models/{name}/infer`: the Open Inference Protocol. The request states the form of its answer."""
 
     inline_body = inline_answer = True
+    is_shared = False  # it holds the form of its answer
 
     def __init__(self, json_bytes: int | None) -> None:
         self._json_bytes = json_bytes
@@ -118,7 +125,7 @@ def inference_format(headers: Mapping[bytes, bytes]) -> CallFormat:
 class ScoringFormat:
     """`/v1/models/{name}/invocations`: MLflow's scoring server. The answer is always JSON."""
 
-    inline_answer = True
+    inline_answer = is_shared = True
 
     def __init__(self, content_type: str) -> None:
         self.inline_body = content_type == JSON

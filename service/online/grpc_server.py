@@ -102,6 +102,7 @@ class MessageFormat:
     """The format of `ModelInfer`."""
 
     inline_body = inline_answer = True
+    is_shared = False
 
     def __init__(self) -> None:
         self._form: AnswerForm

@@ -16,30 +16,48 @@ from typing import NamedTuple
 from starlette.exceptions import HTTPException
 
 from registry.errors import TriviumError
-from service.online.call_formats import Headers
+from registry.keys import Key
+from service.online.call_formats import CallFormat, Headers
 from service.online.hotpath import ModelPath, answer_headers, parse_path, parse_query
-from service.online.predictor import INLINE_BYTES, Predictor
-from service.web.auth import KeyVerifier, denial_reason, record_request
-from service.web.request_context import combine_headers
+from service.online.predictor import INLINE_BYTES, Predictor, Target
+from service.runtime.snapshot import Snapshot, SnapshotState
+from service.web.auth import KeyVerifier, denial_reason, record_request, request_id_of
+from service.web.request_context import RequestContext, combine_headers
 
 MAX_URL_BYTES = 256
 UNUSUAL_HEADERS = frozenset(
     {b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-request-timeout"}
 )
 """Requests with one of these go through the ASGI application."""
+HEAD_END = b"\r\n\r\n"
+MAX_HEAD_BYTES = 4096
+MAX_HEADS = 1024
+"""Heads remembered at a time."""
 
 
-class Request(NamedTuple):
-    """A predict request whose body is not yet complete."""
+class Plan(NamedTuple):
+    """What answers a request. It holds as long as the registry's snapshot is the same."""
 
-    target: ModelPath
-    path: str
-    headers: Mapping[bytes, bytes]
+    state: SnapshotState
+    key: Key
+    target: Target
+    call_format: CallFormat | None  # None: each call needs a new one
+
+
+class Request:
+    """A predict request without its body, or several whose heads are the same."""
+
+    __slots__ = ("headers", "length", "path", "plan", "target")
+
+    def __init__(self, target: ModelPath, path: str, headers: Mapping[bytes, bytes], length: int) -> None:
+        self.target, self.path, self.headers, self.length = target, path, headers, length
+        self.plan: Plan | None = None
 
 
 class Lane:
-    def __init__(self, keys: KeyVerifier, predictor: Predictor) -> None:
-        self.keys, self.predictor = keys, predictor
+    def __init__(self, keys: KeyVerifier, predictor: Predictor, snapshot: Snapshot) -> None:
+        self.keys, self.predictor, self.snapshot = keys, predictor, snapshot
+        self._known: dict[bytes, Request] = {}
 
     @staticmethod
     def admit(url: bytes, header_pairs: Sequence[tuple[bytes, bytes]]) -> Request | None:
@@ -50,27 +68,64 @@ class Lane:
         length = headers.get(b"content-length", b"")
         if not UNUSUAL_HEADERS.isdisjoint(headers) or not length.isdigit() or int(length) > INLINE_BYTES:
             return None
-        return Request(target, url.partition(b"?")[0].decode("ascii"), headers)
+        return Request(target, url.partition(b"?")[0].decode("ascii"), headers, int(length))
+
+    def remember(self, data: bytes, request: Request) -> None:
+        """Remember the head of an answered request, if `data` is this request and nothing else.
+
+        Clients repeat the head of their requests. Parsing it takes as long as the rest of a small prediction.
+        """
+        end = data.find(HEAD_END) + len(HEAD_END)
+        if len(data) - end != request.length or end > MAX_HEAD_BYTES or b"x-request-id" in request.headers:
+            return
+        if len(self._known) >= MAX_HEADS:
+            self._known.clear()
+        self._known[data[:end]] = request
+
+    def recall(self, data: bytes) -> tuple[Request, bytes] | None:
+        """Return the request and the body if `data` is a whole request with a known head."""
+        end = data.find(HEAD_END) + len(HEAD_END)
+        request = self._known.get(data[:end])
+        if request is None or len(data) - end != request.length:
+            return None
+        return request, data[end:]
 
     def answer(self, request: Request, body: bytes) -> tuple[Headers, bytes] | None:
         """Return the headers and the body of the answer, or None: then nothing was counted or recorded."""
         start = time.perf_counter()
-        door, model, alias, number = request.target
-        context = self.keys.authenticate(request.headers)
-        if context.key is None or denial_reason(context.key, "predict", model=model) is not None:
+        plan = request.plan
+        if plan is None or plan.state is not self.snapshot.state:
+            plan = request.plan = self._plan(request)
+        if plan is None:
             return None
+        door = request.target.door
         try:
-            target = self.predictor.resolve_now(model, alias, number, request.headers)
-            if target.is_random:  # another attempt may select another version: it would miss failures
-                return None
-            prediction = self.predictor.predict_now(target, door.select_format(request.headers), body)
+            call_format = plan.call_format or door.select_format(request.headers)
+            prediction = self.predictor.predict_now(plan.target, call_format, body)
         except (TriviumError, HTTPException):
             return None
         if prediction is None:
             return None
+        if plan.key.expires_at is not None:
+            request.plan = None
+        context = RequestContext(request_id_of(request.headers), plan.key, request.headers)
         context.route, context.status, context.quiet = door.route, 200, True
         record_request(context, "POST", request.path, time.perf_counter() - start)
         return [*answer_headers(prediction), context.id_header], prediction.answer.body
+
+    def _plan(self, request: Request) -> Plan | None:
+        door, model, alias, number = request.target
+        state, key = self.snapshot.state, self.keys.verify(request.headers.get(b"authorization", b""))
+        if key is None or denial_reason(key, "predict", model=model) is not None:
+            return None
+        try:
+            target = self.predictor.resolve_now(model, alias, number, request.headers)
+            call_format = door.select_format(request.headers)
+        except (TriviumError, HTTPException):
+            return None
+        if target.is_random:  # another attempt may select another version: it would miss failures
+            return None
+        return Plan(state, key, target, call_format if call_format.is_shared else None)
 
 
 @lru_cache(maxsize=4096)

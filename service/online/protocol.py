@@ -24,6 +24,24 @@ class PredictProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._request: Request | None = None  # while it waits for its body
         self._body = b""
+        self._between_messages = True
+        self._data = b""  # with which the current message began
+        self._is_refused = False  # the lane has no answer to the current message
+        self._answered = False  # since the timer for idle connections was started
+
+    def data_received(self, data: bytes) -> None:
+        if self._between_messages and self._is_ready() and (known := self.lane.recall(data)) is not None:
+            if (answer := self.lane.answer(*known)) is not None:
+                self._send(*answer)
+                self._note_answer()
+                return
+            self._is_refused = True
+        self._data = data if self._between_messages else b""
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._between_messages = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._request, self._body = self._admit(), b""
@@ -37,6 +55,7 @@ class PredictProtocol(HttpToolsProtocol):
             self._body += body
 
     def on_message_complete(self) -> None:
+        self._between_messages, self._is_refused = True, False
         if self._request is None:
             super().on_message_complete()
             return
@@ -45,26 +64,58 @@ class PredictProtocol(HttpToolsProtocol):
             self._start_application()
             super().on_message_complete()
             return
-        self._request = None
-        headers, body = answer
-        self.transport.write(response_head([*self.server_state.default_headers, *headers]) + body)
+        self.lane.remember(self._data, self._request)
+        self._request, self._data = None, b""
+        self._send(*answer)
         self.on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self._answered:
+            self._start_timer()
+        else:
+            super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
         if self._request is not None:
             self._start_application()  # the request is answered before the connection closes
         super().shutdown()
 
+    def _is_ready(self) -> bool:
+        """Whether all earlier requests are answered, and the client reads its answers."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
     def _admit(self) -> Request | None:
         """Return the request if the lane may answer it, and this connection is ready for the answer."""
-        is_ready = (
-            self.parser.get_method() == b"POST"
-            and (self.cycle is None or self.cycle.response_complete)
-            and not self.flow.write_paused
-            and self.parser.get_http_version() == "1.1"
-            and self.parser.should_keep_alive()
+        if (
+            self._is_refused
+            or self.parser.get_method() != b"POST"
+            or not self._is_ready()
+            or self.parser.get_http_version() != "1.1"
+            or not self.parser.should_keep_alive()
+        ):
+            return None
+        return self.lane.admit(self.url, self.headers)
+
+    def _send(self, headers: Headers, body: bytes) -> None:
+        self.transport.write(response_head([*self.server_state.default_headers, *headers]) + body)
+
+    def _note_answer(self) -> None:
+        """Count an answered request, and keep the connection: a running timer is extended when it ends."""
+        self.server_state.total_requests += 1
+        if self.timeout_keep_alive_task is None:
+            self._start_timer()
+        else:
+            self._answered = True
+
+    def _start_timer(self) -> None:
+        self._answered = False
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
-        return self.lane.admit(self.url, self.headers) if is_ready else None
 
     def _start_application(self) -> None:
         """Pass the headers and the body so far to uvicorn."""

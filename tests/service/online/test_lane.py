@@ -6,15 +6,20 @@ import asyncio
 import gzip
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 
 import msgspec
 import pytest
 
+from registry import keys
+from registry.tables import now
+from service.online import lane
 from service.online.predictor import INLINE_BYTES
 from service.online.protocol import with_lane
 from service.serve import web_config
 from tests.harness.wire import Wire
 from tests.service.api import Api
+from tests.service.estimators import sign_classifier
 
 pytestmark = pytest.mark.anyio
 
@@ -85,10 +90,16 @@ LEFT_TO_THE_APPLICATION = {
 }
 
 
+@pytest.fixture(autouse=True)
+async def _loaded(api: Api) -> None:
+    """The lane does not wait for a model."""
+    answer = await api.client.post(PREDICT, content=BODY, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("requested", ANSWERED_AT_ONCE.values(), ids=list(ANSWERED_AT_ONCE))
 async def test_the_lane_answers_as_the_application_does(api: Api, requested: bytes) -> None:
     authorized = _authorize(requested, api.admin)
-    await api.client.post(PREDICT, content=BODY, headers={"Content-Type": "application/json"})  # loads it
     wire = lane_wire(api)
     answer = await wire.exchange(authorized)
     assert wire.protocol.cycle is None, "answered without a task"
@@ -159,6 +170,96 @@ async def test_a_client_that_does_not_read_its_answers_is_left_to_the_applicatio
     assert wire.sent == b""
     wire.protocol.resume_writing()
     assert (await wire.exchange()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_a_head_that_was_answered_before_is_not_parsed_again(api: Api) -> None:
+    requested = _authorize(request(), api.admin)
+    first = await lane_wire(api).exchange(requested)
+    wire = lane_wire(api)
+    second = await wire.exchange(requested)
+    assert wire.protocol.headers is None, "not parsed"
+    assert comparable(second) == comparable(first)
+    other_row = requested.replace(b'"x0":2.0', b'"x0":-12')
+    third = (await wire.exchange(other_row)).removeprefix(second)
+    assert wire.protocol.headers is None
+    assert comparable(third) == comparable(await application_wire(api).exchange(other_row))
+
+
+async def test_a_known_head_with_a_body_that_is_refused_is_answered_by_the_application(api: Api) -> None:
+    requested = _authorize(request(), api.admin)
+    await lane_wire(api).exchange(requested)
+    refused = requested.replace(b'"x0":2.0', b'"x0":"a"')
+    assert len(refused) == len(requested)
+    wire = lane_wire(api)
+    answer = await wire.exchange(refused)
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert comparable(answer) == comparable(await application_wire(api).exchange(refused))
+    assert (await wire.exchange(requested)).removeprefix(answer).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_known_heads_in_pieces_and_pipelined_are_answered(api: Api) -> None:
+    requested = _authorize(request(), api.admin)
+    expected = comparable(await lane_wire(api).exchange(requested))
+    for chunks in ([requested[:-1], requested[-1:]], [requested[:9], requested[9:]]):
+        assert comparable(await lane_wire(api).exchange(*chunks)) == expected
+    wire = lane_wire(api)
+    two = await wire.exchange(requested + requested[:20], requested[20:] + requested)
+    assert comparable(two) == expected * 3
+
+
+async def test_a_known_head_is_refused_once_its_key_is_revoked(api: Api) -> None:
+    issued = await api.client.post("/v1/keys", json={"name": "short-lived", "scopes": ["predict"]})
+    requested = _authorize(request(), issued.json()["key"])
+    wire = lane_wire(api)
+    for _ in range(2):
+        assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 200 OK\r\n")
+        wire.sent = b""
+    assert (await api.client.delete(f"/v1/keys/{issued.json()['id']}")).status_code == 200
+    assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_known_head_is_refused_once_its_key_expires(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, requested = lane_wire(api), _authorize(request(), await api.key("predict", expires_in=3600))
+    for _ in range(2):
+        assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 200 OK\r\n")
+        wire.sent = b""
+    monkeypatch.setattr(keys, "now", lambda: now() + timedelta(hours=2))
+    assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_known_head_follows_its_alias(api: Api, unique_name: str) -> None:
+    for version, swapped in ((1, False), (2, True)):
+        copied = await api.publish(unique_name, sign_classifier(swapped))
+        assert copied["version"] == version
+    wire, requested = lane_wire(api), _authorize(request(f"/v1/models/{unique_name}/predict"), api.admin)
+    for version, label in ((1, b"yes"), (2, b"no"), (1, b"yes")):
+        await api.promote(unique_name, version)
+        wire.sent = b""
+        assert b'"label":"%b"' % label in await wire.exchange(requested)
+
+
+async def test_the_number_of_known_heads_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "MAX_HEADS", 3)
+    wire = lane_wire(api)
+    for number in range(10):
+        await wire.exchange(_authorize(request(X_Number=str(number)), api.admin))
+        assert len(api.lane._known) <= max(3, number)
+    await wire.exchange(_authorize(request(X_Request_ID="unique"), api.admin))
+    assert not any(b"unique" in head for head in api.lane._known)
+
+
+async def test_an_idle_connection_is_closed_after_its_last_answer(api: Api) -> None:
+    wire, requested = lane_wire(api), _authorize(request(), api.admin)
+    await wire.exchange(requested)
+    wire.protocol.timeout_keep_alive_task.cancel()
+    await wire.exchange(requested)  # known now: no timer is cancelled or started for it
+    wire.protocol.timeout_keep_alive_handler()
+    assert not wire.closed, "it answered since the timer was started"
+    wire.protocol.timeout_keep_alive_task.cancel()
+    wire.protocol.timeout_keep_alive_handler()
+    assert wire.closed
 
 
 def _authorize(requested: bytes, key: str) -> bytes:
