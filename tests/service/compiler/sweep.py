@@ -74,7 +74,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SparseRandomProjection": {"n_components": 2, "random_state": 0},
     "SelectKBest": {"k": 2},
     # with the default tol their answers depend on the rows of a call
-    "MiniBatchNMF": {"n_components": 2, "tol": 1e-10, "max_iter": 2000},
+    "MiniBatchNMF": {"n_components": 2, "tol": 1e-10, "max_iter": 300},
     "NMF": {"n_components": 2, "tol": 1e-10, "max_iter": 20_000},
     # with the defaults, each of these needs up to two seconds
     "CalibratedClassifierCV": {"cv": 2},
