@@ -72,7 +72,7 @@ def published(tmp_path: Path, forks: ForkServer, template: Trainings) -> Iterato
 
 
 JOB = 1
-"""The training of `published`."""
+"""The first training of a registry."""
 
 
 def test_a_pipeline_is_trained_over_files_and_published(trainings: Trainings) -> None:
@@ -153,16 +153,41 @@ def test_validation_rows_are_not_trained_on_and_give_the_metrics(trainings: Trai
     assert version.metrics["accuracy"] == pytest.approx(correct.mean())
 
 
-def test_without_validation_all_rows_are_trained_on_and_nothing_is_measured(trainings: Trainings) -> None:
+@pytest.fixture(scope="module")
+def without_validation(
+    tmp_path_factory: pytest.TempPathFactory, shared_forks: ForkServer
+) -> Iterator[Trainings]:
+    """A finished training of a forest in three partitions, without validation. Its job is `JOB`."""
+    trainings = Trainings(tmp_path_factory.mktemp("without_validation"), shared_forks)
     job = trainings.run(
         trainings.start(
-            RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", validation=0
+            RandomForestClassifier(3),
+            split_frame(cancer(), 2),
+            strategy="ensemble",
+            partitions=3,
+            validation=0,
         )
     )
     assert job.state == "done", job.error
-    assert trainings.version().metrics == {}
-    assert (job.manifest or {})["rows"] == 569
-    assert {p.stage for p in trainings.partitions(job.id)} == {"00-read", "01-fit", "02-merge"}
+    yield trainings
+    trainings.engine.dispose()
+
+
+def test_without_validation_all_rows_are_trained_on_and_nothing_is_measured(
+    without_validation: Trainings,
+) -> None:
+    assert without_validation.version().metrics == {}
+    assert (without_validation.job(JOB).manifest or {})["rows"] == 569
+    stages = {p.stage for p in without_validation.partitions(JOB)}
+    assert stages == {"00-read", "01-fit", "02-merge"}
+
+
+def test_the_rows_are_distributed_to_the_requested_number_of_partitions(
+    without_validation: Trainings,
+) -> None:
+    assert len(without_validation.model().estimators_) == 9
+    fits = [p.rows for p in without_validation.partitions(JOB) if p.stage == "01-fit"]
+    assert max(fits) - min(fits) <= 2
 
 
 def test_balanced_sampling_trains_on_the_same_number_of_rows_per_class(trainings: Trainings) -> None:
@@ -183,18 +208,6 @@ def test_balanced_sampling_trains_on_the_same_number_of_rows_per_class(trainings
         "malignant": 212,
     }
     assert (job.manifest or {})["rows"] == 424
-
-
-def test_the_rows_are_distributed_to_the_requested_number_of_partitions(trainings: Trainings) -> None:
-    job = trainings.run(
-        trainings.start(
-            RandomForestClassifier(3), split_frame(cancer(), 2), strategy="ensemble", partitions=3
-        )
-    )
-    assert job.state == "done", job.error
-    assert len(trainings.model().estimators_) == 9
-    fits = [p.rows for p in trainings.partitions(job.id) if p.stage == "01-fit"]
-    assert max(fits) - min(fits) <= 2
 
 
 def test_a_file_with_other_columns_is_rejected_naming_the_file_and_the_column(trainings: Trainings) -> None:
