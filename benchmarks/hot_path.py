@@ -31,8 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from benchmarks.serving.report import PAGE, insert
 from service.config import Settings
-from service.online.hotpath import answer_headers
-from service.online.protocol import response_head, with_lane
+from service.online.protocol import with_lane
 from service.serve import web_config
 from service.startup import import_numba
 from service.web.auth import denial_reason, record_request
@@ -111,9 +110,6 @@ def lane_steps(api: Api, body: bytes, headers: list[tuple[bytes, bytes]]) -> dic
         "count the request and the prediction": lambda: (
             record_request(context, "POST", PATH, 1e-4),
             loaded.meter.observe(1e-4, 1),
-        ),
-        "build the head of the response": lambda: response_head(
-            [*answer_headers(prediction), context.id_header]
         ),
     }
 

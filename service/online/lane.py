@@ -19,8 +19,8 @@ from registry.errors import TriviumError
 from registry.keys import Key
 from service.online.call_formats import CallFormat, Headers
 from service.online.hotpath import ModelPath, answer_headers, parse_path, parse_query
-from service.online.predictor import INLINE_BYTES, Predictor, Target
-from service.runtime.snapshot import Snapshot, SnapshotState
+from service.online.predictor import INLINE_BYTES, Prediction, Predictor, Target
+from service.runtime.snapshot import Snapshot
 from service.web.auth import KeyVerifier, denial_reason, record_request, request_id_of
 from service.web.request_context import RequestContext, combine_headers
 
@@ -36,9 +36,9 @@ MAX_HEADS = 1024
 
 
 class Plan(NamedTuple):
-    """What answers a request. It holds as long as the registry's snapshot is the same."""
+    """What answers a request. It holds as long as the registry's revision is the same."""
 
-    state: SnapshotState
+    revision: int
     key: Key
     target: Target
     call_format: CallFormat | None  # None: each call needs a new one
@@ -47,11 +47,13 @@ class Plan(NamedTuple):
 class Request:
     """A predict request without its body, or several whose heads are the same."""
 
-    __slots__ = ("headers", "length", "path", "plan", "target")
+    __slots__ = ("head", "headers", "length", "model_headers", "path", "plan", "target")
 
     def __init__(self, target: ModelPath, path: str, headers: Mapping[bytes, bytes], length: int) -> None:
         self.target, self.path, self.headers, self.length = target, path, headers, length
         self.plan: Plan | None = None
+        self.model_headers: Headers | None = None  # of the last answer, which `head` has
+        self.head = b""  # a template
 
 
 class Lane:
@@ -90,11 +92,11 @@ class Lane:
             return None
         return request, data[end:]
 
-    def answer(self, request: Request, body: bytes) -> tuple[Headers, bytes] | None:
+    def answer(self, request: Request, body: bytes) -> bytes | None:
         """Return the headers and the body of the answer, or None: then nothing was counted or recorded."""
         start = time.perf_counter()
         plan = request.plan
-        if plan is None or plan.state is not self.snapshot.state:
+        if plan is None or plan.revision != self.snapshot.state.revision:
             plan = request.plan = self._plan(request)
         if plan is None:
             return None
@@ -111,11 +113,19 @@ class Lane:
         context = RequestContext(request_id_of(request.headers), plan.key, request.headers)
         context.route, context.status, context.quiet = door.route, 200, True
         record_request(context, "POST", request.path, time.perf_counter() - start)
-        return [*answer_headers(prediction), context.id_header], prediction.answer.body
+        if plan.call_format is None:
+            head = render_headers([*answer_headers(prediction), context.id_header])
+        else:
+            if request.model_headers is not prediction.loaded.headers:
+                request.model_headers, request.head = prediction.loaded.headers, _head_template(prediction)
+            length, request_id = len(prediction.answer.body), context.request_id.encode()
+            head = request.head % (length, prediction.id.encode(), request_id)
+        return head + prediction.answer.body
 
     def _plan(self, request: Request) -> Plan | None:
         door, model, alias, number = request.target
-        state, key = self.snapshot.state, self.keys.verify(request.headers.get(b"authorization", b""))
+        revision = self.snapshot.state.revision
+        key = self.keys.verify(request.headers.get(b"authorization", b""))
         if key is None or denial_reason(key, "predict", model=model) is not None:
             return None
         try:
@@ -125,7 +135,22 @@ class Lane:
             return None
         if target.is_random:  # another attempt may select another version: it would miss failures
             return None
-        return Plan(state, key, target, call_format if call_format.is_shared else None)
+        return Plan(revision, key, target, call_format if call_format.is_shared else None)
+
+
+def render_headers(headers: Headers) -> bytes:
+    """Return the lines of the headers, and the empty line after them."""
+    return b"%b\r\n" % b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def _head_template(prediction: Prediction) -> bytes:
+    """Return the headers with places for the length of the body, the prediction's id and the request's id.
+
+    The other values do not depend on the call, and cannot contain a percent sign.
+    """
+    variable = {b"content-length": b"%d", b"x-prediction-id": b"%b"}
+    headers = [(name, variable.get(name, value)) for name, value in answer_headers(prediction)]
+    return render_headers([*headers, (b"x-request-id", b"%b")])
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,6 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.online.call_formats import Headers
 from service.online.lane import Lane, Request
 
 
@@ -32,7 +31,7 @@ class PredictProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._between_messages and self._is_ready() and (known := self.lane.recall(data)) is not None:
             if (answer := self.lane.answer(*known)) is not None:
-                self._send(*answer)
+                self._send(answer)
                 self._note_answer()
                 return
             self._is_refused = True
@@ -66,7 +65,7 @@ class PredictProtocol(HttpToolsProtocol):
             return
         self.lane.remember(self._data, self._request)
         self._request, self._data = None, b""
-        self._send(*answer)
+        self._send(answer)
         self.on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -100,8 +99,10 @@ class PredictProtocol(HttpToolsProtocol):
             return None
         return self.lane.admit(self.url, self.headers)
 
-    def _send(self, headers: Headers, body: bytes) -> None:
-        self.transport.write(response_head([*self.server_state.default_headers, *headers]) + body)
+    def _send(self, answer: bytes) -> None:
+        """Send the status line, the server's own headers such as `date`, and the answer of the lane."""
+        default_headers = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+        self.transport.write(b"".join([STATUS_LINE[200], *default_headers, answer]))
 
     def _note_answer(self) -> None:
         """Count an answered request, and keep the connection: a running timer is extended when it ends."""
@@ -128,9 +129,3 @@ class PredictProtocol(HttpToolsProtocol):
 def with_lane(lane: Lane) -> type[PredictProtocol]:
     """Return the protocol class for this lane: uvicorn creates the protocols itself."""
     return type("PredictProtocol", (PredictProtocol,), {"lane": lane})
-
-
-def response_head(headers: Headers) -> bytes:
-    """Return the status line and the headers of a successful answer."""
-    lines = [b"%b: %b\r\n" % header for header in headers]
-    return b"%b%b\r\n" % (STATUS_LINE[200], b"".join(lines))

@@ -100,8 +100,10 @@ def _flat_builder(fields: Sequence[OutputField]) -> PredictionsBuilder:
     if len(fields) == 1:
         (field,) = fields
         return lambda outputs: [{field.key: value} for value in field.values(outputs)]
+    if len(fields) == 2 and fields[0].classes is None and fields[1].classes is not None:
+        return _classifier_builder(fields[0], fields[1], fields[1].classes)
     if len(fields) == 2:
-        # nearly every classifier: a literal is twice as fast as dict(zip())
+        # a literal is twice as fast as dict(zip())
         first, second = fields
         a, b = first.key, second.key
         return lambda outputs: [
@@ -110,6 +112,17 @@ def _flat_builder(fields: Sequence[OutputField]) -> PredictionsBuilder:
     keys = [field.key for field in fields]
     return lambda outputs: [
         dict(zip(keys, row, strict=True)) for row in zip(*(x.values(outputs) for x in fields), strict=True)
+    ]
+
+
+def _classifier_builder(
+    label: OutputField, probabilities: OutputField, classes: tuple[str, ...]
+) -> PredictionsBuilder:
+    """The builder of nearly every classifier, without a call for each field: it takes a third of the time."""
+    a, b, first, second = label.key, probabilities.key, label.output, probabilities.output
+    return lambda outputs: [
+        {a: x, b: dict(zip(classes, row, strict=True))}
+        for x, row in zip(outputs[first].tolist(), outputs[second].tolist(), strict=True)
     ]
 
 
