@@ -21,7 +21,8 @@ from service.online.call_formats import CallFormat, Headers
 from service.online.hotpath import ModelPath, answer_headers, parse_path, parse_query
 from service.online.predictor import INLINE_BYTES, Prediction, Predictor, Target
 from service.runtime.snapshot import Snapshot
-from service.web.auth import KeyVerifier, denial_reason, record_request, request_id_of
+from service.telemetry import RequestMeter, request_meter
+from service.web.auth import SLOW_S, KeyVerifier, denial_reason, record_request, request_id_of
 from service.web.request_context import RequestContext, combine_headers
 
 MAX_URL_BYTES = 256
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
     key: Key
     target: Target
     call_format: CallFormat | None  # None: each call needs a new one
+    meter: RequestMeter
 
 
 class Request:
@@ -110,16 +112,21 @@ class Lane:
             return None
         if plan.key.expires_at is not None:
             request.plan = None
-        context = RequestContext(request_id_of(request.headers), plan.key, request.headers)
-        context.route, context.status, context.quiet = door.route, 200, True
-        record_request(context, "POST", request.path, time.perf_counter() - start)
+        request_id, seconds = request_id_of(request.headers), time.perf_counter() - start
+        if seconds > SLOW_S:
+            context = RequestContext(
+                request_id, plan.key, request.headers, door.route, quiet=True, status=200
+            )
+            record_request(context, "POST", request.path, seconds)
+        else:
+            plan.meter.observe(seconds)
         if plan.call_format is None:
-            head = render_headers([*answer_headers(prediction), context.id_header])
+            head = _render([*answer_headers(prediction), (b"x-request-id", request_id.encode())])
         else:
             if request.model_headers is not prediction.loaded.headers:
                 request.model_headers, request.head = prediction.loaded.headers, _head_template(prediction)
-            length, request_id = len(prediction.answer.body), context.request_id.encode()
-            head = request.head % (length, prediction.id.encode(), request_id)
+            length = len(prediction.answer.body)
+            head = request.head % (length, prediction.id.encode(), request_id.encode())
         return head + prediction.answer.body
 
     def _plan(self, request: Request) -> Plan | None:
@@ -135,10 +142,11 @@ class Lane:
             return None
         if target.is_random:  # another attempt may select another version: it would miss failures
             return None
-        return Plan(revision, key, target, call_format if call_format.is_shared else None)
+        meter = request_meter(door.route, "POST", 200)
+        return Plan(revision, key, target, call_format if call_format.is_shared else None, meter)
 
 
-def render_headers(headers: Headers) -> bytes:
+def _render(headers: Headers) -> bytes:
     """Return the lines of the headers, and the empty line after them."""
     return b"%b\r\n" % b"".join([b"%b: %b\r\n" % header for header in headers])
 
@@ -150,7 +158,7 @@ def _head_template(prediction: Prediction) -> bytes:
     """
     variable = {b"content-length": b"%d", b"x-prediction-id": b"%b"}
     headers = [(name, variable.get(name, value)) for name, value in answer_headers(prediction)]
-    return render_headers([*headers, (b"x-request-id", b"%b")])
+    return _render([*headers, (b"x-request-id", b"%b")])
 
 
 @lru_cache(maxsize=4096)
