@@ -16,6 +16,7 @@ from registry.tables import now
 from service.online import lane
 from service.online.predictor import INLINE_BYTES
 from service.online.protocol import with_lane
+from service.runtime.loading import LoadedModel
 from service.serve import web_config
 from tests.harness.wire import Wire
 from tests.service.api import Api
@@ -260,6 +261,20 @@ async def test_an_idle_connection_is_closed_after_its_last_answer(api: Api) -> N
     wire.protocol.timeout_keep_alive_task.cancel()
     wire.protocol.timeout_keep_alive_handler()
     assert wire.closed
+
+
+async def test_an_unexpected_error_is_reported_by_the_application(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.client.post(PREDICT, content=BODY, headers={"Content-Type": "application/json"})  # loads it
+
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(LoadedModel, "run", fail)
+    answer = await lane_wire(api).exchange(_authorize(request(), api.admin))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"application/problem+json" in answer
 
 
 def _authorize(requested: bytes, key: str) -> bytes:
