@@ -33,6 +33,7 @@ from service.runtime.snapshot import Snapshot, SnapshotTraffic
 
 if TYPE_CHECKING:  # see service/startup.py
     from registry.rows import Outputs, Rows
+    from registry.signature import Signature
     from service.runtime.loading import LoadedModel
     from service.runtime.model_cache import CacheEntry
 
@@ -75,6 +76,7 @@ class SplitCall(NamedTuple):
     call_format: CallFormat
     body: bytes
     seconds: float
+    signature: Signature | None = None  # of the version, if it answered
 
 
 class ShadowCall(NamedTuple):
@@ -83,6 +85,7 @@ class ShadowCall(NamedTuple):
     call: SplitCall
     outputs: Outputs
     rows: int
+    bytes: int
 
     @property
     def key(self) -> Key:
@@ -136,13 +139,13 @@ class Shadows:
 
     def offer(self, call: SplitCall, outputs: Outputs, rows: int) -> None:
         """Queue a call and its answer, or drop it."""
-        size = len(call.body)
+        size = len(call.body) + sum(array.nbytes for array in outputs.values())
         if len(self._calls) >= MAX_CALLS or self._bytes_in - self._bytes_out + size > MAX_BYTES:
             name = (call.traffic.model, key_of(call))
             self._shed[name] = self._shed.get(name, 0) + rows
             return
         self._bytes_in += size
-        self._calls.append(ShadowCall(call, outputs, rows))
+        self._calls.append(ShadowCall(call, outputs, rows, size))
         if self._thread is None:
             self._start()
 
@@ -218,7 +221,7 @@ class Shadows:
         calls = rows = 0
         while self._calls and calls < self._batch_calls and rows < BATCH_ROWS:
             call = self._calls.popleft()
-            self._bytes_out += len(call.call.body)
+            self._bytes_out += call.bytes
             batch.setdefault(call.key, []).append(call)
             calls, rows = calls + 1, rows + call.rows
         return batch
@@ -358,7 +361,9 @@ def _compare(loaded: LoadedModel, calls: list[ShadowCall], figures: ShadowResult
     if not compared:
         return
     try:
-        result = agreement.compare(expected, actual)
+        first_call, signature = compared[0].call, loaded.codec.signature
+        other_columns = agreement.other_columns(first_call.signature or signature, signature)
+        result = agreement.compare(expected, actual, other_columns)
     except Exception as error:
         for call in compared:
             _fail(figures, call, error)

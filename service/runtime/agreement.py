@@ -10,13 +10,14 @@ the larger of both numbers. A number that is missing or infinite on one side onl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from registry.errors import Invalid
 from registry.rows import Array, Outputs
+from registry.signature import Signature
 
 TOLERANCE = 1e-6
 
@@ -28,8 +29,19 @@ class Agreement(NamedTuple):
     largest_difference: float
 
 
-def compare(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> Agreement:
-    """Compare the answers to the same calls. Raises `Invalid` if they have other outputs."""
+def other_columns(signature: Signature, other: Signature) -> set[str]:
+    """Return the outputs whose columns stand for other classes or targets in `other`, or in another order."""
+    classes = {output.name: output.classes for output in other.outputs if len(output.shape) > 1}
+    return {o.name for o in signature.outputs if o.name in classes and o.classes != classes[o.name]}
+
+
+def compare(
+    expected: Sequence[Outputs], actual: Sequence[Outputs], incomparable: Collection[str] = ()
+) -> Agreement:
+    """Compare the answers to the same calls. Raises `Invalid` if they have other outputs.
+
+    The numbers of the outputs `incomparable` are not compared.
+    """
     first, second = _joined(expected), _joined(actual)
     labels = [name for name in first if _is_label(name, first[name])]
     if first.keys() != second.keys():
@@ -40,12 +52,14 @@ def compare(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> Agreement
         other = second[name]
         if name in labels:
             agrees &= _equal(array, other)
-        elif array.shape == other.shape:  # another number of classes: only the labels are comparable
+        elif array.shape == other.shape and name not in incomparable:  # other classes: only labels count
             difference = _differences(name, array, other)
             differences = np.maximum(differences, difference)
             if not labels:
                 agrees &= difference <= TOLERANCE
         elif not labels:
+            if array.shape == other.shape:
+                raise Invalid(f"the columns of {name} are other ones than those of the version")
             raise Invalid(
                 f"{name} has the shape {other.shape[1:]}, that of the version has {array.shape[1:]}"
             )

@@ -77,7 +77,14 @@ async def test_a_full_queue_drops_calls_and_counts_them(
 
 async def test_large_bodies_fill_the_queue(api: Api, split: SnapshotTraffic, shadows: Shadows) -> None:
     for _ in range(3):
-        offer(shadows, split, bytes(MAX_BYTES // 2))
+        offer(shadows, split, bytes(MAX_BYTES // 2 - 100))
+    assert (await stored(api, split, shadows)).shed == 1
+
+
+async def test_large_answers_fill_the_queue(api: Api, split: SnapshotTraffic, shadows: Shadows) -> None:
+    answer: Outputs = {"probabilities": np.zeros((1, MAX_BYTES // 8 // 2 - 100))}
+    for _ in range(3):
+        offer(shadows, split, outputs=answer)
     assert (await stored(api, split, shadows)).shed == 1
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from registry.errors import Invalid
 from registry.rows import Outputs
-from service.runtime.agreement import compare
+from registry.signature import Output, Signature
+from service.runtime.agreement import compare, other_columns
 
 
 def outputs(**arrays: object) -> Outputs:
@@ -49,6 +50,23 @@ def test_more_classes_leave_the_labels_comparable() -> None:
     expected = outputs(label=["a"], probabilities=[[0.9, 0.1]])
     actual = outputs(label=["a"], probabilities=[[0.8, 0.1, 0.1]])
     assert compare([expected], [actual]) == (1, 1, 0.0, 0.0)
+
+
+def signature(name: str, classes: tuple[str, ...] | None) -> Signature:
+    label = Output("label", "string", (-1,), classes=classes)
+    return Signature("classification", (), (label, Output(name, "float64", (-1, 2), classes=classes)))
+
+
+def test_numbers_of_other_classes_are_not_compared() -> None:
+    expected = outputs(label=["a"], probabilities=[[0.9, 0.1]])
+    actual = outputs(label=["a"], probabilities=[[0.1, 0.9]])
+    first, second = signature("probabilities", ("a", "b")), signature("probabilities", ("c", "a"))
+    assert other_columns(first, first) == set()
+    assert other_columns(first, second) == {"probabilities"}
+    assert compare([expected], [actual], other_columns(first, second)) == (1, 1, 0.0, 0.0)
+    values = outputs(values=[[1.0, 2.0]])
+    with pytest.raises(Invalid, match="the columns of values are other ones"):
+        compare([values], [values], {"values"})
 
 
 def test_other_outputs_are_refused() -> None:
