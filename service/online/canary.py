@@ -65,7 +65,7 @@ class CanaryWindow:
         self._slow += slow
         if failure is not None:
             self._last_failure = failure
-        return self._find_breach() if failed or slow else None
+        return self._find_breach() if failed or slow or len(self._outcomes) == MIN_CALLS else None
 
     def _find_breach(self) -> Breach | None:
         calls = len(self._outcomes)
@@ -114,7 +114,6 @@ class Canaries:
                 withdrawn = traffic.withdraw(
                     session, split.model, split.alias, number, put_id=split.put_id, reason=breach.reason
                 )
-            self._refresh()
         except NotFound:  # the alias or the model was deleted
             return
         except Exception as error:
@@ -124,6 +123,7 @@ class Canaries:
         if withdrawn:
             telemetry.WITHDRAWN_CANARIES.labels(split.model, split.alias, str(number), breach.bound).inc()
             log.warning("canary.withdrawn", **names, bound=breach.bound, reason=breach.reason)
+        self._refresh()
 
 
 def is_above(count: int, calls: int, share: float) -> bool:

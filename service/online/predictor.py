@@ -138,10 +138,10 @@ class Predictor:
         start = time.perf_counter()
         try:
             return await self._predict(target, call_format, body, deadline, departure)
-        except Exception as error:
-            seconds, has_deadline = time.perf_counter() - start, deadline is not None
+        except (Exception, asyncio.CancelledError) as error:
+            seconds = time.perf_counter() - start
             call = SplitCall(target.traffic, target.version.number, call_format, body, seconds)
-            self._split_calls.failed(call, error, has_deadline)
+            self._split_calls.failed(call, error, deadline)
             raise
 
     async def _predict(
@@ -153,8 +153,10 @@ class Predictor:
         departure: AwaitDeparture | None,
     ) -> Prediction:
         start, prediction_id = time.perf_counter(), telemetry.make_id("pred")
-        version_id = target.version.id
-        entry = self._pool.acquire_loaded(version_id) or await self._load(version_id, deadline)
+        version_id, loading_s = target.version.id, 0.0
+        if (entry := self._pool.acquire_loaded(version_id)) is None:
+            entry = await self._load(version_id, deadline)
+            loading_s = time.perf_counter() - start
         loaded = entry.model
         try:
             answered = _run_inline(loaded, body, call_format, prediction_id)
@@ -169,7 +171,7 @@ class Predictor:
             raise
         finally:
             self._pool.release(entry)
-        return self._finish(target, call_format, body, loaded, answered, prediction_id, start)
+        return self._finish(target, call_format, body, loaded, answered, prediction_id, start, loading_s)
 
     def predict_now(self, target: Target, call_format: CallFormat, body: bytes) -> Prediction | None:
         """Return the answer of a call that needs no thread and no wait, None for any other.
@@ -198,12 +200,17 @@ class Predictor:
         answered: Answered,
         prediction_id: str,
         start: float,
+        loading_s: float = 0.0,
     ) -> Prediction:
-        """Count and record an answered call, which began at the time `start` of `time.perf_counter`."""
+        """Count and record an answered call, which began at the time `start` of `time.perf_counter`.
+
+        The load of the version that it waited for is not its latency, by which canaries are judged.
+        """
         seconds = time.perf_counter() - start
         loaded.meter.observe(seconds, len(answered.rows))
         if target.traffic is not None:
-            call = SplitCall(target.traffic, loaded.number, call_format, body, seconds)
+            signature = loaded.codec.signature
+            call = SplitCall(target.traffic, loaded.number, call_format, body, seconds - loading_s, signature)
             self._split_calls.answered(call, answered.outputs, len(answered.rows))
         if target.log is not None:
             self._recorder.record(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache, partial
@@ -70,12 +71,18 @@ class SplitCalls:
         if traffic.shadow is not None and traffic.shadow != call.number:
             self._shadows.offer(call, outputs, rows)
 
-    def failed(self, call: SplitCall, error: Exception, has_deadline: bool) -> None:
-        """Observe a call that ended with an error. `has_deadline`: its caller set a deadline.
+    def failed(self, call: SplitCall, error: BaseException, deadline: float | None) -> None:
+        """Observe a call that ended with an error. `deadline`: what its caller set.
 
         An input that the canary refuses is passed on, to find out whether the alias's version accepts it.
         """
-        if not _is_bounded_canary(call) or isinstance(error, HTTPException):  # the caller left
+        if not _is_bounded_canary(call):
+            return
+        if isinstance(error, asyncio.CancelledError) and _has_passed(deadline):  # gRPC ends the call itself
+            error = DeadlineExceeded("the deadline of the call passed")
+        if isinstance(error, HTTPException | asyncio.CancelledError):  # the caller left
+            if call.traffic.p99_ms is not None and call.seconds * 1000 > call.traffic.p99_ms:
+                self._canaries.record(call.traffic, call.number, call.seconds, None)
             return
         record = partial(
             self._canaries.record, call.traffic, call.number, call.seconds, summarize_error(error)
@@ -83,8 +90,12 @@ class SplitCalls:
         if isinstance(error, Invalid | TooLarge):
             report = partial(asyncio.get_running_loop().call_soon_threadsafe, record)
             self._shadows.check(RefusedCall(call, report))
-        elif not (has_deadline and isinstance(error, DeadlineExceeded) and call.seconds < MIN_WAIT_S):
+        elif not (deadline is not None and isinstance(error, DeadlineExceeded) and call.seconds < MIN_WAIT_S):
             record()
+
+
+def _has_passed(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _is_bounded_canary(call: SplitCall) -> bool:

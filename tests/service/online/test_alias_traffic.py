@@ -11,9 +11,11 @@ import pytest
 
 from registry import traffic
 from registry.traffic import NewTraffic
-from service.online import shadow
-from service.online.canary import MIN_CALLS
+from service.online import predictor, shadow
+from service.online.canary import MIN_CALLS, Canaries
+from service.online.predictor import Predictor
 from service.online.traffic_split import select_version
+from service.runtime.pool import Pool
 from tests.service.api import Api, check_problem
 from tests.service.model_rows import copy_version
 from tests.service.online.grpc_calls import connect, infer_request, matrix
@@ -162,6 +164,42 @@ async def test_a_canary_that_is_too_slow_goes_back(api: Api, unique_name: str) -
     await asyncio.gather(*(api.predict(unique_name, slow) for _ in range(MIN_CALLS)))
     record = await becomes_withdrawn(api, unique_name)
     assert "20 of 20 calls of version 2 took longer than 5 ms" in record["reason"]
+
+
+async def test_the_load_of_a_canary_is_not_its_latency(
+    api: Api, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that starts loads the versions while it answers: that must not end the split of all."""
+    clock, seconds, load = Clock(), [], Predictor._load
+
+    async def load_slowly(*args: Any) -> Any:
+        entry = await load(*args)
+        clock.passed_s += 1000
+        return entry
+
+    def record(_self: object, _split: object, _number: int, latency_s: float, _failure: object) -> None:
+        seconds.append(latency_s)
+
+    await put(api, model, weights={"1": 0, "2": 100}, bounds={"p99_ms": 5000})
+    monkeypatch.setattr(predictor, "time", clock)
+    monkeypatch.setattr(Predictor, "_load", load_slowly)
+    monkeypatch.setattr(Pool, "acquire_loaded", lambda *_: None)
+    monkeypatch.setattr(Canaries, "record", record)
+    assert version_of(await api.predict(model, ROW)) == 2
+    assert len(seconds) == 1
+    assert seconds[0] < 1000
+
+
+class Clock:
+    """The time of a process, in which more time can pass."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.passed_s
+
+    monotonic = staticmethod(time.monotonic)
 
 
 async def shadow_report(api: Api, model: str, rows: int) -> dict[str, Any]:

@@ -41,6 +41,12 @@ def test_a_bound_of_zero_permits_no_failure() -> None:
     assert not is_above(0, MIN_CALLS, 0.0)
 
 
+def test_failures_before_the_fewest_calls_count_too() -> None:
+    canary = window(error_rate=0.0)
+    results = [canary.add(0.001, None if call else "it failed") for call in range(MIN_CALLS)]
+    assert [result is None for result in results] == [True] * (MIN_CALLS - 1) + [False]
+
+
 def test_a_broken_canary_is_found_with_the_fewest_calls() -> None:
     canary = window(error_rate=0.02)
     results = [canary.add(0.001, "it failed") for _ in range(MIN_CALLS)]

@@ -71,6 +71,9 @@ def test_a_single_version_is_not_random() -> None:
     assert select_version(split([[UNITS, 3]], header=None), {}) == (3, False)
 
 
+PASSED = 0.0  # a deadline
+
+
 class Observed(Canaries, Shadows):
     """Records what would be counted, and what would be checked with the alias's version."""
 
@@ -85,14 +88,16 @@ class Observed(Canaries, Shadows):
         self.checked.append(refused)
 
 
-def observe(error: Exception, seconds: float = 0.1, has_deadline: bool = False, number: int = 2) -> Observed:
+def observe(
+    error: BaseException, seconds: float = 0.1, deadline: float | None = None, number: int = 2
+) -> Observed:
     observed = Observed()
-    traffic = replace(TEN_PERCENT, error_rate=0.02)
+    traffic = replace(TEN_PERCENT, error_rate=0.02, p99_ms=500.0)
     json = TableFormat("application/json", "application/json")
 
     async def fail() -> None:
         call = SplitCall(traffic, number, json, b"{}", seconds)
-        SplitCalls(cast(Any, observed), cast(Any, observed)).failed(call, error, has_deadline)
+        SplitCalls(cast(Any, observed), cast(Any, observed)).failed(call, error, deadline)
 
     asyncio.run(fail())
     return observed
@@ -111,6 +116,14 @@ def test_a_refused_input_is_checked_with_the_version_of_the_alias() -> None:
 
 def test_what_the_caller_caused_does_not_count() -> None:
     late = DeadlineExceeded("slow")
-    assert observe(late, seconds=0.01, has_deadline=True).failures == []
-    assert observe(late, seconds=1.5, has_deadline=True).failures == ["DeadlineExceeded: slow"]
-    assert observe(HTTPException(400, "the client disconnected")).failures == []
+    assert observe(late, seconds=0.01, deadline=PASSED).failures == []
+    assert observe(late, seconds=1.5, deadline=PASSED).failures == ["DeadlineExceeded: slow"]
+    for left in (HTTPException(400, "the client disconnected"), asyncio.CancelledError()):
+        assert observe(left).failures == []
+
+
+def test_a_call_whose_caller_left_took_at_least_that_long() -> None:
+    for left in (HTTPException(400, "the client disconnected"), asyncio.CancelledError()):
+        assert observe(left, seconds=0.6).failures == [None]
+    ended = observe(asyncio.CancelledError(), seconds=1.5, deadline=PASSED)
+    assert ended.failures == ["DeadlineExceeded: the deadline of the call passed"]
