@@ -11,7 +11,6 @@ versions. A change of weights reassigns as few points as possible, so that few c
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
@@ -210,10 +209,10 @@ def add_latency(histogram: LatencyHistogram, seconds: float) -> None:
 def percentile(histogram: LatencyHistogram, share: float) -> float | None:
     """Return the seconds that `share` of the calls did not exceed, or None without calls.
 
-    It is the upper limit of the calls' bin: at most 26 % too high.
+    It is the upper limit of the calls' bin: at most 26 % too high. Longer calls count as the last limit.
     """
     rank, count = share * sum(histogram.counts), 0
-    for limit, calls in zip((*LATENCY_LIMITS_S, math.inf), histogram.counts, strict=True):
+    for limit, calls in zip((*LATENCY_LIMITS_S, LATENCY_LIMITS_S[-1]), histogram.counts, strict=True):
         count += calls
         if count and count >= rank:
             return limit

@@ -344,3 +344,5 @@ def test_a_percentile_is_the_limit_of_its_bin() -> None:
     histogram.counts[10], histogram.counts[20] = 99, 1
     assert traffic.percentile(histogram, 0.99) == pytest.approx(1e-4)
     assert traffic.percentile(histogram, 1.0) == pytest.approx(1e-3)
+    traffic.add_latency(histogram, 1000.0)
+    assert traffic.percentile(histogram, 1.0) == traffic.LATENCY_LIMITS_S[-1], "JSON has no infinity"
