@@ -72,6 +72,12 @@ def _take(calls: deque[_Queued], limit: int) -> list[_Queued]:
     return taken
 
 
+def _text_length(rows: Rows) -> int:
+    """Return the number of characters of all texts."""
+    texts = [column for column in rows.columns or () if column.dtype.kind == "O"]
+    return sum(sum(map(len, filter(None, column.tolist()))) for column in texts)
+
+
 def is_prediction_id(text: str) -> bool:
     """Whether `text` has the form of the ids that `Predictor` makes."""
     return _PREDICTION_ID.fullmatch(text) is not None
@@ -144,6 +150,8 @@ class Recorder:
             self._drop(loaded.name, "queue_full", row_count)
             return
         size = CALL_BYTES + row_count * loaded.codec.row_bytes
+        if rows.columns is not None:  # only models with text features have columns
+            size += _text_length(rows)
         text = None if request_id is None else request_id[:MAX_REQUEST_ID].decode("latin-1")
         call = (time.time(), prediction_id, alias, text, row_count, rows, outputs)
         if size > LARGE_BYTES:

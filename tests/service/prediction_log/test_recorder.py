@@ -11,9 +11,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog.testing
 
+from registry.rows import Rows
+from registry.signature import Input, Output, Signature
 from service import telemetry
 from service.prediction_log import log_files, recorder
 from service.prediction_log.recorder import Recorder, is_prediction_id, is_sampled
@@ -121,6 +124,17 @@ def test_a_full_queue_drops_calls_and_counts_their_rows(
     record(target, 31)
     target.flush()
     assert inputs(read(tmp_path))[-1] == 31, "it records again once there is room"
+
+
+def test_texts_fill_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_thread: None) -> None:
+    monkeypatch.setattr(recorder, "QUEUE_BYTES", 100_000)
+    signature = Signature("regression", (Input("s", "string"),), (Output("value", "float64", (-1,)),))
+    target, before = Recorder(tmp_path), dropped("queue_full")
+    rows = Rows(columns=(np.array(["a" * 60_000], object),))
+    for number in (1, 2, 3):
+        identifier = prediction_id_of(number)
+        target.record(LOG, loaded(1, signature), identifier, None, None, rows, {"value": np.array([1.0])})
+    assert dropped("queue_full") - before == 1
 
 
 def test_rows_that_cannot_be_written_are_counted_and_logged_once(
