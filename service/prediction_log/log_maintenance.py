@@ -29,6 +29,8 @@ PARTIAL_S = 600.0
 """Unfinished files of killed processes are deleted this long after their last write."""
 LABEL_MARGIN = timedelta(days=1)
 """Labels are kept at least this long: a prediction may not be written yet, or clocks may differ."""
+KEPT_FILES = 8
+"""A limit of size holds that many merged files at least: the oldest one is deleted whole."""
 MB = 1 << 20
 
 log = telemetry.logger(__name__)
@@ -43,12 +45,11 @@ class LogMaintenance:
 
     def step(self) -> None:
         """Maintain all logs once. Failures are logged and do not stop the maintenance of other logs."""
-        if not self._root.is_dir():
-            return
-        directories = {log_files.model_id_of(d): d for d in sorted(self._root.iterdir())}
+        paths = sorted(self._root.iterdir()) if self._root.is_dir() else []
+        directories = {log_files.model_id_of(path): path for path in paths}
         with db.reading(self._sessions) as session:  # after the listing: a new model's log is not listed yet
             settings = prediction_logs.by_model(session)
-        oldest = datetime.now(UTC)
+        oldest, all_maintained = datetime.now(UTC), True
         for model_id, directory in directories.items():
             if model_id is None:
                 continue
@@ -60,10 +61,11 @@ class LogMaintenance:
                 oldest = min([oldest, *(f.first for files in _files(directory).values() for f in files)])
             except FileNotFoundError:
                 continue  # another worker deleted the log
-            except OSError as error:  # the disk is full: the next step may succeed
+            except Exception as error:  # the disk is full, or a file is damaged
                 log.warning("prediction_log.not_maintained", directory=str(directory), error=str(error))
-                return  # `oldest` is not known
-        self._delete_labels(oldest - LABEL_MARGIN)
+                all_maintained = False
+        if all_maintained:  # otherwise `oldest` is not known
+            self._delete_labels(oldest - LABEL_MARGIN)
 
     def _maintain(self, directory: Path, settings: LogSettings) -> None:
         with log_files.maintaining(directory) as allowed:
@@ -77,7 +79,7 @@ class LogMaintenance:
             )
             self._delete_files(directory, expired)
             for files in _files(directory).values():
-                for group in mergeable_files(files, datetime.now(UTC)):
+                for group in mergeable_files(files, datetime.now(UTC), settings.max_mb):
                     from service.prediction_log.log_parquet import merge_files  # see service/startup.py
 
                     merge_files(group, f"{token_hex(5)}-0")
@@ -100,14 +102,18 @@ class LogMaintenance:
 
     def _delete_labels_of(self, path: Path) -> None:
         """Delete the labels of the predictions in a file, which is deleted next."""
-        import pyarrow.parquet as pq  # see service/startup.py
+        import pyarrow as pa  # see service/startup.py
+        import pyarrow.parquet as pq
 
-        for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["id"]):
-            with db.reading(self._sessions) as session:
-                labelled = labels.labelled(session, set(batch.column("id").to_pylist()))
-            if labelled:
-                with self._sessions.begin() as session:
-                    labels.delete_of_predictions(session, labelled)
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["id"]):
+                with db.reading(self._sessions) as session:
+                    labelled = labels.labelled(session, set(batch.column("id").to_pylist()))
+                if labelled:
+                    with self._sessions.begin() as session:
+                        labels.delete_of_predictions(session, labelled)
+        except pa.ArrowInvalid as error:  # damaged: its predictions are not known
+            log.warning("prediction_log.damaged", file=str(path), error=str(error))
 
     def _delete_labels(self, moment: datetime) -> None:
         """Delete labels older than `moment`: a label is reported after its prediction, which is in no log."""
@@ -131,13 +137,16 @@ def expired_files(files: Sequence[LogFile], settings: LogSettings, moment: datet
     return expired
 
 
-def mergeable_files(files: Sequence[LogFile], moment: datetime) -> list[list[LogFile]]:
+def mergeable_files(
+    files: Sequence[LogFile], moment: datetime, max_mb: int | None = None
+) -> list[list[LogFile]]:
     """Return groups of a version's files that should become one file each.
 
     `MERGE_FILES` of one level, or all of a day that is over. Files of different days stay apart, so that
-    retention by age deletes single days.
+    retention by age deletes single days. `max_mb`: the limit of the log.
     """
-    small = [f for f in files if f.path.stat().st_size < MERGED_BYTES]
+    most = MERGED_BYTES if max_mb is None else min(MERGED_BYTES, max_mb * MB // KEPT_FILES)
+    small = [f for f in files if f.path.stat().st_size < most]
     groups = []
     for day, of_day in groupby(sorted(small, key=lambda f: f.first), key=lambda f: f.first.date()):
         members = list(of_day)
@@ -146,7 +155,7 @@ def mergeable_files(files: Sequence[LogFile], moment: datetime) -> list[list[Log
         )
         levels = {0: members} if is_over else _by_level(members)
         for level in levels.values():
-            groups += _limited(level, 2 if is_over else MERGE_FILES)
+            groups += _limited(level, 2 if is_over else MERGE_FILES, most)
     return groups
 
 
@@ -157,19 +166,19 @@ def _by_level(files: Sequence[LogFile]) -> dict[int, list[LogFile]]:
     return levels
 
 
-def _limited(files: Sequence[LogFile], min_files: int) -> list[list[LogFile]]:
-    """Split files into groups of at least `min_files` and at most about `MERGED_BYTES`."""
+def _limited(files: Sequence[LogFile], min_files: int, most: int) -> list[list[LogFile]]:
+    """Split files into groups of at least `min_files` and at most about `most` bytes."""
     groups: list[list[LogFile]] = []
     group: list[LogFile] = []
     size = 0
     for file in files:
         group.append(file)
         size += file.path.stat().st_size
-        if size >= MERGED_BYTES:
+        if size >= most:
             groups.append(group)
             group, size = [], 0
     groups.append(group)
-    return [g for g in groups if len(g) >= min_files or (len(g) > 1 and _size(g) >= MERGED_BYTES)]
+    return [g for g in groups if len(g) >= min_files or (len(g) > 1 and _size(g) >= most)]
 
 
 def _size(files: Sequence[LogFile]) -> int:

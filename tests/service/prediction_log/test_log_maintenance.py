@@ -149,6 +149,48 @@ def test_labels_older_than_every_row_are_deleted(tmp_path: Path, sessions: db.Se
         assert session.scalars(select(LabelRow.prediction_id)).all() == [prediction_id_of(6)]
 
 
+def test_labels_are_deleted_without_any_log(tmp_path: Path, sessions: db.Sessions) -> None:
+    with sessions.begin() as session:
+        labels.put(session, [NewLabel(prediction_id_of(n), 0, 1) for n in (5, 6)], key_id="k")
+        row = session.scalars(select(LabelRow).where(LabelRow.prediction_id == prediction_id_of(5))).one()
+        row.at = NOW - timedelta(days=2)
+    step(tmp_path / "predictions", sessions)
+    with sessions() as session:
+        assert session.scalars(select(LabelRow.prediction_id)).all() == [prediction_id_of(6)]
+
+
+def test_a_damaged_file_expires_and_stops_no_other_log(tmp_path: Path, sessions: db.Sessions) -> None:
+    root = tmp_path / "predictions"
+    for number in (1, 2):
+        write_calls(root, [simple_call(number)], f"a-{number}").write_bytes(b"PAR1")
+    (root / f"m.{LOG.model_id}").rename(root / f"a.{LOG.model_id + 1}")
+    with sessions.begin() as session:
+        session.add(ModelRow(id=LOG.model_id + 1, name="a", created_by="test"))
+        session.flush()
+        prediction_logs.put(session, "a", LogSettings(1.0, None, None), by="test")
+    write_calls(root, [simple_call(1)], "a-1")
+    limit(sessions, keep_days=1)
+    step(root, sessions)
+    assert read(root) == []
+    with sessions.begin() as session:
+        prediction_logs.put(session, "a", LogSettings(1.0, 1, None), by="test")
+    step(root, sessions)
+    assert log_files.list_files(root / f"a.{LOG.model_id + 1}" / "1") == []
+
+
+def test_merged_files_are_small_beside_the_size_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "predictions"
+    for number in range(1, 9):
+        write_calls(root, [simple_call(number)], f"a-{number}")
+    size = files(root)[0].path.stat().st_size
+    monkeypatch.setattr(log_maintenance, "MB", 1)
+    assert [len(group) for group in mergeable_files(files(root), NOW)] == [8]
+    groups = mergeable_files(files(root), NOW, 2 * size * log_maintenance.KEPT_FILES)
+    assert [len(group) for group in groups] == [2, 2, 2, 2]
+
+
 def test_files_of_killed_processes_are_deleted(
     tmp_path: Path, sessions: db.Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
