@@ -30,19 +30,30 @@ log = telemetry.logger(__name__)
 
 
 class CountedConnections(set[Any]):
-    """The open connections of this process, whose number the group shares."""
+    """The open connections of this process, whose number the group shares until it is closed."""
 
     def __init__(self, group: ProcessGroup) -> None:
         super().__init__()
-        self._group = group
+        self._group, self._is_closed = group, False
 
     def add(self, connection: Any) -> None:
         super().add(connection)
-        self._group.set_connections(len(self))
+        self.share()
 
     def discard(self, connection: Any) -> None:
         super().discard(connection)
-        self._group.set_connections(len(self))
+        self.share()
+
+    def share(self, starting: int = 0) -> int:
+        """Share and return the number of connections, with those that are `starting`."""
+        count = len(self) + starting
+        self._group.set_connections(ABSENT if self._is_closed else count)
+        return count
+
+    def close(self) -> None:
+        """From now on, the group leaves no connection to this process."""
+        self._is_closed = True
+        self.share()
 
 
 class Acceptor:
@@ -71,8 +82,8 @@ class Acceptor:
         self._loop.remove_reader(self._listening)
         if self._timer is not None:
             self._timer.cancel()
+        self._connections.close()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        self._group.set_connections(ABSENT)
 
     def _listen(self) -> None:
         self._timer = None
@@ -80,9 +91,7 @@ class Acceptor:
         self._loop.add_reader(self._listening, self._on_connection)
 
     def _count(self) -> int:
-        count = len(self._connections) + len(self._starting)
-        self._group.set_connections(count)
-        return count
+        return self._connections.share(len(self._starting))
 
     def _on_connection(self) -> None:
         fewest = self._group.fewest_connections()

@@ -131,6 +131,17 @@ async def test_a_process_that_closed_leaves_all_connections_to_the_others(
         assert len(open_one.connections) == 8
 
 
+async def test_a_process_that_closed_stays_out_of_the_comparison_while_its_connections_end(
+    anyio_backend: str, processes: tuple[Process, Process]
+) -> None:
+    closed, open_one = processes
+    closed.connections.add("a connection")
+    open_one.group.set_connections(7)
+    await closed.acceptor.close()
+    closed.connections.discard("a connection")
+    assert open_one.group.fewest_connections() == 7
+
+
 async def test_connections_are_accepted_again_after_a_process_had_too_many_open_files(
     anyio_backend: str,
     listening: socket.socket,
