@@ -38,8 +38,9 @@ class Pool:
         self._load = load
         self._limit = limit_bytes
         self._executor = ThreadPoolExecutor(MAX_LOADS, thread_name_prefix="load")
-        self._cache: ModelCache[LoadedModel] = ModelCache(self._load_version, self._run, self._evict)
+        self._cache: ModelCache[LoadedModel] = ModelCache(self._load_version, self._run, self._add)
         self._evicting = threading.Lock()
+        self._fallbacks: dict[int, str | None] = {}  # of the last call of `keep_only`
 
     async def get(self, version_id: int) -> LoadedModel:
         """Return the version, loaded if necessary. It may be closed at any time: requests use `acquire`.
@@ -103,8 +104,10 @@ class Pool:
     def keep_only(self, fallbacks: dict[int, str | None]) -> None:
         """Drop the loaded versions that are not among `fallbacks`, or were loaded for another one.
 
-        Those were deleted, archived, or found to answer differently.
+        Those were deleted, archived, or found to answer differently. A version that is being loaded for
+        another one is dropped once it is loaded.
         """
+        self._fallbacks = fallbacks
         for entry in self._cache.entries():
             if entry.key not in fallbacks or entry.model.fallback != fallbacks[entry.key]:
                 self._unload(entry)
@@ -160,6 +163,14 @@ class Pool:
         seconds = round(time.perf_counter() - start, 3)
         log.info("model.loaded", model=model.name, version=model.number, runtime=model.kind, seconds=seconds)
         return model
+
+    def _add(self, loaded: CacheEntry[LoadedModel]) -> None:
+        """Make room for a version that was loaded, or drop it if a check changed its fallback meanwhile."""
+        fallback = loaded.model.fallback
+        if self._fallbacks.get(loaded.key, fallback) == fallback:
+            self._evict(loaded)
+        else:
+            self._unload(loaded)
 
     def _evict(self, loaded: CacheEntry[LoadedModel]) -> None:
         """Drop spare versions, then the least recently used ones, until the remaining ones fit.

@@ -266,6 +266,33 @@ async def test_a_model_that_is_still_loading_is_not_evicted():
     await pool.close()
 
 
+async def test_a_version_whose_fallback_changes_during_its_load_is_loaded_again():
+    gate, loading = threading.Event(), threading.Event()
+
+    def load(version_id: int) -> FakeModel:
+        model = FakeModel(version_id)
+        if not loading.is_set():
+            loading.set()
+            gate.wait(10)
+        else:
+            model.fallback = "isolated"
+        return model
+
+    pool = fake_pool(100, load)
+    pool.keep_only({1: None})
+    waiting = asyncio.create_task(pool.acquire(1))
+    assert await asyncio.to_thread(loading.wait, 10)
+    pool.keep_only({1: "isolated"})
+    gate.set()
+    entry = await waiting
+    assert pool.loaded() == []
+    pool.release(entry)
+    assert await asyncio.to_thread(entry.model.closed.wait, 10)  # type: ignore[attr-defined]
+    assert (await pool.get(1)).fallback == "isolated"
+    assert len(pool.loaded()) == 1
+    await pool.close()
+
+
 async def test_one_eviction_at_a_time_measures_the_memory():
     """Two loads that end together would both see the excess, and evict twice."""
     pool = fake_pool(10)
