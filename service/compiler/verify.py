@@ -16,6 +16,7 @@ from registry.errors import Invalid, Refused, Unavailable
 from service.compiler import safeload, sandbox
 from service.compiler.measure import measured_rows, parity
 from service.compiler.signature.estimator import EstimatorRuntime
+from service.compiler.trees.forest_table import require_same_answers_alone
 from service.runtime import kernel_code, libraries
 from service.runtime.forest_runtime import ForestRuntime
 from service.runtime.onnx_runtime import OnnxRuntime
@@ -49,6 +50,8 @@ def _measure(request: VerifyRequest) -> VerifyResult:
         return VerifyResult(state="rejected", report={"reason": f"it fails on {figures.error}"})
     report = parity.report_entry(figures, request.tolerance)
     if figures.within:
+        if isinstance(runtime, ForestRuntime):
+            require_same_answers_alone(runtime, blocks)
         return VerifyResult(state="ready", report=report)
     measured = measured_rows.save(Path(request.out), {b.kind: b.rows for b in blocks}, runtime.run)
     report["reason"] = (

@@ -63,11 +63,11 @@ def _save_and_measure(
     runtime = ForestRuntime(path, signature, kernel_code.load_or_compile())
     figures = parity.compare(reference(), runtime.run, signature)
     if figures.within:
-        _require_same_answers_alone(runtime, reference())
+        require_same_answers_alone(runtime, reference())
     return figures, size
 
 
-def _require_same_answers_alone(runtime: ForestRuntime, blocks: list[parity.ReferenceBlock]) -> None:
+def require_same_answers_alone(runtime: ForestRuntime, blocks: list[parity.ReferenceBlock]) -> None:
     """Raise `Refused` unless the table gives each row alone the answer that it gives to all together.
 
     Online calls of few rows run other loops than blocks of rows. Both add the same numbers in the same order.

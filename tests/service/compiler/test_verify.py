@@ -10,9 +10,11 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 
 from registry.build_messages import BuildResult, VerifyRequest, VerifyResult
+from registry.rows import Outputs, Rows
 from registry.vocabulary import AnsweringRuntime
 from service.compiler.verify import verify_runtime
 from service.runtime import libraries
+from service.runtime.forest_runtime import ForestRuntime
 from tests.service.compiler.helpers import build_model
 
 FRAME = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=["a", "b", "c"])
@@ -49,6 +51,23 @@ def test_every_runtime_of_a_build_agrees(built: tuple[Path, BuildResult], runtim
     assert set(checked.report["rows"]) == {"example", "random", "wide", "threshold"}
     assert checked.libraries == libraries.versions_for([runtime])
     assert checked.measured is None
+
+
+def test_a_table_that_answers_rows_alone_differently_does_not_agree(
+    built: tuple[Path, BuildResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Differing(ForestRuntime):
+        def run(self, rows: Rows) -> Outputs:
+            outputs = super().run(rows)
+            if len(rows) == 1:
+                outputs["probabilities"] = outputs["probabilities"] + 1e-9
+            return outputs
+
+    monkeypatch.setattr("service.compiler.verify.ForestRuntime", Differing)
+    folder, result = built
+    checked = verify(folder, result, "forest", folder / "out" / (result.forest or ""))
+    assert checked.state == "rejected"
+    assert "differently alone and together" in checked.report["reason"]
 
 
 def test_the_build_records_the_libraries_that_its_answers_depend_on(

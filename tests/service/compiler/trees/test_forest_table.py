@@ -13,7 +13,7 @@ from service.compiler.measure import parity
 from service.compiler.signature.corrections import Corrections
 from service.compiler.signature.describe import describe
 from service.compiler.trees.flatten import flatten
-from service.compiler.trees.forest_table import _require_same_answers_alone
+from service.compiler.trees.forest_table import require_same_answers_alone
 from service.runtime import node_file
 from service.runtime.forest_runtime import ForestRuntime
 from service.runtime.kernel_code import load_or_compile
@@ -28,7 +28,7 @@ def test_a_table_that_answers_a_row_alone_differently_is_refused(tmp_path: Path)
     signature = describe(model, None, Corrections.read(None)).signature
     runtime = ForestRuntime(tmp_path / "forest.nodes", signature, load_or_compile())
     blocks = parity.reference(runtime.run, {"random": Rows(matrix=DATA.x)})
-    _require_same_answers_alone(runtime, blocks)
+    require_same_answers_alone(runtime, blocks)
     runtime._record["few_shallow"] = runtime._record["few_depth"] = 0  # calls of few rows stop at the roots
     with pytest.raises(Refused, match="answers random rows differently alone and together"):
-        _require_same_answers_alone(runtime, blocks)
+        require_same_answers_alone(runtime, blocks)
