@@ -97,7 +97,7 @@ def code_file() -> Path:
 
 
 def _read() -> bytes:
-    """Raises `NotCompiled` without a file, and deletes a damaged one."""
+    """Raises `NotCompiled` without a file, and deletes a damaged one if it can."""
     path = code_file()
     try:
         content = path.read_bytes()
@@ -105,7 +105,8 @@ def _read() -> bytes:
         raise NotCompiled("the kernel for tables of nodes is not compiled yet") from error
     digest, code = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
     if hashlib.sha256(code).digest() != digest:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or in a folder that is not writable
+            path.unlink()
         raise NotCompiled("the compiled kernel for tables of nodes was damaged")
     return code
 

@@ -84,6 +84,19 @@ def test_a_damaged_file_is_deleted_before_it_ends_the_process(file: Path, code: 
         assert not file.exists()
 
 
+def test_a_damaged_file_that_cannot_be_deleted_is_not_used(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    file.parent.mkdir()
+    file.write_bytes(b"damaged")
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(NotCompiled, match="damaged"):
+        kernel_code.load()
+
+
 def test_compiled_code_is_stored_for_other_processes(
     file: Path, code: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
