@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -203,46 +204,40 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, service: InferenceService, keys: KeyVerifier) -> None:
         self._keys = keys
-        self._handlers = {
-            SERVICE + name: self._handler(SERVICE + name, method) for name, method in service.methods.items()
-        }
+        self._methods = {SERVICE + name: method for name, method in service.methods.items()}
 
     def service(self, handler_call_details: Any) -> Any:
-        method = handler_call_details.method
-        return self._handlers.get(method) or _unimplemented(method)
-
-    def _handler(self, path: str, method: _Method) -> Any:
-        async def serve(body: bytes, context: Any) -> bytes:
-            return await self._serve(path, method, body, context)
-
-        return grpc.unary_unary_rpc_method_handler(serve)
-
-    async def _serve(self, path: str, method: _Method, body: bytes, context: Any) -> bytes:
-        start = time.perf_counter()
-        request = self._keys.authenticate(_headers(context))
+        """Return what answers a call, before its message is received: without a key, none is."""
+        path = handler_call_details.method
+        if (method := self._methods.get(path)) is None:
+            return _unimplemented(path)
+        request = self._keys.authenticate(_headers(handler_call_details.invocation_metadata))
+        if request.key is None:
+            return _unauthenticated(path, request)
         request.route = path
-        call = _Call(body, request, _deadline(context), [("x-request-id", request.request_id)])
-        try:
-            if request.key is None:
-                request.route = UNAUTHORIZED
-                raise _Denied(401, unauthorized_reason(b"authorization" in request.headers))
-            answer = await method.answer(call)
-            request.status, request.quiet = 200, method.quiet
-            context.set_trailing_metadata(call.trailing)
-            return answer
-        except asyncio.CancelledError:  # the client left, or its deadline passed
-            request.status = 499
-            raise
-        except Exception as error:
-            return _fail(error, path, request, context)
-        finally:
-            record_request(request, METHOD, path, time.perf_counter() - start)
+        return grpc.unary_unary_rpc_method_handler(partial(_serve, path, method, request))
 
 
-def _headers(context: Any) -> dict[bytes, bytes]:
-    pairs = context.invocation_metadata()
+async def _serve(path: str, method: _Method, request: RequestContext, body: bytes, context: Any) -> bytes:
+    start = time.perf_counter()
+    call = _Call(body, request, _deadline(context), [("x-request-id", request.request_id)])
+    try:
+        answer = await method.answer(call)
+        request.status, request.quiet = 200, method.quiet
+        context.set_trailing_metadata(call.trailing)
+        return answer
+    except asyncio.CancelledError:  # the client left, or its deadline passed
+        request.status = 499
+        raise
+    except Exception as error:
+        return _fail(error, path, request, context)
+    finally:
+        record_request(request, METHOD, path, time.perf_counter() - start)
+
+
+def _headers(metadata: Any) -> dict[bytes, bytes]:
     return combine_headers(
-        (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in pairs
+        (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in metadata
     )
 
 
@@ -282,6 +277,19 @@ def _unimplemented(method: str) -> Any:
     async def abort(_messages: Any, context: Any) -> None:
         telemetry.request_meter("unknown", METHOD, 501).observe(0.0)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented; {USAGE}")
+
+    return grpc.stream_stream_rpc_method_handler(abort)
+
+
+def _unauthenticated(path: str, request: RequestContext) -> Any:
+    """Return a handler that reads no message, of a call without a valid key."""
+    request.route, request.status = UNAUTHORIZED, 401
+
+    async def abort(_messages: Any, context: Any) -> None:
+        record_request(request, METHOD, path, 0.0)
+        reason = unauthorized_reason(b"authorization" in request.headers)
+        metadata = (("x-request-id", request.request_id),)
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason, metadata)
 
     return grpc.stream_stream_rpc_method_handler(abort)
 

@@ -235,6 +235,7 @@ async def test_a_call_needs_a_key_with_the_scope_and_the_model(api: Api) -> None
             assert (answer.code, "an API key is required" in answer.text) == (Code.UNAUTHENTICATED, True)
         unknown = await anonymous.call("ServerLive", metadata=[("authorization", "Bearer trv_no_key")])
         assert (unknown.code, "unknown, revoked" in unknown.text) == (Code.UNAUTHENTICATED, True)
+        assert (await anonymous.stream("ModelInfer")).code == Code.UNAUTHENTICATED, "before its message"
     async with connect(port_of(api), await api.key("edge")) as edge:
         assert (await edge.call("ServerMetadata")).code == Code.OK
         denied = await edge.call("ModelInfer", infer_flag)
