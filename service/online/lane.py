@@ -23,6 +23,7 @@ from service.online.predictor import INLINE_BYTES, Prediction, Predictor, Target
 from service.runtime.snapshot import Snapshot
 from service.telemetry import RequestMeter, request_meter
 from service.web.auth import SLOW_S, KeyVerifier, denial_reason, record_request, request_id_of
+from service.web.body_limits import MAX_LENGTH_DIGITS
 from service.web.request_context import RequestContext, combine_headers
 
 MAX_URL_BYTES = 256
@@ -70,7 +71,9 @@ class Lane:
             return None
         headers = combine_headers(header_pairs)
         length = headers.get(b"content-length", b"")
-        if not UNUSUAL_HEADERS.isdisjoint(headers) or not length.isdigit() or int(length) > INLINE_BYTES:
+        if not (length.isdigit() and len(length) <= MAX_LENGTH_DIGITS and int(length) <= INLINE_BYTES):
+            return None
+        if not UNUSUAL_HEADERS.isdisjoint(headers):
             return None
         return Request(target, url.partition(b"?")[0].decode("ascii"), headers, int(length))
 
@@ -98,7 +101,7 @@ class Lane:
         """Return the headers and the body of the answer, or None: then nothing was counted or recorded."""
         start = time.perf_counter()
         plan = request.plan
-        if plan is None or plan.revision != self.snapshot.state.revision:
+        if plan is None or plan.revision != self.snapshot.state.revision or plan.key.expires_at is not None:
             plan = request.plan = self._plan(request)
         if plan is None:
             return None
@@ -106,12 +109,10 @@ class Lane:
         try:
             call_format = plan.call_format or door.select_format(request.headers)
             prediction = self.predictor.predict_now(plan.target, call_format, body)
-        except Exception:  # the application reports it: here the parser would answer 400
+        except Exception:  # also an error of the server, which the application logs and answers with 500
             return None
         if prediction is None:
             return None
-        if plan.key.expires_at is not None:
-            request.plan = None
         request_id, seconds = request_id_of(request.headers), time.perf_counter() - start
         if seconds > SLOW_S:
             context = RequestContext(

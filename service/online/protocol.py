@@ -14,6 +14,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.online.lane import Lane, Request
 
+MAX_HEADERS_BYTES = 64 * 1024
+"""A request whose line and headers are larger is refused: the parser keeps them in memory without a limit."""
+
 
 class PredictProtocol(HttpToolsProtocol):
     lane: Lane
@@ -27,6 +30,7 @@ class PredictProtocol(HttpToolsProtocol):
         self._data = b""  # with which the current message began
         self._is_refused = False  # the lane has no answer to the current message
         self._answered = False  # since the timer for idle connections was started
+        self._header_bytes = 0  # received since headers were complete or a part of a body arrived
 
     def data_received(self, data: bytes) -> None:
         if self._between_messages and self._is_ready() and (known := self.lane.recall(data)) is not None:
@@ -36,18 +40,23 @@ class PredictProtocol(HttpToolsProtocol):
                 return
             self._is_refused = True
         self._data = data if self._between_messages else b""
+        self._header_bytes += len(data)
         super().data_received(data)
+        if self._header_bytes > MAX_HEADERS_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The request's headers are larger than {MAX_HEADERS_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
         self._between_messages = False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._header_bytes = 0
         self._request, self._body = self._admit(), b""
         if self._request is None:
-            super().on_headers_complete()
+            self._start_application()
 
     def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
         if self._request is None:
             super().on_body(body)
         else:
@@ -120,7 +129,8 @@ class PredictProtocol(HttpToolsProtocol):
 
     def _start_application(self) -> None:
         """Pass the headers and the body so far to uvicorn."""
-        self._request = None
+        self._request, self._data = None, b""
+        self._unset_keepalive_if_required()  # of an answer to a request that arrived together with this one
         super().on_headers_complete()
         if self._body:
             super().on_body(self._body)

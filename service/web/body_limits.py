@@ -9,6 +9,8 @@ from service.web.request_context import RequestContext
 
 BODY_HEADERS = (b"content-length", b"content-encoding")
 """Headers of the encoded body, which the application behind does not see."""
+MAX_LENGTH_DIGITS = 20
+"""The size of a body with a longer Content-Length, which has leading zeros, counts as received."""
 ARTIFACTS = "/v1/artifacts/"
 """Uploads under this path have their own limit."""
 
@@ -33,7 +35,7 @@ class BodyLimits:
         limit = self._max_artifact_bytes if scope["path"].startswith(ARTIFACTS) else self._max_body_bytes
         context: RequestContext = scope["context"]
         length = context.headers.get(b"content-length", b"")
-        is_announced = length.isdigit()
+        is_announced = length.isdigit() and len(length) <= MAX_LENGTH_DIGITS
         if is_announced and int(length) > limit:
             raise _too_large(limit)
         coding = context.headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()

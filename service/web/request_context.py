@@ -33,7 +33,8 @@ def combine_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes
     pairs = list(headers)
     combined = dict(pairs)
     if len(combined) < len(pairs):
-        combined = {}
+        values: dict[bytes, list[bytes]] = {}
         for name, value in pairs:
-            combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
+            values.setdefault(name, []).append(value)
+        combined = {name: b", ".join(parts) for name, parts in values.items()}
     return combined

@@ -13,10 +13,9 @@ import pytest
 
 from registry import keys
 from registry.tables import now
-from service.online import lane
+from service.online import lane, predictor
 from service.online.predictor import INLINE_BYTES
-from service.online.protocol import with_lane
-from service.runtime.loading import LoadedModel
+from service.online.protocol import MAX_HEADERS_BYTES, with_lane
 from service.serve import web_config
 from tests.harness.wire import Wire
 from tests.service.api import Api
@@ -74,6 +73,7 @@ LEFT_TO_THE_APPLICATION = {
     + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
     "HTTP/1.0": request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     "a large body": request(body=BODY + b" " * INLINE_BYTES),
+    "a long Content-Length": request(Content_Length="0" * 5000 + str(len(BODY))),
     "a wrong body": request(body=b'{"instances":[{"x0":"a"}]}'),
     "no JSON": request(body=b"{"),
     "an empty body": request(body=b""),
@@ -150,6 +150,50 @@ async def test_pipelined_requests_are_answered_in_their_order(api: Api) -> None:
         expected = await application_wire(api).exchange(b"".join(requests))
         assert answers.count(b"HTTP/1.1 200 OK") == len(requests)
         assert comparable(answers) == comparable(expected)
+
+
+async def test_an_error_of_the_server_is_answered_by_the_application(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(predictor, "_run", fail)
+    requested = _authorize(request(), api.admin)
+    answer = await lane_wire(api).exchange(requested)
+    assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert comparable(answer) == comparable(await application_wire(api).exchange(requested))
+
+
+async def test_a_connection_is_not_idle_while_the_application_answers(api: Api) -> None:
+    wire = lane_wire(api)
+    wire.protocol.data_received(_authorize(request(), api.admin))
+    assert wire.protocol.timeout_keep_alive_task is not None
+    wire.protocol.data_received(_authorize(request(), api.admin) + request("/readyz", b"", "GET"))
+    assert wire.protocol.timeout_keep_alive_task is None
+    await wire.exchange()
+    assert wire.protocol.timeout_keep_alive_task is not None
+
+
+async def test_headers_without_an_end_are_refused(api: Api) -> None:
+    for beginning, part in (
+        (b"GET /", b"a" * 1000),
+        (request().partition(b"\r\n")[0], b"\r\nx: " + b"a" * 1000),
+    ):
+        wire = lane_wire(api)
+        wire.protocol.data_received(beginning)
+        sent = 0
+        while not wire.closed:
+            wire.protocol.data_received(part)
+            sent += len(part)
+        assert MAX_HEADERS_BYTES - 2000 < sent < MAX_HEADERS_BYTES + 2000
+        assert wire.sent.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+async def test_a_body_larger_than_headers_may_be_is_answered(api: Api) -> None:
+    requested = _authorize(request(body=BODY + b" " * 2 * MAX_HEADERS_BYTES), api.admin)
+    pieces = [requested[i : i + 10_000] for i in range(0, len(requested), 10_000)]
+    assert (await lane_wire(api).exchange(*pieces)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_a_server_that_shuts_down_answers_the_request_it_is_receiving(api: Api) -> None:
@@ -230,6 +274,17 @@ async def test_a_known_head_is_refused_once_its_key_expires(
     assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 401 ")
 
 
+async def test_a_known_head_is_refused_once_its_key_expires_after_a_body_that_was_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, requested = lane_wire(api), _authorize(request(), await api.key("predict", expires_in=3600))
+    assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 200 OK\r\n")
+    await wire.exchange(requested.replace(b'"x0":2.0', b'"x0":"a"'))
+    wire.sent = b""
+    monkeypatch.setattr(keys, "now", lambda: now() + timedelta(hours=2))
+    assert (await wire.exchange(requested)).startswith(b"HTTP/1.1 401 ")
+
+
 async def test_a_known_head_follows_its_alias(api: Api, unique_name: str) -> None:
     for version, swapped in ((1, False), (2, True)):
         copied = await api.publish(unique_name, sign_classifier(swapped))
@@ -261,20 +316,6 @@ async def test_an_idle_connection_is_closed_after_its_last_answer(api: Api) -> N
     wire.protocol.timeout_keep_alive_task.cancel()
     wire.protocol.timeout_keep_alive_handler()
     assert wire.closed
-
-
-async def test_an_unexpected_error_is_reported_by_the_application(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await api.client.post(PREDICT, content=BODY, headers={"Content-Type": "application/json"})  # loads it
-
-    def fail(*_: object) -> None:
-        raise ValueError("a bug")
-
-    monkeypatch.setattr(LoadedModel, "run", fail)
-    answer = await lane_wire(api).exchange(_authorize(request(), api.admin))
-    assert answer.startswith(b"HTTP/1.1 500 ")
-    assert b"application/problem+json" in answer
 
 
 def _authorize(requested: bytes, key: str) -> bytes:
