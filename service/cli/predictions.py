@@ -6,7 +6,7 @@ import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from typer import Argument, BadParameter, Exit, Option, echo
 
@@ -188,13 +188,18 @@ def _read_csv(file: Path) -> Iterator[Record]:
     Columns `label.<target>` are labels of a model with several targets. An empty cell is null.
     """
     with file.open(encoding="utf-8-sig", newline="") as content:
-        reader = csv.DictReader(content)
-        columns = reader.fieldnames or []
+        lines = _csv_lines(file, content)
+        _, columns = next(lines, (0, []))
         targets = {c: c.removeprefix("label.") for c in columns if c.startswith("label.")}
         unknown = sorted(set(columns) - {"id", "row", "label", *targets})
-        if unknown or "id" not in columns or ("label" in columns) == bool(targets):
+        repeated = len(set(columns)) < len(columns)
+        if unknown or repeated or "id" not in columns or ("label" in columns) == bool(targets):
             raise BadParameter(f"{file}: expected the columns id, label and, if needed, row; got {columns}")
-        for cells in reader:
+        for number, line in lines:
+            if len(line) != len(columns):
+                message = f"expected {len(columns)} cells, got {len(line)}; quote labels with commas"
+                raise BadParameter(f"{file}, line {number}: {message}")
+            cells = dict(zip(columns, line, strict=True))
             item: Record = {"id": cells["id"]}
             if cells.get("row"):
                 item["row"] = int(cells["row"]) if cells["row"].isdecimal() else cells["row"]
@@ -203,6 +208,16 @@ def _read_csv(file: Path) -> Iterator[Record]:
             else:
                 item["label"] = cells["label"] or None
             yield item
+
+
+def _csv_lines(file: Path, content: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line that is not empty."""
+    reader = csv.reader(content)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except (csv.Error, UnicodeDecodeError) as error:
+        message = f"{file}, line {reader.line_num + 1}: expected CSV in UTF-8: {error}"
+        raise BadParameter(message) from error
 
 
 def _read_lines(file: Path) -> Iterator[Record]:

@@ -49,7 +49,7 @@ def traffic(
     changes: dict[str, Any] = {
         "weights": None if weights is None else _parse_weights(weights),
         "sticky_header": sticky,
-        "shadow": int(shadow) if shadow is not None and shadow.isdigit() else shadow,
+        "shadow": int(shadow) if shadow is not None and shadow.isdecimal() else shadow,
     }
     bounds = {"error_rate": max_error_rate, "p99_ms": max_p99_ms}
     is_changed = any(value is not None for value in (*changes.values(), *bounds.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -110,7 +111,12 @@ class RollbackBody(RequestBody):
 
 def _require_version_or_alias(value: Any) -> Any:
     """Reject other kinds of values with one error, not one for each type of the union."""
-    if isinstance(value, bool) or not isinstance(value, int | str | None):
+    if isinstance(value, str):
+        is_valid = re.fullmatch(NAME_PATTERN, value) is not None
+    else:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        is_valid = value is None or (is_number and 1 <= value <= MAX_NUMBER)
+    if not is_valid:
         raise ValueError("not a version number or an alias")
     return value
 

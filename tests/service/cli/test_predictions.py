@@ -57,6 +57,16 @@ def test_labels_of_a_jsonl_file_are_sent_and_bad_items_are_named(live, predicted
     bad = tmp_path / "bad.csv"
     bad.write_text("prediction,label\n")
     assert "expected the columns id, label" in live("feedback", bad).err
+    for content, fault in (
+        (b"id,id,label\n", "expected the columns id, label"),
+        (b"id,label\np,Bern, BE\n", "line 2: expected 2 cells, got 3; quote labels with commas"),
+        (b"id,label\n\np\n", "line 3: expected 2 cells, got 1"),
+        (b"id,label\np,\xff\n", "expected CSV in UTF-8"),
+        (b"id,label\np," + b"x" * 200_000 + b"\n", "expected CSV in UTF-8"),
+    ):
+        bad.write_bytes(content)
+        refused = live("feedback", bad)
+        assert (refused.code, fault in refused.err) == (2, True), refused.err
     bad.rename(tmp_path / "bad.txt")
     assert live("feedback", tmp_path / "bad.txt").code == 2
 

@@ -54,6 +54,9 @@ def test_the_shadow_is_a_version_or_an_alias(live, model):
     assert "shadow: alias challenger" in live("traffic", model, "--shadow", "challenger").out
     refused = live("traffic", model, "--shadow", "missing")
     assert (refused.code, "has no alias 'missing'" in refused.err) == (1, True)
+    for reference in ("\N{SUPERSCRIPT TWO}", "", "9" * 20):
+        refused = live("traffic", model, "--shadow", reference)
+        assert refused.err.startswith("error: shadow: not a version number or an alias\n"), refused.err
 
 
 def test_wrong_options_are_refused(live, model):

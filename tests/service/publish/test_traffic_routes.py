@@ -71,6 +71,8 @@ async def test_faults_name_their_field(api: Api, model: str) -> None:
         ({"shadow": 2.5}, "shadow"),
         ({"shadow": "challenger"}, "shadow"),
         ({"shadow": True}, "shadow"),
+        ({"shadow": 0}, "shadow"),
+        ({"shadow": "A b"}, "shadow"),
         ({"shadows": 2}, "shadows"),
     ]
     for body, field in faults:
