@@ -114,8 +114,7 @@ class PredictProtocol(HttpToolsProtocol):
         self.transport.write(b"".join([STATUS_LINE[200], *default_headers, answer]))
 
     def _note_answer(self) -> None:
-        """Count an answered request, and keep the connection: a running timer is extended when it ends."""
-        self.server_state.total_requests += 1
+        """Keep the connection of an answered request: a running timer is extended when it ends."""
         if self.timeout_keep_alive_task is None:
             self._start_timer()
         else:
