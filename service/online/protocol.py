@@ -8,12 +8,14 @@ the same requests both ways.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.online.lane import Lane, Request
 
+_H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n|\Z)", re.IGNORECASE)
 MAX_HEADERS_BYTES = 64 * 1024
 """A request whose line and headers are larger is refused: the parser keeps them in memory without a limit."""
 
@@ -39,6 +41,8 @@ class PredictProtocol(HttpToolsProtocol):
                 self._note_answer()
                 return
             self._is_refused = True
+        if self._between_messages and b"h2c" in data:
+            data = _without_upgrade(data)
         self._data = data if self._between_messages else b""
         self._header_bytes += len(data)
         super().data_received(data)
@@ -133,6 +137,16 @@ class PredictProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._body:
             super().on_body(self._body)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Remove an offer to go on in HTTP/2 from the head that `data` begins with.
+
+    Java's client makes it by default. A server may ignore it (RFC 9110, 7.8), but the parser ends the message
+    at the head, and its body would be read as the next request.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _H2C.sub(b"", head) + end + rest
 
 
 def with_lane(lane: Lane) -> type[PredictProtocol]:

@@ -131,6 +131,15 @@ async def test_keys_without_access_are_denied_both_ways(api: Api, scopes: Sequen
         assert comparable(answer) == comparable(await application_wire(api).exchange(requested))
 
 
+async def test_an_offer_to_go_on_in_http_2_is_ignored(api: Api) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAEAAEAAAAIAAAAB"}
+    plain, offered = (_authorize(request(**headers), api.admin) for headers in ({}, offer))
+    wire = lane_wire(api)
+    assert comparable(await wire.exchange(offered, offered)) == 2 * comparable(
+        await lane_wire(api).exchange(plain)
+    )
+
+
 async def test_a_request_in_pieces_is_answered_once_it_is_complete(api: Api) -> None:
     requested = _authorize(request(), api.admin)
     whole = await lane_wire(api).exchange(requested)
