@@ -66,7 +66,10 @@ def traffic(
 
 def _merge(record: dict[str, Any], changes: dict[str, Any], bounds: dict[str, Any]) -> dict[str, Any]:
     """Return the request that changes the settings of `record`."""
-    merged = {name: record[name] if value is None else value for name, value in changes.items()}
+    # a version with a weight of 0, such as a withdrawn canary, may be archived by now
+    weights = {version: weight for version, weight in record["weights"].items() if weight}
+    current_settings = record | {"weights": weights}
+    merged = {name: current_settings[name] if value is None else value for name, value in changes.items()}
     current = record["bounds"] or dict.fromkeys(bounds)
     limits = {name: current[name] if value is None else value for name, value in bounds.items()}
     return merged | ({"bounds": limits} if any(value is not None for value in limits.values()) else {})

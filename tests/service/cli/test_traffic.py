@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.cli.descriptions import traffic_lines
+from service.cli.traffic import _merge
 
 SHADOW = {
     "version": 1,
@@ -57,6 +58,14 @@ def test_the_shadow_is_a_version_or_an_alias(live, model):
     for reference in ("\N{SUPERSCRIPT TWO}", "", "9" * 20):
         refused = live("traffic", model, "--shadow", reference)
         assert refused.err.startswith("error: shadow: not a version number or an alias\n"), refused.err
+
+
+def test_a_canary_that_went_back_is_left_out_of_the_next_change():
+    """It may be archived by then."""
+    record = {"weights": {"1": 100, "2": 0}, "sticky_header": None, "shadow": None, "bounds": None}
+    changes = {"weights": None, "sticky_header": None, "shadow": 3}
+    changed = _merge(record, changes, {"error_rate": None, "p99_ms": None})
+    assert changed == {"weights": {"1": 100}, "sticky_header": None, "shadow": 3}
 
 
 def test_wrong_options_are_refused(live, model):
