@@ -18,15 +18,24 @@ def confine(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def explain_failure(task: str, error: Exception, memory_mb: int) -> str:
-    """The reason why `task` failed, and the memory limit where that may be the cause.
+_LACK_OF_MEMORY = ("failed to map segment", "Failed to launch worker thread", "can't start new thread")
 
-    A C extension that gets no memory may return without an exception, which Python reports as `SystemError`.
-    The loader of shared libraries reports it as `ImportError`.
-    """
+
+def explain_failure(task: str, error: Exception, memory_mb: int) -> str:
+    """The reason why `task` failed, and the memory limit where that may be the cause."""
     limit = f"its limit of {memory_mb} MB (TRIVIUM_BUILD_MEMORY_MB)"
     if isinstance(error, MemoryError):
         return f"the {task} needs more memory than {limit}"
     reason = f"the {task} failed: {describe_error(error)}"
-    may_lack_memory = isinstance(error, SystemError) or "failed to map segment" in reason
-    return f"{reason}; it may need more memory than {limit}" if may_lack_memory else reason
+    return f"{reason}; it may need more memory than {limit}" if may_lack_memory(error) else reason
+
+
+def may_lack_memory(error: Exception) -> bool:
+    """Whether the memory limit may be the cause of an error.
+
+    A C extension that gets no memory may return without an exception, which Python reports as `SystemError`.
+    The loader of shared libraries reports it as `ImportError`. A thread that gets no stack is not started.
+    """
+    if isinstance(error, MemoryError | SystemError):
+        return True
+    return any(text in str(error) for text in _LACK_OF_MEMORY)

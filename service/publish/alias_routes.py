@@ -7,8 +7,9 @@ from typing import Annotated
 from anyio import from_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from registry import aliases, db, versions
+from registry import aliases, db, verification, versions
 from registry.names import NAME_PATTERN
+from registry.tables import VersionRow
 from registry.vocabulary import READY
 from service.publish.model_schemas import AliasRecord, MoveRecord, PromoteBody, RollbackBody
 from service.web.deps import CallerDep, ReadDep, ServicesDep, WriteDep, require_scope, write_transaction
@@ -44,7 +45,7 @@ def promote(
     with db.reading(services.sessions) as session:
         version = versions.get(session, name, body.version)
     if version.state == READY:
-        _load(services, version.id)
+        _load(services, version)
     with write_transaction(services) as session:
         row = aliases.promote(
             session,
@@ -74,7 +75,7 @@ def rollback(
     with db.reading(services.sessions) as session:
         target = aliases.rollback_target(session, aliases.get(session, name, alias))
     if target is not None:
-        _load(services, target[1].id)
+        _load(services, target[1])
     with write_transaction(services) as session:
         reason = body.reason if body else None
         row = aliases.rollback(session, name, alias, by=caller.name, reason=reason)
@@ -113,6 +114,11 @@ def history(
     return list_response(page, MoveRecord.of, request, response)
 
 
-def _load(services: Services, version_id: int) -> None:
-    """Load the version before the write transaction, which would block all other writers meanwhile."""
-    from_thread.run(services.pool.get, version_id)
+def _load(services: Services, version: VersionRow) -> None:
+    """Load the version before the write transaction, which would block all other writers meanwhile.
+
+    Raises `Unavailable` for a version that nothing serves, although it may still be in memory.
+    """
+    if version.fallback == "none":
+        raise verification.refusal(version.model.name, version.number)
+    from_thread.run(services.pool.get, version.id)

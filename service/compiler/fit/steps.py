@@ -35,10 +35,11 @@ def run(step: FitStep) -> FitResult:
             return run_or_raise(step)
         except Refused as error:
             reason = str(error)
-        except (MemoryError, SystemError) as error:
-            reason = sandbox.explain_failure("fit", error, step.memory_mb)
         except Exception as error:
-            reason = f"{describe_error(error)}{_text_columns_hint(step, error)}"
+            if sandbox.may_lack_memory(error):
+                reason = sandbox.explain_failure("fit", error, step.memory_mb)
+            else:
+                reason = f"{describe_error(error)}{_text_columns_hint(step, error)}"
     return FitResult(state="rejected", report={"reason": reason})
 
 

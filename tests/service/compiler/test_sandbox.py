@@ -56,6 +56,11 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
             "the build failed: ImportError: _x.so: failed to map segment from shared object; it may need "
             "more memory than its limit of 400 MB (TRIVIUM_BUILD_MEMORY_MB)",
         ),
+        (
+            RuntimeError("can't start new thread"),
+            "the build failed: RuntimeError: can't start new thread; it may need more memory than its limit "
+            "of 400 MB (TRIVIUM_BUILD_MEMORY_MB)",
+        ),
         (ValueError("odd"), "the build failed: ValueError: odd"),
     ],
 )
