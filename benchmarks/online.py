@@ -50,7 +50,7 @@ OTHER_MODELS += ["litserve-batching", "mlflow"]
 LONGEST_S = 8
 """How long a slow server is measured at most, so that each connection gets two answers."""
 IDLE_S, DRAIN_S = 0.2, 60.0
-"""After a load, a server works until it was idle for so long, or the other at most."""
+"""After a load, the benchmark waits until a server was idle for `IDLE_S`, at most `DRAIN_S`."""
 WRITTEN_S = 8.0
 """After this time without work, a server has written what it recorded."""
 EXPECTED = (

@@ -22,7 +22,7 @@ DEFAULT_MAX_MB = 10_240
 class LogSettings(msgspec.Struct, frozen=True):
     """`sample` is the share of calls from 0 to 1. None as a limit: rows are kept without that limit.
 
-    `changed_at` and `changed_by` are set when settings are read; None: nobody has set them.
+    `changed_at` and `changed_by` are set when settings are read; None for the defaults.
     """
 
     sample: float = 0.0

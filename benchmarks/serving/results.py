@@ -129,7 +129,7 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> No
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         details = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
-        raise SystemExit(f"online: {path} cannot be resumed: {details}. Run without --resume to start anew.")
+        raise SystemExit(f"online: {path} cannot be resumed: {details}. Run without --resume to start again.")
 
 
 def read(path: Path) -> Results:

@@ -31,9 +31,10 @@ from tests.harness.server import Server
 START_S = 120.0
 """A server that does not answer after this time has failed."""
 REFUSED_S = 30.0
-"""Nor may it refuse the first row for so long."""
+"""A server that refuses the first row for this time has failed."""
 QUIET_S, SETTLE_S = 4.0, 60.0
-"""This server loads compiled code in the background; it is measured once it was idle for so long."""
+"""This server loads compiled code in the background. It is measured after `QUIET_S` without work, and at the
+latest after `SETTLE_S`."""
 TOLERANCE = 1e-6
 """The largest difference of a probability from scikit-learn's."""
 ALONE = 8

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,16 +118,8 @@ def maintaining(directory: Path) -> Iterator[bool]:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that appears at `path`, synced to disk, when the block ends without an exception."""
     create_directory(path.parent, 0o700)
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with _partial_file(path, lambda partial: partial.rename(path)) as file:
+        yield file
     fsync_directory(path.parent)
 
 
@@ -135,18 +127,29 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 def replacing(path: Path, sources: Sequence[Path]) -> Iterator[BinaryIO]:
     """As `new_file`, but the file also replaces `sources`, which are in the same directory."""
     journal = path.with_name(f".{path.name}{_JOURNAL}")
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+
+    def replace(partial: Path) -> None:
         with locked(path.parent.parent, shared=False):
             names = msgspec.json.encode([source.name for source in sources])
             write_durably(journal, names, path.with_name(f".{path.name}.journal{_PARTIAL}"))
             partial.rename(path)
             fsync_directory(path.parent)
             _finish(journal)
+
+    with _partial_file(path, replace) as file:
+        yield file
+
+
+@contextmanager
+def _partial_file(path: Path, publish: Callable[[Path], object]) -> Iterator[BinaryIO]:
+    """Yield a file beside `path`, and pass its path to `publish` once it is synced; delete it on an error."""
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        publish(partial)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
